@@ -1,0 +1,212 @@
+"""Puts the parts of a run together: task, tokenizer, processor, model, loaders, and the weights to start from."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from beit3_vqa.config import MAX_BPE_TOKENS, RunConfig
+from beit3_vqa.data.index import TOKENIZER_FILE
+from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.tokenizer import Tokenizer
+from beit3_vqa.data.transforms import EvalTransform, TrainTransform
+from beit3_vqa.engine.checkpoint import BEST, epoch_checkpoints, options_of, read_checkpoint
+from beit3_vqa.engine.precision import Precision, pick_device
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, equalize_embeddings
+from beit3_vqa.models.pretrained import load_pretrained, weights_of
+from beit3_vqa.models.processor import BEiT3Processor, PromptTemplate
+from beit3_vqa.models.registry import ModelName, build_model, parse_name
+from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks.base import Task
+
+
+@dataclass
+class Parts:
+    """A run's parts, the model without weights of its own yet."""
+
+    config: RunConfig
+    task: Task
+    processor: BEiT3Processor
+    model: Any
+    precision: Precision
+
+    def loader(self, split: str, *, training: bool = False) -> BatchLoader:
+        """Batches of a split; says how long its texts are."""
+        config = self.config
+        dataset = self.task.dataset(split, self.processor, training=training)
+        lengths = self.processor.measure(dataset.example(index) for index in range(len(dataset)))
+        cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
+        print(f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}")
+        return BatchLoader(
+            dataset,
+            self.processor.collate,
+            config.optim.batch_size if training else config.eval_batch_size,
+            shuffle=training,
+            seed=config.run.seed,
+            num_workers=config.num_workers,
+            pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
+        )
+
+
+def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = None) -> Parts:
+    """Everything of a run but its weights and its data.
+
+    Args:
+        config: the run's options.
+        task: what is learned.
+        checkpoint_folder: folder of the checkpoint to be loaded, whose tokenizer is the right one.
+    """
+    device = pick_device(config.run.device)
+    precision = Precision(config.run.precision, device)
+    torch.manual_seed(config.run.seed)
+    name = model_name(config, task)
+    processor = make_processor(config, name, task, checkpoint_folder)
+    model = build_model(
+        name,
+        num_classes=task.num_classes,
+        vocab_size=config.model.vocab_size,
+        drop_path_rate=config.init.drop_path,
+        checkpoint_activations=config.init.checkpoint_activations,
+    )
+    return Parts(config, task, processor, model, precision)
+
+
+def make_task(config: RunConfig) -> Task:
+    """The task of `--task` on the data of `--data_path`."""
+    return find_task(config.run.task).from_folder(config)
+
+
+def model_name(config: RunConfig, task: Task) -> ModelName:
+    """The parsed `--model`, checked against `--input_size`."""
+    name = parse_name(config.model.model, head=task.name)
+    if config.model.input_size not in (None, name.img_size):
+        raise InputError(
+            f"--input_size {config.model.input_size} contradicts --model {config.model.model}, which is for "
+            f"{name.img_size} pixels. Change the model's name; --input_size isn't needed."
+        )
+    return name
+
+
+def make_processor(config: RunConfig, name: ModelName, task: Task, checkpoint_folder: Path | None) -> BEiT3Processor:
+    """Tokenizer, prompt and image pipelines of a run."""
+    tokenizer = Tokenizer(find_tokenizer(config, checkpoint_folder))
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise InputError(
+            f"{tokenizer.path} has {tokenizer.vocab_size} ids, the model's embedding {config.model.vocab_size} rows. "
+            "Is it the tokenizer that belongs to the checkpoint? From scratch, raise --vocab_size."
+        )
+    max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
+    if not 3 <= max_tokens <= MAX_TEXT_TOKENS:
+        raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {MAX_TEXT_TOKENS}.")
+    options = config.data
+    train = TrainTransform(
+        name.img_size,
+        scale=(options.crop_scale, 1.0),
+        interpolation=options.train_interpolation,
+        flip=options.flip,
+        randaug=options.randaug,
+    )
+    prompt = PromptTemplate(config.model.prompt_template)
+    return BEiT3Processor(tokenizer, max_tokens, prompt, EvalTransform(name.img_size), train)
+
+
+def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
+    """The SentencePiece file: the one that was given, else the checkpoint's, else the data's.
+
+    Raises:
+        InputError: there is none.
+    """
+    if "sentencepiece_model" in config.given and config.model.sentencepiece_model:
+        return Path(config.model.sentencepiece_model)
+    places = [folder / TOKENIZER_FILE for folder in (checkpoint_folder, Path(config.data.data_path)) if folder]
+    if config.model.sentencepiece_model:
+        places.insert(1, Path(config.model.sentencepiece_model))
+    for place in places:
+        if place.is_file():
+            return place
+    raise InputError(
+        f"no tokenizer: looked for {', '.join(map(str, places))}. Give --sentencepiece_model beit3.spm "
+        "(`beit3-vqa download beit3.spm`), or train one: `beit3-vqa prepare ... --train_tokenizer 8000`."
+    )
+
+
+def keep_tokenizer(parts: Parts, folder: Path) -> None:
+    """Puts the tokenizer beside the checkpoints, so that they can be used anywhere."""
+    source, target = Path(parts.processor.tokenizer.path), folder / TOKENIZER_FILE
+    if not (target.exists() and target.read_bytes() == source.read_bytes()):
+        temporary = target.with_name(target.name + ".tmp")
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+
+
+def initialise(parts: Parts) -> None:
+    """Fresh or pretrained weights: `--finetune`, else from scratch."""
+    options = parts.config.init
+    if options.embed_init == "equal" or (options.embed_init == "auto" and not options.finetune):
+        equalize_embeddings(parts.model)
+    if options.finetune:
+        content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
+        weights = weights_of(content, options.model_key, options.model_prefix)
+        report = load_pretrained(parts.model, weights, f"--finetune {options.finetune}", options.allow_missing)
+        print(f"--finetune {options.finetune}: {report}")
+        if parts.config.run.eval and report.new:
+            raise InputError(
+                f"--eval with --finetune {options.finetune}: it lacks {', '.join(report.new[:4])}, so there is "
+                "nothing to evaluate. Train first, or give a checkpoint that was fine-tuned on these answers."
+            )
+
+
+def checkpoint_to_resume(config: RunConfig) -> Path | None:
+    """The checkpoint to go on from: `--resume`, else the newest in the output folder, if that is wanted."""
+    if config.run.resume:
+        return Path(config.run.resume)
+    folder = Path(config.run.output_dir)
+    if config.run.auto_resume and config.run.output_dir and folder.is_dir():
+        newest = list(epoch_checkpoints(folder).values())
+        return newest[-1] if newest else None
+    return None
+
+
+def checkpoint_to_evaluate(config: RunConfig) -> Path | None:
+    """`--resume`, else nothing if `--finetune` names the weights, else the best of the output folder."""
+    if config.run.resume:
+        return Path(config.run.resume)
+    if config.init.finetune:
+        return None
+    best = Path(config.run.output_dir) / BEST
+    if config.run.output_dir and best.is_file():
+        return best
+    raise InputError("--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.")
+
+
+def config_of_checkpoint(config: RunConfig, content: dict[str, Any]) -> RunConfig:
+    """The run's options with the model's taken from a checkpoint where they weren't given."""
+    saved = {name: value for name, value in options_of(content).items() if name not in ("input_size", "num_classes")}
+    return config.with_model_of(saved)
+
+
+def load_for_inference(model: nn.Module, content: dict[str, Any], where: str) -> None:
+    """The weights to answer with: the moving average if the run kept one."""
+    weights = content["model_ema"] if content.get("model_ema") else weights_of(content)
+    load_weights(model, weights, where)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any], where: str) -> None:
+    """A state dict that must fit exactly.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        problems = [line.strip() for line in str(error).splitlines()[1:]]
+        raise InputError.of_problems(
+            f"{where} doesn't fit the model:",
+            problems,
+            "Another head or resolution? Start from it with --finetune, or resume with --resume_weights_only.",
+        ) from error

@@ -1,0 +1,227 @@
+"""Answers as text: the official VQA normalisation, the table of answers and labels, the soft score.
+
+Source of the rules: the answer processing of the VQA evaluation (https://visualqa.org/evaluation.html).
+tests/golden/vqa_answer_processing.json holds its tables and 395 input/output pairs.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import InputError, nearest
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+ARTICLES = frozenset({"a", "an", "the"})
+_COUNTING = "zero one two three four five six seven eight nine ten"
+NUMBER_WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(_COUNTING.split())}
+
+_LOST_EVERY_APOSTROPHE = """
+    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
+    I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
+    should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's
+    there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't
+    y'all you'd you'll you're you've
+"""
+
+_RESPELT = {
+    "couldn't've": "couldn'tve couldnt've",
+    "hadn't've": "hadnt've hadn'tve",
+    "he'd've": "hed've he'dve",
+    "I'd've": "Id've I'dve",
+    "it'd've": "itd've it'dve",
+    "let's": "let's",
+    "mightn't've": "mightnt've mightn'tve",
+    "'ow's'at": "ow's'at 'ows'at 'ow'sat",
+    "she'd've": "shed've she'dve",
+    "she's": "she's",
+    "shouldn't've": "shouldnt've shouldn'tve",
+    "somebodyd": "somebody'd",
+    "somebody'd've": "somebodyd've somebody'dve",
+    "someone'd've": "someoned've someone'dve",
+    "something'd've": "somethingd've something'dve",
+    "there'd've": "thered've there'dve",
+    "they'd've": "theyd've they'dve",
+    "we'd've": "wed've we'dve",
+    "who'd've": "whod've who'dve",
+    "wouldn't've": "wouldnt've wouldn'tve",
+    "y'all'll": "yall'll y'allll",
+    "y'all'd've": "yall'd've y'alld've y'all'dve",
+    "you'd've": "youd've you'dve",
+}
+
+# As found -> as written out. Keys with a capital are the official table's; they never match lower-cased text.
+CONTRACTIONS = {word.replace("'", ""): word for word in _LOST_EVERY_APOSTROPHE.split()} | {
+    found: word for word, spellings in _RESPELT.items() for found in spellings.split()
+}
+
+# The official pattern has a look-behind for a digit too, written so that it always holds.
+_PERIOD = re.compile(r"\.(?!\d)")
+_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+
+# The official script passes the flag re.UNICODE, which is 32, where re.sub expects a count.
+_MAX_PERIODS = 32
+
+_SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+
+
+def normalize_word(text: str) -> str:
+    """The official VQA answer processing of one answer, quirks included.
+
+    Punctuation goes first, then periods, case, number words, articles and contractions. The result may be empty:
+    "A" is an article. `answer_key` is for comparing answers where that matters.
+    """
+    words = _PERIOD.sub("", _without_punctuation(text), count=_MAX_PERIODS).lower().split()
+    words = [NUMBER_WORDS.get(word, word) for word in words]
+    words = [CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES]
+    return " ".join(words)
+
+
+def _without_punctuation(text: str) -> str:
+    """Each mark becomes nothing where it stands beside a space anywhere in `text`, else a space."""
+    has_grouped_number = _DIGIT_COMMA_DIGIT.search(text) is not None
+    result = text
+    for mark in PUNCTUATION:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if beside_space or has_grouped_number else " ")
+    return result
+
+
+def answer_key(text: str) -> str:
+    """What two answers must share to count as the same: `normalize_word`, or the lower-cased text if that is empty.
+
+    Without the second half the letter "A" would be no answer at all.
+    """
+    return normalize_word(text) or text.strip().lower()
+
+
+def soft_score(count: int) -> float:
+    """VQAv2's score of an answer that `count` of the ten annotators gave: 0, 0.3, 0.6, 0.9, and 1 from four on.
+
+    Raises:
+        ValueError: `count` is negative.
+    """
+    if count < 0:
+        raise ValueError(f"count is {count}; a number of annotators can't be negative")
+    return _SOFT_SCORES[min(count, len(_SOFT_SCORES) - 1)]
+
+
+class AnswerTable:
+    """The answers a classifier chooses from; an answer's label is its place in `answers`.
+
+    Upstream's table for VQAv2 is normalised, so one entry may be the empty string: it stands for every answer that
+    normalises to nothing and has no entry of its own.
+
+    Args:
+        answers: the answers in label order, as they are to be written out.
+
+    Raises:
+        InputError: there are none, one is not Unicode text, or two share a key (see `answer_key`).
+    """
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self.answers = tuple(answers)
+        self._labels: dict[str, int] = {}
+        if not self.answers:
+            raise InputError("The answer table holds no answers; give it at least one.")
+        for label, answer in enumerate(self.answers):
+            self._add(answer, label)
+
+    def _add(self, answer: str, label: int) -> None:
+        key = answer_key(answer)
+        if any("\ud800" <= character <= "\udfff" for character in answer):
+            raise InputError(f"The answer {answer!r} (label {label}) holds half a surrogate pair; write it as text.")
+        if key in self._labels:
+            first = self._labels[key]
+            raise InputError(
+                f"The answers {self.answers[first]!r} (label {first}) and {answer!r} (label {label}) are the same "
+                f"after normalisation ({key!r}); keep one of them."
+            )
+        self._labels[key] = label
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __repr__(self) -> str:
+        return f"AnswerTable({list(self.answers)!r})"
+
+    def label(self, answer: str) -> int | None:
+        """The label of `answer`, compared by `answer_key`; None where the table doesn't hold it."""
+        label = self._labels.get(answer_key(answer))
+        return self._labels.get(normalize_word(answer)) if label is None else label
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "AnswerTable":
+        """Read answer2label.txt: one JSON object {"answer": ..., "label": i} a line, labels 0, 1, 2, ... in order.
+
+        Raises:
+            InputError: the file can't be read, a line is something else (each is named), or the answers don't make
+                a table.
+        """
+        path = Path(path)
+        answers, problems = [], []
+        for label, line in enumerate(_text_of(path).rstrip().split("\n")):
+            answer, problem = _parse_line(line, label)
+            answers.append(answer)
+            if problem:
+                problems.append(f"line {label + 1}: {problem}")
+        if problems:
+            raise InputError.of_problems(
+                f"{path} is not a table of answers:",
+                problems,
+                'Each line must be {"answer": "text", "label": i} with i = 0 on the first line, 1 on the next, ...',
+            )
+        try:
+            return cls(answers)
+        except InputError as error:
+            raise InputError(f"{path} (line = label + 1): {error}") from None
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the file that `read` reads; a file already there is replaced whole or not at all.
+
+        Raises:
+            InputError: the folder doesn't exist or can't be written to.
+        """
+        path = Path(path)
+        lines = [
+            json.dumps({"answer": answer, "label": label}, ensure_ascii=False) + "\n"
+            for label, answer in enumerate(self.answers)
+        ]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+            temporary.replace(path)
+        except OSError as error:
+            raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        neighbours = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f"There is no answer table {path}.{nearest(path.name, neighbours)}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read: {error}") from error
+
+
+def _parse_line(line: str, expected_label: int) -> tuple[str, str]:
+    """The answer on one line of answer2label.txt, and what is wrong with the line or an empty string."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return "", f"not JSON: {line[:80]!r}"
+    if not isinstance(row, dict) or not isinstance(row.get("answer"), str) or "label" not in row:
+        return "", f'no text "answer" beside a "label": {line[:80]!r}'
+    # `type` rather than isinstance or ==: true and 1.0 are equal to 1.
+    if type(row["label"]) is not int or row["label"] != expected_label:
+        return "", f"the label isn't {expected_label}: {line[:80]!r}"
+    return row["answer"], ""

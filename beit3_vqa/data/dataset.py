@@ -1,0 +1,116 @@
+"""Index rows -> examples -> tensors."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.images import resolve_image_path
+from beit3_vqa.errors import InputError
+from beit3_vqa.schema import Example
+
+# Which pass over the data, and which row of it: all that the randomness of a training example depends on, so that
+# neither the number of workers nor the place where a run was resumed changes it.
+Key = tuple[int, int]
+
+
+class CustomDataset(Dataset):
+    """Questions of one split of a prepared folder.
+
+    Indexed by (epoch, row), it gives the example, as the model is to see it, and what the model's processor made of it.
+
+    Args:
+        rows: index rows (see `data.index`).
+        answers: answer table; for multiple choice its labels are the positions of the options.
+        image_root: folder that the rows' image paths start from.
+        processor: `processor(example, rng)` -> tensors; `rng` is None in evaluation.
+        training: whether to augment, and to permute the options with `shuffle_choices`.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[dict[str, Any]],
+        answers: AnswerTable,
+        image_root: Path,
+        processor: Callable[[Example, random.Random | None], dict[str, Any]],
+        *,
+        training: bool = False,
+        shuffle_choices: bool = False,
+        seed: int = 0,
+    ):
+        self.rows = rows
+        self.answers = answers
+        self.image_root = image_root
+        self.processor = processor
+        self.training = training
+        self.shuffle_choices = shuffle_choices
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> tuple[Example, dict[str, Any]]:
+        epoch, index = key
+        example = self.example(index)
+        if not self.training:
+            return example, self.processor(example, None)
+        rng = random.Random(f"{self.seed}/{epoch}/{index}")
+        if self.shuffle_choices:
+            example = permute_choices(example, rng)
+        return example, self.processor(example, rng)
+
+    def example(self, index: int) -> Example:
+        """The example of a row, options in the order of the index."""
+        row = self.rows[index]
+        if "question" not in row:
+            return self._upstream_example(row)
+        answer = row.get("answer")
+        label = None if answer is None else self.answers.label(answer)
+        return Example(
+            id=_row_id(row),
+            image_path=str(resolve_image_path(self.image_root, row["image_path"])),
+            question=row["question"],
+            choices=tuple(row.get("choices", ())),
+            answer=answer,
+            targets=() if label is None else ((label, 1.0),),
+            weight=row.get("weight"),
+        )
+
+    def _upstream_example(self, row: dict[str, Any]) -> Example:
+        text = row["text_segment"]
+        targets = tuple(zip(row.get("labels") or (), row.get("scores") or (), strict=True))
+        outside = [label for label, _ in targets if label >= len(self.answers)]
+        if outside:
+            raise InputError(f"row {_row_id(row)}: label {outside[0]} isn't in the answer table.")
+        best = max(targets, key=lambda target: target[1], default=None)
+        return Example(
+            id=_row_id(row),
+            image_path=str(resolve_image_path(self.image_root, row["image_path"])),
+            question=text if isinstance(text, str) else "",
+            answer=None if best is None else self.answers.answers[best[0]],
+            targets=targets,
+            token_ids=None if isinstance(text, str) else tuple(text),
+        )
+
+
+def _row_id(row: dict[str, Any]) -> str:
+    return str(row["id"] if "id" in row else row["qid"])  # qid is upstream's name for it
+
+
+def permute_choices(example: Example, rng: random.Random) -> Example:
+    """The same question with its options, and the answer with them, in a random order; open-ended: unchanged."""
+    if not example.choices:
+        return example
+    order = list(range(len(example.choices)))
+    rng.shuffle(order)
+    place = {old: new for new, old in enumerate(order)}
+    return dataclasses.replace(
+        example,
+        choices=tuple(example.choices[old] for old in order),
+        targets=tuple((place[label], score) for label, score in example.targets),
+    )

@@ -1,0 +1,210 @@
+"""Image files in, RGB images out, whatever their format and mode; one clear error for every file that can't be read.
+
+Where this differs from upstream, whose loader is `Image.open(path).convert("RGB")`:
+
+- the EXIF orientation is applied, so that a phone's photograph stands upright (upstream shows it lying);
+- transparent pixels are laid on white, as a browser shows them (upstream uncovers the colour hidden beneath,
+  which is arbitrary and often black: black writing on a transparent ground would vanish); opaque pixels are the same;
+- 16-bit, 32-bit and float grey are scaled to 8 bits (Pillow clips some of them, which turns a scan white).
+
+The first frame stands for an animation. Colour profiles are ignored, as upstream does.
+"""
+
+import math
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path, PureWindowsPath
+
+from PIL import Image, UnidentifiedImageError
+
+from beit3_vqa.errors import InputError
+
+MAX_IMAGE_PIXELS = 100_000_000
+MAX_IMAGE_BYTES = 512 * 2**20
+
+# A closed list: Pillow's EPS reader starts Ghostscript, and a data set has no need of the rare formats.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
+
+
+def open_image(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Decode an image file: mode RGB, upright, loaded, the file closed.
+
+    Args:
+        path: the file; its content, not its extension, decides the format.
+        max_pixels: width times height above which the file is refused by its header, before anything is decoded.
+            Pillow's own guard, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds too.
+
+    Raises:
+        InputError: naming the file, when it is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`,
+            none of `FORMATS`, truncated or damaged, or has more than `max_pixels`.
+    """
+    with _opened(Path(path), max_pixels) as image:
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        rgb = _to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def image_size(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """(width, height) in pixels of what `open_image` would return, from the header alone.
+
+    Raises:
+        InputError: as `open_image` does, except for damage that only decoding can find.
+    """
+    with _opened(Path(path), max_pixels) as image:
+        width, height = image.size
+        # Pillow turns a TIFF by itself, and would decode a whole PNG to look for EXIF behind the pixels.
+        has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        return (height, width) if has_exif and _orientation(image) in _SWAPS_SIDES else (width, height)
+
+
+def resolve_image_path(image_root: str | Path, relative: str) -> Path:
+    r"""The file that a row's image path means: `image_root / relative`, proven to lie inside `image_root`.
+
+    Both `images\0.jpg`, as Windows writes it, and `./images/0.jpg` are understood. Whether the file exists is left
+    to `open_image`.
+
+    Raises:
+        InputError: naming the value, when it is empty or absolute, holds a NUL character, or leaves `image_root`
+            through `..` or a symbolic link.
+    """
+    if "\0" in relative:
+        raise InputError(f"image path {relative!r} holds a NUL character: the file it was read from is damaged")
+    portable = relative.replace("\\", "/")
+    windows = PureWindowsPath(portable)
+    if windows.drive or windows.root:
+        raise InputError(
+            f"image path {relative!r} is absolute: write it relative to the image root ({str(image_root)!r})"
+        )
+    path = Path(image_root, portable)
+    try:
+        root, target = os.path.realpath(image_root), os.path.realpath(path)
+    except ValueError as error:  # a lone surrogate, which no file system takes
+        raise InputError(f"image path {relative!r} can't be the name of a file: {error}") from error
+    if target == root:
+        raise InputError(f"image path {relative!r} names no file: write it relative to the image root {root!r}")
+    if not target.startswith(root.rstrip(os.sep) + os.sep):
+        raise InputError(
+            f"image path {relative!r} leaves the image root: it means {target!r}, outside {root!r}. "
+            "Copy the images into the image root, or name a folder above both as the image root"
+        )
+    return path
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The image with its header read and checked; whatever goes wrong here or in the body becomes an InputError."""
+    name = repr(str(path))
+    _check_file(path, name)
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            # Pillow warns of large images (checked below), palettes and damaged metadata that we do without.
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=_formats()) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise InputError(
+                        f"image {name} has {width} x {height} pixels, more than {max_pixels:,}: scale it down"
+                    )
+                if width < 1 or height < 1:
+                    raise InputError(f"image {name} has {width} x {height} pixels: replace it")
+                yield image
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"image {name} is no image that can be read ({', '.join(_formats())}): replace or convert it"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"image {name} has too many pixels ({_reason(error)}): scale it down") from error
+    except Exception as error:  # a decoder fed with damaged bytes may raise anything
+        raise InputError(
+            f"image {name} is truncated, damaged or of an unsupported kind ({_reason(error)}): replace or convert it"
+        ) from error
+
+
+def _check_file(path: Path, name: str) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise InputError(f"image {name} doesn't exist: check the path and the image root") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"image {name} can't be opened ({_reason(error)})") from error
+    # Also keeps us from waiting for ever on a named pipe.
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise InputError(f"image {name} is {kind}: an image file is needed")
+    if status.st_size == 0:
+        raise InputError(f"image {name} is empty (0 bytes): copy it again")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise InputError(f"image {name} has {status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}: scale it down")
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 (upright) where there is none or it is nonsense: the pixels are what counts."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF raises all sorts
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _grey_to_8_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGB", image.size, "white")
+        ground.paste(rgba, mask=rgba.getchannel("A"))
+        return ground
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit or float grey -> mode L, 0 to 255.
+
+    16 bits are 0..65535. Wider integers and floats don't say what their white is: it is taken to be the first of
+    1 (floats only), 255 and 65535 that covers the image, and an image that none covers is stretched from its
+    darkest to its brightest pixel.
+    """
+    # PNG and PGM hold 16 bits at most; some versions of Pillow widen them to mode I.
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    whites = (65535,) if sixteen_bits else (1, 255, 65535) if image.mode == "F" else (255, 65535)
+    if image.mode.startswith("I;16"):
+        image = image.convert("I")
+    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]  # one band
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError("it holds values that aren't finite numbers")
+    white = next((float(white) for white in whites if low >= 0 and high <= white), None)
+    black = 0.0 if white is not None else low
+    scale = 255 / ((white if white is not None else high) - black or 1.0)
+    # Conversion to L cuts the fraction off: half a level turns that into rounding.
+    return image.point(lambda value: value * scale + (0.5 - black * scale)).convert("L")

@@ -1,0 +1,96 @@
+"""Batches in an order that depends on nothing but seed and epoch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from beit3_vqa.schema import Batch, Example
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+
+
+class EpochBatches(Sampler):
+    """Batches of (epoch, row) keys: every row once, the last batch whatever is left.
+
+    Args:
+        rows: number of rows.
+        batch_size: keys in a batch.
+        shuffle: a new order each epoch, a function of (seed, epoch).
+    """
+
+    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int = 0):
+        self.rows = rows
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self._order()
+        for start in range(0, self.rows, self.batch_size):
+            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+
+    def _order(self) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.rows))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.rows, generator=generator).tolist()
+
+
+class BatchLoader:
+    """A DataLoader over `EpochBatches` whose workers live as long as it does.
+
+    Args:
+        dataset: indexed by (epoch, row) -> (example, tensors).
+        collate: the processor's: tensors of examples -> inputs of the model.
+        num_workers: processes; 0 loads in this one.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        collate: Collate,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
+        self.dataset = dataset
+        self.batches = EpochBatches(len(dataset), batch_size, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.loader: DataLoader = DataLoader(
+            dataset,
+            batch_sampler=self.batches,
+            collate_fn=_Collator(collate),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            # Its own generator: a loader that drew from the global one would move the model's drop path.
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one pass over the data."""
+        self.batches.epoch = epoch
+        return iter(self.loader)
+
+
+class _Collator:
+    """(example, tensors) pairs -> Batch; a class, so that it reaches workers that are spawned."""
+
+    def __init__(self, collate: Collate):
+        self.collate = collate
+
+    def __call__(self, items: Sequence[tuple[Example, dict[str, Any]]]) -> Batch:
+        examples, tensors = zip(*items, strict=True)
+        return Batch(inputs=self.collate(tensors), examples=examples)

@@ -1,0 +1,203 @@
+"""Text to token ids and back: SentencePiece pieces under XLM-R's ids.
+
+XLM-R's (fairseq's) ids put `<s>`, `<pad>`, `</s>`, `<unk>` at 0..3, SentencePiece's own put `<unk>`, `<s>`, `</s>`
+at 0..2; every piece from 3 on is moved up by one, and `<mask>` is added at the end. Ids equal those of transformers 4's
+`XLMRobertaTokenizer`, with one difference on purpose: that one turns `</s>` or `<mask>` inside a question into the
+special id. Here such a question is ordinary text (what transformers calls `split_special_tokens=True`).
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, nearest
+
+BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+
+# `<pad>` in front and `<mask>` behind are the two ids that aren't SentencePiece pieces.
+EXTRA_IDS = 2
+
+# SentencePiece's first three, unless it was told otherwise. XLM-R's ids rest on them.
+CONTROL_PIECES = ("<unk>", "<s>", "</s>")
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer:
+    """A SentencePiece model read from a file. It can be pickled: the model travels along, the file isn't read again.
+
+    Args:
+        path: a SentencePiece model such as beit3.spm, whose first pieces are `<unk>`, `<s>`, `</s>`.
+
+    Attributes:
+        path: the file it was read from.
+        bos_id, pad_id, eos_id, unk_id: 0, 1, 2, 3.
+        mask_id: the last id.
+        vocab_size: the number of ids, 64,002 for beit3.spm; an embedding needs at least as many rows.
+
+    Raises:
+        InputError: there is no such file, or it is no SentencePiece model with those first pieces.
+    """
+
+    bos_id, pad_id, eos_id, unk_id = BOS_ID, PAD_ID, EOS_ID, UNK_ID
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._model = _load(self.path)
+        self.vocab_size: int = self._model.get_piece_size() + EXTRA_IDS
+        self.mask_id = self.vocab_size - 1
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without `<s>` and `</s>`; no text can give a special id other than `<unk>`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text; one call for many texts is the fast way."""
+        # One thread: a batch is encoded in a millisecond, and DataLoader workers already fill the cores.
+        pieces = self._model.encode([_encodable(text) for text in texts], out_type=int, num_threads=1)
+        return [[piece + 1 if piece else UNK_ID for piece in row] for row in pieces]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`. Ids that stand for no text are left out: specials, and an embedding's spare rows.
+
+        `<unk>` becomes SentencePiece's " ⁇ ".
+        """
+        spoken = [int(token_id) for token_id in ids if UNK_ID <= token_id < self.mask_id]
+        return self._model.decode([0 if token_id == UNK_ID else token_id - 1 for token_id in spoken])
+
+
+def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = PAD_ID) -> tuple[Tensor, Tensor]:
+    """Pad B sequences on the right to the longest of them, L tokens.
+
+    Returns:
+        ids: int64 (B, L).
+        padding_mask: int64 (B, L), 1 at the padding and 0 at tokens, whatever their ids.
+    """
+    lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
+    longest = max(map(len, sequences), default=0)
+    rows = [[*sequence, *[pad_id] * (longest - len(sequence))] for sequence in sequences]
+    ids = torch.tensor(rows, dtype=torch.int64).reshape(len(sequences), longest)
+    padding_mask = (torch.arange(longest) >= lengths[:, None]).long()
+    return ids, padding_mask
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> Tokenizer:
+    """Train a SentencePiece model (byte-pair encoding) on `texts` and write it to `path`; for those without beit3.spm.
+
+    The same texts in the same order give the same file, byte for byte. Every character of the texts gets a piece,
+    Korean and other large scripts included.
+
+    Args:
+        texts: the questions and answers that the tokenizer is for; blank ones are skipped.
+        vocab_size: the number of ids wanted, specials included. Few texts give fewer: see `Tokenizer.vocab_size`.
+        path: the file to write; one already there is replaced whole or not at all.
+
+    Returns:
+        The tokenizer, read from `path`.
+
+    Raises:
+        InputError: there is no text, `vocab_size` is too small for the characters in it, or `path` can't be written.
+    """
+    path = Path(path)
+    texts = [_encodable(text) for text in texts if text.strip()]
+    if not texts:
+        raise InputError(f"There is no text to train the tokenizer {path} on; every question is empty.")
+    if vocab_size < EXTRA_IDS + len(CONTROL_PIECES):
+        raise InputError(f"A tokenizer of {vocab_size} ids can't be trained; ask for a few thousand.")
+    _write_atomically(path, _train(texts, vocab_size - EXTRA_IDS, path))
+    return Tokenizer(path)
+
+
+def _train(texts: list[str], pieces: int, path: Path) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        # No seed is needed: chance enters only where SentencePiece samples sentences, and all are used here.
+        # "bpe", not "unigram": a unigram piece has to occur in two different words, so text of few words (easy-VQA
+        # has 32) is cut almost into letters, twice as many tokens. Where words are many the two come out alike.
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=pieces,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            # In bytes. Longer texts would be dropped without a word; less than 10 is refused.
+            max_sentence_length=max(10, 1 + max(len(text.encode()) for text in texts)),
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        if needed:
+            raise InputError(
+                f"A tokenizer of {pieces + EXTRA_IDS} ids is too small: the characters of the texts alone take "
+                f"{int(needed[1]) + EXTRA_IDS}; ask for that many or more."
+            ) from error
+        raise InputError(
+            f"The tokenizer {path} can't be trained; are there letters in the {len(texts)} texts? "
+            f"SentencePiece says: {error}"
+        ) from error
+    return model.getvalue()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Any:
+    """The SentencePieceProcessor of a model file, checked to have the pieces that XLM-R's ids rest on."""
+    import sentencepiece
+
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        neighbours = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(
+            f"There is no tokenizer {path}.{nearest(path.name, neighbours)} checkpoints/README.md says where beit3.spm "
+            "is; `beit3-vqa prepare ... --train_tokenizer N` trains one on your own questions."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The tokenizer {path} can't be read: {error}") from error
+
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.load_from_serialized_proto(content)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} ({len(content):,} bytes) is not a SentencePiece model; give a whole one, such as beit3.spm."
+        ) from error
+    if (
+        model.get_piece_size() < len(CONTROL_PIECES)
+        or model.unk_id() != 0
+        or not (model.is_control(1) and model.is_control(2))
+    ):
+        raise InputError(
+            f"{path} is no model for XLM-R's ids: its first pieces must be {', '.join(CONTROL_PIECES)}, as "
+            "SentencePiece trains them unless told otherwise; give beit3.spm or one from --train_tokenizer."
+        )
+    return model
+
+
+def _encodable(text: str) -> str:
+    """`text` with each half of a surrogate pair, which UTF-8 can't hold, replaced by U+FFFD."""
+    return _LONE_SURROGATE.sub("\ufffd", text)

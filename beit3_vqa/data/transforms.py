@@ -1,0 +1,211 @@
+"""From a decoded image to pixels for the model: uint8 (3, S, S), the red, green and blue planes.
+
+S is the model's resolution. Pixels travel as uint8, a quarter of the bytes, and `normalize` turns them into the
+float32 values the model sees once they have reached its device. The pipelines are upstream's (DESIGN.md, section 3).
+"""
+
+import math
+import random
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from beit3_vqa.data.randaug import RandAugment
+from beit3_vqa.errors import InputError, nearest
+
+Pixels = NDArray[np.uint8]  # (height, width, 3)
+
+INTERPOLATIONS = ("bicubic", "bilinear", "random")
+_CROP_TRIES = 10
+
+
+class EvalTransform:
+    """Bicubic resize of the whole image to `size` x `size`, pixel for pixel torchvision's `Resize` on a PIL image."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Mode RGB in, uint8 (3, size, size) out."""
+        _require_rgb(image)
+        return _planes(np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC)))
+
+
+class TrainTransform:
+    """RandomResizedCrop, horizontal flip and, where wanted, RandAugment(2, 7), in upstream's order.
+
+    The crop follows the law of timm's `RandomResizedCropAndInterpolation` to the draw: a generator seeded alike
+    cuts the same box. Every value is within one grey level of Pillow's crop and resize.
+
+    Args:
+        size: side S of the result in pixels.
+        scale: smallest and largest share of the image's area that a crop covers.
+        ratio: smallest and largest width / height of a crop.
+        interpolation: `bicubic`, `bilinear`, or `random`, one of both for each image.
+        flip: probability of a horizontal flip.
+        randaug: apply RandAugment(2, 7) after the flip.
+        fast_resize: resize in half the time; about one value in a million is then two grey levels off.
+
+    Raises:
+        InputError: for another interpolation, or a range that is none.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.5, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: str = "bicubic",
+        flip: float = 0.5,
+        randaug: bool = False,
+        fast_resize: bool = False,
+    ) -> None:
+        if interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise InputError(
+                f"unknown interpolation {interpolation!r}: choose {known}.{nearest(interpolation, INTERPOLATIONS)}"
+            )
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise InputError(f"crop scale {scale} is no range within (0, 1]")
+        if not 0 < ratio[0] <= ratio[1] < math.inf:
+            raise InputError(f"crop ratio {ratio} is no range of positive numbers")
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
+        self.interpolation = interpolation
+        self.flip = flip
+        self.randaug = RandAugment() if randaug else None
+        self.fast_resize = fast_resize
+
+    def __call__(self, image: Image.Image, rng: random.Random, keep_left_right: bool = False) -> Tensor:
+        """One augmented view.
+
+        Args:
+            image: mode RGB.
+            rng: the only source of randomness; seed it by (seed, epoch, example).
+            keep_left_right: never flip this image. The draws stay the same, so the crop doesn't depend on it.
+
+        Returns:
+            uint8 (3, size, size), contiguous.
+        """
+        _require_rgb(image)
+        box = sample_crop(*image.size, self.scale, self.ratio, rng)
+        mode = rng.choice(("bilinear", "bicubic")) if self.interpolation == "random" else self.interpolation
+        mirrored = rng.random() < self.flip and not keep_left_right
+        pixels = _resize(image.crop(box), self.size, mode, exact_rows=not self.fast_resize)
+        if mirrored:
+            pixels = pixels[:, ::-1]
+        if self.randaug is not None:
+            pixels = np.asarray(self.randaug(Image.fromarray(pixels), rng))
+        return _planes(pixels)
+
+
+def sample_crop(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
+) -> tuple[int, int, int, int]:
+    """A random box (left, top, right, bottom) in pixels inside an image of `width` x `height`.
+
+    Area uniform in `scale`, aspect ratio log-uniform in `ratio`, place uniform; drawn anew until it fits, at most
+    ten times, then the largest central box whose aspect ratio lies in `ratio` (Szegedy et al. 2015, as in timm).
+    """
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_CROP_TRIES):
+        area = rng.uniform(*scale) * width * height
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w = max(1, round(math.sqrt(area * aspect)))
+        h = max(1, round(math.sqrt(area / aspect)))
+        if w <= width and h <= height:
+            top = rng.randint(0, height - h)
+            left = rng.randint(0, width - w)
+            return left, top, left + w, top + h
+
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def normalize(images: Tensor, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5) -> Tensor:
+    """What torchvision's `ToTensor` and `Normalize` make of the same pixels, to 1e-6, on the images' own device.
+
+    Args:
+        images: (..., 3, height, width); uint8 in 0..255, or floating point in 0..1.
+        mean: of the result's zero, in 0..1: one number, or one for each of the three planes.
+        std: likewise.
+
+    Returns:
+        float32 of the same shape: (value - mean) / std.
+    """
+    white = 1.0 if images.is_floating_point() else 255.0
+    values = images.to(torch.float32)
+    if isinstance(mean, (int, float)) and isinstance(std, (int, float)):
+        return values * (1 / (white * std)) - mean / std
+    means, stds = (_per_plane(value, images.device) for value in (mean, std))
+    return (values / white - means) / stds
+
+
+def _per_plane(value: float | Sequence[float], device: torch.device) -> Tensor:
+    planes = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
+    return _constant(planes, device)
+
+
+@lru_cache(maxsize=16)
+def _constant(planes: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, because a copy to a GPU in every step would make the step wait for it."""
+    return torch.tensor(planes, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+def _require_rgb(image: Image.Image) -> None:
+    if image.mode != "RGB":
+        raise ValueError(f"an image of mode RGB is needed, as open_image returns it; this one's is {image.mode}")
+
+
+def _resize(image: Image.Image, size: int, mode: str, exact_rows: bool) -> Pixels:
+    """An antialiased resize of the whole image to (size, size, 3).
+
+    PyTorch's kernel does what Pillow's does, several times as fast but with 16-bit weights: each of the two passes
+    is off by one grey level here and there, and the second pass can add to what the first did. With `exact_rows`
+    Pillow does the first, so that one level remains the bound.
+    """
+    if exact_rows:
+        image = image.resize((size, image.height), Image.Resampling[mode.upper()])
+    # Channels last in memory, which is what the fast kernel wants.
+    batch = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
+    resized = torch.nn.functional.interpolate(batch, (size, size), mode=mode, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _planes(pixels: Pixels) -> Tensor:
+    """uint8 (height, width, 3) -> tensor (3, height, width), contiguous."""
+    height, width, _ = pixels.shape
+    planes = np.empty((3, height, width), dtype=np.uint8)
+    for plane in range(3):  # twice as fast as one copy of the transposed array
+        planes[plane] = pixels[:, :, plane]
+    return torch.from_numpy(planes)
+
+
+_SIDES = re.compile(
+    # English words; ASCII borders, so that a Korean particle may follow: bright, copyright, leftover don't count.
+    r"(?<![a-z0-9])(?:left|right)(?:most|wards?|side|hand(?:ed|er)?s?)?(?![a-z0-9])"
+    # 왼 begins left and nothing else. 오른 is also "risen", 바른 "correct": they need what has a side.
+    r"|왼|(?:오른|바른)\s?(?:쪽|편|측|손|발|팔|다리|눈|귀|뺨|볼|어깨|무릎)"
+    # The Sino-Korean syllables begin many words (좌석 seat, 우산 umbrella, 우편 mail): compounds, or standing alone.
+    r"|좌우|좌편|[좌우](?:측|쪽|회전|향|상단|하단|현|완)"
+    r"|(?<![가-힣a-z0-9])[좌우]로?(?![가-힣a-z0-9])",
+    re.IGNORECASE,
+)
+
+
+def speaks_of_sides(texts: Iterable[str]) -> bool:
+    """Whether any of the texts (a question, its options) speaks of left or right, in English or Korean.
+
+    A mirrored image would make its answer wrong. Meant to miss nothing: that "all right" counts too costs one flip.
+    """
+    return any(_SIDES.search(unicodedata.normalize("NFKC", text)) for text in texts)

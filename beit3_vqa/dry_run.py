@@ -1,0 +1,52 @@
+"""What a run is, before it starts: sizes, tokens, memory, time."""
+
+import itertools
+import time
+
+from beit3_vqa.engine.evaluate import evaluate_batches
+from beit3_vqa.output.logging import format_seconds, peak_memory
+from beit3_vqa.training import Training, steps
+
+TIMED_STEPS = 2
+
+
+def describe(run: Training) -> None:
+    """Prints what will be trained, on what, and how."""
+    parts, config = run.parts, run.parts.config
+    parameters = sum(p.numel() for p in parts.model.parameters())
+    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    options = config.optim
+    print(f"model: {config.model.model}, {parameters:,} parameters, {trainable:,} trained, {parts.task.num_classes} answers")
+    print(
+        f"training: {run.examples} questions, {run.steps_per_epoch} steps of "
+        f"{options.batch_size * options.update_freq} an epoch, {options.epochs} epochs, "
+        f"on {parts.precision.device} in {parts.precision.name}"
+    )
+
+
+def dry_run(run: Training) -> None:
+    """Two training and two evaluation steps, then what they cost; writes nothing."""
+    parts = run.parts
+    started = time.monotonic()
+    tokens = examples = 0
+    step_seconds = []
+    for report in itertools.islice(steps(run, 0), TIMED_STEPS):
+        step_seconds.append(time.monotonic() - started)
+        started = time.monotonic()
+        examples = report.examples
+        print(f"step {report.step}: loss {report.loss.item():.4f}, {step_seconds[-1]:.2f} s")
+    epoch_seconds = step_seconds[-1] * run.steps_per_epoch
+
+    loader = run.val or run.train
+    started = time.monotonic()
+    batches = list(itertools.islice(loader.epoch(0), TIMED_STEPS))
+    for predictions in evaluate_batches(parts.model, batches, parts.task.predictions, parts.precision):
+        print(f"evaluated {len(predictions)} questions, {time.monotonic() - started:.2f} s")
+    per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
+    tokens = max(parts.model.tokens(batch.inputs) for batch in batches)
+    if run.val is not None:
+        epoch_seconds += per_question * run.val.batches.rows
+    print(f"tokens per example: {tokens} at most (image and text) in these batches")
+    print(f"memory: {peak_memory(parts.precision.device)} at most, with batches of {examples}")
+    print(f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {parts.config.optim.epochs} of them "
+          f"{format_seconds(epoch_seconds * parts.config.optim.epochs)}")

@@ -1,0 +1,154 @@
+"""Checkpoints: read from anybody, written whole, found again."""
+
+import argparse
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beit3_vqa.errors import InputError, nearest
+
+BEST = "checkpoint-best.pth"
+# How torch says that a pickle wants to import or run something.
+_REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
+_EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth")
+
+
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """Where the checkpoint of an epoch lies."""
+    return folder / f"checkpoint-{epoch}.pth"
+
+
+def epoch_checkpoints(folder: Path) -> dict[int, Path]:
+    """Epoch -> file, oldest first, of every epoch checkpoint in a folder."""
+    found = {}
+    for path in folder.glob("checkpoint-*.pth"):
+        match = _EPOCH_FILE.fullmatch(path.name)
+        if match:
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint under its name only when all of it is on disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Deletes all but the `keep` newest epoch checkpoints; 0 keeps all. The best one stays in any case."""
+    if keep:
+        for path in list(epoch_checkpoints(folder).values())[:-keep]:
+            path.unlink()
+
+
+def set_previous_run_aside(folder: Path) -> Path | None:
+    """Moves the checkpoints and logs of an earlier run into `folder/previous-N`; None where there are none."""
+    files = [*epoch_checkpoints(folder).values(), folder / BEST, folder / "log.txt", folder / "config.json"]
+    files = [path for path in files if path.exists()]
+    if not epoch_checkpoints(folder) and not (folder / BEST).exists():
+        return None
+    number = 1
+    while (folder / f"previous-{number}").exists():
+        number += 1
+    aside = folder / f"previous-{number}"
+    aside.mkdir()
+    for path in files:
+        path.rename(aside / path.name)
+    return aside
+
+
+def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint file, tensors in main memory.
+
+    Args:
+        path: the file.
+        flag: the option that named it, for messages.
+        trust: run what the file brings if it holds more than plain data and `argparse.Namespace`.
+
+    Raises:
+        InputError: no such file, not a checkpoint, cut short, or more than plain data without `trust`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        siblings = [str(other) for other in path.parent.glob("*.pt*")] if path.parent.is_dir() else []
+        there = f" Checkpoints there: {', '.join(sorted(siblings)[:8])}." if siblings else ""
+        raise InputError(f"{flag} {path}: no such file.{nearest(str(path), siblings)}{there}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not _holds_code(path, error):
+            raise InputError(_broken(flag, path, error)) from error
+        if not trust:
+            raise InputError(
+                f"{flag} {path}: holds more than weights and plain data ({_foreign_names(path)}), which would run "
+                f"code of whoever made it. If you trust the file, add --trust_checkpoint."
+            ) from error
+        print(f"{flag} {path}: holds more than plain data ({_foreign_names(path)}); read in full, as a trusted file.")
+        content = _read_trusted(path, flag)
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+        raise InputError(_broken(flag, path, error)) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint.")
+    return content
+
+
+def _read_trusted(path: Path, flag: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # a pickle may raise anything
+        raise InputError(_broken(flag, path, error)) from error
+
+
+def _broken(flag: str, path: Path, error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return (
+        f"{flag} {path} ({path.stat().st_size:,} bytes) isn't a readable checkpoint ({reason}). "
+        "Is it one, and is it complete?"
+    )
+
+
+def _holds_code(path: Path, error: Exception) -> bool:
+    return _foreign_names(path) != "" or any(hint in str(error).lower() for hint in _REFUSED)
+
+
+def _foreign_names(path: Path) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # it reads zip files only, and raises anything on a damaged one
+        return ""
+    return ", ".join(sorted(set(names) - {"argparse.Namespace"}))
+
+
+def options_of(content: dict[str, Any]) -> dict[str, Any]:
+    """The options (flat) that a checkpoint was trained with: a dict of ours, a Namespace of upstream's, or none."""
+    options = content.get("args", {})
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    return dict(options) if isinstance(options, dict) else {}
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's generators, as plain tensors."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restores what `random_state` gave; GPUs only where their number is the same."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,37 @@
+"""One pass over a split without training. Knows neither files nor tasks."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from beit3_vqa.engine.precision import Precision
+from beit3_vqa.engine.train import to_device
+from beit3_vqa.schema import Batch, Prediction
+
+
+@torch.no_grad()
+def evaluate_batches(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    predict: Callable[[Tensor, Batch], list[Prediction]],
+    precision: Precision,
+) -> Iterator[list[Prediction]]:
+    """Yields the predictions of each batch, one per example and in their order.
+
+    Args:
+        model: called with `batch.inputs`, in evaluation mode.
+        batches: the split, in order.
+        predict: (outputs as float32, batch) -> predictions.
+        precision: autocast.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            inputs = to_device(batch.inputs, precision.device)
+            with precision.autocast():
+                outputs = model(**inputs)
+            yield predict(outputs.float(), batch)
+    finally:
+        model.train(was_training)

@@ -1,0 +1,147 @@
+"""Parameter groups, the learning rate of a step, and the moving average of the weights."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beit3_vqa.config import OptimConfig
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """Learning rate of an optimizer step: linear warm-up from 0, then a cosine from `lr` to `min_lr`.
+
+    A pure function of the step, so that resuming needs no state. Source: upstream's `cosine_scheduler`.
+    """
+
+    lr: float
+    min_lr: float
+    warmup_steps: int
+    total_steps: int
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..., total_steps - 1."""
+        if step < self.warmup_steps:
+            return self.lr * step / max(1, self.warmup_steps - 1)
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def make_schedule(options: OptimConfig, steps_per_epoch: int) -> CosineSchedule:
+    """The schedule of a run, counted in optimizer steps."""
+    warmup_epochs = options.warmup_epochs
+    if warmup_epochs is None:
+        warmup_epochs = min(5.0, options.epochs / 4)
+    warmup_steps = options.warmup_steps if options.warmup_steps > 0 else round(warmup_epochs * steps_per_epoch)
+    total_steps = options.epochs * steps_per_epoch
+    return CosineSchedule(options.lr, options.min_lr, min(warmup_steps, total_steps), total_steps)
+
+
+def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
+    """AdamW's parameter groups, each with `lr_scale`, in upstream's order, so that its optimizer states load.
+
+    The scale of a parameter is layer_decay ^ (N + 1 - depth), times `task_head_lr_weight` in the head; upstream takes
+    the second only where layer decay is off. Biases, vectors and `no_weight_decay()` names are not decayed.
+
+    Args:
+        model: has `get_num_layers()`, `layer_id(name)`, `is_head(name)` and `no_weight_decay()`.
+        options: decay rates.
+    """
+    top = model.get_num_layers() + 1
+    exempt = model.no_weight_decay()
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = model.layer_id(name) if options.layer_decay < 1 else top
+        in_head = options.task_head_lr_weight > 0 and model.is_head(name)
+        decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+        scale = options.layer_decay ** (top - depth) * (options.task_head_lr_weight if in_head else 1.0)
+        group = groups.setdefault(
+            (depth, in_head, decayed),
+            {"params": [], "weight_decay": options.weight_decay if decayed else 0.0, "lr_scale": scale},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_optimizer(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, fused: one pass over each group's memory per step."""
+    betas = (options.opt_betas[0], options.opt_betas[1])
+    return torch.optim.AdamW(parameter_groups(model, options), lr=options.lr, betas=betas, eps=options.opt_eps, fused=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads a saved state whatever implementation of AdamW wrote it.
+
+    Raises:
+        ValueError: other parameter groups than ours.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    implementation = ("fused", "foreach", "capturable", "differentiable")
+    if len(state["param_groups"]) == len(ours):
+        groups = [
+            {**saved, **{name: own[name] for name in implementation if name in own}}
+            for saved, own in zip(state["param_groups"], ours, strict=True)
+        ]
+        state = {**state, "param_groups": groups}
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    for index, shape in enumerate(shapes):
+        saved = state["state"].get(index)
+        if saved is not None and saved["exp_avg"].shape != shape:
+            raise ValueError(f"parameter {index} has shape {tuple(shape)} here and {tuple(saved['exp_avg'].shape)} there")
+    optimizer.load_state_dict(state)
+
+
+class ModelEma:
+    """Exponential moving average of a model's weights: average = decay * average + (1 - decay) * weights.
+
+    Args:
+        model: the model that is trained.
+        decay: per optimizer step.
+        device: where the average is kept; None: beside the weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, device: str | None = None):
+        self.decay = decay
+        self.average = {name: value.detach().to(device or value.device, copy=True) for name, value in _weights(model)}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """One step of the average."""
+        averages = list(self.average.values())
+        weights = [value.to(average.device) for average, (_, value) in zip(averages, _weights(model), strict=True)]
+        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights under the model's names."""
+        return self.average
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores an average."""
+        for name, value in self.average.items():
+            value.copy_(state[name])
+
+    def swapped_into(self, model: nn.Module) -> "_Swapped":
+        """A context in which the model has the averaged weights."""
+        return _Swapped(model, self.average)
+
+
+class _Swapped:
+    def __init__(self, model: nn.Module, average: dict[str, Tensor]):
+        self.model, self.average = model, average
+
+    def __enter__(self) -> None:
+        self.own = {name: value.clone() for name, value in _weights(self.model)}
+        self.model.load_state_dict(self.average)
+
+    def __exit__(self, *_: object) -> None:
+        self.model.load_state_dict(self.own)
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.state_dict().items()

@@ -1,0 +1,68 @@
+"""Where and in which precision the model computes."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from beit3_vqa.errors import InputError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: write auto, cpu, cuda, cuda:N or mps.") from error
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(device.type, False):
+        raise InputError(f"--device {name}: not on this machine; --device auto takes what there is.")
+    return device
+
+
+class Precision:
+    """Autocast and gradient scaling of a run.
+
+    Weights stay float32; matrix products run in `dtype`. Only fp16 needs its gradients scaled.
+
+    Args:
+        name: fp32, bf16, fp16, or auto.
+        device: where the model is.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        self.device = device
+        self.name = _best_precision(device) if name == "auto" else name
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")  # type: ignore[attr-defined]
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def _best_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and _cpu_has_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware; without, bf16 is slower than fp32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)

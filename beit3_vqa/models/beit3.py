@@ -1,0 +1,144 @@
+"""BEiT-3 with a task's head: what is trained, and what the optimiser must know about its parameters."""
+
+import torch
+from timm.models.layers import trunc_normal_
+from torch import Tensor, nn
+from torchscale.architecture.config import EncoderConfig
+
+from beit3_vqa.models.heads import Pooler, vqa_head
+from beit3_vqa.models.multiway import Multiway
+
+INIT_STD = 0.02
+MAX_TEXT_TOKENS = 1024 - 2  # rows of the text position table less fairseq's two
+
+
+class BEiT3Model(nn.Module):
+    """The backbone under the name `beit3`, upstream's initialisation, and what the optimiser asks.
+
+    Args:
+        embed_dim: width D.
+        depth: number of layers.
+        num_heads: attention heads; D must be divisible by it.
+        img_size: side S of the square image in pixels, divisible by `patch_size`.
+        patch_size: side of a patch in pixels.
+        vocab_size: rows of the token embedding (64,010 in the official checkpoints).
+        drop_path_rate: stochastic depth, growing linearly to this rate in the last layer.
+        normalize_output: whether a LayerNorm follows the last layer.
+        checkpoint_activations: trade compute for memory in training.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        img_size: int,
+        patch_size: int = 16,
+        vocab_size: int = 64010,
+        drop_path_rate: float = 0.0,
+        normalize_output: bool = True,
+        checkpoint_activations: bool = False,
+        mlp_ratio: float = 4.0,
+    ):
+        super().__init__()
+        config = EncoderConfig(
+            encoder_embed_dim=embed_dim,
+            encoder_attention_heads=num_heads,
+            encoder_ffn_embed_dim=int(embed_dim * mlp_ratio),
+            encoder_layers=depth,
+            img_size=img_size,
+            patch_size=patch_size,
+            vocab_size=vocab_size,
+            drop_path_rate=drop_path_rate,
+            normalize_output=normalize_output,
+            multiway=True,
+            no_output_layer=True,
+        )
+        self.beit3 = Multiway(config, checkpoint_activations)
+        self.embed_dim = embed_dim
+        self.img_size = img_size
+        self.vocab_size = vocab_size
+
+    def get_num_layers(self) -> int:
+        """Layers of the backbone, the unit of layer-wise learning-rate decay."""
+        return self.beit3.encoder.num_layers
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of two or more dimensions that upstream exempts from weight decay.
+
+        Kept as upstream has it: the image's position table is exempt, the text's is not.
+        """
+        return {"beit3.encoder.embed_positions.A.weight", "beit3.vision_embed.cls_token"}
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise decay: 0 embeddings, 1..N layers, N + 1 pooler, head, last norm."""
+        if "embed" in name:
+            return 0
+        if name.startswith("beit3.encoder.layers."):
+            return int(name.split(".")[3]) + 1
+        return self.get_num_layers() + 1
+
+    def is_head(self, name: str) -> bool:
+        """Whether `--task_head_lr_weight` applies: the head, not the pooler, as upstream has it."""
+        return name.startswith("head")
+
+    def tokens(self, inputs: dict[str, Tensor]) -> int:
+        """Tokens of an example of a batch: patches, [CLS], and the longest text."""
+        texts = [value.size(1) for name, value in inputs.items() if name == "question"]
+        return self.beit3.vision_embed.num_position_embeddings() + sum(texts)
+
+    def encode(self, image: Tensor | None = None, text: Tensor | None = None, **options) -> Tensor:
+        """`Multiway.encode`, for images that may also come as uint8 (0..255), normalised here on the device."""
+        if image is not None and image.dtype == torch.uint8:
+            image = image.to(torch.float32).div_(127.5).sub_(1.0)
+        return self.beit3.encode(image, text, **options)
+
+
+class BEiT3ForVisualQuestionAnswering(BEiT3Model):
+    """Pooled [CLS] of image and question -> one logit per answer (upstream's `..._vqav2` model)."""
+
+    def __init__(self, num_classes: int, **sizes):
+        super().__init__(normalize_output=False, **sizes)
+        self.num_classes = num_classes
+        self.pooler = Pooler(self.embed_dim)
+        self.head = vqa_head(self.embed_dim, num_classes)
+        self.apply(init_like_upstream)
+
+    def forward(self, image: Tensor, question: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Logits of each answer.
+
+        Args:
+            image: (B, 3, S, S), normalised float, or uint8.
+            question: token ids (B, T).
+            padding_mask: (B, T), 1 at padding.
+
+        Returns:
+            (B, num_classes).
+        """
+        cls = self.encode(image, question, padding_mask=padding_mask, first_token_only=True)
+        return self.head(self.pooler(cls))
+
+
+def init_like_upstream(module: nn.Module) -> None:
+    """Linear weights normal of std 0.02 cut at one std, biases 0, LayerNorm 1 and 0.
+
+    Embeddings and positions keep torchscale's own draw (see `equalize_embeddings` for training from scratch).
+    """
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=INIT_STD, a=-INIT_STD, b=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def equalize_embeddings(model: BEiT3Model, std: float = INIT_STD) -> None:
+    """Draws token embeddings and both position tables anew with one scale, for training from scratch.
+
+    torchscale's positions have std 1 and its tokens std D^-0.5, so at first a model sees where a token stands and
+    hardly what it is; with pretrained weights that doesn't matter, from scratch it costs a thousand steps.
+    """
+    positions = model.beit3.encoder.embed_positions
+    for table in (model.beit3.text_embed, positions.A, positions.B):
+        nn.init.normal_(table.weight, std=std)

@@ -1,0 +1,179 @@
+"""What BEiT-3 makes of an example: pixels and one text."""
+
+import random
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.data.images import open_image
+from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
+from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
+from beit3_vqa.errors import InputError
+from beit3_vqa.schema import Example
+
+SPECIAL_TOKENS = 2  # <s> and </s>
+
+
+class PromptTemplate:
+    """The text of a multiple-choice question, such as `{question} Choices: A. {a} B. {b} C. {c} D. {d}`.
+
+    Args:
+        template: with the fields `{question}` and `{a}`, `{b}`, ... for each option, each at least once.
+        num_choices: how many options there are.
+
+    Raises:
+        InputError: an unknown or missing field, or a stray brace.
+    """
+
+    def __init__(self, template: str = DEFAULT_PROMPT_TEMPLATE, num_choices: int = 4):
+        self.template = template
+        self.letters = string.ascii_lowercase[:num_choices]
+        expected = {"question", *self.letters}
+        try:
+            parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
+        except ValueError as error:
+            raise InputError(f"--prompt_template {template!r}: {error}. Write {{{{ for a brace.") from error
+        found = {name for name, _, _ in parts if name is not None}
+        if found != expected or any(spec or conversion for _, spec, conversion in parts):
+            unknown = ", ".join(f"{{{name}}}" for name in sorted(found - expected)) or "none"
+            missing = ", ".join(f"{{{name}}}" for name in sorted(expected - found)) or "none"
+            raise InputError(
+                f"--prompt_template {template!r}: fields must be {{question}} and "
+                f"{', '.join(f'{{{letter}}}' for letter in self.letters)}, without a format; "
+                f"unknown: {unknown}; missing: {missing}."
+            )
+
+    def __call__(self, question: str, choices: Sequence[str]) -> str:
+        return self.template.format(question=question, **dict(zip(self.letters, choices, strict=True)))
+
+
+@dataclass(frozen=True)
+class TextLengths:
+    """Lengths of the texts of a split, in tokens with `<s>` and `</s>`: the longest, the mean, how many were cut."""
+
+    longest: int
+    mean: float
+    cut: int
+
+
+class BEiT3Processor:
+    """Example -> image as uint8 (3, S, S) and token ids; a batch of them -> the model's keyword arguments.
+
+    Args:
+        tokenizer: ids of the text.
+        max_tokens: longest text, `<s>` and `</s>` included; a longer one is cut in the question, never in the options.
+        prompt: text of a multiple-choice question; an open-ended one is its question alone.
+        evaluate: pixels in evaluation.
+        train: pixels in training; None for a processor that only evaluates.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        prompt: PromptTemplate,
+        evaluate: EvalTransform,
+        train: TrainTransform | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.prompt = prompt
+        self.evaluate = evaluate
+        self.train = train
+
+    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
+        """`image` and `question` of an example; with an `rng`, the image is augmented.
+
+        Raises:
+            InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
+        """
+        image = open_image(example.image_path)
+        if rng is None or self.train is None:
+            pixels = self.evaluate(image)
+        else:
+            sides_matter = speaks_of_sides((example.question, *example.choices))
+            pixels = self.train(image, rng, keep_left_right=sides_matter)
+        return {"image": pixels, "question": self.token_ids(example)}
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Tensors of B examples -> `image` uint8 (B, 3, S, S), `question` (B, T), `padding_mask` (B, T)."""
+        ids, padding_mask = pad_batch([item["question"] for item in items], self.tokenizer.pad_id)
+        return {
+            "image": torch.stack([item["image"] for item in items]),
+            "question": ids,
+            "padding_mask": padding_mask,
+        }
+
+    def text(self, example: Example, question: str | None = None) -> str:
+        """The text that stands for an example, with another question if one is given."""
+        question = example.question if question is None else question
+        return self.prompt(question, example.choices) if example.choices else question
+
+    def token_ids(self, example: Example) -> list[int]:
+        """`<s> text </s>`, at most `max_tokens` of them."""
+        room = self.max_tokens - SPECIAL_TOKENS
+        if example.token_ids is not None:
+            ids = list(example.token_ids[:room])
+        else:
+            ids = self.tokenizer.encode(self.text(example))
+            if len(ids) > room:
+                ids = self._cut_question(example, room)
+        return [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
+
+    def _cut_question(self, example: Example, room: int) -> list[int]:
+        """The ids with the longest beginning of the question that leaves them within `room`."""
+        fits, too_long = -1, len(example.question)
+        best: list[int] = []
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            ids = self.tokenizer.encode(self.text(example, example.question[:middle].rstrip()))
+            if len(ids) <= room:
+                fits, best = middle, ids
+            else:
+                too_long = middle
+        if fits < 0:
+            need = len(self.tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
+            raise InputError(
+                f"row {example.id}: its options alone take {need} tokens, more than --num_max_bpe_tokens "
+                f"{self.max_tokens}; set that to {need} or more, better {need + 32}."
+            )
+        return best
+
+    def measure(self, examples: Iterable[Example]) -> TextLengths:
+        """Text lengths of many examples, as they will reach the model.
+
+        Raises:
+            InputError: rows whose options alone are too long, all of them named.
+        """
+        counted: list[int] = []
+        texts: list[str] = []
+        long: list[Example] = []
+        examples = list(examples)
+        for example in examples:
+            if example.token_ids is None:
+                texts.append(self.text(example))
+            else:
+                counted.append(len(example.token_ids) + SPECIAL_TOKENS)
+        lengths = iter([len(ids) + SPECIAL_TOKENS for ids in self.tokenizer.encode_batch(texts)])
+        for example in examples:
+            if example.token_ids is None:
+                length = next(lengths)
+                counted.append(length)
+                if length > self.max_tokens:
+                    long.append(example)
+        problems = []
+        for example in long:
+            try:
+                self.token_ids(example)
+            except InputError as error:
+                problems.append(str(error))
+        if problems:
+            raise InputError.of_problems("options that are longer than the model may read:", problems)
+        shown = [min(length, self.max_tokens) for length in counted]
+        cut = sum(length > self.max_tokens for length in counted)
+        return TextLengths(max(shown, default=0), sum(shown) / max(1, len(shown)), cut)

@@ -1,0 +1,109 @@
+"""What a run shows while it goes: a progress bar or plain lines, TensorBoard, log.txt."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Progress:
+    """A bar on a terminal, a line now and then elsewhere (a notebook's log, a file).
+
+    Args:
+        label: what goes on, such as `epoch 3/20`.
+        total: examples to come.
+        interval: seconds between lines where there is no terminal.
+    """
+
+    def __init__(self, label: str, total: int, interval: float = 10.0):
+        self.label, self.total, self.interval = label, total, interval
+        self.done = 0
+        self.started = self.last_line = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=label, unit="ex", leave=False, dynamic_ncols=True)
+
+    def due(self) -> bool:
+        """Whether something is shown now: asking for values that live on a device is worth it then."""
+        return self.bar is not None or time.monotonic() - self.last_line >= self.interval or self.done >= self.total
+
+    def update(self, examples: int, values: Callable[[], dict[str, str]]) -> None:
+        """Counts examples and, if it is time, shows `values()` beside speed and time left."""
+        self.done += examples
+        if self.bar is not None:
+            self.bar.update(examples)
+            self.bar.set_postfix(values(), refresh=False)
+        elif self.due():
+            self.last_line = time.monotonic()
+            shown = "  ".join(f"{name} {value}" for name, value in values().items())
+            left = (self.total - self.done) / max(1e-9, self.speed())
+            print(
+                f"{self.label}  {self.done}/{self.total}  {self.speed():.0f} ex/s  "
+                f"{format_seconds(left)} left  {shown}",
+                flush=True,
+            )
+
+    def speed(self) -> float:
+        """Examples per second so far."""
+        return self.done / max(1e-9, time.monotonic() - self.started)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class RunLog:
+    """TensorBoard scalars and log.txt (a JSON line per epoch) of a training run.
+
+    Args:
+        output_dir: where log.txt goes.
+        log_dir: TensorBoard folder.
+        first_step: optimizer steps already done: events of a lost continuation beyond them are hidden.
+    """
+
+    def __init__(self, output_dir: Path, log_dir: Path, first_step: int = 0):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = output_dir / "log.txt"
+        self.writer = SummaryWriter(str(log_dir), purge_step=first_step or None)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """TensorBoard scalars of an optimizer step."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def epoch(self, values: dict[str, Any]) -> None:
+        """A JSON line in log.txt."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Flushes TensorBoard's events."""
+        self.writer.close()
+
+
+def format_seconds(seconds: float) -> str:
+    """`1:02:03`, or `2:03` under an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def peak_memory(device: torch.device) -> str:
+    """Peak memory of this process: the GPU's if it has one, else main memory."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "unknown"
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return f"{kibibytes / 2**20:.2f} GiB"

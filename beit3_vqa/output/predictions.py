@@ -1,0 +1,40 @@
+"""Predictions and metrics as JSON, whole or not at all."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.schema import Prediction
+
+
+def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
+    """predictions.json: one object per row, in input order, what isn't known left out."""
+    rows = [{name: value for name, value in vars(p).items() if value is not None} for p in predictions]
+    return write_json_rows(rows, path)
+
+
+def write_upstream_results(predictions: Sequence[Prediction], path: Path) -> Path:
+    """Upstream's result file: `[{"question_id": ..., "answer": ...}, ...]`; ids that are numbers stay numbers."""
+    rows = [{"question_id": int(p.id) if p.id.isdecimal() else p.id, "answer": p.answer} for p in predictions]
+    return write_json_rows(rows, path)
+
+
+def write_metrics(metrics: dict[str, Any], path: Path) -> Path:
+    """metrics.json."""
+    return write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", path)
+
+
+def write_json_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """A JSON list with a row on each line."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return write_text(f"[\n{lines}\n]\n", path)
+
+
+def write_text(text: str, path: Path) -> Path:
+    """Writes a file through a temporary one beside it, and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.replace(path)
+    return path

@@ -1,0 +1,125 @@
+"""Open-ended questions in JSON: lists of {"image_id", "question", "answer", "question_id"}, the format of DACON.
+
+The label table holds the answers of train and val, normalised, that occur often enough. Rows with another answer stay
+in the index; a fork's converter dropped them without a word, which made its validation score look better than it was.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.data.answers import answer_key
+from beit3_vqa.data.index import SPLITS, Row, is_count, is_text
+from beit3_vqa.errors import InputError
+from beit3_vqa.prepare import Argument
+from beit3_vqa.prepare.source import read_json
+from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+
+ARGUMENTS = (
+    Argument("train", "JSON list of training questions: image_id, question, answer, question_id", required=True),
+    Argument("val", "JSON list of validation questions; default: --val_ratio of the training images"),
+    Argument("test", "JSON list of test questions; answers may be missing"),
+    Argument("min_count", "times an answer must occur to be in the label table", default=1, type=int),
+)
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+
+# Where a split's images may be, best place first. Validation images are often a part of the training images; test
+# images never are, and numbers start anew there, so that another folder's image of that name would be the wrong one.
+_FOLDERS = {"train": ("train", ""), "val": ("val", "train", ""), "test": ("test", "")}
+
+
+def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+    """Read the list of each split; images are `train/{image_id}.jpg` and the like, or lie in the image root itself."""
+    prepared = Prepared("dacon_json", [], options.image_root)
+    if values["min_count"] < 1:
+        raise InputError(f"--min_count must be 1 or more, not {values['min_count']}")
+    for split in SPLITS:
+        if values[split]:
+            try:
+                _read_split(Path(values[split]), split, prepared)
+            except InputError as error:
+                prepared.problems.append(str(error))
+    _make_label_table(prepared, values["min_count"])
+    return prepared
+
+
+def _read_split(path: Path, split: str, prepared: Prepared) -> None:
+    items = read_json(path)
+    if not isinstance(items, list) or not items:
+        raise InputError(f"{path} isn't a list of questions")
+    folders = {folder: _image_names(Path(prepared.image_root, folder)) for folder in _FOLDERS[split]}
+    for place, item in enumerate(items, start=1):
+        origin = f"{path}: item {place}"
+        row, problems = _read_item(item, split, folders)
+        if problems:
+            prepared.problems.append(f"{origin}: {'; '.join(problems)}")
+        if row:
+            prepared.add(split, row, origin)
+
+
+def _read_item(item: Any, split: str, folders: Mapping[str, Mapping[str, str]]) -> tuple[Row | None, list[str]]:
+    """The index row of one question (None where its id or image is missing), and what is wrong with it."""
+    if not isinstance(item, dict):
+        return None, ["isn't an object"]
+    problems = [
+        f"{name} must be a number or text"
+        for name in ("question_id", "image_id")
+        if not is_count(item.get(name)) and not (is_text(item.get(name)) and item[name].strip())
+    ]
+    known = not problems
+    needed = ["question"] if split == "test" and item.get("answer") in (None, "") else ["question", "answer"]
+    problems += [
+        f"{name} must be text and not empty" for name in needed if not is_text(item.get(name)) or not item[name].strip()
+    ]
+    if not known:
+        return None, problems
+    row: Row = {
+        "id": str(item["question_id"]),
+        "image_path": _find_image(str(item["image_id"]), split, folders),
+        "question": item.get("question"),
+    }
+    if "answer" in needed and is_text(item.get("answer")):
+        row["answer"] = item["answer"].strip()
+    return row, problems
+
+
+def _image_names(folder: Path) -> dict[str, str]:
+    """Image id -> file name of the images in a folder; of several extensions the first in `EXTENSIONS` counts."""
+    if not folder.is_dir():
+        return {}
+    names = sorted(entry.name for entry in folder.iterdir())
+    by_id = {name: name for name in names if name.lower().endswith(EXTENSIONS)}
+    for extension in reversed(EXTENSIONS):
+        by_id |= {name[: -len(extension)]: name for name in names if name.lower().endswith(extension)}
+    return by_id
+
+
+def _find_image(image_id: str, split: str, folders: Mapping[str, Mapping[str, str]]) -> str:
+    """The image's path relative to the image root; where there is none, the path that is looked at first."""
+    for folder, names in folders.items():
+        if image_id in names:
+            return f"{folder}/{names[image_id]}" if folder else names[image_id]
+    return f"{split}/{image_id}.jpg"
+
+
+def _make_label_table(prepared: Prepared, min_count: int) -> None:
+    """Fill the label table, most frequent answer first, and note how many rows fall outside it."""
+    counts = Counter(
+        answer_key(row["answer"])
+        for split in ("train", "val")
+        for row in prepared.splits.get(split, [])
+        if "answer" in row
+    )
+    frequent = sorted(
+        (answer for answer in counts if counts[answer] >= min_count), key=lambda text: (-counts[text], text)
+    )
+    prepared.answers = frequent
+    if not frequent and not prepared.problems:
+        prepared.problems.append(f"no answer occurs {min_count} times: lower --min_count")
+    known = set(frequent)
+    for split, rows in prepared.splits.items():
+        outside = sum("answer" in row and answer_key(row["answer"]) not in known for row in rows)
+        if outside:
+            prepared.notes.append(f"{split}: {outside:,} answers outside the label table (rows kept)")

@@ -1,0 +1,158 @@
+"""What `prepare` found and wrote, on one screen."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.config import MAX_BPE_TOKENS
+from beit3_vqa.data.index import Row
+from beit3_vqa.data.tokenizer import Tokenizer
+
+_SPECIAL_TOKENS = 2  # <s> and </s>
+_ANSWERS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PromptLengths:
+    """How long the prompts are.
+
+    Attributes:
+        longest: length of the longest, in tokens with `<s>` and `</s>`, or in words where there is no tokenizer.
+        longest_id: the id of its row.
+        cut: how many are over `MAX_BPE_TOKENS`; None where they were counted in words.
+    """
+
+    longest: int
+    longest_id: str
+    cut: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `prepare` found and wrote. `text()` is for people, `numbers()` goes to dataset.json.
+
+    Attributes:
+        format: the format that was read.
+        data_path: the prepared folder.
+        rows: rows in each split.
+        answers: for each split, how often each answer occurs (a letter for multiple choice).
+        classes: entries of the label table.
+        images: distinct images.
+        sizes: smallest, median and largest image by area, (width, height) in pixels.
+        prompts: how long the prompts are.
+        notes: what was interpreted, counted or left aside.
+        files: names of the files in `data_path`.
+        check: whether this was only a check, which writes no file.
+    """
+
+    format: str
+    data_path: Path
+    rows: dict[str, int]
+    answers: dict[str, dict[str, int]]
+    classes: int
+    images: int
+    sizes: tuple[tuple[int, int], ...]
+    prompts: PromptLengths
+    notes: tuple[str, ...]
+    files: tuple[str, ...]
+    check: bool
+
+    def numbers(self) -> dict[str, Any]:
+        """The numbers worth keeping beside the index, as plain data."""
+        most_common = {split: dict(list(answers.items())[:_ANSWERS_SHOWN]) for split, answers in self.answers.items()}
+        return {
+            "classes": self.classes,
+            "most_common_answers": most_common,
+            "images": self.images,
+            "image_sizes": [f"{width}x{height}" for width, height in self.sizes],
+            "prompts": asdict(self.prompts),
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """The summary on one screen."""
+        files = "none: this was a check" if self.check else f"{', '.join(self.files)} in {self.data_path}"
+        sections = {
+            self.format: ["every row and image is fine" if self.check else "prepared"],
+            "rows": ["  ".join(f"{split} {count:,}" for split, count in self.rows.items())],
+            "answers": [f"{split:<6}{_balance(counts, self.rows[split])}" for split, counts in self.answers.items()],
+            "images": [_sizes_text(self.images, self.sizes)],
+            "prompts": [_prompts_text(self.prompts, sum(self.rows.values()))],
+            "changes": ["0 rows dropped", *self.notes],
+            "files": [files],
+        }
+        width = max(map(len, sections)) + 2
+        lines = []
+        for title, entries in sections.items():
+            lines += [f"{'' if place else title:<{width}}{entry}" for place, entry in enumerate(entries)]
+        return "\n".join(lines)
+
+
+def _balance(counts: Mapping[str, int], rows: int) -> str:
+    known = sum(counts.values())
+    if not known:
+        return "not known"
+    shown = list(counts.items())[:_ANSWERS_SHOWN]
+    parts = [f"{answer} {count:,} ({count / known:.1%})" for answer, count in shown]
+    if len(counts) > len(shown):
+        parts.append(f"... {len(counts):,} different answers")
+    if known < rows:
+        parts.append(f"not known {rows - known:,}")
+    return "  ".join(parts)
+
+
+def _sizes_text(images: int, sizes: Sequence[tuple[int, int]]) -> str:
+    if not sizes:
+        return "none"
+    smallest, median, largest = (f"{width}x{height}" for width, height in sizes)
+    return f"{images:,} distinct; smallest {smallest}, median {median}, largest {largest} pixels"
+
+
+def _prompts_text(prompts: PromptLengths, rows: int) -> str:
+    if prompts.cut is None:
+        return f"longest {prompts.longest} words ({prompts.longest_id}); a tokenizer is needed to count tokens"
+    return (
+        f"longest {prompts.longest} tokens ({prompts.longest_id}); "
+        f"{prompts.cut:,} of {rows:,} would be cut at {MAX_BPE_TOKENS}"
+    )
+
+
+def prompt_text(row: Row, template: str) -> str:
+    """The text a model reads for `row`: the template filled in, or the question alone where there are no options."""
+    if "choices" not in row:
+        return row["question"]
+    a, b, c, d = row["choices"]
+    return template.format(question=row["question"], a=a, b=b, c=c, d=d)
+
+
+def measure_prompts(rows: Sequence[Row], template: str, tokenizer: Tokenizer | None) -> PromptLengths:
+    """How long the prompts of `rows` (at least one) are."""
+    prompts = [prompt_text(row, template) for row in rows]
+    if tokenizer is None:
+        lengths = [len(prompt.split()) for prompt in prompts]
+        cut = None
+    else:
+        lengths = [len(ids) + _SPECIAL_TOKENS for ids in tokenizer.encode_batch(prompts)]
+        cut = sum(length > MAX_BPE_TOKENS for length in lengths)
+    longest = max(range(len(rows)), key=lengths.__getitem__)
+    return PromptLengths(lengths[longest], rows[longest]["id"], cut)
+
+
+def count_answers(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, int]]:
+    """How often each answer occurs in each split: letters in their order, other answers by frequency."""
+    balance = {}
+    for split, rows in splits.items():
+        counts = Counter(row["answer"] for row in rows if "answer" in row)
+        if any("choices" in row for row in rows):
+            balance[split] = {letter: counts[letter] for letter in "ABCD" if counts}
+        else:
+            balance[split] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return balance
+
+
+def describe_sizes(sizes: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Smallest, median and largest (width, height) by area; empty when there is no image."""
+    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return (ordered[0], ordered[len(ordered) // 2], ordered[-1]) if ordered else ()

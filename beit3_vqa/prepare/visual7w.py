@@ -1,0 +1,105 @@
+"""Visual7W's telling questions (`dataset_v7w_telling.json`), in their official splits.
+
+The file's `multiple_choices` are the three wrong answers alone. The right one is put among them in an order drawn for
+each question from the seed and the question's id: fixed places would give the answer away.
+
+Source: Zhu et al., Visual7W, https://ai.stanford.edu/~yukez/visual7w/
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.data.index import SPLITS, Row, is_count, is_text
+from beit3_vqa.errors import InputError
+from beit3_vqa.prepare import Argument
+from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
+from beit3_vqa.prepare.source import read_json
+from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+
+ARGUMENTS = (Argument("json", "dataset_v7w_telling.json", required=True),)
+
+
+def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+    """Read the questions; each split is written as a CSV in the SCPC format too (visual7w.train.csv, ...)."""
+    prepared = Prepared("visual7w", list(LETTERS), options.image_root, extra_files=_split_csvs)
+    path = Path(values["json"])
+    try:
+        images = _images(read_json(path), path)
+    except InputError as error:
+        prepared.problems.append(str(error))
+        return prepared
+    for place, image in enumerate(images, start=1):
+        origin = f"{path}: image {place}"
+        problem = _image_problem(image)
+        if problem:
+            prepared.problems.append(f"{origin}: {problem}")
+            continue
+        for number, question in enumerate(image["qa_pairs"], start=1):
+            row, problem = _read_question(question, image, options.seed)
+            where = f"{origin} ({image['image_id']}), question {number}"
+            if problem:
+                prepared.problems.append(f"{where}: {problem}")
+            if row:
+                prepared.add(image["split"], row, where)
+    repeated = sum(len(set(row["choices"])) < len(LETTERS) for row in _all_rows(prepared) if "choices" in row)
+    if repeated:
+        prepared.notes.append(f"{repeated:,} rows have the same text in two options")
+    return prepared
+
+
+def _images(data: Any, path: Path) -> list[Any]:
+    images = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(images, list) or not images:
+        raise InputError(f'{path} has no list "images": give dataset_v7w_telling.json')
+    return images
+
+
+def _image_problem(image: Any) -> str:
+    if not isinstance(image, dict):
+        return "isn't an object"
+    if image.get("split") not in SPLITS:
+        return f"split {image.get('split')!r} is none of {', '.join(SPLITS)}"
+    if not is_count(image.get("image_id")) and not is_text(image.get("image_id")):
+        return "image_id must be a number or text"
+    if "filename" in image and (not is_text(image["filename"]) or not image["filename"].strip()):
+        return "filename must be text"
+    return "" if isinstance(image.get("qa_pairs"), list) else "has no list qa_pairs"
+
+
+def _read_question(question: Any, image: Mapping[str, Any], seed: int) -> tuple[Row | None, str]:
+    """The index row of a question (None if not even an id is there), and what is wrong with it."""
+    if not isinstance(question, dict):
+        return None, "isn't an object"
+    qa_id: Any = question.get("qa_id")
+    if not is_count(qa_id) and not (is_text(qa_id) and qa_id.strip()):
+        return None, "qa_id must be a number or text"
+    image_path = image.get("filename", f"v7w_{image['image_id']}.jpg").strip()
+    row: Row = {"id": str(qa_id), "image_path": image_path}
+    wrong = question.get("multiple_choices")
+    for name in ("question", "answer"):
+        if not is_text(question.get(name)) or not question[name].strip():
+            return row, f"{name} must be text and not empty"
+    if not isinstance(wrong, list) or len(wrong) != 3 or not all(is_text(text) and text.strip() for text in wrong):
+        return row, "multiple_choices must be the 3 wrong answers, none of them empty"
+    options = [question["answer"], *wrong]
+    order = list(range(len(options)))
+    random.Random(f"{seed}/{qa_id}").shuffle(order)
+    row |= {
+        "question": question["question"],
+        "choices": [options[place] for place in order],
+        "answer": LETTERS[order.index(0)],
+    }
+    if is_text(question.get("type")):
+        row["type"] = question["type"]
+    return row, ""
+
+
+def _split_csvs(splits: Splits) -> dict[str, str]:
+    return {f"visual7w.{split}.csv": write_csv(rows) for split, rows in splits.items()}
+
+
+def _all_rows(prepared: Prepared) -> Iterator[Row]:
+    for rows in prepared.splits.values():
+        yield from rows

@@ -1,0 +1,284 @@
+"""From what a format read to a prepared folder: every check first, then all files at once or none.
+
+The files are written to a hidden folder inside the prepared one and moved from there when the last of them is
+complete, dataset.json at the very end. An error, Ctrl-C or a full disk before that leaves what was there before.
+"""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.data import index
+from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.images import image_size, open_image, resolve_image_path
+from beit3_vqa.data.index import DatasetInfo, Row, image_key
+from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
+from beit3_vqa.errors import InputError
+from beit3_vqa.prepare.source import missing
+from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompt_text
+
+Splits = dict[str, list[Row]]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What every format has in common.
+
+    Attributes:
+        data_path: the prepared folder to write.
+        image_root: the folder that image paths start from; formats that bring their own images need none.
+        val_ratio: share of the training images that becomes the validation split where the data have none;
+            0: no validation split.
+        seed: of the split, the folds and the shuffles.
+        folds: 0, or the number of folds to assign the training rows to, in place of a validation split.
+        sentencepiece_model: tokenizer file to count tokens with.
+        train_tokenizer: 0, or the ids of a tokenizer to be trained on the training prompts and written beside them.
+        check: only check, write nothing.
+        verify_images: decode every image; if False, only headers are read.
+        prompt_template: text of a multiple-choice question.
+
+    Raises:
+        InputError: an option is out of range, or two contradict each other.
+    """
+
+    data_path: str | os.PathLike[str]
+    image_root: str | os.PathLike[str] = ""
+    val_ratio: float = 0.15
+    seed: int = 41
+    folds: int = 0
+    sentencepiece_model: str = ""
+    train_tokenizer: int = 0
+    check: bool = False
+    verify_images: bool = True
+    prompt_template: str = DEFAULT_PROMPT_TEMPLATE
+
+    def __post_init__(self) -> None:
+        if not os.fspath(self.data_path):
+            raise InputError("--data_path is missing: the folder to write to")
+        if not 0 <= self.val_ratio < 1:
+            raise InputError(f"--val_ratio must be 0 or more and less than 1, not {self.val_ratio}")
+        if self.folds < 0 or self.folds == 1:
+            raise InputError(f"--folds must be 2 or more, or 0 for none, not {self.folds}")
+        if self.train_tokenizer < 0:
+            raise InputError(f"--train_tokenizer must be a number of ids, not {self.train_tokenizer}")
+        if self.train_tokenizer and self.sentencepiece_model:
+            raise InputError(
+                "--train_tokenizer makes a tokenizer and --sentencepiece_model names one: give one of them"
+            )
+        try:
+            prompt_text({"question": "q", "choices": ["a", "b", "c", "d"]}, self.prompt_template)
+        except (LookupError, ValueError, AttributeError) as error:
+            raise InputError(f"--prompt_template {self.prompt_template!r} can't be filled in: {error!r}") from error
+
+
+@dataclass
+class Prepared:
+    """What a format read.
+
+    Attributes:
+        format: its name.
+        answers: the label table, in order; for multiple choice the letters.
+        image_root: the folder that image paths start from.
+        splits: index rows of each split. Each has at least an id and an image path, even one with a problem.
+        origins: where each row comes from (`train.csv:12`), parallel to `splits`.
+        problems: what is wrong, one line each, with its origin.
+        notes: what was interpreted, counted or left aside, for the summary.
+        extra_files: from the final splits, name -> text of further files to write beside the index.
+    """
+
+    format: str
+    answers: list[str]
+    image_root: str | os.PathLike[str]
+    splits: Splits = field(default_factory=dict)
+    origins: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    extra_files: Callable[[Splits], dict[str, str]] = lambda splits: {}
+
+    def add(self, split: str, row: Row, origin: str) -> None:
+        """Append a row to a split."""
+        self.splits.setdefault(split, []).append(row)
+        self.origins.setdefault(split, []).append(origin)
+
+
+def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
+    """Check rows and images, make the splits, and write the prepared folder unless `options.check` is set.
+
+    Raises InputError that lists the problems of every kind at once; nothing has been written then.
+    """
+    sizes, image_problems = _check_images(prepared, options.verify_images)
+    problems = [*prepared.problems, *_repeated_ids(prepared), *image_problems]
+    if not problems and not any(prepared.splits.values()):
+        problems.append("there isn't a single row")
+    splits, notes, tokenizer = prepared.splits, [*prepared.notes], None
+    try:
+        splits, division_notes = _divide(prepared.splits, options)
+        notes += division_notes
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        tokenizer = Tokenizer(options.sentencepiece_model) if options.sentencepiece_model else None
+    except InputError as error:
+        problems.append(str(error))
+    if problems:
+        title = f"prepare {prepared.format}: {len(problems)} problem{'s' * (len(problems) > 1)} found"
+        raise InputError.of_problems(title, problems, "Nothing was written.")
+
+    data_path = Path(options.data_path)
+    with _staging(data_path, options.check) as folder:
+        files = _write(folder, splits, prepared)
+        if options.train_tokenizer:
+            prompts = [prompt_text(row, options.prompt_template) for row in splits.get("train", [])]
+            tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
+            files.append(index.TOKENIZER_FILE)
+            notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
+        stale = [] if options.check else _stale_files(data_path, splits)
+        notes += [f"{name} of an earlier run removed" for name in stale]
+        every_row = [row for rows in splits.values() for row in rows]
+        summary = Summary(
+            format=prepared.format,
+            data_path=data_path,
+            rows={split: len(rows) for split, rows in splits.items()},
+            answers=count_answers(splits),
+            classes=len(prepared.answers),
+            images=len(sizes),
+            sizes=describe_sizes(sizes.values()),
+            prompts=measure_prompts(every_row, options.prompt_template, tokenizer),
+            notes=tuple(notes),
+            files=(*files, index.INFO_FILE),
+            check=options.check,
+        )
+        info = DatasetInfo(Path(prepared.image_root), prepared.format, options.seed, summary.rows, summary.numbers())
+        info.write(data_path, folder)
+        if not options.check:
+            _publish(folder, data_path, summary.files, stale)
+    return summary
+
+
+def _repeated_ids(prepared: Prepared) -> list[str]:
+    problems = []
+    for split, rows in prepared.splits.items():
+        first: dict[str, str] = {}
+        for row, origin in zip(rows, prepared.origins[split], strict=True):
+            if first.setdefault(row["id"], origin) != origin:
+                problems.append(f"{origin}: the ID {row['id']!r} is at {first[row['id']]} too")
+    return problems
+
+
+def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """(width, height) in pixels of every distinct image that can be read, and a problem for each row of the others."""
+    root = Path(prepared.image_root)
+    if not os.fspath(prepared.image_root):
+        return {}, ["--image_root is missing: the folder that the image paths start from"]
+    if not root.is_dir():
+        return {}, [missing("image folder", root)]
+
+    def look(image_path: str) -> tuple[int, int] | InputError:
+        try:
+            path = resolve_image_path(root, image_path)
+            return open_image(path).size if decode else image_size(path)
+        except InputError as error:
+            return error
+
+    paths = {image_key(row): row["image_path"] for rows in prepared.splits.values() for row in rows}
+    # `open_image` silences warnings, which Python can only do for all threads at once: without this outer frame one
+    # thread would undo what another did, and leave the process silenced at the end.
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")
+        # disable=None: no bar where there is no terminal to draw it on.
+        progress = tqdm(pool.map(look, paths.values()), "images", len(paths), unit="image", disable=None)
+        found = dict(zip(paths, progress, strict=True))
+    sizes = {image: size for image, size in found.items() if not isinstance(size, InputError)}
+    problems = [
+        f"{origin}: {found[image_key(row)]}"
+        for split, rows in prepared.splits.items()
+        for row, origin in zip(rows, prepared.origins[split], strict=True)
+        if image_key(row) not in sizes
+    ]
+    return sizes, problems
+
+
+def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]:
+    """The final splits in order, with folds or a validation split cut from train, and notes about them."""
+    divided, notes = dict(splits), []
+    train = splits.get("train", [])
+    if train and options.folds:
+        folds = index.assign_folds(train, options.folds, options.seed)
+        divided["train"] = [{**row, "fold": fold} for row, fold in zip(train, folds, strict=True)]
+        notes.append(f"{options.folds} folds in train, by image")
+        if "val" not in splits:
+            notes.append("no validation split: each fold is one in turn")
+    elif train and "val" not in splits and options.val_ratio:
+        divided["train"], divided["val"] = index.split_by_image(train, options.val_ratio, options.seed)
+        notes.append(f"validation split cut from train by image, ratio {options.val_ratio:g}, seed {options.seed}")
+    images = {split: {image_key(row) for row in rows} for split, rows in divided.items()}
+    for other in ("val", "test"):
+        shared = len(images.get("train", set()) & images.get(other, set()))
+        if shared:
+            notes.append(f"train and {other} share {shared:,} images")
+    return {split: divided[split] for split in index.SPLITS if split in divided}, notes
+
+
+def _stale_files(data_path: Path, splits: Splits) -> list[str]:
+    """Splits of an earlier run that this one doesn't have: they would be taken for part of it."""
+    others = [index.split_file(split) for split in index.SPLITS if split not in splits]
+    return [name for name in others if (data_path / name).exists()]
+
+
+def _write(folder: Path, splits: Splits, prepared: Prepared) -> list[str]:
+    """Write the index, the label table and the format's own files; returns their names."""
+    for split, rows in splits.items():
+        index.write_rows(folder / index.split_file(split), rows)
+    AnswerTable(prepared.answers).write(folder / index.ANSWERS_FILE)
+    extra_files = prepared.extra_files(splits)
+    for name, text in extra_files.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="")
+    return [*map(index.split_file, splits), index.ANSWERS_FILE, *extra_files]
+
+
+@contextmanager
+def _staging(data_path: Path, check: bool) -> Iterator[Path]:
+    """An empty folder that is gone at the end, with a data path made for it where the block failed.
+
+    It lies in the data path, so that files move from it in one step; for a check it lies elsewhere.
+    """
+    if check:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere)
+        return
+    created = [folder for folder in (data_path, *data_path.parents) if not folder.exists()]
+    try:
+        data_path.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".prepare-", dir=data_path))
+    except OSError as error:
+        raise InputError(f"--data_path {data_path} can't be written to: {error.strerror}") from error
+    try:
+        yield folder
+    except BaseException as error:
+        shutil.rmtree(folder)
+        with suppress(OSError):  # somebody else may have put a file there meanwhile
+            for new in created:
+                new.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(f"--data_path {data_path} can't be written to: {error.strerror}") from error
+        raise
+    shutil.rmtree(folder)
+
+
+def _publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[str]) -> None:
+    in_the_way = [str(data_path / name) for name in (*names, *stale) if (data_path / name).is_dir()]
+    if in_the_way:
+        raise InputError(f"{', '.join(in_the_way)} must become a file but is a folder: remove it")
+    for name in stale:
+        (data_path / name).unlink()
+    for name in names:
+        (folder / name).replace(data_path / name)

@@ -1,0 +1,141 @@
+"""Training, evaluation and single answers: where the parts meet. Knows no task and no model by name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from beit3_vqa.assemble import (
+    Parts,
+    assemble,
+    checkpoint_to_evaluate,
+    checkpoint_to_resume,
+    config_of_checkpoint,
+    initialise,
+    load_for_inference,
+    make_task,
+)
+from beit3_vqa.config import RunConfig
+from beit3_vqa.dry_run import describe, dry_run
+from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
+from beit3_vqa.errors import InputError
+from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
+from beit3_vqa.tasks import find_task
+from beit3_vqa.training import (
+    TrainState,
+    check_same_answers,
+    evaluate_split,
+    resume,
+    set_up_training,
+    train_epochs,
+)
+
+
+def train(config: RunConfig) -> TrainState:
+    """Trains as `config` says, from scratch, from pretrained weights, or on from a checkpoint.
+
+    Raises:
+        InputError: something the user gave doesn't work.
+        TrainingDiverged: the gradient is no longer finite.
+    """
+    if not config.run.output_dir and not config.run.dry_run:
+        raise InputError("--output_dir: say where checkpoints and results go.")
+    path = checkpoint_to_resume(config)
+    content = read_checkpoint(path, "--resume", trust=True) if path else None
+    if content is not None:
+        config = config_of_checkpoint(config, content)
+    parts = assemble(config, make_task(config), path.parent if path else None)
+    if content is None:
+        initialise(parts)
+    run = set_up_training(parts)
+    if content is not None:
+        resume(run, content, f"--resume {path}")
+    describe(run)
+    if config.run.dry_run:
+        dry_run(run)
+        return run.state
+    return train_epochs(run)
+
+
+def evaluate(config: RunConfig) -> EvalResult:
+    """Evaluates a checkpoint on `config.run.split` and writes the result files.
+
+    Raises:
+        InputError: something the user gave doesn't work.
+    """
+    path = checkpoint_to_evaluate(config)
+    content = read_checkpoint(path, "--resume", trust=True) if path else None
+    if content is not None:
+        config = config_of_checkpoint(config, content)
+    task = make_task(config)
+    check_same_answers(task.state(), content)
+    parts = assemble(config, task, path.parent if path else None)
+    if content is not None:
+        load_for_inference(parts.model, content, f"--resume {path}")
+    else:
+        initialise(parts)
+    parts.model.to(parts.precision.device)
+    result = evaluate_split(parts, parts.loader(config.run.split), f"evaluating {config.run.split}")
+    folder = Path(config.run.output_dir or (path or Path(config.init.finetune)).parent)
+    for written in task.write_results(result, folder, config.run.split):
+        print(f"wrote {written}")
+    if result.metrics:
+        score = result.metrics[task.best_metric]
+        print(f"{config.run.split} {task.best_metric}: {score:.2f} (chance {task.chance():.2f})")
+    return result
+
+
+class Answerer:
+    """A trained model, ready for questions; made by `load`."""
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
+
+    def predict(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Prediction:
+        """Answers one question about one image.
+
+        Args:
+            image: a file.
+            question: as text.
+            choices: the options, as many as the model was trained with; empty for an open-ended model.
+
+        Raises:
+            InputError: an image that can't be read, or another number of options.
+        """
+        task = self.parts.task
+        if choices and len(choices) != task.num_classes:
+            raise InputError(f"the model chooses among {task.num_classes} options; {len(choices)} were given.")
+        if not choices and task.answers_are_options:
+            raise InputError(f"the model answers multiple-choice questions: give {task.num_classes} choices.")
+        if choices and not task.answers_are_options:
+            raise InputError("the model answers open-ended questions: leave the choices out.")
+        example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
+        processor, device = self.parts.processor, self.parts.precision.device
+        inputs = {name: value.to(device) for name, value in processor.collate([processor(example)]).items()}
+        with torch.no_grad(), self.parts.precision.autocast():
+            outputs = self.parts.model(**inputs)
+        return task.predictions(outputs.float(), Batch(inputs, (example,)))[0]
+
+
+def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str = "") -> Answerer:
+    """A trained model from one of your checkpoints, with everything else it needs.
+
+    Args:
+        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        sentencepiece_model: the tokenizer, where tokenizer.spm no longer lies beside the checkpoint.
+
+    Raises:
+        InputError: not such a checkpoint, or no tokenizer.
+    """
+    path = Path(checkpoint)
+    content = read_checkpoint(path, "--checkpoint")
+    if "task_state" not in content:
+        raise InputError(f"--checkpoint {path}: isn't a checkpoint of this package's training; use --eval --resume.")
+    given = {"device": device} | ({"sentencepiece_model": sentencepiece_model} if sentencepiece_model else {})
+    config = config_of_checkpoint(RunConfig(), content).updated(given, given=frozenset(given))
+    task = find_task(options_of(content)["task"]).from_checkpoint(config, content["task_state"])
+    parts = assemble(config, task, path.parent)
+    load_for_inference(parts.model, content, f"--checkpoint {path}")
+    parts.model.to(parts.precision.device).eval()
+    return Answerer(parts)

@@ -1,0 +1,78 @@
+"""The plain data that travels along the road from index row to submission. No logic here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one image.
+
+    Attributes:
+        id: the row's own id, as text; unique within its split.
+        image_path: a file to open.
+        question: the question as text, empty where `token_ids` stands for it.
+        choices: the options of a multiple-choice question, in the order they are shown; empty when open-ended.
+        answer: the annotated answer (a letter for multiple choice); None where it isn't known.
+        targets: (label, score) pairs, scores in [0, 1]; empty where the answer isn't known or has no label.
+        weight: how much the row counts in the weighted accuracy; None where the data have no weights.
+        token_ids: XLM-R ids without `<s>` and `</s>`, where the index (upstream's format) holds ids, not text.
+    """
+
+    id: str
+    image_path: str
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: str | None = None
+    targets: tuple[tuple[int, float], ...] = ()
+    weight: float | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples as a model takes them.
+
+    Attributes:
+        inputs: keyword arguments of the model, tensors whose first dimension is B.
+        examples: the B examples in order, options as the model sees them.
+    """
+
+    inputs: dict[str, Tensor]
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model answered to one question, and what is known of the truth.
+
+    Attributes:
+        id: the example's id.
+        question: its text.
+        answer: the chosen answer: a letter for multiple choice, else text.
+        probabilities: answer -> probability, most likely first when open-ended, which keeps the likeliest few.
+        truth: the annotated answer, None where it isn't known.
+        score: what the chosen answer scores in [0, 1]; None where the truth isn't known.
+        weight: the row's weight, None where the data have none.
+    """
+
+    id: str
+    question: str
+    answer: str
+    probabilities: dict[str, float]
+    truth: str | None = None
+    score: float | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Metrics (empty where no answer is known) and one prediction for each row, in input order."""
+
+    metrics: dict[str, Any]
+    predictions: list[Prediction]

@@ -1,0 +1,219 @@
+"""Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
+
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from beit3_vqa.config import RunConfig
+from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, read_rows, split_files
+from beit3_vqa.errors import InputError
+from beit3_vqa.metrics import accuracy_metrics
+from beit3_vqa.output.predictions import write_metrics, write_predictions, write_upstream_results
+from beit3_vqa.output.submission import write_submission
+from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
+from beit3_vqa.tasks.base import Task
+
+# Open-ended predictions keep the likeliest few: predictions.json would otherwise hold rows times vocabulary.
+KEPT_ANSWERS = 5
+
+
+class VQACustom(Task):
+    """Questions in the SCPC format (options A, B, C, D), or open-ended ones.
+
+    Args:
+        answers: answer table; the model has one output for each.
+        config: the run's options.
+        data_path: prepared folder; None for a task that only answers questions.
+    """
+
+    name = "vqacustom"
+    best_metric = "accuracy"
+
+    def __init__(self, answers: AnswerTable, config: RunConfig, data_path: Path | None = None):
+        self.answers = answers
+        self.config = config
+        self.data_path = data_path
+        self.num_classes = len(answers)
+        wanted = config.model.num_classes
+        if wanted not in (None, self.num_classes):
+            raise InputError(
+                f"--num_classes {wanted}: the answer table has {self.num_classes} answers "
+                f"({', '.join(answers.answers[:5])}{', ...' if len(answers) > 5 else ''}). Leave the option out, or "
+                "prepare the data again."
+            )
+
+    @classmethod
+    def from_folder(cls, config: RunConfig) -> "VQACustom":
+        """The task on a prepared folder."""
+        if not config.data.data_path:
+            raise InputError("--data_path: give the folder that `beit3-vqa prepare` wrote.")
+        folder = Path(config.data.data_path)
+        if not folder.is_dir():
+            raise InputError(f"--data_path {folder}: no such folder. `beit3-vqa prepare --help` says how to make one.")
+        return cls(AnswerTable.read(folder / ANSWERS_FILE), config, folder)
+
+    @classmethod
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any]) -> "VQACustom":
+        """The task with the answer table that a checkpoint keeps."""
+        return cls(AnswerTable(saved["answers"]), config)
+
+    def state(self) -> dict[str, Any]:
+        """The answer table."""
+        return {"answers": list(self.answers.answers)}
+
+    @property
+    def answers_are_options(self) -> bool:
+        """Whether the answers are the letters of options."""
+        return self.answers.answers == tuple(string.ascii_uppercase[: self.num_classes])
+
+    def splits(self) -> list[str]:
+        """The splits that have an index file; with a fold, `val` is that fold."""
+        assert self.data_path is not None
+        found = [split for split in ("train", "val", "test") if split_files(self.data_path, split)]
+        if self.config.data.fold is not None and "val" not in found:
+            found.insert(1, "val")
+        return found
+
+    def dataset(self, split: str, processor: Callable, *, training: bool) -> CustomDataset:
+        """A split, checked against the answer table.
+
+        Raises:
+            InputError: no such split; rows of another number of options; training rows without an answer.
+        """
+        assert self.data_path is not None
+        rows = self._rows(split)
+        self._check_choices(rows, split)
+        info = DatasetInfo.read(self.data_path)
+        dataset = CustomDataset(
+            rows,
+            self.answers,
+            self._image_root(info),
+            processor,
+            training=training,
+            shuffle_choices=training and self.config.data.shuffle_choices,
+            seed=self.config.run.seed,
+        )
+        if training:
+            dataset.rows = self._learnable(dataset)
+        return dataset
+
+    def _image_root(self, info: DatasetInfo) -> Path:
+        root = Path(self.config.data.image_root or info.image_root)
+        if not root.is_dir():
+            raise InputError(f"image folder {root}: no such folder. Where did the images go? Say it with --image_root.")
+        return root
+
+    def _rows(self, split: str) -> list[dict[str, Any]]:
+        assert self.data_path is not None
+        fold = self.config.data.fold
+        files = split_files(self.data_path, "train" if fold is not None and split == "val" else split)
+        if not files:
+            raise InputError(f"--data_path {self.data_path}: has no {split} split; it has {', '.join(self.splits())}.")
+        rows = [row for file in files for row in read_rows(file)]
+        if fold is None or split == "test":
+            return rows
+        folds = sorted({row["fold"] for row in rows if "fold" in row})
+        if fold not in folds:
+            there = f"folds {folds[0]} to {folds[-1]}" if folds else "no folds; prepare the data with --folds K"
+            raise InputError(f"--fold {fold}: the training rows have {there}.")
+        return [row for row in rows if (row.get("fold") == fold) == (split == "val")]
+
+    def _check_choices(self, rows: Sequence[dict[str, Any]], split: str) -> None:
+        for row in rows:
+            choices = row.get("choices")
+            if choices and (len(choices) != self.num_classes or not self.answers_are_options):
+                raise InputError(
+                    f"{split} row {row['id']}: has {len(choices)} options, but {ANSWERS_FILE} lists "
+                    f"{self.num_classes} answers ({', '.join(self.answers.answers[:5])}); one per option is needed."
+                )
+
+    def _learnable(self, dataset: CustomDataset) -> list[dict[str, Any]]:
+        """The rows with a label; those whose answer isn't in the table can't be learned, and that is said."""
+        kept, outside = [], 0
+        for index, row in enumerate(dataset.rows):
+            example = dataset.example(index)
+            if example.answer is None:
+                raise InputError(f"training row {example.id}: has no answer. Training needs one in every row.")
+            if example.targets:
+                kept.append(row)
+            else:
+                outside += 1
+        if outside:
+            print(f"{outside} of {len(dataset.rows)} training rows aren't trained on: their answer isn't in {ANSWERS_FILE}.")
+        if not kept:
+            raise InputError(f"no training row has an answer of {ANSWERS_FILE}.")
+        return kept
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy against the scores as a distribution, or upstream's binary cross entropy times classes."""
+        targets = self.targets(batch.examples).to(outputs.device, non_blocking=True)
+        if self.config.model.vqa_loss == "bce":
+            return F.binary_cross_entropy_with_logits(outputs, targets) * self.num_classes
+        distribution = targets / targets.sum(dim=1, keepdim=True)
+        return F.cross_entropy(outputs, distribution, label_smoothing=self.config.optim.label_smoothing)
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """Score of each class, float32 (B, classes)."""
+        targets = torch.zeros(len(examples), self.num_classes)
+        for row, example in enumerate(examples):
+            for label, score in example.targets:
+                targets[row, label] = score
+        return targets
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+        """The likeliest answer of each example."""
+        probabilities = self.probabilities(outputs).cpu()
+        return [self._prediction(p, e) for p, e in zip(probabilities, batch.examples, strict=True)]
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Logits (B, classes) -> probabilities that sum to 1: softmax, or for bce the sigmoids over their sum."""
+        if self.config.model.vqa_loss == "bce":
+            scores = outputs.sigmoid()
+            return scores / scores.sum(dim=1, keepdim=True)
+        return outputs.softmax(dim=1)
+
+    def _prediction(self, probabilities: Tensor, example: Example) -> Prediction:
+        kept = range(self.num_classes) if example.choices else probabilities.argsort(descending=True)[:KEPT_ANSWERS]
+        label = int(probabilities.argmax())
+        return Prediction(
+            id=example.id,
+            question=example.question,
+            answer=self.answers.answers[label],
+            probabilities={self.answers.answers[int(i)]: float(probabilities[int(i)]) for i in kept},
+            truth=example.answer,
+            score=None if example.answer is None else dict(example.targets).get(label, 0.0),
+            weight=example.weight,
+        )
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """Accuracy in percent, in parts, with the histograms of answers and truths."""
+        return accuracy_metrics(predictions)
+
+    def chance(self) -> float:
+        """Percent right when guessing: one of the options, or always the most frequent training answer."""
+        assert self.data_path is not None
+        rows = self._rows("train") if split_files(self.data_path, "train") else []
+        if not rows or rows[0].get("choices"):
+            return 100.0 / self.num_classes
+        counts = Counter(row.get("answer") for row in rows)
+        return 100.0 * max(counts.values()) / len(rows)
+
+    def write_results(self, result: EvalResult, folder: Path, split: str) -> list[Path]:
+        """predictions.json, submission.csv, upstream's JSON and, where answers are known, metrics.json."""
+        suffix = "" if split == "test" else f"_{split}"
+        written = [
+            write_predictions(result.predictions, folder / f"predictions{suffix}.json"),
+            write_upstream_results(result.predictions, folder / f"submit_{self.name}_{split}.json"),
+            write_submission(result.predictions, folder / f"submission{suffix}.csv"),
+        ]
+        if result.metrics:
+            written.append(write_metrics(result.metrics, folder / f"metrics{suffix}.json"))
+        return written

@@ -1,0 +1,263 @@
+"""A training run from epoch to epoch: resume, train, validate, save, log."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beit3_vqa.assemble import Parts, keep_tokenizer, load_weights
+from beit3_vqa.config import write_config
+from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.engine.checkpoint import (
+    BEST,
+    epoch_checkpoints,
+    epoch_file,
+    prune_checkpoints,
+    random_state,
+    save_checkpoint,
+    set_previous_run_aside,
+    set_random_state,
+)
+from beit3_vqa.engine.evaluate import evaluate_batches
+from beit3_vqa.engine.optim import ModelEma, load_optimizer, make_optimizer, make_schedule
+from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.pretrained import load_pretrained, weights_of
+from beit3_vqa.output.logging import Progress, RunLog, peak_memory
+from beit3_vqa.schema import EvalResult, Prediction
+
+SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
+
+
+@dataclass
+class TrainState:
+    """Where a training run stands, beyond weights and optimizer."""
+
+    epoch: int = 0  # the next one
+    best_score: float | None = None
+    best_epoch: int | None = None
+
+
+@dataclass
+class Training:
+    """A training run with everything it needs from step to step."""
+
+    parts: Parts
+    train: BatchLoader
+    val: BatchLoader | None
+    optimizer: torch.optim.Optimizer
+    ema: ModelEma | None
+    state: TrainState = field(default_factory=TrainState)
+
+    @property
+    def examples(self) -> int:
+        """Training examples in an epoch."""
+        return self.train.batches.rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        options = self.parts.config.optim
+        return steps_per_epoch(self.examples, options.batch_size, options.update_freq)
+
+    @property
+    def end_epoch(self) -> int:
+        """Where this session stops: the last epoch, or earlier if `--stop_after_epochs` says so."""
+        config = self.parts.config
+        session = config.run.stop_after_epochs or config.optim.epochs
+        return min(config.optim.epochs, self.state.epoch + session)
+
+
+def set_up_training(parts: Parts) -> Training:
+    """Loaders, optimizer and moving average of a run whose model has its weights."""
+    config = parts.config
+    parts.model.to(parts.precision.device)
+    train_loader = parts.loader("train", training=True)
+    val_loader = parts.loader("val") if "val" in parts.task.splits() else None
+    if val_loader is None:
+        print("no val split: nothing to choose the best epoch by, the last one counts as the best")
+    optimizer = make_optimizer(parts.model, config.optim)
+    ema = None
+    if config.optim.model_ema:
+        ema = ModelEma(parts.model, config.optim.model_ema_decay, "cpu" if config.optim.model_ema_force_cpu else None)
+    return Training(parts, train_loader, val_loader, optimizer, ema)
+
+
+def resume(run: Training, content: dict[str, Any], where: str) -> None:
+    """Brings back everything a checkpoint holds; upstream's hold no best score and no random state."""
+    parts = run.parts
+    check_same_answers(parts.task.state(), content)
+    if parts.config.run.resume_weights_only:
+        report = load_pretrained(parts.model, weights_of(content), where)
+        print(f"{where}: {report}")
+    else:
+        load_weights(parts.model, weights_of(content), where)
+        _resume_optimizer(run, content, where)
+        run.state.best_score = content.get("best_score")
+        run.state.best_epoch = content.get("best_epoch")
+    if run.ema is not None:
+        average = content.get("model_ema")
+        if average and not parts.config.run.resume_weights_only:
+            run.ema.load_state_dict(average)
+        else:
+            print(f"{where}: has no moving average; it starts from the weights")
+            run.ema = ModelEma(parts.model, run.ema.decay, "cpu" if parts.config.optim.model_ema_force_cpu else None)
+    run.state.epoch = int(content["epoch"]) + 1 if "epoch" in content else 0
+    if "random_state" in content:
+        set_random_state(content["random_state"])
+    print(f"{where}: {run.state.epoch} epochs done, {max(0, parts.config.optim.epochs - run.state.epoch)} to go")
+
+
+def _resume_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
+    if "optimizer" not in content:
+        raise InputError(
+            f"{where}: holds weights without an optimizer (checkpoint-best.pth is for evaluation). Resume from "
+            "checkpoint-N.pth, or add --resume_weights_only for a new optimizer."
+        )
+    try:
+        load_optimizer(run.optimizer, content["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{where}: its optimizer has other parameter groups than this run ({error}). Were --layer_decay, "
+            "--task_head_lr_weight or the head changed? --resume_weights_only starts a new optimizer."
+        ) from error
+    if content.get("scaler"):
+        run.parts.precision.scaler.load_state_dict(content["scaler"])
+
+
+def check_same_answers(ours: dict[str, Any], content: dict[str, Any] | None) -> None:
+    """InputError where a checkpoint's outputs mean other answers than the data's."""
+    saved = (content or {}).get("task_state")
+    if saved is not None and saved != ours:
+        raise InputError(
+            "the checkpoint was trained with another answer table than the one in --data_path. Its outputs would be "
+            "read as the wrong answers; start from it with --finetune instead."
+        )
+
+
+def train_epochs(run: Training) -> TrainState:
+    """Trains to the end of the session, leaving checkpoints, logs and config.json in the output folder."""
+    config, state = run.parts.config, run.state
+    folder = Path(config.run.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not config.run.auto_resume and not config.run.resume:
+        aside = set_previous_run_aside(folder)
+        if aside:
+            print(f"starting over: the earlier run's files are now in {aside}")
+    elif state.epoch == 0 and epoch_checkpoints(folder):
+        raise InputError(f"{folder} holds checkpoints of another run; choose another --output_dir.")
+    write_config(config, folder / "config.json")
+    keep_tokenizer(run.parts, folder)
+    log = RunLog(folder, Path(config.run.log_dir or folder / "tensorboard"), state.epoch * run.steps_per_epoch)
+    end = run.end_epoch
+    try:
+        for epoch in range(state.epoch, end):
+            _train_one(run, epoch, log, last=epoch + 1 == end)
+    finally:
+        log.close()
+    if end < config.optim.epochs:
+        print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
+    return state
+
+
+def _train_one(run: Training, epoch: int, log: RunLog, *, last: bool) -> None:
+    """An epoch: train, evaluate, save, log."""
+    parts, state, config = run.parts, run.state, run.parts.config
+    values = _run_steps(run, epoch, log)
+    metrics = _validate(run, epoch)
+    score = metrics.get(parts.task.best_metric)
+    improved = score is None or state.best_score is None or score > state.best_score
+    state.epoch = epoch + 1
+    if improved:
+        state.best_score, state.best_epoch = score, epoch
+    step = (epoch + 1) * run.steps_per_epoch
+    if score is not None:
+        log.scalars({f"val/{parts.task.best_metric}": score}, step)
+        print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} (best {state.best_score:.2f}, epoch {state.best_epoch})")
+    if config.run.save_ckpt:
+        _save(run, epoch, improved, last)
+    log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
+
+
+def _run_steps(run: Training, epoch: int, log: RunLog) -> dict[str, float]:
+    config, device = run.parts.config, run.parts.precision.device
+    progress = Progress(f"epoch {epoch}/{config.optim.epochs}", run.examples, config.run.log_interval)
+    loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+    last: StepReport | None = None
+    for last in steps(run, epoch):
+        loss_sum += last.loss * last.examples
+        if progress.due() or last.step % SCALAR_STEPS == 0:
+            values = {"train/loss": last.loss.item(), "train/lr": last.lr, "train/grad_norm": last.grad_norm.item()}
+            log.scalars({**values, "train/examples_per_second": progress.speed()}, last.step)
+        progress.update(last.examples, lambda report=last: _shown(report, device))  # type: ignore[misc]
+    progress.close()
+    mean_loss = loss_sum.item() / run.examples
+    return {"train_loss": mean_loss, "train_lr": last.lr if last else 0.0, "examples_per_second": progress.speed()}
+
+
+def _shown(report: StepReport, device: torch.device) -> dict[str, str]:
+    return {"loss": f"{report.loss.item():.4f}", "lr": f"{report.lr:.2e}", "memory": peak_memory(device)}
+
+
+def steps(run: Training, epoch: int) -> Iterator[StepReport]:
+    """The optimizer steps of an epoch, one report each."""
+    options = run.parts.config.optim
+    return train_epoch(
+        run.parts.model,
+        run.train.epoch(epoch),
+        run.parts.task.loss,
+        run.optimizer,
+        make_schedule(options, run.steps_per_epoch),
+        run.parts.precision,
+        examples=run.examples,
+        batch_size=options.batch_size,
+        update_freq=options.update_freq,
+        clip_grad=options.clip_grad,
+        ema=run.ema,
+        first_step=epoch * run.steps_per_epoch,
+    )
+
+
+def _validate(run: Training, epoch: int) -> dict[str, Any]:
+    if run.val is None:
+        return {}
+    if run.ema is None:
+        return evaluate_split(run.parts, run.val, f"epoch {epoch} val").metrics
+    with run.ema.swapped_into(run.parts.model):
+        return evaluate_split(run.parts, run.val, f"epoch {epoch} val (EMA)").metrics
+
+
+def _save(run: Training, epoch: int, improved: bool, last: bool) -> None:
+    config, state = run.parts.config, run.state
+    folder = Path(config.run.output_dir)
+    content: dict[str, Any] = {
+        "model": run.parts.model.state_dict(),
+        "epoch": epoch,
+        "args": config.flat(),
+        "best_score": state.best_score,
+        "best_epoch": state.best_epoch,
+        "task_state": run.parts.task.state(),
+    }
+    if run.ema is not None:
+        content["model_ema"] = run.ema.state_dict()
+    if improved:
+        save_checkpoint(folder / BEST, content)
+    if last or (epoch + 1) % config.run.save_ckpt_freq == 0:
+        content["optimizer"] = run.optimizer.state_dict()
+        content["scaler"] = run.parts.precision.scaler.state_dict()
+        content["random_state"] = random_state()
+        save_checkpoint(epoch_file(folder, epoch), content)
+        prune_checkpoints(folder, config.run.keep_checkpoints)
+
+
+def evaluate_split(parts: Parts, loader: BatchLoader, label: str) -> EvalResult:
+    """Predictions and metrics of a split, rows in input order."""
+    predictions: list[Prediction] = []
+    progress = Progress(label, loader.batches.rows, parts.config.run.log_interval)
+    for batch in evaluate_batches(parts.model, loader.epoch(0), parts.task.predictions, parts.precision):
+        predictions += batch
+        progress.update(len(batch), dict)
+    progress.close()
+    return EvalResult(parts.task.metrics(predictions), predictions)

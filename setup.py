@@ -1,0 +1,41 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="beit3_vqa",
+    version="0.1.0",
+    description="Fine-tune BEiT-3 on your own visual question answering data: from a CSV to a submission",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
+    package_data={"beit3_vqa": ["py.typed"]},
+    install_requires=[
+        "torch>=2.5",
+        "torchvision>=0.20",
+        "timm",
+        "torchscale==0.3.0",  # its module names are the checkpoint format
+        "sentencepiece",
+        "pandas",
+        "pillow>=10.1",
+        "numpy",
+        "tensorboard",
+        "tqdm",
+    ],
+    extras_require={
+        "demo": ["easy-vqa"],  # the 48k questions that `beit3-vqa demo` learns
+        "test": [
+            "pytest",
+            "hypothesis",
+            "transformers<5",  # its slow XLMRobertaTokenizer is the tokenizer's oracle
+            "easy-vqa",
+            "scikit-image",  # real photographs
+            "ruff",
+            "mypy",
+            "pandas-stubs",
+        ],
+    },
+    entry_points={"console_scripts": ["beit3-vqa=beit3_vqa.cli:main"]},
+)

@@ -1,0 +1,341 @@
+"""Decoding: every mode and format, upright and on white; every broken file one InputError that names it."""
+
+import os
+import random
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image, ImageFile
+
+from beit3_vqa.data.images import MAX_IMAGE_PIXELS, image_size, open_image, resolve_image_path
+from beit3_vqa.errors import InputError
+
+PHOTOGRAPHS = Path(skimage.data.__file__).parent
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def photograph(name: str = "astronaut.png", side: int = 96) -> Image.Image:
+    with Image.open(PHOTOGRAPHS / name) as image:
+        return image.convert("RGB").resize((side, side))
+
+
+def levels_apart(a: Image.Image, b: Image.Image) -> np.ndarray:
+    assert a.size == b.size
+    return np.abs(np.asarray(a, dtype=np.int16) - np.asarray(b, dtype=np.int16))
+
+
+def refused(path: Path | str, *said: str) -> None:
+    for read in (open_image, image_size):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        message = str(caught.value)
+        assert "\n" not in message
+        for words in (repr(str(path)), *said):
+            assert words in message
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"])
+def test_photographs_decode_as_upstream_decodes_them(name: str) -> None:
+    image = open_image(PHOTOGRAPHS / name)
+    with Image.open(PHOTOGRAPHS / name) as upstream:
+        assert image.mode == "RGB"
+        assert image.tobytes() == upstream.convert("RGB").tobytes()
+    assert image_size(str(PHOTOGRAPHS / name)) == image.size
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "ppm", "webp", "tif", "jp2", "avif"])
+def test_formats_whatever_the_extension_says(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"image.{suffix}"
+    photograph().save(path)
+    disguised = path.rename(tmp_path / "image.txt")
+    assert levels_apart(open_image(disguised), photograph()).mean() < 8
+    assert image_size(disguised) == (96, 96)
+
+
+def test_grey_one_bit_and_palette(tmp_path: Path) -> None:
+    for mode in ("L", "1", "P"):
+        original = photograph().convert(mode)
+        original.save(tmp_path / "image.png")
+        assert levels_apart(open_image(tmp_path / "image.png"), original.convert("RGB")).max() == 0
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    photograph().convert("CMYK").save(tmp_path / "image.jpg", quality=95)
+    assert levels_apart(open_image(tmp_path / "image.jpg"), photograph()).mean() < 3
+
+
+def test_transparent_pixels_are_white_and_opaque_ones_are_upstreams(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    rgba = photograph().convert("RGBA")
+    rgba.putpixel((0, 0), (0, 0, 0, 0))
+    rgba.putpixel((1, 0), (255, 0, 0, 51))
+    rgba.save(path)
+    ours, upstream = open_image(path), rgba.convert("RGB")
+    assert upstream.getpixel((0, 0)) == (0, 0, 0)  # the hidden colour, which upstream shows
+    assert ours.getpixel((0, 0)) == WHITE
+    assert ours.getpixel((1, 0)) == (255, 204, 204)
+    assert np.argwhere(levels_apart(ours, upstream).any(axis=2)).tolist() == [[0, 0], [0, 1]]
+
+
+def test_transparency_of_grey_palette_and_colour_keys(tmp_path: Path) -> None:
+    grey = Image.new("LA", (2, 1), (0, 0))
+    grey.putpixel((1, 0), (100, 255))
+    grey.save(tmp_path / "la.png")
+    assert [open_image(tmp_path / "la.png").getpixel((x, 0)) for x in (0, 1)] == [WHITE, (100, 100, 100)]
+
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    for x in range(3):
+        palette.putpixel((x, 0), x)
+    for name, transparency in (("index.png", 0), ("bytes.png", b"\x00\xff\xff"), ("index.gif", 0)):
+        palette.save(tmp_path / name, transparency=transparency)
+        assert [open_image(tmp_path / name).getpixel((x, 0)) for x in range(3)] == [WHITE, RED, BLUE]
+
+    keyed = Image.new("RGB", (2, 1), RED)
+    keyed.putpixel((1, 0), BLUE)
+    keyed.save(tmp_path / "keyed.png", transparency=RED)
+    assert [open_image(tmp_path / "keyed.png").getpixel((x, 0)) for x in (0, 1)] == [WHITE, BLUE]
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    expected = np.arange(256).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    Image.fromarray(ramp).save(tmp_path / "ramp.tif")
+    Image.fromarray(ramp.astype(">u2")).save(tmp_path / "big_endian.tif")
+    Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "wide.tif")
+    (tmp_path / "ramp.pgm").write_bytes(b"P5 16 16 65535\n" + ramp.astype(">u2").tobytes())
+    for name in ("ramp.png", "ramp.tif", "big_endian.tif", "wide.tif", "ramp.pgm"):
+        assert np.array_equal(np.asarray(open_image(tmp_path / name))[..., 0], expected), name
+    # A dark scan stays dark: the format, not the brightest pixel, says what white is.
+    Image.fromarray(ramp // 512).save(tmp_path / "dark.png")
+    assert np.asarray(open_image(tmp_path / "dark.png")).max() <= 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0), (-3.0, 7.5), (2e5, 1e9)])
+def test_float_and_wide_grey(low: float, high: float, tmp_path: Path) -> None:
+    ramp = np.linspace(low, high, 256, dtype=np.float32).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "float.tif")
+    assert np.abs(np.asarray(open_image(tmp_path / "float.tif"))[..., 2].ravel() - np.arange(256.0)).max() <= 1
+    if high > 100:
+        Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "int.tif")
+        assert np.abs(np.asarray(open_image(tmp_path / "int.tif"))[..., 2].ravel() - np.arange(256.0)).max() <= 1
+
+
+def test_float_constant_and_not_finite(tmp_path: Path) -> None:
+    path = tmp_path / "float.tif"
+    Image.fromarray(np.full((4, 4), -7.0, np.float32)).save(path)
+    assert open_image(path).getpixel((0, 0)) == (0, 0, 0)
+    for value in (np.nan, np.inf):
+        Image.fromarray(np.full((4, 4), value, np.float32)).save(path)
+        with pytest.raises(InputError, match=r"float\.tif.*finite"):
+            open_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(suffix: str, orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / f"image.{suffix}"
+    upright = Image.new("RGB", (48, 32), BLUE)
+    upright.paste(RED, (0, 0, 16, 16))  # red at the top left
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(path, exif=exif)
+    image = open_image(path)
+    assert image_size(path) == image.size == (48, 32)
+    assert levels_apart(image, upright).mean() < 8
+    with Image.open(path) as upstream:
+        # Upstream leaves it lying, but for TIFF, which Pillow turns by itself.
+        upstream.load()
+        assert upstream.size == ((48, 32) if suffix == "tif" else stored.size)
+
+
+def test_damaged_exif_leaves_the_image_as_it_lies(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    for exif in (b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage", b"Exif\0\0nonsense", b"Exif\0\0"):
+        photograph().save(path, exif=exif)
+        assert open_image(path).size == image_size(path) == (96, 96)
+
+
+def test_first_frame_stands_for_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    for suffix in ("gif", "png", "webp", "tif"):
+        path = tmp_path / f"animation.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        assert levels_apart(open_image(path), frames[0]).max() <= 2, suffix
+    assert open_image(PHOTOGRAPHS / "no_time_for_that_tiny.gif").mode == "RGB"
+    assert open_image(PHOTOGRAPHS / "multipage.tif").mode == "RGB"
+
+
+def test_missing_empty_folder_and_other_files(tmp_path: Path) -> None:
+    refused(tmp_path / "gone.jpg", "doesn't exist", "image root")
+    refused(tmp_path, "is a folder")
+    refused(tmp_path / "a\0b.jpg", "can't be opened")
+    refused(tmp_path / ("x" * 300), "can't be opened")
+    (tmp_path / "empty.jpg").touch()
+    refused(tmp_path / "empty.jpg", "empty (0 bytes)")
+    (tmp_path / "page.jpg").write_text("<html>404 Not Found</html>")
+    refused(tmp_path / "page.jpg", "no image that can be read")
+    photograph().save(tmp_path / "drawing.eps")  # Pillow would hand it to Ghostscript
+    refused(tmp_path / "drawing.eps", "no image that can be read")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    refused(tmp_path / "pipe.jpg", "no regular file")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    refused(tmp_path / "loop.jpg", "can't be opened")
+
+
+def test_huge_files_are_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.bmp").open("wb") as file:
+        file.truncate(2**30)
+    refused(tmp_path / "sparse.bmp", "bytes", "scale it down")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "jp2"])
+def test_truncated_files_are_noticed(suffix: str, tmp_path: Path) -> None:
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    path = tmp_path / f"image.{suffix}"
+    photograph("chelsea.png").save(path)
+    whole = path.read_bytes()
+    for part in (0.02, 0.3, 0.6, 0.9):
+        path.write_bytes(whole[: int(len(whole) * part)])
+        with pytest.raises(InputError, match=rf"image\.{suffix}"):
+            open_image(path)
+
+
+def test_truncated_progressive_jpeg_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    photograph("chelsea.png").save(path, progressive=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(InputError, match="truncated"):
+        open_image(path)
+
+
+def survives(reader: Callable[[Path], object], path: Path) -> bool:
+    """Whether the file was read; an error that isn't ours, or doesn't name it, fails the test."""
+    try:
+        reader(path)
+    except InputError as error:
+        assert repr(str(path)) in str(error)  # noqa: PT017
+        return False
+    return True
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(10_001, 10_000), (12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_header(*size))
+    started = time.perf_counter()
+    refused(tmp_path / "bomb.png", "pixels", "scale it down")
+    assert time.perf_counter() - started < 1
+
+
+def test_largest_allowed_header_passes_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(png_header(10_000, 10_000))
+    assert image_size(path) == (10_000, 10_000)
+    assert MAX_IMAGE_PIXELS == 10_000 * 10_000
+    photograph().save(path)
+    assert open_image(path, max_pixels=96 * 96).size == (96, 96)
+    with pytest.raises(InputError, match="96 x 96 pixels, more than 9,215"):
+        open_image(path, max_pixels=96 * 96 - 1)
+
+
+def test_a_text_bomb_in_a_png_is_refused(tmp_path: Path) -> None:
+    text = b"Comment\0\0" + zlib.compress(b"\0" * 100_000_000, 9)
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    header = png_header(4, 4)
+    (tmp_path / "bomb.png").write_bytes(header[:33] + chunk + header[33:])
+    refused(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("options", [{"format": "JPEG"}, {"format": "JPEG", "progressive": True}, {"format": "PNG"}])
+def test_mutated_bytes_give_an_image_or_an_input_error(options: dict, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    photograph(side=64).save(path, exif=exif, **options)
+    whole, rng, read = path.read_bytes(), random.Random(0), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            at = rng.randrange(min(len(data), rng.choice((64, 256, len(data)))))
+            data[at : at + rng.choice((0, 1, 1, 1, 9))] = rng.randbytes(rng.choice((0, 1, 1, 1, 9)))
+        path.write_bytes(data)
+        started = time.perf_counter()
+        read += sum(survives(reader, path) for reader in (image_size, open_image))
+        assert time.perf_counter() - started < 5
+    assert 0 < read < 300
+
+
+def test_paths_inside_the_root(tmp_path: Path) -> None:
+    for written in ("images/0.jpg", "./images/0.jpg", r"images\0.jpg", r".\images\0.jpg", "images//0.jpg"):
+        assert resolve_image_path(tmp_path, written) == tmp_path / "images" / "0.jpg"
+    assert resolve_image_path(str(tmp_path), "a/../사진 1.jpg").resolve() == tmp_path.resolve() / "사진 1.jpg"
+    assert resolve_image_path(tmp_path, "..name/..jpg") == tmp_path / "..name" / "..jpg"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("/etc/passwd", "absolute"),
+        ("//server/share/0.jpg", "absolute"),
+        (r"\\server\share\0.jpg", "absolute"),
+        (r"C:\images\0.jpg", "absolute"),
+        ("C:0.jpg", "absolute"),
+        (r"\0.jpg", "absolute"),
+        ("../0.jpg", "leaves"),
+        ("a/../../0.jpg", "leaves"),
+        (r"..\0.jpg", "leaves"),
+        ("../root_with_a_longer_name/0.jpg", "leaves"),
+        ("..", "leaves"),
+        ("", "names no file"),
+        (".", "names no file"),
+        ("a/..", "names no file"),
+        ("0\0.jpg", "NUL"),
+        ("\ud800.jpg", "can't be the name"),
+    ],
+)
+def test_paths_that_leave_the_root_are_named(written: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    with pytest.raises(InputError) as caught:
+        resolve_image_path(tmp_path / "root", written)
+    assert repr(written) in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "root").symlink_to("real")  # the root itself may be a link
+    (tmp_path / "real" / "also_inner").symlink_to("inner")
+    (tmp_path / "real" / "out").symlink_to(tmp_path)
+    (tmp_path / "real" / "loop").symlink_to("loop")
+    assert resolve_image_path(tmp_path / "root", "also_inner/0.jpg") == tmp_path / "root" / "also_inner" / "0.jpg"
+    with pytest.raises(InputError, match=r"'out/0\.jpg' leaves the image root"):
+        resolve_image_path(tmp_path / "root", "out/0.jpg")
+    refused(resolve_image_path(tmp_path / "root", "loop"), "can't be opened")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_image_path("root", "0.jpg") == Path("root/0.jpg")

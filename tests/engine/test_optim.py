@@ -1,0 +1,116 @@
+"""Learning rates and parameter groups against upstream's numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from beit3_vqa.config import OptimConfig
+from beit3_vqa.engine.optim import CosineSchedule, ModelEma, load_optimizer, make_optimizer, make_schedule, parameter_groups
+from beit3_vqa.models.registry import build_model
+
+UPSTREAM = json.loads((Path(__file__).parent.parent / "golden" / "upstream.json").read_text())
+
+
+def model():
+    return build_model("beit3_base_patch16_64_vqacustom", embed_dim=48, depth=3, num_heads=4, vocab_size=130)
+
+
+def scales(options) -> dict[str, float]:
+    made = model()
+    names = {id(p): name for name, p in made.named_parameters()}
+    return {names[id(p)]: g["lr_scale"] for g in parameter_groups(made, options) for p in g["params"]}
+
+
+def test_layer_decay_is_upstreams():
+    got = scales(OptimConfig(layer_decay=0.9))
+    for name, scale in UPSTREAM["layer_lr"]["layer_decay_0.9"].items():
+        if name in got:
+            assert got[name] == pytest.approx(scale, rel=1e-12), name
+
+
+def test_head_weight_is_upstreams():
+    got = scales(OptimConfig(layer_decay=1.0, task_head_lr_weight=20))
+    for name, scale in UPSTREAM["layer_lr"]["task_head_lr_weight_20"].items():
+        if name in got:
+            assert got[name] == scale, name
+
+
+def test_layer_decay_and_head_weight_compose():
+    got = scales(OptimConfig(layer_decay=0.9, task_head_lr_weight=20))
+    assert got["head.0.weight"] == pytest.approx(20)
+    assert got["pooler.dense.weight"] == 1
+    assert got["beit3.text_embed.weight"] == pytest.approx(0.9**4)
+
+
+def test_every_parameter_is_in_exactly_one_group_and_decay_is_upstreams():
+    made = model()
+    groups = parameter_groups(made, OptimConfig())
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in made.parameters())
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for name, p in made.named_parameters():
+        exempt = p.ndim == 1 or name in ("beit3.encoder.embed_positions.A.weight", "beit3.vision_embed.cls_token")
+        assert (id(p) in decayed) == (not exempt), name
+
+
+def test_cosine_is_upstreams():
+    args = UPSTREAM["cosine"]["args"]
+    options = OptimConfig(
+        lr=args["base_value"], min_lr=args["final_value"], epochs=args["epochs"], warmup_epochs=args["warmup_epochs"]
+    )
+    schedule = make_schedule(options, args["niter_per_ep"])
+    assert [schedule(step) for step in range(20)] == pytest.approx(UPSTREAM["cosine"]["values"], rel=1e-12, abs=1e-18)
+
+
+def test_warmup_defaults_to_upstreams_five_epochs_but_never_eats_a_short_run():
+    assert make_schedule(OptimConfig(epochs=20), 100).warmup_steps == 500
+    assert make_schedule(OptimConfig(epochs=4), 100).warmup_steps == 100
+    assert make_schedule(OptimConfig(epochs=4, warmup_epochs=5), 100).warmup_steps == 400
+    assert make_schedule(OptimConfig(warmup_epochs=0, warmup_steps=7), 100).warmup_steps == 7  # upstream ignores these
+
+
+def test_schedule_ends_at_its_minimum():
+    schedule = CosineSchedule(1.0, 0.1, 2, 10)
+    assert schedule(10) == pytest.approx(0.1)
+    assert max(map(schedule, range(10))) == 1.0
+
+
+def test_optimizer_states_of_other_implementations_load():
+    torch.manual_seed(0)
+    source = nn.Linear(3, 2)
+    unfused = torch.optim.AdamW([{"params": list(source.parameters()), "lr_scale": 1.0}], lr=0.1, foreach=True)
+    source(torch.ones(1, 3)).sum().backward()
+    unfused.step()
+    target = nn.Linear(3, 2)
+    fused = torch.optim.AdamW([{"params": list(target.parameters()), "lr_scale": 1.0}], lr=0.1, fused=True)
+    load_optimizer(fused, unfused.state_dict())
+    assert fused.param_groups[0]["fused"]
+    target.load_state_dict(source.state_dict())
+    for made, optimizer in ((source, unfused), (target, fused)):
+        made.zero_grad()
+        made(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(source.weight, target.weight)
+
+
+def test_optimizer_of_other_shapes_is_refused():
+    optimizer = make_optimizer(model(), OptimConfig())
+    state = optimizer.state_dict()
+    state["state"] = {0: {"exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2), "step": torch.tensor(1.0)}}
+    with pytest.raises(ValueError, match="shape"):
+        load_optimizer(optimizer, state)
+
+
+def test_moving_average():
+    made = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(made.weight, 1.0)
+    ema = ModelEma(made, decay=0.9)
+    nn.init.constant_(made.weight, 2.0)
+    ema.update(made)
+    assert ema.state_dict()["weight"].item() == pytest.approx(1.1)
+    with ema.swapped_into(made):
+        assert made.weight.item() == pytest.approx(1.1)
+    assert made.weight.item() == 2.0
