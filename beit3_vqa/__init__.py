@@ -9,7 +9,7 @@ From Python, three lines:
 After `import beit3_vqa`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beit3_vqa import timm_hook
 from beit3_vqa.errors import InputError
@@ -23,7 +23,7 @@ __all__ = ["InputError", "__version__", "load"]
 timm_hook.install()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `--help` shouldn't.
     if name == "load":
         from beit3_vqa.run import load

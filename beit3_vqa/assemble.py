@@ -40,7 +40,9 @@ class Parts:
         dataset = self.task.dataset(split, self.processor, training=training)
         lengths = self.processor.measure(dataset.example(index) for index in range(len(dataset)))
         cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
-        print(f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}")
+        print(
+            f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
+        )
         return BatchLoader(
             dataset,
             self.processor.collate,

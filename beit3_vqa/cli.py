@@ -36,19 +36,6 @@ OTHER_TASKS_FLAGS = {
     **dict.fromkeys(("captioning_mask_prob", "drop_worst_ratio", "drop_worst_after"), "1"),
     **dict.fromkeys(("num_beams", "length_penalty"), "1"),
 }
-# What `prepare` takes for every format; defaults are those of `PrepareOptions`.
-PREPARE_FLAGS: dict[str, dict[str, Any]] = {
-    "data_path": {"required": True, "metavar": "DIR", "help": "folder to write"},
-    "image_root": {"metavar": "DIR", "help": "folder that image paths start from"},
-    "val_ratio": {"type": float, "metavar": "SHARE", "help": "of the training images for validation, where there is no validation file (default: 0.15)"},
-    "seed": {"type": int, "metavar": "INT", "help": "of the split and the shuffles (default: 41)"},
-    "folds": {"type": int, "metavar": "K", "help": "assign training rows to K folds instead of splitting off validation"},
-    "sentencepiece_model": {"metavar": "FILE", "help": "tokenizer to count tokens with, such as beit3.spm"},
-    "train_tokenizer": {"type": int, "metavar": "N", "help": "train a tokenizer of N ids on the training texts"},
-    "prompt_template": {"metavar": "TEXT", "help": "text of a multiple-choice question, for counting tokens"},
-    "check": {"action": "store_true", "help": "read every row, open every image, report every problem; write nothing"},
-    "skip_image_check": {"action": "store_false", "dest": "verify_images", "help": "read only the headers of images"},
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,13 +73,14 @@ def _dispatch(arguments: list[str]) -> int:
 class _Parser(argparse.ArgumentParser):
     """Raises InputError, and knows what a misspelt flag may have meant."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, **options: Any):
+        options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}. `{self.prog} --help` lists everything.")
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)
         flags = [flag for action in self._actions for flag in action.option_strings]
         wrong = [word for word in unknown if word.startswith("--")]
@@ -124,10 +112,11 @@ def _add_option(group: Any, field: dataclasses.Field, kind: Any) -> None:
     text = field.metadata["help"] + _default_and_unit(field)
     if kind is bool:
         group.add_argument(*names, dest=field.name, action="store_true", default=argparse.SUPPRESS, help=text)
-        off = [f"--no_{name[2:]}" for name in names]
-        group.add_argument(*off, dest=field.name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        off: dict[str, Any] = {"action": "store_false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        group.add_argument(*(f"--no_{name[2:]}" for name in names), dest=field.name, **off)
         return
     options: dict[str, Any] = {"type": _scalar_type(kind), "metavar": _scalar_type(kind).__name__.upper()}
+    options["required"] = field.default is dataclasses.MISSING
     if typing.get_origin(kind) is tuple:
         options["nargs"] = "+"
     group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **options)
@@ -141,7 +130,7 @@ def _default_and_unit(field: dataclasses.Field) -> str:
         shown.append(f"unit: {field.metadata['unit']}")
     if isinstance(field.default, bool):
         shown.append(f"default: on; --no_{field.name}" if field.default else "default: off")
-    elif field.default is not None and "default:" not in field.metadata["help"]:
+    elif field.default not in (None, dataclasses.MISSING) and "default:" not in field.metadata["help"]:
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         shown.append(f"default: {default if default != '' else 'none'}")
     return f" ({'; '.join(shown)})" if shown else ""
@@ -194,6 +183,7 @@ def _add_prepare(commands: Any, build: bool) -> None:
     if not build:
         return
     from beit3_vqa.prepare import FORMATS, find_format
+    from beit3_vqa.prepare.writer import PrepareOptions
 
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     for name in sorted(FORMATS):
@@ -209,8 +199,8 @@ def _add_prepare(commands: Any, build: bool) -> None:
                 default=argument.default,
                 help=argument.help + (f" (default: {argument.default})" if argument.default != "" else ""),
             )
-        for flag, options in PREPARE_FLAGS.items():
-            one.add_argument(f"--{flag}", **{"default": argparse.SUPPRESS, **options})
+        for field in dataclasses.fields(PrepareOptions):
+            _add_option(one, field, typing.get_type_hints(PrepareOptions)[field.name])
 
 
 def _first_line(module: Any) -> str:
@@ -218,7 +208,8 @@ def _first_line(module: Any) -> str:
 
 
 def _prepare(parsed: argparse.Namespace) -> int:
-    from beit3_vqa.prepare import PrepareOptions, find_format, prepare
+    from beit3_vqa.prepare import find_format, prepare
+    from beit3_vqa.prepare.writer import PrepareOptions
 
     given = vars(parsed)
     names = [field.name for field in dataclasses.fields(PrepareOptions)]

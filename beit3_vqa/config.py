@@ -18,8 +18,10 @@ DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
 MAX_BPE_TOKENS = 64
 
 
-def option(default: Any, help: str, *, unit: str = "", choices: tuple[str, ...] = (), aliases: tuple[str, ...] = ()):
-    """A dataclass field that is also a command-line flag."""
+def option(
+    default: Any, help: str, *, unit: str = "", choices: tuple[str, ...] = (), aliases: tuple[str, ...] = ()
+) -> Any:
+    """A dataclass field that is also a command-line flag; `dataclasses.MISSING` as default makes it required."""
     return field(default=default, metadata={"help": help, "unit": unit, "choices": choices, "aliases": aliases})
 
 
@@ -35,7 +37,9 @@ class ModelConfig:
         None, "answers; default: as many as answer2label.txt has, else an error if it differs", aliases=("nb_classes",)
     )
     num_max_bpe_tokens: int | None = option(
-        None, f"longest text, <s> and </s> included; default: what the data need, {MAX_BPE_TOKENS} at most", unit="tokens"
+        None,
+        f"longest text, <s> and </s> included; default: what the data need, {MAX_BPE_TOKENS} at most",
+        unit="tokens",
     )
     prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question")
     vqa_loss: str = option("ce", "cross entropy, or upstream's binary cross entropy per class", choices=("ce", "bce"))
@@ -68,9 +72,7 @@ class DataConfig:
     fold: int | None = option(None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others")
     shuffle_choices: bool = option(True, "permute the options, and the answer with them, anew in every epoch")
     randaug: bool = option(False, "RandAugment(2, 7) on training images")
-    train_interpolation: str = option(
-        "bicubic", "of the training crop", choices=("bicubic", "bilinear", "random")
-    )
+    train_interpolation: str = option("bicubic", "of the training crop", choices=("bicubic", "bilinear", "random"))
     crop_scale: float = option(0.5, "smallest share of the image that a training crop keeps; 1: no cropping")
     flip: float = option(0.5, "horizontal flips in training, never where left or right matters", unit="probability")
     num_workers: int | None = option(None, "processes that load data; default: one per core, at most 10; 0: none")
@@ -193,9 +195,7 @@ GROUP_OF = {f.name: group for group, cls in GROUPS.items() for f in dataclasses.
 def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
     """(group, field, resolved type) of every option, in the order of `--help`."""
     return [
-        (group, f, typing.get_type_hints(cls)[f.name])
-        for group, cls in GROUPS.items()
-        for f in dataclasses.fields(cls)
+        (group, f, typing.get_type_hints(cls)[f.name]) for group, cls in GROUPS.items() for f in dataclasses.fields(cls)
     ]
 
 
@@ -257,7 +257,14 @@ def _check(config: RunConfig) -> None:
             raise InputError(f"--{f.name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
     positive = ("epochs", "batch_size", "update_freq", "vocab_size", "save_ckpt_freq", "eval_batch_size", "num_classes")
     shares = ("drop_path", "flip", "label_smoothing", "crop_scale", "model_ema_decay", "layer_decay")
-    not_negative = ("lr", "min_lr", "weight_decay", "warmup_epochs", "keep_checkpoints", "stop_after_epochs")
+    not_negative: tuple[str, ...] = (
+        "lr",
+        "min_lr",
+        "weight_decay",
+        "warmup_epochs",
+        "keep_checkpoints",
+        "stop_after_epochs",
+    )
     not_negative += ("num_workers", "fold", "task_head_lr_weight", "log_interval", "clip_grad", "seed")
     for name in positive:
         if values[name] is not None and values[name] < 1:

@@ -16,7 +16,8 @@ def describe(run: Training) -> None:
     parameters = sum(p.numel() for p in parts.model.parameters())
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     options = config.optim
-    print(f"model: {config.model.model}, {parameters:,} parameters, {trainable:,} trained, {parts.task.num_classes} answers")
+    counts = f"{parameters:,} parameters, {trainable:,} trained"
+    print(f"model: {config.model.model}, {counts}, {parts.task.num_classes} answers")
     print(
         f"training: {run.examples} questions, {run.steps_per_epoch} steps of "
         f"{options.batch_size * options.update_freq} an epoch, {options.epochs} epochs, "
@@ -28,7 +29,7 @@ def dry_run(run: Training) -> None:
     """Two training and two evaluation steps, then what they cost; writes nothing."""
     parts = run.parts
     started = time.monotonic()
-    tokens = examples = 0
+    examples = 0
     step_seconds = []
     for report in itertools.islice(steps(run, 0), TIMED_STEPS):
         step_seconds.append(time.monotonic() - started)
@@ -48,5 +49,7 @@ def dry_run(run: Training) -> None:
         epoch_seconds += per_question * run.val.batches.rows
     print(f"tokens per example: {tokens} at most (image and text) in these batches")
     print(f"memory: {peak_memory(parts.precision.device)} at most, with batches of {examples}")
-    print(f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {parts.config.optim.epochs} of them "
-          f"{format_seconds(epoch_seconds * parts.config.optim.epochs)}")
+    print(
+        f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {parts.config.optim.epochs} of them "
+        f"{format_seconds(epoch_seconds * parts.config.optim.epochs)}"
+    )

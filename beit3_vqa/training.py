@@ -175,7 +175,8 @@ def _train_one(run: Training, epoch: int, log: RunLog, *, last: bool) -> None:
     step = (epoch + 1) * run.steps_per_epoch
     if score is not None:
         log.scalars({f"val/{parts.task.best_metric}": score}, step)
-        print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} (best {state.best_score:.2f}, epoch {state.best_epoch})")
+        best = f"best {state.best_score:.2f}, epoch {state.best_epoch}"
+        print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} ({best})")
     if config.run.save_ckpt:
         _save(run, epoch, improved, last)
     log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
@@ -188,7 +189,7 @@ def _run_steps(run: Training, epoch: int, log: RunLog) -> dict[str, float]:
     last: StepReport | None = None
     for last in steps(run, epoch):
         loss_sum += last.loss * last.examples
-        if progress.due() or last.step % SCALAR_STEPS == 0:
+        if last.step % SCALAR_STEPS == 0 or last.step % run.steps_per_epoch == 0:
             values = {"train/loss": last.loss.item(), "train/lr": last.lr, "train/grad_norm": last.grad_norm.item()}
             log.scalars({**values, "train/examples_per_second": progress.speed()}, last.step)
         progress.update(last.examples, lambda report=last: _shown(report, device))  # type: ignore[misc]

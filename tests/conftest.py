@@ -10,7 +10,14 @@ from PIL import Image
 
 from beit3_vqa.cli import main
 
-PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg")
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "motorcycle_left.png",
+    "hubble_deep_field.jpg",
+)
 SUBJECTS = ("an astronaut", "a cat", "a cup of coffee", "a rocket", "a motorcycle", "galaxies")
 TEMPLATES = ("What is in the picture?", "Which of these does the photograph show?", "How would you call this?")
 TINY = ["--model", "beit3_tiny_patch8_32", "--vocab_size", "300", "--device", "cpu", "--precision", "fp32"]
@@ -52,7 +59,14 @@ def scpc(tmp_path_factory) -> Path:
     train.write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_scpc_csv(folder / "test.csv", names[18:24], 13, answers=False, seed=1)
     arguments = ["prepare", "choices", "--train", str(train), "--test", str(folder / "test.csv")]
-    arguments += ["--image_root", str(folder / "images"), "--data_path", str(folder / "data"), "--train_tokenizer", "300"]
+    arguments += [
+        "--image_root",
+        str(folder / "images"),
+        "--data_path",
+        str(folder / "data"),
+        "--train_tokenizer",
+        "300",
+    ]
     assert main(arguments) == 0
     return folder
 
@@ -67,5 +81,14 @@ def trained(scpc, tmp_path_factory) -> Path:
 
 def finetune(folder: Path, out: Path, *flags: str) -> list[str]:
     """A command line that trains a tiny model on a folder's data/."""
-    arguments = ["finetune", "--task", "vqacustom", *TINY, "--data_path", str(folder / "data"), "--output_dir", str(out)]
+    arguments = [
+        "finetune",
+        "--task",
+        "vqacustom",
+        *TINY,
+        "--data_path",
+        str(folder / "data"),
+        "--output_dir",
+        str(out),
+    ]
     return [*arguments, "--batch_size", "8", "--num_workers", "0", *flags]

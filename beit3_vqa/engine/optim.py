@@ -72,7 +72,9 @@ def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
 def make_optimizer(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, fused: one pass over each group's memory per step."""
     betas = (options.opt_betas[0], options.opt_betas[1])
-    return torch.optim.AdamW(parameter_groups(model, options), lr=options.lr, betas=betas, eps=options.opt_eps, fused=True)
+    return torch.optim.AdamW(
+        parameter_groups(model, options), lr=options.lr, betas=betas, eps=options.opt_eps, fused=True
+    )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -93,7 +95,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     for index, shape in enumerate(shapes):
         saved = state["state"].get(index)
         if saved is not None and saved["exp_avg"].shape != shape:
-            raise ValueError(f"parameter {index} has shape {tuple(shape)} here and {tuple(saved['exp_avg'].shape)} there")
+            raise ValueError(
+                f"parameter {index} has shape {tuple(shape)} here and {tuple(saved['exp_avg'].shape)} there"
+            )
     optimizer.load_state_dict(state)
 
 

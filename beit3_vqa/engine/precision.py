@@ -45,7 +45,7 @@ class Precision:
         self.device = device
         self.name = _best_precision(device) if name == "auto" else name
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass."""

@@ -100,8 +100,8 @@ def train_epoch(
         grad_norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
         if not precision.scaler.is_enabled() and not torch.isfinite(grad_norm):
             raise TrainingDiverged(
-                f"the gradient is {grad_norm.item()} at step {step} (loss {loss_sum.item():.4g}, learning rate {lr:.3g})."
-                " Lower --lr, warm up for longer, set --clip_grad 1, or try --precision fp32."
+                f"the gradient is {grad_norm.item()} at step {step} (loss {loss_sum.item():.4g}, "
+                f"learning rate {lr:.3g}). Lower --lr, warm up for longer, set --clip_grad 1, or try fp32."
             )
         precision.scaler.step(optimizer)
         precision.scaler.update()

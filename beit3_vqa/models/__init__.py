@@ -1,0 +1,1 @@
+"""BEiT-3: names, modules, weights, and what they make of an example."""

@@ -1,5 +1,7 @@
 """BEiT-3 with a task's head: what is trained, and what the optimiser must know about its parameters."""
 
+from typing import Any
+
 import torch
 from timm.models.layers import trunc_normal_
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ class BEiT3Model(nn.Module):
         texts = [value.size(1) for name, value in inputs.items() if name == "question"]
         return self.beit3.vision_embed.num_position_embeddings() + sum(texts)
 
-    def encode(self, image: Tensor | None = None, text: Tensor | None = None, **options) -> Tensor:
+    def encode(self, image: Tensor | None = None, text: Tensor | None = None, **options: Any) -> Tensor:
         """`Multiway.encode`, for images that may also come as uint8 (0..255), normalised here on the device."""
         if image is not None and image.dtype == torch.uint8:
             image = image.to(torch.float32).div_(127.5).sub_(1.0)
@@ -97,7 +99,7 @@ class BEiT3Model(nn.Module):
 class BEiT3ForVisualQuestionAnswering(BEiT3Model):
     """Pooled [CLS] of image and question -> one logit per answer (upstream's `..._vqav2` model)."""
 
-    def __init__(self, num_classes: int, **sizes):
+    def __init__(self, num_classes: int, **sizes: Any):
         super().__init__(normalize_output=False, **sizes)
         self.num_classes = num_classes
         self.pooler = Pooler(self.embed_dim)

@@ -11,9 +11,11 @@ Source: Wang et al. 2022, "Image as a Foreign Language" (arXiv:2208.10442); sub-
 Transformers" (arXiv:2210.06423).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchscale.architecture.config import EncoderConfig
 from torchscale.model.BEiT3 import BEiT3
@@ -98,7 +100,7 @@ def _attended_keys(streams: dict[str, Tensor], padding_mask: Tensor | None) -> T
 
 
 def _layer_forward(
-    layer: nn.Module, streams: dict[str, Tensor], attended: Tensor | None, first_token_only: bool
+    layer: Any, streams: dict[str, Tensor], attended: Tensor | None, first_token_only: bool
 ) -> dict[str, Tensor]:
     """Pre-norm attention and feed-forward with sub-LN; with `first_token_only` only that token's row remains."""
     normed = {side: getattr(layer.self_attn_layer_norm, side)(x) for side, x in streams.items()}
@@ -120,7 +122,7 @@ def _layer_forward(
 
 
 def _attention(
-    module: nn.Module, queries: dict[str, Tensor], keys: dict[str, Tensor], attended: Tensor | None
+    module: Any, queries: dict[str, Tensor], keys: dict[str, Tensor], attended: Tensor | None
 ) -> dict[str, Tensor]:
     """Multi-head self-attention over the joined streams, sub-LN and output projection per stream."""
     q = _heads(_project(module.q_proj, queries), module.num_heads)
@@ -134,11 +136,11 @@ def _attention(
     return {side: getattr(module.out_proj, side)(getattr(module.inner_attn_ln, side)(x)) for side, x in split}
 
 
-def _project(projection: nn.Module, streams: dict[str, Tensor]) -> Tensor:
+def _project(projection: Any, streams: dict[str, Tensor]) -> Tensor:
     return _join({side: getattr(projection, side)(x) for side, x in streams.items()})
 
 
-def _feed_forward(layer: nn.Module, side: str, x: Tensor) -> Tensor:
+def _feed_forward(layer: Any, side: str, x: Tensor) -> Tensor:
     ffn = getattr(layer.ffn, side)
     x = getattr(layer.final_layer_norm, side)(x)
     return ffn.fc2(ffn.ffn_layernorm(F.gelu(ffn.fc1(x))))
@@ -153,7 +155,7 @@ def _join(streams: dict[str, Tensor]) -> Tensor:
     return torch.cat(list(streams.values()), dim=1) if len(streams) > 1 else next(iter(streams.values()))
 
 
-def _drop_path(layer: nn.Module, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+def _drop_path(layer: Any, streams: dict[str, Tensor]) -> dict[str, Tensor]:
     """Stochastic depth per example: one draw, shared by both streams, as torchscale's joined tensor shares it."""
     if layer.drop_path is None or layer.drop_path.drop_prob == 0.0 or not layer.training:
         return streams

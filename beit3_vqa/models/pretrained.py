@@ -17,8 +17,9 @@ from beit3_vqa.models.multiway import FIRST_POSITION
 
 IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 EXTRA_POSITIONS = FIRST_POSITION + 1  # fairseq's two and [CLS]
-# Heads of the pre-training objectives and of other tasks: no use to this one.
-FOREIGN_HEADS = ("mlm_head.", "mim_head.", "lm_head.", "vision_head.", "language_head.", "logit_scale", "pooler.", "head.")
+# Heads of the pre-training objectives and of other tasks, dropped where the model has none of that shape.
+PRETRAINING_HEADS = ("mlm_head.", "mim_head.", "lm_head.")
+OTHER_HEADS = ("vision_head.", "language_head.", "logit_scale", "pooler.", "head.")
 # Models whose output isn't normalised (VQA, ImageNet) have no last norm, where pre-trained ones do.
 OUTPUT_NORM = "beit3.encoder.layer_norm."
 NEW_IN_FINE_TUNING = ("head.", "pooler.")
@@ -102,7 +103,7 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
 
 
 def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
-    for head in FOREIGN_HEADS:
+    for head in (*PRETRAINING_HEADS, *OTHER_HEADS):
         names = [name for name in weights if name.startswith(head)]
         fits = all(name in own and weights[name].shape == own[name].shape for name in names)
         if names and not fits:

@@ -49,6 +49,7 @@ class PromptTemplate:
             )
 
     def __call__(self, question: str, choices: Sequence[str]) -> str:
+        """The text of a question and its options; braces in them are text."""
         return self.template.format(question=question, **dict(zip(self.letters, choices, strict=True)))
 
 
@@ -137,12 +138,18 @@ class BEiT3Processor:
             else:
                 too_long = middle
         if fits < 0:
-            need = len(self.tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
-            raise InputError(
-                f"row {example.id}: its options alone take {need} tokens, more than --num_max_bpe_tokens "
-                f"{self.max_tokens}; set that to {need} or more, better {need + 32}."
-            )
+            raise InputError(self._length_problem(example))
         return best
+
+    def _length_problem(self, example: Example) -> str:
+        """What to say of an example whose options alone are too long; empty for any other."""
+        need = len(self.tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
+        if need <= self.max_tokens:
+            return ""
+        return (
+            f"row {example.id}: its options alone take {need} tokens, more than --num_max_bpe_tokens "
+            f"{self.max_tokens}; set that to {need} or more, better {need + 32}."
+        )
 
     def measure(self, examples: Iterable[Example]) -> TextLengths:
         """Text lengths of many examples, as they will reach the model.
@@ -166,12 +173,7 @@ class BEiT3Processor:
                 counted.append(length)
                 if length > self.max_tokens:
                     long.append(example)
-        problems = []
-        for example in long:
-            try:
-                self.token_ids(example)
-            except InputError as error:
-                problems.append(str(error))
+        problems = [problem for example in long if (problem := self._length_problem(example))]
         if problems:
             raise InputError.of_problems("options that are longer than the model may read:", problems)
         shown = [min(length, self.max_tokens) for length in counted]

@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE, option
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import image_size, open_image, resolve_image_path
@@ -31,35 +31,20 @@ Splits = dict[str, list[Row]]
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What every format has in common.
+    """What every format has in common; a wrong or contradictory option raises InputError."""
 
-    Attributes:
-        data_path: the prepared folder to write.
-        image_root: the folder that image paths start from; formats that bring their own images need none.
-        val_ratio: share of the training images that becomes the validation split where the data have none;
-            0: no validation split.
-        seed: of the split, the folds and the shuffles.
-        folds: 0, or the number of folds to assign the training rows to, in place of a validation split.
-        sentencepiece_model: tokenizer file to count tokens with.
-        train_tokenizer: 0, or the ids of a tokenizer to be trained on the training prompts and written beside them.
-        check: only check, write nothing.
-        verify_images: decode every image; if False, only headers are read.
-        prompt_template: text of a multiple-choice question.
-
-    Raises:
-        InputError: an option is out of range, or two contradict each other.
-    """
-
-    data_path: str | os.PathLike[str]
-    image_root: str | os.PathLike[str] = ""
-    val_ratio: float = 0.15
-    seed: int = 41
-    folds: int = 0
-    sentencepiece_model: str = ""
-    train_tokenizer: int = 0
-    check: bool = False
-    verify_images: bool = True
-    prompt_template: str = DEFAULT_PROMPT_TEMPLATE
+    data_path: str = option(MISSING, "folder to write")
+    image_root: str = option("", "folder that image paths start from; easy_vqa brings its own images")
+    val_ratio: float = option(
+        0.15, "share of the training images for validation, where there is no validation file; 0: none"
+    )
+    seed: int = option(41, "of the split, the folds and the shuffles")
+    folds: int = option(0, "assign the training rows to K folds instead of splitting off validation; 0: none")
+    sentencepiece_model: str = option("", "tokenizer to count tokens with, such as beit3.spm")
+    train_tokenizer: int = option(0, "train a tokenizer of that many ids on the training texts; 0: none")
+    check: bool = option(False, "read every row, open every image, report every problem, and write nothing")
+    verify_images: bool = option(True, "decode every image, not only its header")
+    prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question, to count tokens")
 
     def __post_init__(self) -> None:
         if not os.fspath(self.data_path):

@@ -147,7 +147,8 @@ class VQACustom(Task):
             else:
                 outside += 1
         if outside:
-            print(f"{outside} of {len(dataset.rows)} training rows aren't trained on: their answer isn't in {ANSWERS_FILE}.")
+            what = f"{outside} of {len(dataset.rows)} training rows"
+            print(f"{what} aren't trained on: their answer isn't in {ANSWERS_FILE}.")
         if not kept:
             raise InputError(f"no training row has an answer of {ANSWERS_FILE}.")
         return kept

@@ -26,7 +26,9 @@ class Malicious:
 
 
 def test_plain_data_and_namespaces_are_read_without_trust(tmp_path):
-    torch.save({"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1e-3, opt_betas=[0.9, 0.98])}, tmp_path / "x.pth")
+    torch.save(
+        {"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1e-3, opt_betas=[0.9, 0.98])}, tmp_path / "x.pth"
+    )
     content = read_checkpoint(tmp_path / "x.pth", "--finetune")
     assert options_of(content) == {"lr": 1e-3, "opt_betas": [0.9, 0.98]}
 

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from beit3_vqa.config import OptimConfig
-from beit3_vqa.engine.optim import CosineSchedule, ModelEma, load_optimizer, make_optimizer, make_schedule, parameter_groups
+from beit3_vqa.engine.optim import (
+    CosineSchedule,
+    ModelEma,
+    load_optimizer,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+)
 from beit3_vqa.models.registry import build_model
 
 UPSTREAM = json.loads((Path(__file__).parent.parent / "golden" / "upstream.json").read_text())

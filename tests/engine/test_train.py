@@ -42,8 +42,16 @@ def run(x, y, size, update_freq, **options):
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.0)
     reports = list(
         train_epoch(
-            model, batches(x, y, size), loss_of, optimizer, CosineSchedule(0.1, 0.1, 0, 100), Precision("fp32", CPU),
-            examples=len(x), batch_size=size, update_freq=update_freq, **options,
+            model,
+            batches(x, y, size),
+            loss_of,
+            optimizer,
+            CosineSchedule(0.1, 0.1, 0, 100),
+            Precision("fp32", CPU),
+            examples=len(x),
+            batch_size=size,
+            update_freq=update_freq,
+            **options,
         )
     )
     return model, reports

@@ -94,9 +94,9 @@ def test_outputs_and_gradients_are_torchscales(given, checkpoint_activations, dr
     text, padding_mask = (None, None) if given == "image" else (text, padding_mask)
 
     torch.manual_seed(1)
-    expected = BEiT3.forward(
-        backbone, textual_tokens=text, visual_tokens=image, text_padding_position=padding_mask
-    )["encoder_out"]
+    expected = BEiT3.forward(backbone, textual_tokens=text, visual_tokens=image, text_padding_position=padding_mask)[
+        "encoder_out"
+    ]
     expected.square().sum().backward()
     gradients = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
     backbone.zero_grad()

@@ -99,7 +99,9 @@ def test_allow_missing():
         load_pretrained(model(), weights, "x", allow_missing="(")
 
 
-@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"model": w}, lambda w: {"module": w, "args": argparse.Namespace()}])
+@pytest.mark.parametrize(
+    "wrap", [lambda w: w, lambda w: {"model": w}, lambda w: {"module": w, "args": argparse.Namespace()}]
+)
 def test_wrappings(wrap):
     weights = model().state_dict()
     assert set(weights_of(wrap(weights))) == set(weights)

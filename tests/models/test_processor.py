@@ -13,7 +13,11 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.models.processor import BEiT3Processor, PromptTemplate
 from beit3_vqa.schema import Example
 
-CORPUS = ["What is on the table?", "Choices: A. a red cup B. two dogs C. nothing D. a cat", "How many people are there?"]
+CORPUS = [
+    "What is on the table?",
+    "Choices: A. a red cup B. two dogs C. nothing D. a cat",
+    "How many people are there?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +27,8 @@ def spm(tmp_path_factory) -> Path:
     return path
 
 
-def processor(spm, max_tokens=64, template=PromptTemplate()) -> BEiT3Processor:
-    return BEiT3Processor(Tokenizer(spm), max_tokens, template, EvalTransform(32), TrainTransform(32))
+def processor(spm, max_tokens=64, train=None) -> BEiT3Processor:
+    return BEiT3Processor(Tokenizer(spm), max_tokens, PromptTemplate(), EvalTransform(32), train or TrainTransform(32))
 
 
 def example(question="What is on the table?", choices=("a red cup", "two dogs", "nothing", "a cat"), **more) -> Example:
@@ -112,9 +116,7 @@ def test_nothing_is_flipped_where_sides_matter(spm, tmp_path):
     left_red = Image.new("RGB", (32, 32), "blue")
     left_red.paste("red", (0, 0, 16, 32))
     left_red.save(tmp_path / "x.png")
-    made = BEiT3Processor(
-        Tokenizer(spm), 64, PromptTemplate(), EvalTransform(32), TrainTransform(32, scale=(1, 1), ratio=(1, 1), flip=1.0)
-    )
+    made = processor(spm, train=TrainTransform(32, scale=(1, 1), ratio=(1, 1), flip=1.0))
     plain = made(Example("0", str(tmp_path / "x.png"), "What is it?"), random.Random(0))["image"]
     sides = made(Example("0", str(tmp_path / "x.png"), "What is on the left?"), random.Random(0))["image"]
     assert plain[0, :, 0].float().mean() < 5  # red went to the right

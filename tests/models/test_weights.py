@@ -24,7 +24,8 @@ import pytest
 import torch
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.weights import OFFICIAL_WEIGHTS, RELEASES, KeyLayout, check_key_layout, download
+from beit3_vqa.models.key_layout import KeyLayout, check_key_layout
+from beit3_vqa.models.weights import OFFICIAL_WEIGHTS, RELEASES, download
 
 ROOT = Path(__file__).parents[2]
 NAME = "beit3_base_indomain_patch16_224.pth"
@@ -370,27 +371,27 @@ class Detour(urllib.request.OpenerDirector):
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
         self.asked, self.server.behaviour.etag = fullurl.full_url, None
-        response = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.server.url, timeout=timeout)
+        response = urllib.request.buildopener(urllib.request.ProxyHandler({})).open(self.server.url, timeout=timeout)
         response.url = self.landed
         return response
 
 
 def test_without_url_the_official_address_is_asked(server: FileServer, tmp_path: Path) -> None:
     detour = Detour(server, "https://objects.example.org/x")
-    download(NAME, tmp_path, opener=detour, say=lambda text: None)
+    download(NAME, tmp_path, using=detour, say=lambda text: None)
     assert detour.asked == OFFICIAL_WEIGHTS[NAME].address
 
 
 def test_an_opener_of_ones_own_cannot_leave_https(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="refused"):
-        download(NAME, tmp_path, opener=Detour(server, "http://example.org/x"), say=lambda text: None)
+        download(NAME, tmp_path, using=Detour(server, "http://example.org/x"), say=lambda text: None)
     assert names_in(tmp_path) == set()
 
 
 def test_from_https_not_even_this_machine_may_be_redirected_to() -> None:
-    from beit3_vqa.models.weights import _opener
+    from beit3_vqa.models.transfer import opener
 
-    handler = next(h for h in _opener("https://example.org/x").handlers if type(h).__name__ == "_SafeRedirects")
+    handler = next(h for h in opener("https://example.org/x").handlers if type(h).__name__ == "_SafeRedirects")
     with pytest.raises(InputError, match="refused"):
         handler.redirect_request(None, None, 302, "", {}, "http://127.0.0.1/x")  # type: ignore[attr-defined]
 
