@@ -161,9 +161,7 @@ def fork_checkpoint(trained, path):
     )  # fmt: skip
     for group in content["optimizer"]["param_groups"]:
         group["fused"] = None
-    torch.save(
-        {**{name: content[name] for name in ("model", "optimizer", "epoch", "scaler")}, "args": args}, path
-    )
+    torch.save({**{name: content[name] for name in ("model", "optimizer", "epoch", "scaler")}, "args": args}, path)
     return path
 
 

@@ -57,12 +57,13 @@ class CustomDataset(Dataset):
     def __getitem__(self, key: Key) -> tuple[Example, dict[str, Any]]:
         epoch, index = key
         example = self.example(index)
-        if not self.training:
-            return example, self.processor(example, None)
-        rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        if self.shuffle_choices:
+        rng = random.Random(f"{self.seed}/{epoch}/{index}") if self.training else None
+        if rng is not None and self.shuffle_choices:
             example = permute_choices(example, rng)
-        return example, self.processor(example, rng)
+        try:
+            return example, self.processor(example, rng)
+        except InputError as error:
+            raise InputError(f"row {example.id}: {error}") from error
 
     def example(self, index: int) -> Example:
         """The example of a row, options in the order of the index."""

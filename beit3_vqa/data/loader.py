@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from beit3_vqa.schema import Batch, Example
+from beit3_vqa.errors import InputError
+from beit3_vqa.schema import Batch
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 
@@ -66,7 +67,7 @@ class BatchLoader:
         self.dataset = dataset
         self.batches = EpochBatches(len(dataset), batch_size, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.loader: DataLoader = DataLoader(
-            dataset,
+            _ErrorsAsValues(dataset),
             batch_sampler=self.batches,
             collate_fn=_Collator(collate),
             num_workers=num_workers,
@@ -80,17 +81,40 @@ class BatchLoader:
         return len(self.batches)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one pass over the data."""
+        """The batches of one pass over the data.
+
+        Raises:
+            InputError: an example can't be read.
+        """
         self.batches.epoch = epoch
-        return iter(self.loader)
+        for batch in self.loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsValues(Dataset):
+    """Hands an InputError on as a value: one raised in a worker would arrive wrapped in the worker's traceback."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        try:
+            return self.dataset[key]
+        except InputError as error:
+            return error
 
 
 class _Collator:
-    """(example, tensors) pairs -> Batch; a class, so that it reaches workers that are spawned."""
+    """(example, tensors) pairs -> Batch, or the first error; a class, so that it reaches workers that are spawned."""
 
     def __init__(self, collate: Collate):
         self.collate = collate
 
-    def __call__(self, items: Sequence[tuple[Example, dict[str, Any]]]) -> Batch:
+    def __call__(self, items: Sequence[Any]) -> Batch | InputError:
+        for item in items:
+            if isinstance(item, InputError):
+                return item
         examples, tensors = zip(*items, strict=True)
         return Batch(inputs=self.collate(tensors), examples=examples)

@@ -147,7 +147,7 @@ class BEiT3Processor:
         if need <= self.max_tokens:
             return ""
         return (
-            f"row {example.id}: its options alone take {need} tokens, more than --num_max_bpe_tokens "
+            f"its options alone take {need} tokens, more than --num_max_bpe_tokens "
             f"{self.max_tokens}; set that to {need} or more, better {need + 32}."
         )
 
@@ -173,7 +173,7 @@ class BEiT3Processor:
                 counted.append(length)
                 if length > self.max_tokens:
                     long.append(example)
-        problems = [problem for example in long if (problem := self._length_problem(example))]
+        problems = [f"row {e.id}: {problem}" for e in long if (problem := self._length_problem(e))]
         if problems:
             raise InputError.of_problems("options that are longer than the model may read:", problems)
         shown = [min(length, self.max_tokens) for length in counted]

@@ -1,0 +1,109 @@
+"""`beit3-vqa demo`: the whole road on easy-VQA, by the same commands that a user types.
+
+First open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint, with a new
+head, on four options. Straight to four options from scratch, a model this small hardly leaves chance.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beit3_vqa.errors import InputError
+from beit3_vqa.output.logging import format_seconds
+
+Main = Callable[[Sequence[str]], int]
+
+# Options before the question: each letter then always stands at the same place, which is quicker to learn.
+PROMPT = "A. {a} B. {b} C. {c} D. {d} {question}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast each of the two trainings goes."""
+
+    open_epochs: int
+    open_lr: float
+    choices_epochs: int
+    choices_lr: float
+
+
+FULL = Recipe(open_epochs=4, open_lr=1e-3, choices_epochs=3, choices_lr=1e-3)
+QUICK = Recipe(open_epochs=1, open_lr=1e-3, choices_epochs=1, choices_lr=1e-3)
+MODEL = ["--model", "beit3_tiny_patch16_64", "--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
+TRAINING = ["--batch_size", "32", "--warmup_epochs", "0.1", "--clip_grad", "1", "--crop_scale", "1", "--flip", "0"]
+
+
+def demo(main: Main, output_dir: Path, *, quick: bool = False, seed: int = 0) -> int:
+    """Prepares, trains, stops, resumes, fine-tunes and evaluates; prints accuracy beside chance.
+
+    Args:
+        main: the command line's entry point.
+        output_dir: everything goes there; must be new or empty.
+        quick: two minutes, and a weaker model.
+        seed: of the trainings.
+
+    Returns:
+        0, or the exit code of the command that failed.
+
+    Raises:
+        InputError: the folder isn't empty, or easy-VQA isn't installed.
+    """
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} isn't empty; name a new folder with --output_dir.")
+    started = time.monotonic()
+    for title, command in _steps(QUICK if quick else FULL, output_dir, seed):
+        print(f"\n=== {title}\n$ beit3-vqa {shlex.join(command)}", flush=True)
+        code = main(command)
+        if code:
+            return code
+    _print_outcome(output_dir / "choices", time.monotonic() - started)
+    return 0
+
+
+def _steps(recipe: Recipe, folder: Path, seed: int) -> list[tuple[str, list[str]]]:
+    open_data, choices_data = str(folder / "data-open"), str(folder / "data-choices")
+    open_out, choices_out = str(folder / "open"), str(folder / "choices")
+    common = ["--task", "vqacustom", *MODEL, *TRAINING, "--seed", str(seed)]
+    prepare = ["prepare", "easy_vqa", "--mode"]
+    first = ["finetune", *common, "--data_path", open_data, "--output_dir", open_out]
+    first += ["--epochs", str(recipe.open_epochs), "--lr", str(recipe.open_lr)]
+    second = ["finetune", *common, "--data_path", choices_data, "--output_dir", choices_out]
+    second += ["--sentencepiece_model", f"{open_data}/tokenizer.spm", "--prompt_template", PROMPT]
+    second += ["--finetune", f"{open_out}/checkpoint-best.pth"]
+    second += ["--epochs", str(recipe.choices_epochs), "--lr", str(recipe.choices_lr)]
+    evaluate = ["finetune", "--task", "vqacustom", "--eval", "--resume", f"{choices_out}/checkpoint-best.pth"]
+    evaluate += ["--data_path", choices_data, "--output_dir", choices_out, "--device", "cpu"]
+    stop = ["--stop_after_epochs", "1"]
+    return [
+        (
+            "1. prepare: open-ended questions",
+            [*prepare, "open", "--data_path", open_data, "--train_tokenizer", "200"],
+        ),
+        ("2. prepare: four options", [*prepare, "choices", "--data_path", choices_data]),
+        ("3. train from scratch on open-ended questions", first),
+        ("4. fine-tune on four options, and stop after an epoch", [*second, *stop]),
+        ("5. the same command again: it resumes", second),
+        ("6. evaluate the best epoch on the test questions, on one device", evaluate),
+    ]
+
+
+def _print_outcome(out: Path, seconds: float) -> None:
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    print(
+        f"\nTest accuracy with four options: {metrics['accuracy']:.1f}% (chance: 25%), "
+        f"{metrics['questions']} questions, after {format_seconds(seconds)}."
+    )
+    for word, group in metrics["accuracy_by_question_word"].items():
+        print(f"  {word:<6} {group['accuracy']:5.1f}% of {group['questions']}")
+    print("Where everything is:")
+    for name, what in (
+        ("submission.csv", "ID,answer of every test question"),
+        ("predictions.json", "with the probability of every option"),
+        ("metrics.json", "accuracy, by question word, answers against truth"),
+        ("checkpoint-best.pth", "ask it: beit3-vqa predict --checkpoint ... --image ... --question ... --choices ..."),
+        ("tensorboard", f"curves: tensorboard --logdir {out.parent}"),
+    ):
+        print(f"  {out / name}: {what}")
