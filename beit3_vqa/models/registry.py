@@ -42,7 +42,12 @@ HEADS = {
     "vqav2": Head("BEiT3ForVisualQuestionAnswering", num_classes=3129),
 }
 # What timm and `beit3-vqa models` list; the parser takes any other resolution too.
-LISTED = (("tiny", 8, (32, 64)), ("base", 16, (224, 384, 480, 768)), ("large", 16, (224, 384, 480, 768)))
+LISTED = (
+    ("tiny", 8, (32, 64)),
+    ("tiny", 16, (64,)),
+    ("base", 16, (224, 384, 480, 768)),
+    ("large", 16, (224, 384, 480, 768)),
+)
 
 _NAME = re.compile(r"beit3_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<resolution>\d+)(?:_(?P<head>[a-z0-9_]+))?")
 

@@ -1,0 +1,156 @@
+"""Every command in README.md and get_started/ is run, in order, in a folder such as their reader has.
+
+What differs from the reader's run: the model is tiny and has weights of its own, downloads come from this machine, and
+the two commands that install are `.ci/run`'s.
+"""
+
+import csv
+import http.server
+import json
+import re
+import shlex
+import shutil
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from beit3_vqa.cli import main
+from beit3_vqa.models.registry import build_model, count_parameters, listed_names, parse_name
+from beit3_vqa.models.weights import OFFICIAL_WEIGHTS
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "checkpoints/README.md"]
+LARGE = "beit3_large_indomain_patch16_224.pth"
+
+
+def commands(page: str) -> list[list[str]]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def reader(scpc, tmp_path_factory) -> Path:
+    """A folder with train.csv, test.csv, images/ and the other things that the pages speak of."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(scpc / "images", folder / "images")
+    shutil.copy(folder / "images" / "0_chelsea.jpg", folder / "images" / "0.jpg")
+    for name in ("train.csv", "test.csv"):
+        shutil.copy(scpc / name, folder / name)
+    (folder / "image" / "train").mkdir(parents=True)
+    (folder / "image" / "test").mkdir()
+    (folder / "visual7w_images").mkdir()
+    with (scpc / "train.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    dacon, images = [], []
+    for number, row in enumerate(rows):
+        source = scpc / "images" / row["img_path"]
+        shutil.copy(source, folder / "image" / "train" / f"i{number}.jpg")
+        shutil.copy(source, folder / "image" / "test" / f"i{number}.jpg")
+        shutil.copy(source, folder / "visual7w_images" / f"v7w_{number}.jpg")
+        answer = row[row["answer"]]
+        dacon.append(
+            {"image_id": f"i{number}", "question": row["Question"], "answer": answer, "question_id": row["ID"]}
+        )
+        wrong = [row[letter] for letter in "ABCD" if letter != row["answer"]]
+        pair = {"qa_id": number, "question": row["Question"], "answer": answer, "type": "what"}
+        split = ("train", "train", "val", "test")[number % 4]
+        images.append(
+            {
+                "image_id": number,
+                "filename": f"v7w_{number}.jpg",
+                "split": split,
+                "qa_pairs": [{**pair, "multiple_choices": wrong}],
+            }
+        )
+    (folder / "train.json").write_text(json.dumps(dacon))
+    (folder / "test.json").write_text(json.dumps([{**row, "answer": None} for row in dacon][:5]))
+    (folder / "dataset_v7w_telling.json").write_text(json.dumps({"images": images}))
+    (folder / "checkpoints").mkdir()
+    shutil.copy(scpc / "data" / "tokenizer.spm", folder / "checkpoints" / "beit3.spm")
+    source = build_model("beit3_tiny_patch8_64_vqacustom", vocab_size=300)
+    weights = {name: value for name, value in source.state_dict().items() if name.startswith("beit3.")}
+    torch.save({"model": weights}, folder / "checkpoints" / LARGE)
+    return folder
+
+
+@pytest.fixture
+def release(tmp_path, scpc):
+    """The release's files, at their official sizes, served on this machine: tensors of one stored number each."""
+    folder = tmp_path / "release"
+    folder.mkdir()
+    shutil.copy(scpc / "data" / "tokenizer.spm", folder / "beit3.spm")
+    with torch.device("meta"):
+        shapes = build_model("beit3_large_patch16_224_vqacustom").state_dict()
+    torch.save({"model": {n: torch.zeros(1).expand(v.shape) for n, v in shapes.items()}}, folder / LARGE)
+    handler = partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def as_here(command: list[str]) -> list[str]:
+    """The reader's command with a tiny model, for this machine."""
+    arguments = command[1:] if command[0] == "beit3-vqa" else ["finetune", *command[2:]]
+    tiny = {"beit3_large_patch16_480": "beit3_tiny_patch8_32", "beit3_base_patch16_480": "beit3_tiny_patch8_32"}
+    arguments = [tiny.get(word, word) for word in arguments]
+    if arguments[0] == "finetune":
+        arguments += [*TINY[2:], "--num_workers", "0"]
+    return ["300" if arguments[i - 1 : i] == ["--train_tokenizer"] else word for i, word in enumerate(arguments)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of(page, reader, release, monkeypatch, tmp_path):
+    shutil.copytree(reader, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    ran = 0
+    for command in commands(page):
+        if command[0] in ("pip", "pytest", "ruff"):
+            continue  # .ci/run's
+        if command[1] == "download":
+            name = command[2]
+            assert name in OFFICIAL_WEIGHTS
+            if "--folder" not in command and name in ("beit3.spm", LARGE):
+                assert main([*command[1:], "--folder", str(tmp_path / "fetched"), "--url", release + name]) == 0, (
+                    command
+                )
+        else:
+            assert command[0] == "beit3-vqa" or command[:2] == ["python", "run_beit3_finetuning.py"], command
+            assert main(as_here(command)) == 0, command
+        ran += 1
+    assert ran
+
+
+def test_readme_lists_the_models():
+    rows = re.findall(r"\| `(beit3_\w+)` \| (\d+) \| ([\d,]+) \|", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [name for name, _, _ in rows] == listed_names()
+    for name, resolution, parameters in rows:
+        parsed = parse_name(name, head="vqacustom")
+        assert (parsed.img_size, count_parameters(parsed)) == (int(resolution), int(parameters.replace(",", "")))
+
+
+def test_readme_names_the_python_interface(trained, scpc):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert code is not None
+    image = next((scpc / "images").iterdir())
+    text = code[1].replace("out/checkpoint-best.pth", str(trained / "checkpoint-best.pth"))
+    exec(text.replace("images/0.jpg", str(image)), {})  # the page's own lines
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]:
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
