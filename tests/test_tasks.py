@@ -1,0 +1,121 @@
+"""Losses and predictions of the task, by hand; folders it must refuse."""
+
+import json
+
+import pytest
+import torch
+
+from beit3_vqa.config import RunConfig
+from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.errors import InputError
+from beit3_vqa.schema import Batch, Example
+from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks.vqa import KEPT_ANSWERS, VQACustom
+
+CHOICES = ("red", "blue", "green", "teal")
+
+
+def task(answers=("A", "B", "C", "D"), **options) -> VQACustom:
+    return VQACustom(AnswerTable(list(answers)), RunConfig().updated(options))
+
+
+def batch(*labels, choices=CHOICES):
+    examples = tuple(
+        Example(str(i), "x", "what?", choices, "ABCD"[label], ((label, 1.0),)) for i, label in enumerate(labels)
+    )
+    return Batch({}, examples)
+
+
+def test_cross_entropy():
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 3]))
+    torch.testing.assert_close(task().loss(logits, batch(0, 3)), expected)
+    smoothed = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 3]), label_smoothing=0.1)
+    torch.testing.assert_close(task(label_smoothing=0.1).loss(logits, batch(0, 3)), smoothed)
+
+
+def test_upstreams_loss_is_the_mean_over_classes_times_their_number():
+    logits = torch.randn(2, 4)
+    wanted = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted) * 4
+    torch.testing.assert_close(task(vqa_loss="bce").loss(logits, batch(0, 3)), expected)
+
+
+def test_soft_scores_become_a_distribution_for_cross_entropy():
+    example = Example("0", "x", "q", targets=((0, 0.6), (2, 0.2)))
+    logits = torch.randn(1, 4)
+    expected = -(torch.tensor([0.75, 0, 0.25, 0]) * logits.log_softmax(1)[0]).sum()
+    torch.testing.assert_close(task().loss(logits, Batch({}, (example,))), expected)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_predictions(loss):
+    logits = torch.tensor([[0.0, 3.0, 0.0, -1.0], [5.0, 0.0, 0.0, 0.0]])
+    first, second = task(vqa_loss=loss).predictions(logits, batch(1, 3))
+    assert (first.answer, first.score, first.truth) == ("B", 1.0, "B")
+    assert (second.answer, second.score, second.truth) == ("A", 0.0, "D")
+    assert list(first.probabilities) == list("ABCD")
+    assert sum(first.probabilities.values()) == pytest.approx(1)
+
+
+def test_open_ended_predictions_keep_the_likeliest():
+    open_ended = task([f"answer {i}" for i in range(20)])
+    example = Example("7", "x", "what?", answer="something else")
+    (made,) = open_ended.predictions(torch.arange(20.0)[None], Batch({}, (example,)))
+    assert made.answer == "answer 19"
+    assert list(made.probabilities) == [f"answer {i}" for i in range(19, 19 - KEPT_ANSWERS, -1)]
+    assert made.score == 0.0  # an answer outside the table counts as wrong, and isn't lost
+    assert not open_ended.answers_are_options
+
+
+def test_unknown_tasks_name_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'vqacustom'"):
+        find_task("vqacustum")
+
+
+def folder(tmp_path, rows, answers="ABCD"):
+    (tmp_path / "vqacustom.train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    AnswerTable(list(answers)).write(tmp_path / "answer2label.txt")
+    return VQACustom.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+
+
+def row(number, **more):
+    return {"id": str(number), "image_path": "x.jpg", "question": "q", **more}
+
+
+def test_another_number_of_options_than_answers_is_an_error(tmp_path):
+    made = folder(tmp_path, [row(0, choices=["a", "b", "c"], answer="A")])
+    with pytest.raises(InputError, match="row 0: has 3 options"):
+        made.dataset("train", None, training=True)
+
+
+def test_training_rows_need_an_answer(tmp_path):
+    made = folder(tmp_path, [row(0, choices=list(CHOICES), answer="A"), row(1, choices=list(CHOICES))])
+    with pytest.raises(InputError, match="row 1: has no answer"):
+        made.dataset("train", None, training=True)
+
+
+def test_rows_outside_the_vocabulary_are_said_not_lost(tmp_path, capsys):
+    made = folder(tmp_path, [row(0, answer="red"), row(1, answer="mauve")], ["red", "blue"])
+    assert len(made.dataset("train", None, training=True)) == 1
+    assert "1 of 2 training rows aren't trained on" in capsys.readouterr().out
+    assert len(made.dataset("train", None, training=False)) == 2  # evaluated, as wrong
+
+
+def test_missing_splits_name_those_there(tmp_path):
+    made = folder(tmp_path, [row(0, answer="A", choices=list(CHOICES))])
+    with pytest.raises(InputError, match="has no test split; it has train"):
+        made.dataset("test", None, training=False)
+
+
+def test_forks_folders_are_read_as_they_are(tmp_path):
+    for name, split in (("vqa.train", 0), ("vqa.trainable_val", 1), ("vqa.rest_val", 2), ("vqa.test", 3)):
+        line = {"image_path": "train/x.jpg", "text_segment": [7, 8], "labels": [1], "scores": [1.0], "qid": split}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
+    made = VQACustom.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+    assert made.splits() == ["train", "val", "test"]
+    train = made.dataset("train", None, training=True)
+    assert [train.example(i).id for i in range(len(train))] == ["0", "1"]
+    assert train.example(0).image_path == str(tmp_path / "train" / "x.jpg")
+    assert made.chance() == 100.0  # every training answer is `blue`
