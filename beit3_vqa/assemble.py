@@ -16,7 +16,7 @@ from beit3_vqa.data.transforms import EvalTransform, TrainTransform
 from beit3_vqa.engine.checkpoint import BEST, epoch_checkpoints, options_of, read_checkpoint
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, equalize_embeddings
+from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.pretrained import load_pretrained, weights_of
 from beit3_vqa.models.processor import BEiT3Processor, PromptTemplate
 from beit3_vqa.models.registry import ModelName, build_model, parse_name
@@ -43,12 +43,14 @@ class Parts:
         print(
             f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
         )
+        balanced = training and config.data.balance_answers > 0
         return BatchLoader(
             dataset,
             self.processor.collate,
             config.optim.batch_size if training else config.eval_batch_size,
             shuffle=training,
             seed=config.run.seed,
+            weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
             num_workers=config.num_workers,
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
         )
@@ -148,8 +150,8 @@ def keep_tokenizer(parts: Parts, folder: Path) -> None:
 def initialise(parts: Parts) -> None:
     """Fresh or pretrained weights: `--finetune`, else from scratch."""
     options = parts.config.init
-    if options.embed_init == "equal" or (options.embed_init == "auto" and not options.finetune):
-        equalize_embeddings(parts.model)
+    if options.init == "unit" or (options.init == "auto" and not options.finetune):
+        init_unit_scale(parts.model)
     if options.finetune:
         content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
         weights = weights_of(content, options.model_key, options.model_prefix)

@@ -54,10 +54,10 @@ class InitConfig:
     model_prefix: str = option("", "prefix to strip from its parameter names")
     allow_missing: str = option("", "regular expression of parameter names that --finetune may leave out")
     trust_checkpoint: bool = option(False, "let --finetune run code that the file brings (pickle); for files you trust")
-    embed_init: str = option(
+    init: str = option(
         "auto",
-        "scale of new embeddings: torchscale's own, or equal for tokens and positions; auto: equal without --finetune",
-        choices=("auto", "equal", "torchscale"),
+        "scale of fresh weights: upstream's, or unit, for training from scratch; auto: unit without --finetune",
+        choices=("auto", "unit", "upstream"),
     )
     drop_path: float = option(0.1, "stochastic depth of the last layer, growing linearly from 0", unit="probability")
     checkpoint_activations: bool = option(False, "recompute activations in the backward pass to save memory")
@@ -71,6 +71,11 @@ class DataConfig:
     image_root: str = option("", "folder of the images, where it isn't the one written in dataset.json")
     fold: int | None = option(None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others")
     shuffle_choices: bool = option(True, "permute the options, and the answer with them, anew in every epoch")
+    balance_answers: float = option(
+        0.0,
+        "draw training rows in proportion to (rows with the same answer)^-this; 0: every row once an epoch, "
+        "1: answers equally often",
+    )
     randaug: bool = option(False, "RandAugment(2, 7) on training images")
     train_interpolation: str = option("bicubic", "of the training crop", choices=("bicubic", "bilinear", "random"))
     crop_scale: float = option(0.5, "smallest share of the image that a training crop keeps; 1: no cropping")
@@ -256,7 +261,7 @@ def _check(config: RunConfig) -> None:
         if choices and value not in choices:
             raise InputError(f"--{f.name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
     positive = ("epochs", "batch_size", "update_freq", "vocab_size", "save_ckpt_freq", "eval_batch_size", "num_classes")
-    shares = ("drop_path", "flip", "label_smoothing", "crop_scale", "model_ema_decay", "layer_decay")
+    shares = ("drop_path", "flip", "balance_answers", "label_smoothing", "crop_scale", "model_ema_decay", "layer_decay")
     not_negative: tuple[str, ...] = (
         "lr",
         "min_lr",

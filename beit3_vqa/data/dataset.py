@@ -2,26 +2,27 @@
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import resolve_image_path
+from beit3_vqa.data.loader import Key
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
-
-# Which pass over the data, and which row of it: all that the randomness of a training example depends on, so that
-# neither the number of workers nor the place where a run was resumed changes it.
-Key = tuple[int, int]
 
 
 class CustomDataset(Dataset):
     """Questions of one split of a prepared folder.
 
-    Indexed by (epoch, row), it gives the example, as the model is to see it, and what the model's processor made of it.
+    Indexed by (epoch, draw, row), it gives the example, as the model is to see it, and what the processor made of it.
+    All that is random about it depends on seed and key alone, not on workers or on where a run was resumed.
 
     Args:
         rows: index rows (see `data.index`).
@@ -55,15 +56,21 @@ class CustomDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: Key) -> tuple[Example, dict[str, Any]]:
-        epoch, index = key
+        epoch, draw, index = key
         example = self.example(index)
-        rng = random.Random(f"{self.seed}/{epoch}/{index}") if self.training else None
+        rng = random.Random(f"{self.seed}/{epoch}/{draw}") if self.training else None
         if rng is not None and self.shuffle_choices:
             example = permute_choices(example, rng)
         try:
             return example, self.processor(example, rng)
         except InputError as error:
             raise InputError(f"row {example.id}: {error}") from error
+
+    def balancing_weights(self, power: float) -> Tensor:
+        """For each row, (rows with the same answer) ^ -power: 0 leaves rows equal, 1 makes answers equally likely."""
+        answers = [str(row.get("answer", row.get("labels"))) for row in self.rows]
+        counts = Counter(answers)
+        return torch.tensor([counts[answer] ** -power for answer in answers], dtype=torch.float64)
 
     def example(self, index: int) -> Example:
         """The example of a row, options in the order of the index."""

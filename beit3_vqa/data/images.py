@@ -94,7 +94,8 @@ def resolve_image_path(image_root: str | Path, relative: str) -> Path:
         )
     path = Path(image_root, portable)
     try:
-        root, target = os.path.realpath(image_root), os.path.realpath(path)
+        os.fsencode(path)
+        root, target = _real_folder(os.fspath(image_root)), _real_path(path)
     except ValueError as error:  # a lone surrogate, which no file system takes
         raise InputError(f"image path {relative!r} can't be the name of a file: {error}") from error
     if target == root:
@@ -105,6 +106,19 @@ def resolve_image_path(image_root: str | Path, relative: str) -> Path:
             "Copy the images into the image root, or name a folder above both as the image root"
         )
     return path
+
+
+def _real_path(path: Path) -> str:
+    """`os.path.realpath`, asking for each folder's links only once: rows share few folders, and every row asks."""
+    if path.name in ("", ".."):
+        return os.path.realpath(path)
+    target = os.path.join(_real_folder(os.fspath(path.parent)), path.name)  # noqa: PTH118 - in every training step
+    return os.path.realpath(target) if os.path.islink(target) else target  # noqa: PTH114
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 @contextmanager

@@ -10,37 +10,43 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Batch
 
+# Which pass over the data, which draw of it, which row.
+Key = tuple[int, int, int]
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 
 
 class EpochBatches(Sampler):
-    """Batches of (epoch, row) keys: every row once, the last batch whatever is left.
+    """Batches of (epoch, draw, row) keys, as many as rows, the last batch whatever is left.
 
     Args:
         rows: number of rows.
         batch_size: keys in a batch.
-        shuffle: a new order each epoch, a function of (seed, epoch).
+        shuffle: a new order each epoch, a function of (seed, epoch); every row once.
+        weights: with `shuffle`, draw rows in proportion to these instead, one more than once and another not at all.
     """
 
-    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int = 0):
+    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int = 0, weights: Tensor | None = None):
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.weights = weights
         self.epoch = 0
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self._order()
+    def __iter__(self) -> Iterator[list[Key]]:
+        keys = [(self.epoch, draw, row) for draw, row in enumerate(self._order())]
         for start in range(0, self.rows, self.batch_size):
-            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+            yield keys[start : start + self.batch_size]
 
     def _order(self) -> list[int]:
         if not self.shuffle:
             return list(range(self.rows))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.weights is not None:
+            return torch.multinomial(self.weights, self.rows, replacement=True, generator=generator).tolist()
         return torch.randperm(self.rows, generator=generator).tolist()
 
 
@@ -48,7 +54,7 @@ class BatchLoader:
     """A DataLoader over `EpochBatches` whose workers live as long as it does.
 
     Args:
-        dataset: indexed by (epoch, row) -> (example, tensors).
+        dataset: indexed by (epoch, draw, row) -> (example, tensors).
         collate: the processor's: tensors of examples -> inputs of the model.
         num_workers: processes; 0 loads in this one.
     """
@@ -61,11 +67,13 @@ class BatchLoader:
         *,
         shuffle: bool = False,
         seed: int = 0,
+        weights: Tensor | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ):
         self.dataset = dataset
-        self.batches = EpochBatches(len(dataset), batch_size, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        rows = len(dataset)  # type: ignore[arg-type]
+        self.batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=seed, weights=weights)
         self.loader: DataLoader = DataLoader(
             _ErrorsAsValues(dataset),
             batch_sampler=self.batches,
@@ -99,7 +107,7 @@ class _ErrorsAsValues(Dataset):
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def __getitem__(self, key: Key) -> Any:
         try:
             return self.dataset[key]
         except InputError as error:

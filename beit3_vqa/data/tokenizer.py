@@ -59,13 +59,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without `<s>` and `</s>`; no text can give a special id other than `<unk>`."""
-        return self.encode_batch([text])[0]
+        # A list of one would start a pool of threads in SentencePiece: 25 times as long.
+        return _ids(self._model.encode(_encodable(text), out_type=int))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text; one call for many texts is the fast way."""
         # One thread: a batch is encoded in a millisecond, and DataLoader workers already fill the cores.
         pieces = self._model.encode([_encodable(text) for text in texts], out_type=int, num_threads=1)
-        return [[piece + 1 if piece else UNK_ID for piece in row] for row in pieces]
+        return [_ids(row) for row in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Ids that stand for no text are left out: specials, and an embedding's spare rows.
@@ -196,6 +197,11 @@ def _load(path: Path) -> Any:
             "SentencePiece trains them unless told otherwise; give beit3.spm or one from --train_tokenizer."
         )
     return model
+
+
+def _ids(pieces: list[int]) -> list[int]:
+    """SentencePiece's numbers -> XLM-R's."""
+    return [piece + 1 if piece else UNK_ID for piece in pieces]
 
 
 def _encodable(text: str) -> str:

@@ -11,6 +11,7 @@ from beit3_vqa.models.heads import Pooler, vqa_head
 from beit3_vqa.models.multiway import Multiway
 
 INIT_STD = 0.02
+PATCH_GAIN = 2.8  # neighbouring pixels are alike, so their weighted sums are larger than independent ones' would be
 MAX_TEXT_TOKENS = 1024 - 2  # rows of the text position table less fairseq's two
 
 
@@ -124,7 +125,7 @@ class BEiT3ForVisualQuestionAnswering(BEiT3Model):
 def init_like_upstream(module: nn.Module) -> None:
     """Linear weights normal of std 0.02 cut at one std, biases 0, LayerNorm 1 and 0.
 
-    Embeddings and positions keep torchscale's own draw (see `equalize_embeddings` for training from scratch).
+    Embeddings and positions keep torchscale's own draw (see `init_unit_scale` for training from scratch).
     """
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=INIT_STD, a=-INIT_STD, b=INIT_STD)
@@ -135,12 +136,19 @@ def init_like_upstream(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def equalize_embeddings(model: BEiT3Model, std: float = INIT_STD) -> None:
-    """Draws token embeddings and both position tables anew with one scale, for training from scratch.
+def init_unit_scale(model: BEiT3Model) -> None:
+    """Draws weights anew so that activations start at the scale of one, for training from scratch.
 
-    torchscale's positions have std 1 and its tokens std D^-0.5, so at first a model sees where a token stands and
-    hardly what it is; with pretrained weights that doesn't matter, from scratch it costs a thousand steps.
+    Upstream's Linear weights (std 0.02, cut at one) and torchscale's embeddings (positions std 1, tokens D^-0.5) are
+    meant to be overwritten by pretrained ones. From scratch, a small model then sees where a token stands and hardly
+    what it is, and keeps to answers that need no image. Here Linear weights have std fan_in^-0.5 (LeCun et al. 1998,
+    "Efficient BackProp"), tokens and positions std 1, and patches enough to stand out beside their positions.
     """
-    positions = model.beit3.encoder.embed_positions
-    for table in (model.beit3.text_embed, positions.A, positions.B):
-        nn.init.normal_(table.weight, std=std)
+    backbone = model.beit3
+    for table in (backbone.text_embed, backbone.encoder.embed_positions.A, backbone.encoder.embed_positions.B):
+        nn.init.normal_(table.weight, std=1.0)
+    patch = backbone.vision_embed.proj.weight
+    nn.init.normal_(patch, std=PATCH_GAIN * patch[0].numel() ** -0.5)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -33,7 +33,7 @@ class Head:
 
 
 SIZES = {
-    "tiny": Size(embed_dim=128, depth=4, num_heads=4),
+    "tiny": Size(embed_dim=128, depth=3, num_heads=4),
     "base": Size(embed_dim=768, depth=12, num_heads=12),
     "large": Size(embed_dim=1024, depth=24, num_heads=16),
 }
@@ -43,8 +43,7 @@ HEADS = {
 }
 # What timm and `beit3-vqa models` list; the parser takes any other resolution too.
 LISTED = (
-    ("tiny", 8, (32, 64)),
-    ("tiny", 16, (64,)),
+    ("tiny", 8, (32, 48, 64)),
     ("base", 16, (224, 384, 480, 768)),
     ("large", 16, (224, 384, 480, 768)),
 )

@@ -117,6 +117,21 @@ def test_an_example_that_cannot_be_read_is_one_clear_error(workers):
         list(loader.epoch(0))
 
 
+def test_balancing_makes_answers_equally_likely_and_keeps_draws_apart():
+    rows = [{"id": str(i), "image_path": "x", "question": "q", "answer": "A" if i else "B"} for i in range(60)]
+    made = CustomDataset(rows, LETTERS, Path(), fake_processor, training=True)
+    weights = made.balancing_weights(1.0)
+    assert weights[0] == pytest.approx(weights[1:].sum())
+    assert made.balancing_weights(0.0).unique().tolist() == [1.0]
+    loader = BatchLoader(made, collate, 60, shuffle=True, weights=weights)
+    (batch,) = loader.epoch(0)
+    drawn = [example.id for example in batch.examples]
+    assert 15 < drawn.count("0") < 45
+    assert len(batch.inputs["noise"].unique()) == 60  # a row drawn twice is augmented twice
+    (again,) = BatchLoader(made, collate, 60, shuffle=True, weights=weights).epoch(0)
+    assert again.examples == batch.examples
+
+
 def test_batches_are_counted_right():
     for rows in range(1, 30):
         batches = EpochBatches(rows, 7, shuffle=True)

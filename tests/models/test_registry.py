@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3 import equalize_embeddings
+from beit3_vqa.models.beit3 import init_unit_scale
 from beit3_vqa.models.registry import build_model, listed_names, parse_name
 
 
@@ -50,10 +50,15 @@ def test_any_resolution_the_patch_divides():
     assert "beit3_base_patch16_480" in listed_names()
 
 
-def test_equal_embeddings_have_one_scale():
+def test_fresh_weights_have_upstreams_scale_or_one():
     model = build_model("beit3_tiny_patch8_32_vqacustom", vocab_size=300)
     positions = model.beit3.encoder.embed_positions
     assert positions.B.weight.std().item() == pytest.approx(1.0, rel=0.1)  # torchscale's own
-    equalize_embeddings(model)
-    scales = [table.weight.std().item() for table in (model.beit3.text_embed, positions.A, positions.B)]
-    assert max(scales) / min(scales) < 1.2
+    assert model.beit3.text_embed.weight.std().item() == pytest.approx(128**-0.5, rel=0.1)
+    assert model.head[0].weight.abs().max().item() <= 0.02
+    init_unit_scale(model)
+    for table in (model.beit3.text_embed, positions.A, positions.B):
+        assert table.weight.std().item() == pytest.approx(1.0, rel=0.1)
+    with torch.no_grad():
+        features = model.beit3.encode(torch.randn(4, 3, 32, 32), torch.randint(4, 300, (4, 9)))
+    assert 0.5 < features.std().item() < 4
