@@ -17,7 +17,7 @@ from beit3_vqa.output.logging import format_seconds
 Main = Callable[[Sequence[str]], int]
 
 # Options before the question: each letter then always stands at the same place, which is quicker to learn.
-PROMPT = "A. {a} B. {b} C. {c} D. {d} {question}"
+PROMPT = "A {a} B {b} C {c} D {d} {question}"
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Recipe:
 FULL = Recipe(open_epochs=4, choices_epochs=3)
 QUICK = Recipe(open_epochs=1, choices_epochs=2)
 MODEL = ["--model", "beit3_tiny_patch8_48", "--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
-TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
+TRAINING = ["--batch_size", "128", "--lr", "1e-3", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
 TRAINING += ["--clip_grad", "1", "--crop_scale", "1"]
 # Three questions in four are answered yes or no; without this the model has learned colours long before shapes.
 OPEN_ENDED = ["--balance_answers", "0.5"]
-PREPARE = ["prepare", "easy_vqa", "--val_ratio", "0.05", "--mode"]
+PREPARE = ["prepare", "easy_vqa", "--val_ratio", "0.05", "--prompt_template", PROMPT, "--mode"]
 
 
 def demo(main: Main, output_dir: Path, *, quick: bool = False, seed: int = 0) -> int:
@@ -68,22 +68,19 @@ def demo(main: Main, output_dir: Path, *, quick: bool = False, seed: int = 0) ->
 def _steps(recipe: Recipe, folder: Path, seed: int) -> list[tuple[str, list[str]]]:
     open_data, choices_data = str(folder / "data-open"), str(folder / "data-choices")
     open_out, choices_out = str(folder / "open"), str(folder / "choices")
-    common = ["--task", "vqacustom", *MODEL, *TRAINING, "--seed", str(seed)]
+    tokenizer = ["--sentencepiece_model", f"{choices_data}/tokenizer.spm"]
+    common = ["--task", "vqacustom", *MODEL, *TRAINING, *tokenizer, "--seed", str(seed)]
     first = ["finetune", *common, *OPEN_ENDED, "--data_path", open_data, "--output_dir", open_out]
     first += ["--epochs", str(recipe.open_epochs)]
     second = ["finetune", *common, "--data_path", choices_data, "--output_dir", choices_out]
-    second += ["--sentencepiece_model", f"{open_data}/tokenizer.spm", "--prompt_template", PROMPT]
-    second += ["--finetune", f"{open_out}/checkpoint-best.pth", "--init", "unit"]
+    second += ["--prompt_template", PROMPT, "--finetune", f"{open_out}/checkpoint-best.pth", "--init", "unit"]
     second += ["--epochs", str(recipe.choices_epochs)]
     evaluate = ["finetune", "--task", "vqacustom", "--eval", "--resume", f"{choices_out}/checkpoint-best.pth"]
     evaluate += ["--data_path", choices_data, "--output_dir", choices_out, "--device", "cpu"]
     stop = ["--stop_after_epochs", "1"]
     return [
-        (
-            "1. prepare: open-ended questions",
-            [*PREPARE, "open", "--data_path", open_data, "--train_tokenizer", "200"],
-        ),
-        ("2. prepare: four options", [*PREPARE, "choices", "--data_path", choices_data]),
+        ("1. prepare: four options", [*PREPARE, "choices", "--data_path", choices_data, "--train_tokenizer", "200"]),
+        ("2. prepare: open-ended questions", [*PREPARE, "open", "--data_path", open_data, *tokenizer]),
         ("3. train from scratch on open-ended questions", first),
         ("4. fine-tune on four options, and stop after an epoch", [*second, *stop]),
         ("5. the same command again: it resumes", second),
