@@ -1,6 +1,5 @@
 """Puts the parts of a run together: task, tokenizer, processor, model, loaders, and the weights to start from."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from beit3_vqa.data.transforms import EvalTransform, TrainTransform
 from beit3_vqa.engine.checkpoint import BEST, epoch_checkpoints, options_of, read_checkpoint
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.errors import InputError
+from beit3_vqa.files import replacing
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.pretrained import load_pretrained, weights_of
 from beit3_vqa.models.processor import BEiT3Processor, PromptTemplate
@@ -142,9 +142,8 @@ def keep_tokenizer(parts: Parts, folder: Path) -> None:
     """Puts the tokenizer beside the checkpoints, so that they can be used anywhere."""
     source, target = Path(parts.processor.tokenizer.path), folder / TOKENIZER_FILE
     if not (target.exists() and target.read_bytes() == source.read_bytes()):
-        temporary = target.with_name(target.name + ".tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
+        with replacing(target) as file:
+            file.write(source.read_bytes())
 
 
 def initialise(parts: Parts) -> None:

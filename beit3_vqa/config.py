@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.files import write_text
 
 DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
 MAX_BPE_TOKENS = 64
@@ -206,9 +207,7 @@ def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Writes config.json whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_config_values(path: str | Path) -> dict[str, Any]:

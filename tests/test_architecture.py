@@ -18,6 +18,7 @@ RANKS = [
     ["data", "output"],
     ["engine", "metrics"],
     ["config", "schema"],
+    ["files"],
     ["errors"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
@@ -33,6 +34,7 @@ def room(module: str) -> str:
 def imports(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: write imports in full"
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "beit3_vqa":
             names = [node.module] if node.module != "beit3_vqa" else [f"beit3_vqa.{a.name}" for a in node.names]
             found += names

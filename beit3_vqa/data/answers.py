@@ -8,10 +8,10 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from ..errors import InputError, nearest
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import missing, write_text
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
@@ -185,28 +185,15 @@ class AnswerTable:
         Raises:
             InputError: the folder doesn't exist or can't be written to.
         """
-        path = Path(path)
-        lines = [
-            json.dumps({"answer": answer, "label": label}, ensure_ascii=False) + "\n"
-            for label, answer in enumerate(self.answers)
-        ]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
-            temporary.replace(path)
-        except OSError as error:
-            raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        rows = ({"answer": answer, "label": label} for label, answer in enumerate(self.answers))
+        write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        neighbours = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"There is no answer table {path}.{nearest(path.name, neighbours)}") from None
+        raise InputError(missing("answer table", path)) from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     except (OSError, ValueError) as error:

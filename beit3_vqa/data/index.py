@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import missing, write_text
 
 Row = dict[str, Any]
 
@@ -95,8 +96,7 @@ def read_rows(path: Path) -> list[Row]:
                     problems.append(f"{path}:{number}: the id {row_id!r} is on line {first_line[row_id]} too")
                 rows.append(row)
     except FileNotFoundError:
-        neighbours = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"There is no index file {path}.{nearest(path.name, neighbours)}") from None
+        raise InputError(missing("index file", path)) from None
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     if problems:
@@ -167,19 +167,7 @@ def is_count(value: object) -> bool:
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write an index file; until all of it is written, whatever was at `path` stays."""
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    _replace_file(path, lines)
-
-
-def _replace_file(path: Path, parts: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(parts)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, lines)
 
 
 @dataclass(frozen=True)
@@ -228,7 +216,7 @@ class DatasetInfo:
             "summary": self.summary,
         }
         text = json.dumps(fields, ensure_ascii=False, indent=2, allow_nan=False)
-        _replace_file((folder or data_path) / INFO_FILE, [text, "\n"])
+        write_text((folder or data_path) / INFO_FILE, [text, "\n"])
 
 
 def _portable_path(image_root: Path, data_path: Path) -> str:

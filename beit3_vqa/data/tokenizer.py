@@ -10,14 +10,14 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import missing, replacing
 
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 
@@ -115,7 +115,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
         raise InputError(f"There is no text to train the tokenizer {path} on; every question is empty.")
     if vocab_size < EXTRA_IDS + len(CONTROL_PIECES):
         raise InputError(f"A tokenizer of {vocab_size} ids can't be trained; ask for a few thousand.")
-    _write_atomically(path, _train(texts, vocab_size - EXTRA_IDS, path))
+    model = _train(texts, vocab_size - EXTRA_IDS, path)
+    with replacing(path) as file:
+        file.write(model)
     return Tokenizer(path)
 
 
@@ -153,18 +155,6 @@ def _train(texts: list[str], pieces: int, path: Path) -> bytes:
     return model.getvalue()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def _load(path: Path) -> Any:
     """The SentencePieceProcessor of a model file, checked to have the pieces that XLM-R's ids rest on."""
     import sentencepiece
@@ -172,10 +162,9 @@ def _load(path: Path) -> Any:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        neighbours = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(
-            f"There is no tokenizer {path}.{nearest(path.name, neighbours)} checkpoints/README.md says where beit3.spm "
-            "is; `beit3-vqa prepare ... --train_tokenizer N` trains one on your own questions."
+            f"{missing('tokenizer', path)} checkpoints/README.md says where beit3.spm is; "
+            "`beit3-vqa prepare ... --train_tokenizer N` trains one on your own questions."
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"The tokenizer {path} can't be read: {error}") from error

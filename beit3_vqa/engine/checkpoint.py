@@ -1,7 +1,6 @@
 """Checkpoints: read from anybody, written whole, found again."""
 
 import argparse
-import os
 import pickle
 import re
 import zipfile
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.files import replacing
 
 BEST = "checkpoint-best.pth"
 # How torch says that a pickle wants to import or run something.
@@ -35,15 +35,8 @@ def epoch_checkpoints(folder: Path) -> dict[int, Path]:
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes a checkpoint under its name only when all of it is on disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:

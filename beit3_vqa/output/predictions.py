@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.files import write_text
 from beit3_vqa.schema import Prediction
 
 
@@ -22,19 +23,10 @@ def write_upstream_results(predictions: Sequence[Prediction], path: Path) -> Pat
 
 def write_metrics(metrics: dict[str, Any], path: Path) -> Path:
     """metrics.json."""
-    return write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", path)
+    return write_text(path, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_json_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     """A JSON list with a row on each line."""
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    return write_text(f"[\n{lines}\n]\n", path)
-
-
-def write_text(text: str, path: Path) -> Path:
-    """Writes a file through a temporary one beside it, and returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
-    return path
+    return write_text(path, f"[\n{lines}\n]\n")

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from beit3_vqa.output.predictions import write_text
+from beit3_vqa.files import write_text
 from beit3_vqa.schema import Prediction
 
 
@@ -15,4 +15,4 @@ def write_submission(predictions: Sequence[Prediction], path: Path) -> Path:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["ID", "answer"])
     writer.writerows((p.id, p.answer) for p in predictions)
-    return write_text(buffer.getvalue(), path)
+    return write_text(path, buffer.getvalue())

@@ -4,14 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.errors import InputError, nearest
-
-
-def missing(kind: str, path: Path) -> str:
-    """The message for a file or folder that isn't there, with the nearest one that is."""
-    if not path.parent.is_dir():
-        return f"there is no {kind} {path}: the folder {path.parent} doesn't exist either"
-    return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import missing
 
 
 def read_source(path: Path) -> bytes:

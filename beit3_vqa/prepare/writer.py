@@ -23,7 +23,7 @@ from beit3_vqa.data.images import image_size, open_image, resolve_image_path
 from beit3_vqa.data.index import DatasetInfo, Row, image_key
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare.source import missing
+from beit3_vqa.files import missing
 from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompt_text
 
 Splits = dict[str, list[Row]]

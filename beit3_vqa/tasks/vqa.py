@@ -209,6 +209,7 @@ class VQACustom(Task):
 
     def write_results(self, result: EvalResult, folder: Path, split: str) -> list[Path]:
         """predictions.json, submission.csv, upstream's JSON and, where answers are known, metrics.json."""
+        folder.mkdir(parents=True, exist_ok=True)
         suffix = "" if split == "test" else f"_{split}"
         written = [
             write_predictions(result.predictions, folder / f"predictions{suffix}.json"),

@@ -1,0 +1,48 @@
+"""Files that are there whole or not at all, and messages for files that aren't there."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from beit3_vqa.errors import InputError, nearest
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` when the block ends without an error; until then nothing changes there.
+
+    The content is on disk before the name is: a crash in between leaves the old file.
+
+    Raises:
+        InputError: the folder doesn't exist or can't be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
+    """Writes text, or pieces of it, as UTF-8 through `replacing`, and returns the path."""
+    with replacing(path) as file:
+        for piece in [text] if isinstance(text, str) else text:
+            file.write(piece.encode("utf-8"))
+    return Path(path)
+
+
+def missing(kind: str, path: Path) -> str:
+    """The message for a file or folder that isn't there, with the nearest one that is."""
+    if not path.parent.is_dir():
+        return f"there is no {kind} {path}: the folder {path.parent} doesn't exist either."
+    return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"
