@@ -178,7 +178,7 @@ def test_missing_files_and_folders(tmp_path):
     AnswerTable(["yes"]).write(tmp_path / "answer2label.txt")
     with pytest.raises(InputError, match=r"Did you mean 'answer2label.txt'\?"):
         AnswerTable.read(tmp_path / "answers2label.txt")
-    with pytest.raises(InputError, match="There is no answer table"):
+    with pytest.raises(InputError, match="there is no answer table"):
         AnswerTable.read(tmp_path / "nowhere" / "answer2label.txt")
     with pytest.raises(InputError, match="can't be read"):
         AnswerTable.read(tmp_path)

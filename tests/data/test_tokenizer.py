@@ -131,9 +131,9 @@ def test_bad_files(tokenizer, tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=rf"{name}\.spm \([\d,]+ bytes\) is not a SentencePiece model"):
             Tokenizer(path)
-    with pytest.raises(InputError, match=r"There is no tokenizer .*smal\.spm\. Did you mean 'small\.spm'\?"):
+    with pytest.raises(InputError, match=r"there is no tokenizer .*smal\.spm\. Did you mean 'small\.spm'\?"):
         Tokenizer(tokenizer.path.with_name("smal.spm"))
-    with pytest.raises(InputError, match="There is no tokenizer"):
+    with pytest.raises(InputError, match="there is no tokenizer"):
         Tokenizer(tmp_path / "nowhere" / "beit3.spm")
     with pytest.raises(InputError, match="can't be read"):
         Tokenizer(tmp_path)

@@ -166,7 +166,7 @@ def test_problems_of_every_kind_come_at_once_and_nothing_is_written(tmp_path, im
         "train.csv:5: image",
         "train.csv:6: the ID 'TRAIN_000' is at",
         "trian.csv. Did you mean 'train.csv'",
-        "There is no tokenizer",
+        "there is no tokenizer",
         "Nothing was written.",
     ):
         assert expected in text
