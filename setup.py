@@ -18,7 +18,6 @@ setup(
         "timm",
         "torchscale==0.3.0",  # its module names are the checkpoint format
         "sentencepiece",
-        "pandas",
         "pillow>=10.1",
         "numpy",
         "tensorboard",
@@ -34,7 +33,6 @@ setup(
             "scikit-image",  # real photographs
             "ruff",
             "mypy",
-            "pandas-stubs",
         ],
     },
     entry_points={"console_scripts": ["beit3-vqa=beit3_vqa.cli:main"]},

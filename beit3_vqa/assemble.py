@@ -1,5 +1,6 @@
 """Puts the parts of a run together: task, tokenizer, processor, model, loaders, and the weights to start from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import replacing
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
-from beit3_vqa.models.pretrained import load_pretrained, weights_of
+from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
 from beit3_vqa.models.processor import BEiT3Processor, PromptTemplate
 from beit3_vqa.models.registry import ModelName, build_model, parse_name
+from beit3_vqa.schema import Example
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
@@ -38,7 +40,9 @@ class Parts:
         """Batches of a split; says how long its texts are."""
         config = self.config
         dataset = self.task.dataset(split, self.processor, training=training)
-        lengths = self.processor.measure(dataset.example(index) for index in range(len(dataset)))
+        examples = [dataset.example(index) for index in range(len(dataset))]
+        _require_images(examples)
+        lengths = self.processor.measure(examples, config.model.vocab_size)
         cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
         print(
             f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
@@ -54,6 +58,14 @@ class Parts:
             num_workers=config.num_workers,
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
         )
+
+
+def _require_images(examples: Sequence[Example]) -> None:
+    """InputError that lists the images that aren't there, before hours of training find the first."""
+    row_of = {example.image_path: example.id for example in reversed(examples)}
+    problems = [f"row {row}: {path}" for path, row in row_of.items() if not Path(path).is_file()]
+    if problems:
+        raise InputError.of_problems("images that aren't there:", sorted(problems), "Is --image_root right?")
 
 
 def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = None) -> Parts:
@@ -114,7 +126,7 @@ def make_processor(config: RunConfig, name: ModelName, task: Task, checkpoint_fo
         flip=options.flip,
         randaug=options.randaug,
     )
-    prompt = PromptTemplate(config.model.prompt_template)
+    prompt = PromptTemplate(config.model.prompt_template, task.num_classes if task.answers_are_options else 4)
     return BEiT3Processor(tokenizer, max_tokens, prompt, EvalTransform(name.img_size), train)
 
 
@@ -126,7 +138,8 @@ def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
     """
     if "sentencepiece_model" in config.given and config.model.sentencepiece_model:
         return Path(config.model.sentencepiece_model)
-    places = [folder / TOKENIZER_FILE for folder in (checkpoint_folder, Path(config.data.data_path)) if folder]
+    data_folder = Path(config.data.data_path) if config.data.data_path else None
+    places = [folder / TOKENIZER_FILE for folder in (checkpoint_folder, data_folder) if folder]
     if config.model.sentencepiece_model:
         places.insert(1, Path(config.model.sentencepiece_model))
     for place in places:
@@ -156,11 +169,6 @@ def initialise(parts: Parts) -> None:
         weights = weights_of(content, options.model_key, options.model_prefix)
         report = load_pretrained(parts.model, weights, f"--finetune {options.finetune}", options.allow_missing)
         print(f"--finetune {options.finetune}: {report}")
-        if parts.config.run.eval and report.new:
-            raise InputError(
-                f"--eval with --finetune {options.finetune}: it lacks {', '.join(report.new[:4])}, so there is "
-                "nothing to evaluate. Train first, or give a checkpoint that was fine-tuned on these answers."
-            )
 
 
 def checkpoint_to_resume(config: RunConfig) -> Path | None:
@@ -174,28 +182,52 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
     return None
 
 
-def checkpoint_to_evaluate(config: RunConfig) -> Path | None:
-    """`--resume`, else nothing if `--finetune` names the weights, else the best of the output folder."""
+def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
+    """The checkpoint of `--resume`, of `--finetune`, or the best of the output folder, and the flag that named it."""
     if config.run.resume:
-        return Path(config.run.resume)
+        return Path(config.run.resume), "--resume"
     if config.init.finetune:
-        return None
+        return Path(config.init.finetune), "--finetune"
     best = Path(config.run.output_dir) / BEST
     if config.run.output_dir and best.is_file():
-        return best
+        return best, "--resume"
     raise InputError("--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.")
 
 
 def config_of_checkpoint(config: RunConfig, content: dict[str, Any]) -> RunConfig:
     """The run's options with the model's taken from a checkpoint where they weren't given."""
     saved = {name: value for name, value in options_of(content).items() if name not in ("input_size", "num_classes")}
+    if saved and "vqa_loss" not in saved:
+        saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
+        if "vqa_loss" not in config.given:
+            print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
     return config.with_model_of(saved)
 
 
-def load_for_inference(model: nn.Module, content: dict[str, Any], where: str) -> None:
-    """The weights to answer with: the moving average if the run kept one."""
-    weights = content["model_ema"] if content.get("model_ema") else weights_of(content)
-    load_weights(model, weights, where)
+def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
+    """The weights to answer with: the moving average if the run kept one.
+
+    Args:
+        parts: whose model is filled.
+        content: of the checkpoint.
+        where: its name, for messages.
+        exact: every weight must fit; else what `--finetune` mends is mended, but the head must be there.
+
+    Raises:
+        InputError: weights that don't fit.
+    """
+    options = parts.config.init
+    weights = weights_of(content, f"model_ema|{options.model_key}", options.model_prefix)
+    if exact:
+        load_weights(parts.model, weights, where)
+        return
+    report = load_pretrained(parts.model, weights, where, options.allow_missing)
+    print(f"{where}: {report}")
+    if report.new:
+        raise InputError(
+            f"{where}: lacks {', '.join(report.new[:4])}, so there is nothing to evaluate. Train first, or give a "
+            "checkpoint that was fine-tuned on these answers."
+        )
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], where: str) -> None:
@@ -204,12 +236,11 @@ def load_weights(model: nn.Module, weights: dict[str, Any], where: str) -> None:
     Raises:
         InputError: it doesn't.
     """
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        problems = [line.strip() for line in str(error).splitlines()[1:]]
+    problems = mismatches(model.state_dict(), weights)
+    if problems:
         raise InputError.of_problems(
             f"{where} doesn't fit the model:",
             problems,
             "Another head or resolution? Start from it with --finetune, or resume with --resume_weights_only.",
-        ) from error
+        )
+    model.load_state_dict(weights)

@@ -269,7 +269,7 @@ def _check(config: RunConfig) -> None:
         "keep_checkpoints",
         "stop_after_epochs",
     )
-    not_negative += ("num_workers", "fold", "task_head_lr_weight", "log_interval", "clip_grad", "seed")
+    not_negative += ("opt_eps", "num_workers", "fold", "task_head_lr_weight", "log_interval", "clip_grad", "seed")
     for name in positive:
         if values[name] is not None and values[name] < 1:
             raise InputError(f"--{name} {values[name]}: must be 1 or more.")
@@ -279,6 +279,8 @@ def _check(config: RunConfig) -> None:
     for name in not_negative:
         if values[name] is not None and not values[name] >= 0:
             raise InputError(f"--{name} {values[name]}: must not be negative.")
+    if config.init.drop_path == 1:
+        raise InputError("--drop_path 1: would drop every layer; it must be less than 1.")
     if len(config.optim.opt_betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise InputError("--opt_betas: give two numbers from 0 up to, not including, 1.")
     if config.optim.label_smoothing and config.model.vqa_loss == "bce":

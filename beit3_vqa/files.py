@@ -33,6 +33,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; InputError where a file is in the way, or nothing can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} can't be made a folder ({error.strerror}); choose another.") from error
+
+
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
     """Writes text, or pieces of it, as UTF-8 through `replacing`, and returns the path."""
     with replacing(path) as file:

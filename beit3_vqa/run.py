@@ -50,6 +50,8 @@ def train(config: RunConfig) -> TrainState:
     run = set_up_training(parts)
     if content is not None:
         resume(run, content, f"--resume {path}")
+        run.resumed_in = path.parent if path else None
+        del content  # as large as model and optimizer together
     describe(run)
     if config.run.dry_run:
         dry_run(run)
@@ -63,20 +65,17 @@ def evaluate(config: RunConfig) -> EvalResult:
     Raises:
         InputError: something the user gave doesn't work.
     """
-    path = checkpoint_to_evaluate(config)
-    content = read_checkpoint(path, "--resume", trust=True) if path else None
-    if content is not None:
-        config = config_of_checkpoint(config, content)
+    path, flag = checkpoint_to_evaluate(config)
+    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
+    config = config_of_checkpoint(config, content)
     task = make_task(config)
     check_same_answers(task.state(), content)
-    parts = assemble(config, task, path.parent if path else None)
-    if content is not None:
-        load_for_inference(parts.model, content, f"--resume {path}")
-    else:
-        initialise(parts)
+    parts = assemble(config, task, path.parent)
+    load_for_inference(parts, content, f"{flag} {path}", exact=flag == "--resume")
+    del content
     parts.model.to(parts.precision.device)
     result = evaluate_split(parts, parts.loader(config.run.split), f"evaluating {config.run.split}")
-    folder = Path(config.run.output_dir or (path or Path(config.init.finetune)).parent)
+    folder = Path(config.run.output_dir or path.parent)
     for written in task.write_results(result, folder, config.run.split):
         print(f"wrote {written}")
     if result.metrics:
@@ -136,6 +135,6 @@ def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str 
     config = config_of_checkpoint(RunConfig(), content).updated(given, given=frozenset(given))
     task = find_task(options_of(content)["task"]).from_checkpoint(config, content["task_state"])
     parts = assemble(config, task, path.parent)
-    load_for_inference(parts.model, content, f"--checkpoint {path}")
+    load_for_inference(parts, content, f"--checkpoint {path}")
     parts.model.to(parts.precision.device).eval()
     return Answerer(parts)

@@ -12,7 +12,6 @@ from beit3_vqa.config import write_config
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine.checkpoint import (
     BEST,
-    epoch_checkpoints,
     epoch_file,
     prune_checkpoints,
     random_state,
@@ -24,6 +23,7 @@ from beit3_vqa.engine.evaluate import evaluate_batches
 from beit3_vqa.engine.optim import ModelEma, load_optimizer, make_optimizer, make_schedule
 from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
+from beit3_vqa.files import make_folder
 from beit3_vqa.models.pretrained import load_pretrained, weights_of
 from beit3_vqa.output.logging import Progress, RunLog, peak_memory
 from beit3_vqa.schema import EvalResult, Prediction
@@ -49,6 +49,7 @@ class Training:
     val: BatchLoader | None
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
+    resumed_in: Path | None = None  # folder of the checkpoint that it goes on from
     state: TrainState = field(default_factory=TrainState)
 
     @property
@@ -79,31 +80,40 @@ def set_up_training(parts: Parts) -> Training:
     if val_loader is None:
         print("no val split: nothing to choose the best epoch by, the last one counts as the best")
     optimizer = make_optimizer(parts.model, config.optim)
-    ema = None
-    if config.optim.model_ema:
-        ema = ModelEma(parts.model, config.optim.model_ema_decay, "cpu" if config.optim.model_ema_force_cpu else None)
-    return Training(parts, train_loader, val_loader, optimizer, ema)
+    return Training(parts, train_loader, val_loader, optimizer, _make_ema(parts) if config.optim.model_ema else None)
+
+
+def _make_ema(parts: Parts) -> ModelEma:
+    options = parts.config.optim
+    return ModelEma(parts.model, options.model_ema_decay, "cpu" if options.model_ema_force_cpu else None)
 
 
 def resume(run: Training, content: dict[str, Any], where: str) -> None:
     """Brings back everything a checkpoint holds; upstream's hold no best score and no random state."""
     parts = run.parts
-    check_same_answers(parts.task.state(), content)
-    if parts.config.run.resume_weights_only:
+    weights_only = parts.config.run.resume_weights_only
+    if not isinstance(content.get("epoch", 0), int):
+        raise InputError(
+            f"{where}: has no epoch number, as upstream's checkpoint-best.pth; resume from checkpoint-N.pth, or start "
+            "from it with --finetune."
+        )
+    if not weights_only:
+        check_same_answers(parts.task.state(), content)
+    if weights_only:
         report = load_pretrained(parts.model, weights_of(content), where)
         print(f"{where}: {report}")
     else:
         load_weights(parts.model, weights_of(content), where)
         _resume_optimizer(run, content, where)
+    if content.get("task_state") == parts.task.state():
         run.state.best_score = content.get("best_score")
         run.state.best_epoch = content.get("best_epoch")
     if run.ema is not None:
-        average = content.get("model_ema")
-        if average and not parts.config.run.resume_weights_only:
-            run.ema.load_state_dict(average)
+        if content.get("model_ema") and not weights_only:
+            run.ema.load_state_dict(weights_of(content, "model_ema"))
         else:
-            print(f"{where}: has no moving average; it starts from the weights")
-            run.ema = ModelEma(parts.model, run.ema.decay, "cpu" if parts.config.optim.model_ema_force_cpu else None)
+            print(f"{where}: has no moving average to go on from; it starts from the weights")
+            run.ema = _make_ema(parts)
     run.state.epoch = int(content["epoch"]) + 1 if "epoch" in content else 0
     if "random_state" in content:
         set_random_state(content["random_state"])
@@ -141,16 +151,19 @@ def train_epochs(run: Training) -> TrainState:
     """Trains to the end of the session, leaving checkpoints, logs and config.json in the output folder."""
     config, state = run.parts.config, run.state
     folder = Path(config.run.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not config.run.auto_resume and not config.run.resume:
+    if state.epoch >= config.optim.epochs:
+        print(f"nothing left to train: {state.epoch} of {config.optim.epochs} epochs are done; raise --epochs for more")
+        return state
+    make_folder(folder)
+    if run.resumed_in is None or run.resumed_in.resolve() != folder.resolve():
         aside = set_previous_run_aside(folder)
         if aside:
-            print(f"starting over: the earlier run's files are now in {aside}")
-    elif state.epoch == 0 and epoch_checkpoints(folder):
-        raise InputError(f"{folder} holds checkpoints of another run; choose another --output_dir.")
+            print(f"{folder} held another run; its files are now in {aside}")
     write_config(config, folder / "config.json")
     keep_tokenizer(run.parts, folder)
-    log = RunLog(folder, Path(config.run.log_dir or folder / "tensorboard"), state.epoch * run.steps_per_epoch)
+    log = RunLog(
+        folder, Path(config.run.log_dir or folder / "tensorboard"), state.epoch, state.epoch * run.steps_per_epoch
+    )
     end = run.end_epoch
     try:
         for epoch in range(state.epoch, end):
@@ -177,15 +190,16 @@ def _train_one(run: Training, epoch: int, log: RunLog, *, last: bool) -> None:
         log.scalars({f"val/{parts.task.best_metric}": score}, step)
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}"
         print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} ({best})")
+    # Before the checkpoint: a line too many is dropped when the run resumes, one that is missing stays missing.
+    log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
         _save(run, epoch, improved, last)
-    log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
 
 
 def _run_steps(run: Training, epoch: int, log: RunLog) -> dict[str, float]:
     config, device = run.parts.config, run.parts.precision.device
     progress = Progress(f"epoch {epoch}/{config.optim.epochs}", run.examples, config.run.log_interval)
-    loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+    loss_sum = torch.zeros((), device=device)
     last: StepReport | None = None
     for last in steps(run, epoch):
         loss_sum += last.loss * last.examples

@@ -65,16 +65,14 @@ def test_help_names_every_flag_with_its_default(capsys):
 
 @pytest.mark.parametrize("command", [["run_beit3_finetuning.py"], ["-m", "beit3_vqa"]])
 def test_help_is_quick(command, pytestconfig):
-    """Without torch: a ratio to bare Python, since machines differ."""
+    """Without torch, timm or pandas, which take seconds to import."""
 
     def seconds(arguments):
         started = time.perf_counter()
         subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=pytestconfig.rootpath)
         return time.perf_counter() - started
 
-    bare = min(seconds(["-c", "pass"]) for _ in range(5))
-    ours = min(seconds([*command, "--help"]) for _ in range(5))
-    assert ours < 12 * bare
+    assert min(seconds([*command, "--help"]) for _ in range(3)) < 3  # 0.2 on an idle machine; torch alone takes more
     code = (
         "import sys; sys.argv = ['x', '--help']; from beit3_vqa.cli import main\ntry: main()\n"
         "except SystemExit: pass\nassert 'torch' not in sys.modules and 'pandas' not in sys.modules"
@@ -95,7 +93,7 @@ def test_help_is_quick(command, pytestconfig):
         (["finetune"], "--output_dir"),
         (["finetune", "--output_dir", "x"], "--data_path"),
         (["finetune", "--output_dir", "x", "--task", "vqacustum"], "Did you mean 'vqacustom'"),
-        (["finetune", "--output_dir", "x", "--data_path", "/no/such/folder"], "no such folder"),
+        (["finetune", "--output_dir", "x", "--data_path", "/no/such/folder"], "there is no folder"),
         (["finetune", "--eval"], "--resume"),
         (["finetune", "--eval", "--resume", "/no/such.pth"], "no such file"),
         (["finetune", "--config", "/no/such.json"], "--config"),
@@ -147,6 +145,16 @@ def test_contradictions_are_found_before_anything_is_written(scpc, tmp_path, cap
     assert main(finetune(scpc, tmp_path / "out", *flags)) == 2
     said = capsys.readouterr().err
     assert re.search(says, said), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_images_are_all_named_before_anything_is_written(scpc, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    command = finetune(scpc, tmp_path / "out", "--image_root", str(tmp_path / "images"), "--epochs", "1")
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.count("row train_") >= 10
+    assert "--image_root" in said
     assert not (tmp_path / "out").exists()
 
 

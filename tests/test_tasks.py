@@ -85,13 +85,13 @@ def row(number, **more):
 
 def test_another_number_of_options_than_answers_is_an_error(tmp_path):
     made = folder(tmp_path, [row(0, choices=["a", "b", "c"], answer="A")])
-    with pytest.raises(InputError, match="row 0: has 3 options"):
+    with pytest.raises(InputError, match="row 0: 3 options"):
         made.dataset("train", None, training=True)
 
 
 def test_training_rows_need_an_answer(tmp_path):
     made = folder(tmp_path, [row(0, choices=list(CHOICES), answer="A"), row(1, choices=list(CHOICES))])
-    with pytest.raises(InputError, match="row 1: has no answer"):
+    with pytest.raises(InputError, match="training rows without an answer:\n  row 1\n"):
         made.dataset("train", None, training=True)
 
 
@@ -118,4 +118,7 @@ def test_forks_folders_are_read_as_they_are(tmp_path):
     train = made.dataset("train", None, training=True)
     assert [train.example(i).id for i in range(len(train))] == ["0", "1"]
     assert train.example(0).image_path == str(tmp_path / "train" / "x.jpg")
-    assert made.chance() == 100.0  # every training answer is `blue`
+    assert made.chance() == 100.0  # both training answers are `blue`
+    other = {"image_path": "x.jpg", "text_segment": [7], "labels": [0], "scores": [1.0], "qid": 9}
+    (tmp_path / "vqa.trainable_val.jsonl").write_text(json.dumps(other) + "\n")
+    assert made.chance() == 50.0

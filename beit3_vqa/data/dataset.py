@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import resolve_image_path
+from beit3_vqa.data.index import LETTERS
 from beit3_vqa.data.loader import Key
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
@@ -91,7 +92,8 @@ class CustomDataset(Dataset):
 
     def _upstream_example(self, row: dict[str, Any]) -> Example:
         text = row["text_segment"]
-        targets = tuple(zip(row.get("labels") or (), row.get("scores") or (), strict=True))
+        scored = zip(row.get("labels") or (), row.get("scores") or (), strict=True)
+        targets = tuple((label, score) for label, score in scored if score > 0)
         outside = [label for label, _ in targets if label >= len(self.answers)]
         if outside:
             raise InputError(f"row {_row_id(row)}: label {outside[0]} isn't in the answer table.")
@@ -117,8 +119,10 @@ def permute_choices(example: Example, rng: random.Random) -> Example:
     order = list(range(len(example.choices)))
     rng.shuffle(order)
     place = {old: new for new, old in enumerate(order)}
+    targets = tuple((place[label], score) for label, score in example.targets)
     return dataclasses.replace(
         example,
         choices=tuple(example.choices[old] for old in order),
-        targets=tuple((place[label], score) for label, score in example.targets),
+        answer=LETTERS[targets[0][0]] if targets else example.answer,
+        targets=targets,
     )

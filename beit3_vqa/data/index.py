@@ -146,7 +146,7 @@ def _target_problem(row: Row) -> str:
         answer = row["answer"]
         if not is_text(answer) or not answer:
             return "answer must be text (leave it out where it isn't known)"
-        if "choices" in row and answer not in LETTERS[: len(row["choices"])]:
+        if "choices" in row and answer not in tuple(LETTERS[: len(row["choices"])]):
             return f"answer {answer!r} must be a letter from A to {LETTERS[len(row['choices']) - 1]}"
     labels, scores = row.get("labels"), row.get("scores")
     if labels or scores:  # a fork writes "" where the answer isn't known

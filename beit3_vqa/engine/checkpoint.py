@@ -3,7 +3,6 @@
 import argparse
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from beit3_vqa.files import replacing
 BEST = "checkpoint-best.pth"
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
+# What a run leaves in its folder; anything else there is the user's.
+_RUN_FILES: tuple[str, ...] = ("checkpoint-*.pth", "config.json", "log.txt", "tensorboard", "tokenizer.spm")
+_RUN_FILES += ("predictions*.json", "metrics*.json", "submission*.csv", "submit_*.json")
 _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth")
 
 
@@ -47,11 +49,10 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def set_previous_run_aside(folder: Path) -> Path | None:
-    """Moves the checkpoints and logs of an earlier run into `folder/previous-N`; None where there are none."""
-    files = [*epoch_checkpoints(folder).values(), folder / BEST, folder / "log.txt", folder / "config.json"]
-    files = [path for path in files if path.exists()]
+    """Moves what an earlier run left in `folder` into `folder/previous-N`; None where there are no checkpoints."""
     if not epoch_checkpoints(folder) and not (folder / BEST).exists():
         return None
+    files = [path for pattern in _RUN_FILES for path in folder.glob(pattern)]
     number = 1
     while (folder / f"previous-{number}").exists():
         number += 1
@@ -91,7 +92,7 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict
             ) from error
         print(f"{flag} {path}: holds more than plain data ({_foreign_names(path)}); read in full, as a trusted file.")
         content = _read_trusted(path, flag)
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged file makes torch raise anything
         raise InputError(_broken(flag, path, error)) from error
     if not isinstance(content, dict):
         raise InputError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint.")

@@ -78,18 +78,15 @@ def make_optimizer(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads a saved state whatever implementation of AdamW wrote it.
+    """Loads the moments of a saved state, whatever implementation of AdamW wrote it; options stay this run's.
 
     Raises:
         ValueError: other parameter groups than ours.
     """
     ours = optimizer.state_dict()["param_groups"]
-    implementation = ("fused", "foreach", "capturable", "differentiable")
     if len(state["param_groups"]) == len(ours):
-        groups = [
-            {**saved, **{name: own[name] for name in implementation if name in own}}
-            for saved, own in zip(state["param_groups"], ours, strict=True)
-        ]
+        # Rates, decay and implementation are this run's; which parameters belong together is the file's.
+        groups = [{**own, "params": saved["params"]} for own, saved in zip(ours, state["param_groups"], strict=True)]
         state = {**state, "param_groups": groups}
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     for index, shape in enumerate(shapes):

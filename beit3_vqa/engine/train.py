@@ -75,7 +75,7 @@ def train_epoch(
         first_step: optimizer steps done before this epoch.
 
     Raises:
-        TrainingDiverged: the gradient was not finite (with fp16, gradient scaling skips such steps).
+        TrainingDiverged: the gradient (with fp16, whose scaler skips such steps: the loss) was not finite.
     """
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -98,7 +98,9 @@ def train_epoch(
             group["lr"] = lr * group["lr_scale"]
         precision.scaler.unscale_(optimizer)
         grad_norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
-        if not precision.scaler.is_enabled() and not torch.isfinite(grad_norm):
+        # fp16's scaler skips a step whose gradient overflowed, but no scale mends a loss that isn't a number.
+        suspect = loss_sum if precision.scaler.is_enabled() else grad_norm
+        if not torch.isfinite(suspect):
             raise TrainingDiverged(
                 f"the gradient is {grad_norm.item()} at step {step} (loss {loss_sum.item():.4g}, "
                 f"learning rate {lr:.3g}). Lower --lr, warm up for longer, set --clip_grad 1, or try fp32."

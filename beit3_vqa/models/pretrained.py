@@ -47,13 +47,14 @@ class LoadReport:
 def weights_of(content: dict[str, Any], model_key: str = "model|module", model_prefix: str = "") -> dict[str, Tensor]:
     """The state dict in a checkpoint: under one of `model_key`, or the whole file; `module.` of DDP is taken off."""
     for key in model_key.split("|"):
-        if isinstance(content.get(key), dict):
+        if isinstance(content.get(key), dict) and content[key]:
             content = content[key]
             break
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    for prefix in (model_prefix, "module."):
-        if prefix and weights and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    if model_prefix:  # as upstream: names without it aren't the model's
+        weights = {name.removeprefix(model_prefix): v for name, v in weights.items() if name.startswith(model_prefix)}
+    if weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
     return weights
 
 
@@ -67,7 +68,7 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
         model: the model to fill.
         weights: state dict of the checkpoint, in any floating-point type.
         where: the file's name, for messages.
-        allow_missing: regular expression of names that may be missing.
+        allow_missing: regular expression of names that may be missing on either side.
 
     Raises:
         InputError: any other missing, unexpected or mis-shaped name, all of them listed.
@@ -82,16 +83,13 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
         allowed = re.compile(allow_missing) if allow_missing else None
     except re.error as error:
         raise InputError(f"--allow_missing {allow_missing!r} isn't a regular expression: {error}.") from error
-    missing = [name for name in own if name not in weights]
+    if allowed:
+        for name in [name for name in weights if name not in own and allowed.search(name)]:
+            report.dropped.append(f"{name} {tuple(weights.pop(name).shape)}")
     new_parts = tuple(part for part in NEW_IN_FINE_TUNING if not any(name.startswith(part) for name in weights))
+    missing = [name for name in own if name not in weights]
     report.new = [name for name in missing if name.startswith(new_parts) or (allowed and allowed.search(name))]
-    problems = [f"missing: {name}" for name in missing if name not in report.new]
-    problems += [f"unexpected: {name} {tuple(value.shape)}" for name, value in weights.items() if name not in own]
-    problems += [
-        f"shape of {name}: {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
-        for name, value in weights.items()
-        if name in own and value.shape != own[name].shape
-    ]
+    problems = mismatches({name: value for name, value in own.items() if name not in report.new}, weights)
     if problems:
         raise InputError.of_problems(
             f"{where} doesn't fit the model:",
@@ -100,6 +98,17 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
         )
     model.load_state_dict({**own, **{name: value.to(own[name].dtype) for name, value in weights.items()}})
     return report
+
+
+def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
+    """What keeps `weights` from filling a model whose state dict is `own`, a line each."""
+    problems = [f"missing: {name}" for name in own if name not in weights]
+    problems += [f"unexpected: {name} {tuple(value.shape)}" for name, value in weights.items() if name not in own]
+    return problems + [
+        f"shape of {name}: {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
+        for name, value in weights.items()
+        if name in own and value.shape != own[name].shape
+    ]
 
 
 def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:

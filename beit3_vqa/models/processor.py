@@ -151,16 +151,20 @@ class BEiT3Processor:
             f"{self.max_tokens}; set that to {need} or more, better {need + 32}."
         )
 
-    def measure(self, examples: Iterable[Example]) -> TextLengths:
+    def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
         """Text lengths of many examples, as they will reach the model.
 
         Raises:
-            InputError: rows whose options alone are too long, all of them named.
+            InputError: rows whose options alone are too long, or whose token ids aren't among `vocab_size`; all named.
         """
         counted: list[int] = []
         texts: list[str] = []
         long: list[Example] = []
         examples = list(examples)
+        highest = [(e.id, max(e.token_ids or [0])) for e in examples]
+        foreign = [f"row {row}: token id {token_id}" for row, token_id in highest if token_id >= vocab_size]
+        if foreign:
+            raise InputError.of_problems(f"token ids beyond --vocab_size {vocab_size}:", foreign)
         for example in examples:
             if example.token_ids is None:
                 texts.append(self.text(example))

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from beit3_vqa.files import write_text
+
 
 class Progress:
     """A bar on a terminal, a line now and then elsewhere (a notebook's log, a file).
@@ -65,13 +67,16 @@ class RunLog:
     Args:
         output_dir: where log.txt goes.
         log_dir: TensorBoard folder.
+        first_epoch: epochs already done: lines of a lost continuation from there on are dropped.
         first_step: optimizer steps already done: events of a lost continuation beyond them are hidden.
     """
 
-    def __init__(self, output_dir: Path, log_dir: Path, first_step: int = 0):
+    def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int = 0, first_step: int = 0):
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = output_dir / "log.txt"
+        if self.path.exists():
+            write_text(self.path, "".join(f"{line}\n" for line in _epochs_before(first_epoch, self.path)))
         self.writer = SummaryWriter(str(log_dir), purge_step=first_step or None)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
@@ -88,6 +93,19 @@ class RunLog:
     def close(self) -> None:
         """Flushes TensorBoard's events."""
         self.writer.close()
+
+
+def _epochs_before(first_epoch: int, path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if -1 < _epoch_of(line) < first_epoch]
+
+
+def _epoch_of(line: str) -> int:
+    """The epoch of a line of log.txt; -1 where it was cut off, or isn't ours."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return -1
 
 
 def format_seconds(seconds: float) -> str:

@@ -17,7 +17,10 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
 
 def write_upstream_results(predictions: Sequence[Prediction], path: Path) -> Path:
     """Upstream's result file: `[{"question_id": ..., "answer": ...}, ...]`; ids that are numbers stay numbers."""
-    rows = [{"question_id": int(p.id) if p.id.isdecimal() else p.id, "answer": p.answer} for p in predictions]
+    rows = [
+        {"question_id": int(p.id) if p.id.isdecimal() and str(int(p.id)) == p.id else p.id, "answer": p.answer}
+        for p in predictions
+    ]
     return write_json_rows(rows, path)
 
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit3_vqa.config import RunConfig
-from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset
 from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, read_rows, split_files
 from beit3_vqa.errors import InputError
+from beit3_vqa.files import make_folder, missing
 from beit3_vqa.metrics import accuracy_metrics
 from beit3_vqa.output.predictions import write_metrics, write_predictions, write_upstream_results
 from beit3_vqa.output.submission import write_submission
@@ -57,7 +58,9 @@ class VQACustom(Task):
             raise InputError("--data_path: give the folder that `beit3-vqa prepare` wrote.")
         folder = Path(config.data.data_path)
         if not folder.is_dir():
-            raise InputError(f"--data_path {folder}: no such folder. `beit3-vqa prepare --help` says how to make one.")
+            raise InputError(
+                f"--data_path: {missing('folder', folder)} `beit3-vqa prepare --help` says how to make one."
+            )
         return cls(AnswerTable.read(folder / ANSWERS_FILE), config, folder)
 
     @classmethod
@@ -116,7 +119,9 @@ class VQACustom(Task):
         fold = self.config.data.fold
         files = split_files(self.data_path, "train" if fold is not None and split == "val" else split)
         if not files:
-            raise InputError(f"--data_path {self.data_path}: has no {split} split; it has {', '.join(self.splits())}.")
+            there = ", ".join(self.splits()) or "none at all"
+            hint = " Was it prepared with --folds? Then add --fold K." if split == "val" else ""
+            raise InputError(f"--data_path {self.data_path}: has no {split} split; it has {there}.{hint}")
         rows = [row for file in files for row in read_rows(file)]
         if fold is None or split == "test":
             return rows
@@ -127,27 +132,28 @@ class VQACustom(Task):
         return [row for row in rows if (row.get("fold") == fold) == (split == "val")]
 
     def _check_choices(self, rows: Sequence[dict[str, Any]], split: str) -> None:
-        for row in rows:
-            choices = row.get("choices")
-            if choices and (len(choices) != self.num_classes or not self.answers_are_options):
-                raise InputError(
-                    f"{split} row {row['id']}: has {len(choices)} options, but {ANSWERS_FILE} lists "
-                    f"{self.num_classes} answers ({', '.join(self.answers.answers[:5])}); one per option is needed."
-                )
+        wrong = [
+            f"row {row['id']}: {len(row['choices'])} options"
+            for row in rows
+            if row.get("choices") and (len(row["choices"]) != self.num_classes or not self.answers_are_options)
+        ]
+        if wrong:
+            listed = ", ".join(self.answers.answers[:5])
+            raise InputError.of_problems(
+                f"{split} rows that don't fit {ANSWERS_FILE}, which has {self.num_classes} answers ({listed}), one per "
+                "option:",
+                wrong,
+            )
 
     def _learnable(self, dataset: CustomDataset) -> list[dict[str, Any]]:
         """The rows with a label; those whose answer isn't in the table can't be learned, and that is said."""
-        kept, outside = [], 0
-        for index, row in enumerate(dataset.rows):
-            example = dataset.example(index)
-            if example.answer is None:
-                raise InputError(f"training row {example.id}: has no answer. Training needs one in every row.")
-            if example.targets:
-                kept.append(row)
-            else:
-                outside += 1
-        if outside:
-            what = f"{outside} of {len(dataset.rows)} training rows"
+        examples = [dataset.example(index) for index in range(len(dataset))]
+        unanswered = [f"row {example.id}" for example in examples if example.answer is None]
+        if unanswered:
+            raise InputError.of_problems("training rows without an answer:", unanswered, "Training needs one in each.")
+        kept = [row for row, example in zip(dataset.rows, examples, strict=True) if example.targets]
+        if len(kept) < len(examples):
+            what = f"{len(examples) - len(kept)} of {len(examples)} training rows"
             print(f"{what} aren't trained on: their answer isn't in {ANSWERS_FILE}.")
         if not kept:
             raise InputError(f"no training row has an answer of {ANSWERS_FILE}.")
@@ -201,15 +207,15 @@ class VQACustom(Task):
     def chance(self) -> float:
         """Percent right when guessing: one of the options, or always the most frequent training answer."""
         assert self.data_path is not None
-        rows = self._rows("train") if split_files(self.data_path, "train") else []
-        if not rows or rows[0].get("choices"):
+        if self.answers_are_options or not split_files(self.data_path, "train"):
             return 100.0 / self.num_classes
-        counts = Counter(row.get("answer") for row in rows)
-        return 100.0 * max(counts.values()) / len(rows)
+        rows = self._rows("train")
+        answers = Counter(answer_key(row["answer"]) if "answer" in row else str(row.get("labels")) for row in rows)
+        return 100.0 * max(answers.values()) / len(rows)
 
     def write_results(self, result: EvalResult, folder: Path, split: str) -> list[Path]:
         """predictions.json, submission.csv, upstream's JSON and, where answers are known, metrics.json."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         suffix = "" if split == "test" else f"_{split}"
         written = [
             write_predictions(result.predictions, folder / f"predictions{suffix}.json"),

@@ -1,4 +1,4 @@
-"""Order and randomness depend on seed, epoch and row alone."""
+"""Order and randomness depend on seed, epoch and draw alone."""
 
 import random
 from pathlib import Path
@@ -104,10 +104,11 @@ def test_options_are_permuted_anew_and_the_answer_with_them():
 @given(st.integers(2, 8), st.integers(0, 99))
 def test_permuting_keeps_the_answers_text(count, seed):
     choices = tuple(f"c{i}" for i in range(count))
-    example = Example("0", "x", "q", choices, targets=((1, 1.0),))
+    example = Example("0", "x", "q", choices, "B", ((1, 1.0),))
     permuted = permute_choices(example, random.Random(seed))
     assert sorted(permuted.choices) == sorted(choices)
     assert permuted.choices[permuted.targets[0][0]] == "c1"
+    assert permuted.answer == "ABCDEFGH"[permuted.targets[0][0]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

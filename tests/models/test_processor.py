@@ -82,7 +82,7 @@ def test_cut_is_the_longest_that_fits(spm):
     made = processor(spm, max_tokens=40)
     long = example(question="What is on the table? " * 9)
     assert 36 <= len(made.token_ids(long)) <= 40
-    lengths = made.measure([long, example()])
+    lengths = made.measure([long, example()], 300)
     assert lengths.cut == 1
     assert lengths.longest == 40
 
@@ -90,14 +90,14 @@ def test_cut_is_the_longest_that_fits(spm):
 def test_options_that_do_not_fit_are_an_error_that_names_the_rows(spm):
     made = processor(spm, max_tokens=12)
     with pytest.raises(InputError, match=r"row 7: its options alone take \d+ tokens"):
-        made.measure([example()])
+        made.measure([example()], 300)
 
 
 def test_upstreams_token_ids(spm):
     made = processor(spm, max_tokens=6)
     row = example(question="", choices=(), token_ids=(9, 8, 7, 6, 5))
     assert made.token_ids(row) == [0, 9, 8, 7, 6, 2]
-    assert made.measure([row]).cut == 1
+    assert made.measure([row], 300).cut == 1
 
 
 def test_batch(spm, tmp_path):

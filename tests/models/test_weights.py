@@ -371,7 +371,7 @@ class Detour(urllib.request.OpenerDirector):
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
         self.asked, self.server.behaviour.etag = fullurl.full_url, None
-        response = urllib.request.buildopener(urllib.request.ProxyHandler({})).open(self.server.url, timeout=timeout)
+        response = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.server.url, timeout=timeout)
         response.url = self.landed
         return response
 
