@@ -11,6 +11,7 @@ from torch import nn
 from beit3_vqa.config import MAX_BPE_TOKENS, RunConfig
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform
 from beit3_vqa.engine.checkpoint import BEST, epoch_checkpoints, options_of, read_checkpoint
@@ -19,7 +20,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.files import replacing
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
-from beit3_vqa.models.processor import BEiT3Processor, PromptTemplate
+from beit3_vqa.models.processor import BEiT3Processor
 from beit3_vqa.models.registry import ModelName, build_model, parse_name
 from beit3_vqa.schema import Example
 from beit3_vqa.tasks import find_task

@@ -22,20 +22,21 @@ PROMPT = "A {a} B {b} C {c} D {d} {question}"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Epochs of the two trainings."""
+    """Epochs of the two trainings, resolution, and how many of the training images they see (0: all)."""
 
     open_epochs: int
     choices_epochs: int
+    model: str
+    train_images: int = 0
 
 
-FULL = Recipe(open_epochs=4, choices_epochs=3)
-QUICK = Recipe(open_epochs=1, choices_epochs=2)
-MODEL = ["--model", "beit3_tiny_patch8_48", "--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
+FULL = Recipe(open_epochs=4, choices_epochs=3, model="beit3_tiny_patch8_48")
+QUICK = Recipe(open_epochs=2, choices_epochs=2, model="beit3_tiny_patch8_32", train_images=1200)
+MODEL = ["--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
 TRAINING = ["--batch_size", "128", "--lr", "1e-3", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
 TRAINING += ["--clip_grad", "1", "--crop_scale", "1"]
 # Three questions in four are answered yes or no; without this the model has learned colours long before shapes.
 OPEN_ENDED = ["--balance_answers", "0.5"]
-PREPARE = ["prepare", "easy_vqa", "--val_ratio", "0.05", "--prompt_template", PROMPT, "--mode"]
 
 
 def demo(main: Main, output_dir: Path, *, quick: bool = False, seed: int = 0) -> int:
@@ -69,7 +70,7 @@ def _steps(recipe: Recipe, folder: Path, seed: int) -> list[tuple[str, list[str]
     open_data, choices_data = str(folder / "data-open"), str(folder / "data-choices")
     open_out, choices_out = str(folder / "open"), str(folder / "choices")
     tokenizer = ["--sentencepiece_model", f"{choices_data}/tokenizer.spm"]
-    common = ["--task", "vqacustom", *MODEL, *TRAINING, *tokenizer, "--seed", str(seed)]
+    common = ["--task", "vqacustom", "--model", recipe.model, *MODEL, *TRAINING, *tokenizer, "--seed", str(seed)]
     first = ["finetune", *common, *OPEN_ENDED, "--data_path", open_data, "--output_dir", open_out]
     first += ["--epochs", str(recipe.open_epochs)]
     second = ["finetune", *common, "--data_path", choices_data, "--output_dir", choices_out]
@@ -77,10 +78,12 @@ def _steps(recipe: Recipe, folder: Path, seed: int) -> list[tuple[str, list[str]
     second += ["--epochs", str(recipe.choices_epochs)]
     evaluate = ["finetune", "--task", "vqacustom", "--eval", "--resume", f"{choices_out}/checkpoint-best.pth"]
     evaluate += ["--data_path", choices_data, "--output_dir", choices_out, "--device", "cpu"]
+    prepare = ["prepare", "easy_vqa", "--train_images", str(recipe.train_images), "--val_ratio", "0.05"]
+    prepare += ["--prompt_template", PROMPT, "--mode"]
     stop = ["--stop_after_epochs", "1"]
     return [
-        ("1. prepare: four options", [*PREPARE, "choices", "--data_path", choices_data, "--train_tokenizer", "200"]),
-        ("2. prepare: open-ended questions", [*PREPARE, "open", "--data_path", open_data, *tokenizer]),
+        ("1. prepare: four options", [*prepare, "choices", "--data_path", choices_data, "--train_tokenizer", "200"]),
+        ("2. prepare: open-ended questions", [*prepare, "open", "--data_path", open_data, *tokenizer]),
         ("3. train from scratch on open-ended questions", first),
         ("4. fine-tune on four options, and stop after an epoch", [*second, *stop]),
         ("5. the same command again: it resumes", second),

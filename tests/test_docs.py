@@ -1,7 +1,7 @@
 """Every command in README.md and get_started/ is run, in order, in a folder such as their reader has.
 
-What differs from the reader's run: the model is tiny and has weights of its own, downloads come from this machine, and
-the two commands that install are `.ci/run`'s.
+What differs from the reader's run: the model is tiny and has weights of its own, and downloads come from this machine.
+The two commands that install are run by `.ci/run` and tests/test_demo.py.
 """
 
 import csv
@@ -118,7 +118,7 @@ def test_commands_of(page, reader, release, monkeypatch, tmp_path):
     ran = 0
     for command in commands(page):
         if command[0] in ("pip", "pytest", "ruff"):
-            continue  # .ci/run's
+            continue  # these install: .ci/run and tests/test_demo.py run them
         if command[1] == "download":
             name = command[2]
             assert name in OFFICIAL_WEIGHTS

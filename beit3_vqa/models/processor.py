@@ -1,7 +1,6 @@
 """What BEiT-3 makes of an example: pixels and one text."""
 
 import random
-import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,48 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data.images import open_image
+from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
-
-SPECIAL_TOKENS = 2  # <s> and </s>
-
-
-class PromptTemplate:
-    """The text of a multiple-choice question, such as `{question} Choices: A. {a} B. {b} C. {c} D. {d}`.
-
-    Args:
-        template: with the fields `{question}` and `{a}`, `{b}`, ... for each option, each at least once.
-        num_choices: how many options there are.
-
-    Raises:
-        InputError: an unknown or missing field, or a stray brace.
-    """
-
-    def __init__(self, template: str = DEFAULT_PROMPT_TEMPLATE, num_choices: int = 4):
-        self.template = template
-        self.letters = string.ascii_lowercase[:num_choices]
-        expected = {"question", *self.letters}
-        try:
-            parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
-        except ValueError as error:
-            raise InputError(f"--prompt_template {template!r}: {error}. Write {{{{ for a brace.") from error
-        found = {name for name, _, _ in parts if name is not None}
-        if found != expected or any(spec or conversion for _, spec, conversion in parts):
-            unknown = ", ".join(f"{{{name}}}" for name in sorted(found - expected)) or "none"
-            missing = ", ".join(f"{{{name}}}" for name in sorted(expected - found)) or "none"
-            raise InputError(
-                f"--prompt_template {template!r}: fields must be {{question}} and "
-                f"{', '.join(f'{{{letter}}}' for letter in self.letters)}, without a format; "
-                f"unknown: {unknown}; missing: {missing}."
-            )
-
-    def __call__(self, question: str, choices: Sequence[str]) -> str:
-        """The text of a question and its options; braces in them are text."""
-        return self.template.format(question=question, **dict(zip(self.letters, choices, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -112,8 +75,7 @@ class BEiT3Processor:
 
     def text(self, example: Example, question: str | None = None) -> str:
         """The text that stands for an example, with another question if one is given."""
-        question = example.question if question is None else question
-        return self.prompt(question, example.choices) if example.choices else question
+        return self.prompt(example.question if question is None else question, example.choices)
 
     def token_ids(self, example: Example) -> list[int]:
         """`<s> text </s>`, at most `max_tokens` of them."""

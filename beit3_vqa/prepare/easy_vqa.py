@@ -20,6 +20,7 @@ ARGUMENTS = (
     Argument(
         "mode", "open: open-ended, 13 answers; choices: four options each", default="open", choices=("open", "choices")
     ),
+    Argument("train_images", "only the questions of so many training images; 0: all 4,000", default=0, type=int),
 )
 
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
@@ -43,6 +44,11 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
         "train": _open_rows("train", *easy_vqa.get_train_questions()),
         "test": _open_rows("test", *easy_vqa.get_test_questions()),
     }
+    if values["train_images"] < 0:
+        raise InputError(f"--train_images {values['train_images']}: must be a number of images, or 0 for all")
+    if values["train_images"]:
+        kept = set(sorted({row["image_path"] for row in splits["train"]})[: values["train_images"]])
+        splits["train"] = [row for row in splits["train"] if row["image_path"] in kept]
     if options.val_ratio and not options.folds:
         # Cut here, by the open-ended answers, so that both modes validate on the same images: a model trained on the
         # one and fine-tuned on the other hasn't seen them.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.config import MAX_BPE_TOKENS
-from beit3_vqa.data.index import Row
+from beit3_vqa.data.index import LETTERS, Row
+from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer
 
-_SPECIAL_TOKENS = 2  # <s> and </s>
 _ANSWERS_SHOWN = 5
 
 
@@ -119,22 +119,14 @@ def _prompts_text(prompts: PromptLengths, rows: int) -> str:
     )
 
 
-def prompt_text(row: Row, template: str) -> str:
-    """The text a model reads for `row`: the template filled in, or the question alone where there are no options."""
-    if "choices" not in row:
-        return row["question"]
-    a, b, c, d = row["choices"]
-    return template.format(question=row["question"], a=a, b=b, c=c, d=d)
-
-
-def measure_prompts(rows: Sequence[Row], template: str, tokenizer: Tokenizer | None) -> PromptLengths:
+def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths:
     """How long the prompts of `rows` (at least one) are."""
-    prompts = [prompt_text(row, template) for row in rows]
+    prompts = [template(row["question"], row.get("choices", ())) for row in rows]
     if tokenizer is None:
         lengths = [len(prompt.split()) for prompt in prompts]
         cut = None
     else:
-        lengths = [len(ids) + _SPECIAL_TOKENS for ids in tokenizer.encode_batch(prompts)]
+        lengths = [len(ids) + SPECIAL_TOKENS for ids in tokenizer.encode_batch(prompts)]
         cut = sum(length > MAX_BPE_TOKENS for length in lengths)
     longest = max(range(len(rows)), key=lengths.__getitem__)
     return PromptLengths(lengths[longest], rows[longest]["id"], cut)
@@ -146,7 +138,7 @@ def count_answers(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, in
     for split, rows in splits.items():
         counts = Counter(row["answer"] for row in rows if "answer" in row)
         if any("choices" in row for row in rows):
-            balance[split] = {letter: counts[letter] for letter in "ABCD" if counts}
+            balance[split] = {letter: counts[letter] for letter in LETTERS[:4] if counts}
         else:
             balance[split] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     return balance

@@ -21,10 +21,11 @@ from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import image_size, open_image, resolve_image_path
 from beit3_vqa.data.index import DatasetInfo, Row, image_key
+from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import missing
-from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompt_text
+from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts
 
 Splits = dict[str, list[Row]]
 
@@ -59,10 +60,7 @@ class PrepareOptions:
             raise InputError(
                 "--train_tokenizer makes a tokenizer and --sentencepiece_model names one: give one of them"
             )
-        try:
-            prompt_text({"question": "q", "choices": ["a", "b", "c", "d"]}, self.prompt_template)
-        except (LookupError, ValueError, AttributeError) as error:
-            raise InputError(f"--prompt_template {self.prompt_template!r} can't be filled in: {error!r}") from error
+        PromptTemplate(self.prompt_template)
 
 
 @dataclass
@@ -122,7 +120,8 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
     with _staging(data_path, options.check) as folder:
         files = _write(folder, splits, prepared)
         if options.train_tokenizer:
-            prompts = [prompt_text(row, options.prompt_template) for row in splits.get("train", [])]
+            template = PromptTemplate(options.prompt_template)
+            prompts = [template(row["question"], row.get("choices", ())) for row in splits.get("train", [])]
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
@@ -137,7 +136,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             classes=len(prepared.answers),
             images=len(sizes),
             sizes=describe_sizes(sizes.values()),
-            prompts=measure_prompts(every_row, options.prompt_template, tokenizer),
+            prompts=measure_prompts(every_row, PromptTemplate(options.prompt_template), tokenizer),
             notes=tuple(notes),
             files=(*files, index.INFO_FILE),
             check=options.check,

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.processor import BEiT3Processor, PromptTemplate
+from beit3_vqa.models.processor import BEiT3Processor
 from beit3_vqa.schema import Example
 
 CORPUS = [

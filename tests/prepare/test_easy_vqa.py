@@ -76,3 +76,14 @@ def test_a_missing_package(monkeypatch, tmp_path):
 def test_it_brings_its_own_images(tmp_path):
     with pytest.raises(InputError, match="leave --image_root out"):
         prepare("easy_vqa", {}, PrepareOptions(tmp_path / "out", tmp_path))
+
+
+def test_fewer_training_images(tmp_path):
+    options = PrepareOptions(str(tmp_path / "data"), verify_images=False)
+    summary = prepare("easy_vqa", {"train_images": 40}, options)
+    assert summary.rows["train"] + summary.rows["val"] < 500
+    assert summary.rows["test"] == 9673
+    rows = read_rows(tmp_path / "data" / "vqacustom.train.jsonl") + read_rows(tmp_path / "data" / "vqacustom.val.jsonl")
+    assert len({row["image_path"] for row in rows}) == 40
+    with pytest.raises(InputError, match="--train_images -1"):
+        prepare("easy_vqa", {"train_images": -1}, options)

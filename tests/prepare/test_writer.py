@@ -60,6 +60,7 @@ def test_unknown_and_missing_arguments(images, out):
         ({"train_tokenizer": -1}, "--train_tokenizer"),
         ({"train_tokenizer": 9, "sentencepiece_model": "x"}, "give one of them"),
         ({"prompt_template": "{question} {e}"}, "--prompt_template"),
+        ({"prompt_template": "{question}"}, "--prompt_template"),
         ({"prompt_template": "{"}, "--prompt_template"),
         ({"data_path": ""}, "--data_path is missing"),
     ],
