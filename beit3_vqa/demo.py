@@ -30,10 +30,10 @@ class Recipe:
     train_images: int = 0
 
 
-FULL = Recipe(open_epochs=4, choices_epochs=3, model="beit3_tiny_patch8_48")
+FULL = Recipe(open_epochs=3, choices_epochs=2, model="beit3_tiny_patch8_48")
 QUICK = Recipe(open_epochs=2, choices_epochs=2, model="beit3_tiny_patch8_32", train_images=1200)
 MODEL = ["--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
-TRAINING = ["--batch_size", "128", "--lr", "1e-3", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
+TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
 TRAINING += ["--clip_grad", "1", "--crop_scale", "1"]
 # Three questions in four are answered yes or no; without this the model has learned colours long before shapes.
 OPEN_ENDED = ["--balance_answers", "0.5"]
