@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `... | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted; training goes on from its last checkpoint with the same command", file=sys.stderr)
         return 130
@@ -159,6 +163,8 @@ def _finetune(parsed: argparse.Namespace) -> int:
     if "opt_betas" in values:
         values["opt_betas"] = tuple(values["opt_betas"])
     from_file = read_config_values(parsed.config) if parsed.config else {}
+    if "eval" in values:
+        from_file.pop("finetune", None)  # what that run started from, not what it became
     both = from_file | values
     config = RunConfig().updated(both, given=frozenset(both))
     from beit3_vqa.engine.train import TrainingDiverged

@@ -195,6 +195,9 @@ GROUPS: dict[str, type] = {
     "optim": OptimConfig,
     "run": RunOptions,
 }
+SESSION_OPTIONS = frozenset(
+    {"eval", "split", "resume", "auto_resume", "resume_weights_only", "stop_after_epochs", "dry_run"}
+)
 GROUP_OF = {f.name: group for group, cls in GROUPS.items() for f in dataclasses.fields(cls)}
 
 
@@ -206,8 +209,10 @@ def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Writes config.json whole or not at all."""
-    write_text(path, json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    """Writes config.json whole or not at all, without what was meant for one session only."""
+    groups = config.to_dict()
+    groups["run"] = {name: value for name, value in groups["run"].items() if name not in SESSION_OPTIONS}
+    write_text(path, json.dumps(groups, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_config_values(path: str | Path) -> dict[str, Any]:

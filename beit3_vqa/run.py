@@ -19,12 +19,12 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.dry_run import describe, dry_run
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.errors import InputError
+from beit3_vqa.evaluation import evaluate_split
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
 from beit3_vqa.tasks import find_task
 from beit3_vqa.training import (
     TrainState,
     check_same_answers,
-    evaluate_split,
     resume,
     set_up_training,
     train_epochs,
@@ -74,6 +74,7 @@ def evaluate(config: RunConfig) -> EvalResult:
     load_for_inference(parts, content, f"{flag} {path}", exact=flag == "--resume")
     del content
     parts.model.to(parts.precision.device)
+    print(f"evaluating {path}")
     result = evaluate_split(parts, parts.loader(config.run.split), f"evaluating {config.run.split}")
     folder = Path(config.run.output_dir or path.parent)
     for written in task.write_results(result, folder, config.run.split):

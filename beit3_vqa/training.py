@@ -8,25 +8,25 @@ from typing import Any
 import torch
 
 from beit3_vqa.assemble import Parts, keep_tokenizer, load_weights
-from beit3_vqa.config import write_config
+from beit3_vqa.config import GROUP_OF, RunConfig, write_config
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine.checkpoint import (
     BEST,
     epoch_file,
+    options_of,
     prune_checkpoints,
     random_state,
     save_checkpoint,
     set_previous_run_aside,
     set_random_state,
 )
-from beit3_vqa.engine.evaluate import evaluate_batches
 from beit3_vqa.engine.optim import ModelEma, load_optimizer, make_optimizer, make_schedule
 from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
+from beit3_vqa.evaluation import evaluate_split
 from beit3_vqa.files import make_folder
 from beit3_vqa.models.pretrained import load_pretrained, weights_of
 from beit3_vqa.output.logging import Progress, RunLog, peak_memory
-from beit3_vqa.schema import EvalResult, Prediction
 
 SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
 
@@ -99,6 +99,7 @@ def resume(run: Training, content: dict[str, Any], where: str) -> None:
         )
     if not weights_only:
         check_same_answers(parts.task.state(), content)
+        _tell_changes(parts.config, options_of(content))
     if weights_only:
         report = load_pretrained(parts.model, weights_of(content), where)
         print(f"{where}: {report}")
@@ -118,6 +119,26 @@ def resume(run: Training, content: dict[str, Any], where: str) -> None:
     if "random_state" in content:
         set_random_state(content["random_state"])
     print(f"{where}: {run.state.epoch} epochs done, {max(0, parts.config.optim.epochs - run.state.epoch)} to go")
+
+
+def _tell_changes(config: RunConfig, saved: dict[str, Any]) -> None:
+    """Prints which options of data and training differ from the checkpoint's; another fold would leak, an error."""
+    if saved.get("fold", config.data.fold) != config.data.fold:
+        raise InputError(
+            f"--fold {config.data.fold}: the run in --output_dir trains with fold {saved['fold']}, so it has seen this "
+            "one's validation rows. Give each fold its own --output_dir."
+        )
+    changed = [
+        f"{name} {saved[name]} -> {value}"
+        for name, value in config.flat().items()
+        if GROUP_OF[name] in ("init", "data", "optim") and name in saved and _plain(saved[name]) != _plain(value)
+    ]
+    if changed:
+        print(f"changed since the checkpoint: {', '.join(changed)}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _resume_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
@@ -156,6 +177,7 @@ def train_epochs(run: Training) -> TrainState:
         return state
     make_folder(folder)
     if run.resumed_in is None or run.resumed_in.resolve() != folder.resolve():
+        state.best_score = state.best_epoch = None  # that best epoch's checkpoint lies elsewhere
         aside = set_previous_run_aside(folder)
         if aside:
             print(f"{folder} held another run; its files are now in {aside}")
@@ -265,14 +287,3 @@ def _save(run: Training, epoch: int, improved: bool, last: bool) -> None:
         content["random_state"] = random_state()
         save_checkpoint(epoch_file(folder, epoch), content)
         prune_checkpoints(folder, config.run.keep_checkpoints)
-
-
-def evaluate_split(parts: Parts, loader: BatchLoader, label: str) -> EvalResult:
-    """Predictions and metrics of a split, rows in input order."""
-    predictions: list[Prediction] = []
-    progress = Progress(label, loader.batches.rows, parts.config.run.log_interval)
-    for batch in evaluate_batches(parts.model, loader.epoch(0), parts.task.predictions, parts.precision):
-        predictions += batch
-        progress.update(len(batch), dict)
-    progress.close()
-    return EvalResult(parts.task.metrics(predictions), predictions)

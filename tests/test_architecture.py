@@ -13,6 +13,7 @@ RANKS = [
     ["demo", "run"],
     ["dry_run"],
     ["training"],
+    ["evaluation"],
     ["assemble"],
     ["tasks", "models", "prepare"],
     ["data", "output"],

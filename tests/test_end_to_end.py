@@ -296,6 +296,30 @@ def test_saved_config_with_flags_on_top(scpc, trained, tmp_path):
     assert (one["optim"]["epochs"], two["optim"]["epochs"]) == (2, 1)
 
 
+def test_configs_are_for_any_session(scpc, trained, tmp_path):
+    out = tmp_path / "out"
+    assert main(finetune(scpc, out, "--epochs", "2", "--stop_after_epochs", "1")) == 0
+    assert "stop_after_epochs" not in (out / "config.json").read_text()
+    assert main(["finetune", "--config", str(out / "config.json")]) == 0
+    assert (out / "checkpoint-1.pth").exists()
+    start = ["--finetune", str(trained / "checkpoint-best.pth"), "--epochs", "1"]
+    assert main(finetune(scpc, tmp_path / "tuned", *start)) == 0
+    evaluate = ["finetune", "--eval", "--split", "val", "--config", str(tmp_path / "tuned" / "config.json")]
+    assert main(evaluate) == 0  # what was trained, not what it started from
+    metrics = json.loads((tmp_path / "tuned" / "metrics_val.json").read_text())
+    assert metrics["accuracy"] == torch.load(tmp_path / "tuned" / "checkpoint-best.pth")["best_score"]
+
+
+def test_tensorboard_keeps_its_points_through_a_resume(scpc, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(3):
+        assert main(finetune(scpc, tmp_path / "out", "--epochs", "3", "--stop_after_epochs", "1")) == 0
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    assert len(events.Scalars("val/accuracy")) == 3
+
+
 def test_the_prompt_is_saved_with_the_checkpoint(scpc, tmp_path):
     template = "A. {a} B. {b} C. {c} D. {d} {question}"
     assert main(finetune(scpc, tmp_path / "out", "--epochs", "1", "--prompt_template", template)) == 0
@@ -318,6 +342,8 @@ def test_folds(scpc, tmp_path):
     metrics = json.loads((tmp_path / "out" / "log.txt").read_text())
     assert metrics["val_questions"] == sum(row["fold"] == 1 for row in rows)
     assert main(finetune(tmp_path, tmp_path / "out2", "--fold", "3", "--epochs", "1")) == 2
+    assert main(finetune(tmp_path, tmp_path / "out", "--fold", "0", "--epochs", "2")) == 2
+    assert main(finetune(tmp_path, tmp_path / "out", "--fold", "1", "--epochs", "2", "--lr", "1e-4")) == 0
 
 
 def test_open_ended_with_its_own_vocabulary(tmp_path, scpc):

@@ -77,7 +77,7 @@ class RunLog:
         self.path = output_dir / "log.txt"
         if self.path.exists():
             write_text(self.path, "".join(f"{line}\n" for line in _epochs_before(first_epoch, self.path)))
-        self.writer = SummaryWriter(str(log_dir), purge_step=first_step or None)
+        self.writer = SummaryWriter(str(log_dir), purge_step=first_step + 1 if first_step else None)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """TensorBoard scalars of an optimizer step."""
