@@ -17,6 +17,7 @@ from beit3_vqa.engine.checkpoint import (
     prune_checkpoints,
     random_state,
     save_checkpoint,
+    set_later_epochs_aside,
     set_previous_run_aside,
     set_random_state,
 )
@@ -181,6 +182,10 @@ def train_epochs(run: Training) -> TrainState:
         aside = set_previous_run_aside(folder)
         if aside:
             print(f"{folder} held another run; its files are now in {aside}")
+    else:
+        aside = set_later_epochs_aside(folder, state.epoch)
+        if aside:
+            print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
     write_config(config, folder / "config.json")
     keep_tokenizer(run.parts, folder)
     log = RunLog(

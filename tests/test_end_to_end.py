@@ -260,6 +260,17 @@ def test_keep_checkpoints_and_best_through_resume(scpc, tmp_path):
     assert (out / "checkpoint-best.pth").read_bytes() == best
 
 
+def test_going_back_an_epoch_keeps_what_came_after(scpc, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(finetune(scpc, out, "--epochs", "3")) == 0
+    last = (out / "checkpoint-2.pth").read_bytes()
+    back = ["--resume", str(out / "checkpoint-0.pth"), "--epochs", "3", "--keep_checkpoints", "1"]
+    assert main(finetune(scpc, out, *back, "--stop_after_epochs", "1")) == 0
+    assert "trained again" in capsys.readouterr().out
+    assert (out / "previous-1" / "checkpoint-2.pth").read_bytes() == last
+    assert [path.name for path in out.glob("checkpoint-?.pth")] == ["checkpoint-1.pth"]
+
+
 def test_resume_weights_only(scpc, trained, tmp_path, capsys):
     resume = finetune(scpc, tmp_path / "out", "--resume", str(trained / "checkpoint-0.pth"), "--epochs", "2")
     assert main([*resume, "--layer_decay", "1.0"]) == 2

@@ -52,7 +52,16 @@ def set_previous_run_aside(folder: Path) -> Path | None:
     """Moves what an earlier run left in `folder` into `folder/previous-N`; None where there are no checkpoints."""
     if not epoch_checkpoints(folder) and not (folder / BEST).exists():
         return None
-    files = [path for pattern in _RUN_FILES for path in folder.glob(pattern)]
+    return _move_aside([path for pattern in _RUN_FILES for path in folder.glob(pattern)], folder)
+
+
+def set_later_epochs_aside(folder: Path, first_epoch: int) -> Path | None:
+    """Moves checkpoints of epochs that are about to be trained again into `folder/previous-N`; None: there are none."""
+    later = [path for epoch, path in epoch_checkpoints(folder).items() if epoch >= first_epoch]
+    return _move_aside(later, folder) if later else None
+
+
+def _move_aside(files: list[Path], folder: Path) -> Path:
     number = 1
     while (folder / f"previous-{number}").exists():
         number += 1

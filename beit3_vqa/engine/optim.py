@@ -90,11 +90,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         state = {**state, "param_groups": groups}
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     for index, shape in enumerate(shapes):
-        saved = state["state"].get(index)
-        if saved is not None and saved["exp_avg"].shape != shape:
-            raise ValueError(
-                f"parameter {index} has shape {tuple(shape)} here and {tuple(saved['exp_avg'].shape)} there"
-            )
+        for name in ("exp_avg", "exp_avg_sq") if index in state["state"] else ():
+            there = state["state"][index][name].shape
+            if there != shape:  # the fused kernel wouldn't notice, and write beyond it
+                raise ValueError(f"{name} of parameter {index} has shape {tuple(there)}, not {tuple(shape)}")
     optimizer.load_state_dict(state)
 
 

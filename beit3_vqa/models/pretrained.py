@@ -104,10 +104,15 @@ def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
     """What keeps `weights` from filling a model whose state dict is `own`, a line each."""
     problems = [f"missing: {name}" for name in own if name not in weights]
     problems += [f"unexpected: {name} {tuple(value.shape)}" for name, value in weights.items() if name not in own]
-    return problems + [
+    problems += [
         f"shape of {name}: {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
         for name, value in weights.items()
         if name in own and value.shape != own[name].shape
+    ]
+    return problems + [
+        f"not finite: {name} holds NaN or infinity"
+        for name, value in weights.items()
+        if not value.is_meta and value.is_floating_point() and not value.isfinite().all()
     ]
 
 

@@ -106,9 +106,11 @@ def test_optimizer_states_of_other_implementations_load():
 def test_optimizer_of_other_shapes_is_refused():
     optimizer = make_optimizer(model(), OptimConfig())
     state = optimizer.state_dict()
-    state["state"] = {0: {"exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2), "step": torch.tensor(1.0)}}
-    with pytest.raises(ValueError, match="shape"):
-        load_optimizer(optimizer, state)
+    right = optimizer.param_groups[0]["params"][0].shape
+    for first, second in ((torch.zeros(2), torch.zeros(2)), (torch.zeros(right), torch.zeros(2))):
+        state["state"] = {0: {"exp_avg": first, "exp_avg_sq": second, "step": torch.tensor(1.0)}}
+        with pytest.raises(ValueError, match="shape"):
+            load_optimizer(optimizer, state)
 
 
 def test_moving_average():

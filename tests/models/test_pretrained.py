@@ -71,12 +71,14 @@ def test_head_of_the_same_class_count_is_kept():
     torch.testing.assert_close(target.head[0].weight, source.head[0].weight)
 
 
-@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "not finite"])
 def test_anything_else_is_an_error_that_names_it(change):
     weights = dict(model().state_dict())
     name = "beit3.encoder.layers.1.ffn.B.fc1.weight"
     if change == "missing":
         del weights[name]
+    elif change == "not finite":
+        weights[name] = torch.full_like(weights[name], float("nan"))
     elif change == "unexpected":
         name = "beit3.encoder.layers.7.ffn.B.fc1.weight"
         weights[name] = torch.zeros(3)
