@@ -282,12 +282,12 @@ def _download(parsed: argparse.Namespace) -> int:
 
 
 def _add_demo(commands: Any, build: bool) -> None:
-    parser = commands.add_parser("demo", help="the whole road on easy-VQA, in minutes on a CPU")
+    parser = commands.add_parser("demo", help="the whole road on easy-VQA, on a CPU")
     if not build:
         return
     parser.set_defaults(function=_demo)
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="default: demo_output")
-    parser.add_argument("--quick", action="store_true", help="two minutes instead of ten, and a weaker model")
+    parser.add_argument("--quick", action="store_true", help="fewer images and epochs, and a weaker model")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
 
 

@@ -45,7 +45,7 @@ def demo(main: Main, output_dir: Path, *, quick: bool = False, seed: int = 0) ->
     Args:
         main: the command line's entry point.
         output_dir: everything goes there; must be new or empty.
-        quick: two minutes, and a weaker model.
+        quick: fewer images and epochs, and a weaker model.
         seed: of the trainings.
 
     Returns:
