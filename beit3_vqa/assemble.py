@@ -56,7 +56,7 @@ class Parts:
             shuffle=training,
             seed=config.run.seed,
             weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
-            num_workers=config.num_workers,
+            num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
         )
 
@@ -167,6 +167,12 @@ def initialise(parts: Parts) -> None:
         init_unit_scale(parts.model)
     if options.finetune:
         content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
+        tokenizer = parts.processor.tokenizer
+        if content.get("tokenizer_sha256", tokenizer.sha256) != tokenizer.sha256:
+            print(
+                f"--finetune {options.finetune}: was trained with another tokenizer than {tokenizer.path}, so tokens "
+                "have to be learned anew; the right one is the tokenizer.spm beside that checkpoint."
+            )
         weights = weights_of(content, options.model_key, options.model_prefix)
         report = load_pretrained(parts.model, weights, f"--finetune {options.finetune}", options.allow_missing)
         print(f"--finetune {options.finetune}: {report}")
@@ -195,14 +201,14 @@ def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
     raise InputError("--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.")
 
 
-def config_of_checkpoint(config: RunConfig, content: dict[str, Any]) -> RunConfig:
-    """The run's options with the model's taken from a checkpoint where they weren't given."""
+def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str) -> RunConfig:
+    """The run's options with the model's taken from the checkpoint `where`, where they weren't given."""
     saved = {name: value for name, value in options_of(content).items() if name not in ("input_size", "num_classes")}
     if saved and "vqa_loss" not in saved:
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in config.given:
             print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
-    return config.with_model_of(saved)
+    return config.with_model_of(saved, where)
 
 
 def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:

@@ -13,17 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError, nearest
-from beit3_vqa.files import write_text
+from beit3_vqa.files import missing, write_text
+from beit3_vqa.option import check_option, option, typed
 
 DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
 MAX_BPE_TOKENS = 64
-
-
-def option(
-    default: Any, help: str, *, unit: str = "", choices: tuple[str, ...] = (), aliases: tuple[str, ...] = ()
-) -> Any:
-    """A dataclass field that is also a command-line flag; `dataclasses.MISSING` as default makes it required."""
-    return field(default=default, metadata={"help": help, "unit": unit, "choices": choices, "aliases": aliases})
 
 
 @dataclass(frozen=True)
@@ -33,9 +27,14 @@ class ModelConfig:
     model: str = option("beit3_base_patch16_480", "name of the model, with or without the task at its end")
     input_size: int | None = option(None, "only checked: the model's name decides the resolution", unit="pixels")
     sentencepiece_model: str = option("", "SentencePiece file; default: tokenizer.spm in --data_path, if it's there")
-    vocab_size: int = option(64010, "rows of the token embedding; 64,010 in the official checkpoints")
+    vocab_size: int = option(
+        64010, "rows of the token embedding; 64,010 in the official checkpoints", within="[4, 1e8]"
+    )
     num_classes: int | None = option(
-        None, "answers; default: as many as answer2label.txt has, else an error if it differs", aliases=("nb_classes",)
+        None,
+        "answers; default: as many as answer2label.txt has, else an error if it differs",
+        aliases=("nb_classes",),
+        within="[1, 1e7]",
     )
     num_max_bpe_tokens: int | None = option(
         None,
@@ -60,7 +59,9 @@ class InitConfig:
         "scale of fresh weights: upstream's, or unit, for training from scratch; auto: unit without --finetune",
         choices=("auto", "unit", "upstream"),
     )
-    drop_path: float = option(0.1, "stochastic depth of the last layer, growing linearly from 0", unit="probability")
+    drop_path: float = option(
+        0.1, "stochastic depth of the last layer, growing linearly from 0", unit="probability", within="[0, 1)"
+    )
     checkpoint_activations: bool = option(False, "recompute activations in the backward pass to save memory")
 
 
@@ -70,18 +71,29 @@ class DataConfig:
 
     data_path: str = option("", "folder that `beit3-vqa prepare` wrote")
     image_root: str = option("", "folder of the images, where it isn't the one written in dataset.json")
-    fold: int | None = option(None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others")
+    fold: int | None = option(
+        None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others", within="[0, 1e6]"
+    )
     shuffle_choices: bool = option(True, "permute the options, and the answer with them, anew in every epoch")
     balance_answers: float = option(
         0.0,
         "draw training rows in proportion to (rows with the same answer)^-this; 0: every row once an epoch, "
         "1: answers equally often",
+        within="[0, 1]",
     )
     randaug: bool = option(False, "RandAugment(2, 7) on training images")
     train_interpolation: str = option("bicubic", "of the training crop", choices=("bicubic", "bilinear", "random"))
-    crop_scale: float = option(0.5, "smallest share of the image that a training crop keeps; 1: no cropping")
-    flip: float = option(0.5, "horizontal flips in training, never where left or right matters", unit="probability")
-    num_workers: int | None = option(None, "processes that load data; default: one per core, at most 10; 0: none")
+    crop_scale: float = option(
+        0.5, "smallest share of the image that a training crop keeps; 1: no cropping", within="(0, 1]"
+    )
+    flip: float = option(
+        0.5, "horizontal flips in training, never where left or right matters", unit="probability", within="[0, 1]"
+    )
+    num_workers: int | None = option(
+        None,
+        "processes that load data; default: one per core, at most 10; on a CPU half of them; 0: none",
+        within="[0, 1000]",
+    )
     pin_mem: bool = option(True, "page-locked memory for faster copies to a GPU")
 
 
@@ -89,26 +101,35 @@ class DataConfig:
 class OptimConfig:
     """The optimiser and its schedule."""
 
-    epochs: int = option(20, "passes over the training data")
-    batch_size: int = option(64, "examples in a forward pass")
-    update_freq: int = option(1, "forward passes per optimizer step")
-    eval_batch_size: int | None = option(None, "examples in an evaluation pass; default: 1.5 times --batch_size")
-    lr: float = option(5e-4, "peak learning rate")
-    min_lr: float = option(1e-6, "learning rate at the end of the cosine")
-    warmup_epochs: float | None = option(
-        None, "linear warm-up, fractions allowed; default: 5, and at most a quarter of --epochs", unit="epochs"
+    epochs: int = option(20, "passes over the training data", within="[1, 1e6]")
+    batch_size: int = option(64, "examples in a forward pass", within="[1, 1e6]")
+    update_freq: int = option(1, "forward passes per optimizer step", within="[1, 1e6]")
+    eval_batch_size: int | None = option(
+        None, "examples in an evaluation pass; default: 1.5 times --batch_size", within="[1, 1e6]"
     )
-    warmup_steps: int = option(-1, "warm-up in optimizer steps, instead of --warmup_epochs, if positive")
-    layer_decay: float = option(0.9, "factor of the learning rate from one layer to the one below")
-    task_head_lr_weight: float = option(0.0, "factor of the head's learning rate, on top of --layer_decay; 0: none")
-    weight_decay: float = option(0.05, "AdamW's; none on biases, norms, [CLS] and image positions")
+    lr: float = option(5e-4, "peak learning rate", within="[0, 1e6]")
+    min_lr: float = option(1e-6, "learning rate at the end of the cosine", within="[0, 1e6]")
+    warmup_epochs: float | None = option(
+        None,
+        "linear warm-up, fractions allowed; default: 5, and at most a quarter of --epochs",
+        unit="epochs",
+        within="[0, 1e6]",
+    )
+    warmup_steps: int = option(
+        -1, "warm-up in optimizer steps, instead of --warmup_epochs, if positive", within="[-1, 1e12]"
+    )
+    layer_decay: float = option(0.9, "factor of the learning rate from one layer to the one below", within="(0, 1]")
+    task_head_lr_weight: float = option(
+        0.0, "factor of the head's learning rate, on top of --layer_decay; 0: none", within="[0, 1e6]"
+    )
+    weight_decay: float = option(0.05, "AdamW's; none on biases, norms, [CLS] and image positions", within="[0, 1e6]")
     opt: str = option("adamw", "optimizer", choices=("adamw",))
-    opt_eps: float = option(1e-8, "AdamW's epsilon")
+    opt_eps: float = option(1e-8, "AdamW's epsilon", within="[0, 1]")
     opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
-    clip_grad: float | None = option(None, "largest norm of the gradient; default: no clipping")
-    label_smoothing: float = option(0.0, "for cross entropy", unit="probability")
+    clip_grad: float | None = option(None, "largest norm of the gradient; default: no clipping", within="[0, 1e12]")
+    label_smoothing: float = option(0.0, "for cross entropy", unit="probability", within="[0, 1)")
     model_ema: bool = option(False, "keep a moving average of the weights, and evaluate that")
-    model_ema_decay: float = option(0.9999, "of the moving average, per optimizer step")
+    model_ema_decay: float = option(0.9999, "of the moving average, per optimizer step", within="[0, 1)")
     model_ema_force_cpu: bool = option(False, "keep the moving average in main memory")
 
 
@@ -125,18 +146,27 @@ class RunOptions:
         "compute precision; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    seed: int = option(0, "of everything random")
+    seed: int = option(0, "of everything random", within="[0, 4294967295]")
     eval: bool = option(False, "no training: evaluate --resume or --finetune on --split")
     split: str = option("test", "what --eval evaluates", choices=("test", "val", "train"))
     resume: str = option("", "one of your own checkpoints to go on from")
     auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")
     resume_weights_only: bool = option(False, "with --resume: weights and epoch, but a new optimizer")
-    stop_after_epochs: int = option(0, "stop after that many epochs of this session, to be resumed later; 0: never")
+    stop_after_epochs: int = option(
+        0, "stop after that many epochs of this session, to be resumed later; 0: never", within="[0, 1e6]"
+    )
     save_ckpt: bool = option(True, "write checkpoints")
-    save_ckpt_freq: int = option(1, "epochs between checkpoints (upstream: 5); the last is always written")
-    keep_checkpoints: int = option(0, "newest epoch checkpoints to keep beside the best; 0: all")
+    save_ckpt_freq: int = option(
+        1, "epochs between checkpoints (upstream: 5); the last is always written", within="[1, 1e6]"
+    )
+    keep_checkpoints: int = option(0, "newest epoch checkpoints to keep beside the best; 0: all", within="[0, 1e6]")
     dry_run: bool = option(False, "two training and two evaluation steps, sizes and a time estimate, then stop")
-    log_interval: float = option(10.0, "between progress lines where there's no terminal", unit="seconds")
+    tune_allocator: bool = option(
+        True, "on Linux: keep freed memory for the next step (BEIT3_VQA_TUNE_ALLOCATOR=0 turns it off too)"
+    )
+    log_interval: float = option(
+        10.0, "between progress lines where there's no terminal", unit="seconds", within="[0, 1e9]"
+    )
 
 
 @dataclass(frozen=True)
@@ -171,16 +201,24 @@ class RunConfig:
         }
         return RunConfig(**groups, given=self.given if given is None else given)
 
-    def with_model_of(self, saved: dict[str, Any]) -> "RunConfig":
-        """Takes the model options that weren't given from those saved (flat) with a checkpoint."""
-        names = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in self.given and f.name in saved]
-        return self.updated({name: saved[name] for name in names})
+    def with_model_of(self, saved: dict[str, Any], where: str) -> "RunConfig":
+        """Takes the model options that weren't given from those saved (flat) with the checkpoint `where`.
 
-    @property
-    def num_workers(self) -> int:
-        """Worker processes of a data loader."""
+        Raises:
+            InputError: one of them has a value that option can't have.
+        """
+        kinds = {name: kind for group, name, kind in _kinds() if group == "model" and name not in self.given}
+        try:
+            return self.updated({n: typed(saved[n], kind, f"its {n}") for n, kind in kinds.items() if n in saved})
+        except InputError as error:
+            raise InputError(f"{where} was saved with options that no model can have: {error}") from error
+
+    def num_workers(self, beside_model: bool) -> int:
+        """Worker processes of a data loader; fewer where they share the cores with the model (`beside_model`)."""
+        if self.data.num_workers is not None:
+            return self.data.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(10, cores) if self.data.num_workers is None else self.data.num_workers
+        return min(10, max(1, cores // 2) if beside_model else cores)
 
     @property
     def eval_batch_size(self) -> int:
@@ -208,6 +246,10 @@ def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
     ]
 
 
+def _kinds() -> list[tuple[str, str, Any]]:
+    return [(group, f.name, kind) for group, f, kind in option_fields()]
+
+
 def write_config(config: RunConfig, path: Path) -> None:
     """Writes config.json whole or not at all, without what was meant for one session only."""
     groups = config.to_dict()
@@ -223,69 +265,35 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"--config: {missing('file', path)}") from None
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path} isn't JSON: {error}.") from error
     if not isinstance(loaded, dict):
         raise InputError(f"--config {path}: expected an object of options.")
     values: dict[str, Any] = {}
     for name, value in loaded.items():
         values |= value if name in GROUPS and isinstance(value, dict) else {name: value}
-    types = {f.name: kind for _, f, kind in option_fields()}
+    types = {name: kind for _, name, kind in _kinds()}
     for name, value in values.items():
         if name not in types:
             raise InputError(f"--config {path}: unknown option {name!r}.{nearest(name, types)}")
-        values[name] = _typed(value, types[name], f"--config {path}: {name}")
+        values[name] = typed(value, types[name], f"--config {path}: {name}")
     return values
-
-
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the option's type; JSON has lists for tuples and integers for floats."""
-    accepted = typing.get_args(kind) or (kind,)
-    if typing.get_origin(kind) is tuple:
-        if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
-            return tuple(float(v) for v in value)
-    elif value is None and type(None) in accepted:
-        return None
-    elif float in accepted and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif any(type(value) is a for a in accepted):
-        return value
-    raise InputError(f"{where} can't be {value!r}; expected {getattr(kind, '__name__', kind)}.")
 
 
 def _check(config: RunConfig) -> None:
     """Ranges, choices and contradictions that can be told without opening a file."""
     values = config.flat()
     for _, f, _ in option_fields():
-        value = values[f.name]
-        choices = f.metadata["choices"]
-        if choices and value not in choices:
-            raise InputError(f"--{f.name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
-    positive = ("epochs", "batch_size", "update_freq", "vocab_size", "save_ckpt_freq", "eval_batch_size", "num_classes")
-    shares = ("drop_path", "flip", "balance_answers", "label_smoothing", "crop_scale", "model_ema_decay", "layer_decay")
-    not_negative: tuple[str, ...] = (
-        "lr",
-        "min_lr",
-        "weight_decay",
-        "warmup_epochs",
-        "keep_checkpoints",
-        "stop_after_epochs",
-    )
-    not_negative += ("opt_eps", "num_workers", "fold", "task_head_lr_weight", "log_interval", "clip_grad", "seed")
-    for name in positive:
-        if values[name] is not None and values[name] < 1:
-            raise InputError(f"--{name} {values[name]}: must be 1 or more.")
-    for name in shares:
-        if not 0 <= values[name] <= 1:
-            raise InputError(f"--{name} {values[name]}: must lie between 0 and 1.")
-    for name in not_negative:
-        if values[name] is not None and not values[name] >= 0:
-            raise InputError(f"--{name} {values[name]}: must not be negative.")
-    if config.init.drop_path == 1:
-        raise InputError("--drop_path 1: would drop every layer; it must be less than 1.")
+        check_option(f, values[f.name])
+    if not config.optim.min_lr <= config.optim.lr:
+        raise InputError(
+            f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where the cosine begins; lower it."
+        )
     if len(config.optim.opt_betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise InputError("--opt_betas: give two numbers from 0 up to, not including, 1.")
     if config.optim.label_smoothing and config.model.vqa_loss == "bce":

@@ -30,7 +30,7 @@ class Recipe:
     train_images: int = 0
 
 
-FULL = Recipe(open_epochs=3, choices_epochs=2, model="beit3_tiny_patch8_48")
+FULL = Recipe(open_epochs=4, choices_epochs=2, model="beit3_tiny_patch8_40")
 QUICK = Recipe(open_epochs=2, choices_epochs=2, model="beit3_tiny_patch8_32", train_images=1200)
 MODEL = ["--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
 TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
@@ -54,8 +54,8 @@ def demo(main: Main, output_dir: Path, *, quick: bool = False, seed: int = 0) ->
     Raises:
         InputError: the folder isn't empty, or easy-VQA isn't installed.
     """
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir} isn't empty; name a new folder with --output_dir.")
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise InputError(f"{output_dir} isn't an empty folder; name a new one with --output_dir.")
     started = time.monotonic()
     for title, command in _steps(QUICK if quick else FULL, output_dir, seed):
         print(f"\n=== {title}\n$ beit3-vqa {shlex.join(command)}", flush=True)

@@ -18,14 +18,16 @@ from beit3_vqa.assemble import (
 from beit3_vqa.config import RunConfig
 from beit3_vqa.dry_run import describe, dry_run
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
+from beit3_vqa.engine.contents import check_contents
+from beit3_vqa.engine.host import tune_allocator
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
+from beit3_vqa.restore import check_same_answers, check_same_tokenizer, read_run, restore, with_fold_of
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
 from beit3_vqa.tasks import find_task
 from beit3_vqa.training import (
+    Training,
     TrainState,
-    check_same_answers,
-    resume,
     set_up_training,
     train_epochs,
 )
@@ -40,23 +42,29 @@ def train(config: RunConfig) -> TrainState:
     """
     if not config.run.output_dir and not config.run.dry_run:
         raise InputError("--output_dir: say where checkpoints and results go.")
+    if config.run.tune_allocator:
+        tune_allocator()
     path = checkpoint_to_resume(config)
-    content = read_checkpoint(path, "--resume", trust=True) if path else None
-    if content is not None:
-        config = config_of_checkpoint(config, content)
-    parts = assemble(config, make_task(config), path.parent if path else None)
-    if content is None:
-        initialise(parts)
-    run = set_up_training(parts)
-    if content is not None:
-        resume(run, content, f"--resume {path}")
-        run.resumed_in = path.parent if path else None
-        del content  # as large as model and optimizer together
+    run = _begin(config) if path is None else _go_on(config, path)
     describe(run)
     if config.run.dry_run:
         dry_run(run)
         return run.state
     return train_epochs(run)
+
+
+def _begin(config: RunConfig) -> Training:
+    parts = assemble(config, make_task(config))
+    initialise(parts)
+    return set_up_training(parts)
+
+
+def _go_on(config: RunConfig, path: Path) -> Training:
+    path, content = read_run(config, path)
+    config = config_of_checkpoint(config, content, f"--resume {path}")
+    run = set_up_training(assemble(config, make_task(config), path.parent))
+    restore(run, content, path)
+    return run
 
 
 def evaluate(config: RunConfig) -> EvalResult:
@@ -65,13 +73,20 @@ def evaluate(config: RunConfig) -> EvalResult:
     Raises:
         InputError: something the user gave doesn't work.
     """
+    if config.run.tune_allocator:
+        tune_allocator()
     path, flag = checkpoint_to_evaluate(config)
     content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
-    config = config_of_checkpoint(config, content)
+    where = f"{flag} {path}"
+    if flag == "--resume":
+        check_contents(content, where)
+    config = config_of_checkpoint(config, content, where)
+    config = with_fold_of(config, options_of(content))
     task = make_task(config)
     check_same_answers(task.state(), content)
     parts = assemble(config, task, path.parent)
-    load_for_inference(parts, content, f"{flag} {path}", exact=flag == "--resume")
+    check_same_tokenizer(parts, content)
+    load_for_inference(parts, content, where, exact=flag == "--resume")
     del content
     parts.model.to(parts.precision.device)
     print(f"evaluating {path}")
@@ -103,6 +118,10 @@ class Answerer:
             InputError: an image that can't be read, or another number of options.
         """
         task = self.parts.task
+        if not question.strip():
+            raise InputError("the question is empty.")
+        if any(not choice.strip() for choice in choices) or len(set(choices)) < len(choices):
+            raise InputError(f"the options must differ, and none may be empty: {', '.join(map(repr, choices))}.")
         if choices and len(choices) != task.num_classes:
             raise InputError(f"the model chooses among {task.num_classes} options; {len(choices)} were given.")
         if not choices and task.answers_are_options:
@@ -129,13 +148,17 @@ def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str 
         InputError: not such a checkpoint, or no tokenizer.
     """
     path = Path(checkpoint)
+    where = f"--checkpoint {path}"
     content = read_checkpoint(path, "--checkpoint")
-    if "task_state" not in content:
-        raise InputError(f"--checkpoint {path}: isn't a checkpoint of this package's training; use --eval --resume.")
+    check_contents(content, where)
+    task_name = options_of(content).get("task")
+    if "task_state" not in content or not isinstance(task_name, str):
+        raise InputError(f"{where}: isn't a checkpoint of this package's training; use --eval --resume.")
     given = {"device": device} | ({"sentencepiece_model": sentencepiece_model} if sentencepiece_model else {})
-    config = config_of_checkpoint(RunConfig(), content).updated(given, given=frozenset(given))
-    task = find_task(options_of(content)["task"]).from_checkpoint(config, content["task_state"])
+    config = config_of_checkpoint(RunConfig(), content, where).updated(given, given=frozenset(given))
+    task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
     parts = assemble(config, task, path.parent)
-    load_for_inference(parts, content, f"--checkpoint {path}")
+    check_same_tokenizer(parts, content)
+    load_for_inference(parts, content, where)
     parts.model.to(parts.precision.device).eval()
     return Answerer(parts)

@@ -1,4 +1,4 @@
-"""A training run from epoch to epoch: resume, train, validate, save, log."""
+"""A training run from epoch to epoch: train, validate, save, log."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,26 +7,24 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.assemble import Parts, keep_tokenizer, load_weights
-from beit3_vqa.config import GROUP_OF, RunConfig, write_config
+from beit3_vqa.assemble import Parts, keep_tokenizer
+from beit3_vqa.config import write_config
+from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine.checkpoint import (
     BEST,
     epoch_file,
-    options_of,
     prune_checkpoints,
     random_state,
     save_checkpoint,
     set_later_epochs_aside,
     set_previous_run_aside,
-    set_random_state,
 )
-from beit3_vqa.engine.optim import ModelEma, load_optimizer, make_optimizer, make_schedule
+from beit3_vqa.engine.optim import ModelEma, make_optimizer, make_schedule
 from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
 from beit3_vqa.files import make_folder
-from beit3_vqa.models.pretrained import load_pretrained, weights_of
 from beit3_vqa.output.logging import Progress, RunLog, peak_memory
 
 SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
@@ -39,6 +37,7 @@ class TrainState:
     epoch: int = 0  # the next one
     best_score: float | None = None
     best_epoch: int | None = None
+    resumed_from: str = ""  # the checkpoint in another folder that this run began with
 
 
 @dataclass
@@ -81,92 +80,13 @@ def set_up_training(parts: Parts) -> Training:
     if val_loader is None:
         print("no val split: nothing to choose the best epoch by, the last one counts as the best")
     optimizer = make_optimizer(parts.model, config.optim)
-    return Training(parts, train_loader, val_loader, optimizer, _make_ema(parts) if config.optim.model_ema else None)
+    return Training(parts, train_loader, val_loader, optimizer, make_ema(parts) if config.optim.model_ema else None)
 
 
-def _make_ema(parts: Parts) -> ModelEma:
+def make_ema(parts: Parts) -> ModelEma:
+    """A moving average that begins with the model's weights."""
     options = parts.config.optim
     return ModelEma(parts.model, options.model_ema_decay, "cpu" if options.model_ema_force_cpu else None)
-
-
-def resume(run: Training, content: dict[str, Any], where: str) -> None:
-    """Brings back everything a checkpoint holds; upstream's hold no best score and no random state."""
-    parts = run.parts
-    weights_only = parts.config.run.resume_weights_only
-    if not isinstance(content.get("epoch", 0), int):
-        raise InputError(
-            f"{where}: has no epoch number, as upstream's checkpoint-best.pth; resume from checkpoint-N.pth, or start "
-            "from it with --finetune."
-        )
-    if not weights_only:
-        check_same_answers(parts.task.state(), content)
-        _tell_changes(parts.config, options_of(content))
-    if weights_only:
-        report = load_pretrained(parts.model, weights_of(content), where)
-        print(f"{where}: {report}")
-    else:
-        load_weights(parts.model, weights_of(content), where)
-        _resume_optimizer(run, content, where)
-    if content.get("task_state") == parts.task.state():
-        run.state.best_score = content.get("best_score")
-        run.state.best_epoch = content.get("best_epoch")
-    if run.ema is not None:
-        if content.get("model_ema") and not weights_only:
-            run.ema.load_state_dict(weights_of(content, "model_ema"))
-        else:
-            print(f"{where}: has no moving average to go on from; it starts from the weights")
-            run.ema = _make_ema(parts)
-    run.state.epoch = int(content["epoch"]) + 1 if "epoch" in content else 0
-    if "random_state" in content:
-        set_random_state(content["random_state"])
-    print(f"{where}: {run.state.epoch} epochs done, {max(0, parts.config.optim.epochs - run.state.epoch)} to go")
-
-
-def _tell_changes(config: RunConfig, saved: dict[str, Any]) -> None:
-    """Prints which options of data and training differ from the checkpoint's; another fold would leak, an error."""
-    if saved.get("fold", config.data.fold) != config.data.fold:
-        raise InputError(
-            f"--fold {config.data.fold}: the run in --output_dir trains with fold {saved['fold']}, so it has seen this "
-            "one's validation rows. Give each fold its own --output_dir."
-        )
-    changed = [
-        f"{name} {saved[name]} -> {value}"
-        for name, value in config.flat().items()
-        if GROUP_OF[name] in ("init", "data", "optim") and name in saved and _plain(saved[name]) != _plain(value)
-    ]
-    if changed:
-        print(f"changed since the checkpoint: {', '.join(changed)}")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _resume_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
-    if "optimizer" not in content:
-        raise InputError(
-            f"{where}: holds weights without an optimizer (checkpoint-best.pth is for evaluation). Resume from "
-            "checkpoint-N.pth, or add --resume_weights_only for a new optimizer."
-        )
-    try:
-        load_optimizer(run.optimizer, content["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise InputError(
-            f"{where}: its optimizer has other parameter groups than this run ({error}). Were --layer_decay, "
-            "--task_head_lr_weight or the head changed? --resume_weights_only starts a new optimizer."
-        ) from error
-    if content.get("scaler"):
-        run.parts.precision.scaler.load_state_dict(content["scaler"])
-
-
-def check_same_answers(ours: dict[str, Any], content: dict[str, Any] | None) -> None:
-    """InputError where a checkpoint's outputs mean other answers than the data's."""
-    saved = (content or {}).get("task_state")
-    if saved is not None and saved != ours:
-        raise InputError(
-            "the checkpoint was trained with another answer table than the one in --data_path. Its outputs would be "
-            "read as the wrong answers; start from it with --finetune instead."
-        )
 
 
 def train_epochs(run: Training) -> TrainState:
@@ -176,6 +96,8 @@ def train_epochs(run: Training) -> TrainState:
     if state.epoch >= config.optim.epochs:
         print(f"nothing left to train: {state.epoch} of {config.optim.epochs} epochs are done; raise --epochs for more")
         return state
+    log_dir = Path(config.run.log_dir or folder / "tensorboard")
+    _check_places(folder, log_dir)
     make_folder(folder)
     if run.resumed_in is None or run.resumed_in.resolve() != folder.resolve():
         state.best_score = state.best_epoch = None  # that best epoch's checkpoint lies elsewhere
@@ -188,9 +110,7 @@ def train_epochs(run: Training) -> TrainState:
             print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
     write_config(config, folder / "config.json")
     keep_tokenizer(run.parts, folder)
-    log = RunLog(
-        folder, Path(config.run.log_dir or folder / "tensorboard"), state.epoch, state.epoch * run.steps_per_epoch
-    )
+    log = RunLog(folder, log_dir, state.epoch, state.epoch * run.steps_per_epoch)
     end = run.end_epoch
     try:
         for epoch in range(state.epoch, end):
@@ -200,6 +120,14 @@ def train_epochs(run: Training) -> TrainState:
     if end < config.optim.epochs:
         print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
     return state
+
+
+def _check_places(folder: Path, log_dir: Path) -> None:
+    """InputError where something stands in the way of what a run writes, before it writes anything."""
+    make_folder(log_dir)
+    in_the_way = [name for name in ("config.json", "log.txt", TOKENIZER_FILE, BEST) if (folder / name).is_dir()]
+    if in_the_way:
+        raise InputError(f"{folder / in_the_way[0]} is a folder where a file is to be written; move it away.")
 
 
 def _train_one(run: Training, epoch: int, log: RunLog, *, last: bool) -> None:
@@ -281,7 +209,10 @@ def _save(run: Training, epoch: int, improved: bool, last: bool) -> None:
         "best_score": state.best_score,
         "best_epoch": state.best_epoch,
         "task_state": run.parts.task.state(),
+        "tokenizer_sha256": run.parts.processor.tokenizer.sha256,
     }
+    if state.resumed_from:
+        content["resumed_from"] = state.resumed_from
     if run.ema is not None:
         content["model_ema"] = run.ema.state_dict()
     if improved:

@@ -1,13 +1,15 @@
 """Flags: frozen, forgiving of upstream's, and strict with what is wrong."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
-from beit3_vqa.cli import OTHER_TASKS_FLAGS, REPLACED_FLAGS, main
+from beit3_vqa.cli import main
+from beit3_vqa.commands.finetune import OTHER_TASKS_FLAGS, REPLACED_FLAGS
 from beit3_vqa.config import RunConfig, option_fields, read_config_values, write_config
 from beit3_vqa.errors import InputError
 from tests.conftest import finetune
@@ -28,7 +30,7 @@ FLAGS = {
     "task": "vqacustom", "output_dir": "", "log_dir": "", "device": "auto", "precision": "auto", "seed": 0,
     "eval": False, "split": "test", "resume": "", "auto_resume": True, "resume_weights_only": False,
     "stop_after_epochs": 0, "save_ckpt": True, "save_ckpt_freq": 1, "keep_checkpoints": 0, "dry_run": False,
-    "log_interval": 10.0,
+    "tune_allocator": True, "log_interval": 10.0,
 }  # fmt: skip
 # Every flag of upstream's script, commit 423006a of microsoft/unilm.
 UPSTREAMS = """
@@ -85,11 +87,23 @@ def test_help_is_quick(command, pytestconfig):
     [
         (["finetune", "--ephocs", "3"], "--epochs"),
         (["finetune", "--epochs", "three"], "invalid int"),
-        (["finetune", "--epochs", "0"], "1 or more"),
-        (["finetune", "--drop_path", "2"], "between 0 and 1"),
+        (["finetune", "--epochs", "0"], "at least 1"),
+        (["finetune", "--drop_path", "2"], "at least 0 and less than 1"),
         (["finetune", "--vqa_loss", "bec"], "Did you mean 'bce'"),
         (["finetune", "--opt_betas", "0.9"], "two numbers"),
-        (["finetune", "--lr", "nan"], "must not be negative"),
+        (["finetune", "--lr", "nan"], "at least 0"),
+        (["finetune", "--lr", "inf"], "at most 1,000,000"),
+        (["finetune", "--lr", "1e-7"], "--min_lr 1e-06 is above"),
+        (["finetune", "--warmup_epochs", "inf"], "--warmup_epochs inf"),
+        (["finetune", "--layer_decay", "0"], "more than 0 and at most 1"),
+        (["finetune", "--opt_eps", "nan"], "--opt_eps nan"),
+        (["finetune", "--seed", "9" * 40], "--seed with 133 bits"),
+        (["finetune", "--vocab_size", "99999999999"], "--vocab_size 99999999999"),
+        (["finetune", "--num_workers", "2000"], "--num_workers 2000"),
+        (["finetune", "--task", "a\udcff"], "isn't text in UTF-8"),
+        (["finetune", "--output_dir", "x", "--data_path", "d" * 300], "File name too long"),
+        (["finetune", "--config", "c" * 300], "File name too long"),
+        (["finetune", "--eval", "--resume", "r" * 300], "File name too long"),
         (["finetune"], "--output_dir"),
         (["finetune", "--output_dir", "x"], "--data_path"),
         (["finetune", "--output_dir", "x", "--task", "vqacustum"], "Did you mean 'vqacustom'"),
@@ -172,6 +186,59 @@ def test_missing_and_broken_images_end_training_with_their_name(scpc, tmp_path, 
         assert "Traceback" not in said
 
 
+def test_a_config_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"epochs": 3}')
+    assert read_config_values(tmp_path / "config.json") == {"epochs": 3}
+
+
+def test_a_missing_config_names_its_neighbour(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["finetune", "--config", str(tmp_path / "confg.json")]) == 2
+    assert "Did you mean 'config.json'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["log.txt", "tokenizer.spm", "config.json", "checkpoint-best.pth", "tensorboard"])
+def test_what_stands_in_the_way_is_found_before_anything_is_written(scpc, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine") if name == "tensorboard" else (out / name).mkdir()
+    assert main(finetune(scpc, out, "--epochs", "1")) == 2
+    assert str(out / name) in capsys.readouterr().err
+    assert [path.name for path in out.iterdir() if path.name != "tensorboard"] == [name][: name != "tensorboard"]
+
+
+def test_the_demo_wants_a_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["demo", "--output_dir", str(tmp_path / "file")]) == 2
+    assert "isn't an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_terminals_that_are_not_utf8(scpc, tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "beit3_vqa", "finetune", "--config", str(tmp_path / "설정.json")]
+    result = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert result.returncode == 2
+    assert b"\\uc124" in result.stderr
+    assert b"Traceback" not in result.stderr
+
+
+def test_questions_and_options_that_cannot_be_answered(scpc, trained, capsys):
+    image = next((scpc / "images").iterdir())
+    command = [
+        "predict",
+        "--checkpoint",
+        str(trained / "checkpoint-best.pth"),
+        "--device",
+        "cpu",
+        "--image",
+        str(image),
+    ]
+    for question, choices in ((" ", "abcd"), ("?", ("a", "", "c", "d")), ("?", "aabc")):
+        assert main([*command, "--question", question, "--choices", *choices]) == 2
+        assert "empty" in capsys.readouterr().err
+
+
 def test_configs_survive_writing_and_reading(tmp_path):
     config = RunConfig().updated({"epochs": 3, "opt_betas": (0.9, 0.98), "clip_grad": 1.0, "warmup_epochs": 1.0})
     write_config(config, tmp_path / "config.json")
@@ -188,7 +255,9 @@ def test_configs_survive_writing_and_reading(tmp_path):
         ('{"epochs": true}', "epochs can't be True"),
         ('{"opt_betas": "0.9"}', "opt_betas"),
         ('{"lr": null}', "lr can't be None"),
-        ('{"epochs": -1}', "1 or more"),
+        ('{"epochs": -1}', "at least 1"),
+        ('{"lr": 1%s}' % ("0" * 400), "lr can't be"),
+        ("[" * 100_000, "isn't JSON"),
     ],
 )
 def test_broken_configs_say_what_is_wrong(tmp_path, content, says):

@@ -89,6 +89,20 @@ def test_another_number_of_options_than_answers_is_an_error(tmp_path):
         made.dataset("train", None, training=True)
 
 
+def test_rows_without_options_among_multiple_choice_and_with_options_among_open_ended(tmp_path):
+    made = folder(tmp_path, [row(0, answer="A"), {**row(1, choices=list(CHOICES)), "qid": "1"}])
+    with pytest.raises(InputError, match="row 0: 0 options"):
+        made.dataset("train", None, training=True)
+    made = folder(tmp_path, [row(0, choices=list(CHOICES), answer="A")], ["red", "blue"])
+    with pytest.raises(InputError, match="open-ended questions, without options:\n  row 0: 4 options"):
+        made.dataset("train", None, training=True)
+
+
+def test_an_empty_split_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"vqacustom\.train\.jsonl is empty"):
+        folder(tmp_path, []).dataset("train", None, training=True)
+
+
 def test_training_rows_need_an_answer(tmp_path):
     made = folder(tmp_path, [row(0, choices=list(CHOICES), answer="A"), row(1, choices=list(CHOICES))])
     with pytest.raises(InputError, match="training rows without an answer:\n  row 1\n"):

@@ -124,7 +124,8 @@ class AnswerTable:
 
     def __init__(self, answers: Sequence[str]) -> None:
         self.answers = tuple(answers)
-        self._labels: dict[str, int] = {}
+        self._labels: dict[str, int] = {}  # by `answer_key`
+        self._exact = {answer: label for label, answer in enumerate(self.answers)}
         if not self.answers:
             raise InputError("The answer table holds no answers; give it at least one.")
         for label, answer in enumerate(self.answers):
@@ -150,6 +151,8 @@ class AnswerTable:
 
     def label(self, answer: str) -> int | None:
         """The label of `answer`, compared by `answer_key`; None where the table doesn't hold it."""
+        if answer in self._exact:
+            return self._exact[answer]
         label = self._labels.get(answer_key(answer))
         return self._labels.get(normalize_word(answer)) if label is None else label
 

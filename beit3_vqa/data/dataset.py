@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import resolve_image_path
-from beit3_vqa.data.index import LETTERS
+from beit3_vqa.data.index import LETTERS, row_id
 from beit3_vqa.data.loader import Key
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
@@ -81,7 +81,7 @@ class CustomDataset(Dataset):
         answer = row.get("answer")
         label = None if answer is None else self.answers.label(answer)
         return Example(
-            id=_row_id(row),
+            id=row_id(row),
             image_path=str(resolve_image_path(self.image_root, row["image_path"])),
             question=row["question"],
             choices=tuple(row.get("choices", ())),
@@ -96,20 +96,16 @@ class CustomDataset(Dataset):
         targets = tuple((label, score) for label, score in scored if score > 0)
         outside = [label for label, _ in targets if label >= len(self.answers)]
         if outside:
-            raise InputError(f"row {_row_id(row)}: label {outside[0]} isn't in the answer table.")
+            raise InputError(f"row {row_id(row)}: label {outside[0]} isn't in the answer table.")
         best = max(targets, key=lambda target: target[1], default=None)
         return Example(
-            id=_row_id(row),
+            id=row_id(row),
             image_path=str(resolve_image_path(self.image_root, row["image_path"])),
             question=text if isinstance(text, str) else "",
             answer=None if best is None else self.answers.answers[best[0]],
             targets=targets,
             token_ids=None if isinstance(text, str) else tuple(text),
         )
-
-
-def _row_id(row: dict[str, Any]) -> str:
-    return str(row["id"] if "id" in row else row["qid"])  # qid is upstream's name for it
 
 
 def permute_choices(example: Example, rng: random.Random) -> Example:

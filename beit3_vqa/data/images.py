@@ -12,12 +12,13 @@ The first frame stands for an animation. Colour profiles are ignored, as upstrea
 
 import math
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
@@ -29,6 +30,7 @@ MAX_IMAGE_BYTES = 512 * 2**20
 # A closed list: Pillow's EPS reader starts Ghostscript, and a data set has no need of the rare formats.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 
+_DRIVE = re.compile("[A-Za-z]:")  # of Windows
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,12 +89,11 @@ def resolve_image_path(image_root: str | Path, relative: str) -> Path:
     if "\0" in relative:
         raise InputError(f"image path {relative!r} holds a NUL character: the file it was read from is damaged")
     portable = relative.replace("\\", "/")
-    windows = PureWindowsPath(portable)
-    if windows.drive or windows.root:
+    if portable.startswith("/") or _DRIVE.match(portable):
         raise InputError(
             f"image path {relative!r} is absolute: write it relative to the image root ({str(image_root)!r})"
         )
-    path = Path(image_root, portable)
+    path = os.path.join(image_root, portable)  # noqa: PTH118 - pathlib is slow, and every example comes by here
     try:
         os.fsencode(path)
         root, target = _real_folder(os.fspath(image_root)), _real_path(path)
@@ -105,14 +106,15 @@ def resolve_image_path(image_root: str | Path, relative: str) -> Path:
             f"image path {relative!r} leaves the image root: it means {target!r}, outside {root!r}. "
             "Copy the images into the image root, or name a folder above both as the image root"
         )
-    return path
+    return Path(path)
 
 
-def _real_path(path: Path) -> str:
+def _real_path(path: str) -> str:
     """`os.path.realpath`, asking for each folder's links only once: rows share few folders, and every row asks."""
-    if path.name in ("", ".."):
+    folder, _, name = path.rpartition("/")
+    if name in ("", ".", ".."):
         return os.path.realpath(path)
-    target = os.path.join(_real_folder(os.fspath(path.parent)), path.name)  # noqa: PTH118 - in every training step
+    target = f"{_real_folder(folder)}{os.sep}{name}"
     return os.path.realpath(target) if os.path.islink(target) else target  # noqa: PTH114
 
 

@@ -12,7 +12,6 @@ Image paths are relative to `DatasetInfo.image_root`.
 """
 
 import json
-import math
 import os
 import posixpath
 import random
@@ -32,6 +31,8 @@ SPLITS = ("train", "val", "test")
 INFO_FILE = "dataset.json"
 ANSWERS_FILE = "answer2label.txt"
 TOKENIZER_FILE = "tokenizer.spm"
+MAX_WEIGHT = 1e12  # sums over millions of rows stay finite
+MAX_ID = 1000  # characters
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -63,6 +64,11 @@ def image_key(row: Mapping[str, Any]) -> str:
     return posixpath.normpath(row["image_path"].replace("\\", "/"))
 
 
+def row_id(row: Mapping[str, Any]) -> str:
+    """The id of a row; upstream's name for it is qid."""
+    return str(row["id"] if "id" in row else row["qid"])
+
+
 def is_text(value: object) -> bool:
     """Whether `value` is a string that can be stored: no NUL and no lone surrogate, which JSON can smuggle in."""
     return isinstance(value, str) and not _UNSTORABLE.search(value)
@@ -83,7 +89,7 @@ def read_rows(path: Path) -> list[Row]:
                 if line.isspace():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8"))
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except (ValueError, RecursionError) as error:
                     problems.append(f"{path}:{number}: isn't JSON in UTF-8: {error}")
                     continue
@@ -91,9 +97,9 @@ def read_rows(path: Path) -> list[Row]:
                 if problem:
                     problems.append(f"{path}:{number}: {problem}")
                     continue
-                row_id = str(row["id"] if "id" in row else row["qid"])
-                if first_line.setdefault(row_id, number) != number:
-                    problems.append(f"{path}:{number}: the id {row_id!r} is on line {first_line[row_id]} too")
+                name = row_id(row)
+                if first_line.setdefault(name, number) != number:
+                    problems.append(f"{path}:{number}: the id {name!r} is on line {first_line[name]} too")
                 rows.append(row)
     except FileNotFoundError:
         raise InputError(missing("index file", path)) from None
@@ -112,17 +118,19 @@ def _row_problem(row: object) -> str:
         return f"has no image_path (it has {', '.join(row) or 'no field at all'})"
     if not is_text(row["image_path"]) or not row["image_path"]:
         return "image_path must be text"
-    row_id = row.get("id", row.get("qid"))
-    if row_id is None:
+    name = row.get("id", row.get("qid"))
+    if name is None:
         return "has no id (or, upstream's name for it, qid)"
-    if not is_text(row_id) and (not isinstance(row_id, int) or isinstance(row_id, bool)):
+    if not (is_text(name) and name.strip()) and type(name) is not int:
         return "id must be text or a whole number"
+    if len(str(name)) > MAX_ID:
+        return f"id has more than {MAX_ID} characters"
     problem = _text_problem(row) or _target_problem(row)
     if problem:
         return problem
     weight = row.get("weight", 1.0)
-    if type(weight) not in (int, float) or not 0 <= weight < math.inf:
-        return "weight must be a number that is 0 or more"
+    if type(weight) not in (int, float) or not 0 <= weight <= MAX_WEIGHT:
+        return f"weight must be a number from 0 to {MAX_WEIGHT:g}"
     return "" if is_count(row.get("fold", 0)) else "fold must be a whole number"
 
 
@@ -133,11 +141,13 @@ def _text_problem(row: Row) -> str:
         return "" if known else "text_segment must be a list of token ids, or text"
     if "question" not in row:
         return "has no question (nor upstream's text_segment)"
-    if not is_text(row["question"]) or not row["question"]:
+    if not is_text(row["question"]) or not row["question"].strip():
         return "question must be text"
     choices = row.get("choices", ("", ""))
     if type(choices) not in (list, tuple) or not 2 <= len(choices) <= len(LETTERS) or not all(map(is_text, choices)):
         return f"choices must be a list of 2 to {len(LETTERS)} texts"
+    if "choices" in row and not all(choice.strip() for choice in choices):
+        return "choices must not be empty"
     return ""
 
 

@@ -6,6 +6,7 @@ at 0..2; every piece from 3 on is moved up by one, and `<mask>` is added at the 
 special id. Here such a question is ordinary text (what transformers calls `split_special_tokens=True`).
 """
 
+import hashlib
 import io
 import os
 import re
@@ -40,6 +41,7 @@ class Tokenizer:
         path: the file it was read from.
         bos_id, pad_id, eos_id, unk_id: 0, 1, 2, 3.
         mask_id: the last id.
+        sha256: of that file, in hexadecimal digits.
         vocab_size: the number of ids, 64,002 for beit3.spm; an embedding needs at least as many rows.
 
     Raises:
@@ -50,7 +52,7 @@ class Tokenizer:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._model = _load(self.path)
+        self._model, self.sha256 = _load(self.path)
         self.vocab_size: int = self._model.get_piece_size() + EXTRA_IDS
         self.mask_id = self.vocab_size - 1
 
@@ -155,8 +157,8 @@ def _train(texts: list[str], pieces: int, path: Path) -> bytes:
     return model.getvalue()
 
 
-def _load(path: Path) -> Any:
-    """The SentencePieceProcessor of a model file, checked to have the pieces that XLM-R's ids rest on."""
+def _load(path: Path) -> tuple[Any, str]:
+    """The SentencePieceProcessor of a model file, checked to have the pieces that XLM-R's ids rest on; its SHA-256."""
     import sentencepiece
 
     try:
@@ -185,7 +187,7 @@ def _load(path: Path) -> Any:
             f"{path} is no model for XLM-R's ids: its first pieces must be {', '.join(CONTROL_PIECES)}, as "
             "SentencePiece trains them unless told otherwise; give beit3.spm or one from --train_tokenizer."
         )
-    return model
+    return model, hashlib.sha256(content).hexdigest()
 
 
 def _ids(pieces: list[int]) -> list[int]:

@@ -1,15 +1,14 @@
 """From a decoded image to pixels for the model: uint8 (3, S, S), the red, green and blue planes.
 
-S is the model's resolution. Pixels travel as uint8, a quarter of the bytes, and `normalize` turns them into the
-float32 values the model sees once they have reached its device. The pipelines are upstream's (DESIGN.md, section 3).
+S is the model's resolution. Pixels travel as uint8, a quarter of the bytes, and the model normalises them on its own
+device. The pipelines are upstream's (DESIGN.md, section 3).
 """
 
 import math
 import random
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 INTERPOLATIONS = ("bicubic", "bilinear", "random")
 _CROP_TRIES = 10
+SMALL_IMAGE = 128 * 128  # pixels
 
 
 class EvalTransform:
@@ -46,12 +46,11 @@ class TrainTransform:
 
     Args:
         size: side S of the result in pixels.
-        scale: smallest and largest share of the image's area that a crop covers.
+        scale: smallest and largest share of the image's area that a crop covers; from 1 on, nothing is cropped.
         ratio: smallest and largest width / height of a crop.
         interpolation: `bicubic`, `bilinear`, or `random`, one of both for each image.
         flip: probability of a horizontal flip.
         randaug: apply RandAugment(2, 7) after the flip.
-        fast_resize: resize in half the time; about one value in a million is then two grey levels off.
 
     Raises:
         InputError: for another interpolation, or a range that is none.
@@ -65,7 +64,6 @@ class TrainTransform:
         interpolation: str = "bicubic",
         flip: float = 0.5,
         randaug: bool = False,
-        fast_resize: bool = False,
     ) -> None:
         if interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
@@ -82,7 +80,6 @@ class TrainTransform:
         self.interpolation = interpolation
         self.flip = flip
         self.randaug = RandAugment() if randaug else None
-        self.fast_resize = fast_resize
 
     def __call__(self, image: Image.Image, rng: random.Random, keep_left_right: bool = False) -> Tensor:
         """One augmented view.
@@ -96,10 +93,11 @@ class TrainTransform:
             uint8 (3, size, size), contiguous.
         """
         _require_rgb(image)
-        box = sample_crop(*image.size, self.scale, self.ratio, rng)
+        if self.scale[0] < 1:
+            image = image.crop(sample_crop(*image.size, self.scale, self.ratio, rng))
         mode = rng.choice(("bilinear", "bicubic")) if self.interpolation == "random" else self.interpolation
         mirrored = rng.random() < self.flip and not keep_left_right
-        pixels = _resize(image.crop(box), self.size, mode, exact_rows=not self.fast_resize)
+        pixels = _resize(image, self.size, mode)
         if mirrored:
             pixels = pixels[:, ::-1]
         if self.randaug is not None:
@@ -132,50 +130,22 @@ def sample_crop(
     return left, top, left + w, top + h
 
 
-def normalize(images: Tensor, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5) -> Tensor:
-    """What torchvision's `ToTensor` and `Normalize` make of the same pixels, to 1e-6, on the images' own device.
-
-    Args:
-        images: (..., 3, height, width); uint8 in 0..255, or floating point in 0..1.
-        mean: of the result's zero, in 0..1: one number, or one for each of the three planes.
-        std: likewise.
-
-    Returns:
-        float32 of the same shape: (value - mean) / std.
-    """
-    white = 1.0 if images.is_floating_point() else 255.0
-    values = images.to(torch.float32)
-    if isinstance(mean, (int, float)) and isinstance(std, (int, float)):
-        return values * (1 / (white * std)) - mean / std
-    means, stds = (_per_plane(value, images.device) for value in (mean, std))
-    return (values / white - means) / stds
-
-
-def _per_plane(value: float | Sequence[float], device: torch.device) -> Tensor:
-    planes = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
-    return _constant(planes, device)
-
-
-@lru_cache(maxsize=16)
-def _constant(planes: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept, because a copy to a GPU in every step would make the step wait for it."""
-    return torch.tensor(planes, dtype=torch.float32, device=device).view(-1, 1, 1)
-
-
 def _require_rgb(image: Image.Image) -> None:
     if image.mode != "RGB":
         raise ValueError(f"an image of mode RGB is needed, as open_image returns it; this one's is {image.mode}")
 
 
-def _resize(image: Image.Image, size: int, mode: str, exact_rows: bool) -> Pixels:
+def _resize(image: Image.Image, size: int, mode: str) -> Pixels:
     """An antialiased resize of the whole image to (size, size, 3).
 
     PyTorch's kernel does what Pillow's does, several times as fast but with 16-bit weights: each of the two passes
-    is off by one grey level here and there, and the second pass can add to what the first did. With `exact_rows`
-    Pillow does the first, so that one level remains the bound.
+    is off by one grey level here and there, and the second pass can add to what the first did. So Pillow does the
+    first, that one level remains the bound, and both where the image is so small that the calls are what takes time.
     """
-    if exact_rows:
-        image = image.resize((size, image.height), Image.Resampling[mode.upper()])
+    filter = Image.Resampling[mode.upper()]
+    if image.width * image.height <= SMALL_IMAGE and size * size <= SMALL_IMAGE:
+        return np.asarray(image.resize((size, size), filter))
+    image = image.resize((size, image.height), filter)
     # Channels last in memory, which is what the fast kernel wants.
     batch = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
     resized = torch.nn.functional.interpolate(batch, (size, size), mode=mode, antialias=True)

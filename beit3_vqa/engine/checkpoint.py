@@ -85,15 +85,13 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict
     """
     path = Path(path)
     if not path.is_file():
-        siblings = [str(other) for other in path.parent.glob("*.pt*")] if path.parent.is_dir() else []
-        there = f" Checkpoints there: {', '.join(sorted(siblings)[:8])}." if siblings else ""
-        raise InputError(f"{flag} {path}: no such file.{nearest(str(path), siblings)}{there}")
+        raise InputError(_missing(flag, path))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not _holds_code(path, error):
-            raise InputError(_broken(flag, path, error)) from error
+            raise InputError(_broken(flag, path)) from error
         if not trust:
             raise InputError(
                 f"{flag} {path}: holds more than weights and plain data ({_foreign_names(path)}), which would run "
@@ -102,7 +100,7 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict
         print(f"{flag} {path}: holds more than plain data ({_foreign_names(path)}); read in full, as a trusted file.")
         content = _read_trusted(path, flag)
     except Exception as error:  # a damaged file makes torch raise anything
-        raise InputError(_broken(flag, path, error)) from error
+        raise InputError(_broken(flag, path)) from error
     if not isinstance(content, dict):
         raise InputError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint.")
     return content
@@ -112,15 +110,33 @@ def _read_trusted(path: Path, flag: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a pickle may raise anything
-        raise InputError(_broken(flag, path, error)) from error
+        raise InputError(_broken(flag, path)) from error
 
 
-def _broken(flag: str, path: Path, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    return (
-        f"{flag} {path} ({path.stat().st_size:,} bytes) isn't a readable checkpoint ({reason}). "
-        "Is it one, and is it complete?"
-    )
+def _missing(flag: str, path: Path) -> str:
+    folder = path if path.is_dir() else path.parent
+    siblings = sorted(str(other) for other in folder.glob("*.pt*")) if folder.is_dir() else []
+    there = f" Checkpoints there: {', '.join(siblings[:8])}." if siblings else ""
+    if path.is_dir():
+        return f"{flag} {path}: is a folder; name a checkpoint in it.{there}"
+    return f"{flag} {path}: no such file.{nearest(str(path), siblings)}{there}"
+
+
+def _broken(flag: str, path: Path) -> str:
+    """What a file that torch can't read may be, by its first bytes and its length."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    reason = "it isn't a PyTorch file, or is damaged"
+    if size == 0:
+        reason = "it is empty"
+    elif start.startswith(b"pk"):
+        reason = "it begins as one but is cut short or damaged; copy or download it again"
+    elif start.startswith(b"version https://git-lfs"):
+        reason = "it only points to the real one; fetch that with `git lfs pull`"
+    elif start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        reason = "it is a web page; download the file itself"
+    return f"{flag} {path} ({size:,} bytes) isn't a readable checkpoint: {reason}."
 
 
 def _holds_code(path: Path, error: Exception) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.engine.train import to_device
+from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Batch, Prediction
 
 
@@ -24,6 +25,9 @@ def evaluate_batches(
         batches: the split, in order.
         predict: (outputs as float32, batch) -> predictions.
         precision: autocast.
+
+    Raises:
+        InputError: outputs that aren't finite.
     """
     was_training = model.training
     model.eval()
@@ -32,6 +36,12 @@ def evaluate_batches(
             inputs = to_device(batch.inputs, precision.device)
             with precision.autocast():
                 outputs = model(**inputs)
+            if not torch.isfinite(outputs).all():
+                ids = ", ".join(example.id for example in batch.examples[:3])
+                raise InputError(
+                    f"the model's outputs aren't finite numbers (rows {ids}, ...). In fp16 they may have grown too "
+                    "large: try --precision bf16 or fp32. Else the checkpoint is damaged."
+                )
             yield predict(outputs.float(), batch)
     finally:
         model.train(was_training)

@@ -50,7 +50,7 @@ def weights_of(content: dict[str, Any], model_key: str = "model|module", model_p
         if isinstance(content.get(key), dict) and content[key]:
             content = content[key]
             break
-    weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    weights = {name: v for name, v in content.items() if isinstance(name, str) and isinstance(v, Tensor)}
     if model_prefix:  # as upstream: names without it aren't the model's
         weights = {name.removeprefix(model_prefix): v for name, v in weights.items() if name.startswith(model_prefix)}
     if weights and all(name.startswith("module.") for name in weights):
@@ -109,11 +109,18 @@ def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
         for name, value in weights.items()
         if name in own and value.shape != own[name].shape
     ]
-    return problems + [
-        f"not finite: {name} holds NaN or infinity"
-        for name, value in weights.items()
-        if not value.is_meta and value.is_floating_point() and not value.isfinite().all()
-    ]
+    for name, value in weights.items():
+        if name not in own or own[name].is_meta:
+            continue
+        if value.is_meta or not _is_plain(value):
+            problems.append(f"not a plain tensor of floating-point numbers: {name} ({value.layout}, {value.dtype})")
+        elif not value.isfinite().all():
+            problems.append(f"not finite: {name} holds NaN or infinity")
+    return problems
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout is torch.strided and value.is_floating_point() and not value.is_quantized
 
 
 def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
@@ -128,10 +135,12 @@ def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report
 
 def _fit_positions(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
     table, wanted = weights.get(IMAGE_POSITIONS), own[IMAGE_POSITIONS]
-    if table is None or table.ndim != 2 or table.shape == wanted.shape or table.shape[1] != wanted.shape[1]:
+    if table is None or table.ndim != 2 or not _is_plain(table):
         return
-    old, new = (round((len(t) - EXTRA_POSITIONS) ** 0.5) for t in (table, wanted))
-    if len(table) != old * old + EXTRA_POSITIONS:
+    if table.shape == wanted.shape or table.shape[1] != wanted.shape[1]:
+        return
+    old, new = (round(max(0, len(t) - EXTRA_POSITIONS) ** 0.5) for t in (table, wanted))
+    if old < 1 or len(table) != old * old + EXTRA_POSITIONS:
         return  # not a square grid: reported as a shape that doesn't fit
     weights[IMAGE_POSITIONS] = interpolate_positions(table, new)
     report.interpolated = f"from {old}x{old} to {new}x{new} patches"

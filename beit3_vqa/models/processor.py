@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit3_vqa.data.images import open_image
+from beit3_vqa.data.image_cache import ImageCache
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
@@ -49,6 +49,7 @@ class BEiT3Processor:
         self.prompt = prompt
         self.evaluate = evaluate
         self.train = train
+        self.images = ImageCache()
 
     def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
         """`image` and `question` of an example; with an `rng`, the image is augmented.
@@ -56,7 +57,7 @@ class BEiT3Processor:
         Raises:
             InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
         """
-        image = open_image(example.image_path)
+        image = self.images.open(example.image_path)
         if rng is None or self.train is None:
             pixels = self.evaluate(image)
         else:

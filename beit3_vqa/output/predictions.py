@@ -26,10 +26,10 @@ def write_upstream_results(predictions: Sequence[Prediction], path: Path) -> Pat
 
 def write_metrics(metrics: dict[str, Any], path: Path) -> Path:
     """metrics.json."""
-    return write_text(path, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    return write_text(path, json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     """A JSON list with a row on each line."""
-    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
     return write_text(path, f"[\n{lines}\n]\n")

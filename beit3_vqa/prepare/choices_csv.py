@@ -25,6 +25,7 @@ ARGUMENTS = (
 LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("ID", "img_path", "Question", *LETTERS)
 OPTIONAL_COLUMNS = ("answer", "weight")
+MAX_SHOWN = 500  # characters of a header, in a message
 MAX_CELL = 1_000_000
 """Characters of the longest cell that is read."""
 
@@ -138,7 +139,12 @@ def _find_columns(header: Sequence[str], path: Path, required: Iterable[str]) ->
     """Column name -> position, ignoring case and surrounding space."""
     found = [name.strip().casefold() for name in header]
     shown = ", ".join(name.strip() for name in header)
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]} ..."
     missing = [name for name in required if name.casefold() not in found]
+    separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+    if missing and separator:
+        name = {";": "semicolons", "\t": "tabs", "|": "bars"}[separator]
+        raise InputError(f"{path}:1: its cells stand between {name}: save it with commas (CSV, comma delimited)")
     if missing:
         raise InputError(f"{path}:1: columns missing: {', '.join(missing)}; columns found: {shown}")
     known = [name for name in (*COLUMNS, *OPTIONAL_COLUMNS) if name.casefold() in found]

@@ -1,7 +1,8 @@
 """Open-ended questions in JSON: lists of {"image_id", "question", "answer", "question_id"}, the format of DACON.
 
-The label table holds the answers of train and val, normalised, that occur often enough. Rows with another answer stay
-in the index; a fork's converter dropped them without a word, which made its validation score look better than it was.
+The label table holds the answers of train and val that occur often enough, compared as normalised text, each written
+as it is most often spelt: a submission will spell it so. Rows with another answer stay in the index; a fork's
+converter dropped them without a word, which made its validation score look better than it was.
 """
 
 from collections import Counter
@@ -70,19 +71,24 @@ def _read_item(item: Any, split: str, folders: Mapping[str, Mapping[str, str]]) 
     ]
     known = not problems
     needed = ["question"] if split == "test" and item.get("answer") in (None, "") else ["question", "answer"]
-    problems += [
-        f"{name} must be text and not empty" for name in needed if not is_text(item.get(name)) or not item[name].strip()
-    ]
+    texts = {name: _text(item.get(name)) for name in needed}
+    problems += [f"{name} must be text and not empty" for name, text in texts.items() if not text]
     if not known:
         return None, problems
     row: Row = {
         "id": str(item["question_id"]),
         "image_path": _find_image(str(item["image_id"]), split, folders),
-        "question": item.get("question"),
+        "question": texts["question"],
     }
-    if "answer" in needed and is_text(item.get("answer")):
-        row["answer"] = item["answer"].strip()
+    if texts.get("answer"):
+        row["answer"] = texts["answer"].strip()
     return row, problems
+
+
+def _text(value: Any) -> str:
+    """A text or whole number as text; an empty string for anything else."""
+    text = str(value) if type(value) is int else value
+    return text if is_text(text) and text.strip() else ""
 
 
 def _image_names(folder: Path) -> dict[str, str]:
@@ -97,25 +103,31 @@ def _image_names(folder: Path) -> dict[str, str]:
 
 
 def _find_image(image_id: str, split: str, folders: Mapping[str, Mapping[str, str]]) -> str:
-    """The image's path relative to the image root; where there is none, the path that is looked at first."""
+    """The image's path relative to the image root; where there is none, the path that is looked at first.
+
+    An id that names a file (`0001.jpg`, `train/0001.jpg`) means that file.
+    """
+    folder, _, name = image_id.replace("\\", "/").rpartition("/")
+    if folder:
+        return image_id
     for folder, names in folders.items():
-        if image_id in names:
-            return f"{folder}/{names[image_id]}" if folder else names[image_id]
-    return f"{split}/{image_id}.jpg"
+        if name in names:
+            return f"{folder}/{names[name]}" if folder else names[name]
+    return f"{split}/{name}" if name.lower().endswith(EXTENSIONS) else f"{split}/{name}.jpg"
 
 
 def _make_label_table(prepared: Prepared, min_count: int) -> None:
     """Fill the label table, most frequent answer first, and note how many rows fall outside it."""
-    counts = Counter(
-        answer_key(row["answer"])
-        for split in ("train", "val")
-        for row in prepared.splits.get(split, [])
-        if "answer" in row
+    spellings = Counter(
+        row["answer"] for split in ("train", "val") for row in prepared.splits.get(split, []) if "answer" in row
     )
-    frequent = sorted(
-        (answer for answer in counts if counts[answer] >= min_count), key=lambda text: (-counts[text], text)
-    )
-    prepared.answers = frequent
+    counts: Counter[str] = Counter()
+    commonest: dict[str, str] = {}
+    for spelling, count in sorted(spellings.items(), key=lambda item: (-item[1], item[0])):
+        counts[answer_key(spelling)] += count
+        commonest.setdefault(answer_key(spelling), spelling)
+    frequent = sorted((key for key in counts if counts[key] >= min_count), key=lambda key: (-counts[key], key))
+    prepared.answers = [commonest[key] for key in frequent]
     if not frequent and not prepared.problems:
         prepared.problems.append(f"no answer occurs {min_count} times: lower --min_count")
     known = set(frequent)

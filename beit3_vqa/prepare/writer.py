@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE, option
+from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import image_size, open_image, resolve_image_path
@@ -25,6 +25,7 @@ from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import missing
+from beit3_vqa.option import option
 from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts
 
 Splits = dict[str, list[Row]]

@@ -27,7 +27,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any]) -> "Task":
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "Task":
         """The task as `state()` saved it, without its data: enough to answer a question."""
 
     @abstractmethod

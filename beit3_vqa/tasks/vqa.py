@@ -13,7 +13,7 @@ from torch import Tensor
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset
-from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, read_rows, split_files
+from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, is_text, read_rows, row_id, split_files
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import make_folder, missing
 from beit3_vqa.metrics import accuracy_metrics
@@ -64,9 +64,12 @@ class VQACustom(Task):
         return cls(AnswerTable.read(folder / ANSWERS_FILE), config, folder)
 
     @classmethod
-    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any]) -> "VQACustom":
-        """The task with the answer table that a checkpoint keeps."""
-        return cls(AnswerTable(saved["answers"]), config)
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "VQACustom":
+        """The task with the answer table that the checkpoint `where` keeps."""
+        answers = saved.get("answers")
+        if not isinstance(answers, list) or not all(map(is_text, answers)):
+            raise InputError(f"{where}: its task_state holds no answer table; the file is damaged.")
+        return cls(AnswerTable(answers), config)
 
     def state(self) -> dict[str, Any]:
         """The answer table."""
@@ -111,7 +114,7 @@ class VQACustom(Task):
     def _image_root(self, info: DatasetInfo) -> Path:
         root = Path(self.config.data.image_root or info.image_root)
         if not root.is_dir():
-            raise InputError(f"image folder {root}: no such folder. Where did the images go? Say it with --image_root.")
+            raise InputError(f"{missing('image folder', root)} Where did the images go? Say it with --image_root.")
         return root
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
@@ -123,6 +126,8 @@ class VQACustom(Task):
             hint = " Was it prepared with --folds? Then add --fold K." if split == "val" else ""
             raise InputError(f"--data_path {self.data_path}: has no {split} split; it has {there}.{hint}")
         rows = [row for file in files for row in read_rows(file)]
+        if not rows:
+            raise InputError(f"{files[0]} is empty: the {split} split has no rows. Prepare the data again.")
         if fold is None or split == "test":
             return rows
         folds = sorted({row["fold"] for row in rows if "fold" in row})
@@ -132,17 +137,17 @@ class VQACustom(Task):
         return [row for row in rows if (row.get("fold") == fold) == (split == "val")]
 
     def _check_choices(self, rows: Sequence[dict[str, Any]], split: str) -> None:
+        options = self.num_classes if self.answers_are_options else 0
         wrong = [
-            f"row {row['id']}: {len(row['choices'])} options"
+            f"row {row_id(row)}: {len(row.get('choices', ()))} options"
             for row in rows
-            if row.get("choices") and (len(row["choices"]) != self.num_classes or not self.answers_are_options)
+            if "question" in row and len(row.get("choices", ())) != options
         ]
         if wrong:
             listed = ", ".join(self.answers.answers[:5])
+            wanted = f"{options} options in each row" if options else "open-ended questions, without options"
             raise InputError.of_problems(
-                f"{split} rows that don't fit {ANSWERS_FILE}, which has {self.num_classes} answers ({listed}), one per "
-                "option:",
-                wrong,
+                f"{split} rows that don't fit {ANSWERS_FILE}, whose answers ({listed}) are for {wanted}:", wrong
             )
 
     def _learnable(self, dataset: CustomDataset) -> list[dict[str, Any]]:

@@ -43,6 +43,12 @@ def test_rows_of_every_kind_survive_writing_and_reading(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["i.jsonl"]
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "i.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(OPEN_ROW).encode())
+    assert read_rows(path) == [OPEN_ROW]
+
+
 def test_blank_lines_are_skipped_and_still_counted(tmp_path):
     path = tmp_path / "i.jsonl"
     path.write_text(json.dumps(OPEN_ROW) + "\r\n\n{}\n", encoding="utf-8")
@@ -62,6 +68,11 @@ def test_blank_lines_are_skipped_and_still_counted(tmp_path):
         ({"question": ""}, "question must be text"),
         ({"question": "\ud800"}, "question must be text"),
         ({"question": ["?"]}, "question must be text"),
+        ({"question": " \t"}, "question must be text"),
+        ({"choices": ["a", " ", "c", "d"]}, "choices must not be empty"),
+        ({"id": " "}, "id must be text"),
+        ({"id": "9" * 5000}, "id has more than 1000 characters"),
+        ({"weight": 1e308}, "weight must be a number from 0 to 1e\\+12"),
         ({"choices": "abcd"}, "choices must be a list"),
         ({"choices": ["a"]}, "choices must be a list"),
         ({"choices": ["a", 1]}, "choices must be a list"),

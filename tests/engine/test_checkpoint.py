@@ -67,7 +67,7 @@ def test_a_file_cut_short(tmp_path, part):
     save_checkpoint(tmp_path / "x.pth", {"model": {"w": torch.randn(5000)}})
     whole = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(InputError, match="complete"):
+    with pytest.raises(InputError, match="cut short or damaged"):
         read_checkpoint(tmp_path / "x.pth", "--resume", trust=True)
 
 

@@ -109,6 +109,19 @@ def test_a_long_cell_is_fine(tmp_path):
     assert one_row(tmp_path, Question="x" * 900_000).problems == []
 
 
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_cells_between_other_marks(tmp_path, separator, name):
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(separator.join(row) for row in (HEADER, csv_rows(1)[0])), encoding="utf-8")
+    assert f"its cells stand between {name}: save it with commas" in problems_of(path)
+
+
+def test_a_header_of_thousands_of_columns_is_cut_in_the_message(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(f"column{i}" for i in range(5000)) + "\n", encoding="utf-8")
+    assert len(problems_of(path)) < 900
+
+
 def test_column_names_ignore_case_and_space_and_further_columns(tmp_path):
     header = [" id", "IMG_PATH ", "question", "a", "b", "c", "d", "ANSWER", "comment", ""]
     prepared = read_one(write_csv(tmp_path / "t.csv", [[*csv_rows(1)[0], "x", ""]], header))

@@ -49,7 +49,11 @@ def test_rows_and_label_table(folder):
     summary = run(
         folder, train=train, val=[item(5, "2", image="img_3")], test=[item(0, None), item(1, "", image="img_0")]
     )
-    assert AnswerTable.read(folder / "out" / "answer2label.txt").answers == ("2", "yes", "no")
+    assert AnswerTable.read(folder / "out" / "answer2label.txt").answers == (
+        "2",
+        "Yes",
+        "No",
+    )  # as they are most often spelt
     assert summary.rows == {"train": 4, "val": 1, "test": 2}
     assert rows_of(folder, "train")[0] == {
         "id": "q0",
@@ -104,7 +108,7 @@ def test_numbers_as_ids_and_korean_answers(folder):
 
 
 def test_every_problem_is_named_with_its_item(folder):
-    bad = [item(0), item(0), 3, item(1, 5), {"question": "?"}, item(2, image="../../etc/passwd"), item(3, None)]
+    bad = [item(0), item(0), 3, item(1, 5.5), {"question": "?"}, item(2, image="../../etc/passwd"), item(3, None)]
     with pytest.raises(InputError) as error:
         run(folder, train=bad, test=[])
     text = str(error.value)
@@ -119,6 +123,15 @@ def test_every_problem_is_named_with_its_item(folder):
     ):
         assert expected in text
     assert not (folder / "out").exists()
+
+
+def test_whole_numbers_as_answers_and_ids_that_name_files(folder):
+    train = [item(0, 7, image="img_0.jpg"), item(1, 7, image="train/img_3.jpg"), item(2, "seven", image="img_9.b.png")]
+    run(folder, {"val_ratio": 0.0}, train=train)
+    rows = rows_of(folder, "train")
+    assert [row["image_path"] for row in rows] == ["train/img_0.jpg", "train/img_3.jpg", "img_9.b.png"]
+    assert [row["answer"] for row in rows] == ["7", "7", "seven"]
+    assert AnswerTable.read(folder / "out" / "answer2label.txt").answers == ("7",)
 
 
 def test_a_label_table_that_would_be_empty(folder):

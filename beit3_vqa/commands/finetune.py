@@ -1,0 +1,86 @@
+"""`beit3-vqa finetune`, the same as `run_beit3_finetuning.py`: train, resume, evaluate."""
+
+import argparse
+import sys
+from typing import Any
+
+from beit3_vqa.commands.options import add_option
+from beit3_vqa.config import GROUPS, RunConfig, option_fields, read_config_values
+
+# Flags of upstream that no longer do anything: how many values they take, and what there is instead.
+REPLACED_FLAGS: dict[str, tuple[str, str]] = {
+    "momentum": ("1", "AdamW has none"),
+    "warmup_lr": ("1", "the warm-up starts at 0, as it always did upstream"),
+    "start_epoch": ("1", "the checkpoint of --resume says it"),
+    "task_cache_path": ("1", "results go to --output_dir"),
+    "dist_eval": ("0", "validation is never truncated or doubled"),
+    "world_size": ("1", "this version trains in one process"),
+    "local_rank": ("1", "this version trains in one process"),
+    "dist_on_itp": ("0", "this version trains in one process"),
+    "dist_url": ("1", "this version trains in one process"),
+    "enable_deepspeed": ("0", "this version trains in one process; --precision and --update_freq save memory"),
+    "initial_scale_power": ("1", "gradient scaling finds its own scale"),
+    "zero_stage": ("1", "this version trains in one process"),
+}
+# Options of upstream's other tasks: accepted, so that its command lines run, without effect on this task.
+OTHER_TASKS_FLAGS = {
+    **dict.fromkeys(("resplit",), "0"),
+    **dict.fromkeys(("cutmix_minmax",), "+"),
+    **dict.fromkeys(("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "color_jitter", "aa"), "1"),
+    **dict.fromkeys(("smoothing", "crop_pct", "reprob", "remode", "recount"), "1"),
+    **dict.fromkeys(("captioning_mask_prob", "drop_worst_ratio", "drop_worst_after"), "1"),
+    **dict.fromkeys(("num_beams", "length_penalty"), "1"),
+}
+
+
+def add(commands: Any, build: bool) -> None:
+    """Adds the command to the parser; its options only if it is to be built."""
+    parser = commands.add_parser("finetune", help="train, resume and evaluate; the same as run_beit3_finetuning.py")
+    if not build:
+        return
+    parser.set_defaults(function=run)
+    parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags go on top of it")
+    groups = {group: parser.add_argument_group(group, cls.__doc__) for group, cls in GROUPS.items()}
+    for group, field, kind in option_fields():
+        add_option(groups[group], field, kind)
+    for name, (values, _) in REPLACED_FLAGS.items():
+        _add_ignored(parser, name, values)
+    for name, values in OTHER_TASKS_FLAGS.items():
+        _add_ignored(parser, name, values)
+
+
+def _add_ignored(parser: Any, name: str, values: str) -> None:
+    action: dict[str, Any] = {"action": "store_true"} if values == "0" else {"nargs": "+" if values == "+" else None}
+    parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS, **action)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code."""
+    values = {
+        name: value for name, value in vars(parsed).items() if name not in ("command", "function", "main", "config")
+    }
+    for name in [name for name in values if name in REPLACED_FLAGS]:
+        print(f"--{name} has no effect: {REPLACED_FLAGS[name][1]}")
+        del values[name]
+    for name in [name for name in values if name in OTHER_TASKS_FLAGS]:
+        print(f"--{name} has no effect on this task")
+        del values[name]
+    if "opt_betas" in values:
+        values["opt_betas"] = tuple(values["opt_betas"])
+    from_file = read_config_values(parsed.config) if parsed.config else {}
+    if "eval" in values:
+        from_file.pop("finetune", None)  # what that run started from, not what it became
+    both = from_file | values
+    config = RunConfig().updated(both, given=frozenset(both))
+    from beit3_vqa.engine.train import TrainingDiverged
+    from beit3_vqa.run import evaluate, train
+
+    try:
+        if config.run.eval:
+            evaluate(config)
+        else:
+            train(config)
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 0

@@ -1,0 +1,44 @@
+"""Dataclass fields as command-line flags."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from typing import Any
+
+
+def add_option(group: Any, field: dataclasses.Field, kind: Any) -> None:
+    """A flag for a field that `option.option` made; `kind` is its resolved type."""
+    names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
+    text = field.metadata["help"] + _default_and_unit(field)
+    if kind is bool:
+        group.add_argument(*names, dest=field.name, action="store_true", default=argparse.SUPPRESS, help=text)
+        off: dict[str, Any] = {"action": "store_false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        group.add_argument(*(f"--no_{name[2:]}" for name in names), dest=field.name, **off)
+        return
+    options: dict[str, Any] = {"type": _scalar_type(kind), "metavar": _scalar_type(kind).__name__.upper()}
+    options["required"] = field.default is dataclasses.MISSING
+    if typing.get_origin(kind) is tuple:
+        options["nargs"] = "+"
+    group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **options)
+
+
+def _default_and_unit(field: dataclasses.Field) -> str:
+    shown = []
+    if field.metadata["choices"]:
+        shown.append("one of " + ", ".join(field.metadata["choices"]))
+    if field.metadata["unit"]:
+        shown.append(f"unit: {field.metadata['unit']}")
+    if isinstance(field.default, bool):
+        shown.append(f"default: on; --no_{field.name}" if field.default else "default: off")
+    elif field.default not in (None, dataclasses.MISSING) and "default:" not in field.metadata["help"]:
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        shown.append(f"default: {default if default != '' else 'none'}")
+    return f" ({'; '.join(shown)})" if shown else ""
+
+
+def _scalar_type(kind: Any) -> type:
+    """int of `int | None`, float of `tuple[float, ...]`."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is tuple:
+        return next(k for k in typing.get_args(kind) if k is not type(None))
+    return kind

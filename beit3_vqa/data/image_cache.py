@@ -1,0 +1,47 @@
+"""Decoded images, kept for the next question about them."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+from PIL import Image
+
+from beit3_vqa.data.images import open_image
+
+CACHE_BYTES = 32 * 2**20
+BYTES_PER_PIXEL = 4  # Pillow stores RGB so
+
+
+class ImageCache:
+    """`open_image` with a memory of the images used last.
+
+    In evaluation the questions about an image stand side by side in the index, and it is decoded once. In training
+    they are spread over the epoch: small images, of which thousands fit, are still decoded only now and then.
+
+    Args:
+        max_bytes: memory that the images may take, in each process.
+    """
+
+    def __init__(self, max_bytes: int = CACHE_BYTES):
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._images: OrderedDict[str, Image.Image] = OrderedDict()
+
+    def open(self, path: str | Path) -> Image.Image:
+        """The image of a file, as `open_image` returns it; it is shared, so it must not be changed in place."""
+        name = str(path)
+        image = self._images.get(name)
+        if image is not None:
+            self._images.move_to_end(name)
+            return image
+        image = open_image(path)
+        cost = _bytes_of(image)
+        if cost <= self.max_bytes:
+            self.bytes += cost
+            while self.bytes > self.max_bytes:
+                self.bytes -= _bytes_of(self._images.popitem(last=False)[1])
+            self._images[name] = image
+        return image
+
+
+def _bytes_of(image: Image.Image) -> int:
+    return image.width * image.height * BYTES_PER_PIXEL

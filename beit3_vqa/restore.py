@@ -1,0 +1,182 @@
+"""Going on from a checkpoint: what comes back from it, what must agree with it, and what may have changed since."""
+
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.assemble import Parts, load_weights
+from beit3_vqa.config import GROUP_OF, RunConfig
+from beit3_vqa.engine.checkpoint import epoch_checkpoints, options_of, read_checkpoint, set_random_state
+from beit3_vqa.engine.contents import check_contents
+from beit3_vqa.engine.optim import load_optimizer, make_schedule
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
+from beit3_vqa.training import Training, make_ema
+
+
+def read_run(config: RunConfig, path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from, and what it holds: the one asked for, or what came of it in `--output_dir`.
+
+    `--resume FILE --output_dir OTHER` typed again, as one does after a disconnect, goes on with OTHER's newest
+    checkpoint if that began with FILE.
+    """
+    folder = Path(config.run.output_dir or path.parent)
+    if config.run.auto_resume and folder.is_dir() and folder.resolve() != path.parent.resolve():
+        for newest in list(epoch_checkpoints(folder).values())[-1:]:
+            content = read_checkpoint(newest, "--resume", trust=True)
+            if content.get("resumed_from") == str(path.resolve()):
+                print(f"--resume {path}: {newest} goes on from it; going on from there (--no_auto_resume starts over)")
+                check_contents(content, f"--resume {newest}")
+                return newest, content
+    content = read_checkpoint(path, "--resume", trust=True)
+    check_contents(content, f"--resume {path}")
+    return path, content
+
+
+def restore(run: Training, content: dict[str, Any], path: Path) -> None:
+    """Brings back everything a checkpoint holds; upstream's hold no best score and no random state.
+
+    Raises:
+        InputError: another answer table, tokenizer, fold, model or optimizer than the run's.
+    """
+    parts, where = run.parts, f"--resume {path}"
+    weights_only = parts.config.run.resume_weights_only
+    if content.get("epoch") == "best":
+        raise InputError(
+            f"{where}: has no epoch number, as upstream's checkpoint-best.pth; resume from checkpoint-N.pth, or start "
+            "from it with --finetune."
+        )
+    if not weights_only:
+        check_same_answers(parts.task.state(), content)
+        check_same_tokenizer(parts, content)
+        _check_same_fold(parts.config, options_of(content))
+        _tell_changes(parts.config, options_of(content))
+    if weights_only:
+        report = load_pretrained(parts.model, weights_of(content), where)
+        print(f"{where}: {report}")
+    else:
+        load_weights(parts.model, weights_of(content), where)
+        _restore_optimizer(run, content, where)
+    if content.get("task_state") == parts.task.state():
+        run.state.best_score = content.get("best_score")
+        run.state.best_epoch = content.get("best_epoch")
+    if run.ema is not None:
+        _restore_average(run, content, where)
+    run.state.epoch = content["epoch"] + 1 if "epoch" in content else 0
+    run.state.resumed_from = content.get("resumed_from", "")
+    if path.parent.resolve() != Path(parts.config.run.output_dir).resolve():
+        run.state.resumed_from = str(path.resolve())
+    run.resumed_in = path.parent
+    if "random_state" in content:
+        set_random_state(content["random_state"])
+    _tell_new_schedule(run, options_of(content).get("epochs"))
+    print(f"{where}: {run.state.epoch} epochs done, {max(0, parts.config.optim.epochs - run.state.epoch)} to go")
+
+
+def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
+    if "optimizer" not in content:
+        raise InputError(
+            f"{where}: holds weights without an optimizer (checkpoint-best.pth is for evaluation). Resume from "
+            "checkpoint-N.pth, or add --resume_weights_only for a new optimizer."
+        )
+    try:
+        load_optimizer(run.optimizer, content["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{where}: its optimizer has other parameter groups than this run ({error}). Were --layer_decay, "
+            "--task_head_lr_weight or the head changed? --resume_weights_only starts a new optimizer."
+        ) from error
+    if content.get("scaler"):
+        try:
+            run.parts.precision.scaler.load_state_dict(content["scaler"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"{where}: its gradient scaler can't be read ({error}); --resume_weights_only does without."
+            ) from error
+
+
+def _restore_average(run: Training, content: dict[str, Any], where: str) -> None:
+    assert run.ema is not None
+    if not content.get("model_ema") or run.parts.config.run.resume_weights_only:
+        print(f"{where}: has no moving average to go on from; it starts from the weights")
+        run.ema = make_ema(run.parts)
+        return
+    average = weights_of(content, "model_ema")
+    problems = mismatches(run.ema.average, average)
+    if problems:
+        raise InputError.of_problems(
+            f"{where}: its moving average (model_ema) doesn't fit the model:",
+            problems,
+            "The file is damaged; --resume_weights_only starts a new average.",
+        )
+    run.ema.load_state_dict(average)
+
+
+def check_same_answers(ours: dict[str, Any], content: dict[str, Any] | None) -> None:
+    """InputError where a checkpoint's outputs mean other answers than the data's."""
+    saved = (content or {}).get("task_state")
+    if saved is not None and saved != ours:
+        raise InputError(
+            "the checkpoint was trained with another answer table than the one in --data_path. Its outputs would be "
+            "read as the wrong answers; start from it with --finetune instead."
+        )
+
+
+def check_same_tokenizer(parts: Parts, content: dict[str, Any]) -> None:
+    """InputError where the tokenizer isn't the one a checkpoint was trained with; upstream's don't say."""
+    if content.get("tokenizer_sha256", parts.processor.tokenizer.sha256) != parts.processor.tokenizer.sha256:
+        raise InputError(
+            f"{parts.processor.tokenizer.path} isn't the tokenizer that the checkpoint was trained with: its ids would "
+            "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
+        )
+
+
+def _check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
+    if saved.get("fold", config.data.fold) != config.data.fold:
+        raise InputError(
+            f"--fold {config.data.fold}: the run in --output_dir trains with fold {saved['fold']}, so it has seen this "
+            "one's validation rows. Give each fold its own --output_dir."
+        )
+
+
+def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
+    """The options of an evaluation, with the fold that a checkpoint was validated on where none was given.
+
+    Raises:
+        InputError: another fold's validation rows are asked for, which the checkpoint was trained on.
+    """
+    fold = saved.get("fold")
+    if not isinstance(fold, int) or config.run.split == "test":
+        return config
+    if config.data.fold is None:
+        return config.updated({"fold": fold})
+    if config.data.fold != fold and config.run.split == "val":
+        raise InputError(
+            f"--fold {config.data.fold}: the checkpoint was trained with fold {fold} held out, so it has seen this "
+            f"one's answers. Evaluate it with --fold {fold}."
+        )
+    return config
+
+
+def _tell_changes(config: RunConfig, saved: dict[str, Any]) -> None:
+    """Prints which options of data and training differ from the checkpoint's."""
+    changed = [
+        f"{name} {saved[name]} -> {value}"
+        for name, value in config.flat().items()
+        if GROUP_OF[name] in ("init", "data", "optim") and name in saved and _plain(saved[name]) != _plain(value)
+    ]
+    if changed:
+        print(f"changed since the checkpoint: {', '.join(changed)}")
+
+
+def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:
+    options = run.parts.config.optim
+    if epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
+        rate = make_schedule(options, run.steps_per_epoch)(run.state.epoch * run.steps_per_epoch)
+        print(
+            f"--epochs {options.epochs}, not {epochs_before}: the learning rate follows the longer or shorter cosine "
+            f"from here on, at {rate:.2e} of a peak of {options.lr:.2e}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,191 @@
+"""Checkpoints that are damaged, from elsewhere or malicious: one line that says what is wrong, and nothing written."""
+
+import json
+
+import pytest
+import torch
+
+from beit3_vqa.cli import main
+from beit3_vqa.models.pretrained import mismatches
+from tests.conftest import TINY, finetune
+
+GONE = object()
+
+
+@pytest.fixture(scope="module")
+def good(trained):
+    return torch.load(trained / "checkpoint-0.pth")
+
+
+def altered(good, path, **entries):
+    """A checkpoint like `good` with some entries changed, or taken out."""
+    content = {**good, **entries}
+    torch.save({name: value for name, value in content.items() if value is not GONE}, path)
+    return path
+
+
+def failing(capsys, arguments):
+    """The one error of a command line that must fail."""
+    assert main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    return said
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"epoch": "one"}, {"epoch": None}, {"epoch": -5}, {"epoch": True}, {"epoch": 2**70},
+        {"optimizer": None}, {"optimizer": "x"}, {"optimizer": {"state": None, "param_groups": []}},
+        {"optimizer": {"state": {0: {}}, "param_groups": []}}, {"optimizer": {"state": {}, "param_groups": [3]}},
+        {"random_state": {}}, {"random_state": {"cpu": torch.zeros(5, dtype=torch.uint8)}},
+        {"random_state": {"cpu": torch.zeros(5)}}, {"scaler": "x"}, {"best_score": "x"}, {"best_score": float("nan")},
+        {"best_epoch": "x"}, {"model_ema": "x"}, {"model_ema": {3: torch.zeros(1)}}, {"task_state": None},
+        {"task_state": [1]}, {"tokenizer_sha256": 5}, {"resumed_from": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_entries_of_another_kind_are_named(scpc, good, tmp_path, capsys, entries):
+    path = altered(good, tmp_path / "x.pth", **entries)
+    said = failing(capsys, finetune(scpc, tmp_path / "out", "--resume", str(path), "--epochs", "3"))
+    assert f"--resume {path}: its {next(iter(entries))!r} is" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_kinds_of_tensors_that_torch_may_no_longer_load():
+    own = {"w": torch.zeros(2, 2)}
+    for weights in (torch.eye(2).to_sparse(), torch.eye(2).to_mkldnn()):
+        assert "not a plain tensor" in mismatches(own, {"w": weights})[0]
+
+
+def test_moments_that_are_not_finite_or_not_there(scpc, good, tmp_path, capsys):
+    optimizer = good["optimizer"]
+    for moment in (torch.tensor([float("nan")]), torch.zeros(2, dtype=torch.int8), None):
+        state = {**optimizer["state"], 0: {**optimizer["state"][0], "exp_avg": moment}}
+        path = altered(good, tmp_path / "x.pth", optimizer={**optimizer, "state": state})
+        assert "its 'optimizer'" in failing(capsys, finetune(scpc, tmp_path / "out", "--resume", str(path)))
+
+
+def test_an_average_that_does_not_fit(scpc, good, tmp_path, capsys):
+    for average in ({"w": torch.zeros(1)}, {**good["model"], "head.3.bias": torch.zeros(7)}):
+        path = altered(good, tmp_path / "x.pth", model_ema=average)
+        said = failing(capsys, finetune(scpc, tmp_path / "out", "--resume", str(path), "--model_ema"))
+        assert "moving average" in said
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vocab_size": "x"}, {"vocab_size": None}, {"vocab_size": 10**12}, {"model": 3}, {"model": "beit4"},
+        {"num_max_bpe_tokens": "x"}, {"prompt_template": 3}, {"sentencepiece_model": 3}, {"vqa_loss": "l2"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_that_no_model_can_have(scpc, good, tmp_path, capsys, options):
+    path = altered(good, tmp_path / "x.pth", args={**good["args"], **options})
+    evaluate = ["finetune", "--eval", "--resume", path, "--data_path", scpc / "data", "--device", "cpu"]
+    ask = ["predict", "--checkpoint", path, "--device", "cpu", "--question", "?", "--choices", *"abcd"]
+    ask += ["--image", next((scpc / "images").iterdir())]
+    for command in (evaluate, ask):
+        said = failing(capsys, command)
+        assert str(path) in said or "beit4" in said
+    assert {entry.name for entry in tmp_path.iterdir()} == {"x.pth"}
+
+
+@pytest.mark.parametrize("state", [{}, {"answers": 3}, {"answers": [1, 2]}, {"answers": ["a", "A"]}], ids=str)
+def test_an_answer_table_that_is_none(scpc, trained, good, tmp_path, capsys, state):
+    path = altered(good, tmp_path / "x.pth", task_state=state)
+    (tmp_path / "tokenizer.spm").write_bytes((trained / "tokenizer.spm").read_bytes())
+    ask = ["predict", "--checkpoint", path, "--device", "cpu", "--question", "?", "--choices", *"abcd"]
+    assert "answer" in failing(capsys, [*ask, "--image", next((scpc / "images").iterdir())])
+
+
+POSITIONS = "beit3.encoder.embed_positions.A.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        (3, lambda value: value, "missing: "),
+        (POSITIONS, lambda value: torch.zeros(3, 128), "shape of"),
+        (POSITIONS, lambda value: torch.zeros(2, 128), "shape of"),
+        (POSITIONS, lambda value: torch.zeros(0, 128), "shape of"),
+        ("head.0.weight", lambda value: value.to("meta"), "not a plain tensor"),
+        ("head.0.weight", lambda value: value.to(torch.int8), "not a plain tensor"),
+        ("head.0.weight", lambda value: value.to(torch.complex64), "not a plain tensor"),
+        ("head.0.weight", lambda value: value * float("inf"), "not finite"),
+    ],
+)
+def test_tensors_that_are_no_weights(scpc, good, tmp_path, capsys, name, change, says):
+    weights = dict(good["model"])
+    old = weights.pop(name if isinstance(name, str) else "head.0.weight")
+    torch.save({"model": {**weights, name: change(old)}}, tmp_path / "x.pth")
+    flags = ["--finetune", str(tmp_path / "x.pth"), "--trust_checkpoint"]
+    said = failing(capsys, finetune(scpc, tmp_path / "out", *flags))
+    if name == 3:  # a head that isn't there is new; half of one isn't
+        assert "head.0.weight" in said
+    assert says in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"junk", "isn't a PyTorch file"),
+    ],
+)
+def test_files_that_are_no_checkpoint(scpc, tmp_path, capsys, content, says):
+    (tmp_path / "x.pth").write_bytes(content)
+    for flag in ("--finetune", "--resume"):
+        assert says in failing(capsys, finetune(scpc, tmp_path / "out", flag, str(tmp_path / "x.pth")))
+
+
+def test_a_folder_for_a_checkpoint(scpc, trained, tmp_path, capsys):
+    said = failing(capsys, finetune(scpc, tmp_path / "out", "--resume", str(trained)))
+    assert "is a folder" in said
+    assert "checkpoint-1.pth" in said
+
+
+def test_another_tokenizer_is_refused(scpc, trained, tmp_path, capsys):
+    """Its ids would fit, and mean other words."""
+    from beit3_vqa.data.tokenizer import train_tokenizer
+
+    other = tmp_path / "other.spm"
+    train_tokenizer(["another set of words altogether", "with which nothing was trained"], 60, other)
+    evaluate = ["finetune", "--eval", "--data_path", str(scpc / "data"), *TINY, "--sentencepiece_model", str(other)]
+    resume = finetune(scpc, tmp_path / "out", "--epochs", "3", "--sentencepiece_model", str(other))
+    for command in ([*evaluate, "--resume"], [*resume, "--resume"]):
+        assert "isn't the tokenizer" in failing(capsys, [*command, trained / "checkpoint-1.pth"])
+    start = finetune(scpc, tmp_path / "out", "--epochs", "1", "--sentencepiece_model", str(other))
+    assert main([*start, "--finetune", str(trained / "checkpoint-best.pth")]) == 0  # it may learn the new words
+    assert "another tokenizer" in capsys.readouterr().out
+
+
+def test_folds_that_a_checkpoint_has_seen_are_not_evaluated(scpc, tmp_path, capsys):
+    data = ["--data_path", str(tmp_path / "data")]
+    prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
+    assert main([*prepare, *data, "--folds", "3", "--train_tokenizer", "300"]) == 0
+    train = finetune(scpc, tmp_path / "out", "--epochs", "1")
+    assert main([*train, *data, "--fold", "1"]) == 0
+    evaluate = ["finetune", "--eval", "--split", "val", *TINY, *data, "--output_dir", str(tmp_path / "out")]
+    assert "trained with fold 1" in failing(capsys, [*evaluate, "--fold", "2"])
+    assert main(evaluate) == 0  # the checkpoint knows its fold
+    rows = [json.loads(line) for line in (tmp_path / "data" / "vqacustom.train.jsonl").read_text().splitlines()]
+    held_out = {row["id"] for row in rows if row["fold"] == 1}
+    assert {row["id"] for row in json.loads((tmp_path / "out" / "predictions_val.json").read_text())} == held_out
+
+
+def test_the_same_resume_command_again_goes_on_in_its_own_folder(scpc, trained, tmp_path, capsys):
+    resume = ["--resume", str(trained / "checkpoint-0.pth"), "--epochs", "4", "--stop_after_epochs", "1"]
+    command = finetune(scpc, tmp_path / "out", *resume)
+    for epoch in (1, 2, 3):
+        assert main(command) == 0
+        assert (tmp_path / "out" / f"checkpoint-{epoch}.pth").exists()
+    assert not (tmp_path / "out" / "previous-1").exists()
+    assert "goes on from it" in capsys.readouterr().out
+    assert main([*command, "--no_auto_resume"]) == 0
+    assert (tmp_path / "out" / "previous-1" / "checkpoint-3.pth").exists()
