@@ -1,6 +1,6 @@
 """Puts the parts of a run together: task, tokenizer, processor, model, loaders, and the weights to start from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from beit3_vqa.config import MAX_BPE_TOKENS, RunConfig
+from beit3_vqa.config import RunConfig
+from beit3_vqa.data.dataset import CustomDataset
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform
 from beit3_vqa.engine.checkpoint import BEST, epoch_checkpoints, options_of, read_checkpoint
+from beit3_vqa.engine.compiled import compile_model
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import replacing
@@ -22,9 +24,12 @@ from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
 from beit3_vqa.models.processor import BEiT3Processor
 from beit3_vqa.models.registry import ModelName, build_model, parse_name
+from beit3_vqa.options import MAX_BPE_TOKENS
 from beit3_vqa.schema import Example
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
+
+COMPILED_LENGTH_STEP = 16  # tokens
 
 
 @dataclass
@@ -41,9 +46,7 @@ class Parts:
         """Batches of a split; says how long its texts are."""
         config = self.config
         dataset = self.task.dataset(split, self.processor, training=training)
-        examples = [dataset.example(index) for index in range(len(dataset))]
-        _require_images(examples)
-        lengths = self.processor.measure(examples, config.model.vocab_size)
+        lengths = self.processor.measure(_with_images(dataset), config.model.vocab_size)
         cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
         print(
             f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
@@ -56,14 +59,23 @@ class Parts:
             shuffle=training,
             seed=config.run.seed,
             weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
+            targets_of=self.task.targets if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
         )
 
 
-def _require_images(examples: Sequence[Example]) -> None:
-    """InputError that lists the images that aren't there, before hours of training find the first."""
-    row_of = {example.image_path: example.id for example in reversed(examples)}
+def _with_images(dataset: CustomDataset) -> Iterator[Example]:
+    """The examples of a split, one after the other.
+
+    Raises:
+        InputError: at the end, listing the images that aren't there, before hours of training find the first.
+    """
+    row_of: dict[str, str] = {}
+    for index in range(len(dataset)):
+        example = dataset.example(index)
+        row_of.setdefault(example.image_path, example.id)
+        yield example
     problems = [f"row {row}: {path}" for path, row in row_of.items() if not Path(path).is_file()]
     if problems:
         raise InputError.of_problems("images that aren't there:", sorted(problems), "Is --image_root right?")
@@ -77,8 +89,8 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
         task: what is learned.
         checkpoint_folder: folder of the checkpoint to be loaded, whose tokenizer is the right one.
     """
-    device = pick_device(config.run.device)
-    precision = Precision(config.run.precision, device)
+    device = pick_device(config.compute.device)
+    precision = Precision(config.compute.precision, device)
     torch.manual_seed(config.run.seed)
     name = model_name(config, task)
     processor = make_processor(config, name, task, checkpoint_folder)
@@ -87,8 +99,11 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
         num_classes=task.num_classes,
         vocab_size=config.model.vocab_size,
         drop_path_rate=config.init.drop_path,
-        checkpoint_activations=config.init.checkpoint_activations,
+        attention=config.compute.attention,
+        checkpoint_every=config.compute.checkpoint_every if config.compute.checkpoint_activations else 0,
     )
+    if config.compute.compile:
+        compile_model(model)
     return Parts(config, task, processor, model, precision)
 
 
@@ -127,8 +142,9 @@ def make_processor(config: RunConfig, name: ModelName, task: Task, checkpoint_fo
         flip=options.flip,
         randaug=options.randaug,
     )
+    length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
     prompt = PromptTemplate(config.model.prompt_template, task.num_classes if task.answers_are_options else 4)
-    return BEiT3Processor(tokenizer, max_tokens, prompt, EvalTransform(name.img_size), train)
+    return BEiT3Processor(tokenizer, max_tokens, prompt, EvalTransform(name.img_size), train, length_step)
 
 
 def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:

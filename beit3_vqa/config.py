@@ -1,8 +1,4 @@
-"""Every option of a run: its name, default, meaning and check, in one place.
-
-`cli.py` makes the flags and `--help` from these dataclasses, `config.json` in an output folder is their JSON form, and
-the engine reads them. Names are upstream's where upstream has the option; what differs is said in `help`.
-"""
+"""The options of one run, which of them the user gave, and their JSON form: config.json in every output folder."""
 
 import dataclasses
 import json
@@ -14,159 +10,8 @@ from typing import Any
 
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.files import missing, write_text
-from beit3_vqa.option import check_option, option, typed
-
-DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
-MAX_BPE_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What the weights mean: saved with every checkpoint and taken from there by --eval and --resume."""
-
-    model: str = option("beit3_base_patch16_480", "name of the model, with or without the task at its end")
-    input_size: int | None = option(None, "only checked: the model's name decides the resolution", unit="pixels")
-    sentencepiece_model: str = option("", "SentencePiece file; default: tokenizer.spm in --data_path, if it's there")
-    vocab_size: int = option(
-        64010, "rows of the token embedding; 64,010 in the official checkpoints", within="[4, 1e8]"
-    )
-    num_classes: int | None = option(
-        None,
-        "answers; default: as many as answer2label.txt has, else an error if it differs",
-        aliases=("nb_classes",),
-        within="[1, 1e7]",
-    )
-    num_max_bpe_tokens: int | None = option(
-        None,
-        f"longest text, <s> and </s> included; default: what the data need, {MAX_BPE_TOKENS} at most",
-        unit="tokens",
-    )
-    prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question")
-    vqa_loss: str = option("ce", "cross entropy, or upstream's binary cross entropy per class", choices=("ce", "bce"))
-
-
-@dataclass(frozen=True)
-class InitConfig:
-    """Where the weights come from."""
-
-    finetune: str = option("", "checkpoint to start from, official or anybody's")
-    model_key: str = option("model|module", "keys of that file that may hold the weights, tried in order")
-    model_prefix: str = option("", "prefix to strip from its parameter names")
-    allow_missing: str = option("", "regular expression of parameter names that --finetune may leave out")
-    trust_checkpoint: bool = option(False, "let --finetune run code that the file brings (pickle); for files you trust")
-    init: str = option(
-        "auto",
-        "scale of fresh weights: upstream's, or unit, for training from scratch; auto: unit without --finetune",
-        choices=("auto", "unit", "upstream"),
-    )
-    drop_path: float = option(
-        0.1, "stochastic depth of the last layer, growing linearly from 0", unit="probability", within="[0, 1)"
-    )
-    checkpoint_activations: bool = option(False, "recompute activations in the backward pass to save memory")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the questions are and how they are read."""
-
-    data_path: str = option("", "folder that `beit3-vqa prepare` wrote")
-    image_root: str = option("", "folder of the images, where it isn't the one written in dataset.json")
-    fold: int | None = option(
-        None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others", within="[0, 1e6]"
-    )
-    shuffle_choices: bool = option(True, "permute the options, and the answer with them, anew in every epoch")
-    balance_answers: float = option(
-        0.0,
-        "draw training rows in proportion to (rows with the same answer)^-this; 0: every row once an epoch, "
-        "1: answers equally often",
-        within="[0, 1]",
-    )
-    randaug: bool = option(False, "RandAugment(2, 7) on training images")
-    train_interpolation: str = option("bicubic", "of the training crop", choices=("bicubic", "bilinear", "random"))
-    crop_scale: float = option(
-        0.5, "smallest share of the image that a training crop keeps; 1: no cropping", within="(0, 1]"
-    )
-    flip: float = option(
-        0.5, "horizontal flips in training, never where left or right matters", unit="probability", within="[0, 1]"
-    )
-    num_workers: int | None = option(
-        None,
-        "processes that load data; default: one per core, at most 10; on a CPU half of them; 0: none",
-        within="[0, 1000]",
-    )
-    pin_mem: bool = option(True, "page-locked memory for faster copies to a GPU")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimiser and its schedule."""
-
-    epochs: int = option(20, "passes over the training data", within="[1, 1e6]")
-    batch_size: int = option(64, "examples in a forward pass", within="[1, 1e6]")
-    update_freq: int = option(1, "forward passes per optimizer step", within="[1, 1e6]")
-    eval_batch_size: int | None = option(
-        None, "examples in an evaluation pass; default: 1.5 times --batch_size", within="[1, 1e6]"
-    )
-    lr: float = option(5e-4, "peak learning rate", within="[0, 1e6]")
-    min_lr: float = option(1e-6, "learning rate at the end of the cosine", within="[0, 1e6]")
-    warmup_epochs: float | None = option(
-        None,
-        "linear warm-up, fractions allowed; default: 5, and at most a quarter of --epochs",
-        unit="epochs",
-        within="[0, 1e6]",
-    )
-    warmup_steps: int = option(
-        -1, "warm-up in optimizer steps, instead of --warmup_epochs, if positive", within="[-1, 1e12]"
-    )
-    layer_decay: float = option(0.9, "factor of the learning rate from one layer to the one below", within="(0, 1]")
-    task_head_lr_weight: float = option(
-        0.0, "factor of the head's learning rate, on top of --layer_decay; 0: none", within="[0, 1e6]"
-    )
-    weight_decay: float = option(0.05, "AdamW's; none on biases, norms, [CLS] and image positions", within="[0, 1e6]")
-    opt: str = option("adamw", "optimizer", choices=("adamw",))
-    opt_eps: float = option(1e-8, "AdamW's epsilon", within="[0, 1]")
-    opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
-    clip_grad: float | None = option(None, "largest norm of the gradient; default: no clipping", within="[0, 1e12]")
-    label_smoothing: float = option(0.0, "for cross entropy", unit="probability", within="[0, 1)")
-    model_ema: bool = option(False, "keep a moving average of the weights, and evaluate that")
-    model_ema_decay: float = option(0.9999, "of the moving average, per optimizer step", within="[0, 1)")
-    model_ema_force_cpu: bool = option(False, "keep the moving average in main memory")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The run itself: what to do, where, and what to keep."""
-
-    task: str = option("vqacustom", "kind of task")
-    output_dir: str = option("", "folder for checkpoints, logs and results")
-    log_dir: str = option("", "TensorBoard folder; default: --output_dir/tensorboard")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = option(
-        "auto",
-        "compute precision; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32",
-        choices=("auto", "fp32", "bf16", "fp16"),
-    )
-    seed: int = option(0, "of everything random", within="[0, 4294967295]")
-    eval: bool = option(False, "no training: evaluate --resume or --finetune on --split")
-    split: str = option("test", "what --eval evaluates", choices=("test", "val", "train"))
-    resume: str = option("", "one of your own checkpoints to go on from")
-    auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")
-    resume_weights_only: bool = option(False, "with --resume: weights and epoch, but a new optimizer")
-    stop_after_epochs: int = option(
-        0, "stop after that many epochs of this session, to be resumed later; 0: never", within="[0, 1e6]"
-    )
-    save_ckpt: bool = option(True, "write checkpoints")
-    save_ckpt_freq: int = option(
-        1, "epochs between checkpoints (upstream: 5); the last is always written", within="[1, 1e6]"
-    )
-    keep_checkpoints: int = option(0, "newest epoch checkpoints to keep beside the best; 0: all", within="[0, 1e6]")
-    dry_run: bool = option(False, "two training and two evaluation steps, sizes and a time estimate, then stop")
-    tune_allocator: bool = option(
-        True, "on Linux: keep freed memory for the next step (BEIT3_VQA_TUNE_ALLOCATOR=0 turns it off too)"
-    )
-    log_interval: float = option(
-        10.0, "between progress lines where there's no terminal", unit="seconds", within="[0, 1e9]"
-    )
+from beit3_vqa.option_field import check_option, typed
+from beit3_vqa.options import ComputeConfig, DataConfig, InitConfig, ModelConfig, OptimConfig, RunOptions
 
 
 @dataclass(frozen=True)
@@ -177,6 +22,7 @@ class RunConfig:
     init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     run: RunOptions = field(default_factory=RunOptions)
     given: frozenset[str] = frozenset()
 
@@ -231,6 +77,7 @@ GROUPS: dict[str, type] = {
     "init": InitConfig,
     "data": DataConfig,
     "optim": OptimConfig,
+    "compute": ComputeConfig,
     "run": RunOptions,
 }
 SESSION_OPTIONS = frozenset(

@@ -16,12 +16,15 @@ def describe(run: Training) -> None:
     parameters = sum(p.numel() for p in parts.model.parameters())
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     options = config.optim
+    kernel = parts.model.attention_kernel(
+        parts.precision.device, parts.precision.dtype, options.batch_size, parts.processor.max_tokens
+    )
     counts = f"{parameters:,} parameters, {trainable:,} trained"
     print(f"model: {config.model.model}, {counts}, {parts.task.num_classes} answers")
     print(
         f"training: {run.examples} questions, {run.steps_per_epoch} steps of "
         f"{options.batch_size * options.update_freq} an epoch, {options.epochs} epochs, "
-        f"on {parts.precision.device} in {parts.precision.name}"
+        f"on {parts.precision.device} in {parts.precision.name}, attention: {kernel}"
     )
 
 

@@ -38,11 +38,11 @@ def train(config: RunConfig) -> TrainState:
 
     Raises:
         InputError: something the user gave doesn't work.
-        TrainingDiverged: the gradient is no longer finite.
+        TrainingDiverged: the gradient stays not finite.
     """
     if not config.run.output_dir and not config.run.dry_run:
         raise InputError("--output_dir: say where checkpoints and results go.")
-    if config.run.tune_allocator:
+    if config.compute.tune_allocator:
         tune_allocator()
     path = checkpoint_to_resume(config)
     run = _begin(config) if path is None else _go_on(config, path)
@@ -73,7 +73,7 @@ def evaluate(config: RunConfig) -> EvalResult:
     Raises:
         InputError: something the user gave doesn't work.
     """
-    if config.run.tune_allocator:
+    if config.compute.tune_allocator:
         tune_allocator()
     path, flag = checkpoint_to_evaluate(config)
     content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)

@@ -1,8 +1,10 @@
 """The plain data that travels along the road from index row to submission. No logic here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -38,13 +40,27 @@ class Batch:
     Attributes:
         inputs: keyword arguments of the model, tensors whose first dimension is B.
         examples: the B examples in order, options as the model sees them.
+        targets: what the loss compares the outputs with, (B, ...), made by the task; None where nothing is learned.
     """
 
     inputs: dict[str, Tensor]
     examples: tuple[Example, ...]
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory, from which a GPU can fetch without the host waiting; DataLoader calls it."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy on a device; the host doesn't wait for tensors in page-locked memory."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.examples, None if self.targets is None else change(self.targets))
 
 
 @dataclass(frozen=True)

@@ -154,17 +154,23 @@ def _train_one(run: Training, epoch: int, log: RunLog, *, last: bool) -> None:
 def _run_steps(run: Training, epoch: int, log: RunLog) -> dict[str, float]:
     config, device = run.parts.config, run.parts.precision.device
     progress = Progress(f"epoch {epoch}/{config.optim.epochs}", run.examples, config.run.log_interval)
-    loss_sum = torch.zeros((), device=device)
+    loss_sum, counted, bad = (torch.zeros((), device=device) for _ in range(3))
     last: StepReport | None = None
     for last in steps(run, epoch):
-        loss_sum += last.loss * last.examples
+        finite = torch.isfinite(last.loss)
+        loss_sum += torch.where(finite, last.loss * last.examples, 0.0)
+        counted += finite * last.examples
+        bad += last.bad
         if last.step % SCALAR_STEPS == 0 or last.step % run.steps_per_epoch == 0:
             values = {"train/loss": last.loss.item(), "train/lr": last.lr, "train/grad_norm": last.grad_norm.item()}
             log.scalars({**values, "train/examples_per_second": progress.speed()}, last.step)
         progress.update(last.examples, lambda report=last: _shown(report, device))  # type: ignore[misc]
     progress.close()
-    mean_loss = loss_sum.item() / run.examples
-    return {"train_loss": mean_loss, "train_lr": last.lr if last else 0.0, "examples_per_second": progress.speed()}
+    values = {"train_loss": loss_sum.item() / max(1.0, counted.item()), "train_lr": last.lr if last else 0.0}
+    if bad:
+        print(f"epoch {epoch}: {bad.item():.0f} steps were skipped, since their gradient wasn't finite")
+        values["skipped_steps"] = bad.item()
+    return {**values, "examples_per_second": progress.speed()}
 
 
 def _shown(report: StepReport, device: torch.device) -> dict[str, str]:
@@ -187,6 +193,7 @@ def steps(run: Training, epoch: int) -> Iterator[StepReport]:
         clip_grad=options.clip_grad,
         ema=run.ema,
         first_step=epoch * run.steps_per_epoch,
+        max_bad_steps=options.max_bad_steps,
     )
 
 

@@ -20,7 +20,8 @@ RANKS = [
     ["data", "output"],
     ["engine", "metrics"],
     ["config", "schema"],
-    ["files", "option"],
+    ["options"],
+    ["files", "option_field"],
     ["errors"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

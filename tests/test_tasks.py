@@ -23,7 +23,7 @@ def batch(*labels, choices=CHOICES):
     examples = tuple(
         Example(str(i), "x", "what?", choices, "ABCD"[label], ((label, 1.0),)) for i, label in enumerate(labels)
     )
-    return Batch({}, examples)
+    return Batch({}, examples, task().targets(examples))
 
 
 def test_cross_entropy():
@@ -45,7 +45,7 @@ def test_soft_scores_become_a_distribution_for_cross_entropy():
     example = Example("0", "x", "q", targets=((0, 0.6), (2, 0.2)))
     logits = torch.randn(1, 4)
     expected = -(torch.tensor([0.75, 0, 0.25, 0]) * logits.log_softmax(1)[0]).sum()
-    torch.testing.assert_close(task().loss(logits, Batch({}, (example,))), expected)
+    torch.testing.assert_close(task().loss(logits, Batch({}, (example,), task().targets((example,)))), expected)
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])

@@ -72,7 +72,7 @@ def run(parsed: argparse.Namespace) -> int:
         from_file.pop("finetune", None)  # what that run started from, not what it became
     both = from_file | values
     config = RunConfig().updated(both, given=frozenset(both))
-    from beit3_vqa.engine.train import TrainingDiverged
+    from beit3_vqa.engine.finite import TrainingDiverged
     from beit3_vqa.run import evaluate, train
 
     try:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from torch.utils.data import Dataset
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import resolve_image_path
-from beit3_vqa.data.index import LETTERS, row_id
 from beit3_vqa.data.loader import Key
+from beit3_vqa.data.rows import LETTERS, Row, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
 
@@ -36,7 +35,7 @@ class CustomDataset(Dataset):
 
     def __init__(
         self,
-        rows: Sequence[dict[str, Any]],
+        rows: Sequence[Row],
         answers: AnswerTable,
         image_root: Path,
         processor: Callable[[Example, random.Random | None], dict[str, Any]],
@@ -69,43 +68,40 @@ class CustomDataset(Dataset):
 
     def balancing_weights(self, power: float) -> Tensor:
         """For each row, (rows with the same answer) ^ -power: 0 leaves rows equal, 1 makes answers equally likely."""
-        answers = [str(row.get("answer", row.get("labels"))) for row in self.rows]
-        counts = Counter(answers)
-        return torch.tensor([counts[answer] ** -power for answer in answers], dtype=torch.float64)
+        code_of: dict[str, int] = {}
+        codes = [code_of.setdefault(str(row.get("answer", row.get("labels"))), len(code_of)) for row in self.rows]
+        answers = torch.tensor(codes)
+        return answers.bincount().double().pow(-power)[answers]
 
     def example(self, index: int) -> Example:
         """The example of a row, options in the order of the index."""
         row = self.rows[index]
-        if "question" not in row:
-            return self._upstream_example(row)
-        answer = row.get("answer")
-        label = None if answer is None else self.answers.label(answer)
+        answer, targets = self.truth(row)
+        text = row["question"] if "question" in row else row["text_segment"]
         return Example(
             id=row_id(row),
             image_path=str(resolve_image_path(self.image_root, row["image_path"])),
-            question=row["question"],
-            choices=tuple(row.get("choices", ())),
+            question=text if isinstance(text, str) else "",
+            choices=tuple(row.get("choices", ())) if "question" in row else (),
             answer=answer,
-            targets=() if label is None else ((label, 1.0),),
+            targets=targets,
             weight=row.get("weight"),
+            token_ids=None if isinstance(text, str) else tuple(text),
         )
 
-    def _upstream_example(self, row: dict[str, Any]) -> Example:
-        text = row["text_segment"]
+    def truth(self, row: Row) -> tuple[str | None, tuple[tuple[int, float], ...]]:
+        """The annotated answer of a row, None where it isn't known, and its (label, score) pairs."""
+        if "question" in row:
+            answer = row.get("answer")
+            label = None if answer is None else self.answers.label(answer)
+            return answer, () if label is None else ((label, 1.0),)
         scored = zip(row.get("labels") or (), row.get("scores") or (), strict=True)
         targets = tuple((label, score) for label, score in scored if score > 0)
         outside = [label for label, _ in targets if label >= len(self.answers)]
         if outside:
             raise InputError(f"row {row_id(row)}: label {outside[0]} isn't in the answer table.")
         best = max(targets, key=lambda target: target[1], default=None)
-        return Example(
-            id=row_id(row),
-            image_path=str(resolve_image_path(self.image_root, row["image_path"])),
-            question=text if isinstance(text, str) else "",
-            answer=None if best is None else self.answers.answers[best[0]],
-            targets=targets,
-            token_ids=None if isinstance(text, str) else tuple(text),
-        )
+        return None if best is None else self.answers.answers[best[0]], targets
 
 
 def permute_choices(example: Example, rng: random.Random) -> Example:

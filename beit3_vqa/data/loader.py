@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.schema import Batch
+from beit3_vqa.schema import Batch, Example
 
 # Which pass over the data, which draw of it, which row.
 Key = tuple[int, int, int]
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+TargetsOf = Callable[[Sequence[Example]], Tensor]
 
 
 class EpochBatches(Sampler):
@@ -37,17 +38,18 @@ class EpochBatches(Sampler):
         return -(-self.rows // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        keys = [(self.epoch, draw, row) for draw, row in enumerate(self._order())]
+        order = self._order()
         for start in range(0, self.rows, self.batch_size):
-            yield keys[start : start + self.batch_size]
+            rows = order[start : start + self.batch_size].tolist()
+            yield [(self.epoch, start + place, row) for place, row in enumerate(rows)]
 
-    def _order(self) -> list[int]:
+    def _order(self) -> Tensor:
         if not self.shuffle:
-            return list(range(self.rows))
+            return torch.arange(self.rows)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.weights is not None:
-            return torch.multinomial(self.weights, self.rows, replacement=True, generator=generator).tolist()
-        return torch.randperm(self.rows, generator=generator).tolist()
+            return torch.multinomial(self.weights, self.rows, replacement=True, generator=generator)
+        return torch.randperm(self.rows, generator=generator)
 
 
 class BatchLoader:
@@ -56,6 +58,7 @@ class BatchLoader:
     Args:
         dataset: indexed by (epoch, draw, row) -> (example, tensors).
         collate: the processor's: tensors of examples -> inputs of the model.
+        targets_of: the task's: examples -> what the loss compares with; None: nothing is learned.
         num_workers: processes; 0 loads in this one.
     """
 
@@ -68,6 +71,7 @@ class BatchLoader:
         shuffle: bool = False,
         seed: int = 0,
         weights: Tensor | None = None,
+        targets_of: TargetsOf | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ):
@@ -77,7 +81,7 @@ class BatchLoader:
         self.loader: DataLoader = DataLoader(
             _ErrorsAsValues(dataset),
             batch_sampler=self.batches,
-            collate_fn=_Collator(collate),
+            collate_fn=_Collator(collate, targets_of),
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -117,12 +121,13 @@ class _ErrorsAsValues(Dataset):
 class _Collator:
     """(example, tensors) pairs -> Batch, or the first error; a class, so that it reaches workers that are spawned."""
 
-    def __init__(self, collate: Collate):
+    def __init__(self, collate: Collate, targets_of: TargetsOf | None):
         self.collate = collate
+        self.targets_of = targets_of
 
     def __call__(self, items: Sequence[Any]) -> Batch | InputError:
         for item in items:
             if isinstance(item, InputError):
                 return item
         examples, tensors = zip(*items, strict=True)
-        return Batch(inputs=self.collate(tensors), examples=examples)
+        return Batch(self.collate(tensors), examples, self.targets_of(examples) if self.targets_of else None)

@@ -3,8 +3,8 @@
 import string
 from collections.abc import Sequence
 
-from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.errors import InputError
+from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
 
 SPECIAL_TOKENS = 2  # <s> and </s>
 

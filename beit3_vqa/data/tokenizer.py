@@ -79,8 +79,8 @@ class Tokenizer:
         return self._model.decode([0 if token_id == UNK_ID else token_id - 1 for token_id in spoken])
 
 
-def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = PAD_ID) -> tuple[Tensor, Tensor]:
-    """Pad B sequences on the right to the longest of them, L tokens.
+def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = PAD_ID, length_step: int = 1) -> tuple[Tensor, Tensor]:
+    """Pad B sequences on the right to L tokens, the longest of them rounded up to a multiple of `length_step`.
 
     Returns:
         ids: int64 (B, L).
@@ -88,6 +88,7 @@ def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = PAD_ID) -> tuple
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
     longest = max(map(len, sequences), default=0)
+    longest += -longest % length_step
     rows = [[*sequence, *[pad_id] * (longest - len(sequence))] for sequence in sequences]
     ids = torch.tensor(rows, dtype=torch.int64).reshape(len(sequences), longest)
     padding_mask = (torch.arange(longest) >= lengths[:, None]).long()

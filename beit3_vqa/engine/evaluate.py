@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from beit3_vqa.engine.precision import Precision
-from beit3_vqa.engine.train import to_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Batch, Prediction
 
@@ -33,9 +32,8 @@ def evaluate_batches(
     model.eval()
     try:
         for batch in batches:
-            inputs = to_device(batch.inputs, precision.device)
             with precision.autocast():
-                outputs = model(**inputs)
+                outputs = model(**batch.to(precision.device).inputs)
             if not torch.isfinite(outputs).all():
                 ids = ", ".join(example.id for example in batch.examples[:3])
                 raise InputError(

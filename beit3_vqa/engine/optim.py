@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beit3_vqa.config import OptimConfig
+from beit3_vqa.options import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from beit3_vqa.errors import InputError
 
@@ -52,6 +53,32 @@ class Precision:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def step(self, optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> Tensor:
+        """An optimizer step that changes nothing where the gradient isn't finite, without asking the device whether.
+
+        With fp16 the scaler sees to that; without, the fused kernel reads the same flag that a scaler would give it.
+
+        Args:
+            optimizer: gradients unscaled; without a fused kernel the device has to be asked after all.
+            grad_norm: of the whole gradient.
+
+        Returns:
+            float32 scalar on the device: 1 where the step was skipped, else 0.
+        """
+        bad = (~torch.isfinite(grad_norm)).to(torch.float32)
+        if self.scaler.is_enabled():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            return bad
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            if not bad:
+                optimizer.step()
+            return bad
+        optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+        return bad
 
 
 def _best_precision(device: torch.device) -> str:

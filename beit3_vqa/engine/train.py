@@ -1,19 +1,15 @@
 """One epoch of training. Knows neither files nor tasks."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from beit3_vqa.engine.finite import BadSteps
 from beit3_vqa.engine.optim import CosineSchedule, ModelEma
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.schema import Batch
-
-
-class TrainingDiverged(Exception):  # noqa: N818 - it reads as what happened
-    """The loss stopped being a number."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +22,7 @@ class StepReport:
         loss: mean loss over them.
         lr: learning rate of the step.
         grad_norm: norm of the whole gradient before clipping.
+        bad: 1 where the gradient wasn't finite, so that the step changed nothing; else 0.
     """
 
     step: int
@@ -33,6 +30,7 @@ class StepReport:
     loss: Tensor
     lr: float
     grad_norm: Tensor
+    bad: Tensor
 
 
 def steps_per_epoch(examples: int, batch_size: int, update_freq: int) -> int:
@@ -54,6 +52,7 @@ def train_epoch(
     clip_grad: float | None = None,
     ema: ModelEma | None = None,
     first_step: int = 0,
+    max_bad_steps: int = 10,
 ) -> Iterator[StepReport]:
     """Trains on every batch and yields after each optimizer step.
 
@@ -73,49 +72,50 @@ def train_epoch(
         clip_grad: largest gradient norm; None: no clipping.
         ema: moving average to update.
         first_step: optimizer steps done before this epoch.
+        max_bad_steps: steps in a row with a gradient that isn't finite, each of them skipped, that end the training.
 
     Raises:
-        TrainingDiverged: the gradient (with fp16, whose scaler skips such steps: the loss) was not finite.
+        TrainingDiverged: there were so many.
     """
     model.train()
+    bad_steps = BadSteps(max_bad_steps, precision.device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     group_size = batch_size * update_freq
     step, done, in_group = first_step, 0, 0
     loss_sum = torch.zeros((), device=precision.device)
+    ids: list[str] = []
     for batch in batches:
         group_examples = min(group_size, examples - done)
-        inputs = to_device(batch.inputs, precision.device)
+        batch = batch.to(precision.device)
         with precision.autocast():
-            outputs = model(**inputs)
+            outputs = model(**batch.inputs)
         loss = loss_of(outputs.float(), batch) * (len(batch) / group_examples)
         precision.scaler.scale(loss).backward()
         loss_sum += loss.detach()
         in_group += len(batch)
+        ids += [example.id for example in batch.examples]
         if in_group < group_examples:
             continue
         lr = schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         precision.scaler.unscale_(optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
-        # fp16's scaler skips a step whose gradient overflowed, but no scale mends a loss that isn't a number.
-        suspect = loss_sum if precision.scaler.is_enabled() else grad_norm
-        if not torch.isfinite(suspect):
-            raise TrainingDiverged(
-                f"the gradient is {grad_norm.item()} at step {step} (loss {loss_sum.item():.4g}, "
-                f"learning rate {lr:.3g}). Lower --lr, warm up for longer, set --clip_grad 1, or try fp32."
-            )
-        precision.scaler.step(optimizer)
-        precision.scaler.update()
+        grad_norm = _clip(parameters, clip_grad)
+        bad = precision.step(optimizer, grad_norm)
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:
             ema.update(model)
         done += in_group
         step += 1
-        yield StepReport(step, in_group, loss_sum, lr, grad_norm)
-        loss_sum, in_group = torch.zeros_like(loss_sum), 0
+        yield StepReport(step, in_group, loss_sum, lr, grad_norm, bad)
+        bad_steps.add(bad, step - 1, lr, ids)
+        loss_sum, in_group, ids = torch.zeros_like(loss_sum), 0, []
+    bad_steps.check()
 
 
-def to_device(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The inputs of a batch, copied without waiting where they are in page-locked memory."""
-    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+def _clip(parameters: list[nn.Parameter], clip_grad: float | None) -> Tensor:
+    """Norm of the whole gradient, which is cut to `clip_grad` where that is given."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip_grad:
+        nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
+    return norm

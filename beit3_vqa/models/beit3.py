@@ -7,6 +7,7 @@ from timm.models.layers import trunc_normal_
 from torch import Tensor, nn
 from torchscale.architecture.config import EncoderConfig
 
+from beit3_vqa.models.attention import pick
 from beit3_vqa.models.heads import Pooler, vqa_head
 from beit3_vqa.models.multiway import Multiway
 
@@ -27,7 +28,8 @@ class BEiT3Model(nn.Module):
         vocab_size: rows of the token embedding (64,010 in the official checkpoints).
         drop_path_rate: stochastic depth, growing linearly to this rate in the last layer.
         normalize_output: whether a LayerNorm follows the last layer.
-        checkpoint_activations: trade compute for memory in training.
+        attention: see `Multiway`.
+        checkpoint_every: see `Multiway`.
     """
 
     def __init__(
@@ -40,7 +42,8 @@ class BEiT3Model(nn.Module):
         vocab_size: int = 64010,
         drop_path_rate: float = 0.0,
         normalize_output: bool = True,
-        checkpoint_activations: bool = False,
+        attention: str = "auto",
+        checkpoint_every: int = 0,
         mlp_ratio: float = 4.0,
     ):
         super().__init__()
@@ -57,7 +60,7 @@ class BEiT3Model(nn.Module):
             multiway=True,
             no_output_layer=True,
         )
-        self.beit3 = Multiway(config, checkpoint_activations)
+        self.beit3 = Multiway(config, attention, checkpoint_every)
         self.embed_dim = embed_dim
         self.img_size = img_size
         self.vocab_size = vocab_size
@@ -89,6 +92,12 @@ class BEiT3Model(nn.Module):
         """Tokens of an example of a batch: patches, [CLS], and the longest text."""
         texts = [value.size(1) for name, value in inputs.items() if name == "question"]
         return self.beit3.vision_embed.num_position_embeddings() + sum(texts)
+
+    def attention_kernel(self, device: torch.device, dtype: torch.dtype, examples: int, text_tokens: int) -> str:
+        """Which attention kernel computes so many examples with texts of so many tokens."""
+        tokens = self.beit3.vision_embed.num_position_embeddings() + text_tokens
+        weights = examples * self.beit3.args.encoder_attention_heads * tokens**2
+        return pick(device, dtype, weights) if self.beit3.attention == "auto" else self.beit3.attention
 
     def encode(self, image: Tensor | None = None, text: Tensor | None = None, **options: Any) -> Tensor:
         """`Multiway.encode`, for images that may also come as uint8 (0..255), normalised here on the device."""

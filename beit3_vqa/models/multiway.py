@@ -11,6 +11,7 @@ Source: Wang et al. 2022, "Image as a Foreign Language" (arXiv:2208.10442); sub-
 Transformers" (arXiv:2210.06423).
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchscale.architecture.config import EncoderConfig
 from torchscale.model.BEiT3 import BEiT3
+
+from beit3_vqa.models.attention import KERNELS, Attend, attend
 
 # Positions 0 and 1 are fairseq's, never used for a token.
 FIRST_POSITION = 2
@@ -30,12 +33,15 @@ class Multiway(BEiT3):
 
     Args:
         config: torchscale's encoder configuration.
-        checkpoint_activations: recompute each layer in the backward pass instead of keeping its activations.
+        attention: `auto`, `sdpa`, `matmul` (see `models.attention`), or `reference`: torchscale's own forward pass.
+        checkpoint_every: recompute every n-th layer in the backward pass instead of keeping its activations; 0: none.
     """
 
-    def __init__(self, config: EncoderConfig, checkpoint_activations: bool = False):
+    def __init__(self, config: EncoderConfig, attention: str = "auto", checkpoint_every: int = 0):
         super().__init__(config)
-        self.checkpoint_activations = checkpoint_activations
+        self.attention = attention
+        self.attend = KERNELS.get(attention, attend)
+        self.checkpoint_every = checkpoint_every
 
     def encode(
         self,
@@ -56,15 +62,19 @@ class Multiway(BEiT3):
         Returns:
             (B, L, D), image tokens before text tokens; with `first_token_only` (B, D).
         """
+        if self.attention == "reference":
+            features = self(text, image, padding_mask)["encoder_out"]
+            return features[:, 0] if first_token_only else features
         streams = self._embed(image, text, padding_mask)
         attended = _attended_keys(streams, padding_mask)
         last = len(self.encoder.layers) - 1
         for depth, layer in enumerate(self.encoder.layers):
             first_only = first_token_only and depth == last
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                streams = checkpoint(_layer_forward, layer, streams, attended, first_only, use_reentrant=False)
+            forward = partial(_layer_forward, layer, attend=self.attend, first_token_only=first_only)
+            if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
+                streams = checkpoint(forward, streams, attended, use_reentrant=False)
             else:
-                streams = _layer_forward(layer, streams, attended, first_only)
+                streams = forward(streams, attended)
         if self.encoder.layer_norm is not None:
             streams = {side: getattr(self.encoder.layer_norm, side)(x) for side, x in streams.items()}
         features = _join(streams)
@@ -100,7 +110,7 @@ def _attended_keys(streams: dict[str, Tensor], padding_mask: Tensor | None) -> T
 
 
 def _layer_forward(
-    layer: Any, streams: dict[str, Tensor], attended: Tensor | None, first_token_only: bool
+    layer: Any, streams: dict[str, Tensor], attended: Tensor | None, attend: Attend, first_token_only: bool
 ) -> dict[str, Tensor]:
     """Pre-norm attention and feed-forward with sub-LN; with `first_token_only` only that token's row remains."""
     normed = {side: getattr(layer.self_attn_layer_norm, side)(x) for side, x in streams.items()}
@@ -112,7 +122,7 @@ def _layer_forward(
     else:
         queries = normed
 
-    context = _attention(layer.self_attn, queries, normed, attended)
+    context = _attention(layer.self_attn, queries, normed, attended, attend)
     dropped = _drop_path(layer, context)
     streams = {side: x + dropped[side] for side, x in streams.items()}
 
@@ -122,13 +132,13 @@ def _layer_forward(
 
 
 def _attention(
-    module: Any, queries: dict[str, Tensor], keys: dict[str, Tensor], attended: Tensor | None
+    module: Any, queries: dict[str, Tensor], keys: dict[str, Tensor], attended: Tensor | None, attend: Attend
 ) -> dict[str, Tensor]:
     """Multi-head self-attention over the joined streams, sub-LN and output projection per stream."""
     q = _heads(_project(module.q_proj, queries), module.num_heads)
     k = _heads(_project(module.k_proj, keys), module.num_heads)
     v = _heads(_project(module.v_proj, keys), module.num_heads)
-    context = F.scaled_dot_product_attention(q, k, v, attn_mask=attended)
+    context = attend(q, k, v, attended)
     context = context.transpose(1, 2).flatten(2)  # (B, L, D)
 
     lengths = [x.size(1) for x in queries.values()]

@@ -1,7 +1,8 @@
 """What BEiT-3 makes of an example: pixels and one text."""
 
+import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
+
+CHUNK = 4096  # examples whose texts are counted at once
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class BEiT3Processor:
         prompt: text of a multiple-choice question; an open-ended one is its question alone.
         evaluate: pixels in evaluation.
         train: pixels in training; None for a processor that only evaluates.
+        length_step: texts of a batch are padded to a multiple of it, so that a compiled model meets few shapes.
     """
 
     def __init__(
@@ -43,12 +47,14 @@ class BEiT3Processor:
         prompt: PromptTemplate,
         evaluate: EvalTransform,
         train: TrainTransform | None = None,
+        length_step: int = 1,
     ):
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.prompt = prompt
         self.evaluate = evaluate
         self.train = train
+        self.length_step = length_step
         self.images = ImageCache()
 
     def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
@@ -67,7 +73,7 @@ class BEiT3Processor:
 
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Tensors of B examples -> `image` uint8 (B, 3, S, S), `question` (B, T), `padding_mask` (B, T)."""
-        ids, padding_mask = pad_batch([item["question"] for item in items], self.tokenizer.pad_id)
+        ids, padding_mask = pad_batch([item["question"] for item in items], self.tokenizer.pad_id, self.length_step)
         return {
             "image": torch.stack([item["image"] for item in items]),
             "question": ids,
@@ -121,28 +127,28 @@ class BEiT3Processor:
             InputError: rows whose options alone are too long, or whose token ids aren't among `vocab_size`; all named.
         """
         counted: list[int] = []
-        texts: list[str] = []
-        long: list[Example] = []
-        examples = list(examples)
-        highest = [(e.id, max(e.token_ids or [0])) for e in examples]
-        foreign = [f"row {row}: token id {token_id}" for row, token_id in highest if token_id >= vocab_size]
+        foreign: list[str] = []
+        too_long: list[str] = []
+        for chunk in _chunks(examples):
+            given = {e.id: e.token_ids for e in chunk if e.token_ids is not None}
+            highest = [(name, max(ids, default=0)) for name, ids in given.items()]
+            foreign += [f"row {name}: token id {token_id}" for name, token_id in highest if token_id >= vocab_size]
+            counted += [len(ids) + SPECIAL_TOKENS for ids in given.values()]
+            texts = [e for e in chunk if e.token_ids is None]
+            for example, ids in zip(texts, self.tokenizer.encode_batch([self.text(e) for e in texts]), strict=True):
+                counted.append(len(ids) + SPECIAL_TOKENS)
+                problem = self._length_problem(example) if counted[-1] > self.max_tokens else ""
+                too_long += [f"row {example.id}: {problem}"] if problem else []
         if foreign:
             raise InputError.of_problems(f"token ids beyond --vocab_size {vocab_size}:", foreign)
-        for example in examples:
-            if example.token_ids is None:
-                texts.append(self.text(example))
-            else:
-                counted.append(len(example.token_ids) + SPECIAL_TOKENS)
-        lengths = iter([len(ids) + SPECIAL_TOKENS for ids in self.tokenizer.encode_batch(texts)])
-        for example in examples:
-            if example.token_ids is None:
-                length = next(lengths)
-                counted.append(length)
-                if length > self.max_tokens:
-                    long.append(example)
-        problems = [f"row {e.id}: {problem}" for e in long if (problem := self._length_problem(e))]
-        if problems:
-            raise InputError.of_problems("options that are longer than the model may read:", problems)
+        if too_long:
+            raise InputError.of_problems("options that are longer than the model may read:", too_long)
         shown = [min(length, self.max_tokens) for length in counted]
         cut = sum(length > self.max_tokens for length in counted)
         return TextLengths(max(shown, default=0), sum(shown) / max(1, len(shown)), cut)
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    iterator = iter(examples)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        yield chunk

@@ -11,6 +11,9 @@ import torch
 
 from beit3_vqa.files import write_text
 
+# Between looks at values that live on a device, each of which makes the host wait for it.
+BAR_SECONDS = 2.0
+
 
 class Progress:
     """A bar on a terminal, a line now and then elsewhere (a notebook's log, a file).
@@ -31,17 +34,15 @@ class Progress:
 
             self.bar = tqdm(total=total, desc=label, unit="ex", leave=False, dynamic_ncols=True)
 
-    def due(self) -> bool:
-        """Whether something is shown now: asking for values that live on a device is worth it then."""
-        return self.bar is not None or time.monotonic() - self.last_line >= self.interval or self.done >= self.total
-
     def update(self, examples: int, values: Callable[[], dict[str, str]]) -> None:
         """Counts examples and, if it is time, shows `values()` beside speed and time left."""
         self.done += examples
         if self.bar is not None:
             self.bar.update(examples)
-            self.bar.set_postfix(values(), refresh=False)
-        elif self.due():
+            if time.monotonic() - self.last_line >= BAR_SECONDS:
+                self.last_line = time.monotonic()
+                self.bar.set_postfix(values(), refresh=False)
+        elif time.monotonic() - self.last_line >= self.interval or self.done >= self.total:
             self.last_line = time.monotonic()
             shown = "  ".join(f"{name} {value}" for name, value in values().items())
             left = (self.total - self.done) / max(1e-9, self.speed())

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.data.index import SPLITS, Row
+from beit3_vqa.data.index import SPLITS
+from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.source import read_source

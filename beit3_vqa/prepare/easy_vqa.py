@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.data.index import Row, split_by_image
+from beit3_vqa.data.index import split_by_image
+from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.choices_csv import LETTERS

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.config import MAX_BPE_TOKENS
-from beit3_vqa.data.index import LETTERS, Row
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
+from beit3_vqa.data.rows import LETTERS, Row
 from beit3_vqa.data.tokenizer import Tokenizer
+from beit3_vqa.options import MAX_BPE_TOKENS
 
 _ANSWERS_SHOWN = 5
 

@@ -16,16 +16,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from beit3_vqa.config import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import image_size, open_image, resolve_image_path
-from beit3_vqa.data.index import DatasetInfo, Row, image_key
+from beit3_vqa.data.index import DatasetInfo, image_key
 from beit3_vqa.data.prompt import PromptTemplate
+from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import missing
-from beit3_vqa.option import option
+from beit3_vqa.option_field import option
+from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts
 
 Splits = dict[str, list[Row]]
@@ -222,7 +223,7 @@ def _stale_files(data_path: Path, splits: Splits) -> list[str]:
 def _write(folder: Path, splits: Splits, prepared: Prepared) -> list[str]:
     """Write the index, the label table and the format's own files; returns their names."""
     for split, rows in splits.items():
-        index.write_rows(folder / index.split_file(split), rows)
+        write_rows(folder / index.split_file(split), rows)
     AnswerTable(prepared.answers).write(folder / index.ANSWERS_FILE)
     extra_files = prepared.extra_files(splits)
     for name, text in extra_files.items():

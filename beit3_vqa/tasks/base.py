@@ -9,7 +9,7 @@ from torch import Tensor
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.dataset import CustomDataset
-from beit3_vqa.schema import Batch, EvalResult, Prediction
+from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
 
 
 class Task(ABC):
@@ -48,8 +48,12 @@ class Task(ABC):
         """The splits that the data have."""
 
     @abstractmethod
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """What the loss compares outputs with, (B, ...); made where the data are loaded."""
+
+    @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean loss of a batch, a scalar."""
+        """Mean loss of a batch with `targets`, a scalar."""
 
     @abstractmethod
     def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:

@@ -3,6 +3,8 @@
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from torch import Tensor
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset
-from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, is_text, read_rows, row_id, split_files
+from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, split_files
+from beit3_vqa.data.rows import Rows, is_text, read_rows, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import make_folder, missing
 from beit3_vqa.metrics import accuracy_metrics
@@ -108,7 +111,7 @@ class VQACustom(Task):
             seed=self.config.run.seed,
         )
         if training:
-            dataset.rows = self._learnable(dataset)
+            dataset.rows = self._learnable(dataset, rows)
         return dataset
 
     def _image_root(self, info: DatasetInfo) -> Path:
@@ -117,7 +120,7 @@ class VQACustom(Task):
             raise InputError(f"{missing('image folder', root)} Where did the images go? Say it with --image_root.")
         return root
 
-    def _rows(self, split: str) -> list[dict[str, Any]]:
+    def _rows(self, split: str) -> Rows:
         assert self.data_path is not None
         fold = self.config.data.fold
         files = split_files(self.data_path, "train" if fold is not None and split == "val" else split)
@@ -125,18 +128,19 @@ class VQACustom(Task):
             there = ", ".join(self.splits()) or "none at all"
             hint = " Was it prepared with --folds? Then add --fold K." if split == "val" else ""
             raise InputError(f"--data_path {self.data_path}: has no {split} split; it has {there}.{hint}")
-        rows = [row for file in files for row in read_rows(file)]
+        rows = reduce(add, map(read_rows, files))
         if not rows:
             raise InputError(f"{files[0]} is empty: the {split} split has no rows. Prepare the data again.")
         if fold is None or split == "test":
             return rows
-        folds = sorted({row["fold"] for row in rows if "fold" in row})
+        fold_of = [row.get("fold") for row in rows]
+        folds = sorted({other for other in fold_of if other is not None})
         if fold not in folds:
             there = f"folds {folds[0]} to {folds[-1]}" if folds else "no folds; prepare the data with --folds K"
             raise InputError(f"--fold {fold}: the training rows have {there}.")
-        return [row for row in rows if (row.get("fold") == fold) == (split == "val")]
+        return rows.where((other == fold) == (split == "val") for other in fold_of)
 
-    def _check_choices(self, rows: Sequence[dict[str, Any]], split: str) -> None:
+    def _check_choices(self, rows: Rows, split: str) -> None:
         options = self.num_classes if self.answers_are_options else 0
         wrong = [
             f"row {row_id(row)}: {len(row.get('choices', ()))} options"
@@ -150,23 +154,28 @@ class VQACustom(Task):
                 f"{split} rows that don't fit {ANSWERS_FILE}, whose answers ({listed}) are for {wanted}:", wrong
             )
 
-    def _learnable(self, dataset: CustomDataset) -> list[dict[str, Any]]:
+    def _learnable(self, dataset: CustomDataset, rows: Rows) -> Rows:
         """The rows with a label; those whose answer isn't in the table can't be learned, and that is said."""
-        examples = [dataset.example(index) for index in range(len(dataset))]
-        unanswered = [f"row {example.id}" for example in examples if example.answer is None]
+        unanswered, has_label = [], []
+        for row in rows:
+            answer, targets = dataset.truth(row)
+            has_label.append(bool(targets))
+            if answer is None:
+                unanswered.append(f"row {row_id(row)}")
         if unanswered:
             raise InputError.of_problems("training rows without an answer:", unanswered, "Training needs one in each.")
-        kept = [row for row, example in zip(dataset.rows, examples, strict=True) if example.targets]
-        if len(kept) < len(examples):
-            what = f"{len(examples) - len(kept)} of {len(examples)} training rows"
+        kept = sum(has_label)
+        if kept < len(has_label):
+            what = f"{len(has_label) - kept} of {len(has_label)} training rows"
             print(f"{what} aren't trained on: their answer isn't in {ANSWERS_FILE}.")
         if not kept:
             raise InputError(f"no training row has an answer of {ANSWERS_FILE}.")
-        return kept
+        return rows.where(has_label)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Cross entropy against the scores as a distribution, or upstream's binary cross entropy times classes."""
-        targets = self.targets(batch.examples).to(outputs.device, non_blocking=True)
+        targets = batch.targets
+        assert targets is not None
         if self.config.model.vqa_loss == "bce":
             return F.binary_cross_entropy_with_logits(outputs, targets) * self.num_classes
         distribution = targets / targets.sum(dim=1, keepdim=True)

@@ -6,15 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beit3_vqa.data.index import (
-    DatasetInfo,
-    assign_folds,
-    image_key,
-    read_rows,
-    split_by_image,
-    split_files,
-    write_rows,
-)
+from beit3_vqa.data.index import DatasetInfo, assign_folds, image_key, split_by_image, split_files
+from beit3_vqa.data.rows import read_rows, write_rows
 from beit3_vqa.errors import InputError
 
 CHOICE_ROW = {

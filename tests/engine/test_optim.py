@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from beit3_vqa.config import OptimConfig
 from beit3_vqa.engine.optim import (
     CosineSchedule,
     ModelEma,
@@ -17,6 +16,7 @@ from beit3_vqa.engine.optim import (
     parameter_groups,
 )
 from beit3_vqa.models.registry import build_model
+from beit3_vqa.options import OptimConfig
 
 UPSTREAM = json.loads((Path(__file__).parent.parent / "golden" / "upstream.json").read_text())
 

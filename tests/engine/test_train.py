@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from beit3_vqa.engine.finite import TrainingDiverged
 from beit3_vqa.engine.optim import CosineSchedule
 from beit3_vqa.engine.precision import Precision, pick_device
-from beit3_vqa.engine.train import TrainingDiverged, steps_per_epoch, train_epoch
+from beit3_vqa.engine.train import steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Batch, Example
 
@@ -79,9 +80,32 @@ def test_clipping():
     assert (model.linear.weight - before).norm() <= 0.1 * 0.5 + 1e-6
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_the_weights_change():
-    with pytest.raises(TrainingDiverged, match="step 0"):
-        run(torch.full((4, 2), math.nan), torch.zeros(4), 4, 1)
+def adam_epoch(model, x, most=10):
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
+    schedule = CosineSchedule(0.1, 0.1, 0, 100)
+    for report in train_epoch(model, batches(x, torch.zeros(len(x)), 1), loss_of, optimizer, schedule,
+                              Precision("fp32", CPU), examples=len(x), batch_size=1, max_bad_steps=most):  # fmt: skip
+        yield report, {name: p.detach().clone() for name, p in model.named_parameters()}, optimizer
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(value):
+    torch.manual_seed(0)
+    x = torch.ones(4, 2)
+    x[1] = value
+    weights = [(report, after, optimizer.state_dict()) for report, after, optimizer in adam_epoch(Linear(), x)]
+    assert [report.bad.item() for report, *_ in weights] == [0, 1, 0, 0]
+    assert all(torch.equal(weights[0][1][name], weights[1][1][name]) for name in weights[0][1])
+    assert not torch.equal(weights[1][1]["linear.weight"], weights[2][1]["linear.weight"])
+    assert {state["step"].item() for state in weights[-1][2]["state"].values()} == {3}
+
+
+def test_too_many_bad_steps_in_a_row_end_the_training():
+    x = torch.full((9, 2), math.nan)
+    x[2] = 1
+    with pytest.raises(TrainingDiverged, match=r"3 steps in a row, last at step 5 \(learning rate 0.1, rows tensor\(0"):
+        list(adam_epoch(Linear(), x, most=3))
+    assert len(list(adam_epoch(Linear(), x[:5], most=3))) == 5
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])

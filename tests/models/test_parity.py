@@ -78,12 +78,13 @@ def ragged_batch():
 
 
 @pytest.mark.parametrize("given", ["both", "image", "text"])
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize("attention", ["auto", "matmul"])
+@pytest.mark.parametrize("checkpoint_every", [0, 1, 2])
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.4])
 @pytest.mark.parametrize("normalized", [False, True])
-def test_outputs_and_gradients_are_torchscales(given, checkpoint_activations, drop_path_rate, normalized):
+def test_outputs_and_gradients_are_torchscales(given, attention, checkpoint_every, drop_path_rate, normalized):
     torch.manual_seed(0)
-    model = small_model(drop_path_rate=drop_path_rate, checkpoint_activations=checkpoint_activations)
+    model = small_model(drop_path_rate=drop_path_rate, attention=attention, checkpoint_every=checkpoint_every)
     backbone = model.beit3.train()
     if normalized:
         from torchscale.component.multiway_network import MultiwayNetwork

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.index import DatasetInfo, read_rows
+from beit3_vqa.data.index import DatasetInfo
+from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import PrepareOptions, prepare
 from beit3_vqa.prepare.choices_csv import read

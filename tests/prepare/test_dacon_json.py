@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.index import read_rows
+from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import PrepareOptions, prepare
 

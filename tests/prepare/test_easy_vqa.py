@@ -4,7 +4,8 @@ import sys
 import pytest
 
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.index import DatasetInfo, read_rows
+from beit3_vqa.data.index import DatasetInfo
+from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import PrepareOptions, prepare
 from beit3_vqa.prepare.easy_vqa import SHAPES, YES_NO, make_choices

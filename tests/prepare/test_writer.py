@@ -4,7 +4,7 @@ import warnings
 import pytest
 from PIL import Image
 
-from beit3_vqa.data.index import read_rows
+from beit3_vqa.data.rows import read_rows
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import FORMATS, PrepareOptions, find_format, prepare, writer

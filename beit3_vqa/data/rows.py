@@ -1,0 +1,236 @@
+"""Index rows: what one is, reading them with every check, and keeping a million of them in little memory.
+
+One row is one question, a JSON object on one line of UTF-8:
+
+* multiple choice: `{"id", "image_path", "question", "choices": [4 texts], "answer": "C", "weight": 2.0, "fold": 3}`,
+  where `answer` is a letter and absent when unknown, `weight` and `fold` are there only when asked for;
+* open-ended: `{"id", "image_path", "question", "answer": "teal"}`; an answer outside the label table keeps its row;
+* upstream's own: `{"image_path", "text_segment": [ids], "labels": [..], "scores": [..], "qid"}`; forks put text in
+  `text_segment`, or call it `text`.
+
+Image paths are relative to `DatasetInfo.image_root`.
+"""
+
+import codecs
+import json
+import mmap
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import missing, write_text
+
+Row = dict[str, Any]
+
+MAX_WEIGHT = 1e12  # sums over millions of rows stay finite
+MAX_ID = 1000  # characters
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+class Rows(Sequence[Row]):
+    """The rows of index files, parsed one at a time when they are asked for.
+
+    A million dictionaries take a gigabyte, and each worker process would soon have a copy of its own, since Python
+    writes to an object that is only looked at. Here a process holds where each row begins and ends, 17 bytes a row, and
+    the text stays in the file, mapped into memory that all processes share.
+
+    Args:
+        paths: the files.
+        file: for each row, which of them it is in.
+        start: for each row, where it begins there, in bytes.
+        end: and where it ends.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], file: NDArray[np.uint8], start: NDArray[np.int64], end: NDArray[np.int64]
+    ):
+        self.paths = tuple(paths)
+        self.file, self.start, self.end = file, start, end
+        self._maps = tuple(map(_map, self.paths))
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "Row | Rows":
+        if isinstance(index, slice):
+            return self._chosen(index)
+        return json.loads(self._maps[self.file[index]][self.start[index] : self.end[index]])
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(dict.__eq__, self, other))
+
+    def __add__(self, other: "Rows") -> "Rows":
+        joined = copy(self)
+        joined.paths, joined._maps = self.paths + other.paths, self._maps + other._maps
+        joined.file = np.concatenate([self.file, other.file + np.uint8(len(self.paths))])
+        joined.start, joined.end = np.concatenate([self.start, other.start]), np.concatenate([self.end, other.end])
+        return joined
+
+    def where(self, wanted: Iterable[bool]) -> "Rows":
+        """The rows for which `wanted` is true, in order."""
+        return self._chosen(np.fromiter(wanted, bool, len(self)))
+
+    def _chosen(self, choice: slice | NDArray[np.bool_]) -> "Rows":
+        # The same maps: the file of that name may be another one by now.
+        chosen = copy(self)
+        chosen.file, chosen.start, chosen.end = self.file[choice], self.start[choice], self.end[choice]
+        return chosen
+
+    def __copy__(self) -> "Rows":
+        made = Rows.__new__(Rows)
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __reduce__(self) -> Any:  # a map can't be pickled; a process that is spawned makes its own
+        return Rows, (self.paths, self.file, self.start, self.end)
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # an empty file, or a file system that can't
+            return file.read()
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of an index file, ours or upstream's, every one of them checked; blank lines are skipped.
+
+    Raises:
+        InputError: listing `file:line` of every row that isn't valid JSON, isn't an object, lacks a field, has one of
+            the wrong type, or repeats an id.
+    """
+    starts: list[int] = []
+    ends: list[int] = []
+    problems: list[str] = []
+    first_line: dict[str, int] = {}
+    end = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                start, end = end, end + len(line)
+                if number == 1 and line.startswith(codecs.BOM_UTF8):
+                    start += len(codecs.BOM_UTF8)
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if line.isspace():
+                    continue
+                row, problem = _parse(line)
+                if problem:
+                    problems.append(f"{path}:{number}: {problem}")
+                    continue
+                name = row_id(row)
+                if first_line.setdefault(name, number) != number:
+                    problems.append(f"{path}:{number}: the id {name!r} is on line {first_line[name]} too")
+                starts.append(start)
+                ends.append(end)
+    except FileNotFoundError:
+        raise InputError(missing("index file", path)) from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    if problems:
+        raise InputError.of_problems(f"{path} is no index that can be used:", problems)
+    return Rows([path], np.zeros(len(starts), np.uint8), np.array(starts, np.int64), np.array(ends, np.int64))
+
+
+def _parse(line: bytes) -> tuple[Row, str]:
+    """The row on a line, and what is wrong with it."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return {}, f"isn't JSON in UTF-8: {error}"
+    return row, _row_problem(row)
+
+
+def row_id(row: Mapping[str, Any]) -> str:
+    """The id of a row; upstream's name for it is qid."""
+    return str(row["id"] if "id" in row else row["qid"])
+
+
+def is_text(value: object) -> bool:
+    """Whether `value` is a string that can be stored: no NUL and no lone surrogate, which JSON can smuggle in."""
+    return isinstance(value, str) and not _UNSTORABLE.search(value)
+
+
+def _row_problem(row: object) -> str:
+    """What is wrong with a row, or an empty string."""
+    if not isinstance(row, dict):
+        return "isn't a JSON object"
+    if "image_path" not in row:
+        return f"has no image_path (it has {', '.join(row) or 'no field at all'})"
+    if not is_text(row["image_path"]) or not row["image_path"]:
+        return "image_path must be text"
+    name = row.get("id", row.get("qid"))
+    if name is None:
+        return "has no id (or, upstream's name for it, qid)"
+    if not (is_text(name) and name.strip()) and type(name) is not int:
+        return "id must be text or a whole number"
+    if len(str(name)) > MAX_ID:
+        return f"id has more than {MAX_ID} characters"
+    problem = _text_problem(row) or _target_problem(row)
+    if problem:
+        return problem
+    weight = row.get("weight", 1.0)
+    if type(weight) not in (int, float) or not 0 <= weight <= MAX_WEIGHT:
+        return f"weight must be a number from 0 to {MAX_WEIGHT:g}"
+    return "" if is_count(row.get("fold", 0)) else "fold must be a whole number"
+
+
+def _text_problem(row: Row) -> str:
+    if "text_segment" in row:
+        segment = row["text_segment"]
+        known = all(map(is_count, segment)) if isinstance(segment, list) else bool(segment) and is_text(segment)
+        return "" if known else "text_segment must be a list of token ids, or text"
+    if "question" not in row:
+        return "has no question (nor upstream's text_segment)"
+    if not is_text(row["question"]) or not row["question"].strip():
+        return "question must be text"
+    choices = row.get("choices", ("", ""))
+    if type(choices) not in (list, tuple) or not 2 <= len(choices) <= len(LETTERS) or not all(map(is_text, choices)):
+        return f"choices must be a list of 2 to {len(LETTERS)} texts"
+    if "choices" in row and not all(choice.strip() for choice in choices):
+        return "choices must not be empty"
+    return ""
+
+
+def _target_problem(row: Row) -> str:
+    if "answer" in row:
+        answer = row["answer"]
+        if not is_text(answer) or not answer:
+            return "answer must be text (leave it out where it isn't known)"
+        if "choices" in row and answer not in tuple(LETTERS[: len(row["choices"])]):
+            return f"answer {answer!r} must be a letter from A to {LETTERS[len(row['choices']) - 1]}"
+    labels, scores = row.get("labels"), row.get("scores")
+    if labels or scores:  # a fork writes "" where the answer isn't known
+        if not isinstance(labels, list) or not all(map(is_count, labels)):
+            return "labels must be a list of class numbers"
+        if not isinstance(scores, list) or not all(type(s) in (int, float) and 0 <= s <= 1 for s in scores):
+            return "scores must be a list of numbers from 0 to 1"
+        if len(labels) != len(scores):
+            return f"has {len(labels)} labels but {len(scores)} scores"
+    return ""
+
+
+def is_count(value: object) -> bool:
+    """Whether `value` is a whole number, 0 or more (True and False aren't)."""
+    return type(value) is int and value >= 0
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write an index file; until all of it is written, whatever was at `path` stays."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text(path, lines)

@@ -1,0 +1,1 @@
+"""Paired measurements that anyone can repeat: `python -m benchmarks.step`, `.evaluate`, `.data`, `.startup`."""

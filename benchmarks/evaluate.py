@@ -1,0 +1,53 @@
+"""A batch of evaluation: torchscale's forward pass against ours, and what precision costs in accuracy of the logits."""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit3_vqa.engine.precision import Precision
+from benchmarks.network import Variant, best_precisions, device_of, flops, make, matrix_peak, set_allocator, variants
+from benchmarks.paired import arguments, paired, report, rows_of
+
+
+@torch.no_grad()
+def evaluate(model: Any, inputs: dict[str, Tensor], variant: Variant, precision: Precision) -> Tensor:
+    """Logits by the variant."""
+    set_allocator(variant.tuned)
+    model.beit3.attention = variant.attention
+    with precision.autocast():
+        return model(**inputs).float()
+
+
+def main() -> None:
+    """`python -m benchmarks.evaluate`."""
+    parser = arguments(__doc__ or "", rounds=7)
+    parser.add_argument("--model", default="beit3_base_patch16_480", help="name without a task")
+    parser.add_argument("--batch_size", type=int, default=2, help="examples in a batch")
+    parser.add_argument("--device", default="auto", help="as of finetune")
+    options = parser.parse_args()
+    device = device_of(options.device)
+    model, inputs, _ = make(options.model, device, options.batch_size)
+    model.eval()
+    wanted = variants(device, best_precisions(device))
+    runs: dict[str, Callable[[], Tensor]] = {
+        label: partial(evaluate, model, inputs, variant, Precision(variant.precision, device))
+        for label, variant in wanted.items()
+    }
+    exact = runs["reference, fp32, as upstream ships it"]()
+    error = {label: f"{((run() - exact).abs().max() / exact.abs().max()).item():.1e}" for label, run in runs.items()}
+    seconds = paired(runs, options.rounds)
+    work = flops(runs["ours, fp32"])
+    share = {}
+    for label, variant in wanted.items():
+        peak = matrix_peak(device, Precision(variant.precision, device).dtype)
+        share[label] = f"{100 * work / statistics.median(seconds[label]) / peak:.0f}%"
+    rows = rows_of(seconds, next(iter(wanted)), **{"matrix peak": share, "largest error of a logit": error})
+    report(f"evaluation, {options.model}, batch {options.batch_size}", rows, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What `step` and `evaluate` share: a model, a ragged batch, the variants, floating-point operations."""
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit3_vqa.engine.precision import Precision, pick_device
+from beit3_vqa.models.registry import build_model
+
+CLASSES = 4
+TEXT_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the same weights are computed.
+
+    Attributes:
+        attention: as `--attention`; `reference` is torchscale's own forward pass.
+        precision: as `--precision`.
+        tuned: whether the CPU's allocator keeps freed memory.
+        fused: whether AdamW is the fused one; upstream's isn't.
+    """
+
+    attention: str
+    precision: str
+    tuned: bool
+    fused: bool = True
+
+
+def variants(device: torch.device, precisions: list[str]) -> dict[str, Variant]:
+    """Upstream as it is, upstream given all that isn't the forward pass, and ours, for each precision."""
+    found = {"reference, fp32, as upstream ships it": Variant("reference", "fp32", tuned=False, fused=False)}
+    for precision in precisions:
+        found[f"reference, {precision}, allocator and optimizer ours"] = Variant("reference", precision, tuned=True)
+        found[f"ours, {precision}"] = Variant("auto", precision, tuned=True)
+    return found
+
+
+def set_allocator(tuned: bool) -> None:
+    """glibc's allocator as `engine.host` tunes it, or as it comes: 65,536 maps, 128 KiB trimmed, no padding."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except OSError:
+        return
+    for number, ours, default in ((-4, 0, 65536), (-1, 2**31 - 1, 128 * 1024), (-2, 64 * 2**20, 0)):
+        mallopt(number, ours if tuned else default)
+
+
+def make(name: str, device: torch.device, batch: int) -> tuple[Any, dict[str, Tensor], Tensor]:
+    """A model with random weights, inputs as the loader gives them, and labels; texts of 8 to 32 tokens."""
+    torch.manual_seed(0)
+    model = build_model(f"{name}_vqacustom", num_classes=CLASSES, drop_path_rate=0.1).to(device)
+    size = model.img_size
+    question = torch.randint(4, 64000, (batch, TEXT_TOKENS), device=device)
+    lengths = torch.linspace(TEXT_TOKENS, 8, batch, device=device).long()
+    padding = (torch.arange(TEXT_TOKENS, device=device) >= lengths[:, None]).long()
+    image = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    inputs = {"image": image, "question": question, "padding_mask": padding}
+    return model, inputs, torch.randint(0, CLASSES, (batch,), device=device)
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products in `run`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, size: int = 3072, seconds: float = 3.0) -> float:
+    """Floating-point operations per second of a large matrix product, the best of a few seconds."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, until = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def best_precisions(device: torch.device) -> list[str]:
+    """fp32, and what the hardware computes faster."""
+    return list(dict.fromkeys(["fp32", Precision("auto", device).name]))
+
+
+def device_of(name: str) -> torch.device:
+    """As `--device`."""
+    return pick_device(name)

@@ -1,0 +1,94 @@
+"""Timing in turns, and a table of it.
+
+Machines drift: a number from this minute isn't comparable with one from the last. So variants are always run A B A B
+in one process, and what counts is the ratio of their medians.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = Callable[[], object]
+
+
+def paired(variants: Mapping[str, Run], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each run of each variant, taken in turns.
+
+    Args:
+        variants: name -> what is timed.
+        rounds: timed runs of each.
+        warm_up: runs of each before that, not timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(-warm_up, rounds):
+        for name, run in variants.items():
+            started = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def rows_of(seconds: Mapping[str, Sequence[float]], reference: str, **more: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each variant: median seconds, how often faster than `reference`, and further columns by variant."""
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    return [
+        {
+            "variant": name,
+            "seconds": round(median[name], 6),
+            "times as fast": round(median[reference] / median[name], 2),
+            **{column: values.get(name, "") for column, values in more.items()},
+        }
+        for name in seconds
+    ]
+
+
+def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed runs of each variant")
+    parser.add_argument("--output", type=Path, help="also write the table as JSON to this file")
+    return parser
+
+
+def report(title: str, rows: Sequence[Mapping[str, Any]], output: Path | None) -> None:
+    """Prints a table in Markdown under the machine it was measured on, and writes both as JSON."""
+    machine = describe_machine()
+    print(f"\n{title}\n{', '.join(f'{name} {value}' for name, value in machine.items())}\n")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [columns, ["---"] * len(columns), *[[_cell(row.get(column, "")) for column in columns] for row in rows]]
+    for line in cells:
+        print("| " + " | ".join(line) + " |")
+    if output:
+        existing = json.loads(output.read_text()) if output.exists() else []
+        output.write_text(json.dumps([*existing, {"title": title, **machine, "rows": list(rows)}], indent=2) + "\n")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def describe_machine() -> dict[str, object]:
+    """What the numbers depend on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    flags = torch.backends.cpu.get_cpu_capability()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": f"{platform.machine()} {flags}",
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "GPU": gpu,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,116 @@
+"""The training step: forward, backward, clipping, AdamW; torchscale's forward pass against ours."""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beit3_vqa.engine.optim import make_optimizer
+from beit3_vqa.engine.precision import Precision
+from beit3_vqa.options import OptimConfig
+from benchmarks.network import (
+    Variant,
+    best_precisions,
+    device_of,
+    flops,
+    make,
+    matrix_peak,
+    set_allocator,
+    variants,
+)
+from benchmarks.paired import arguments, paired, report, rows_of
+
+
+def step(
+    model: Any,
+    inputs: dict[str, Tensor],
+    labels: Tensor,
+    variant: Variant,
+    precision: Precision,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """One step of the variant."""
+    set_allocator(variant.tuned)
+    model.beit3.attention = variant.attention
+    with precision.autocast():
+        logits = model(**inputs)
+    precision.scaler.scale(nn.functional.cross_entropy(logits.float(), labels)).backward()
+    precision.scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    precision.scaler.step(optimizer)
+    precision.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def make_steps(
+    name: str, device: torch.device, batch: int, wanted: dict[str, Variant]
+) -> dict[str, Callable[[], None]]:
+    """Variant -> a step of it; all train the same weights."""
+    model, inputs, labels = make(name, device, batch)
+    model.train()
+    fused = make_optimizer(model, OptimConfig())
+    plain = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    precisions = {variant.precision: Precision(variant.precision, device) for variant in wanted.values()}
+    return {
+        label: partial(step, model, inputs, labels, v, precisions[v.precision], fused if v.fused else plain)
+        for label, v in wanted.items()
+    }
+
+
+def peak_memory(name: str, device: str, batch: int, label: str) -> float:
+    """GiB that a process of its own needs at most for three steps of one variant."""
+    arguments = ["--model", name, "--device", device, "--batch_size", str(batch), "--memory_of", label]
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.step", *arguments], capture_output=True, text=True, check=True
+    )
+    return float(result.stdout.split()[-1])
+
+
+def print_memory(name: str, device: torch.device, batch: int, label: str) -> None:
+    """What `peak_memory` reads."""
+    import resource
+
+    run = make_steps(name, device, batch, {label: variants(device, best_precisions(device))[label]})[label]
+    for _ in range(3):
+        run()
+    if device.type == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**30)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main() -> None:
+    """`python -m benchmarks.step`."""
+    parser = arguments(__doc__ or "", rounds=5)
+    parser.add_argument("--model", default="beit3_base_patch16_480", help="name without a task")
+    parser.add_argument("--batch_size", type=int, default=2, help="examples in a step")
+    parser.add_argument("--device", default="auto", help="as of finetune")
+    parser.add_argument("--memory_of", help="only print the peak memory of this variant in GiB")
+    options = parser.parse_args()
+    device = device_of(options.device)
+    if options.memory_of:
+        print_memory(options.model, device, options.batch_size, options.memory_of)
+        return
+    wanted = variants(device, best_precisions(device))
+    steps = make_steps(options.model, device, options.batch_size, wanted)
+    seconds = paired(steps, options.rounds)
+    work = flops(steps["ours, fp32"])
+    share = {}
+    for label, variant in wanted.items():
+        peak = matrix_peak(device, Precision(variant.precision, device).dtype)
+        share[label] = f"{100 * work / statistics.median(seconds[label]) / peak:.0f}%"
+    del steps
+    memory = {
+        label: round(peak_memory(options.model, options.device, options.batch_size, label), 2) for label in wanted
+    }
+    rows = rows_of(seconds, next(iter(wanted)), **{"matrix peak": share, "peak memory, GiB": memory})
+    report(f"training step, {options.model}, batch {options.batch_size}", rows, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Rows are parsed from the file when they are asked for, in any process."""
+
+import json
+import multiprocessing
+import pickle
+
+import pytest
+
+from beit3_vqa.data.rows import Rows, read_rows
+
+
+def line(number, **more):
+    return {"id": f"r{number}", "image_path": "x.jpg", "question": f"질문 {number}", **more}
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for name, start in (("one", 0), ("two", 10), ("empty", 0)):
+        paths.append(tmp_path / f"{name}.jsonl")
+        rows = [] if name == "empty" else [line(start + i) for i in range(5)]
+        paths[-1].write_text("".join(json.dumps(r, ensure_ascii=False) + "\n\n" for r in rows), encoding="utf-8")
+    return paths
+
+
+def ids(rows):
+    return [row["id"] for row in rows]
+
+
+def test_they_behave_as_a_list(files):
+    rows = read_rows(files[0])
+    assert rows == [line(i) for i in range(5)]
+    assert rows != [line(i) for i in range(4)]
+    assert rows != [line(i) for i in (0, 1, 2, 3, 5)]
+    assert len(rows) == 5
+    assert rows[2] == line(2)
+    assert rows[-1] == line(4)
+    assert ids(rows[1:3]) == ["r1", "r2"]
+    with pytest.raises(IndexError):
+        rows[5]
+    rows[0]["id"] = "changed"  # a row is a copy
+    assert rows[0]["id"] == "r0"
+
+
+def test_they_are_joined_and_chosen(files):
+    both = read_rows(files[0]) + read_rows(files[1]) + read_rows(files[2])
+    assert ids(both) == [f"r{i}" for i in (0, 1, 2, 3, 4, 10, 11, 12, 13, 14)]
+    odd = both.where(int(row["id"][1:]) % 2 for row in both)
+    assert ids(odd) == ["r1", "r3", "r11", "r13"]
+    assert ids(odd.where([False, True, False, True])) == ["r3", "r13"]
+    assert not read_rows(files[2])
+
+
+def _ids(rows, queue):
+    queue.put(ids(rows))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_they_reach_other_processes(files, method):
+    rows = (read_rows(files[0]) + read_rows(files[1])).where([False, True] * 5)
+    assert pickle.loads(pickle.dumps(rows)) == list(rows)
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=_ids, args=(rows, queue))
+    process.start()
+    assert queue.get(timeout=60) == ids(rows)
+    process.join()
+
+
+def test_a_file_that_is_replaced_while_it_is_read_stays_as_it_was(files, tmp_path):
+    rows = read_rows(files[0])
+    (tmp_path / "new").write_text("{}")
+    (tmp_path / "new").replace(files[0])
+    assert ids(rows) == ids(rows[:]) == ids(rows.where([True] * 5)) == ["r0", "r1", "r2", "r3", "r4"]
+    assert ids(rows + rows)[5:] == ids(rows)
+
+
+def test_a_file_system_without_maps(files, monkeypatch):
+    from beit3_vqa.data import rows as module
+
+    def refused(*_, **__):
+        raise OSError("no maps here")
+
+    monkeypatch.setattr(module.mmap, "mmap", refused)
+    assert isinstance(read_rows(files[0]), Rows)
+    assert ids(read_rows(files[0])) == ["r0", "r1", "r2", "r3", "r4"]

@@ -1,0 +1,50 @@
+"""torch.compile: the same numbers, or a line that says why not."""
+
+import pytest
+import torch
+
+from beit3_vqa.cli import main
+from beit3_vqa.engine.compiled import compile_model
+from tests.conftest import finetune
+from tests.models.test_parity import ragged_batch, small_model
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_logits_and_gradients_are_the_same(backend):
+    torch.manual_seed(0)
+    model = small_model()
+    inputs = ragged_batch()
+    results = []
+    for compiled in (False, True):
+        if compiled:
+            names = list(model.state_dict())
+            compile_model(model, backend)
+            assert list(model.state_dict()) == names
+        logits = model(*inputs)
+        logits.square().sum().backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append((logits.detach(), gradients))
+        model.zero_grad()
+    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=1e-5)
+    largest = max(gradient.abs().max() for gradient in results[0][1].values())
+    for name, gradient in results[0][1].items():
+        assert (results[1][1][name] - gradient).abs().max() <= 1e-5 * largest, name
+
+
+def test_a_compiler_that_fails_is_done_without(capsys):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    model, inputs = small_model().eval(), ragged_batch()
+    expected = model(*inputs)
+    compile_model(model, broken)
+    for _ in range(2):
+        torch.testing.assert_close(model(*inputs), expected)
+    assert capsys.readouterr().out.count("going on without it") == 1
+
+
+@pytest.mark.slow
+def test_training_compiled(scpc, tmp_path, capsys):
+    flags = ["--epochs", "1", "--compile"]
+    assert main(finetune(scpc, tmp_path / "out", *flags)) == 0
+    assert "going on without it" not in capsys.readouterr().out
