@@ -144,7 +144,8 @@ def make_processor(config: RunConfig, name: ModelName, task: Task, checkpoint_fo
     )
     length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
     prompt = PromptTemplate(config.model.prompt_template, task.num_classes if task.answers_are_options else 4)
-    return BEiT3Processor(tokenizer, max_tokens, prompt, EvalTransform(name.img_size), train, length_step)
+    evaluate = EvalTransform(name.img_size)
+    return BEiT3Processor(tokenizer, max_tokens, prompt, evaluate, train, options.fast_decode, length_step)
 
 
 def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:

@@ -85,6 +85,9 @@ class DataConfig:
         "processes that load data; default: one per core, at most 10; on a CPU half of them; 0: none",
         within="[0, 1000]",
     )
+    fast_decode: bool = option(
+        False, "decode large JPEGs at a half, a quarter or an eighth of their size, at least twice the resolution"
+    )
     pin_mem: bool = option(True, "page-locked memory for faster copies to a GPU")
 
 

@@ -19,10 +19,12 @@ class ImageCache:
 
     Args:
         max_bytes: memory that the images may take, in each process.
+        at_least: see `open_image`; None: images as they are.
     """
 
-    def __init__(self, max_bytes: int = CACHE_BYTES):
+    def __init__(self, max_bytes: int = CACHE_BYTES, at_least: int | None = None):
         self.max_bytes = max_bytes
+        self.at_least = at_least
         self.bytes = 0
         self._images: OrderedDict[str, Image.Image] = OrderedDict()
 
@@ -33,7 +35,7 @@ class ImageCache:
         if image is not None:
             self._images.move_to_end(name)
             return image
-        image = open_image(path)
+        image = open_image(path, at_least=self.at_least)
         cost = _bytes_of(image)
         if cost <= self.max_bytes:
             self.bytes += cost

@@ -44,19 +44,23 @@ _UPRIGHT = {
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 
-def open_image(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def open_image(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS, at_least: int | None = None) -> Image.Image:
     """Decode an image file: mode RGB, upright, loaded, the file closed.
 
     Args:
         path: the file; its content, not its extension, decides the format.
         max_pixels: width times height above which the file is refused by its header, before anything is decoded.
             Pillow's own guard, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds too.
+        at_least: a JPEG may come at a half, a quarter or an eighth of its size, as long as neither side is shorter
+            than this (in pixels): its decoder then skips most of the work, and the pixels differ a little.
 
     Raises:
         InputError: naming the file, when it is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`,
             none of `FORMATS`, truncated or damaged, or has more than `max_pixels`.
     """
     with _opened(Path(path), max_pixels) as image:
+        if at_least is not None and image.format == "JPEG":
+            image.draft(None, (at_least, at_least))
         image.load()
         turn = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)

@@ -37,6 +37,7 @@ class BEiT3Processor:
         prompt: text of a multiple-choice question; an open-ended one is its question alone.
         evaluate: pixels in evaluation.
         train: pixels in training; None for a processor that only evaluates.
+        fast_decode: decode large JPEGs at a fraction of their size (see `open_image`), still twice the resolution.
         length_step: texts of a batch are padded to a multiple of it, so that a compiled model meets few shapes.
     """
 
@@ -47,6 +48,7 @@ class BEiT3Processor:
         prompt: PromptTemplate,
         evaluate: EvalTransform,
         train: TrainTransform | None = None,
+        fast_decode: bool = False,
         length_step: int = 1,
     ):
         self.tokenizer = tokenizer
@@ -55,7 +57,7 @@ class BEiT3Processor:
         self.evaluate = evaluate
         self.train = train
         self.length_step = length_step
-        self.images = ImageCache()
+        self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
     def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
         """`image` and `question` of an example; with an `rng`, the image is augmented.

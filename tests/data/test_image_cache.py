@@ -26,9 +26,9 @@ def files(tmp_path):
 def decoded(monkeypatch):
     names = []
 
-    def counted(path):
+    def counted(path, **options):
         names.append(path)
-        return open_image(path)
+        return open_image(path, **options)
 
     monkeypatch.setattr(image_cache, "open_image", counted)
     return names

@@ -339,3 +339,17 @@ def test_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     refused(resolve_image_path(tmp_path / "root", "loop"), "can't be opened")
     monkeypatch.chdir(tmp_path)
     assert resolve_image_path("root", "0.jpg") == Path("root/0.jpg")
+
+
+@pytest.mark.parametrize(
+    ("at_least", "size"), [(None, (800, 640)), (500, (800, 640)), (320, (400, 320)), (40, (100, 80))]
+)
+def test_a_jpeg_at_a_fraction_of_its_size(at_least: int | None, size: tuple[int, int], tmp_path: Path) -> None:
+    image = photograph(side=800).resize((800, 640))
+    for name in ("x.jpg", "x.png"):
+        image.save(tmp_path / name)
+    assert open_image(tmp_path / "x.png", at_least=at_least).size == (800, 640)
+    decoded = open_image(tmp_path / "x.jpg", at_least=at_least)
+    assert decoded.size == size
+    small = [np.asarray(i.resize((40, 40), Image.Resampling.BICUBIC)).astype(int) for i in (image, decoded)]
+    assert np.abs(small[0] - small[1]).mean() < 3
