@@ -1,6 +1,5 @@
 """A batch of evaluation: torchscale's forward pass against ours, and what precision costs in accuracy of the logits."""
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from beit3_vqa.engine.precision import Precision
-from benchmarks.network import Variant, best_precisions, device_of, flops, make, matrix_peak, set_allocator, variants
+from benchmarks.network import Variant, best_precisions, device_of, flops, make, set_allocator, shares_of_peak, variants
 from benchmarks.paired import arguments, paired, report, rows_of
 
 
@@ -40,11 +39,7 @@ def main() -> None:
     exact = runs["reference, fp32, as upstream ships it"]()
     error = {label: f"{((run() - exact).abs().max() / exact.abs().max()).item():.1e}" for label, run in runs.items()}
     seconds = paired(runs, options.rounds)
-    work = flops(runs["ours, fp32"])
-    share = {}
-    for label, variant in wanted.items():
-        peak = matrix_peak(device, Precision(variant.precision, device).dtype)
-        share[label] = f"{100 * work / statistics.median(seconds[label]) / peak:.0f}%"
+    share = shares_of_peak(seconds, flops(runs["ours, fp32"]), wanted, device)
     rows = rows_of(seconds, next(iter(wanted)), **{"matrix peak": share, "largest error of a logit": error})
     report(f"evaluation, {options.model}, batch {options.batch_size}", rows, options.output)
 

@@ -1,8 +1,9 @@
 """What `step` and `evaluate` share: a model, a ragged batch, the variants, floating-point operations."""
 
 import ctypes
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,17 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, size: int = 3072, seco
             torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
+
+
+def shares_of_peak(
+    seconds: Mapping[str, Sequence[float]], work: int, wanted: Mapping[str, Variant], device: torch.device
+) -> dict[str, str]:
+    """For each variant, `work` floating-point operations in its median time over the matrix peak of its precision."""
+    shares = {}
+    for label, variant in wanted.items():
+        peak = matrix_peak(device, Precision(variant.precision, device).dtype)
+        shares[label] = f"{100 * work / statistics.median(seconds[label]) / peak:.0f}%"
+    return shares
 
 
 def best_precisions(device: torch.device) -> list[str]:

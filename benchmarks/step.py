@@ -1,6 +1,5 @@
 """The training step: forward, backward, clipping, AdamW; torchscale's forward pass against ours."""
 
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from benchmarks.network import (
     device_of,
     flops,
     make,
-    matrix_peak,
     set_allocator,
+    shares_of_peak,
     variants,
 )
 from benchmarks.paired import arguments, paired, report, rows_of
@@ -99,11 +98,7 @@ def main() -> None:
     wanted = variants(device, best_precisions(device))
     steps = make_steps(options.model, device, options.batch_size, wanted)
     seconds = paired(steps, options.rounds)
-    work = flops(steps["ours, fp32"])
-    share = {}
-    for label, variant in wanted.items():
-        peak = matrix_peak(device, Precision(variant.precision, device).dtype)
-        share[label] = f"{100 * work / statistics.median(seconds[label]) / peak:.0f}%"
+    share = shares_of_peak(seconds, flops(steps["ours, fp32"]), wanted, device)
     del steps
     memory = {
         label: round(peak_memory(options.model, options.device, options.batch_size, label), 2) for label in wanted
