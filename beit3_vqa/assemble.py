@@ -132,8 +132,10 @@ def make_processor(config: RunConfig, name: ModelName, task: Task, checkpoint_fo
             "Is it the tokenizer that belongs to the checkpoint? From scratch, raise --vocab_size."
         )
     max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
-    if not 3 <= max_tokens <= MAX_TEXT_TOKENS:
-        raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {MAX_TEXT_TOKENS}.")
+    length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
+    most = MAX_TEXT_TOKENS // length_step * length_step
+    if not 3 <= max_tokens <= most:
+        raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
     options = config.data
     train = TrainTransform(
         name.img_size,
@@ -142,7 +144,6 @@ def make_processor(config: RunConfig, name: ModelName, task: Task, checkpoint_fo
         flip=options.flip,
         randaug=options.randaug,
     )
-    length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
     prompt = PromptTemplate(config.model.prompt_template, task.num_classes if task.answers_are_options else 4)
     evaluate = EvalTransform(name.img_size)
     return BEiT3Processor(tokenizer, max_tokens, prompt, evaluate, train, options.fast_decode, length_step)
@@ -177,6 +178,12 @@ def keep_tokenizer(parts: Parts, folder: Path) -> None:
             file.write(source.read_bytes())
 
 
+def has_another_tokenizer(content: dict[str, Any], parts: Parts) -> bool:
+    """Whether a checkpoint says that it was trained with another tokenizer than the run's; upstream's don't say."""
+    ours = parts.processor.tokenizer.sha256
+    return content.get("tokenizer_sha256", ours) != ours
+
+
 def initialise(parts: Parts) -> None:
     """Fresh or pretrained weights: `--finetune`, else from scratch."""
     options = parts.config.init
@@ -184,11 +191,11 @@ def initialise(parts: Parts) -> None:
         init_unit_scale(parts.model)
     if options.finetune:
         content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
-        tokenizer = parts.processor.tokenizer
-        if content.get("tokenizer_sha256", tokenizer.sha256) != tokenizer.sha256:
+        if has_another_tokenizer(content, parts):
             print(
-                f"--finetune {options.finetune}: was trained with another tokenizer than {tokenizer.path}, so tokens "
-                "have to be learned anew; the right one is the tokenizer.spm beside that checkpoint."
+                f"--finetune {options.finetune}: was trained with another tokenizer than "
+                f"{parts.processor.tokenizer.path}, so tokens have to be learned anew; the right one is the "
+                "tokenizer.spm beside that checkpoint."
             )
         weights = weights_of(content, options.model_key, options.model_prefix)
         report = load_pretrained(parts.model, weights, f"--finetune {options.finetune}", options.allow_missing)

@@ -1,12 +1,15 @@
 """Files that are there whole or not at all, and messages for files that aren't there."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from beit3_vqa.errors import InputError, nearest
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @contextmanager
@@ -54,3 +57,8 @@ def missing(kind: str, path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no {kind} {path}: the folder {path.parent} doesn't exist either."
     return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"
+
+
+def is_text(value: object) -> bool:
+    """Whether `value` is a string that can be stored: no NUL and no lone surrogate, which JSON can smuggle in."""
+    return isinstance(value, str) and not _UNSTORABLE.search(value)

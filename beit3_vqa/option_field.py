@@ -2,13 +2,11 @@
 
 import contextlib
 import dataclasses
-import re
 import typing
 from typing import Any
 
 from beit3_vqa.errors import InputError, nearest
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+from beit3_vqa.files import is_text
 
 
 def option(
@@ -41,7 +39,7 @@ def check_option(field: dataclasses.Field, value: Any) -> None:
         raise InputError(f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
     if within and value is not None and not _lies_within(value, within):
         raise InputError(f"{name} {_short(value)}: must be {_words_of(within)}.")
-    if isinstance(value, str) and _UNSTORABLE.search(value):
+    if isinstance(value, str) and not is_text(value):
         raise InputError(f"{name} {value!r}: isn't text in UTF-8. Is a file or folder named so? Rename it.")
 
 

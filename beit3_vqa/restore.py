@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.assemble import Parts, load_weights
+from beit3_vqa.assemble import Parts, has_another_tokenizer, load_weights
 from beit3_vqa.config import GROUP_OF, RunConfig
+from beit3_vqa.data.index import split_files
 from beit3_vqa.engine.checkpoint import epoch_checkpoints, options_of, read_checkpoint, set_random_state
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
@@ -45,15 +46,14 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
             f"{where}: has no epoch number, as upstream's checkpoint-best.pth; resume from checkpoint-N.pth, or start "
             "from it with --finetune."
         )
-    if not weights_only:
-        check_same_answers(parts.task.state(), content)
-        check_same_tokenizer(parts, content)
-        _check_same_fold(parts.config, options_of(content))
-        _tell_changes(parts.config, options_of(content))
     if weights_only:
         report = load_pretrained(parts.model, weights_of(content), where)
         print(f"{where}: {report}")
     else:
+        check_same_answers(parts.task.state(), content)
+        check_same_tokenizer(parts, content)
+        _check_same_fold(parts.config, options_of(content))
+        _tell_changes(parts.config, options_of(content))
         load_weights(parts.model, weights_of(content), where)
         _restore_optimizer(run, content, where)
     if content.get("task_state") == parts.task.state():
@@ -111,10 +111,9 @@ def _restore_average(run: Training, content: dict[str, Any], where: str) -> None
     run.ema.load_state_dict(average)
 
 
-def check_same_answers(ours: dict[str, Any], content: dict[str, Any] | None) -> None:
-    """InputError where a checkpoint's outputs mean other answers than the data's."""
-    saved = (content or {}).get("task_state")
-    if saved is not None and saved != ours:
+def check_same_answers(ours: dict[str, Any], content: dict[str, Any]) -> None:
+    """InputError where a checkpoint's outputs mean other answers than the data's; upstream's don't say."""
+    if content.get("task_state", ours) != ours:
         raise InputError(
             "the checkpoint was trained with another answer table than the one in --data_path. Its outputs would be "
             "read as the wrong answers; start from it with --finetune instead."
@@ -122,8 +121,8 @@ def check_same_answers(ours: dict[str, Any], content: dict[str, Any] | None) -> 
 
 
 def check_same_tokenizer(parts: Parts, content: dict[str, Any]) -> None:
-    """InputError where the tokenizer isn't the one a checkpoint was trained with; upstream's don't say."""
-    if content.get("tokenizer_sha256", parts.processor.tokenizer.sha256) != parts.processor.tokenizer.sha256:
+    """InputError where the tokenizer isn't the one a checkpoint was trained with."""
+    if has_another_tokenizer(content, parts):
         raise InputError(
             f"{parts.processor.tokenizer.path} isn't the tokenizer that the checkpoint was trained with: its ids would "
             "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
@@ -139,17 +138,18 @@ def _check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
 
 
 def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
-    """The options of an evaluation, with the fold that a checkpoint was validated on where none was given.
+    """The options of an evaluation; where val is a fold and none was given, the one the checkpoint was validated on.
 
     Raises:
         InputError: another fold's validation rows are asked for, which the checkpoint was trained on.
     """
     fold = saved.get("fold")
-    if not isinstance(fold, int) or config.run.split == "test":
+    if not isinstance(fold, int) or config.run.split != "val":
         return config
     if config.data.fold is None:
-        return config.updated({"fold": fold})
-    if config.data.fold != fold and config.run.split == "val":
+        has_val = split_files(Path(config.data.data_path), "val")
+        return config if has_val else config.updated({"fold": fold})
+    if config.data.fold != fold:
         raise InputError(
             f"--fold {config.data.fold}: the checkpoint was trained with fold {fold} held out, so it has seen this "
             f"one's answers. Evaluate it with --fold {fold}."

@@ -124,10 +124,10 @@ def train_epochs(run: Training) -> TrainState:
 
 def _check_places(folder: Path, log_dir: Path) -> None:
     """InputError where something stands in the way of what a run writes, before it writes anything."""
-    make_folder(log_dir)
     in_the_way = [name for name in ("config.json", "log.txt", TOKENIZER_FILE, BEST) if (folder / name).is_dir()]
     if in_the_way:
         raise InputError(f"{folder / in_the_way[0]} is a folder where a file is to be written; move it away.")
+    make_folder(log_dir)
 
 
 def _train_one(run: Training, epoch: int, log: RunLog, *, last: bool) -> None:

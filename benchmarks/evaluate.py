@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit3_vqa.engine.precision import Precision
-from benchmarks.network import Variant, best_precisions, device_of, flops, make, set_allocator, shares_of_peak, variants
+from beit3_vqa.engine.precision import Precision, pick_device
+from benchmarks.network import Variant, best_precisions, flops, make, set_allocator, shares_of_peak, variants
 from benchmarks.paired import arguments, paired, report, rows_of
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=2, help="examples in a batch")
     parser.add_argument("--device", default="auto", help="as of finetune")
     options = parser.parse_args()
-    device = device_of(options.device)
+    device = pick_device(options.device)
     model, inputs, _ = make(options.model, device, options.batch_size)
     model.eval()
     wanted = variants(device, best_precisions(device))

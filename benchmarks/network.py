@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit3_vqa.engine.precision import Precision, pick_device
+from beit3_vqa.engine.precision import Precision
 from beit3_vqa.models.registry import build_model
 
 CLASSES = 4
 TEXT_TOKENS = 32
+PEAK_SIZE = 3072
+PEAK_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,16 @@ def flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype, size: int = 3072, seconds: float = 3.0) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a large matrix product, the best of a few seconds."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best, until = 0.0, time.perf_counter() + seconds
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype) for _ in range(2))
+    best, until = 0.0, time.perf_counter() + PEAK_SECONDS
     while time.perf_counter() < until:
         started = time.perf_counter()
         a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        best = max(best, 2 * PEAK_SIZE**3 / (time.perf_counter() - started))
     return best
 
 
@@ -102,8 +104,3 @@ def shares_of_peak(
 def best_precisions(device: torch.device) -> list[str]:
     """fp32, and what the hardware computes faster."""
     return list(dict.fromkeys(["fp32", Precision("auto", device).name]))
-
-
-def device_of(name: str) -> torch.device:
-    """As `--device`."""
-    return pick_device(name)

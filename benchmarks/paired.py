@@ -20,16 +20,15 @@ import torch
 Run = Callable[[], object]
 
 
-def paired(variants: Mapping[str, Run], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run of each variant, taken in turns.
+def paired(variants: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run of each variant, taken in turns after one that isn't timed.
 
     Args:
         variants: name -> what is timed.
         rounds: timed runs of each.
-        warm_up: runs of each before that, not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(-warm_up, rounds):
+    for turn in range(-1, rounds):
         for name, run in variants.items():
             started = time.perf_counter()
             run()

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from beit3_vqa.engine.optim import make_optimizer
-from beit3_vqa.engine.precision import Precision
+from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.options import OptimConfig
 from benchmarks.network import (
     Variant,
     best_precisions,
-    device_of,
     flops,
     make,
     set_allocator,
@@ -91,7 +90,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="as of finetune")
     parser.add_argument("--memory_of", help="only print the peak memory of this variant in GiB")
     options = parser.parse_args()
-    device = device_of(options.device)
+    device = pick_device(options.device)
     if options.memory_of:
         print_memory(options.model, device, options.batch_size, options.memory_of)
         return

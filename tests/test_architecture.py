@@ -21,7 +21,8 @@ RANKS = [
     ["engine", "metrics"],
     ["config", "schema"],
     ["options"],
-    ["files", "option_field"],
+    ["option_field"],
+    ["files"],
     ["errors"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

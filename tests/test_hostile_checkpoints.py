@@ -174,6 +174,9 @@ def test_folds_that_a_checkpoint_has_seen_are_not_evaluated(scpc, tmp_path, caps
     evaluate = ["finetune", "--eval", "--split", "val", *TINY, *data, "--output_dir", str(tmp_path / "out")]
     assert "trained with fold 1" in failing(capsys, [*evaluate, "--fold", "2"])
     assert main(evaluate) == 0  # the checkpoint knows its fold
+    elsewhere = [*evaluate, "--data_path", str(scpc / "data"), "--output_dir", str(tmp_path / "elsewhere")]
+    elsewhere += ["--resume", str(tmp_path / "out" / "checkpoint-best.pth")]
+    assert main(elsewhere) == 0  # data with a validation split of their own
     rows = [json.loads(line) for line in (tmp_path / "data" / "vqacustom.train.jsonl").read_text().splitlines()]
     held_out = {row["id"] for row in rows if row["fold"] == 1}
     assert {row["id"] for row in json.loads((tmp_path / "out" / "predictions_val.json").read_text())} == held_out

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def add_option(group: Any, field: dataclasses.Field, kind: Any) -> None:
-    """A flag for a field that `option.option` made; `kind` is its resolved type."""
+    """A flag for a field that `option_field.option` made; `kind` is its resolved type."""
     names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
     text = field.metadata["help"] + _default_and_unit(field)
     if kind is bool:

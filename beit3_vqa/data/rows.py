@@ -14,9 +14,7 @@ Image paths are relative to `DatasetInfo.image_root`.
 import codecs
 import json
 import mmap
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,15 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import missing, write_text
+from beit3_vqa.files import is_text, missing, write_text
 
 Row = dict[str, Any]
 
 MAX_WEIGHT = 1e12  # sums over millions of rows stay finite
 MAX_ID = 1000  # characters
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class Rows(Sequence[Row]):
@@ -47,14 +43,20 @@ class Rows(Sequence[Row]):
         file: for each row, which of them it is in.
         start: for each row, where it begins there, in bytes.
         end: and where it ends.
+        maps: the files' bytes, where they are at hand: the file of that name may be another one by now.
     """
 
     def __init__(
-        self, paths: Sequence[Path], file: NDArray[np.uint8], start: NDArray[np.int64], end: NDArray[np.int64]
+        self,
+        paths: Sequence[Path],
+        file: NDArray[np.uint8],
+        start: NDArray[np.int64],
+        end: NDArray[np.int64],
+        maps: tuple[mmap.mmap | bytes, ...] | None = None,
     ):
         self.paths = tuple(paths)
         self.file, self.start, self.end = file, start, end
-        self._maps = tuple(map(_map, self.paths))
+        self._maps = maps or tuple(map(_map, self.paths))
 
     def __len__(self) -> int:
         return len(self.start)
@@ -75,26 +77,16 @@ class Rows(Sequence[Row]):
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(dict.__eq__, self, other))
 
     def __add__(self, other: "Rows") -> "Rows":
-        joined = copy(self)
-        joined.paths, joined._maps = self.paths + other.paths, self._maps + other._maps
-        joined.file = np.concatenate([self.file, other.file + np.uint8(len(self.paths))])
-        joined.start, joined.end = np.concatenate([self.start, other.start]), np.concatenate([self.end, other.end])
-        return joined
+        file = np.concatenate([self.file, other.file + np.uint8(len(self.paths))])
+        start, end = np.concatenate([self.start, other.start]), np.concatenate([self.end, other.end])
+        return Rows(self.paths + other.paths, file, start, end, self._maps + other._maps)
 
     def where(self, wanted: Iterable[bool]) -> "Rows":
         """The rows for which `wanted` is true, in order."""
         return self._chosen(np.fromiter(wanted, bool, len(self)))
 
     def _chosen(self, choice: slice | NDArray[np.bool_]) -> "Rows":
-        # The same maps: the file of that name may be another one by now.
-        chosen = copy(self)
-        chosen.file, chosen.start, chosen.end = self.file[choice], self.start[choice], self.end[choice]
-        return chosen
-
-    def __copy__(self) -> "Rows":
-        made = Rows.__new__(Rows)
-        made.__dict__.update(self.__dict__)
-        return made
+        return Rows(self.paths, self.file[choice], self.start[choice], self.end[choice], self._maps)
 
     def __reduce__(self) -> Any:  # a map can't be pickled; a process that is spawned makes its own
         return Rows, (self.paths, self.file, self.start, self.end)
@@ -159,11 +151,6 @@ def _parse(line: bytes) -> tuple[Row, str]:
 def row_id(row: Mapping[str, Any]) -> str:
     """The id of a row; upstream's name for it is qid."""
     return str(row["id"] if "id" in row else row["qid"])
-
-
-def is_text(value: object) -> bool:
-    """Whether `value` is a string that can be stored: no NUL and no lone surrogate, which JSON can smuggle in."""
-    return isinstance(value, str) and not _UNSTORABLE.search(value)
 
 
 def _row_problem(row: object) -> str:

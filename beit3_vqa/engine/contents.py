@@ -53,14 +53,12 @@ def _has_moments(state: dict[str, Any]) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return _is_dense(value) and bool(value.isfinite().all())
+    return is_plain(value) and not value.is_meta and bool(value.isfinite().all())
 
 
-def _is_dense(value: Any) -> bool:
-    """Whether it is a tensor of real floating-point numbers that are there to be read."""
-    return (
-        isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided and not value.is_meta
-    )
+def is_plain(value: Any) -> bool:
+    """Whether it is a dense tensor of real floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
 
 
 def _is_random_state(value: Any) -> bool:
@@ -97,8 +95,5 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _kind(value: Any) -> str:
     """The value if it is short, else its type."""
-    return (
-        repr(value)
-        if value is None or (isinstance(value, (int, float, str)) and len(repr(value)) < 40)
-        else (f"another {type(value).__name__}")
-    )
+    is_short = value is None or (isinstance(value, (int, float, str)) and len(repr(value)) < 40)
+    return repr(value) if is_short else f"another {type(value).__name__}"

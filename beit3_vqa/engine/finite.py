@@ -15,23 +15,19 @@ class TrainingDiverged(Exception):  # noqa: N818 - it reads as what happened
 
 
 class BadSteps:
-    """Counts steps that were skipped since their gradient wasn't finite.
+    """Counts steps in a row that were skipped since their gradient wasn't finite.
 
     Args:
         most: bad steps in a row at which the training ends.
         device: of the gradients.
-
-    Attributes:
-        total: bad steps seen so far, up to date after `check`.
     """
 
     def __init__(self, most: int, device: torch.device):
         self.most = most
         # On a CPU a look costs nothing.
         self.interval = most if device.type == "cuda" else 1
-        self.total = 0
         self._in_a_row = 0
-        self._unseen: list[tuple[Tensor, int, float, list[str]]] = []
+        self._unseen: list[tuple[Tensor, int, float, Sequence[str]]] = []
 
     def add(self, bad: Tensor, step: int, lr: float, ids: Sequence[str]) -> None:
         """Notes a step; `bad` is a scalar on the device, nonzero where the step was skipped.
@@ -39,7 +35,7 @@ class BadSteps:
         Raises:
             TrainingDiverged: `most` steps in a row were.
         """
-        self._unseen.append((bad, step, lr, list(ids)))
+        self._unseen.append((bad, step, lr, ids))
         if len(self._unseen) >= self.interval:
             self.check()
 
@@ -49,7 +45,6 @@ class BadSteps:
             return
         flags = torch.stack([bad for bad, *_ in self._unseen]).tolist()
         for bad, (_, step, lr, ids) in zip(flags, self._unseen, strict=True):
-            self.total += bool(bad)
             self._in_a_row = self._in_a_row + 1 if bad else 0
             if self._in_a_row >= self.most:
                 shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")

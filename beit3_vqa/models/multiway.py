@@ -40,7 +40,6 @@ class Multiway(BEiT3):
     def __init__(self, config: EncoderConfig, attention: str = "auto", checkpoint_every: int = 0):
         super().__init__(config)
         self.attention = attention
-        self.attend = KERNELS.get(attention, attend)
         self.checkpoint_every = checkpoint_every
 
     def encode(
@@ -67,10 +66,11 @@ class Multiway(BEiT3):
             return features[:, 0] if first_token_only else features
         streams = self._embed(image, text, padding_mask)
         attended = _attended_keys(streams, padding_mask)
+        kernel = KERNELS.get(self.attention, attend)
         last = len(self.encoder.layers) - 1
         for depth, layer in enumerate(self.encoder.layers):
             first_only = first_token_only and depth == last
-            forward = partial(_layer_forward, layer, attend=self.attend, first_token_only=first_only)
+            forward = partial(_layer_forward, layer, attend=kernel, first_token_only=first_only)
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
                 streams = checkpoint(forward, streams, attended, use_reentrant=False)
             else:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from beit3_vqa.engine.contents import is_plain
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3 import BEiT3Model
 from beit3_vqa.models.multiway import FIRST_POSITION
@@ -112,15 +113,11 @@ def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
     for name, value in weights.items():
         if name not in own or own[name].is_meta:
             continue
-        if value.is_meta or not _is_plain(value):
+        if value.is_meta or not is_plain(value):
             problems.append(f"not a plain tensor of floating-point numbers: {name} ({value.layout}, {value.dtype})")
         elif not value.isfinite().all():
             problems.append(f"not finite: {name} holds NaN or infinity")
     return problems
-
-
-def _is_plain(value: Tensor) -> bool:
-    return value.layout is torch.strided and value.is_floating_point() and not value.is_quantized
 
 
 def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
@@ -135,7 +132,7 @@ def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report
 
 def _fit_positions(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
     table, wanted = weights.get(IMAGE_POSITIONS), own[IMAGE_POSITIONS]
-    if table is None or table.ndim != 2 or not _is_plain(table):
+    if table is None or table.ndim != 2 or not is_plain(table):
         return
     if table.shape == wanted.shape or table.shape[1] != wanted.shape[1]:
         return

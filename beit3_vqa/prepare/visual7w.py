@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.index import SPLITS
-from beit3_vqa.data.rows import Row, is_count, is_text
+from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.errors import InputError
+from beit3_vqa.files import is_text
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
 from beit3_vqa.prepare.source import read_json

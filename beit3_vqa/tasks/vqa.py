@@ -1,6 +1,5 @@
 """Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
 
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -16,9 +15,9 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset
 from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, split_files
-from beit3_vqa.data.rows import Rows, is_text, read_rows, row_id
+from beit3_vqa.data.rows import LETTERS, Rows, read_rows, row_id
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import make_folder, missing
+from beit3_vqa.files import is_text, make_folder, missing
 from beit3_vqa.metrics import accuracy_metrics
 from beit3_vqa.output.predictions import write_metrics, write_predictions, write_upstream_results
 from beit3_vqa.output.submission import write_submission
@@ -81,7 +80,7 @@ class VQACustom(Task):
     @property
     def answers_are_options(self) -> bool:
         """Whether the answers are the letters of options."""
-        return self.answers.answers == tuple(string.ascii_uppercase[: self.num_classes])
+        return self.answers.answers == tuple(LETTERS[: self.num_classes])
 
     def splits(self) -> list[str]:
         """The splits that have an index file; with a fold, `val` is that fold."""

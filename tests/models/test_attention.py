@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from beit3_vqa.models import attention
+from beit3_vqa.models import multiway
 from beit3_vqa.models.attention import KERNELS, pick
 from tests.models.test_parity import ragged_batch, small_model
 
@@ -33,7 +33,7 @@ def test_every_kernel_gives_torchscales_logits(kind):
 
 
 def test_reference_is_torchscales_forward_pass(monkeypatch):
-    monkeypatch.setattr(attention, "attend", lambda *_: pytest.fail("our forward pass"))
+    monkeypatch.setattr(multiway, "_layer_forward", lambda *_, **__: pytest.fail("our forward pass"))
     model = small_model(attention="reference")
     image, text, padding_mask = ragged_batch()
     for given, tokens in (
