@@ -126,6 +126,8 @@ def time_index(count: int, output: Path | None) -> None:
         started = time.perf_counter()
         rows = read_rows(path)
         seconds = time.perf_counter() - started
+        for _ in rows:  # as a run does, which counts the tokens of every row before its workers start
+            pass
         context = multiprocessing.get_context("fork")
         queue: multiprocessing.Queue[float] = context.Queue()
         workers = [context.Process(target=_work, args=(rows, seed, queue)) for seed in range(2)]

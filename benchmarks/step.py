@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,15 +72,19 @@ def peak_memory(name: str, device: str, batch: int, label: str) -> float:
 
 def print_memory(name: str, device: torch.device, batch: int, label: str) -> None:
     """What `peak_memory` reads."""
-    import resource
-
     run = make_steps(name, device, batch, {label: variants(device, best_precisions(device))[label]})[label]
     for _ in range(3):
         run()
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**30)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        print(resident_peak())
+
+
+def resident_peak() -> float:
+    """Peak GiB of this process (Linux); getrusage's figure would begin with that of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def main() -> None:
