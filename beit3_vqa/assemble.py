@@ -15,9 +15,10 @@ from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform
-from beit3_vqa.engine.checkpoint import BEST, epoch_checkpoints, options_of, read_checkpoint
+from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.compiled import compile_model
 from beit3_vqa.engine.precision import Precision, pick_device
+from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import replacing
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
@@ -200,17 +201,6 @@ def initialise(parts: Parts) -> None:
         weights = weights_of(content, options.model_key, options.model_prefix)
         report = load_pretrained(parts.model, weights, f"--finetune {options.finetune}", options.allow_missing)
         print(f"--finetune {options.finetune}: {report}")
-
-
-def checkpoint_to_resume(config: RunConfig) -> Path | None:
-    """The checkpoint to go on from: `--resume`, else the newest in the output folder, if that is wanted."""
-    if config.run.resume:
-        return Path(config.run.resume)
-    folder = Path(config.run.output_dir)
-    if config.run.auto_resume and config.run.output_dir and folder.is_dir():
-        newest = list(epoch_checkpoints(folder).values())
-        return newest[-1] if newest else None
-    return None
 
 
 def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:

@@ -9,6 +9,8 @@ from typing import IO
 
 from beit3_vqa.errors import InputError, nearest
 
+_TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.tmp")
+_temporaries: set[Path] = set()
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -23,17 +25,58 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _temporaries.add(temporary)
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        _temporaries.discard(temporary)
+
+
+def remove_temporaries() -> None:
+    """Deletes what is half written, for a process that is about to end without unwinding."""
+    for temporary in list(_temporaries):
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Deletes what processes that were killed left half written in a folder."""
+    for temporary in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(temporary.name)
+        if match and not _is_running(int(match[1])):
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # signal 0 asks there, and ends the process on Windows
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    """Puts names on disk too; not every system and file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

@@ -96,7 +96,7 @@ class OptimConfig:
     """The optimiser and its schedule."""
 
     epochs: int = option(20, "passes over the training data", within="[1, 1e6]")
-    batch_size: int = option(64, "examples in a forward pass", within="[1, 1e6]")
+    batch_size: int = option(64, "examples in a forward pass of each process", within="[1, 1e6]")
     update_freq: int = option(1, "forward passes per optimizer step", within="[1, 1e6]")
     eval_batch_size: int | None = option(
         None, "examples in an evaluation pass; default: 1.5 times --batch_size", within="[1, 1e6]"
@@ -150,6 +150,15 @@ class ComputeConfig:
         1, "with --checkpoint_activations: recompute every n-th layer only", unit="layers", within="[1, 1000]"
     )
     compile: bool = option(False, "compile the model with torch.compile; texts are padded to few lengths")
+    strategy: str = option(
+        "ddp",
+        "with torchrun: each process keeps everything, or only a part of the optimizer's moments (ZeRO stage 1), or "
+        "a part of the weights too",
+        choices=("ddp", "zero1", "fsdp"),
+    )
+    dist_timeout: float = option(
+        600.0, "with torchrun: how long a process waits for another", unit="seconds", within="[1, 1e6]"
+    )
     tune_allocator: bool = option(
         True, "on Linux: keep freed memory for the next step (BEIT3_VQA_TUNE_ALLOCATOR=0 turns it off too)"
     )
@@ -174,6 +183,9 @@ class RunOptions:
     save_ckpt: bool = option(True, "write checkpoints")
     save_ckpt_freq: int = option(
         1, "epochs between checkpoints (upstream: 5); the last is always written", within="[1, 1e6]"
+    )
+    save_steps: int = option(
+        0, "optimizer steps between checkpoints inside an epoch; 0: none but when a signal stops it", within="[0, 1e9]"
     )
     keep_checkpoints: int = option(0, "newest epoch checkpoints to keep beside the best; 0: all", within="[0, 1e6]")
     dry_run: bool = option(False, "two training and two evaluation steps, sizes and a time estimate, then stop")

@@ -1,60 +1,131 @@
 """Going on from a checkpoint: what comes back from it, what must agree with it, and what may have changed since."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from beit3_vqa.assemble import Parts, has_another_tokenizer, load_weights
 from beit3_vqa.config import GROUP_OF, RunConfig
 from beit3_vqa.data.index import split_files
-from beit3_vqa.engine.checkpoint import epoch_checkpoints, options_of, read_checkpoint, set_random_state
+from beit3_vqa.engine import distributed
+from beit3_vqa.engine.checkpoint import options_of, read_checkpoint, set_random_state
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
+from beit3_vqa.engine.run_folder import checkpoints
+from beit3_vqa.engine.train import steps_per_epoch
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
+from beit3_vqa.saving import InsideEpoch
 from beit3_vqa.training import Training, make_ema
 
-
-def read_run(config: RunConfig, path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to go on from, and what it holds: the one asked for, or what came of it in `--output_dir`.
-
-    `--resume FILE --output_dir OTHER` typed again, as one does after a disconnect, goes on with OTHER's newest
-    checkpoint if that began with FILE.
-    """
-    folder = Path(config.run.output_dir or path.parent)
-    if config.run.auto_resume and folder.is_dir() and folder.resolve() != path.parent.resolve():
-        for newest in list(epoch_checkpoints(folder).values())[-1:]:
-            content = read_checkpoint(newest, "--resume", trust=True)
-            if content.get("resumed_from") == str(path.resolve()):
-                print(f"--resume {path}: {newest} goes on from it; going on from there (--no_auto_resume starts over)")
-                check_contents(content, f"--resume {newest}")
-                return newest, content
-    content = read_checkpoint(path, "--resume", trust=True)
-    check_contents(content, f"--resume {path}")
-    return path, content
+Read = Callable[[Path], dict[str, Any]]
 
 
-def restore(run: Training, content: dict[str, Any], path: Path) -> None:
-    """Brings back everything a checkpoint holds; upstream's hold no best score and no random state.
+def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, and what it holds: of `--resume`, else the newest in `--output_dir`; None: no run.
+
+    With several processes the main one looks, and all of them read what it found.
 
     Raises:
-        InputError: another answer table, tokenizer, fold, model or optimizer than the run's.
+        InputError: `--resume` can't be read, or nothing in `--output_dir` can.
     """
-    parts, where = run.parts, f"--resume {path}"
-    weights_only = parts.config.run.resume_weights_only
+    contents: dict[Path, dict[str, Any]] = {}  # of the last one that was read: they are large
+
+    def read(path: Path) -> dict[str, Any]:
+        if path not in contents:
+            contents.clear()
+            contents[path] = _read(path)
+        return contents[path]
+
+    path = distributed.decided(lambda: _find(config, read))
+    if path is None:
+        return None
+    if not distributed.is_main() and not path.is_file():
+        raise InputError(f"{path} isn't there for process {distributed.rank()}: every machine must see --output_dir.")
+    return path, read(path)
+
+
+def _find(config: RunConfig, read: Read) -> Path | None:
+    resume, folder = Path(config.run.resume or "."), Path(config.run.output_dir or ".")
+    in_folder = config.run.auto_resume and config.run.output_dir != "" and folder.is_dir()
+    if not config.run.resume:
+        return _newest_whole(folder, read) if in_folder else None
+    if in_folder and folder.resolve() != resume.parent.resolve():
+        # Typed again, as one does after a disconnect: what came of FILE in OTHER is newer than FILE.
+        for newest in checkpoints(folder)[-1:]:
+            if read(newest).get("resumed_from") == str(resume.resolve()):
+                print(
+                    f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)"
+                )
+                return newest
+    return resume
+
+
+def _newest_whole(folder: Path, read: Read) -> Path | None:
+    """The newest checkpoint that is whole; says which it passed over, and why."""
+    problems: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        problem = _problem_with(path, read)
+        if not problem:
+            return path
+        print(f"passed over: {problem}", flush=True)
+        problems.append(problem)
+    if problems:
+        raise InputError.of_problems(
+            f"--output_dir {folder} holds checkpoints, but none that training can go on from:",
+            problems,
+            "Bring one back from a copy, or start over with --no_auto_resume, which moves them aside.",
+        )
+    return None
+
+
+def _problem_with(path: Path, read: Read) -> str:
+    try:
+        read(path)
+    except InputError as error:
+        return str(error).removeprefix("--resume ")
+    return ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_checkpoint(path, "--resume", trust=True)
+    check_contents(content, f"--resume {path}")
+    return content
+
+
+def restore_weights(parts: Parts, content: dict[str, Any], path: Path) -> None:
+    """The weights, once everything else that must agree with them does.
+
+    Raises:
+        InputError: another answer table, tokenizer, fold or model than the run's.
+    """
+    where = f"--resume {path}"
     if content.get("epoch") == "best":
         raise InputError(
             f"{where}: has no epoch number, as upstream's checkpoint-best.pth; resume from checkpoint-N.pth, or start "
             "from it with --finetune."
         )
-    if weights_only:
+    if parts.config.run.resume_weights_only:
         report = load_pretrained(parts.model, weights_of(content), where)
         print(f"{where}: {report}")
-    else:
-        check_same_answers(parts.task.state(), content)
-        check_same_tokenizer(parts, content)
-        _check_same_fold(parts.config, options_of(content))
-        _tell_changes(parts.config, options_of(content))
-        load_weights(parts.model, weights_of(content), where)
+        return
+    check_same_answers(parts.task.state(), content)
+    check_same_tokenizer(parts, content)
+    _check_same_fold(parts.config, options_of(content))
+    _tell_changes(parts.config, content)
+    load_weights(parts.model, weights_of(content), where)
+
+
+def restore(run: Training, content: dict[str, Any], path: Path) -> None:
+    """Brings back all else that a checkpoint holds; upstream's hold no best score and no random state.
+
+    Raises:
+        InputError: another optimizer or moving average than the run's.
+    """
+    parts, where = run.parts, f"--resume {path}"
+    if not parts.config.run.resume_weights_only:
         _restore_optimizer(run, content, where)
     if content.get("task_state") == parts.task.state():
         run.state.best_score = content.get("best_score")
@@ -62,14 +133,41 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     if run.ema is not None:
         _restore_average(run, content, where)
     run.state.epoch = content["epoch"] + 1 if "epoch" in content else 0
+    run.state.inside = _inside_epoch(run, content)
     run.state.resumed_from = content.get("resumed_from", "")
     if path.parent.resolve() != Path(parts.config.run.output_dir).resolve():
         run.state.resumed_from = str(path.resolve())
     run.resumed_in = path.parent
-    if "random_state" in content:
-        set_random_state(content["random_state"])
+    _restore_random_state(run, content)
     _tell_new_schedule(run, options_of(content).get("epochs"))
-    print(f"{where}: {run.state.epoch} epochs done, {max(0, parts.config.optim.epochs - run.state.epoch)} to go")
+    inside = run.state.inside
+    part = f" and {inside.examples} of {run.examples} examples of the next" if inside.examples else ""
+    left = max(0, parts.config.optim.epochs - run.state.epoch)
+    print(f"{where}: {run.state.epoch} epochs{part} done, {left} to go")
+
+
+def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
+    """How far the epoch had come; its beginning where the order of its examples is no longer the same."""
+    if "inside_epoch" not in content:
+        return InsideEpoch()
+    inside = InsideEpoch(**content["inside_epoch"])
+    if inside.order != run.order:
+        changed = ", ".join(f"{name} {inside.order.get(name)} -> {value}" for name, value in run.order.items()
+                            if inside.order.get(name) != value)  # fmt: skip
+        print(f"the epoch begins again, since its examples come in another order now ({changed})")
+        return InsideEpoch()
+    options = run.parts.config.optim
+    # As many steps as this run would have made of them: batches may have another size now.
+    inside.steps = steps_per_epoch(inside.examples, options.batch_size, options.update_freq)
+    return inside
+
+
+def _restore_random_state(run: Training, content: dict[str, Any]) -> None:
+    states = content.get("random_states", [content["random_state"]] if "random_state" in content else [])
+    if len(states) == distributed.size():
+        set_random_state(states[distributed.rank()])
+    else:  # another number of processes: none of them can go on where it was
+        torch.manual_seed(hash((run.parts.config.run.seed, run.step, distributed.rank())) % 2**63)
 
 
 def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
@@ -157,13 +255,16 @@ def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
     return config
 
 
-def _tell_changes(config: RunConfig, saved: dict[str, Any]) -> None:
-    """Prints which options of data and training differ from the checkpoint's."""
+def _tell_changes(config: RunConfig, content: dict[str, Any]) -> None:
+    """Prints which options of data and training, and how many processes, differ from the checkpoint's."""
+    saved = options_of(content)
     changed = [
         f"{name} {saved[name]} -> {value}"
         for name, value in config.flat().items()
         if GROUP_OF[name] in ("init", "data", "optim") and name in saved and _plain(saved[name]) != _plain(value)
     ]
+    if content.get("processes", distributed.size()) != distributed.size():
+        changed.append(f"processes {content['processes']} -> {distributed.size()}")
     if changed:
         print(f"changed since the checkpoint: {', '.join(changed)}")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +10,6 @@ from beit3_vqa.assemble import (
     Parts,
     assemble,
     checkpoint_to_evaluate,
-    checkpoint_to_resume,
     config_of_checkpoint,
     initialise,
     load_for_inference,
@@ -17,20 +17,19 @@ from beit3_vqa.assemble import (
 )
 from beit3_vqa.config import RunConfig
 from beit3_vqa.dry_run import describe, dry_run
+from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
+from beit3_vqa.engine.distributed import processes
 from beit3_vqa.engine.host import tune_allocator
+from beit3_vqa.engine.precision import pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
-from beit3_vqa.restore import check_same_answers, check_same_tokenizer, read_run, restore, with_fold_of
+from beit3_vqa.restore import check_same_answers, check_same_tokenizer, find_run, restore, restore_weights, with_fold_of
+from beit3_vqa.saving import TrainState
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
 from beit3_vqa.tasks import find_task
-from beit3_vqa.training import (
-    Training,
-    TrainState,
-    set_up_training,
-    train_epochs,
-)
+from beit3_vqa.training import Training, set_up_training, train_epochs
 
 
 def train(config: RunConfig) -> TrainState:
@@ -39,30 +38,36 @@ def train(config: RunConfig) -> TrainState:
     Raises:
         InputError: something the user gave doesn't work.
         TrainingDiverged: the gradient stays not finite.
+        Stopped: a signal came; the step was finished and saved.
+        ProcessLost: another process of the run ended.
     """
     if not config.run.output_dir and not config.run.dry_run:
         raise InputError("--output_dir: say where checkpoints and results go.")
     if config.compute.tune_allocator:
         tune_allocator()
-    path = checkpoint_to_resume(config)
-    run = _begin(config) if path is None else _go_on(config, path)
-    describe(run)
-    if config.run.dry_run:
-        dry_run(run)
-        return run.state
-    return train_epochs(run)
+    with processes(pick_device(config.compute.device), config.compute.dist_timeout):
+        found = find_run(config)
+        run = _begin(config) if found is None else _go_on(config, *found)
+        describe(run)
+        if config.run.dry_run:
+            dry_run(run)
+            return run.state
+        return train_epochs(run)
 
 
 def _begin(config: RunConfig) -> Training:
     parts = assemble(config, make_task(config))
     initialise(parts)
-    return set_up_training(parts)
+    run = set_up_training(parts)
+    torch.manual_seed(config.run.seed + distributed.rank())  # the weights are everyone's, stochastic depth each one's
+    return run
 
 
-def _go_on(config: RunConfig, path: Path) -> Training:
-    path, content = read_run(config, path)
+def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
     config = config_of_checkpoint(config, content, f"--resume {path}")
-    run = set_up_training(assemble(config, make_task(config), path.parent))
+    parts = assemble(config, make_task(config), path.parent)
+    restore_weights(parts, content, path)
+    run = set_up_training(parts)
     restore(run, content, path)
     return run
 
@@ -75,6 +80,11 @@ def evaluate(config: RunConfig) -> EvalResult:
     """
     if config.compute.tune_allocator:
         tune_allocator()
+    with processes(pick_device(config.compute.device), config.compute.dist_timeout):
+        return _evaluate(config)
+
+
+def _evaluate(config: RunConfig) -> EvalResult:
     path, flag = checkpoint_to_evaluate(config)
     content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
     where = f"{flag} {path}"
@@ -92,7 +102,7 @@ def evaluate(config: RunConfig) -> EvalResult:
     print(f"evaluating {path}")
     result = evaluate_split(parts, parts.loader(config.run.split), f"evaluating {config.run.split}")
     folder = Path(config.run.output_dir or path.parent)
-    for written in task.write_results(result, folder, config.run.split):
+    for written in distributed.decided(lambda: task.write_results(result, folder, config.run.split)):
         print(f"wrote {written}")
     if result.metrics:
         score = result.metrics[task.best_metric]

@@ -11,33 +11,19 @@ from beit3_vqa.assemble import Parts, keep_tokenizer
 from beit3_vqa.config import write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
-from beit3_vqa.engine.checkpoint import (
-    BEST,
-    epoch_file,
-    prune_checkpoints,
-    random_state,
-    save_checkpoint,
-    set_later_epochs_aside,
-    set_previous_run_aside,
-)
+from beit3_vqa.engine import distributed
+from beit3_vqa.engine.interrupt import AgreedStop, Stopped, StopSignals
 from beit3_vqa.engine.optim import ModelEma, make_optimizer, make_schedule
+from beit3_vqa.engine.run_folder import BEST, epoch_file, set_later_aside, set_previous_run_aside
+from beit3_vqa.engine.strategy import OneProcess, make_strategy
 from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
-from beit3_vqa.files import make_folder
+from beit3_vqa.files import make_folder, remove_stale_temporaries
 from beit3_vqa.output.logging import Progress, RunLog, peak_memory
+from beit3_vqa.saving import InsideEpoch, Saver, TrainState
 
 SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
-
-
-@dataclass
-class TrainState:
-    """Where a training run stands, beyond weights and optimizer."""
-
-    epoch: int = 0  # the next one
-    best_score: float | None = None
-    best_epoch: int | None = None
-    resumed_from: str = ""  # the checkpoint in another folder that this run began with
 
 
 @dataclass
@@ -47,6 +33,8 @@ class Training:
     parts: Parts
     train: BatchLoader
     val: BatchLoader | None
+    strategy: OneProcess
+    model: Any  # the parts' model, as the strategy wrapped it
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
     resumed_in: Path | None = None  # folder of the checkpoint that it goes on from
@@ -64,6 +52,17 @@ class Training:
         return steps_per_epoch(self.examples, options.batch_size, options.update_freq)
 
     @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.state.epoch * self.steps_per_epoch + self.state.inside.steps
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What decides the order of an epoch's examples."""
+        data = self.parts.config.data
+        return {"rows": self.examples, "seed": self.parts.config.run.seed, "balance_answers": data.balance_answers}
+
+    @property
     def end_epoch(self) -> int:
         """Where this session stops: the last epoch, or earlier if `--stop_after_epochs` says so."""
         config = self.parts.config
@@ -79,8 +78,11 @@ def set_up_training(parts: Parts) -> Training:
     val_loader = parts.loader("val") if "val" in parts.task.splits() else None
     if val_loader is None:
         print("no val split: nothing to choose the best epoch by, the last one counts as the best")
-    optimizer = make_optimizer(parts.model, config.optim)
-    return Training(parts, train_loader, val_loader, optimizer, make_ema(parts) if config.optim.model_ema else None)
+    strategy = make_strategy(config.compute.strategy)
+    model = strategy.wrap(parts.model)
+    optimizer = make_optimizer(parts.model, config.optim, strategy)
+    ema = make_ema(parts) if config.optim.model_ema else None
+    return Training(parts, train_loader, val_loader, strategy, model, optimizer, ema)
 
 
 def make_ema(parts: Parts) -> ModelEma:
@@ -90,36 +92,57 @@ def make_ema(parts: Parts) -> ModelEma:
 
 
 def train_epochs(run: Training) -> TrainState:
-    """Trains to the end of the session, leaving checkpoints, logs and config.json in the output folder."""
+    """Trains to the end of the session, leaving checkpoints, logs and config.json in the output folder.
+
+    Raises:
+        Stopped: a signal came; the step was finished and saved.
+        InputError: the last checkpoint couldn't be written.
+    """
     config, state = run.parts.config, run.state
     folder = Path(config.run.output_dir)
     if state.epoch >= config.optim.epochs:
         print(f"nothing left to train: {state.epoch} of {config.optim.epochs} epochs are done; raise --epochs for more")
         return state
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
-    _check_places(folder, log_dir)
-    make_folder(folder)
     if run.resumed_in is None or run.resumed_in.resolve() != folder.resolve():
         state.best_score = state.best_epoch = None  # that best epoch's checkpoint lies elsewhere
+    distributed.decided(lambda: _prepare_folder(run, folder, log_dir))
+    log = RunLog(folder, log_dir, state.epoch, run.step)
+    saver = Saver(run.parts, run.strategy, run.optimizer, run.ema)
+    end = run.end_epoch
+    try:
+        with StopSignals() as signals:
+            stop = AgreedStop(signals, run.parts.precision.device)
+            for epoch in range(state.epoch, end):
+                _train_one(run, epoch, log, saver, stop, last=epoch + 1 == end)
+            number = stop()
+            if number:
+                raise Stopped(number, "every epoch asked for was done and saved before that")
+    finally:
+        log.close()
+    if saver.problem:
+        raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
+    if end < config.optim.epochs:
+        print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
+    return state
+
+
+def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
+    """Makes room for what the run writes, and writes what it begins with."""
+    state = run.state
+    _check_places(folder, log_dir)
+    make_folder(folder)
+    remove_stale_temporaries(folder)
+    if run.resumed_in is None or run.resumed_in.resolve() != folder.resolve():
         aside = set_previous_run_aside(folder)
         if aside:
             print(f"{folder} held another run; its files are now in {aside}")
     else:
-        aside = set_later_epochs_aside(folder, state.epoch)
+        aside = set_later_aside(folder, state.epoch, state.inside.steps)
         if aside:
             print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
-    write_config(config, folder / "config.json")
+    write_config(run.parts.config, folder / "config.json")
     keep_tokenizer(run.parts, folder)
-    log = RunLog(folder, log_dir, state.epoch, state.epoch * run.steps_per_epoch)
-    end = run.end_epoch
-    try:
-        for epoch in range(state.epoch, end):
-            _train_one(run, epoch, log, last=epoch + 1 == end)
-    finally:
-        log.close()
-    if end < config.optim.epochs:
-        print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
-    return state
 
 
 def _check_places(folder: Path, log_dir: Path) -> None:
@@ -130,46 +153,75 @@ def _check_places(folder: Path, log_dir: Path) -> None:
     make_folder(log_dir)
 
 
-def _train_one(run: Training, epoch: int, log: RunLog, *, last: bool) -> None:
+def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: AgreedStop, *, last: bool) -> None:
     """An epoch: train, evaluate, save, log."""
     parts, state, config = run.parts, run.state, run.parts.config
-    values = _run_steps(run, epoch, log)
-    metrics = _validate(run, epoch)
+    try:
+        values = _run_steps(run, epoch, log, saver, stop)
+        metrics = _validate(run, epoch, stop)
+    except Stopped as stopped:
+        raise Stopped(stopped.number, _save_where_it_is(run, saver)) from None
     score = metrics.get(parts.task.best_metric)
     improved = score is None or state.best_score is None or score > state.best_score
-    state.epoch = epoch + 1
-    if improved:
-        state.best_score, state.best_epoch = score, epoch
-    step = (epoch + 1) * run.steps_per_epoch
-    if score is not None:
-        log.scalars({f"val/{parts.task.best_metric}": score}, step)
-        best = f"best {state.best_score:.2f}, epoch {state.best_epoch}"
-        print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} ({best})")
+    state.epoch, state.inside = epoch + 1, InsideEpoch()
     # Before the checkpoint: a line too many is dropped when the run resumes, one that is missing stays missing.
     log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
-        _save(run, epoch, improved, last)
+        saver.save_epoch(state, score, improved, last)
+    elif improved:
+        state.best_score, state.best_epoch = score, epoch
+    if score is not None:
+        log.scalars({f"val/{parts.task.best_metric}": score}, run.step)
+        best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
+        print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} ({best})")
 
 
-def _run_steps(run: Training, epoch: int, log: RunLog) -> dict[str, float]:
-    config, device = run.parts.config, run.parts.precision.device
-    progress = Progress(f"epoch {epoch}/{config.optim.epochs}", run.examples, config.run.log_interval)
-    loss_sum, counted, bad = (torch.zeros((), device=device) for _ in range(3))
-    last: StepReport | None = None
+def _save_where_it_is(run: Training, saver: Saver) -> str:
+    """Saves a run that was asked to stop, unless that has been done; says what there is to go on from."""
+    state, folder = run.state, saver.folder
+    if not state.inside.steps and state.epoch and epoch_file(folder, state.epoch - 1).exists():
+        return f"{epoch_file(folder, state.epoch - 1)} has everything; the same command goes on from there"
+    path = saver.save_step(state)
+    if path is None:
+        return f"nothing was saved: {saver.problem or '--no_save_ckpt'}"
+    return f"saved {path}; the same command goes on from there"
+
+
+def _run_steps(run: Training, epoch: int, log: RunLog, saver: Saver, stop: AgreedStop) -> dict[str, float]:
+    """The optimizer steps of an epoch that are left; returns its averages.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    config, device, inside = run.parts.config, run.parts.precision.device, run.state.inside
+    inside.order = run.order
+    label = f"epoch {epoch}/{config.optim.epochs}"
+    progress = Progress(label, run.examples, config.run.log_interval, inside.examples)
+    sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
+    end = (epoch + 1) * run.steps_per_epoch
     for last in steps(run, epoch):
         finite = torch.isfinite(last.loss)
-        loss_sum += torch.where(finite, last.loss * last.examples, 0.0)
-        counted += finite * last.examples
-        bad += last.bad
-        if last.step % SCALAR_STEPS == 0 or last.step % run.steps_per_epoch == 0:
+        seen = torch.stack([torch.where(finite, last.loss * last.examples, 0.0), finite * last.examples, last.bad])
+        sums += seen
+        inside.steps, inside.examples, inside.lr = inside.steps + 1, inside.examples + last.examples, last.lr
+        if last.step % SCALAR_STEPS == 0 or last.step == end:
             values = {"train/loss": last.loss.item(), "train/lr": last.lr, "train/grad_norm": last.grad_norm.item()}
             log.scalars({**values, "train/examples_per_second": progress.speed()}, last.step)
         progress.update(last.examples, lambda report=last: _shown(report, device))  # type: ignore[misc]
+        number = stop()
+        due = config.run.save_steps and inside.steps % config.run.save_steps == 0 and inside.examples < run.examples
+        if number or due:
+            inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+        if number:
+            raise Stopped(number)
+        if due:
+            saver.save_step(run.state)
     progress.close()
-    values = {"train_loss": loss_sum.item() / max(1.0, counted.item()), "train_lr": last.lr if last else 0.0}
-    if bad:
-        print(f"epoch {epoch}: {bad.item():.0f} steps were skipped, since their gradient wasn't finite")
-        values["skipped_steps"] = bad.item()
+    inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+    values = {"train_loss": inside.loss_sum / max(1.0, inside.counted), "train_lr": inside.lr}
+    if inside.bad:
+        print(f"epoch {epoch}: {inside.bad:.0f} steps were skipped, since their gradient wasn't finite")
+        values["skipped_steps"] = inside.bad
     return {**values, "examples_per_second": progress.speed()}
 
 
@@ -178,11 +230,11 @@ def _shown(report: StepReport, device: torch.device) -> dict[str, str]:
 
 
 def steps(run: Training, epoch: int) -> Iterator[StepReport]:
-    """The optimizer steps of an epoch, one report each."""
-    options = run.parts.config.optim
+    """The optimizer steps of an epoch that are left, one report each."""
+    options, inside = run.parts.config.optim, run.state.inside
     return train_epoch(
-        run.parts.model,
-        run.train.epoch(epoch),
+        run.model,
+        run.train.epoch(epoch, inside.examples),
         run.parts.task.loss,
         run.optimizer,
         make_schedule(options, run.steps_per_epoch),
@@ -192,41 +244,17 @@ def steps(run: Training, epoch: int) -> Iterator[StepReport]:
         update_freq=options.update_freq,
         clip_grad=options.clip_grad,
         ema=run.ema,
-        first_step=epoch * run.steps_per_epoch,
+        first_example=inside.examples,
+        first_step=epoch * run.steps_per_epoch + inside.steps,
         max_bad_steps=options.max_bad_steps,
+        strategy=run.strategy,
     )
 
 
-def _validate(run: Training, epoch: int) -> dict[str, Any]:
+def _validate(run: Training, epoch: int, stop: AgreedStop) -> dict[str, Any]:
     if run.val is None:
         return {}
     if run.ema is None:
-        return evaluate_split(run.parts, run.val, f"epoch {epoch} val").metrics
-    with run.ema.swapped_into(run.parts.model):
-        return evaluate_split(run.parts, run.val, f"epoch {epoch} val (EMA)").metrics
-
-
-def _save(run: Training, epoch: int, improved: bool, last: bool) -> None:
-    config, state = run.parts.config, run.state
-    folder = Path(config.run.output_dir)
-    content: dict[str, Any] = {
-        "model": run.parts.model.state_dict(),
-        "epoch": epoch,
-        "args": config.flat(),
-        "best_score": state.best_score,
-        "best_epoch": state.best_epoch,
-        "task_state": run.parts.task.state(),
-        "tokenizer_sha256": run.parts.processor.tokenizer.sha256,
-    }
-    if state.resumed_from:
-        content["resumed_from"] = state.resumed_from
-    if run.ema is not None:
-        content["model_ema"] = run.ema.state_dict()
-    if improved:
-        save_checkpoint(folder / BEST, content)
-    if last or (epoch + 1) % config.run.save_ckpt_freq == 0:
-        content["optimizer"] = run.optimizer.state_dict()
-        content["scaler"] = run.parts.precision.scaler.state_dict()
-        content["random_state"] = random_state()
-        save_checkpoint(epoch_file(folder, epoch), content)
-        prune_checkpoints(folder, config.run.keep_checkpoints)
+        return evaluate_split(run.parts, run.val, f"epoch {epoch} val", stop).metrics
+    with run.ema.swapped_in():
+        return evaluate_split(run.parts, run.val, f"epoch {epoch} val (EMA)", stop).metrics

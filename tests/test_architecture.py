@@ -14,6 +14,7 @@ RANKS = [
     ["demo", "run"],
     ["dry_run", "restore"],
     ["training"],
+    ["saving"],
     ["evaluation"],
     ["assemble"],
     ["tasks", "models", "prepare"],

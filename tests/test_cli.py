@@ -31,10 +31,10 @@ FLAGS = {
     "model_ema": False, "model_ema_decay": 0.9999, "model_ema_force_cpu": False,
     "task": "vqacustom", "output_dir": "", "log_dir": "", "seed": 0,
     "eval": False, "split": "test", "resume": "", "auto_resume": True, "resume_weights_only": False,
-    "stop_after_epochs": 0, "save_ckpt": True, "save_ckpt_freq": 1, "keep_checkpoints": 0, "dry_run": False,
-    "log_interval": 10.0,
+    "stop_after_epochs": 0, "save_ckpt": True, "save_ckpt_freq": 1, "save_steps": 0, "keep_checkpoints": 0,
+    "dry_run": False, "log_interval": 10.0,
     "device": "auto", "precision": "auto", "attention": "auto", "checkpoint_activations": False, "checkpoint_every": 1,
-    "compile": False, "tune_allocator": True,
+    "compile": False, "strategy": "ddp", "dist_timeout": 600.0, "tune_allocator": True,
 }  # fmt: skip
 # Every flag of upstream's script, commit 423006a of microsoft/unilm.
 UPSTREAMS = """
@@ -55,7 +55,7 @@ def test_flags_are_frozen():
 
 
 def test_every_upstream_flag_is_known():
-    ours = set(FLAGS) | set(REPLACED_FLAGS) | set(OTHER_TASKS_FLAGS)
+    ours = set(FLAGS) | set(REPLACED_FLAGS) | set(OTHER_TASKS_FLAGS) | {"zero_stage"}
     aliases = {alias for _, field, _ in option_fields() for alias in field.metadata["aliases"]}
     assert {name.removeprefix("no_") for name in UPSTREAMS.split()} <= ours | aliases
 
@@ -136,7 +136,8 @@ def test_what_no_longer_works_is_accepted_and_said(scpc, tmp_path, capsys):
     old = ["--enable_deepspeed", "--zero_stage", "1", "--dist_eval", "--momentum", "0.9", "--nb_classes", "4"]
     assert main(finetune(scpc, tmp_path / "out", "--dry_run", *old, "--mixup", "0.8", "--num_beams", "3")) == 0
     said = capsys.readouterr().out
-    for name in ("enable_deepspeed", "zero_stage", "dist_eval", "momentum", "mixup", "num_beams"):
+    assert "--zero_stage 1 is --strategy zero1" in said
+    for name in ("enable_deepspeed", "dist_eval", "momentum", "mixup", "num_beams"):
         assert f"--{name} has no effect" in said
 
 

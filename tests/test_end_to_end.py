@@ -11,7 +11,7 @@ import torch
 
 import beit3_vqa
 from beit3_vqa.cli import main
-from beit3_vqa.engine.checkpoint import read_checkpoint
+from beit3_vqa.engine.checkpoint import read_checkpoint, save_checkpoint
 from tests.conftest import SUBJECTS, TINY, finetune
 
 EVERYTHING_ON = ["--model_ema", "--model_ema_decay", "0.9", "--update_freq", "2", "--drop_path", "0.2", "--randaug"]
@@ -62,6 +62,9 @@ def test_what_training_leaves_behind(trained):
         "checkpoint-0.pth",
         "checkpoint-1.pth",
         "checkpoint-best.pth",
+        "checkpoint-0.json",
+        "checkpoint-1.json",
+        "checkpoint-best.json",
         "config.json",
         "log.txt",
         "tokenizer.spm",
@@ -252,7 +255,7 @@ def test_keep_checkpoints_and_best_through_resume(scpc, tmp_path):
     assert main(finetune(scpc, out, "--epochs", "3", "--keep_checkpoints", "1", "--stop_after_epochs", "2")) == 0
     assert sorted(path.name for path in out.glob("*.pth")) == ["checkpoint-1.pth", "checkpoint-best.pth"]
     content = torch.load(out / "checkpoint-1.pth")
-    torch.save({**content, "best_score": 101.0}, out / "checkpoint-1.pth")  # no epoch can beat that
+    save_checkpoint(out / "checkpoint-1.pth", {**content, "best_score": 101.0})  # no epoch can beat that
     best = (out / "checkpoint-best.pth").read_bytes()
     assert main(finetune(scpc, out, "--epochs", "3", "--keep_checkpoints", "1")) == 0
     assert sorted(path.name for path in out.glob("*.pth")) == ["checkpoint-2.pth", "checkpoint-best.pth"]

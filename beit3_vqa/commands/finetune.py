@@ -1,6 +1,7 @@
 """`beit3-vqa finetune`, the same as `run_beit3_finetuning.py`: train, resume, evaluate."""
 
 import argparse
+import signal
 import sys
 from typing import Any
 
@@ -14,14 +15,15 @@ REPLACED_FLAGS: dict[str, tuple[str, str]] = {
     "start_epoch": ("1", "the checkpoint of --resume says it"),
     "task_cache_path": ("1", "results go to --output_dir"),
     "dist_eval": ("0", "validation is never truncated or doubled"),
-    "world_size": ("1", "this version trains in one process"),
-    "local_rank": ("1", "this version trains in one process"),
-    "dist_on_itp": ("0", "this version trains in one process"),
-    "dist_url": ("1", "this version trains in one process"),
-    "enable_deepspeed": ("0", "this version trains in one process; --precision and --update_freq save memory"),
+    "world_size": ("1", "torchrun says it"),
+    "local_rank": ("1", "torchrun says it"),
+    "dist_on_itp": ("0", "torchrun says it"),
+    "dist_url": ("1", "torchrun says it"),
+    "enable_deepspeed": ("0", "torchrun and --strategy do what DeepSpeed was there for"),
     "initial_scale_power": ("1", "gradient scaling finds its own scale"),
-    "zero_stage": ("1", "this version trains in one process"),
 }
+# What DeepSpeed's stages are here.
+STRATEGY_OF_STAGE = {"0": "ddp", "1": "zero1", "2": "fsdp", "3": "fsdp"}
 # Options of upstream's other tasks: accepted, so that its command lines run, without effect on this task.
 OTHER_TASKS_FLAGS = {
     **dict.fromkeys(("resplit",), "0"),
@@ -45,6 +47,7 @@ def add(commands: Any, build: bool) -> None:
         add_option(groups[group], field, kind)
     for name, (values, _) in REPLACED_FLAGS.items():
         _add_ignored(parser, name, values)
+    parser.add_argument("--zero_stage", help=argparse.SUPPRESS, default=argparse.SUPPRESS, choices=STRATEGY_OF_STAGE)
     for name, values in OTHER_TASKS_FLAGS.items():
         _add_ignored(parser, name, values)
 
@@ -65,6 +68,10 @@ def run(parsed: argparse.Namespace) -> int:
     for name in [name for name in values if name in OTHER_TASKS_FLAGS]:
         print(f"--{name} has no effect on this task")
         del values[name]
+    if "zero_stage" in values:
+        stage = values.pop("zero_stage")
+        values.setdefault("strategy", STRATEGY_OF_STAGE[stage])
+        print(f"--zero_stage {stage} is --strategy {STRATEGY_OF_STAGE[stage]} here")
     if "opt_betas" in values:
         values["opt_betas"] = tuple(values["opt_betas"])
     from_file = read_config_values(parsed.config) if parsed.config else {}
@@ -72,7 +79,9 @@ def run(parsed: argparse.Namespace) -> int:
         from_file.pop("finetune", None)  # what that run started from, not what it became
     both = from_file | values
     config = RunConfig().updated(both, given=frozenset(both))
+    from beit3_vqa.engine.distributed import ProcessLost
     from beit3_vqa.engine.finite import TrainingDiverged
+    from beit3_vqa.engine.interrupt import Stopped
     from beit3_vqa.run import evaluate, train
 
     try:
@@ -83,4 +92,10 @@ def run(parsed: argparse.Namespace) -> int:
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except ProcessLost as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
+    except Stopped as stopped:
+        print(f"stopped by {signal.Signals(stopped.number).name}: {stopped}", file=sys.stderr)
+        return stopped.exit_code
     return 0

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from beit3_vqa.engine import distributed
+from beit3_vqa.engine.distributed import share
+from beit3_vqa.engine.interrupt import leave_signals_to_the_parent
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Batch, Example
 
@@ -24,24 +27,42 @@ class EpochBatches(Sampler):
         batch_size: keys in a batch.
         shuffle: a new order each epoch, a function of (seed, epoch); every row once.
         weights: with `shuffle`, draw rows in proportion to these instead, one more than once and another not at all.
+        of_rank: number of this process among `of_size`, which share every batch of `of_size * batch_size` keys evenly;
+            where a last batch has none for it, it gets the first one, which is not to be counted.
     """
 
-    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int = 0, weights: Tensor | None = None):
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        weights: Tensor | None = None,
+        of_rank: int = 0,
+        of_size: int = 1,
+    ):
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.weights = weights
+        self.of_rank, self.of_size = of_rank, of_size
         self.epoch = 0
+        self.first = 0  # draws of the epoch that are done
 
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
+        return -(-(self.rows - self.first) // (self.batch_size * self.of_size))
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = self._order()
-        for start in range(0, self.rows, self.batch_size):
-            rows = order[start : start + self.batch_size].tolist()
-            yield [(self.epoch, start + place, row) for place, row in enumerate(rows)]
+        for start in range(self.first, self.rows, self.batch_size * self.of_size):
+            count = min(self.batch_size * self.of_size, self.rows - start)
+            begin, end = share(count, self.of_rank, self.of_size)
+            if begin == end:
+                begin, end = 0, 1
+            rows = order[start + begin : start + end].tolist()
+            yield [(self.epoch, start + begin + place, row) for place, row in enumerate(rows)]
 
     def _order(self) -> Tensor:
         if not self.shuffle:
@@ -77,7 +98,15 @@ class BatchLoader:
     ):
         self.dataset = dataset
         rows = len(dataset)  # type: ignore[arg-type]
-        self.batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=seed, weights=weights)
+        self.batches = EpochBatches(
+            rows,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            weights=weights,
+            of_rank=distributed.rank(),
+            of_size=distributed.size(),
+        )
         self.loader: DataLoader = DataLoader(
             _ErrorsAsValues(dataset),
             batch_sampler=self.batches,
@@ -85,6 +114,7 @@ class BatchLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=leave_signals_to_the_parent,
             # Its own generator: a loader that drew from the global one would move the model's drop path.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -92,13 +122,13 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one pass over the data.
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one pass over the data, or of what is left of it after its `first` draws.
 
         Raises:
             InputError: an example can't be read.
         """
-        self.batches.epoch = epoch
+        self.batches.epoch, self.batches.first = epoch, first
         for batch in self.loader:
             if isinstance(batch, InputError):
                 raise batch

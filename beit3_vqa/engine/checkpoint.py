@@ -2,74 +2,42 @@
 
 import argparse
 import pickle
-import re
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
+from beit3_vqa.engine.manifest import HashingFile, damage, write_manifest
+from beit3_vqa.engine.run_folder import manifest_file
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.files import replacing
 
-BEST = "checkpoint-best.pth"
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
-# What a run leaves in its folder; anything else there is the user's.
-_RUN_FILES: tuple[str, ...] = ("checkpoint-*.pth", "config.json", "log.txt", "tensorboard", "tokenizer.spm")
-_RUN_FILES += ("predictions*.json", "metrics*.json", "submission*.csv", "submit_*.json")
-_EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth")
 
 
-def epoch_file(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch lies."""
-    return folder / f"checkpoint-{epoch}.pth"
+def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:
+    """Writes a checkpoint under its name only when all of it is on disk, and its JSON beside it.
 
+    Args:
+        path: the file.
+        content: tensors and plain data.
+        about: plain data for the JSON.
 
-def epoch_checkpoints(folder: Path) -> dict[int, Path]:
-    """Epoch -> file, oldest first, of every epoch checkpoint in a folder."""
-    found = {}
-    for path in folder.glob("checkpoint-*.pth"):
-        match = _EPOCH_FILE.fullmatch(path.name)
-        if match:
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
-
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint under its name only when all of it is on disk."""
+    Raises:
+        InputError: it can't be written there; what was there before still is.
+    """
     with replacing(path) as file:
-        torch.save(content, file)
-
-
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Deletes all but the `keep` newest epoch checkpoints; 0 keeps all. The best one stays in any case."""
-    if keep:
-        for path in list(epoch_checkpoints(folder).values())[:-keep]:
-            path.unlink()
-
-
-def set_previous_run_aside(folder: Path) -> Path | None:
-    """Moves what an earlier run left in `folder` into `folder/previous-N`; None where there are no checkpoints."""
-    if not epoch_checkpoints(folder) and not (folder / BEST).exists():
-        return None
-    return _move_aside([path for pattern in _RUN_FILES for path in folder.glob(pattern)], folder)
-
-
-def set_later_epochs_aside(folder: Path, first_epoch: int) -> Path | None:
-    """Moves checkpoints of epochs that are about to be trained again into `folder/previous-N`; None: there are none."""
-    later = [path for epoch, path in epoch_checkpoints(folder).items() if epoch >= first_epoch]
-    return _move_aside(later, folder) if later else None
-
-
-def _move_aside(files: list[Path], folder: Path) -> Path:
-    number = 1
-    while (folder / f"previous-{number}").exists():
-        number += 1
-    aside = folder / f"previous-{number}"
-    aside.mkdir()
-    for path in files:
-        path.rename(aside / path.name)
-    return aside
+        written = HashingFile(file)
+        try:
+            torch.save(content, cast(IO[bytes], written))  # it needs no more than to write
+        except RuntimeError:
+            if written.error is None:
+                raise
+            raise written.error from None
+        # From here on the old JSON would be the new file's.
+        manifest_file(path).unlink(missing_ok=True)
+    write_manifest(path, written, about or {})
 
 
 def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict[str, Any]:
@@ -81,11 +49,15 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict
         trust: run what the file brings if it holds more than plain data and `argparse.Namespace`.
 
     Raises:
-        InputError: no such file, not a checkpoint, cut short, or more than plain data without `trust`.
+        InputError: no such file, not a checkpoint, cut short, changed since it was written, or more than plain data
+            without `trust`.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(_missing(flag, path))
+    problem = damage(path)
+    if problem:
+        raise InputError(f"{flag} {path} is damaged: {problem}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)

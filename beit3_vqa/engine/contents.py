@@ -13,6 +13,7 @@ from torch import Tensor
 from beit3_vqa.errors import InputError
 
 MAX_EPOCH = 10**6
+MAX_EXAMPLES = 10**12
 
 
 def check_contents(content: dict[str, Any], where: str) -> None:
@@ -70,6 +71,16 @@ def _is_random_state(value: Any) -> bool:
     )
 
 
+def _is_inside_epoch(value: Any) -> bool:
+    names = {"steps": int, "examples": int, "loss_sum": float, "counted": float, "bad": float, "lr": float}
+    return (
+        isinstance(value, dict)
+        and set(value) == {*names, "order"}
+        and isinstance(value["order"], dict)
+        and all(type(value[name]) is kind and 0 <= value[name] < MAX_EXAMPLES for name, kind in names.items())
+    )
+
+
 def _is_weights(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
@@ -84,6 +95,12 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer": (_is_optimizer, "the state of an AdamW optimizer with finite moments"),
     "scaler": (lambda value: value is None or isinstance(value, dict), "the state of a gradient scaler"),
     "random_state": (_is_random_state, "the state of torch's random generators"),
+    "random_states": (
+        lambda value: isinstance(value, list) and all(map(_is_random_state, value)),
+        "the states of every process's random generators",
+    ),
+    "inside_epoch": (_is_inside_epoch, "how far an epoch had come"),
+    "processes": (lambda value: type(value) is int and 0 < value < MAX_EPOCH, "a number of processes"),
     "model_ema": (lambda value: value is None or _is_weights(value), "a state dict"),
     "best_score": (lambda value: value is None or _is_number(value), "a number"),
     "best_epoch": (lambda value: value is None or _is_epoch(value), "a number of epochs"),

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from beit3_vqa.engine.strategy import OneProcess, spread_like
 from beit3_vqa.options import OptimConfig
 
 
@@ -69,32 +72,42 @@ def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def make_optimizer(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused: one pass over each group's memory per step."""
-    betas = (options.opt_betas[0], options.opt_betas[1])
-    return torch.optim.AdamW(
-        parameter_groups(model, options), lr=options.lr, betas=betas, eps=options.opt_eps, fused=True
-    )
+def make_optimizer(model: nn.Module, options: OptimConfig, strategy: OneProcess | None = None) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`, spread over the processes as the strategy has it."""
+    return (strategy or OneProcess()).make_optimizer(parameter_groups(model, options), options)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads the moments of a saved state, whatever implementation of AdamW wrote it; options stay this run's.
+    """Loads the moments of a saved state, whatever implementation of AdamW and however many processes wrote it.
+
+    Options stay this run's.
 
     Raises:
         ValueError: other parameter groups than ours.
     """
-    ours = optimizer.state_dict()["param_groups"]
-    if len(state["param_groups"]) == len(ours):
-        # Rates, decay and implementation are this run's; which parameters belong together is the file's.
-        groups = [{**own, "params": saved["params"]} for own, saved in zip(ours, state["param_groups"], strict=True)]
-        state = {**state, "param_groups": groups}
-    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
-    for index, shape in enumerate(shapes):
-        for name in ("exp_avg", "exp_avg_sq") if index in state["state"] else ():
-            there = state["state"][index][name].shape
-            if there != shape:  # the fused kernel wouldn't notice, and write beyond it
-                raise ValueError(f"{name} of parameter {index} has shape {tuple(there)}, not {tuple(shape)}")
-    optimizer.load_state_dict(state)
+    groups: list[dict[str, Any]] = []
+    parameters: list[Tensor] = []
+    for own in optimizer.param_groups:
+        options = {name: value for name, value in own.items() if name != "params"}
+        groups.append({**options, "params": list(range(len(parameters), len(parameters) + len(own["params"])))})
+        parameters += own["params"]
+    if [len(group["params"]) for group in state["param_groups"]] != [len(group["params"]) for group in groups]:
+        raise ValueError(f"{len(state['param_groups'])} groups, not {len(groups)}, or others in them")
+    # Rates, decay and implementation are this run's; which state belongs to which parameter is the file's.
+    order = [index for group in state["param_groups"] for index in group["params"]]
+    moments = {place: state["state"][index] for place, index in enumerate(order) if index in state["state"]}
+    for place, moment in moments.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            shape = parameters[place].shape
+            if moment[name].shape != shape:  # the fused kernel wouldn't notice, and write beyond it
+                raise ValueError(
+                    f"{name} of parameter {place} has shape {tuple(moment[name].shape)}, not {tuple(shape)}"
+                )
+    spread = {
+        place: {name: spread_like(value, parameters[place]) for name, value in moment.items()}
+        for place, moment in moments.items()
+    }
+    optimizer.load_state_dict({"state": spread, "param_groups": groups})
 
 
 class ModelEma:
@@ -107,15 +120,19 @@ class ModelEma:
     """
 
     def __init__(self, model: nn.Module, decay: float, device: str | None = None):
+        self.model = model
         self.decay = decay
-        self.average = {name: value.detach().to(device or value.device, copy=True) for name, value in _weights(model)}
+        self.average = {name: value.detach().to(device or value.device, copy=True) for name, value in self._weights()}
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.model.state_dict().items()
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """One step of the average."""
         averages = list(self.average.values())
-        weights = [value.to(average.device) for average, (_, value) in zip(averages, _weights(model), strict=True)]
-        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        weights = [value.to(average.device) for average, (_, value) in zip(averages, self._weights(), strict=True)]
+        torch._foreach_lerp_([_local(a) for a in averages], [_local(w) for w in weights], 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights under the model's names."""
@@ -124,24 +141,19 @@ class ModelEma:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores an average."""
         for name, value in self.average.items():
-            value.copy_(state[name])
+            value.copy_(spread_like(state[name], value))
 
-    def swapped_into(self, model: nn.Module) -> "_Swapped":
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
         """A context in which the model has the averaged weights."""
-        return _Swapped(model, self.average)
-
-
-class _Swapped:
-    def __init__(self, model: nn.Module, average: dict[str, Tensor]):
-        self.model, self.average = model, average
-
-    def __enter__(self) -> None:
-        self.own = {name: value.clone() for name, value in _weights(self.model)}
+        own = {name: value.clone() for name, value in self._weights()}
         self.model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
 
-    def __exit__(self, *_: object) -> None:
-        self.model.load_state_dict(self.own)
 
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.state_dict().items()
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread over several."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -5,18 +5,21 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from beit3_vqa.engine.distributed import local_device
 from beit3_vqa.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
+    Where torchrun started several processes, each has the GPU of its number.
+
     Raises:
         InputError: no such device here.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return local_device("cuda")
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -1,14 +1,19 @@
 """One epoch of training. Knows neither files nor tasks."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from beit3_vqa.engine import distributed
+from beit3_vqa.engine.distributed import own_part
 from beit3_vqa.engine.finite import BadSteps
 from beit3_vqa.engine.optim import CosineSchedule, ModelEma
 from beit3_vqa.engine.precision import Precision
+from beit3_vqa.engine.strategy import OneProcess
 from beit3_vqa.schema import Batch
 
 
@@ -34,8 +39,8 @@ class StepReport:
 
 
 def steps_per_epoch(examples: int, batch_size: int, update_freq: int) -> int:
-    """Optimizer steps in a pass over the data; the last may have fewer examples."""
-    return -(-examples // (batch_size * update_freq))
+    """Optimizer steps in a pass over the data, with this many processes; the last may have fewer examples."""
+    return -(-examples // (batch_size * update_freq * distributed.size()))
 
 
 def train_epoch(
@@ -51,49 +56,57 @@ def train_epoch(
     update_freq: int = 1,
     clip_grad: float | None = None,
     ema: ModelEma | None = None,
+    first_example: int = 0,
     first_step: int = 0,
     max_bad_steps: int = 10,
+    strategy: OneProcess | None = None,
 ) -> Iterator[StepReport]:
     """Trains on every batch and yields after each optimizer step.
 
-    `update_freq` batches make a step; their mean is over examples, so a short last batch or group counts for what it
-    holds and is not lost.
+    `update_freq` batches of every process make a step; their mean is over examples, so a short last batch or group
+    counts for what it holds and is not lost.
 
     Args:
-        model: called with `batch.inputs`.
-        batches: of one epoch.
+        model: called with `batch.inputs`, as the strategy wrapped it.
+        batches: of one epoch, or of what is left of it; this process's part of each.
         loss_of: (outputs, batch) -> mean loss.
         optimizer: its groups have `lr_scale`.
         schedule: step -> learning rate.
         precision: autocast and gradient scaling.
         examples: in the epoch.
-        batch_size: of every batch but the last.
+        batch_size: of every batch but the last, in each process.
         update_freq: batches per optimizer step.
         clip_grad: largest gradient norm; None: no clipping.
         ema: moving average to update.
-        first_step: optimizer steps done before this epoch.
+        first_example: examples of the epoch that are done.
+        first_step: optimizer steps done before.
         max_bad_steps: steps in a row with a gradient that isn't finite, each of them skipped, that end the training.
+        strategy: how processes share the work.
 
     Raises:
         TrainingDiverged: there were so many.
     """
     model.train()
+    strategy = strategy or OneProcess()
     bad_steps = BadSteps(max_bad_steps, precision.device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    group_size = batch_size * update_freq
-    step, done, in_group = first_step, 0, 0
+    together = batch_size * distributed.size()
+    step, done, in_group = first_step, first_example, 0
     loss_sum = torch.zeros((), device=precision.device)
     ids: list[str] = []
     for batch in batches:
-        group_examples = min(group_size, examples - done)
+        group_examples = min(together * update_freq, examples - done)
+        in_batch = min(together, group_examples - in_group)
+        counted = own_part(in_batch)  # none where a short last batch has nothing for this process
+        in_group += in_batch
         batch = batch.to(precision.device)
-        with precision.autocast():
-            outputs = model(**batch.inputs)
-        loss = loss_of(outputs.float(), batch) * (len(batch) / group_examples)
-        precision.scaler.scale(loss).backward()
+        with nullcontext() if in_group == group_examples else strategy.accumulating(model):
+            with precision.autocast():
+                outputs = model(**batch.inputs)
+            loss = loss_of(outputs.float(), batch) * (counted / group_examples)
+            precision.scaler.scale(loss * strategy.averaged_over).backward()
         loss_sum += loss.detach()
-        in_group += len(batch)
-        ids += [example.id for example in batch.examples]
+        ids += [example.id for example in batch.examples[:counted]]
         if in_group < group_examples:
             continue
         lr = schedule(step)
@@ -101,10 +114,11 @@ def train_epoch(
             group["lr"] = lr * group["lr_scale"]
         precision.scaler.unscale_(optimizer)
         grad_norm = _clip(parameters, clip_grad)
+        distributed.sum_of(loss_sum)
         bad = precision.step(optimizer, grad_norm)
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:
-            ema.update(model)
+            ema.update()
         done += in_group
         step += 1
         yield StepReport(step, in_group, loss_sum, lr, grad_norm, bad)
@@ -118,4 +132,4 @@ def _clip(parameters: list[nn.Parameter], clip_grad: float | None) -> Tensor:
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
-    return norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

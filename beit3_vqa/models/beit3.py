@@ -69,6 +69,11 @@ class BEiT3Model(nn.Module):
         """Layers of the backbone, the unit of layer-wise learning-rate decay."""
         return self.beit3.encoder.num_layers
 
+    def layers(self) -> list[tuple[nn.Module, str]]:
+        """The layers of the backbone and the method by which each is called, for what works on one after the other."""
+        method = "forward" if self.beit3.attention == "reference" else "forward_streams"
+        return [(layer, method) for layer in self.beit3.encoder.layers]
+
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions that upstream exempts from weight decay.
 

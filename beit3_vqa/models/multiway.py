@@ -12,6 +12,7 @@ Transformers" (arXiv:2210.06423).
 """
 
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ class Multiway(BEiT3):
         super().__init__(config)
         self.attention = attention
         self.checkpoint_every = checkpoint_every
+        for layer in self.encoder.layers:
+            # A method of the layer, so that FSDP can gather its parameters before and free them after.
+            layer.forward_streams = MethodType(_layer_forward, layer)
 
     def encode(
         self,
@@ -70,7 +74,7 @@ class Multiway(BEiT3):
         last = len(self.encoder.layers) - 1
         for depth, layer in enumerate(self.encoder.layers):
             first_only = first_token_only and depth == last
-            forward = partial(_layer_forward, layer, attend=kernel, first_token_only=first_only)
+            forward = partial(layer.forward_streams, attend=kernel, first_token_only=first_only)
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
                 streams = checkpoint(forward, streams, attended, use_reentrant=False)
             else:

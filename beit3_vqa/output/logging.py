@@ -3,12 +3,15 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from beit3_vqa.engine.distributed import is_main
+from beit3_vqa.errors import InputError
 from beit3_vqa.files import write_text
 
 # Between looks at values that live on a device, each of which makes the host wait for it.
@@ -22,17 +25,18 @@ class Progress:
         label: what goes on, such as `epoch 3/20`.
         total: examples to come.
         interval: seconds between lines where there is no terminal.
+        done: examples of the total that are done already.
     """
 
-    def __init__(self, label: str, total: int, interval: float = 10.0):
+    def __init__(self, label: str, total: int, interval: float = 10.0, done: int = 0):
         self.label, self.total, self.interval = label, total, interval
-        self.done = 0
+        self.done = self.first = done
         self.started = self.last_line = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_main():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=label, unit="ex", leave=False, dynamic_ncols=True)
+            self.bar = tqdm(total=total, initial=done, desc=label, unit="ex", leave=False, dynamic_ncols=True)
 
     def update(self, examples: int, values: Callable[[], dict[str, str]]) -> None:
         """Counts examples and, if it is time, shows `values()` beside speed and time left."""
@@ -54,7 +58,7 @@ class Progress:
 
     def speed(self) -> float:
         """Examples per second so far."""
-        return self.done / max(1e-9, time.monotonic() - self.started)
+        return (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
 
     def close(self) -> None:
         """Takes the bar away."""
@@ -63,7 +67,9 @@ class Progress:
 
 
 class RunLog:
-    """TensorBoard scalars and log.txt (a JSON line per epoch) of a training run.
+    """TensorBoard scalars and log.txt (a JSON line per epoch) of a training run; the main process's alone.
+
+    A disk that is full costs points of a curve, not the run: that is said once, and log.txt is tried again.
 
     Args:
         output_dir: where log.txt goes.
@@ -73,27 +79,48 @@ class RunLog:
     """
 
     def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int = 0, first_step: int = 0):
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = output_dir / "log.txt"
-        if self.path.exists():
-            write_text(self.path, "".join(f"{line}\n" for line in _epochs_before(first_epoch, self.path)))
-        self.writer = SummaryWriter(str(log_dir), purge_step=first_step + 1 if first_step else None)
+        self.lines = _epochs_before(first_epoch, self.path) if self.path.exists() else []
+        self.writer: Any = None
+        self._complained = False
+        if is_main():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(log_dir), purge_step=first_step + 1 if first_step else None)
+            if self.path.exists():
+                self._write_lines()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """TensorBoard scalars of an optimizer step."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        with self._complaining():
+            for name, value in values.items() if self.writer else ():
+                self.writer.add_scalar(name, value, step)
 
     def epoch(self, values: dict[str, Any]) -> None:
         """A JSON line in log.txt."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
-        self.writer.flush()
+        self.lines.append(json.dumps(values, ensure_ascii=False))
+        if is_main():
+            with self._complaining():
+                self._write_lines()
+                self.writer.flush()
+
+    def _write_lines(self) -> None:
+        write_text(self.path, "".join(f"{line}\n" for line in self.lines))
+
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, InputError) as error:
+            if not self._complained:
+                print(f"the log can't be written ({error}); training goes on without")
+            self._complained = True
 
     def close(self) -> None:
         """Flushes TensorBoard's events."""
-        self.writer.close()
+        with self._complaining():
+            if self.writer:
+                self.writer.close()
 
 
 def _epochs_before(first_epoch: int, path: Path) -> list[str]:
@@ -120,9 +147,17 @@ def peak_memory(device: torch.device) -> str:
     """Peak memory of this process: the GPU's if it has one, else main memory."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
+    return _peak_main_memory()
+
+
+def _peak_main_memory() -> str:
+    with suppress(OSError, StopIteration):  # Linux; getrusage counts what the parent had before exec, too
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        return f"{kibibytes / 2**20:.2f} GiB"
     try:
         import resource
     except ImportError:  # not on Windows
         return "unknown"
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
     return f"{kibibytes / 2**20:.2f} GiB"

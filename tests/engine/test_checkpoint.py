@@ -1,19 +1,16 @@
 """Reading what others wrote, safely."""
 
 import argparse
+import hashlib
+import importlib.metadata
+import json
 import os
 
 import pytest
 import torch
 
-from beit3_vqa.engine.checkpoint import (
-    epoch_checkpoints,
-    options_of,
-    prune_checkpoints,
-    read_checkpoint,
-    save_checkpoint,
-    set_previous_run_aside,
-)
+from beit3_vqa.engine.checkpoint import options_of, read_checkpoint, save_checkpoint
+from beit3_vqa.engine.run_folder import epoch_checkpoints, prune_checkpoints, set_previous_run_aside
 from beit3_vqa.errors import InputError
 
 
@@ -67,8 +64,37 @@ def test_a_file_cut_short(tmp_path, part):
     save_checkpoint(tmp_path / "x.pth", {"model": {"w": torch.randn(5000)}})
     whole = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(InputError, match=f"{len(whole):,} were written"):
+        read_checkpoint(tmp_path / "x.pth", "--resume", trust=True)
+    (tmp_path / "x.json").unlink()
     with pytest.raises(InputError, match="cut short or damaged"):
         read_checkpoint(tmp_path / "x.pth", "--resume", trust=True)
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_flipped_bit_in_a_tensor_is_found(tmp_path, manifest):
+    save_checkpoint(tmp_path / "x.pth", {"model": {"w": torch.zeros(5000)}})
+    content = bytearray((tmp_path / "x.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.pth").write_bytes(content)
+    if not manifest:
+        (tmp_path / "x.json").unlink()
+        assert torch.load(tmp_path / "x.pth")["model"]["w"].any()  # torch itself doesn't notice
+    with pytest.raises(InputError, match="SHA-256" if manifest else "CRC-32"):
+        read_checkpoint(tmp_path / "x.pth", "--resume", trust=True)
+
+
+def test_the_json_beside_a_checkpoint(tmp_path):
+    save_checkpoint(tmp_path / "x.pth", {"epoch": 3}, {"epoch": 3, "score": 71.5})
+    manifest = json.loads((tmp_path / "x.json").read_text())
+    content = (tmp_path / "x.pth").read_bytes()
+    assert manifest["bytes"] == len(content)
+    assert manifest["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (manifest["epoch"], manifest["score"]) == (3, 71.5)
+    assert manifest["versions"]["torch"] == importlib.metadata.version("torch")
+    for damaged in ("", "[]", '{"bytes": "x"}', "[" * 100_000):  # says nothing: the file's own checksums do
+        (tmp_path / "x.json").write_text(damaged)
+        assert read_checkpoint(tmp_path / "x.pth", "--resume") == {"epoch": 3}
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
@@ -82,7 +108,7 @@ def test_saving_is_all_or_nothing(tmp_path):
     with pytest.raises(Exception, match=r"(?i)pickle"):
         save_checkpoint(tmp_path / "x.pth", {"epoch": lambda: None})
     assert read_checkpoint(tmp_path / "x.pth", "--resume")["epoch"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.pth"]
 
 
 def test_pruning_and_setting_aside(tmp_path):

@@ -1,0 +1,103 @@
+"""The checkpoints of a run's folder: their names, their order, and what is moved out of the way or deleted.
+
+`checkpoint-3.pth` is epoch 3 done; `checkpoint-3-step120.pth` is 120 optimizer steps into epoch 3.
+"""
+
+import re
+from pathlib import Path
+
+BEST = "checkpoint-best.pth"
+# Of those inside an epoch: the newest, and the one to fall back to.
+KEPT_STEPS = 2
+# What a run leaves in its folder; anything else there is the user's.
+_RUN_FILES: tuple[str, ...] = ("checkpoint-*.pth", "checkpoint-*.json", "config.json", "log.txt", "tensorboard")
+_RUN_FILES += ("tokenizer.spm", "predictions*.json", "metrics*.json", "submission*.csv", "submit_*.json")
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})(?:-step(\d{1,12}))?\.pth")
+# Where an epoch's own checkpoint stands among those of its steps.
+_END = 10**12
+
+
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """Where the checkpoint of an epoch lies."""
+    return folder / f"checkpoint-{epoch}.pth"
+
+
+def step_file(folder: Path, epoch: int, steps: int) -> Path:
+    """Where the checkpoint lies that was made after so many optimizer steps of an epoch."""
+    return folder / f"checkpoint-{epoch}-step{steps}.pth"
+
+
+def manifest_file(path: Path) -> Path:
+    """The JSON beside a checkpoint."""
+    return path.with_suffix(".json")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint to go on from, oldest first: those of epochs and those inside an epoch."""
+    return [path for _, path in sorted(_places(folder))]
+
+
+def epoch_checkpoints(folder: Path) -> dict[int, Path]:
+    """Epoch -> file, oldest first, of the checkpoints made at the end of an epoch."""
+    return {epoch: path for (epoch, steps), path in sorted(_places(folder)) if steps == _END}
+
+
+def _places(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+    """((epoch, steps into it), file) of every checkpoint in a folder."""
+    found = ((path, _CHECKPOINT.fullmatch(path.name)) for path in folder.glob("checkpoint-*.pth"))
+    return [((int(m[1]), int(m[2]) if m[2] else _END), path) for path, m in found if m]
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Deletes all but the `keep` newest epoch checkpoints; 0 keeps all. The best one stays in any case."""
+    if keep:
+        for path in list(epoch_checkpoints(folder).values())[:-keep]:
+            _delete(path)
+
+
+def prune_steps(folder: Path) -> None:
+    """Deletes checkpoints inside an epoch: those an epoch's own has overtaken, and all but the newest few."""
+    places = sorted(_places(folder))
+    ends = [place for place, _ in places if place[1] == _END]
+    steps = [(place, path) for place, path in places if place[1] < _END]
+    newest = steps[-KEPT_STEPS:]
+    for place, path in steps:
+        if (place, path) not in newest or (ends and place < ends[-1]):
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    # The JSON last: a checkpoint without one is still checked, by its own checksums.
+    path.unlink(missing_ok=True)
+    manifest_file(path).unlink(missing_ok=True)
+
+
+def set_previous_run_aside(folder: Path) -> Path | None:
+    """Moves what an earlier run left in `folder` into `folder/previous-N`; None where there are no checkpoints."""
+    if not _places(folder) and not (folder / BEST).exists():
+        return None
+    return _move_aside([path for pattern in _RUN_FILES for path in folder.glob(pattern)], folder)
+
+
+def set_later_aside(folder: Path, epoch: int, steps: int) -> Path | None:
+    """Moves checkpoints of what is about to be trained again into `folder/previous-N`; None: there are none.
+
+    Args:
+        folder: of the run.
+        epoch: in which training goes on.
+        steps: optimizer steps of that epoch that are done.
+    """
+    later = [path for place, path in _places(folder) if place > (epoch, steps)]
+    manifests = [manifest for path in later if (manifest := manifest_file(path)).exists()]
+    return _move_aside(later + manifests, folder) if later else None
+
+
+def _move_aside(files: list[Path], folder: Path) -> Path:
+    number = 1
+    while (folder / f"previous-{number}").exists():
+        number += 1
+    aside = folder / f"previous-{number}"
+    aside.mkdir()
+    for path in files:
+        path.rename(aside / path.name)
+    return aside
