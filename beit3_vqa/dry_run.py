@@ -3,6 +3,7 @@
 import itertools
 import time
 
+from beit3_vqa.engine import distributed
 from beit3_vqa.engine.evaluate import evaluate_batches
 from beit3_vqa.output.logging import format_seconds, peak_memory
 from beit3_vqa.training import Training, steps
@@ -19,12 +20,13 @@ def describe(run: Training) -> None:
     kernel = parts.model.attention_kernel(
         parts.precision.device, parts.precision.dtype, options.batch_size, parts.processor.max_tokens
     )
+    together = options.batch_size * options.update_freq * distributed.size()
+    spread = f" in {distributed.size()} processes ({config.compute.strategy})" if distributed.size() > 1 else ""
     counts = f"{parameters:,} parameters, {trainable:,} trained"
     print(f"model: {config.model.model}, {counts}, {parts.task.num_classes} answers")
     print(
-        f"training: {run.examples} questions, {run.steps_per_epoch} steps of "
-        f"{options.batch_size * options.update_freq} an epoch, {options.epochs} epochs, "
-        f"on {parts.precision.device} in {parts.precision.name}, attention: {kernel}"
+        f"training: {run.examples} questions, {run.steps_per_epoch} steps of {together} an epoch, "
+        f"{options.epochs} epochs, on {parts.precision.device} in {parts.precision.name}{spread}, attention: {kernel}"
     )
 
 

@@ -51,7 +51,7 @@ class DataParallel(OneProcess):
     def wrap(self, model: Any) -> Any:
         """The model with gradients averaged over the processes."""
         # The last layer's text side feeds nothing: the head reads [CLS] alone.
-        return DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+        return DistributedDataParallel(model, find_unused_parameters=True)
 
     def accumulating(self, wrapped: Any) -> AbstractContextManager:
         """Gradients stay where they are until the step."""

@@ -1,0 +1,150 @@
+"""Checkpoints that were cut short or changed, disks that are full, folders that vanish."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from beit3_vqa.cli import main
+from beit3_vqa.engine.checkpoint import read_checkpoint
+from tests.conftest import finetune
+from tests.faults.processes import ended, long_run, start, wait_until
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def assert_no_traceback_of_ours(said):
+    """TensorBoard's writer prints one from its thread where it can't write."""
+    for traceback in said.split("Traceback (most recent call last):")[1:]:
+        assert "tensorboard" in traceback
+        assert "/beit3_vqa/" not in traceback.split("Error: ")[0]
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("harm", [cut_short, flip_a_bit, empty])
+def test_the_newest_checkpoint_that_is_whole(scpc, trained, tmp_path, capsys, harm, manifest):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    harm(out / "checkpoint-1.pth")
+    if not manifest:
+        (out / "checkpoint-1.json").unlink()
+    assert main(finetune(scpc, out, "--epochs", "2")) == 0
+    said = capsys.readouterr().out
+    assert f"passed over: {out}/checkpoint-1.pth" in said
+    assert "checkpoint-0.pth: 1 epochs done, 1 to go" in said
+    ours, theirs = (read_checkpoint(folder / "checkpoint-1.pth", "x")["model"] for folder in (out, trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (out / "previous-1" / "checkpoint-1.pth").exists()  # even the damaged one is only set aside
+
+
+def test_a_folder_of_damaged_checkpoints_is_never_started_over(scpc, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    for path in out.glob("checkpoint-?.pth"):
+        cut_short(path)
+    before = {path.name: path.read_bytes() for path in out.glob("*.*")}
+    assert main(finetune(scpc, out, "--epochs", "3")) == 2
+    said = capsys.readouterr().err
+    assert "none that training can go on from" in said
+    assert "--no_auto_resume" in said
+    assert {path.name: path.read_bytes() for path in out.glob("*.*")} == before
+    assert main(finetune(scpc, out, "--epochs", "1", "--no_auto_resume")) == 0
+    assert (out / "previous-1" / "checkpoint-1.pth").read_bytes() == before["checkpoint-1.pth"]
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--eval", "--split", "val", "--resume"], ["--finetune"]])
+def test_a_damaged_checkpoint_that_was_named(scpc, trained, tmp_path, capsys, flags):
+    shutil.copytree(trained, tmp_path / "from")
+    flip_a_bit(tmp_path / "from" / "checkpoint-1.pth")
+    assert main(finetune(scpc, tmp_path / "out", *flags, str(tmp_path / "from" / "checkpoint-1.pth"))) == 2
+    assert "checkpoint-1.pth is damaged: its bytes have changed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_saving_inside_an_epoch_and_going_on(scpc, tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = ["--batch_size", "2", "--epochs", "2", "--save_steps", "4"]
+    assert main(finetune(scpc, whole, *flags)) == 0
+    assert not list(whole.glob("checkpoint-*-step*"))  # the epochs' own have overtaken them
+    parts.mkdir()
+    shutil.copytree(whole, parts, dirs_exist_ok=True)
+    for name in ("checkpoint-1.pth", "checkpoint-1.json"):
+        (parts / name).unlink()
+    assert main(finetune(scpc, parts, *flags, "--epochs", "3", "--stop_after_epochs", "1")) == 0
+    assert "changed since" in capsys.readouterr().out
+
+
+def test_another_batch_size_or_order_inside_an_epoch(scpc, tmp_path, capsys):
+    """A run that stopped inside an epoch goes on at the next example with another batch size."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(long_run(scpc, out), log)
+    wait_until(lambda: "epoch 1/6" in log.read_text(), process)
+    process.terminate()
+    assert ended(process, log)[0] == 143
+    (stopped,) = out.glob("checkpoint-1-step*.pth")
+    content = torch.load(stopped)
+    examples = content["inside_epoch"]["examples"]
+    assert content["epoch"] == 0
+    other = long_run(scpc, out, "--stop_after_epochs", "1", "--batch_size", "3")
+    assert main([*other, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "batch_size 2 -> 3" in said
+    assert f"1 epochs and {examples} of 30 examples of the next done" in said
+    assert main([*other, "--seed", "7", "--dry_run"]) == 0
+    assert (
+        "the epoch begins again, since its examples come in another order now (seed 0 -> 7)" in capsys.readouterr().out
+    )
+    assert main(other) == 0
+    lines = (out / "log.txt").read_text().splitlines()
+    assert len(lines) == 2
+
+
+def test_a_folder_that_vanishes(scpc, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(long_run(scpc, out), log)
+    wait_until(lambda: (out / "checkpoint-0.json").exists(), process)
+    out.rename(tmp_path / "elsewhere")
+    code, said = ended(process, log)
+    assert code == 2
+    assert said.count("checkpoint not written") >= 2
+    assert "the last checkpoint couldn't be written" in said
+    assert_no_traceback_of_ours(said)
+    read_checkpoint(tmp_path / "elsewhere" / "checkpoint-0.pth", "x")
+
+
+def test_a_full_disk(scpc, tmp_path):
+    """On a file system of 40 MiB, where a checkpoint takes 16 and the best one 6."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    disk, log = tmp_path / "disk", tmp_path / "log"
+    disk.mkdir()
+    run = finetune(scpc, disk / "out", "--epochs", "3", "--batch_size", "15")
+    script = f'mount -t tmpfs -o size=40m tmpfs {disk} && "$@"; code=$?; cp -r {disk}/out {tmp_path}/left; exit $code'
+    inside = ("unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "beit3_vqa")
+    code, said = ended(start(run, log, *inside), log)
+    assert code == 2, said
+    assert "No space left on device" in said
+    assert "Training goes on" in said
+    assert "epoch 2: val" in said  # it did
+    assert_no_traceback_of_ours(said)
+    left = tmp_path / "left"
+    assert not list(left.glob(".*.tmp"))
+    whole = sorted(left.glob("checkpoint-*.pth"))
+    assert left / "checkpoint-0.pth" in whole
+    for path in whole:
+        read_checkpoint(path, "x")
+    assert main(finetune(scpc, left, "--epochs", "3", "--batch_size", "15")) == 0

@@ -1,0 +1,87 @@
+"""SIGTERM and Ctrl-C: the step is finished and saved, and the same command goes on as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from beit3_vqa.cli import main
+from tests.faults.kills import differences
+from tests.faults.processes import ENVIRONMENT, ROOT, ended, long_run, start, wait_until
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scpc, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    process = start(long_run(scpc, out), out.parent / "log")
+    assert ended(process, out.parent / "log")[0] == 0
+    return torch.load(out / "checkpoint-5.pth")
+
+
+MOMENTS = {
+    "step": lambda out, log: "epoch 1/6" in log.read_text(),
+    "evaluation": lambda out, log: "epoch 1 val" in log.read_text(),
+    "save": lambda out, log: "epoch 1/6" in log.read_text() and any(out.glob(".checkpoint-*.tmp")),
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGTERM, "step"),
+        pytest.param(signal.SIGINT, "step", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "evaluation", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "save", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "save", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_every_process_of_the_run(scpc, tmp_path, undisturbed, number, moment):
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = long_run(scpc, out, "--num_workers", "1", "--eval_batch_size", "1")
+    process = start(command, log)
+    wait_until(lambda: MOMENTS[moment](out, log), process)
+    os.killpg(process.pid, number)  # the loader's workers too, as a terminal and a job's manager do
+    code, said = ended(process, log)
+    assert code == 128 + number, said
+    assert f"stopped by {number.name}: saved {out}" in said
+    assert "Traceback" not in said
+    assert not list(out.glob(".*.tmp"))
+    assert main(command) == 0
+    content = torch.load(out / "checkpoint-5.pth")
+    for either in (content, undisturbed):
+        either["args"] = None
+    assert differences(undisturbed, content) == []
+
+
+HELD = """
+import sys, time
+from beit3_vqa.engine.interrupt import StopSignals
+from beit3_vqa.files import replacing
+with StopSignals(), replacing(sys.argv[1]) as file:
+    file.write(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_last_good_file(tmp_path):
+    target = tmp_path / "checkpoint-0.pth"
+    target.write_bytes(b"the last good one")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, str(target)], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)  # the same Ctrl-C, handed on by torchrun
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    process.stdout.close()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(target.name, b"the last good one")]

@@ -1,0 +1,25 @@
+"""SIGKILL at random moments; see kills.py."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.processes import ENVIRONMENT, ROOT
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_and_restarted_it_ends_the_same(scpc, tmp_path, kills):
+    command = [sys.executable, "-m", "tests.faults.kills", "--data", str(scpc / "data"), "--out", str(tmp_path)]
+    result = subprocess.run(
+        [*command, "--kills", str(kills), "--seed", str(kills)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    print(result.stdout)
+    assert f"{kills} kills so far" in result.stdout

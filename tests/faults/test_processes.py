@@ -1,0 +1,163 @@
+"""torchrun: killed ranks, cut links, checkpoints from one number of processes to another."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from beit3_vqa.cli import main
+from tests.conftest import finetune
+from tests.faults.kills import differences
+from tests.faults.processes import ended, long_run, start, torchrun, wait_until
+
+
+def launcher(arguments: list[str]) -> list[str]:
+    """The same command line for run_beit3_finetuning.py."""
+    return ["run_beit3_finetuning.py", *arguments[1:]]
+
+
+def ranks(process: subprocess.Popen) -> list[int]:
+    """The processes that torchrun started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in found.split()]
+
+
+def test_two_processes_stopped_together_go_on_as_one(scpc, tmp_path, capsys):
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(launcher(long_run(scpc, out, "--save_steps", "3")), log, *torchrun(2))
+    wait_until(lambda: "epoch 1/6" in log.read_text(), process)
+    process.terminate()  # as a job's manager does; torchrun hands it on
+    said = ended(process, log)[1]
+    assert said.count("stopped by SIGTERM: saved") == 2
+    (stopped, *_) = sorted(out.glob("checkpoint-1-step*.pth"))
+    content = torch.load(stopped)
+    assert content["processes"] == 2
+    assert len(content["random_states"]) == 2
+    assert main(long_run(scpc, out, "--batch_size", "4", "--epochs", "2")) == 0
+    said = capsys.readouterr().out
+    assert "processes 2 -> 1" in said
+    evaluate = finetune(scpc, out, "--eval", "--resume", str(out / "checkpoint-best.pth"))
+    assert main(evaluate) == 0
+
+
+@pytest.mark.slow
+def test_evaluation_in_any_number_of_processes(scpc, trained, tmp_path):
+    results = []
+    for count in (1, 2, 3):
+        out, log = tmp_path / str(count), tmp_path / f"log{count}"
+        evaluate = finetune(scpc, out, "--eval", "--resume", str(trained / "checkpoint-best.pth"), "--split", "train")
+        assert ended(start(launcher([*evaluate, "--eval_batch_size", "4"]), log, *torchrun(count)), log)[0] == 0
+        predictions = json.loads((out / "predictions_train.json").read_text())
+        with (out / "submission_train.csv").open() as file:
+            assert [row["ID"] for row in csv.DictReader(file)] == [p["id"] for p in predictions]
+        results.append(((out / "metrics_train.json").read_text(), [(p["id"], p["answer"]) for p in predictions]))
+    assert len(results[0][1]) == 30
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_from_any_strategy_to_any_other(scpc, tmp_path):
+    out = tmp_path / "out"
+    plan = [("ddp", 2), ("fsdp", 3), ("zero1", 2), ("fsdp", 2), ("zero1", 3), ("ddp", 1)]
+    for epoch, (strategy, count) in enumerate(plan, start=1):
+        log = tmp_path / f"log{epoch}"
+        flags = ["--epochs", "6", "--stop_after_epochs", "1", "--batch_size", str(6 // count), "--model_ema"]
+        command = launcher(finetune(scpc, out, *flags, "--drop_path", "0", "--strategy", strategy, "--opt_eps", "1e-3"))
+        code, said = ended(start(command, log, *torchrun(count)), log)
+        assert code == 0, said
+        assert (out / f"checkpoint-{epoch - 1}.pth").exists(), said
+    alone = tmp_path / "alone"
+    flags = ["--epochs", "6", "--batch_size", "6", "--model_ema", "--drop_path", "0", "--opt_eps", "1e-3"]
+    assert main(finetune(scpc, alone, *flags)) == 0
+    ours, theirs = (torch.load(folder / "checkpoint-5.pth") for folder in (out, alone))
+    for key in ("model", "model_ema"):
+        for name, value in theirs[key].items():
+            # 30 steps, each of which moves a weight by 5e-4 at most; see tests/engine/strategies.py for --opt_eps.
+            assert (ours[key][name] - value).abs().max() <= 1e-5, name
+    assert main(finetune(scpc, out, "--eval", "--split", "val", "--resume", str(out / "checkpoint-5.pth"))) == 0
+    assert main(finetune(scpc, tmp_path / "tuned", "--finetune", str(out / "checkpoint-5.pth"), "--epochs", "1")) == 0
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed(scpc, tmp_path):
+    """The others end at once with a message; with --max-restarts torchrun goes on from the last checkpoint."""
+    flags = ["--save_steps", "2", "--drop_path", "0.2"]
+    undisturbed = tmp_path / "undisturbed"
+    first = start(launcher(long_run(scpc, undisturbed, *flags)), tmp_path / "log0", *torchrun(2))
+    assert ended(first, tmp_path / "log0")[0] == 0
+
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(launcher(long_run(scpc, out, *flags)), log, *torchrun(2))
+    wait_until(lambda: "epoch 1/6" in log.read_text(), process)
+    killed_at = time.monotonic()
+    os.kill(ranks(process)[1], signal.SIGKILL)
+    code, said = ended(process, log, 60)
+    assert code != 0
+    assert time.monotonic() - killed_at < 60
+    assert "process 0 of 2 lost another one" in said
+    assert "the same command goes on" in said
+
+    process = start(launcher(long_run(scpc, out, *flags)), log, *torchrun(2, "--max-restarts", "2"))
+    wait_until(lambda: "epoch 3/6" in log.read_text(), process)
+    os.kill(ranks(process)[0], signal.SIGKILL)
+    code, said = ended(process, log)
+    assert code == 0, said
+    ours, theirs = (torch.load(folder / "checkpoint-5.pth") for folder in (out, undisturbed))
+    for content in (ours, theirs):
+        content["args"] = None
+    assert differences(theirs, ours) == []
+
+
+@pytest.mark.slow
+def test_a_link_that_is_cut(scpc, tmp_path):
+    """Two hosts, as network namespaces; the cable between them is pulled in the middle of training."""
+    if os.geteuid() != 0 or subprocess.run(["ip", "netns", "list"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespaces can be made here")
+    names = [f"host{number}-{os.getpid()}" for number in (0, 1)]
+    ends = [f"v{number}{os.getpid() % 10**6}" for number in (0, 1)]
+    try:
+        subprocess.run(["ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1]], check=True)
+        for number, (name, end) in enumerate(zip(names, ends, strict=True)):
+            for words in (
+                ["netns", "add", name],
+                ["link", "set", end, "netns", name],
+                ["-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", end],
+                ["-n", name, "link", "set", end, "up"],
+                ["-n", name, "link", "set", "lo", "up"],
+            ):
+                subprocess.run(["ip", *words], check=True)
+        out = tmp_path / "out"
+        flags = ["--epochs", "200", "--dist_timeout", "20"]
+        hosts, logs = [], [tmp_path / f"log{number}" for number in (0, 1)]
+        for number, (name, log) in enumerate(zip(names, logs, strict=True)):
+            meeting = [
+                "--nnodes",
+                "2",
+                "--node_rank",
+                str(number),
+                "--master_addr",
+                "10.77.0.1",
+                "--master_port",
+                "29511",
+            ]
+            before = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={ends[number]}", sys.executable]
+            before += ["-m", "torch.distributed.run", "--nproc_per_node", "1", *meeting]
+            hosts.append(start(launcher(long_run(scpc, out, *flags)), log, *before))
+        wait_until(lambda: (out / "checkpoint-1.json").exists(), hosts[0])
+        subprocess.run(["ip", "-n", names[0], "link", "set", ends[0], "down"], check=True)
+        cut_at = time.monotonic()
+        for host, log in zip(hosts, logs, strict=True):
+            code, said = ended(host, log, 90)
+            assert code != 0
+            assert "lost another one" in said
+        assert time.monotonic() - cut_at < 60
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+    assert main(long_run(scpc, out, "--stop_after_epochs", "1", "--epochs", "200")) == 0
