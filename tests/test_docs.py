@@ -10,6 +10,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -21,9 +23,11 @@ from beit3_vqa.cli import main
 from beit3_vqa.models.registry import build_model, count_parameters, listed_names, parse_name
 from beit3_vqa.models.weights import OFFICIAL_WEIGHTS
 from tests.conftest import TINY
+from tests.faults.processes import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "checkpoints/README.md"]
+OTHER_PAGES = ["get_started/several_gpus.md", "get_started/reliability.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 LARGE = "beit3_large_indomain_patch16_224.pth"
 
 
@@ -133,6 +137,20 @@ def test_commands_of(page, reader, release, monkeypatch, tmp_path):
     assert ran
 
 
+@pytest.mark.slow
+def test_commands_for_several_gpus(scpc, reader, tmp_path):
+    """As the page has them, but for the tiny model and the processors in the place of GPUs."""
+    shutil.copytree(reader, tmp_path / "work")
+    shutil.copytree(scpc / "data", tmp_path / "work" / "data")
+    shutil.copy(ROOT / "run_beit3_finetuning.py", tmp_path / "work")
+    for command in commands("get_started/several_gpus.md"):
+        here = 2 if command[0] == "torchrun" else 1
+        start = [sys.executable, "-m", "torch.distributed.run", command[1]] if here == 2 else [sys.executable]
+        arguments = as_here(["python", *command[here:]])[1:]
+        subprocess.run([*start, command[here], *arguments], cwd=tmp_path / "work", env=ENVIRONMENT, check=True)
+    assert (tmp_path / "work" / "out" / "submission.csv").is_file()
+
+
 def test_readme_lists_the_models():
     rows = re.findall(r"\| `(beit3_\w+)` \| (\d+) \| ([\d,]+) \|", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert [name for name, _, _ in rows] == listed_names()
@@ -150,7 +168,7 @@ def test_readme_names_the_python_interface(trained, scpc):
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]:
+    for page in [*PAGES, *OTHER_PAGES]:
         for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
