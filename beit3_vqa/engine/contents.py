@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, short
 
 MAX_EPOCH = 10**6
 
@@ -95,5 +95,9 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _kind(value: Any) -> str:
     """The value if it is short, else its type."""
-    is_short = value is None or (isinstance(value, (int, float, str)) and len(repr(value)) < 40)
-    return repr(value) if is_short else f"another {type(value).__name__}"
+    shown = short(value)
+    return (
+        shown
+        if (value is None or isinstance(value, (int, float, str))) and len(shown) < 40
+        else f"another {type(value).__name__}"
+    )

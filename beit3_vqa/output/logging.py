@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from beit3_vqa.files import write_text
+from beit3_vqa.output.predictions import json_text
 
 # Between looks at values that live on a device, each of which makes the host wait for it.
 BAR_SECONDS = 2.0
@@ -88,7 +89,7 @@ class RunLog:
     def epoch(self, values: dict[str, Any]) -> None:
         """A JSON line in log.txt."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            file.write(json_text(values, allow_nan=True) + "\n")
         self.writer.flush()
 
     def close(self) -> None:
