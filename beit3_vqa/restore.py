@@ -9,7 +9,7 @@ from beit3_vqa.data.index import split_files
 from beit3_vqa.engine.checkpoint import epoch_checkpoints, options_of, read_checkpoint, set_random_state
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
 from beit3_vqa.training import Training, make_ema
 
@@ -160,7 +160,7 @@ def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
 def _tell_changes(config: RunConfig, saved: dict[str, Any]) -> None:
     """Prints which options of data and training differ from the checkpoint's."""
     changed = [
-        f"{name} {saved[name]} -> {value}"
+        f"{name} {short(saved[name])} -> {value}"
         for name, value in config.flat().items()
         if GROUP_OF[name] in ("init", "data", "optim") and name in saved and _plain(saved[name]) != _plain(value)
     ]

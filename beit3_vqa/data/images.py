@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import ImageError, InputError
 
 MAX_IMAGE_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 512 * 2**20
@@ -55,7 +55,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS, at_least: i
             than this (in pixels): its decoder then skips most of the work, and the pixels differ a little.
 
     Raises:
-        InputError: naming the file, when it is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`,
+        ImageError: naming the file, when it is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`,
             none of `FORMATS`, truncated or damaged, or has more than `max_pixels`.
     """
     with _opened(Path(path), max_pixels) as image:
@@ -71,7 +71,7 @@ def image_size(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[in
     """(width, height) in pixels of what `open_image` would return, from the header alone.
 
     Raises:
-        InputError: as `open_image` does, except for damage that only decoding can find.
+        ImageError: as `open_image` does, except for damage that only decoding can find.
     """
     with _opened(Path(path), max_pixels) as image:
         width, height = image.size
@@ -129,7 +129,7 @@ def _real_folder(folder: str) -> str:
 
 @contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The image with its header read and checked; whatever goes wrong here or in the body becomes an InputError."""
+    """The image with its header read and checked; whatever goes wrong here or in the body becomes an ImageError."""
     name = repr(str(path))
     _check_file(path, name)
     try:
@@ -139,22 +139,22 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             with Image.open(file, formats=_formats()) as image:
                 width, height = image.size
                 if width * height > max_pixels:
-                    raise InputError(
+                    raise ImageError(
                         f"image {name} has {width} x {height} pixels, more than {max_pixels:,}: scale it down"
                     )
                 if width < 1 or height < 1:
-                    raise InputError(f"image {name} has {width} x {height} pixels: replace it")
+                    raise ImageError(f"image {name} has {width} x {height} pixels: replace it")
                 yield image
-    except InputError:
+    except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise InputError(
+        raise ImageError(
             f"image {name} is no image that can be read ({', '.join(_formats())}): replace or convert it"
         ) from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"image {name} has too many pixels ({_reason(error)}): scale it down") from error
+        raise ImageError(f"image {name} has too many pixels ({_reason(error)}): scale it down") from error
     except Exception as error:  # a decoder fed with damaged bytes may raise anything
-        raise InputError(
+        raise ImageError(
             f"image {name} is truncated, damaged or of an unsupported kind ({_reason(error)}): replace or convert it"
         ) from error
 
@@ -163,17 +163,17 @@ def _check_file(path: Path, name: str) -> None:
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        raise InputError(f"image {name} doesn't exist: check the path and the image root") from error
+        raise ImageError(f"image {name} doesn't exist: check the path and the image root") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"image {name} can't be opened ({_reason(error)})") from error
+        raise ImageError(f"image {name} can't be opened ({_reason(error)})") from error
     # Also keeps us from waiting for ever on a named pipe.
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise InputError(f"image {name} is {kind}: an image file is needed")
+        raise ImageError(f"image {name} is {kind}: an image file is needed")
     if status.st_size == 0:
-        raise InputError(f"image {name} is empty (0 bytes): copy it again")
+        raise ImageError(f"image {name} is empty (0 bytes): copy it again")
     if status.st_size > MAX_IMAGE_BYTES:
-        raise InputError(f"image {name} has {status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}: scale it down")
+        raise ImageError(f"image {name} has {status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}: scale it down")
 
 
 @lru_cache(maxsize=1)

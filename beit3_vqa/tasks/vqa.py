@@ -211,6 +211,7 @@ class VQACustom(Task):
             truth=example.answer,
             score=None if example.answer is None else dict(example.targets).get(label, 0.0),
             weight=example.weight,
+            problem=example.problem,
         )
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
