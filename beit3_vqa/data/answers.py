@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import missing, write_text
+from beit3_vqa.files import missing, require_bounded, write_text
 
+MAX_TABLE = 100_000_000  # bytes of answer2label.txt
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
 _COUNTING = "zero one two three four five six seven eight nine ten"
@@ -193,6 +194,7 @@ class AnswerTable:
 
 
 def _text_of(path: Path) -> str:
+    require_bounded(path, MAX_TABLE)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

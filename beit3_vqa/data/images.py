@@ -24,7 +24,10 @@ from PIL import Image, UnidentifiedImageError
 
 from beit3_vqa.errors import ImageError, InputError
 
-MAX_IMAGE_PIXELS = 100_000_000
+# What decoding may take, about a gigabyte and five seconds, which a file of a few bytes can ask for: JPEG's decoder
+# needs half of what WebP's, JPEG 2000's or one with transparency does.
+MAX_IMAGE_PIXELS = 50_000_000
+MAX_JPEG_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 512 * 2**20
 
 # A closed list: Pillow's EPS reader starts Ghostscript, and a data set has no need of the rare formats.
@@ -44,13 +47,14 @@ _UPRIGHT = {
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 
-def open_image(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS, at_least: int | None = None) -> Image.Image:
+def open_image(path: str | Path, max_pixels: int | None = None, at_least: int | None = None) -> Image.Image:
     """Decode an image file: mode RGB, upright, loaded, the file closed.
 
     Args:
         path: the file; its content, not its extension, decides the format.
-        max_pixels: width times height above which the file is refused by its header, before anything is decoded.
-            Pillow's own guard, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds too.
+        max_pixels: width times height above which the file is refused by its header, before anything is decoded;
+            None: `MAX_JPEG_PIXELS` for a JPEG that isn't CMYK, `MAX_IMAGE_PIXELS` for others. Pillow's own guard,
+            twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds too.
         at_least: a JPEG may come at a half, a quarter or an eighth of its size, as long as neither side is shorter
             than this (in pixels): its decoder then skips most of the work, and the pixels differ a little.
 
@@ -67,7 +71,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS, at_least: i
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def image_size(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, int]:
     """(width, height) in pixels of what `open_image` would return, from the header alone.
 
     Raises:
@@ -128,7 +132,7 @@ def _real_folder(folder: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
     """The image with its header read and checked; whatever goes wrong here or in the body becomes an ImageError."""
     name = repr(str(path))
     _check_file(path, name)
@@ -138,10 +142,10 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=_formats()) as image:
                 width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError(
-                        f"image {name} has {width} x {height} pixels, more than {max_pixels:,}: scale it down"
-                    )
+                photograph = image.format == "JPEG" and image.mode != "CMYK"
+                most = max_pixels or (MAX_JPEG_PIXELS if photograph else MAX_IMAGE_PIXELS)
+                if width * height > most:
+                    raise ImageError(f"image {name} has {width} x {height} pixels, more than {most:,}: scale it down")
                 if width < 1 or height < 1:
                     raise ImageError(f"image {name} has {width} x {height} pixels: replace it")
                 yield image
@@ -201,7 +205,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _grey_to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         ground = Image.new("RGB", image.size, "white")
         ground.paste(rgba, mask=rgba.getchannel("A"))
         return ground

@@ -41,15 +41,21 @@ def _is_optimizer(value: Any) -> bool:
         isinstance(value, dict)
         and isinstance(value.get("state"), dict)
         and isinstance(value.get("param_groups"), list)
-        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in value["param_groups"])
+        and all(isinstance(group, dict) and _is_list_of_ints(group.get("params")) for group in value["param_groups"])
         and all(isinstance(state, dict) and _has_moments(state) for state in value["state"].values())
     )
+
+
+def _is_list_of_ints(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
 
 
 def _has_moments(state: dict[str, Any]) -> bool:
     moments = [state.get(name) for name in ("exp_avg", "exp_avg_sq")]
     steps = state.get("step")
-    return all(map(_is_finite, moments)) and (_is_finite(steps) if isinstance(steps, Tensor) else type(steps) is int)
+    return all(map(_is_finite, moments)) and (
+        _is_finite(steps) and steps.numel() == 1 if isinstance(steps, Tensor) else type(steps) is int
+    )
 
 
 def _is_finite(value: Any) -> bool:
@@ -57,17 +63,26 @@ def _is_finite(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a dense tensor of real floating-point numbers."""
-    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
+    """Whether it is a dense tensor of real floating-point numbers, each with memory of its own.
+
+    A file of a kilobyte can hold a tensor of a trillion numbers that are all the same one.
+    """
+    if not (isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided):
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _is_random_state(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("cuda", []), list):
         return False
     states = [value.get("cpu"), *value.get("cuda", [])]
-    return all(isinstance(state, Tensor) and state.dtype == torch.uint8 for state in states) and (
-        states[0].shape == torch.get_rng_state().shape
-    )
+    if not all(isinstance(state, Tensor) and state.dtype == torch.uint8 for state in states):
+        return False
+    try:
+        torch.Generator().set_state(states[0])  # it looks into the state, too
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_weights(value: Any) -> bool:

@@ -115,7 +115,11 @@ class VQACustom(Task):
 
     def _image_root(self, info: DatasetInfo) -> Path:
         root = Path(self.config.data.image_root or info.image_root)
-        if not root.is_dir():
+        try:
+            is_there = root.is_dir()
+        except OSError as error:  # a name longer than the file system takes, a folder that isn't ours
+            raise InputError(f"image folder {root}: {error.strerror}. Say where it is with --image_root.") from error
+        if not is_there:
             raise InputError(f"{missing('image folder', root)} Where did the images go? Say it with --image_root.")
         return root
 
