@@ -13,6 +13,7 @@ from torch import Tensor
 from beit3_vqa.errors import InputError, short
 
 MAX_EPOCH = 10**6
+MAX_SCORE = 1e300
 
 
 def check_contents(content: dict[str, Any], where: str) -> None:
@@ -90,7 +91,7 @@ def _is_weights(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value == value
+    return type(value) in (int, float) and abs(value) < MAX_SCORE  # not of NaN
 
 
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -1,10 +1,11 @@
 """Byte-mutation fuzzing of everything that is read from others.
 
-    python -m tests.faults.fuzz COUNT [READER ...] [--only N]
+    python -m tests.faults.fuzz csv=10000 jpeg=10000 ... [--only N]
 
-Each reader gets COUNT mutated copies of a good file. Only InputError may come out, in less than `MAX_SECONDS`, the
-process may grow by less than `MAX_GROWTH`, and nothing may appear outside the reader's output folder. Input number N is
-a function of the reader's name and N: `--only N` repeats one. A JSON line is printed for each reader.
+Each reader named (`targets` has them all) gets that many mutated copies of a good file. Only InputError may come out,
+in less than `MAX_SECONDS`, the process may grow by less than `MAX_GROWTH`, and nothing may appear outside the reader's
+output folder. Input number N is a function of the reader's name and N: `--only N` repeats one. A JSON line is printed
+for each reader.
 """
 
 import argparse
@@ -202,9 +203,11 @@ def _load(path: Path) -> None:
 
 
 def run(name: str, target: Target, home: Path, numbers: range) -> dict[str, Any]:
-    """Reads mutated copies; the first few failures are in the result, by number."""
+    """Reads the good file, then mutated copies; the first few failures are in the result, by number."""
     path = home / target.name
     refused, slowest, failures = 0, 0.0, []
+    path.write_bytes(target.good)
+    target.read(path)
     before, peak = _files(home), _peak_memory()
     for number in numbers:
         path.write_bytes(target.change(target.good, random.Random(f"{name}/{number}")))
@@ -244,18 +247,18 @@ def _peak_memory() -> int:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("count", type=int)
-    parser.add_argument("readers", nargs="*")
-    parser.add_argument("--only", type=int)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("readers", nargs="*", metavar="READER=COUNT")
+    parser.add_argument("--only", type=int, metavar="N")
     given = parser.parse_args()
+    counts = [(name, int(count)) for name, _, count in (word.partition("=") for word in given.readers)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         os.chdir(home)  # a relative path that is written to shows up
         every = targets(home)
         warnings.simplefilter("error")
-        for name in given.readers or every:
-            numbers = range(given.count) if given.only is None else range(given.only, given.only + 1)
+        for name, count in counts:
+            numbers = range(count) if given.only is None else range(given.only, given.only + 1)
             started = time.perf_counter()
             result = run(name, every[name], home, numbers)
             print(json.dumps({**result, "seconds": round(time.perf_counter() - started, 1)}), flush=True)
