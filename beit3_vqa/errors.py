@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SHOWN_PROBLEMS = 20
+MAX_PROBLEMS = 10_000  # in one file, after which the rest of it isn't read: it is another kind of file
 MAX_LINE = 2000  # characters of a line in a message
 MAX_VALUE = 100  # characters of a value in a message
 _REPR = reprlib.Repr()

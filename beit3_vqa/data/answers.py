@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.files import missing, require_bounded, write_text
 
 MAX_TABLE = 100_000_000  # bytes of answer2label.txt
@@ -172,6 +172,8 @@ class AnswerTable:
             answers.append(answer)
             if problem:
                 problems.append(f"line {label + 1}: {problem}")
+            if len(problems) == MAX_PROBLEMS:
+                break
         if problems:
             raise InputError.of_problems(
                 f"{path} is not a table of answers:",

@@ -21,7 +21,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.files import is_text, missing, require_bounded, write_text
 
 Row = dict[str, Any]
@@ -129,6 +129,8 @@ def read_rows(path: Path) -> Rows:
                 row, problem = _parse(line)
                 if problem:
                     problems.append(f"{path}:{number}: {problem}")
+                    if len(problems) == MAX_PROBLEMS:
+                        break
                     continue
                 name = row_id(row)
                 if first_line.setdefault(name, number) != number:

@@ -21,9 +21,11 @@ from beit3_vqa.data.rows import MAX_ROW, read_rows
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.models.pretrained import mismatches
+from beit3_vqa.prepare import choices_csv
 from beit3_vqa.prepare.source import read_source
+from beit3_vqa.prepare.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
 
 READERS = {
@@ -174,3 +176,30 @@ def test_an_image_of_a_few_bytes_that_fills_the_memory(tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match="10000 x 10000 pixels, more than 50,000,000"):
         open_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"," * 5_000_000, "x.csv:1: a line of more than 4,000,000 characters"),
+        (b'ID,img_path,Question,A,B,C,D,answer\n1,a.jpg,"' + b"q,\n" * 10**6, "a quote missing its partner"),
+        (b"ID,img_path,Question,A,B,C,D,answer\n" + b"1\n" * 20_000, "too many problems before this row"),
+        (b"ID,img_path,Question,A,B,C,D,answer\n" + b"\n" * 10**6 + b"1\n", "x.csv:1000002: 1 cells"),
+    ],
+    ids=["commas", "open quote", "short rows", "blank lines"],
+)
+def test_csvs_without_bounds(tmp_path, content, says):
+    (tmp_path / "x.csv").write_bytes(content)
+    values = {"train": str(tmp_path / "x.csv"), "val": "", "test": ""}
+    started = time.perf_counter()
+    problems = choices_csv.read(values, PrepareOptions(data_path="out", image_root=str(tmp_path))).problems
+    assert time.perf_counter() - started < 5
+    assert any(says in problem for problem in problems)
+    assert len(problems) <= MAX_PROBLEMS + 1
+
+
+def test_files_of_another_kind_are_not_read_to_the_end(tmp_path):
+    for name, read in (("x.jsonl", read_rows), ("x.txt", AnswerTable.read)):
+        (tmp_path / name).write_bytes(b"x\n" * (MAX_PROBLEMS + 5000))
+        with pytest.raises(InputError, match=f"and {MAX_PROBLEMS - 20} more"):
+            read(tmp_path / name)
