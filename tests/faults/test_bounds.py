@@ -23,7 +23,7 @@ from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.models.pretrained import mismatches
-from beit3_vqa.prepare import choices_csv
+from beit3_vqa.prepare import choices_csv, prepare
 from beit3_vqa.prepare.source import read_source
 from beit3_vqa.prepare.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
@@ -196,6 +196,17 @@ def test_csvs_without_bounds(tmp_path, content, says):
     assert time.perf_counter() - started < 5
     assert any(says in problem for problem in problems)
     assert len(problems) <= MAX_PROBLEMS + 1
+
+
+@pytest.mark.parametrize(("kind", "argument"), [("dacon_json", "train"), ("visual7w", "json")])
+def test_json_of_another_kind(tmp_path, kind, argument):
+    items = [0] * (MAX_PROBLEMS + 5000)
+    (tmp_path / "x.json").write_text(json.dumps(items if kind == "dacon_json" else {"images": items}))
+    options = PrepareOptions(data_path=str(tmp_path / "out"), image_root=str(tmp_path))
+    with pytest.raises(InputError, match=f"{MAX_PROBLEMS + 1} problems") as error:
+        prepare(kind, {argument: str(tmp_path / "x.json")}, options)
+    assert "isn't an object" in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_of_another_kind_are_not_read_to_the_end(tmp_path):
