@@ -17,7 +17,7 @@ setup(
         "torchvision>=0.20",
         "timm",
         "torchscale==0.3.0",  # its module names are the checkpoint format
-        "sentencepiece",
+        "sentencepiece>=0.2.2",  # earlier ones crash on hostile model files (CVE-2026-1260 and what followed)
         "pillow>=10.1",
         "numpy",
         "tensorboard",

@@ -1,7 +1,7 @@
 """Puts the parts of a run together: task, tokenizer, processor, model, loaders, and the weights to start from."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from beit3_vqa.config import RunConfig
+from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import CustomDataset
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
@@ -19,7 +20,7 @@ from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.compiled import compile_model
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.engine.run_folder import BEST
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.files import replacing
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
@@ -42,12 +43,13 @@ class Parts:
     processor: BEiT3Processor
     model: Any
     precision: Precision
+    bad_images: BadImages = field(default_factory=BadImages)
 
     def loader(self, split: str, *, training: bool = False) -> BatchLoader:
         """Batches of a split; says how long its texts are."""
         config = self.config
         dataset = self.task.dataset(split, self.processor, training=training)
-        lengths = self.processor.measure(_with_images(dataset), config.model.vocab_size)
+        lengths = self.processor.measure(_with_images(dataset, self.bad_images), config.model.vocab_size)
         cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
         print(
             f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
@@ -63,23 +65,28 @@ class Parts:
             targets_of=self.task.targets if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
+            bad_images=self.bad_images,
         )
 
 
-def _with_images(dataset: CustomDataset) -> Iterator[Example]:
-    """The examples of a split, one after the other.
+def _with_images(dataset: CustomDataset, bad_images: BadImages) -> Iterator[Example]:
+    """The examples of a split, one after the other; images that aren't there count as bad ones.
 
     Raises:
-        InputError: at the end, listing the images that aren't there, before hours of training find the first.
+        InputError: at the end, listing the images that aren't there, if they are more than may be passed over: before
+            hours of training find the first.
     """
     row_of: dict[str, str] = {}
     for index in range(len(dataset)):
         example = dataset.example(index)
         row_of.setdefault(example.image_path, example.id)
         yield example
-    problems = [f"row {row}: {path}" for path, row in row_of.items() if not Path(path).is_file()]
-    if problems:
-        raise InputError.of_problems("images that aren't there:", sorted(problems), "Is --image_root right?")
+    absent = {path: row for path, row in row_of.items() if path not in bad_images and not Path(path).is_file()}
+    if len(absent) > bad_images.left:
+        problems = sorted(f"row {row}: {path}" for path, row in absent.items())
+        raise InputError.of_problems("images that aren't there:", problems, "Is --image_root right?")
+    for path, row in absent.items():
+        bad_images.add(ImageError(f"row {one_line(row)}: image {path!r} doesn't exist", path))
 
 
 def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = None) -> Parts:
@@ -105,7 +112,7 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
     )
     if config.compute.compile:
         compile_model(model)
-    return Parts(config, task, processor, model, precision)
+    return Parts(config, task, processor, model, precision, BadImages(config.data.skip_bad_images))
 
 
 def make_task(config: RunConfig) -> Task:

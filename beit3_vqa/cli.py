@@ -1,6 +1,7 @@
 """The command line: finds the command, runs it, and turns what goes wrong into a message and an exit code."""
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.errors import InputError, nearest, visible
 
 COMMANDS = ("finetune", "prepare", "predict", "models", "download", "demo")
 
@@ -18,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
     try:
-        return _dispatch(arguments)
+        with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
+            return _dispatch(arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a name that is too long, a folder that isn't ours: the system says it well enough
         if not error.filename:
             raise
-        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        print(visible(f"error: {error.filename}: {error.strerror}."), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; training goes on from its last checkpoint with the same command", file=sys.stderr)
@@ -40,6 +42,20 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _VisibleText(io.TextIOBase):
+    """Standard output in which text from data (ids, names in a checkpoint) can't steer the terminal."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(visible(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def _dispatch(arguments: list[str]) -> int:

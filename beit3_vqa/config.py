@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError, nearest
-from beit3_vqa.files import missing, write_text
+from beit3_vqa.files import missing, require_bounded, write_text
 from beit3_vqa.option_field import check_option, typed
 from beit3_vqa.options import ComputeConfig, DataConfig, InitConfig, ModelConfig, OptimConfig, RunOptions
 
@@ -72,6 +72,7 @@ class RunConfig:
         return self.optim.eval_batch_size or max(1, int(self.optim.batch_size * 1.5))
 
 
+MAX_CONFIG = 1_000_000  # bytes of config.json
 GROUPS: dict[str, type] = {
     "model": ModelConfig,
     "init": InitConfig,
@@ -111,6 +112,7 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
         InputError: no such file, not JSON, an unknown option, or a value of the wrong type.
     """
     path = Path(path)
+    require_bounded(path, MAX_CONFIG)
     try:
         loaded = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

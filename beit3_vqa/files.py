@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -77,6 +78,21 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def require_bounded(path: Path, most: int) -> None:
+    """InputError where reading a file could fill the memory or never end: more than `most` bytes, a pipe, a device.
+
+    That a file isn't there, or is a folder, is for whoever opens it to say.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path} is a pipe or a device: give a file.")
+    if status.st_size > most:
+        raise InputError(f"{path} has {status.st_size:,} bytes, more than {most:,}: is it the right file?")
 
 
 def make_folder(path: Path) -> None:

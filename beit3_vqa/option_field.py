@@ -5,7 +5,7 @@ import dataclasses
 import typing
 from typing import Any
 
-from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.files import is_text
 
 
@@ -56,7 +56,7 @@ def typed(value: Any, kind: Any, where: str) -> Any:
             return float(value)
     elif any(type(value) is a for a in accepted):
         return value
-    raise InputError(f"{where} can't be {repr(value)[:100]}; expected {getattr(kind, '__name__', kind)}.")
+    raise InputError(f"{where} can't be {short(value)}; expected {getattr(kind, '__name__', kind)}.")
 
 
 def _lies_within(value: float, interval: str) -> bool:

@@ -88,6 +88,11 @@ class DataConfig:
     fast_decode: bool = option(
         False, "decode large JPEGs at a half, a quarter or an eighth of their size, at least twice the resolution"
     )
+    skip_bad_images: int = option(
+        0,
+        "distinct images that can't be read which training and evaluation go on past, each named; 0: stop at the first",
+        within="[0, 1e9]",
+    )
     pin_mem: bool = option(True, "page-locked memory for faster copies to a GPU")
 
 

@@ -15,7 +15,7 @@ from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.run_folder import checkpoints
 from beit3_vqa.engine.train import steps_per_epoch
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
 from beit3_vqa.saving import InsideEpoch
 from beit3_vqa.training import Training, make_ema
@@ -259,7 +259,7 @@ def _tell_changes(config: RunConfig, content: dict[str, Any]) -> None:
     """Prints which options of data and training, and how many processes, differ from the checkpoint's."""
     saved = options_of(content)
     changed = [
-        f"{name} {saved[name]} -> {value}"
+        f"{name} {short(saved[name])} -> {value}"
         for name, value in config.flat().items()
         if GROUP_OF[name] in ("init", "data", "optim") and name in saved and _plain(saved[name]) != _plain(value)
     ]

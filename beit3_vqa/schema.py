@@ -1,11 +1,13 @@
 """The plain data that travels along the road from index row to submission. No logic here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from beit3_vqa.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Example:
         targets: (label, score) pairs, scores in [0, 1]; empty where the answer isn't known or has no label.
         weight: how much the row counts in the weighted accuracy; None where the data have no weights.
         token_ids: XLM-R ids without `<s>` and `</s>`, where the index (upstream's format) holds ids, not text.
+        problem: why its image can't be read, where a grey one stands for it; else None.
     """
 
     id: str
@@ -31,6 +34,7 @@ class Example:
     targets: tuple[tuple[int, float], ...] = ()
     weight: float | None = None
     token_ids: tuple[int, ...] | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class Batch:
         inputs: keyword arguments of the model, tensors whose first dimension is B.
         examples: the B examples in order, options as the model sees them.
         targets: what the loss compares the outputs with, (B, ...), made by the task; None where nothing is learned.
+        bad_images: errors of images that couldn't be read, which some of the examples stand in for.
     """
 
     inputs: dict[str, Tensor]
     examples: tuple[Example, ...]
     targets: Tensor | None = None
+    bad_images: tuple[InputError, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -60,7 +66,7 @@ class Batch:
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.examples, None if self.targets is None else change(self.targets))
+        return replace(self, inputs=inputs, targets=None if self.targets is None else change(self.targets))
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Prediction:
         truth: the annotated answer, None where it isn't known.
         score: what the chosen answer scores in [0, 1]; None where the truth isn't known.
         weight: the row's weight, None where the data have none.
+        problem: why the image couldn't be read, where the answer is to the text alone; else None.
     """
 
     id: str
@@ -84,6 +91,7 @@ class Prediction:
     truth: str | None = None
     score: float | None = None
     weight: float | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)

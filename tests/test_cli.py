@@ -23,6 +23,7 @@ FLAGS = {
     "init": "auto", "drop_path": 0.1,
     "data_path": "", "image_root": "", "fold": None, "shuffle_choices": True, "balance_answers": 0.0, "randaug": False,
     "train_interpolation": "bicubic", "crop_scale": 0.5, "flip": 0.5, "num_workers": None, "fast_decode": False,
+    "skip_bad_images": 0,
     "pin_mem": True,
     "epochs": 20, "batch_size": 64, "update_freq": 1, "eval_batch_size": None, "lr": 5e-4, "min_lr": 1e-6,
     "warmup_epochs": None, "warmup_steps": -1, "layer_decay": 0.9, "task_head_lr_weight": 0.0, "weight_decay": 0.05,

@@ -20,6 +20,7 @@ def add(commands: Any, build: bool) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
+    from beit3_vqa.errors import one_line
     from beit3_vqa.run import load
 
     model = load(parsed.checkpoint, parsed.device, parsed.sentencepiece_model)
@@ -27,5 +28,5 @@ def run(parsed: argparse.Namespace) -> int:
     texts = dict(zip(prediction.probabilities, parsed.choices, strict=False))
     for answer, probability in prediction.probabilities.items():
         chosen = "<- " if answer == prediction.answer else ""
-        print(f"{answer}  {probability:6.1%}  {chosen}{texts.get(answer, '')}".rstrip())
+        print(f"{one_line(answer)}  {probability:6.1%}  {chosen}{texts.get(answer, '')}".rstrip())
     return 0

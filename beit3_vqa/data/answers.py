@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from beit3_vqa.errors import InputError
-from beit3_vqa.files import missing, write_text
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.files import missing, require_bounded, write_text
 
+MAX_TABLE = 100_000_000  # bytes of answer2label.txt
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
 _COUNTING = "zero one two three four five six seven eight nine ten"
@@ -171,6 +172,8 @@ class AnswerTable:
             answers.append(answer)
             if problem:
                 problems.append(f"line {label + 1}: {problem}")
+            if len(problems) == MAX_PROBLEMS:
+                break
         if problems:
             raise InputError.of_problems(
                 f"{path} is not a table of answers:",
@@ -193,6 +196,7 @@ class AnswerTable:
 
 
 def _text_of(path: Path) -> str:
+    require_bounded(path, MAX_TABLE)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

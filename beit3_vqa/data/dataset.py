@@ -14,7 +14,7 @@ from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import resolve_image_path
 from beit3_vqa.data.loader import Key
 from beit3_vqa.data.rows import LETTERS, Row, row_id
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.schema import Example
 
 
@@ -63,8 +63,15 @@ class CustomDataset(Dataset):
             example = permute_choices(example, rng)
         try:
             return example, self.processor(example, rng)
+        except ImageError as error:
+            raise ImageError(f"row {one_line(example.id)}: {error}", example.image_path) from error
         except InputError as error:
-            raise InputError(f"row {example.id}: {error}") from error
+            raise InputError(f"row {one_line(example.id)}: {error}") from error
+
+    def without_image(self, index: int, problem: str) -> tuple[Example, dict[str, Any]]:
+        """A row whose image can't be read, as evaluation sees it: flagged with the `problem`, its image grey."""
+        example = dataclasses.replace(self.example(index), problem=problem)
+        return example, self.processor(example, None)
 
     def balancing_weights(self, power: float) -> Tensor:
         """For each row, (rows with the same answer) ^ -power: 0 leaves rows equal, 1 makes answers equally likely."""
@@ -74,13 +81,17 @@ class CustomDataset(Dataset):
         return answers.bincount().double().pow(-power)[answers]
 
     def example(self, index: int) -> Example:
-        """The example of a row, options in the order of the index."""
+        """The example of a row, options in the order of the index; InputError where its image path leaves the root."""
         row = self.rows[index]
         answer, targets = self.truth(row)
+        try:
+            image_path = str(resolve_image_path(self.image_root, row["image_path"]))
+        except InputError as error:
+            raise InputError(f"row {one_line(row_id(row))}: {error}") from error
         text = row["question"] if "question" in row else row["text_segment"]
         return Example(
             id=row_id(row),
-            image_path=str(resolve_image_path(self.image_root, row["image_path"])),
+            image_path=image_path,
             question=text if isinstance(text, str) else "",
             choices=tuple(row.get("choices", ())) if "question" in row else (),
             answer=answer,
@@ -99,7 +110,7 @@ class CustomDataset(Dataset):
         targets = tuple((label, score) for label, score in scored if score > 0)
         outside = [label for label, _ in targets if label >= len(self.answers)]
         if outside:
-            raise InputError(f"row {row_id(row)}: label {outside[0]} isn't in the answer table.")
+            raise InputError(f"row {one_line(row_id(row))}: label {outside[0]} isn't in the answer table.")
         best = max(targets, key=lambda target: target[1], default=None)
         return None if best is None else self.answers.answers[best[0]], targets
 

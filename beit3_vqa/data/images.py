@@ -22,9 +22,12 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import ImageError, InputError
 
-MAX_IMAGE_PIXELS = 100_000_000
+# What decoding may take, about a gigabyte and five seconds, which a file of a few bytes can ask for: JPEG's decoder
+# needs half of what WebP's, JPEG 2000's or one with transparency does.
+MAX_IMAGE_PIXELS = 50_000_000
+MAX_JPEG_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 512 * 2**20
 
 # A closed list: Pillow's EPS reader starts Ghostscript, and a data set has no need of the rare formats.
@@ -44,18 +47,19 @@ _UPRIGHT = {
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 
-def open_image(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS, at_least: int | None = None) -> Image.Image:
+def open_image(path: str | Path, max_pixels: int | None = None, at_least: int | None = None) -> Image.Image:
     """Decode an image file: mode RGB, upright, loaded, the file closed.
 
     Args:
         path: the file; its content, not its extension, decides the format.
-        max_pixels: width times height above which the file is refused by its header, before anything is decoded.
-            Pillow's own guard, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds too.
+        max_pixels: width times height above which the file is refused by its header, before anything is decoded;
+            None: `MAX_JPEG_PIXELS` for a JPEG that isn't CMYK, `MAX_IMAGE_PIXELS` for others. Pillow's own guard,
+            twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds too.
         at_least: a JPEG may come at a half, a quarter or an eighth of its size, as long as neither side is shorter
             than this (in pixels): its decoder then skips most of the work, and the pixels differ a little.
 
     Raises:
-        InputError: naming the file, when it is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`,
+        ImageError: naming the file, when it is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`,
             none of `FORMATS`, truncated or damaged, or has more than `max_pixels`.
     """
     with _opened(Path(path), max_pixels) as image:
@@ -67,11 +71,11 @@ def open_image(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS, at_least: i
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def image_size(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, int]:
     """(width, height) in pixels of what `open_image` would return, from the header alone.
 
     Raises:
-        InputError: as `open_image` does, except for damage that only decoding can find.
+        ImageError: as `open_image` does, except for damage that only decoding can find.
     """
     with _opened(Path(path), max_pixels) as image:
         width, height = image.size
@@ -128,8 +132,8 @@ def _real_folder(folder: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The image with its header read and checked; whatever goes wrong here or in the body becomes an InputError."""
+def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
+    """The image with its header read and checked; whatever goes wrong here or in the body becomes an ImageError."""
     name = repr(str(path))
     _check_file(path, name)
     try:
@@ -138,23 +142,23 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=_formats()) as image:
                 width, height = image.size
-                if width * height > max_pixels:
-                    raise InputError(
-                        f"image {name} has {width} x {height} pixels, more than {max_pixels:,}: scale it down"
-                    )
+                photograph = image.format == "JPEG" and image.mode != "CMYK"
+                most = max_pixels or (MAX_JPEG_PIXELS if photograph else MAX_IMAGE_PIXELS)
+                if width * height > most:
+                    raise ImageError(f"image {name} has {width} x {height} pixels, more than {most:,}: scale it down")
                 if width < 1 or height < 1:
-                    raise InputError(f"image {name} has {width} x {height} pixels: replace it")
+                    raise ImageError(f"image {name} has {width} x {height} pixels: replace it")
                 yield image
-    except InputError:
+    except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise InputError(
+        raise ImageError(
             f"image {name} is no image that can be read ({', '.join(_formats())}): replace or convert it"
         ) from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"image {name} has too many pixels ({_reason(error)}): scale it down") from error
+        raise ImageError(f"image {name} has too many pixels ({_reason(error)}): scale it down") from error
     except Exception as error:  # a decoder fed with damaged bytes may raise anything
-        raise InputError(
+        raise ImageError(
             f"image {name} is truncated, damaged or of an unsupported kind ({_reason(error)}): replace or convert it"
         ) from error
 
@@ -163,17 +167,17 @@ def _check_file(path: Path, name: str) -> None:
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        raise InputError(f"image {name} doesn't exist: check the path and the image root") from error
+        raise ImageError(f"image {name} doesn't exist: check the path and the image root") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"image {name} can't be opened ({_reason(error)})") from error
+        raise ImageError(f"image {name} can't be opened ({_reason(error)})") from error
     # Also keeps us from waiting for ever on a named pipe.
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise InputError(f"image {name} is {kind}: an image file is needed")
+        raise ImageError(f"image {name} is {kind}: an image file is needed")
     if status.st_size == 0:
-        raise InputError(f"image {name} is empty (0 bytes): copy it again")
+        raise ImageError(f"image {name} is empty (0 bytes): copy it again")
     if status.st_size > MAX_IMAGE_BYTES:
-        raise InputError(f"image {name} has {status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}: scale it down")
+        raise ImageError(f"image {name} has {status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}: scale it down")
 
 
 @lru_cache(maxsize=1)
@@ -201,7 +205,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _grey_to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         ground = Image.new("RGB", image.size, "white")
         ground.paste(rgba, mask=rgba.getchannel("A"))
         return ground

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.rows import Row
-from beit3_vqa.errors import InputError
-from beit3_vqa.files import write_text
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.files import is_text, require_bounded, write_text
 
 SPLITS = ("train", "val", "test")
 INFO_FILE = "dataset.json"
+MAX_INFO = 100_000_000  # bytes of it
 ANSWERS_FILE = "answer2label.txt"
 TOKENIZER_FILE = "tokenizer.spm"
 
@@ -71,8 +72,11 @@ class DatasetInfo:
         path = data_path / INFO_FILE
         if not path.exists():
             return cls(image_root=data_path)
+        require_bounded(path, MAX_INFO)
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
+            if not is_text(fields["image_root"]):
+                raise ValueError(f"image_root can't be {short(fields['image_root'])}")
             known = {name: fields[name] for name in ("format", "seed", "splits", "summary") if name in fields}
             return cls(image_root=data_path / fields["image_root"], **known)
         except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from beit3_vqa.data.bad_images import BadImages, Item, Readable
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.distributed import share
 from beit3_vqa.engine.interrupt import leave_signals_to_the_parent
@@ -81,6 +82,7 @@ class BatchLoader:
         collate: the processor's: tensors of examples -> inputs of the model.
         targets_of: the task's: examples -> what the loss compares with; None: nothing is learned.
         num_workers: processes; 0 loads in this one.
+        bad_images: counts the images that can't be read; None: the first one is an error.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class BatchLoader:
         targets_of: TargetsOf | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        bad_images: BadImages | None = None,
     ):
         self.dataset = dataset
+        self.bad_images = bad_images or BadImages()
         rows = len(dataset)  # type: ignore[arg-type]
         self.batches = EpochBatches(
             rows,
@@ -108,7 +112,7 @@ class BatchLoader:
             of_size=distributed.size(),
         )
         self.loader: DataLoader = DataLoader(
-            _ErrorsAsValues(dataset),
+            Readable(dataset, self.bad_images.allowed),
             batch_sampler=self.batches,
             collate_fn=_Collator(collate, targets_of),
             num_workers=num_workers,
@@ -126,38 +130,28 @@ class BatchLoader:
         """The batches of one pass over the data, or of what is left of it after its `first` draws.
 
         Raises:
-            InputError: an example can't be read.
+            InputError: an example can't be read, and nothing may stand in for it.
         """
         self.batches.epoch, self.batches.first = epoch, first
         for batch in self.loader:
-            if isinstance(batch, InputError):
-                raise batch
+            for error in batch.bad_images if isinstance(batch, Batch) else batch:
+                self.bad_images.add(error)
+            if not isinstance(batch, Batch):
+                raise InputError("not one row has an image that can be read. Is --image_root right?")
             yield batch
 
 
-class _ErrorsAsValues(Dataset):
-    """Hands an InputError on as a value: one raised in a worker would arrive wrapped in the worker's traceback."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, key: Key) -> Any:
-        try:
-            return self.dataset[key]
-        except InputError as error:
-            return error
-
-
 class _Collator:
-    """(example, tensors) pairs -> Batch, or the first error; a class, so that it reaches workers that are spawned."""
+    """Items -> Batch, or the errors that leave none; a class, so that it reaches workers that are spawned."""
 
     def __init__(self, collate: Collate, targets_of: TargetsOf | None):
         self.collate = collate
         self.targets_of = targets_of
 
-    def __call__(self, items: Sequence[Any]) -> Batch | InputError:
-        for item in items:
-            if isinstance(item, InputError):
-                return item
-        examples, tensors = zip(*items, strict=True)
-        return Batch(self.collate(tensors), examples, self.targets_of(examples) if self.targets_of else None)
+    def __call__(self, items: Sequence[Item]) -> Batch | list[InputError]:
+        errors = [error for *_, met in items for error in met]
+        examples = tuple(example for example, *_ in items if example is not None)
+        if len(examples) < len(items):
+            return errors
+        inputs = self.collate([tensors for _, tensors, _ in items if tensors is not None])
+        return Batch(inputs, examples, self.targets_of(examples) if self.targets_of else None, tuple(errors))

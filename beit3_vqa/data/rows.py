@@ -21,13 +21,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from beit3_vqa.errors import InputError
-from beit3_vqa.files import is_text, missing, write_text
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.files import is_text, missing, require_bounded, write_text
 
 Row = dict[str, Any]
 
 MAX_WEIGHT = 1e12  # sums over millions of rows stay finite
 MAX_ID = 1000  # characters
+MAX_ROW = 10_000_000  # bytes
+MAX_INDEX = 10**12  # bytes
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -112,9 +114,12 @@ def read_rows(path: Path) -> Rows:
     problems: list[str] = []
     first_line: dict[str, int] = {}
     end = 0
+    require_bounded(path, MAX_INDEX)
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_ROW + 1), b""), start=1):
+                if len(line) > MAX_ROW:
+                    raise InputError(f"{path}:{number}: a row of more than {MAX_ROW:,} bytes: is this an index?")
                 start, end = end, end + len(line)
                 if number == 1 and line.startswith(codecs.BOM_UTF8):
                     start += len(codecs.BOM_UTF8)
@@ -124,6 +129,8 @@ def read_rows(path: Path) -> Rows:
                 row, problem = _parse(line)
                 if problem:
                     problems.append(f"{path}:{number}: {problem}")
+                    if len(problems) == MAX_PROBLEMS:
+                        break
                     continue
                 name = row_id(row)
                 if first_line.setdefault(name, number) != number:

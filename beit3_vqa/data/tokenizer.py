@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import missing, replacing
+from beit3_vqa.files import missing, replacing, require_bounded
 
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 
@@ -27,6 +27,8 @@ EXTRA_IDS = 2
 
 # SentencePiece's first three, unless it was told otherwise. XLM-R's ids rest on them.
 CONTROL_PIECES = ("<unk>", "<s>", "</s>")
+
+MAX_MODEL = 100_000_000  # bytes; beit3.spm has about one
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -162,6 +164,7 @@ def _load(path: Path) -> tuple[Any, str]:
     """The SentencePieceProcessor of a model file, checked to have the pieces that XLM-R's ids rest on; its SHA-256."""
     import sentencepiece
 
+    require_bounded(path, MAX_MODEL)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -188,6 +191,10 @@ def _load(path: Path) -> tuple[Any, str]:
             f"{path} is no model for XLM-R's ids: its first pieces must be {', '.join(CONTROL_PIECES)}, as "
             "SentencePiece trains them unless told otherwise; give beit3.spm or one from --train_tokenizer."
         )
+    try:
+        model.id_to_piece(list(range(model.get_piece_size())))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: some of its pieces aren't UTF-8; copy or download it again.") from error
     return model, hashlib.sha256(content).hexdigest()
 
 

@@ -7,9 +7,10 @@ from typing import IO, Any, cast
 
 import torch
 
+from beit3_vqa.engine.archive import is_packed
 from beit3_vqa.engine.manifest import HashingFile, damage, write_manifest
 from beit3_vqa.engine.run_folder import manifest_file
-from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.files import replacing
 
 # How torch says that a pickle wants to import or run something.
@@ -55,6 +56,8 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict
     path = Path(path)
     if not path.is_file():
         raise InputError(_missing(flag, path))
+    if is_packed(path):
+        raise InputError(f"{flag} {path}: is a packed zip archive, which torch.save never writes; unpack it first.")
     problem = damage(path)
     if problem:
         raise InputError(f"{flag} {path} is damaged: {problem}.")
@@ -124,10 +127,21 @@ def _foreign_names(path: Path) -> str:
 
 
 def options_of(content: dict[str, Any]) -> dict[str, Any]:
-    """The options (flat) that a checkpoint was trained with: a dict of ours, a Namespace of upstream's, or none."""
+    """The options (flat) that a checkpoint was trained with: a dict of ours, a Namespace of upstream's, or none.
+
+    Values that no option has (tensors, lists in lists) come as their short form: such text fits no option, so that
+    whoever needs the value refuses it.
+    """
     options = content.get("args", {})
     options = vars(options) if isinstance(options, argparse.Namespace) else options
-    return dict(options) if isinstance(options, dict) else {}
+    if not isinstance(options, dict):
+        return {}
+    return {name: value if _is_option(value) else short(value) for name, value in options.items()}
+
+
+def _is_option(value: Any) -> bool:
+    plain = (type(None), bool, int, float, str)
+    return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(isinstance(v, plain) for v in value))
 
 
 def random_state() -> dict[str, Any]:

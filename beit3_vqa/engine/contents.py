@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, short
 
 MAX_EPOCH = 10**6
 MAX_EXAMPLES = 10**12
+MAX_SCORE = 1e300
 
 
 def check_contents(content: dict[str, Any], where: str) -> None:
@@ -42,15 +43,21 @@ def _is_optimizer(value: Any) -> bool:
         isinstance(value, dict)
         and isinstance(value.get("state"), dict)
         and isinstance(value.get("param_groups"), list)
-        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in value["param_groups"])
+        and all(isinstance(group, dict) and _is_list_of_ints(group.get("params")) for group in value["param_groups"])
         and all(isinstance(state, dict) and _has_moments(state) for state in value["state"].values())
     )
+
+
+def _is_list_of_ints(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
 
 
 def _has_moments(state: dict[str, Any]) -> bool:
     moments = [state.get(name) for name in ("exp_avg", "exp_avg_sq")]
     steps = state.get("step")
-    return all(map(_is_finite, moments)) and (_is_finite(steps) if isinstance(steps, Tensor) else type(steps) is int)
+    return all(map(_is_finite, moments)) and (
+        _is_finite(steps) and steps.numel() == 1 if isinstance(steps, Tensor) else type(steps) is int
+    )
 
 
 def _is_finite(value: Any) -> bool:
@@ -58,17 +65,26 @@ def _is_finite(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a dense tensor of real floating-point numbers."""
-    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
+    """Whether it is a dense tensor of real floating-point numbers, each with memory of its own.
+
+    A file of a kilobyte can hold a tensor of a trillion numbers that are all the same one.
+    """
+    if not (isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided):
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _is_random_state(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("cuda", []), list):
         return False
     states = [value.get("cpu"), *value.get("cuda", [])]
-    return all(isinstance(state, Tensor) and state.dtype == torch.uint8 for state in states) and (
-        states[0].shape == torch.get_rng_state().shape
-    )
+    if not all(isinstance(state, Tensor) and state.dtype == torch.uint8 for state in states):
+        return False
+    try:
+        torch.Generator().set_state(states[0])  # it looks into the state, too
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_inside_epoch(value: Any) -> bool:
@@ -86,7 +102,7 @@ def _is_weights(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value == value
+    return type(value) in (int, float) and abs(value) < MAX_SCORE  # not of NaN
 
 
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -112,5 +128,9 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _kind(value: Any) -> str:
     """The value if it is short, else its type."""
-    is_short = value is None or (isinstance(value, (int, float, str)) and len(repr(value)) < 40)
-    return repr(value) if is_short else f"another {type(value).__name__}"
+    shown = short(value)
+    return (
+        shown
+        if (value is None or isinstance(value, (int, float, str))) and len(shown) < 40
+        else f"another {type(value).__name__}"
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from beit3_vqa.engine.precision import Precision
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.schema import Batch, Prediction
 
 
@@ -35,7 +35,7 @@ def evaluate_batches(
             with precision.autocast():
                 outputs = model(**batch.to(precision.device).inputs)
             if not torch.isfinite(outputs).all():
-                ids = ", ".join(example.id for example in batch.examples[:3])
+                ids = ", ".join(one_line(example.id) for example in batch.examples[:3])
                 raise InputError(
                     f"the model's outputs aren't finite numbers (rows {ids}, ...). In fp16 they may have grown too "
                     "large: try --precision bf16 or fp32. Else the checkpoint is damaged."

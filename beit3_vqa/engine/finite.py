@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from beit3_vqa.errors import one_line
+
 
 class TrainingDiverged(Exception):  # noqa: N818 - it reads as what happened
     """Too many steps in a row had a gradient that isn't finite."""
@@ -47,7 +49,7 @@ class BadSteps:
         for bad, (_, step, lr, ids) in zip(flags, self._unseen, strict=True):
             self._in_a_row = self._in_a_row + 1 if bad else 0
             if self._in_a_row >= self.most:
-                shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
+                shown = ", ".join(map(one_line, ids[:8])) + (", ..." if len(ids) > 8 else "")
                 raise TrainingDiverged(
                     f"the gradient was not finite {self.most} steps in a row, last at step {step} (learning rate "
                     f"{lr:.3g}, rows {shown}). The checkpoints are as they were. Lower --lr, warm up for longer, set "

@@ -111,7 +111,7 @@ def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
         if name in own and value.shape != own[name].shape
     ]
     for name, value in weights.items():
-        if name not in own or own[name].is_meta:
+        if name not in own or own[name].is_meta or value.shape != own[name].shape:
             continue
         if value.is_meta or not is_plain(value):
             problems.append(f"not a plain tensor of floating-point numbers: {name} ({value.layout}, {value.dtype})")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from beit3_vqa.data.image_cache import ImageCache
@@ -57,6 +58,7 @@ class BEiT3Processor:
         self.evaluate = evaluate
         self.train = train
         self.length_step = length_step
+        self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
     def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class BEiT3Processor:
         Raises:
             InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
         """
-        image = self.images.open(example.image_path)
+        image = self.grey if example.problem else self.images.open(example.image_path)
         if rng is None or self.train is None:
             pixels = self.evaluate(image)
         else:

@@ -13,6 +13,7 @@ import torch
 from beit3_vqa.engine.distributed import is_main
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import write_text
+from beit3_vqa.output.predictions import json_text
 
 # Between looks at values that live on a device, each of which makes the host wait for it.
 BAR_SECONDS = 2.0
@@ -98,7 +99,7 @@ class RunLog:
 
     def epoch(self, values: dict[str, Any]) -> None:
         """A JSON line in log.txt."""
-        self.lines.append(json.dumps(values, ensure_ascii=False))
+        self.lines.append(json_text(values, allow_nan=True))
         if is_main():
             with self._complaining():
                 self._write_lines()

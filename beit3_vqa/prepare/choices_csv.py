@@ -12,7 +12,7 @@ from typing import Any
 
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.source import read_source
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
@@ -29,6 +29,8 @@ OPTIONAL_COLUMNS = ("answer", "weight")
 MAX_SHOWN = 500  # characters of a header, in a message
 MAX_CELL = 1_000_000
 """Characters of the longest cell that is read."""
+MAX_LINE = 4_000_000
+"""Characters of the longest line: a hundred million commas would be as many cells."""
 
 
 def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
@@ -59,6 +61,8 @@ def _read_split(path: Path, split: str, prepared: Prepared) -> None:
     for line, cells in lines:
         origin = f"{path}:{line}"
         counts["rows"] += 1
+        if len(prepared.problems) >= MAX_PROBLEMS:
+            raise InputError(f"{origin}: too many problems before this row; the rest of the file wasn't read")
         if len(cells) != len(header):
             prepared.problems.append(
                 f"{origin}: {len(cells)} cells where the header has {len(header)} (text with a comma needs quotes)"
@@ -114,18 +118,28 @@ def _cell_limit(characters: int) -> Iterator[None]:
 def _parse(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line where it starts, cells) of every row that isn't blank."""
     # newline="" keeps line breaks inside quotes as they are.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(_bounded_lines(text, path), strict=True)
     while True:
         line = reader.line_num + 1
         try:
             with _cell_limit(MAX_CELL):
                 cells = next(reader)
+                while not cells:  # a blank line
+                    line = reader.line_num + 1
+                    cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             raise InputError(f"{path}:{line}: {_explain(str(error))}; the rest of the file wasn't read") from error
         if "".join(cells).strip() or len(cells) > 1:
             yield line, cells
+
+
+def _bounded_lines(text: str, path: Path) -> Iterator[str]:
+    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
+        if len(line) > MAX_LINE:
+            raise InputError(f"{path}:{number}: a line of more than {MAX_LINE:,} characters: is this a CSV file?")
+        yield line
 
 
 def _explain(error: str) -> str:

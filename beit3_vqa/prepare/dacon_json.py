@@ -13,7 +13,7 @@ from typing import Any
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row, is_count
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.files import is_text
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.source import read_json
@@ -55,6 +55,8 @@ def _read_split(path: Path, split: str, prepared: Prepared) -> None:
     folders = {folder: _image_names(Path(prepared.image_root, folder)) for folder in _FOLDERS[split]}
     for place, item in enumerate(items, start=1):
         origin = f"{path}: item {place}"
+        if len(prepared.problems) >= MAX_PROBLEMS:
+            raise InputError(f"{origin}: too many problems before this item; the rest of the file wasn't read")
         row, problems = _read_item(item, split, folders)
         if problems:
             prepared.problems.append(f"{origin}: {'; '.join(problems)}")

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import missing
+from beit3_vqa.files import missing, require_bounded
+
+MAX_SOURCE = 2_000_000_000  # bytes; VQAv2's annotations have 400 million
 
 
 def read_source(path: Path) -> bytes:
     """The content of a file; InputError when it is missing, empty or can't be read."""
     if not path.exists():
         raise InputError(missing("file", path))
+    require_bounded(path, MAX_SOURCE)
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import Any
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
 from beit3_vqa.data.rows import LETTERS, Row
 from beit3_vqa.data.tokenizer import Tokenizer
+from beit3_vqa.errors import one_line
 from beit3_vqa.options import MAX_BPE_TOKENS
 
 _ANSWERS_SHOWN = 5
@@ -86,7 +87,7 @@ class Summary:
         width = max(map(len, sections)) + 2
         lines = []
         for title, entries in sections.items():
-            lines += [f"{'' if place else title:<{width}}{entry}" for place, entry in enumerate(entries)]
+            lines += [f"{'' if place else title:<{width}}{one_line(entry)}" for place, entry in enumerate(entries)]
         return "\n".join(lines)
 
 

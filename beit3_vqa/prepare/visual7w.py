@@ -13,7 +13,7 @@ from typing import Any
 
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row, is_count
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.files import is_text
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
@@ -34,6 +34,9 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
         return prepared
     for place, image in enumerate(images, start=1):
         origin = f"{path}: image {place}"
+        if len(prepared.problems) >= MAX_PROBLEMS:
+            prepared.problems.append(f"{origin}: too many problems before this image; the rest wasn't read")
+            break
         problem = _image_problem(image)
         if problem:
             prepared.problems.append(f"{origin}: {problem}")
@@ -62,7 +65,7 @@ def _image_problem(image: Any) -> str:
     if not isinstance(image, dict):
         return "isn't an object"
     if image.get("split") not in SPLITS:
-        return f"split {image.get('split')!r} is none of {', '.join(SPLITS)}"
+        return f"split {short(image.get('split'))} is none of {', '.join(SPLITS)}"
     if not is_count(image.get("image_id")) and not is_text(image.get("image_id")):
         return "image_id must be a number or text"
     if "filename" in image and (not is_text(image["filename"]) or not image["filename"].strip()):

@@ -115,7 +115,11 @@ class VQACustom(Task):
 
     def _image_root(self, info: DatasetInfo) -> Path:
         root = Path(self.config.data.image_root or info.image_root)
-        if not root.is_dir():
+        try:
+            is_there = root.is_dir()
+        except OSError as error:  # a name longer than the file system takes, a folder that isn't ours
+            raise InputError(f"image folder {root}: {error.strerror}. Say where it is with --image_root.") from error
+        if not is_there:
             raise InputError(f"{missing('image folder', root)} Where did the images go? Say it with --image_root.")
         return root
 
@@ -211,6 +215,7 @@ class VQACustom(Task):
             truth=example.answer,
             score=None if example.answer is None else dict(example.targets).get(label, 0.0),
             weight=example.weight,
+            problem=example.problem,
         )
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import skimage.data
 from PIL import Image, ImageFile
 
-from beit3_vqa.data.images import MAX_IMAGE_PIXELS, image_size, open_image, resolve_image_path
+from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS, image_size, open_image, resolve_image_path
 from beit3_vqa.errors import InputError
 
 PHOTOGRAPHS = Path(skimage.data.__file__).parent
@@ -245,7 +245,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(10_001, 10_000), (12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize("size", [(10_000, 5_001), (12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_header(*size))
     started = time.perf_counter()
@@ -255,9 +255,9 @@ def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], tmp_pa
 
 def test_largest_allowed_header_passes_the_check(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
-    path.write_bytes(png_header(10_000, 10_000))
-    assert image_size(path) == (10_000, 10_000)
-    assert MAX_IMAGE_PIXELS == 10_000 * 10_000
+    path.write_bytes(png_header(10_000, 5_000))
+    assert image_size(path) == (10_000, 5_000)
+    assert MAX_IMAGE_PIXELS == 10_000 * 5_000
     photograph().save(path)
     assert open_image(path, max_pixels=96 * 96).size == (96, 96)
     with pytest.raises(InputError, match="96 x 96 pixels, more than 9,215"):
@@ -353,3 +353,20 @@ def test_a_jpeg_at_a_fraction_of_its_size(at_least: int | None, size: tuple[int,
     assert decoded.size == size
     small = [np.asarray(i.resize((40, 40), Image.Resampling.BICUBIC)).astype(int) for i in (image, decoded)]
     assert np.abs(small[0] - small[1]).mean() < 3
+
+
+def test_a_jpeg_may_be_larger_than_what_takes_more_to_decode(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+
+    def resized(mode: str, width: int, height: int) -> Path:
+        Image.new(mode, (8, 8)).save(path)
+        data = bytearray(path.read_bytes())
+        at = data.index(b"\xff\xc0") + 5  # of the frame header
+        data[at : at + 4] = struct.pack(">HH", height, width)
+        path.write_bytes(data)
+        return path
+
+    assert MAX_JPEG_PIXELS == 2 * MAX_IMAGE_PIXELS
+    assert image_size(resized("RGB", 10_000, 10_000)) == (10_000, 10_000)
+    refused(resized("RGB", 10_000, 10_001), "more than 100,000,000")
+    refused(resized("CMYK", 10_000, 5_001), "more than 50,000,000")

@@ -1,0 +1,102 @@
+"""Images that can't be read: counted, named once, and passed over up to a number that the user sets.
+
+What stands in for one depends on nothing but the key of the draw and on which files can be read:
+
+- in training the next row of the index whose image can be read (after the last row comes the first), drawn and
+  augmented as the row it replaces would have been: batches keep their size, every other example its place;
+- in evaluation the row itself, with a grey image: every row is answered, in its place, and flagged.
+
+Worker processes find bad images, and the main process counts them in the order of the batches: the number of workers
+changes neither the count nor the message that ends a run.
+"""
+
+import os
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from beit3_vqa.errors import ImageError, InputError
+from beit3_vqa.schema import Example
+
+# An example and its tensors, None where there is nothing to go on with, and the errors met on the way.
+Item = tuple[Example | None, dict[str, Any] | None, tuple[InputError, ...]]
+
+
+class BadImages:
+    """The distinct bad images of a run (of this session, where it is resumed).
+
+    Args:
+        allowed: how many may be passed over.
+    """
+
+    def __init__(self, allowed: int = 0):
+        self.allowed = allowed
+        self._paths: set[str] = set()
+
+    def __contains__(self, path: str) -> bool:
+        return os.path.normpath(path) in self._paths
+
+    @property
+    def left(self) -> int:
+        """How many more may be passed over."""
+        return self.allowed - len(self._paths)
+
+    def add(self, error: InputError) -> None:
+        """Counts and names an image that hasn't been named yet.
+
+        Raises:
+            InputError: it is one more than allowed, or the error is no image's at all.
+        """
+        if not isinstance(error, ImageError):
+            raise error
+        if error.path in self:
+            return
+        if not self.left:
+            if not self.allowed:
+                raise error
+            raise InputError(
+                f"{error}\nThat is one more bad image than --skip_bad_images {self.allowed} allows."
+            ) from error
+        self._paths.add(os.path.normpath(error.path))
+        print(f"bad image {len(self._paths)} of {self.allowed} allowed: {error}", flush=True)
+
+
+class Readable(Dataset):
+    """A data set whose examples come with the bad images they stand in for.
+
+    Errors are values here: one raised in a worker would arrive wrapped in the worker's traceback.
+
+    Args:
+        dataset: indexed by (epoch, draw, row) -> (example, tensors); with `without_image(row, problem)` and `training`
+            where anything is to be passed over.
+        allowed: as of `BadImages`; a worker doesn't look for a stand-in beyond that many bad images.
+    """
+
+    def __init__(self, dataset: Any, allowed: int):
+        self.dataset = dataset
+        self.allowed = allowed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Item:
+        try:
+            return (*self.dataset[key], ())
+        except ImageError as error:
+            if not self.allowed:
+                return None, None, (error,)
+            if self.dataset.training:
+                return self._next_readable(key, error)
+            return (*self.dataset.without_image(key[2], str(error)), (error,))
+        except InputError as error:
+            return None, None, (error,)
+
+    def _next_readable(self, key: tuple[int, int, int], first: ImageError) -> Item:
+        epoch, draw, row = key
+        met = {first.path: first}
+        for step in range(1, len(self.dataset)):
+            if len(met) > self.allowed:
+                break
+            try:
+                found = self.dataset[epoch, draw, (row + step) % len(self.dataset)]
+                return (*found, tuple(met.values()))
+            except ImageError as error:
+                met.setdefault(error.path, error)
+        return None, None, tuple(met.values())

@@ -1,0 +1,118 @@
+"""Bad images are passed over up to a number; what stands in for them depends on the key of the draw alone."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.bad_images import BadImages
+from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.images import open_image
+from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.errors import ImageError, InputError
+
+ROWS = 23
+BAD = {3, 4, 11, ROWS - 1}  # two beside one another, and the last, after which comes the first
+
+
+def read_image(example, rng):
+    """Stands in for pixels: one random number per example, and an error for a bad image."""
+    if "bad" in example.image_path and not example.problem:
+        raise ImageError(f"image {example.image_path!r} is damaged", example.image_path)
+    return {"noise": torch.tensor(0.0 if rng is None else rng.random())}
+
+
+def collate(items):
+    return {"noise": torch.stack([item["noise"] for item in items])}
+
+
+def loader_of(allowed, *, bad=frozenset(BAD), training=True, workers=0):
+    rows = [
+        {"id": f"r{i}", "image_path": f"{'bad' if i in bad else 'good'}_{i}.jpg", "question": "?", "answer": "A"}
+        for i in range(ROWS)
+    ]
+    made = CustomDataset(rows, AnswerTable(["A", "B"]), Path(), read_image, training=training, seed=3)
+    return BatchLoader(made, collate, 5, shuffle=training, seed=3, num_workers=workers, bad_images=BadImages(allowed))
+
+
+def seen(loader, epoch=0):
+    batches = list(loader.epoch(epoch))
+    return [e for batch in batches for e in batch.examples], torch.cat([batch.inputs["noise"] for batch in batches])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_next_readable_row_stands_in_and_everything_else_stays(workers, capsys):
+    whole, noise = seen(loader_of(0, bad=frozenset()))
+    instead, same_noise = seen(loader_of(len(BAD), workers=workers))
+    stand_ins = {"r3": "r5", "r4": "r5", "r11": "r12", f"r{ROWS - 1}": "r0"}
+    assert [e.id for e in instead] == [stand_ins.get(e.id, e.id) for e in whole]
+    assert torch.equal(noise, same_noise)  # drawn as the row it replaces
+    lines = capsys.readouterr().out.splitlines()
+    first_met = [e.id for e in whole if e.id in stand_ins]
+    assert len(lines) == len(BAD)
+    # r3's stand-in is looked for at r4, so that may be named before its own draw.
+    assert {line.split("row ")[1].split(":")[0] for line in lines} == set(first_met)
+    assert [line.split(" of 4 allowed: ")[0] for line in lines] == [f"bad image {n}" for n in (1, 2, 3, 4)]
+
+
+def test_each_is_named_once_in_all_epochs(capsys):
+    loader = loader_of(len(BAD))
+    for epoch in range(3):
+        assert len(seen(loader, epoch)[0]) == ROWS
+    assert capsys.readouterr().out.count("bad image") == len(BAD)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_too_many_ends_it(workers, capsys):
+    with pytest.raises(InputError, match=r"^row r\d+: image 'bad_\d+.jpg' is damaged\n.*--skip_bad_images 3 allows"):
+        seen(loader_of(3, workers=workers))
+    assert capsys.readouterr().out.count("bad image") == 3
+
+
+def test_workers_find_the_same_one_too_many():
+    said = []
+    for workers in (0, 1, 2):
+        with pytest.raises(InputError) as error:
+            seen(loader_of(2, workers=workers))
+        said.append(str(error.value))
+    assert said[0] == said[1] == said[2]
+
+
+def test_none_allowed_stops_at_the_first():
+    with pytest.raises(InputError, match=r"^row r\d+: image 'bad_\d+.jpg' is damaged$"):
+        seen(loader_of(0))
+
+
+def test_nothing_readable_at_all():
+    with pytest.raises(InputError, match="not one row has an image"):
+        seen(loader_of(1000, bad=frozenset(range(ROWS))))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_answers_every_row_in_its_place(workers):
+    examples, noise = seen(loader_of(len(BAD), training=False, workers=workers))
+    assert [e.id for e in examples] == [f"r{i}" for i in range(ROWS)]
+    assert {i for i, e in enumerate(examples) if e.problem} == BAD
+    assert examples[3].problem == "row r3: image 'bad_3.jpg' is damaged"
+    assert len(noise) == ROWS
+    with pytest.raises(InputError, match="allows"):
+        seen(loader_of(len(BAD) - 1, training=False, workers=workers))
+
+
+def test_two_spellings_of_a_path_are_one_image(capsys):
+    bad_images = BadImages(1)
+    for path in ("img/0.jpg", "img/./0.jpg", "img//0.jpg"):
+        bad_images.add(ImageError("damaged", path))
+    assert bad_images.left == 0
+    assert "img/x/../0.jpg" in bad_images
+    with pytest.raises(InputError, match="not an image's"):
+        bad_images.add(InputError("not an image's"))
+
+
+def test_errors_travel_between_processes(tmp_path):
+    with pytest.raises(ImageError) as caught:
+        open_image(tmp_path / "gone.jpg")
+    error = pickle.loads(pickle.dumps(ImageError(str(caught.value), "gone.jpg")))
+    assert (type(error), str(error), error.path) == (ImageError, str(caught.value), "gone.jpg")

@@ -1,0 +1,44 @@
+"""Mutated copies of every file that is read: see `fuzz.py`. Run in a process of its own, so that it may die alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Seconds are dearer for some than for others.
+SHORT = {"csv": 250, "jsonl": 150, "config": 150, "jpeg": 300, "progressive": 300, "png": 300, "checkpoint": 40,
+         "visual7w": 250, "dacon": 250, "answers": 100, "dataset": 100, "tokenizer": 250}  # fmt: skip
+LONG = dict.fromkeys(SHORT, 10_000) | dict.fromkeys(("visual7w", "dacon", "answers", "dataset", "tokenizer"), 2_000)
+
+
+def fuzz(counts, root):
+    """The result for each reader."""
+    arguments = [f"{name}={count}" for name, count in counts.items()]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.faults.fuzz", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
+    results = {result["reader"]: result for result in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 0, f"died after {list(results)}: {done.stderr[-3000:]}"
+    return results
+
+
+@pytest.fixture(scope="module")
+def short(pytestconfig):
+    return fuzz(SHORT, pytestconfig.rootpath)
+
+
+@pytest.mark.parametrize("reader", SHORT)
+def test_only_input_errors_come_out(short, reader):
+    result = short[reader]
+    assert not result["failures"], "\n".join(result["failures"])
+    assert 0 < result["refused"] <= result["inputs"] == SHORT[reader]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", LONG)
+def test_only_input_errors_come_out_of_many(pytestconfig, reader):
+    result = fuzz({reader: LONG[reader]}, pytestconfig.rootpath)[reader]
+    assert not result["failures"], "\n".join(result["failures"])
+    assert result["inputs"] == LONG[reader]

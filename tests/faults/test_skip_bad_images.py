@@ -1,0 +1,81 @@
+"""--skip_bad_images from the command line: training goes on, evaluation answers every row, one too many ends both."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+
+from beit3_vqa.cli import main
+from tests.conftest import finetune
+
+
+@pytest.fixture
+def damaged(scpc, tmp_path):
+    """The photographs: of the training ones two are damaged and one is gone, of the test ones one is damaged."""
+    folder = tmp_path / "images"
+    shutil.copytree(scpc / "images", folder)
+    rows = [json.loads(line) for line in (scpc / "data" / "vqacustom.train.jsonl").read_text().splitlines()]
+    names = sorted({row["image_path"] for row in rows})[:3]
+    (folder / names[0]).write_bytes((folder / names[0]).read_bytes()[:600])
+    (folder / names[1]).write_bytes(b"<html>404</html>")
+    (folder / names[2]).unlink()
+    with (scpc / "test.csv").open() as file:
+        test_image = next(csv.DictReader(file))["img_path"]
+    (folder / test_image).write_bytes(b"")
+    return folder
+
+
+def test_training_goes_on_and_workers_change_nothing(scpc, damaged, tmp_path, capsys):
+    weights = []
+    for workers in ("0", "2"):
+        out = tmp_path / f"out{workers}"
+        command = finetune(scpc, out, "--image_root", str(damaged), "--epochs", "1", "--skip_bad_images", "3")
+        assert main([*command, "--num_workers", workers]) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("bad image")]
+        assert len(said) == 3
+        assert "doesn't exist" in said[0]  # known before the first batch
+        weights.append(torch.load(out / "checkpoint-0.pth")["model"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_one_too_many_ends_training_and_leaves_no_checkpoint(scpc, damaged, tmp_path, capsys):
+    command = finetune(scpc, tmp_path / "out", "--image_root", str(damaged), "--epochs", "1")
+    assert main([*command, "--skip_bad_images", "2"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("bad image") == 2
+    assert captured.err.count("error:") == 1
+    assert "one more bad image than --skip_bad_images 2 allows" in captured.err
+    assert not list((tmp_path / "out").glob("*.pth"))
+    assert main(command) == 2  # without the option the missing one is found before anything is written
+    assert "images that aren't there" in capsys.readouterr().err
+
+
+def test_evaluation_flags_the_row_and_keeps_its_place(scpc, trained, damaged, tmp_path, capsys):
+    evaluate = ["finetune", "--eval", "--resume", str(trained / "checkpoint-best.pth"), "--device", "cpu"]
+    evaluate += ["--data_path", str(scpc / "data"), "--image_root", str(damaged), "--output_dir", str(tmp_path / "out")]
+    assert main(evaluate) == 2
+    assert "is empty (0 bytes)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*evaluate, "--skip_bad_images", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("bad image 1 of 1 allowed: row test_000: image") == 1
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    flagged = [row["id"] for row in rows if "problem" in row]
+    with (scpc / "test.csv").open() as file:
+        asked = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [row["ID"] for row in asked]
+    assert flagged == [row["ID"] for row in asked if row["img_path"] == asked[0]["img_path"]]
+    assert "is empty (0 bytes)" in rows[0]["problem"]
+    with (tmp_path / "out" / "submission.csv").open() as file:
+        handed_in = list(csv.DictReader(file))
+    assert [row["ID"] for row in handed_in] == [row["ID"] for row in asked]
+    assert all(row["answer"] in "ABCD" for row in handed_in)
+    # The others are answered as with every image there.
+    assert main([*evaluate, "--image_root", str(scpc / "images"), "--output_dir", str(tmp_path / "whole")]) == 0
+    whole = json.loads((tmp_path / "whole" / "predictions.json").read_text())
+    for row, expected in zip(rows, whole, strict=True):
+        if row["id"] not in flagged:
+            assert row["answer"] == expected["answer"]
+            assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
