@@ -139,7 +139,7 @@ def _check(config: RunConfig) -> None:
         check_option(f, values[f.name])
     if not config.optim.min_lr <= config.optim.lr:
         raise InputError(
-            f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where the cosine begins; lower it."
+            f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where it begins; lower it."
         )
     if len(config.optim.opt_betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise InputError("--opt_betas: give two numbers from 0 up to, not including, 1.")

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.assemble import Parts, has_another_tokenizer, load_weights
+from beit3_vqa.assemble import Parts, foreign_checksums, load_weights
 from beit3_vqa.config import GROUP_OF, RunConfig
 from beit3_vqa.data.index import split_files
 from beit3_vqa.engine.checkpoint import epoch_checkpoints, options_of, read_checkpoint, set_random_state
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
+from beit3_vqa.models.pretrained import mismatches, weights_of
 from beit3_vqa.training import Training, make_ema
 
 
@@ -47,11 +47,10 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
             "from it with --finetune."
         )
     if weights_only:
-        report = load_pretrained(parts.model, weights_of(content), where)
-        print(f"{where}: {report}")
+        parts.family.load_pretrained(parts.model, weights_of(content), where)
     else:
         check_same_answers(parts.task.state(), content)
-        check_same_tokenizer(parts, content)
+        check_same_checksums(parts, content)
         _check_same_fold(parts.config, options_of(content))
         _tell_changes(parts.config, options_of(content))
         load_weights(parts.model, weights_of(content), where)
@@ -120,13 +119,10 @@ def check_same_answers(ours: dict[str, Any], content: dict[str, Any]) -> None:
         )
 
 
-def check_same_tokenizer(parts: Parts, content: dict[str, Any]) -> None:
-    """InputError where the tokenizer isn't the one a checkpoint was trained with."""
-    if has_another_tokenizer(content, parts):
-        raise InputError(
-            f"{parts.processor.tokenizer.path} isn't the tokenizer that the checkpoint was trained with: its ids would "
-            "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
-        )
+def check_same_checksums(parts: Parts, content: dict[str, Any]) -> None:
+    """InputError where the tokenizer, or whatever else a checkpoint rests on, isn't the one it was trained with."""
+    for problem in foreign_checksums(content, parts):
+        raise InputError(problem)
 
 
 def _check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from beit3_vqa.assemble import (
     checkpoint_to_evaluate,
     checkpoint_to_resume,
     config_of_checkpoint,
-    initialise,
     load_for_inference,
     make_task,
 )
@@ -22,7 +21,8 @@ from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.host import tune_allocator
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
-from beit3_vqa.restore import check_same_answers, check_same_tokenizer, read_run, restore, with_fold_of
+from beit3_vqa.models.families import with_family_defaults
+from beit3_vqa.restore import check_same_answers, check_same_checksums, read_run, restore, with_fold_of
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
 from beit3_vqa.tasks import find_task
 from beit3_vqa.training import (
@@ -54,8 +54,9 @@ def train(config: RunConfig) -> TrainState:
 
 
 def _begin(config: RunConfig) -> Training:
+    config = with_family_defaults(config)
     parts = assemble(config, make_task(config))
-    initialise(parts)
+    parts.family.initialise(parts.model, parts.processor)
     return set_up_training(parts)
 
 
@@ -85,7 +86,7 @@ def evaluate(config: RunConfig) -> EvalResult:
     task = make_task(config)
     check_same_answers(task.state(), content)
     parts = assemble(config, task, path.parent)
-    check_same_tokenizer(parts, content)
+    check_same_checksums(parts, content)
     load_for_inference(parts, content, where, exact=flag == "--resume")
     del content
     parts.model.to(parts.precision.device)
@@ -158,7 +159,7 @@ def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str 
     config = config_of_checkpoint(RunConfig(), content, where).updated(given, given=frozenset(given))
     task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
     parts = assemble(config, task, path.parent)
-    check_same_tokenizer(parts, content)
+    check_same_checksums(parts, content)
     load_for_inference(parts, content, where)
     parts.model.to(parts.precision.device).eval()
     return Answerer(parts)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.assemble import Parts, keep_tokenizer
+from beit3_vqa.assemble import Parts
 from beit3_vqa.config import write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
@@ -109,7 +109,7 @@ def train_epochs(run: Training) -> TrainState:
         if aside:
             print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
     write_config(config, folder / "config.json")
-    keep_tokenizer(run.parts, folder)
+    run.parts.family.keep_beside(run.parts.processor, folder)
     log = RunLog(folder, log_dir, state.epoch, state.epoch * run.steps_per_epoch)
     end = run.end_epoch
     try:
@@ -216,7 +216,7 @@ def _save(run: Training, epoch: int, improved: bool, last: bool) -> None:
         "best_score": state.best_score,
         "best_epoch": state.best_epoch,
         "task_state": run.parts.task.state(),
-        "tokenizer_sha256": run.parts.processor.tokenizer.sha256,
+        **run.parts.family.checksums(run.parts.model, run.parts.processor),
     }
     if state.resumed_from:
         content["resumed_from"] = state.resumed_from

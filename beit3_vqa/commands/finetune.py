@@ -6,6 +6,7 @@ from typing import Any
 
 from beit3_vqa.commands.options import add_option
 from beit3_vqa.config import GROUPS, RunConfig, option_fields, read_config_values
+from beit3_vqa.models.families import DEFAULTS, TITLES
 
 # Flags of upstream that no longer do anything: how many values they take, and what there is instead.
 REPLACED_FLAGS: dict[str, tuple[str, str]] = {
@@ -42,7 +43,8 @@ def add(commands: Any, build: bool) -> None:
     parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags go on top of it")
     groups = {group: parser.add_argument_group(group, cls.__doc__) for group, cls in GROUPS.items()}
     for group, field, kind in option_fields():
-        add_option(groups[group], field, kind)
+        elsewhere = {TITLES[key]: own[field.name] for key, own in DEFAULTS.items() if field.name in own}
+        add_option(groups[group], field, kind, elsewhere)
     for name, (values, _) in REPLACED_FLAGS.items():
         _add_ignored(parser, name, values)
     for name, values in OTHER_TASKS_FLAGS.items():

@@ -3,7 +3,6 @@
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,18 +13,10 @@ from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.errors import InputError
+from beit3_vqa.models.family import TextLengths
 from beit3_vqa.schema import Example
 
 CHUNK = 4096  # examples whose texts are counted at once
-
-
-@dataclass(frozen=True)
-class TextLengths:
-    """Lengths of the texts of a split, in tokens with `<s>` and `</s>`: the longest, the mean, how many were cut."""
-
-    longest: int
-    mean: float
-    cut: int
 
 
 class BEiT3Processor:
