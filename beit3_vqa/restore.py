@@ -61,6 +61,7 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     if run.ema is not None:
         _restore_average(run, content, where)
     run.state.epoch = content["epoch"] + 1 if "epoch" in content else 0
+    run.state.val_losses = list(content.get("val_losses", []))
     run.state.resumed_from = content.get("resumed_from", "")
     if path.parent.resolve() != Path(parts.config.run.output_dir).resolve():
         run.state.resumed_from = str(path.resolve())
@@ -166,7 +167,7 @@ def _tell_changes(config: RunConfig, saved: dict[str, Any]) -> None:
 
 def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:
     options = run.parts.config.optim
-    if epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
+    if options.sched == "cosine" and epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
         rate = make_schedule(options, run.steps_per_epoch)(run.state.epoch * run.steps_per_epoch)
         print(
             f"--epochs {options.epochs}, not {epochs_before}: the learning rate follows the longer or shorter cosine "

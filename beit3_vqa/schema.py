@@ -38,7 +38,7 @@ class Batch:
     """B examples as a model takes them.
 
     Attributes:
-        inputs: keyword arguments of the model, tensors whose first dimension is B.
+        inputs: keyword arguments of the model, as its processor made them for the B examples.
         examples: the B examples in order, options as the model sees them.
         targets: what the loss compares the outputs with, (B, ...), made by the task; None where nothing is learned.
     """
@@ -75,6 +75,7 @@ class Prediction:
         truth: the annotated answer, None where it isn't known.
         score: what the chosen answer scores in [0, 1]; None where the truth isn't known.
         weight: the row's weight, None where the data have none.
+        loss: what training would have made of the answer; None where the truth isn't known or has no label.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Prediction:
     truth: str | None = None
     score: float | None = None
     weight: float | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class TrainState:
     epoch: int = 0  # the next one
     best_score: float | None = None
     best_epoch: int | None = None
+    val_losses: list[float] = field(default_factory=list)  # of the epochs done, which --sched plateau follows
     resumed_from: str = ""  # the checkpoint in another folder that this run began with
 
 
@@ -79,6 +80,8 @@ def set_up_training(parts: Parts) -> Training:
     val_loader = parts.loader("val") if "val" in parts.task.splits() else None
     if val_loader is None:
         print("no val split: nothing to choose the best epoch by, the last one counts as the best")
+        if config.optim.sched == "plateau":
+            print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     optimizer = make_optimizer(parts.model, config.optim)
     return Training(parts, train_loader, val_loader, optimizer, make_ema(parts) if config.optim.model_ema else None)
 
@@ -138,6 +141,7 @@ def _train_one(run: Training, epoch: int, log: RunLog, *, last: bool) -> None:
     score = metrics.get(parts.task.best_metric)
     improved = score is None or state.best_score is None or score > state.best_score
     state.epoch = epoch + 1
+    state.val_losses += [metrics["loss"]] if "loss" in metrics else []
     if improved:
         state.best_score, state.best_epoch = score, epoch
     step = (epoch + 1) * run.steps_per_epoch
@@ -185,7 +189,7 @@ def steps(run: Training, epoch: int) -> Iterator[StepReport]:
         run.train.epoch(epoch),
         run.parts.task.loss,
         run.optimizer,
-        make_schedule(options, run.steps_per_epoch),
+        make_schedule(options, run.steps_per_epoch, run.state.val_losses),
         run.parts.precision,
         examples=run.examples,
         batch_size=options.batch_size,
@@ -215,6 +219,7 @@ def _save(run: Training, epoch: int, improved: bool, last: bool) -> None:
         "args": config.flat(),
         "best_score": state.best_score,
         "best_epoch": state.best_epoch,
+        "val_losses": list(state.val_losses),
         "task_state": run.parts.task.state(),
         **run.parts.family.checksums(run.parts.model, run.parts.processor),
     }

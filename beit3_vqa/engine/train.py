@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from beit3_vqa.engine.finite import BadSteps
-from beit3_vqa.engine.optim import CosineSchedule, ModelEma
+from beit3_vqa.engine.optim import ModelEma, Schedule
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.schema import Batch
 
@@ -43,7 +43,7 @@ def train_epoch(
     batches: Iterable[Batch],
     loss_of: Callable[[Tensor, Batch], Tensor],
     optimizer: torch.optim.Optimizer,
-    schedule: CosineSchedule,
+    schedule: Schedule,
     precision: Precision,
     *,
     examples: int,

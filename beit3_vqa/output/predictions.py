@@ -10,8 +10,8 @@ from beit3_vqa.schema import Prediction
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
-    """predictions.json: one object per row, in input order, what isn't known left out."""
-    rows = [{name: value for name, value in vars(p).items() if value is not None} for p in predictions]
+    """predictions.json: one object per row, in input order, what isn't known left out, and the loss."""
+    rows = [{name: v for name, v in vars(p).items() if v is not None and name != "loss"} for p in predictions]
     return write_json_rows(rows, path)
 
 

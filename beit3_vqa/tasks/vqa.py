@@ -173,12 +173,17 @@ class VQACustom(Task):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Cross entropy against the scores as a distribution, or upstream's binary cross entropy times classes."""
-        targets = batch.targets
-        assert targets is not None
+        assert batch.targets is not None
+        return self._losses(outputs, batch.targets, "mean")
+
+    def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """`reduction` "mean": a scalar; "none": (B,). The rows of `targets` (B, classes) aren't all zero."""
         if self.config.model.vqa_loss == "bce":
-            return F.binary_cross_entropy_with_logits(outputs, targets) * self.num_classes
+            losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction) * self.num_classes
+            return losses if reduction == "mean" else losses.mean(dim=1)
         distribution = targets / targets.sum(dim=1, keepdim=True)
-        return F.cross_entropy(outputs, distribution, label_smoothing=self.config.optim.label_smoothing)
+        smoothing = self.config.optim.label_smoothing
+        return F.cross_entropy(outputs, distribution, label_smoothing=smoothing, reduction=reduction)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Score of each class, float32 (B, classes)."""
@@ -191,7 +196,10 @@ class VQACustom(Task):
     def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
         """The likeliest answer of each example."""
         probabilities = self.probabilities(outputs).cpu()
-        return [self._prediction(p, e) for p, e in zip(probabilities, batch.examples, strict=True)]
+        losses: list[float | None] = [None] * len(batch)
+        if any(example.targets for example in batch.examples):
+            losses = self._losses(outputs.cpu(), self.targets(batch.examples), "none").tolist()
+        return [self._prediction(*of) for of in zip(probabilities, batch.examples, losses, strict=True)]
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Logits (B, classes) -> probabilities that sum to 1: softmax, or for bce the sigmoids over their sum."""
@@ -200,7 +208,7 @@ class VQACustom(Task):
             return scores / scores.sum(dim=1, keepdim=True)
         return outputs.softmax(dim=1)
 
-    def _prediction(self, probabilities: Tensor, example: Example) -> Prediction:
+    def _prediction(self, probabilities: Tensor, example: Example, loss: float | None) -> Prediction:
         kept = range(self.num_classes) if example.choices else probabilities.argsort(descending=True)[:KEPT_ANSWERS]
         label = int(probabilities.argmax())
         return Prediction(
@@ -211,6 +219,7 @@ class VQACustom(Task):
             truth=example.answer,
             score=None if example.answer is None else dict(example.targets).get(label, 0.0),
             weight=example.weight,
+            loss=loss if example.targets else None,  # 0 / 0 without one
         )
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
