@@ -152,7 +152,7 @@ class ComputeConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
         "auto",
-        "compute precision; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32",
+        "compute precision; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32; CLIP: fp16 on a GPU",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     attention: str = option(

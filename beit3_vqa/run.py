@@ -137,16 +137,17 @@ class Answerer:
         return task.predictions(outputs.float(), Batch(inputs, (example,)))[0]
 
 
-def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str = "") -> Answerer:
+def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str = "", pretrained: str = "") -> Answerer:
     """A trained model from one of your checkpoints, with everything else it needs.
 
     Args:
         checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
         device: auto, cpu, cuda, cuda:N or mps.
         sentencepiece_model: the tokenizer, where tokenizer.spm no longer lies beside the checkpoint.
+        pretrained: the model that was fine-tuned, where it no longer lies where it did (CLIP).
 
     Raises:
-        InputError: not such a checkpoint, or no tokenizer.
+        InputError: not such a checkpoint, or no tokenizer or pretrained model where it is looked for.
     """
     path = Path(checkpoint)
     where = f"--checkpoint {path}"
@@ -155,7 +156,8 @@ def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str 
     task_name = options_of(content).get("task")
     if "task_state" not in content or not isinstance(task_name, str):
         raise InputError(f"{where}: isn't a checkpoint of this package's training; use --eval --resume.")
-    given = {"device": device} | ({"sentencepiece_model": sentencepiece_model} if sentencepiece_model else {})
+    places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
+    given = {"device": device} | {name: place for name, place in places.items() if place}
     config = config_of_checkpoint(RunConfig(), content, where).updated(given, given=frozenset(given))
     task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
     parts = assemble(config, task, path.parent)

@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 from beit3_vqa.commands.options import add_option
-from beit3_vqa.config import GROUPS, RunConfig, option_fields, read_config_values
-from beit3_vqa.models.families import DEFAULTS, TITLES
+from beit3_vqa.config import GROUPS, option_fields, read_config_values
+from beit3_vqa.models.families import DEFAULTS, TITLES, config_of
 
 # Flags of upstream that no longer do anything: how many values they take, and what there is instead.
 REPLACED_FLAGS: dict[str, tuple[str, str]] = {
@@ -73,7 +73,7 @@ def run(parsed: argparse.Namespace) -> int:
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
     both = from_file | values
-    config = RunConfig().updated(both, given=frozenset(both))
+    config = config_of(both)
     from beit3_vqa.engine.finite import TrainingDiverged
     from beit3_vqa.run import evaluate, train
 

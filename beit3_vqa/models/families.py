@@ -64,25 +64,45 @@ def find_family(model: str) -> "type[Family]":
     return getattr(import_module(module), class_name)
 
 
+def config_of(values: dict[str, Any]) -> RunConfig:
+    """The options that a user gave, by flat name, on top of the defaults of the model's family.
+
+    Raises:
+        InputError: a value that an option can't have, or two that contradict each other.
+    """
+    model = values.get("model", RunConfig().model.model)
+    return _updated(RunConfig(), model, _defaults_of(model) | values, frozenset(values))
+
+
 def with_family_defaults(config: RunConfig, settled: frozenset[str] = frozenset()) -> RunConfig:
-    """The options with the family's own defaults where the user gave nothing.
+    """The same for options whose model has become known later, from a checkpoint.
 
     Args:
         config: with the model that is meant.
-        settled: options that a checkpoint says; those of the model stay as they are.
+        settled: options that the checkpoint says; those of the model stay as they are.
 
     Raises:
         InputError: what was given contradicts a default.
     """
-    key = family_key(config.model.model)
     values = {
         name: value
-        for name, value in DEFAULTS[key].items()
+        for name, value in _defaults_of(config.model.model).items()
         if name not in config.given and not (name in settled and GROUP_OF[name] == "model")
     }
-    if not config.model.model.endswith("_lora"):
+    return _updated(config, config.model.model, values, config.given)
+
+
+def _defaults_of(model: str) -> dict[str, Any]:
+    values = dict(DEFAULTS[family_key(model)])
+    if not model.endswith("_lora"):
         values.pop("lora_rank", None)
+    return values
+
+
+def _updated(config: RunConfig, model: str, values: dict[str, Any], given: frozenset[str]) -> RunConfig:
     try:
-        return config.updated(values)
+        return config.updated(values, given)
     except InputError as error:
-        raise InputError(f"{error} ({TITLES[key]} has defaults of its own; `finetune --help` shows them.)") from error
+        key = family_key(model)
+        hint = f" ({TITLES[key]} has defaults of its own; `finetune --help` shows them.)" if DEFAULTS[key] else ""
+        raise InputError(f"{error}{hint}") from error
