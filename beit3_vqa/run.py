@@ -149,19 +149,41 @@ def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str 
     Raises:
         InputError: not such a checkpoint, or no tokenizer or pretrained model where it is looked for.
     """
-    path = Path(checkpoint)
+    places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
+    parts = _load(Path(checkpoint), {"device": device} | {name: place for name, place in places.items() if place})
+    parts.model.to(parts.precision.device).eval()
+    return Answerer(parts)
+
+
+def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, pretrained: str = "") -> None:
+    """Writes a trained model in the format of its family's library.
+
+    Args:
+        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
+        folder: new or empty.
+        merge: the whole model; else the adapters alone.
+        pretrained: the model that was fine-tuned, where it no longer lies where it did.
+
+    Raises:
+        InputError: not such a checkpoint, or a family without such a format.
+    """
+    given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
+    parts = _load(Path(checkpoint), given)
+    parts.family.export(parts.model, parts.processor, Path(folder), merge=merge)
+    print(f"wrote {folder}; the text of an option was {parts.config.model.prompt_template!r}")
+
+
+def _load(path: Path, given: dict[str, str]) -> Parts:
+    """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
     where = f"--checkpoint {path}"
     content = read_checkpoint(path, "--checkpoint")
     check_contents(content, where)
     task_name = options_of(content).get("task")
     if "task_state" not in content or not isinstance(task_name, str):
         raise InputError(f"{where}: isn't a checkpoint of this package's training; use --eval --resume.")
-    places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
-    given = {"device": device} | {name: place for name, place in places.items() if place}
     config = config_of_checkpoint(RunConfig(), content, where).updated(given, given=frozenset(given))
     task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
     parts = assemble(config, task, path.parent)
     check_same_checksums(parts, content)
     load_for_inference(parts, content, where)
-    parts.model.to(parts.precision.device).eval()
-    return Answerer(parts)
+    return parts

@@ -4,8 +4,11 @@ import csv
 import json
 import shutil
 
+import peft
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 import beit3_vqa
 from beit3_vqa.cli import main
@@ -194,3 +197,39 @@ def test_other_pretrained_weights_or_tokens_are_refused(scpc, clip_folder, train
     evaluate += ["--data_path", str(scpc / "data"), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
     assert main([*evaluate, "--pretrained", str(other)]) == 2
     assert "has other weights" in capsys.readouterr().err
+
+
+def logits(clip, folder, image, texts):
+    """By transformers alone, from an exported folder."""
+    tokens = transformers.CLIPTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    pixels = transformers.CLIPImageProcessor.from_pretrained(folder)(Image.open(image), return_tensors="pt")
+    with torch.no_grad():
+        return clip(**tokens, **pixels).logits_per_image[0]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_exports_give_the_same_logits_elsewhere(scpc, clip_folder, trained_clip, tmp_path, merge):
+    out, best = tmp_path / "new" / "export", trained_clip / "checkpoint-best.pth"
+    command = ["export", "--checkpoint", str(best), "--output_dir", str(out)]
+    assert main([*command, *(["--merge"] if merge else [])]) == 0
+    if merge:
+        clip = transformers.CLIPModel.from_pretrained(out)
+    else:
+        base = transformers.CLIPModel.from_pretrained(clip_folder)
+        clip = peft.PeftModel.from_pretrained(base, out)
+        assert not (out / "model.safetensors").exists()
+    image = next((scpc / "images").iterdir())
+    theirs = logits(clip, out, image, [f"Question: What is this? Answer: {choice}" for choice in SUBJECTS[:4]])
+    ours = beit3_vqa.load(best, device="cpu").predict(image, "What is this?", SUBJECTS[:4]).probabilities
+    untrained = logits(transformers.CLIPModel.from_pretrained(clip_folder), out, image, ["a", "b", "c", "d"])
+    assert not torch.allclose(theirs.softmax(0), untrained.softmax(0), atol=1e-3)
+    assert theirs.softmax(0).tolist() == pytest.approx(list(ours.values()), abs=1e-5)
+    assert [path.name for path in out.parent.iterdir()] == ["export"]
+    assert main([*command, "--merge"]) == 2  # it is no longer empty
+
+
+def test_only_clip_is_exported(trained, tmp_path, capsys):
+    command = ["export", "--checkpoint", str(trained / "checkpoint-best.pth"), "--output_dir", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "its checkpoints are its format" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

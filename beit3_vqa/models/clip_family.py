@@ -14,6 +14,7 @@ from beit3_vqa.engine.checkpoint import read_checkpoint
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.clip import CLIPForMultipleChoice
+from beit3_vqa.models.clip_export import export_clip
 from beit3_vqa.models.clip_names import parse_clip_name
 from beit3_vqa.models.clip_processor import (
     SPECIAL_TOKENS,
@@ -144,3 +145,7 @@ class CLIPFamily(Family):
             f"--pretrained {processor.texts.path} has {what} than the model that the checkpoint was trained on. Give "
             "--pretrained the folder that was used then."
         )
+
+    def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
+        """peft's adapters, or with `merge` transformers' whole model; see `models.clip_export`."""
+        export_clip(model, processor.texts, self.config.model, folder, merge=merge)

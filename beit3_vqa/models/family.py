@@ -11,6 +11,7 @@ from torch import Tensor
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.engine.precision import Precision
+from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
 
 
@@ -110,3 +111,7 @@ class Family(ABC):
 
     def keep_beside(self, processor: Any, folder: Path) -> None:  # noqa: B027 - most families keep nothing
         """Puts files beside the checkpoints without which they can't be used elsewhere."""
+
+    def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
+        """Writes the trained model in the format of the family's library; InputError where it has none."""
+        raise InputError(f"--model {self.config.model.model}: its checkpoints are its format; there is no other.")
