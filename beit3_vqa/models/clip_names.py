@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from beit3_vqa.errors import InputError, nearest
 
@@ -20,6 +21,9 @@ class CLIPSize:
     text_heads: int
     projection: int
 
+
+TEXT_IDS, TEXT_TOKENS = 49408, 77  # of every published size
+CHANNELS, MLP_RATIO = 3, 4
 
 # Radford et al. 2021, table 20; huge: LAION's ViT-H/14. `tiny` has no published size: its folder decides.
 CLIP_SIZES: dict[str, CLIPSize | None] = {
@@ -73,3 +77,52 @@ def parse_clip_name(name: str) -> CLIPName:
 def listed_clip_names() -> list[str]:
     """The names with published weights, each trained by adapters."""
     return [f"{name}_lora" for name in LISTED_CLIP]
+
+
+def clip_config_values(name: CLIPName) -> dict[str, Any]:
+    """Arguments of `transformers.CLIPConfig` for a published size.
+
+    Raises:
+        InputError: a size whose folder decides.
+    """
+    size = CLIP_SIZES[name.size]
+    if size is None:
+        raise InputError(f"size {name.size!r} has no published numbers; its folder says them.")
+
+    def tower(width: int, layers: int, heads: int) -> dict[str, int]:
+        sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        return sizes | {"intermediate_size": MLP_RATIO * width, "projection_dim": size.projection}
+
+    image = {"image_size": name.img_size, "patch_size": name.patch_size}
+    return {
+        "projection_dim": size.projection,
+        "text_config": tower(size.text_width, size.text_layers, size.text_heads),
+        "vision_config": tower(size.vision_width, size.vision_layers, size.vision_heads) | image,
+    }
+
+
+def count_clip_parameters(name: CLIPName) -> int:
+    """Number of parameters of a published size, without adapters.
+
+    Of each layer: four square projections and an MLP of two, with biases, and two norms.
+    """
+    size = CLIP_SIZES[name.size]
+    assert size is not None
+
+    def tower(width: int, layers: int) -> int:
+        layer = 4 * (width + 1) * width + (width + 1) * MLP_RATIO * width + (MLP_RATIO * width + 1) * width + 4 * width
+        return layers * layer
+
+    patches = (name.img_size // name.patch_size) ** 2
+    vision = size.vision_width * (CHANNELS * name.patch_size**2 + patches + 1 + 1 + 4 + size.projection)
+    text = size.text_width * (TEXT_IDS + TEXT_TOKENS + 2 + size.projection)
+    towers = tower(size.vision_width, size.vision_layers) + tower(size.text_width, size.text_layers)
+    return towers + vision + text + 1
+
+
+def count_adapters(name: CLIPName, rank: int, targets: int = 3) -> int:
+    """Parameters of adapters beside square projections, `targets` of them in each layer of both towers."""
+    size = CLIP_SIZES[name.size]
+    assert size is not None
+    widths = size.vision_width * size.vision_layers + size.text_width * size.text_layers
+    return 2 * rank * targets * widths

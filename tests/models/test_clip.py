@@ -16,7 +16,13 @@ from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.clip import CLIPForMultipleChoice
 from beit3_vqa.models.clip_family import CLIPFamily
-from beit3_vqa.models.clip_names import CLIP_SIZES, LISTED_CLIP, parse_clip_name
+from beit3_vqa.models.clip_names import (
+    LISTED_CLIP,
+    clip_config_values,
+    count_adapters,
+    count_clip_parameters,
+    parse_clip_name,
+)
 from beit3_vqa.models.clip_processor import CLIPTransform
 from beit3_vqa.models.clip_scratch import SmallCLIP, write_small_clip
 from beit3_vqa.models.families import config_of
@@ -108,32 +114,17 @@ def test_logits_and_gradients_are_those_of_the_plain_computation(scpc, tmp_path,
             assert value.grad is None
 
 
-def test_counts_are_the_published_ones():
-    size = CLIP_SIZES["large"]
-    tower = {"projection_dim": size.projection}
-    config = transformers.CLIPConfig(
-        projection_dim=size.projection,
-        text_config={
-            **tower,
-            "hidden_size": size.text_width,
-            "intermediate_size": 4 * size.text_width,
-            "num_hidden_layers": size.text_layers,
-            "num_attention_heads": size.text_heads,
-        },
-        vision_config={
-            **tower,
-            "hidden_size": size.vision_width,
-            "intermediate_size": 4 * size.vision_width,
-            "num_hidden_layers": size.vision_layers,
-            "num_attention_heads": size.vision_heads,
-            "patch_size": 14,
-        },
-    )
+@pytest.mark.parametrize("name", LISTED_CLIP)
+def test_counts(name):
+    parsed = parse_clip_name(name)
     with torch.device("meta"):
-        clip = transformers.CLIPModel(config)
-        add_adapters(clip, config_of({"model": "clip_vit_large_patch14_lora"}).model)
-    assert sum(p.numel() for p in clip.parameters()) == 434_104_577
-    assert sum(p.numel() for p in clip.parameters() if p.requires_grad) == 6_488_064
+        clip = transformers.CLIPModel(transformers.CLIPConfig(**clip_config_values(parsed)))
+        assert sum(p.numel() for p in clip.parameters()) == count_clip_parameters(parsed)
+        add_adapters(clip, config_of({"model": f"{name}_lora"}).model)
+    trained = sum(p.numel() for p in clip.parameters() if p.requires_grad)
+    assert trained == count_adapters(parsed, 32)
+    if name == "clip_vit_large_patch14":  # as published
+        assert (sum(p.numel() for p in clip.parameters()), trained) == (434_104_577, 6_488_064)
 
 
 def test_frozen_weights_are_in_the_compute_dtype_without_gradient_or_moments(scpc, clip_folder):
