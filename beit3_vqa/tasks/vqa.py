@@ -1,7 +1,7 @@
 """Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -15,7 +15,7 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset
 from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, split_files
-from beit3_vqa.data.rows import LETTERS, Rows, read_rows, row_id
+from beit3_vqa.data.rows import LETTERS, Row, Rows, read_rows, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_text, make_folder, missing
 from beit3_vqa.metrics import accuracy_metrics
@@ -90,6 +90,11 @@ class VQACustom(Task):
             found.insert(1, "val")
         return found
 
+    def folds(self) -> list[int]:
+        """The folds of the training rows."""
+        assert self.data_path is not None
+        return _folds(row for file in split_files(self.data_path, "train") for row in read_rows(file))
+
     def dataset(self, split: str, processor: Callable, *, training: bool) -> CustomDataset:
         """A split, checked against the answer table.
 
@@ -133,7 +138,7 @@ class VQACustom(Task):
         if fold is None or split == "test":
             return rows
         fold_of = [row.get("fold") for row in rows]
-        folds = sorted({other for other in fold_of if other is not None})
+        folds = _folds(rows)
         if fold not in folds:
             there = f"folds {folds[0]} to {folds[-1]}" if folds else "no folds; prepare the data with --folds K"
             raise InputError(f"--fold {fold}: the training rows have {there}.")
@@ -247,3 +252,7 @@ class VQACustom(Task):
         if result.metrics:
             written.append(write_metrics(result.metrics, folder / f"metrics{suffix}.json"))
         return written
+
+
+def _folds(rows: Iterable[Row]) -> list[int]:
+    return sorted({row["fold"] for row in rows if row.get("fold") is not None})
