@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import peft
 import pytest
@@ -64,6 +67,8 @@ def test_the_familys_defaults_hold_where_nothing_was_given(trained_clip):
     assert saved["optim"]["weight_decay"] == 0.015
     assert saved["optim"]["label_smoothing"] == 0.1
     assert saved["model"]["prompt_template"] == "Question: {question} Answer: {choice}"
+    assert {"lora_rank", "lr", "epochs"} <= set(saved["given"])
+    assert not {"seed", "sched", "weight_decay", "label_smoothing"} & set(saved["given"])
     assert (saved["model"]["lora_rank"], saved["optim"]["lr"], saved["optim"]["epochs"]) == (4, 1e-2, 2)  # given
 
 
@@ -157,6 +162,34 @@ def test_contradictions_are_found_before_anything_is_written(scpc, clip_folder, 
     assert says in said, said
     assert said.count("error:") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_on_the_hub_without_a_network(scpc, clip_folder, tmp_path):
+    flags = ["--model", "clip_vit_base_patch32_lora", "--pretrained", "openai/clip-vit-base-patch32"]
+    command = [sys.executable, "-m", "beit3_vqa", *finetune_clip(scpc, clip_folder, tmp_path / "out", *flags)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 2
+    assert "error: --pretrained openai/clip-vit-base-patch32: no config.json can be read" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_options_that_mean_nothing_here_are_said(scpc, clip_folder, tmp_path, capsys):
+    assert main(finetune_clip(scpc, clip_folder, tmp_path / "out", "--dry_run", "--drop_path", "0.3", "--compile")) == 0
+    said = capsys.readouterr().out
+    assert "--drop_path has no effect on clip_vit_tiny" in said
+    assert "--compile has no effect on clip_vit_tiny" in said
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(scpc, clip_folder, tmp_path, precision):
+    out = tmp_path / "out"
+    flags = ["--precision", precision, "--epochs", "1", "--lr", "1e-2", "--checkpoint_activations"]
+    assert main(finetune_clip(scpc, clip_folder, out, *flags)) == 0
+    content = torch.load(out / "checkpoint-0.pth")
+    assert all(value.dtype == torch.float32 for value in content["model"].values())
+    assert any(value.any() for name, value in content["model"].items() if ".lora_B." in name)
+    assert bool(content["scaler"]) == (precision == "fp16")
 
 
 def damaged(clip_folder, folder, name, change):

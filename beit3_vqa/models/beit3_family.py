@@ -17,7 +17,8 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.files import replacing
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.family import Family, TaskShape
-from beit3_vqa.models.pretrained import load_pretrained, weights_of
+from beit3_vqa.models.lora import add_adapters, keep_names
+from beit3_vqa.models.pretrained import NEW_IN_FINE_TUNING, load_pretrained, weights_of
 from beit3_vqa.models.processor import BEiT3Processor
 from beit3_vqa.models.registry import build_model, parse_name
 from beit3_vqa.options import MAX_BPE_TOKENS
@@ -67,7 +68,11 @@ class BEiT3Family(Family):
         return BEiT3Processor(tokenizer, max_tokens, prompt, evaluate, train, options.fast_decode, length_step)
 
     def build(self, precision: Precision) -> Any:
-        """The model with upstream's fresh weights, compiled where `--compile` asks for it."""
+        """The model with upstream's fresh weights, adapters where asked for, compiled where `--compile` asks for it.
+
+        With adapters, pooler and head are trained too, and a checkpoint holds all weights, so that it needs no other
+        file to be used.
+        """
         config = self.config
         model = build_model(
             self.name,
@@ -77,6 +82,12 @@ class BEiT3Family(Family):
             attention=config.compute.attention,
             checkpoint_every=config.compute.checkpoint_every if config.compute.checkpoint_activations else 0,
         )
+        if config.model.lora_rank:
+            add_adapters(model, config.model)
+            keep_names(model)
+            for name, parameter in model.named_parameters():
+                if name.startswith(NEW_IN_FINE_TUNING):  # no pretraining has made them
+                    parameter.requires_grad_(True)
         if config.compute.compile:
             compile_model(model)
         return model
@@ -84,6 +95,8 @@ class BEiT3Family(Family):
     def initialise(self, model: Any, processor: BEiT3Processor) -> None:
         """Fresh or pretrained weights: `--finetune`, else from scratch."""
         options = self.config.init
+        if self.config.model.lora_rank and not options.finetune:
+            raise InputError("--lora_rank: adapters need pretrained weights to adapt; give them with --finetune.")
         if options.init == "unit" or (options.init == "auto" and not options.finetune):
             init_unit_scale(model)
         if options.finetune:
