@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 setup(
     name="beit3_vqa",
     version="0.1.0",
-    description="Fine-tune BEiT-3 on your own visual question answering data: from a CSV to a submission",
+    description="Fine-tune BEiT-3 or CLIP on your own visual question answering data: from a CSV to a submission",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

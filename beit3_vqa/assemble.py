@@ -14,7 +14,7 @@ from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine.checkpoint import BEST, epoch_checkpoints, options_of
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.families import find_family, with_family_defaults
+from beit3_vqa.models.families import family_key, find_family, with_family_defaults
 from beit3_vqa.models.family import Family, Processor, TaskShape
 from beit3_vqa.models.pretrained import mismatches, weights_of
 from beit3_vqa.schema import Example
@@ -147,7 +147,14 @@ def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str)
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in config.given:
             print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
-    return with_family_defaults(config.with_model_of(saved, where), settled=frozenset(saved))
+    config = config.with_model_of(saved, where)
+    before = saved.get("model")
+    if isinstance(before, str) and before.split("_")[0] != family_key(config.model.model):
+        raise InputError(
+            f"{where} is a {before}, --model says {config.model.model}: no weight of the one fits the other. Give the "
+            "run another --output_dir, or start over with --no_auto_resume."
+        )
+    return with_family_defaults(config, settled=frozenset(saved))
 
 
 def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 import beit3_vqa
 from beit3_vqa.cli import main
 from beit3_vqa.engine.checkpoint import read_checkpoint
-from tests.conftest import CLIP, SUBJECTS, finetune_clip
+from tests.conftest import CLIP, SUBJECTS, finetune, finetune_clip
 from tests.test_end_to_end import run_in_new_process, tensors
 
 EVERYTHING_ON = ["--lora_dropout", "0.1", "--model_ema", "--model_ema_decay", "0.9", "--update_freq", "2"]
@@ -172,6 +172,18 @@ def test_a_name_on_the_hub_without_a_network(scpc, clip_folder, tmp_path):
     assert result.returncode == 2
     assert "error: --pretrained openai/clip-vit-base-patch32: no config.json can be read" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_another_familys_checkpoint_is_refused(scpc, clip_folder, trained, trained_clip, tmp_path, capsys):
+    assert main(finetune_clip(scpc, clip_folder, trained)) == 2
+    assert "is a beit3_tiny_patch8_32, --model says clip_vit_tiny" in capsys.readouterr().err
+    assert main(finetune(scpc, tmp_path / "out", "--resume", str(trained_clip / "checkpoint-1.pth"))) == 2
+    assert "is a clip_vit_tiny_patch8_32_lora, --model says beit3" in capsys.readouterr().err
+    assert main(finetune(scpc, tmp_path / "out", "--finetune", str(trained_clip / "checkpoint-1.pth"))) == 2
+    assert "doesn't fit the model" in capsys.readouterr().err
+    adapters = finetune_clip(scpc, clip_folder, tmp_path / "out", "--finetune", str(trained / "checkpoint-1.pth"))
+    assert main(adapters) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_that_mean_nothing_here_are_said(scpc, clip_folder, tmp_path, capsys):
