@@ -243,6 +243,28 @@ def test_other_pretrained_weights_or_tokens_are_refused(scpc, clip_folder, train
     assert main([*evaluate, "--pretrained", str(other)]) == 2
     assert "has other weights" in capsys.readouterr().err
 
+    def swap(path):
+        ids = json.loads(path.read_text())
+        ids["a"], ids["b"] = ids["b"], ids["a"]
+        path.write_text(json.dumps(ids))
+
+    other = damaged(clip_folder, tmp_path / "words", "vocab.json", swap)
+    assert main([*evaluate, "--pretrained", str(other)]) == 2
+    assert "has another tokenizer" in capsys.readouterr().err
+    start = finetune_clip(scpc, other, tmp_path / "out", "--finetune", str(trained_clip / "checkpoint-best.pth"))
+    assert main(start) == 2
+    assert "has another tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_finetune_and_resume_evaluate_alike(scpc, clip_folder, trained_clip, tmp_path):
+    best = str(trained_clip / "checkpoint-best.pth")
+    for flag in ("--resume", "--finetune"):
+        command = ["finetune", "--eval", flag, best, "--num_workers", "0", "--device", "cpu"]
+        assert main([*command, "--data_path", str(scpc / "data"), "--output_dir", str(tmp_path / flag)]) == 0
+    one, two = ((tmp_path / flag / "predictions.json").read_text() for flag in ("--resume", "--finetune"))
+    assert one == two
+
 
 def logits(clip, folder, image, texts):
     """By transformers alone, from an exported folder."""
