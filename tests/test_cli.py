@@ -70,6 +70,8 @@ def test_help_names_every_flag_with_its_default(capsys):
     for name in FLAGS:
         assert f"--{name}" in said
     assert said.count("default:") > 50
+    for default in ("0.0001", "0.015", "plateau", "41"):  # a family's own, beside the others'
+        assert f"with CLIP: {default}" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("command", [["run_beit3_finetuning.py"], ["-m", "beit3_vqa"]])

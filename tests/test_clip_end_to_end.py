@@ -50,6 +50,25 @@ def test_two_epochs_are_one_and_one_resumed_bit_for_bit(scpc, clip_folder, tmp_p
         assert one["val_losses"] == two["val_losses"]
 
 
+def test_the_rate_falls_with_the_plateau_through_a_resume(scpc, clip_folder, tmp_path):
+    """Steps too small to lower the loss: the first epoch sets the mark, each one after it halves the rate."""
+    command = finetune_clip(scpc, clip_folder, tmp_path / "out", "--lr", "1e-9", "--plateau_patience", "0")
+    assert main([*command, "--epochs", "4", "--stop_after_epochs", "3"]) == 0
+    assert main([*command, "--epochs", "4"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
+    assert [line["train_lr"] for line in lines] == pytest.approx([1e-9, 1e-9, 5e-10, 2.5e-10])
+    assert torch.load(tmp_path / "out" / "checkpoint-3.pth")["val_losses"] == [line["val_loss"] for line in lines]
+
+
+def test_without_validation_the_rate_stays(scpc, clip_folder, tmp_path, capsys):
+    prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
+    assert main([*prepare, "--data_path", str(tmp_path / "data"), "--val_ratio", "0"]) == 0
+    assert main(finetune_clip(tmp_path, clip_folder, tmp_path / "out", "--epochs", "2")) == 0
+    assert "no validation loss to follow" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
+    assert [line["train_lr"] for line in lines] == [1e-4, 1e-4]
+
+
 def test_checkpoints_hold_adapters_and_the_logit_scale_only(trained_clip):
     content = torch.load(trained_clip / "checkpoint-1.pth")
     others = [name for name in content["model"] if ".lora_A." not in name and ".lora_B." not in name]

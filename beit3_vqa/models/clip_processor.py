@@ -155,7 +155,7 @@ class CLIPOptionsProcessor:
         Raises:
             InputError: rows without text, or with an option that alone is too long; all named.
         """
-        longest = total = count = cut = 0
+        counted: list[int] = []
         untold: list[str] = []
         too_long: list[str] = []
         for chunk in chunks(examples):
@@ -163,18 +163,13 @@ class CLIPOptionsProcessor:
             pairs = [(example, choice) for example in chunk for choice in example.choices]
             encoded = self.texts.encode_batch([self.template(example.question, choice) for example, choice in pairs])
             for (example, choice), ids in zip(pairs, encoded, strict=True):
-                length = len(ids) + SPECIAL_TOKENS
-                if length > self.max_tokens:
-                    cut += 1
-                    problem = self._length_problem(choice)
-                    too_long += [f"row {example.id}: {problem}"] if problem else []
-                longest, total, count = (
-                    max(longest, min(length, self.max_tokens)),
-                    total + min(length, self.max_tokens),
-                    count + 1,
-                )
+                counted.append(len(ids) + SPECIAL_TOKENS)
+                problem = self._length_problem(choice) if counted[-1] > self.max_tokens else ""
+                too_long += [f"row {example.id}: {problem}"] if problem else []
         if untold:
             raise InputError.of_problems("rows that hold BEiT-3's token ids, where CLIP needs the text:", untold)
         if too_long:
             raise InputError.of_problems("options that are longer than the model can read:", too_long)
-        return TextLengths(longest, total / max(1, count), cut)
+        shown = [min(length, self.max_tokens) for length in counted]
+        cut = sum(length > self.max_tokens for length in counted)
+        return TextLengths(max(shown, default=0), sum(shown) / max(1, len(shown)), cut)

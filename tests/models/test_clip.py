@@ -1,5 +1,6 @@
 """CLIP with adapters against transformers and peft computing the plain way: the image repeated for every option."""
 
+import pickle
 import random
 import subprocess
 import sys
@@ -213,6 +214,13 @@ def test_the_end_token_in_a_question_is_text(clip_folder):
     processor = family(clip_folder).processor(None)
     ids = processor.token_ids(Example("0", "x", "Is <|endoftext|> the end?", SUBJECTS[:4]))[0]
     assert ids.count(processor.texts.eos_id) == 1
+
+
+def test_a_processor_reaches_workers_that_are_spawned(scpc, clip_folder):
+    processor, example = family(clip_folder).processor(None), examples(scpc)[0]
+    here, there = processor(example), pickle.loads(pickle.dumps(processor))(example)
+    assert here["texts"] == there["texts"]
+    assert torch.equal(here["image"], there["image"])
 
 
 def test_upstreams_token_ids_are_refused(clip_folder):
