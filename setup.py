@@ -24,13 +24,13 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "clip": ["transformers>=4.40,<5", "peft"],  # --model clip_... and --lora_rank
+        "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
         "demo": ["easy-vqa"],  # the 48k questions that `beit3-vqa demo` learns
         "test": [
             "pytest",
             "hypothesis",
-            "transformers>=4.40,<5",  # its slow XLMRobertaTokenizer is the tokenizer's oracle
-            "peft",
+            "transformers>=4.46,<5",  # its slow XLMRobertaTokenizer is the tokenizer's oracle
+            "peft>=0.13",
             "easy-vqa",
             "scikit-image",  # real photographs
             "ruff",

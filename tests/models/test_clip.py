@@ -1,7 +1,9 @@
 """CLIP with adapters against transformers and peft computing the plain way: the image repeated for every option."""
 
+import json
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +115,25 @@ def test_logits_and_gradients_are_those_of_the_plain_computation(scpc, tmp_path,
             torch.testing.assert_close(value.grad, gradients[name.removeprefix("clip.")], atol=1e-5, rtol=1e-4)
         else:
             assert value.grad is None
+
+
+def test_openais_folders_as_they_lie_on_the_hub(scpc, clip_folder, tmp_path):
+    """Their configuration names a wrong end token (2: the highest id is meant), and sizes by a number alone."""
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings |= {"size": CLIP.img_size, "crop_size": CLIP.img_size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    logits = []
+    for source in (clip_folder, folder):
+        made = family(source)
+        model, processor = made.build(Precision("fp32", torch.device("cpu"))), made.processor(None)
+        logits.append(model(**processor.collate([processor(example) for example in examples(scpc)])))
+    assert torch.equal(*logits)
+    (folder / "preprocessor_config.json").unlink()
+    assert family(folder).settings.image_mean == pytest.approx(transformers.image_utils.OPENAI_CLIP_MEAN)
 
 
 @pytest.mark.parametrize("name", LISTED_CLIP)
