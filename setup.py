@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 setup(
     name="beit3_vqa",
     version="0.1.0",
-    description="Fine-tune BEiT-3 on your own visual question answering data: from a CSV to a submission",
+    description="Fine-tune BEiT-3 or CLIP on your own visual question answering data: from a CSV to a submission",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -24,11 +24,13 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
         "demo": ["easy-vqa"],  # the 48k questions that `beit3-vqa demo` learns
         "test": [
             "pytest",
             "hypothesis",
-            "transformers<5",  # its slow XLMRobertaTokenizer is the tokenizer's oracle
+            "transformers>=4.46,<5",  # its slow XLMRobertaTokenizer is the tokenizer's oracle
+            "peft>=0.13",
             "easy-vqa",
             "scikit-image",  # real photographs
             "ruff",

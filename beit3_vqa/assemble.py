@@ -1,4 +1,4 @@
-"""Puts the parts of a run together: task, tokenizer, processor, model, loaders, and the weights to start from."""
+"""Puts the parts of a run together: task, family, processor, model, loaders, and the weights to answer with."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,27 +11,17 @@ from torch import nn
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import CustomDataset
-from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
-from beit3_vqa.data.prompt import PromptTemplate
-from beit3_vqa.data.tokenizer import Tokenizer
-from beit3_vqa.data.transforms import EvalTransform, TrainTransform
-from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
-from beit3_vqa.engine.compiled import compile_model
+from beit3_vqa.engine.checkpoint import options_of
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.errors import ImageError, InputError, one_line
-from beit3_vqa.files import replacing
-from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
-from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
-from beit3_vqa.models.processor import BEiT3Processor
-from beit3_vqa.models.registry import ModelName, build_model, parse_name
-from beit3_vqa.options import MAX_BPE_TOKENS
+from beit3_vqa.models.families import family_key, find_family, with_family_defaults
+from beit3_vqa.models.family import Family, Processor, TaskShape
+from beit3_vqa.models.pretrained import mismatches, weights_of
 from beit3_vqa.schema import Example
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
-
-COMPILED_LENGTH_STEP = 16  # tokens
 
 
 @dataclass
@@ -40,7 +30,8 @@ class Parts:
 
     config: RunConfig
     task: Task
-    processor: BEiT3Processor
+    family: Family
+    processor: Processor
     model: Any
     precision: Precision
     bad_images: BadImages = field(default_factory=BadImages)
@@ -98,21 +89,28 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
         checkpoint_folder: folder of the checkpoint to be loaded, whose tokenizer is the right one.
     """
     device = pick_device(config.compute.device)
-    precision = Precision(config.compute.precision, device)
     torch.manual_seed(config.run.seed)
-    name = model_name(config, task)
-    processor = make_processor(config, name, task, checkpoint_folder)
-    model = build_model(
-        name,
-        num_classes=task.num_classes,
-        vocab_size=config.model.vocab_size,
-        drop_path_rate=config.init.drop_path,
-        attention=config.compute.attention,
-        checkpoint_every=config.compute.checkpoint_every if config.compute.checkpoint_activations else 0,
-    )
-    if config.compute.compile:
-        compile_model(model)
-    return Parts(config, task, processor, model, precision, BadImages(config.data.skip_bad_images))
+    shape = TaskShape(task.name, task.num_classes, task.answers_are_options)
+    family = find_family(config.model.model)(config, shape)
+    if config.model.input_size not in (None, family.img_size):
+        raise InputError(
+            f"--input_size {config.model.input_size} contradicts --model {config.model.model}, which is for "
+            f"{family.img_size} pixels. Change the model's name; --input_size isn't needed."
+        )
+    wanted = config.compute.precision
+    precision = Precision(family.auto_precision.get(device.type, wanted) if wanted == "auto" else wanted, device)
+    _tell_unused(config, family)
+    processor = family.processor(checkpoint_folder)
+    bad_images = BadImages(config.data.skip_bad_images)
+    return Parts(config, task, family, processor, family.build(precision), precision, bad_images)
+
+
+def _tell_unused(config: RunConfig, family: Family) -> None:
+    """Says which of the options that were given mean nothing to the family."""
+    before, values = RunConfig().flat(), config.flat()
+    for name in sorted(family.unused & config.given):
+        if values[name] != before[name]:
+            print(f"--{name} has no effect on {config.model.model}")
 
 
 def make_task(config: RunConfig) -> Task:
@@ -120,94 +118,12 @@ def make_task(config: RunConfig) -> Task:
     return find_task(config.run.task).from_folder(config)
 
 
-def model_name(config: RunConfig, task: Task) -> ModelName:
-    """The parsed `--model`, checked against `--input_size`."""
-    name = parse_name(config.model.model, head=task.name)
-    if config.model.input_size not in (None, name.img_size):
-        raise InputError(
-            f"--input_size {config.model.input_size} contradicts --model {config.model.model}, which is for "
-            f"{name.img_size} pixels. Change the model's name; --input_size isn't needed."
-        )
-    return name
-
-
-def make_processor(config: RunConfig, name: ModelName, task: Task, checkpoint_folder: Path | None) -> BEiT3Processor:
-    """Tokenizer, prompt and image pipelines of a run."""
-    tokenizer = Tokenizer(find_tokenizer(config, checkpoint_folder))
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise InputError(
-            f"{tokenizer.path} has {tokenizer.vocab_size} ids, the model's embedding {config.model.vocab_size} rows. "
-            "Is it the tokenizer that belongs to the checkpoint? From scratch, raise --vocab_size."
-        )
-    max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
-    length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
-    most = MAX_TEXT_TOKENS // length_step * length_step
-    if not 3 <= max_tokens <= most:
-        raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
-    options = config.data
-    train = TrainTransform(
-        name.img_size,
-        scale=(options.crop_scale, 1.0),
-        interpolation=options.train_interpolation,
-        flip=options.flip,
-        randaug=options.randaug,
-    )
-    prompt = PromptTemplate(config.model.prompt_template, task.num_classes if task.answers_are_options else 4)
-    evaluate = EvalTransform(name.img_size)
-    return BEiT3Processor(tokenizer, max_tokens, prompt, evaluate, train, options.fast_decode, length_step)
-
-
-def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
-    """The SentencePiece file: the one that was given, else the checkpoint's, else the data's.
-
-    Raises:
-        InputError: there is none.
-    """
-    if "sentencepiece_model" in config.given and config.model.sentencepiece_model:
-        return Path(config.model.sentencepiece_model)
-    data_folder = Path(config.data.data_path) if config.data.data_path else None
-    places = [folder / TOKENIZER_FILE for folder in (checkpoint_folder, data_folder) if folder]
-    if config.model.sentencepiece_model:
-        places.insert(1, Path(config.model.sentencepiece_model))
-    for place in places:
-        if place.is_file():
-            return place
-    raise InputError(
-        f"no tokenizer: looked for {', '.join(map(str, places))}. Give --sentencepiece_model beit3.spm "
-        "(`beit3-vqa download beit3.spm`), or train one: `beit3-vqa prepare ... --train_tokenizer 8000`."
-    )
-
-
-def keep_tokenizer(parts: Parts, folder: Path) -> None:
-    """Puts the tokenizer beside the checkpoints, so that they can be used anywhere."""
-    source, target = Path(parts.processor.tokenizer.path), folder / TOKENIZER_FILE
-    if not (target.exists() and target.read_bytes() == source.read_bytes()):
-        with replacing(target) as file:
-            file.write(source.read_bytes())
-
-
-def has_another_tokenizer(content: dict[str, Any], parts: Parts) -> bool:
-    """Whether a checkpoint says that it was trained with another tokenizer than the run's; upstream's don't say."""
-    ours = parts.processor.tokenizer.sha256
-    return content.get("tokenizer_sha256", ours) != ours
-
-
-def initialise(parts: Parts) -> None:
-    """Fresh or pretrained weights: `--finetune`, else from scratch."""
-    options = parts.config.init
-    if options.init == "unit" or (options.init == "auto" and not options.finetune):
-        init_unit_scale(parts.model)
-    if options.finetune:
-        content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
-        if has_another_tokenizer(content, parts):
-            print(
-                f"--finetune {options.finetune}: was trained with another tokenizer than "
-                f"{parts.processor.tokenizer.path}, so tokens have to be learned anew; the right one is the "
-                "tokenizer.spm beside that checkpoint."
-            )
-        weights = weights_of(content, options.model_key, options.model_prefix)
-        report = load_pretrained(parts.model, weights, f"--finetune {options.finetune}", options.allow_missing)
-        print(f"--finetune {options.finetune}: {report}")
+def foreign_checksums(content: dict[str, Any], parts: Parts) -> list[str]:
+    """What to say of each thing that a checkpoint was trained with and the run has another of; upstream's don't say."""
+    ours = parts.family.checksums(parts.model, parts.processor)
+    return [
+        parts.family.foreign(name, parts.processor) for name, value in ours.items() if content.get(name, value) != value
+    ]
 
 
 def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
@@ -229,7 +145,14 @@ def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str)
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in config.given:
             print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
-    return config.with_model_of(saved, where)
+    config = config.with_model_of(saved, where)
+    before = saved.get("model")
+    if isinstance(before, str) and before.split("_")[0] != family_key(config.model.model):
+        raise InputError(
+            f"{where} is a {before}, --model says {config.model.model}: no weight of the one fits the other. Give the "
+            "run another --output_dir, or start over with --no_auto_resume."
+        )
+    return with_family_defaults(config, settled=frozenset(saved))
 
 
 def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
@@ -249,11 +172,10 @@ def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exa
     if exact:
         load_weights(parts.model, weights, where)
         return
-    report = load_pretrained(parts.model, weights, where, options.allow_missing)
-    print(f"{where}: {report}")
-    if report.new:
+    missing = parts.family.load_pretrained(parts.model, weights, where)
+    if missing:
         raise InputError(
-            f"{where}: lacks {', '.join(report.new[:4])}, so there is nothing to evaluate. Train first, or give a "
+            f"{where}: lacks {', '.join(missing[:4])}, so there is nothing to evaluate. Train first, or give a "
             "checkpoint that was fine-tuned on these answers."
         )
 

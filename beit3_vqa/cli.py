@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from beit3_vqa.errors import InputError, nearest, visible
 
-COMMANDS = ("finetune", "prepare", "predict", "models", "download", "demo")
+COMMANDS = ("finetune", "cross_validate", "prepare", "predict", "export", "models", "download", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ class _VisibleText(io.TextIOBase):
 
 
 def _dispatch(arguments: list[str]) -> int:
-    parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 on visual question answering data.")
+    parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     adders = {name: import_module(f"beit3_vqa.commands.{name}").add for name in COMMANDS}
     # Building only the parser that is called keeps `--help` quick.

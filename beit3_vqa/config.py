@@ -81,6 +81,7 @@ GROUPS: dict[str, type] = {
     "compute": ComputeConfig,
     "run": RunOptions,
 }
+GIVEN = "given"  # in config.json: names of the options that the user gave
 SESSION_OPTIONS = frozenset(
     {"eval", "split", "resume", "auto_resume", "resume_weights_only", "stop_after_epochs", "dry_run"}
 )
@@ -102,6 +103,7 @@ def write_config(config: RunConfig, path: Path) -> None:
     """Writes config.json whole or not at all, without what was meant for one session only."""
     groups = config.to_dict()
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in SESSION_OPTIONS}
+    groups[GIVEN] = sorted(config.given - SESSION_OPTIONS)  # for people: the others are defaults, of the model's family
     write_text(path, json.dumps(groups, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -123,6 +125,7 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
         raise InputError(f"--config {path} isn't JSON: {error}.") from error
     if not isinstance(loaded, dict):
         raise InputError(f"--config {path}: expected an object of options.")
+    loaded.pop(GIVEN, None)
     values: dict[str, Any] = {}
     for name, value in loaded.items():
         values |= value if name in GROUPS and isinstance(value, dict) else {name: value}
@@ -141,7 +144,7 @@ def _check(config: RunConfig) -> None:
         check_option(f, values[f.name])
     if not config.optim.min_lr <= config.optim.lr:
         raise InputError(
-            f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where the cosine begins; lower it."
+            f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where it begins; lower it."
         )
     if len(config.optim.opt_betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise InputError("--opt_betas: give two numbers from 0 up to, not including, 1.")

@@ -1,7 +1,10 @@
 """`beit3-vqa demo`: the whole road on easy-VQA, by the same commands that a user types.
 
-First open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint, with a new
-head, on four options. Straight to four options from scratch, a model this small hardly leaves chance.
+BEiT-3: first open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint, with
+a new head, on four options. Straight to four options from scratch, a model this small hardly leaves chance.
+
+CLIP: a small one with random weights and a tokenizer of its own is written as a Hugging Face folder, where a user has a
+pretrained one; all of its weights are trained, since adapters of random weights would learn little.
 """
 
 import json
@@ -11,13 +14,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from beit3_vqa.data.index import split_file
+from beit3_vqa.data.prompt import OptionTemplate
+from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
+from beit3_vqa.models.clip_scratch import SmallCLIP, write_small_clip
 from beit3_vqa.output.logging import format_seconds
 
 Main = Callable[[Sequence[str]], int]
 
 # Options before the question: each letter then always stands at the same place, which is quicker to learn.
 PROMPT = "A {a} B {b} C {c} D {d} {question}"
+
+
+Step = tuple[str, list[str] | Callable[[], object]]  # a title, and a command line or what Python does
+
+
+@dataclass(frozen=True)
+class CLIPRecipe:
+    """Epochs, sizes of the model, and how many of the training images it sees (0: all)."""
+
+    epochs: int
+    sizes: SmallCLIP
+    train_images: int = 0
+
+
+CLIP_FULL = CLIPRecipe(epochs=4, sizes=SmallCLIP(), train_images=3600)
+CLIP_QUICK = CLIPRecipe(epochs=2, sizes=SmallCLIP(), train_images=1200)
+CLIP_TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
+CLIP_TRAINING += ["--clip_grad", "1", "--sched", "cosine", "--label_smoothing", "0"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +64,13 @@ TRAINING += ["--clip_grad", "1", "--crop_scale", "1"]
 OPEN_ENDED = ["--balance_answers", "0.5"]
 
 
-def demo(main: Main, output_dir: Path, *, quick: bool = False, seed: int = 0) -> int:
+def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = False, seed: int = 0) -> int:
     """Prepares, trains, stops, resumes, fine-tunes and evaluates; prints accuracy beside chance.
 
     Args:
         main: the command line's entry point.
         output_dir: everything goes there; must be new or empty.
+        model: a key of `ROADS`.
         quick: fewer images and epochs, and a weaker model.
         seed: of the trainings.
 
@@ -56,17 +82,27 @@ def demo(main: Main, output_dir: Path, *, quick: bool = False, seed: int = 0) ->
     """
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise InputError(f"{output_dir} isn't an empty folder; name a new one with --output_dir.")
+    return take(ROADS[model](quick, output_dir, seed), main, output_dir)
+
+
+def take(steps: Sequence[Step], main: Main, output_dir: Path) -> int:
+    """Takes the steps one after the other; 0, or the exit code of the command that failed."""
     started = time.monotonic()
-    for title, command in _steps(QUICK if quick else FULL, output_dir, seed):
-        print(f"\n=== {title}\n$ beit3-vqa {shlex.join(command)}", flush=True)
-        code = main(command)
+    for title, step in steps:
+        print(f"\n=== {title}", flush=True)
+        if callable(step):
+            step()
+            continue
+        print(f"$ beit3-vqa {shlex.join(step)}", flush=True)
+        code = main(step)
         if code:
             return code
     _print_outcome(output_dir / "choices", time.monotonic() - started)
     return 0
 
 
-def _steps(recipe: Recipe, folder: Path, seed: int) -> list[tuple[str, list[str]]]:
+def beit3_steps(recipe: Recipe, folder: Path, seed: int) -> list[Step]:
+    """Open-ended from scratch, then four options."""
     open_data, choices_data = str(folder / "data-open"), str(folder / "data-choices")
     open_out, choices_out = str(folder / "open"), str(folder / "choices")
     tokenizer = ["--sentencepiece_model", f"{choices_data}/tokenizer.spm"]
@@ -89,6 +125,38 @@ def _steps(recipe: Recipe, folder: Path, seed: int) -> list[tuple[str, list[str]
         ("5. the same command again: it resumes", second),
         ("6. evaluate the best epoch on the test questions, on one device", evaluate),
     ]
+
+
+def clip_steps(recipe: CLIPRecipe, folder: Path, seed: int) -> list[Step]:
+    """Four options, each judged by its own text."""
+    data, out, clip = folder / "data-choices", str(folder / "choices"), folder / "clip"
+    prepare = ["prepare", "easy_vqa", "--train_images", str(recipe.train_images), "--val_ratio", "0.05"]
+    prepare += ["--mode", "choices", "--data_path", str(data)]
+    train = ["finetune", "--task", "vqacustom", "--model", recipe.sizes.name, "--pretrained", str(clip)]
+    train += [*CLIP_TRAINING, "--epochs", str(recipe.epochs), "--seed", str(seed)]
+    train += ["--data_path", str(data), "--output_dir", out]
+    evaluate = ["finetune", "--task", "vqacustom", "--eval", "--resume", f"{out}/checkpoint-best.pth"]
+    evaluate += ["--data_path", str(data), "--output_dir", out, "--device", "cpu"]
+
+    def make_model() -> None:
+        template = OptionTemplate()
+        rows = read_rows(data / split_file("train"))
+        texts = (template(row["question"], choice) for row in rows for choice in row["choices"])
+        print(f"wrote {write_small_clip(clip, texts, recipe.sizes, seed)}")
+
+    return [
+        ("1. prepare: four options", prepare),
+        ("2. a small CLIP with random weights, and a tokenizer trained on the questions", make_model),
+        ("3. train it from scratch, and stop after an epoch", [*train, "--stop_after_epochs", "1"]),
+        ("4. the same command again: it resumes", train),
+        ("5. evaluate the best epoch on the test questions, on one device", evaluate),
+    ]
+
+
+ROADS: dict[str, Callable[[bool, Path, int], list[Step]]] = {
+    "beit3": lambda quick, folder, seed: beit3_steps(QUICK if quick else FULL, folder, seed),
+    "clip": lambda quick, folder, seed: clip_steps(CLIP_QUICK if quick else CLIP_FULL, folder, seed),
+}
 
 
 def _print_outcome(out: Path, seconds: float) -> None:

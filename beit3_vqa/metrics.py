@@ -1,5 +1,6 @@
 """Rows of predictions in, numbers out."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,13 +22,16 @@ def question_word(question: str) -> str:
 def accuracy_metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Accuracies in percent over the predictions whose truth is known; empty where none is.
 
-    Keys: `questions`, `accuracy`; `weighted_accuracy` where rows have weights; `accuracy_by_question_word` with the
-    count of each; `answers` and `truths`, how often each was given.
+    Keys: `questions`, `accuracy`; `loss`, the mean over those that have one; `weighted_accuracy` where rows have
+    weights; `accuracy_by_question_word` with the count of each; `answers` and `truths`, how often each was given.
     """
     known = [p for p in predictions if p.score is not None]
     if not known:
         return {}
     metrics: dict[str, Any] = {"questions": len(known), "accuracy": _percent(known)}
+    losses = [p.loss for p in known if p.loss is not None]
+    if losses:
+        metrics["loss"] = math.fsum(losses) / len(losses)
     if any(p.weight is not None for p in known):
         metrics["weighted_accuracy"] = _percent(known, weighted=True)
     by_word: dict[str, list[Prediction]] = {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from beit3_vqa.option_field import option
 
 DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
+OPTION_PROMPT_TEMPLATE = "Question: {question} Answer: {choice}"
 MAX_BPE_TOKENS = 64
 
 
@@ -33,8 +34,15 @@ class ModelConfig:
         f"longest text, <s> and </s> included; default: what the data need, {MAX_BPE_TOKENS} at most",
         unit="tokens",
     )
-    prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question")
+    prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question; CLIP: of one option")
     vqa_loss: str = option("ce", "cross entropy, or upstream's binary cross entropy per class", choices=("ce", "bce"))
+    pretrained: str = option("", "CLIP: Hugging Face folder, or name on the hub, of the model to train")
+    lora_rank: int = option(0, "train low-rank adapters of that rank, nothing else; 0: every weight", within="[0, 1e4]")
+    lora_alpha: float | None = option(
+        None, "adapters are scaled by this over --lora_rank; default: twice --lora_rank", within="(0, 1e6]"
+    )
+    lora_dropout: float = option(0.0, "dropout before an adapter", unit="probability", within="[0, 1)")
+    lora_targets: str = option("q_proj,v_proj,out_proj", "names of the Linear layers that get an adapter")
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,14 @@ class OptimConfig:
         None, "examples in an evaluation pass; default: 1.5 times --batch_size", within="[1, 1e6]"
     )
     lr: float = option(5e-4, "peak learning rate", within="[0, 1e6]")
-    min_lr: float = option(1e-6, "learning rate at the end of the cosine", within="[0, 1e6]")
+    min_lr: float = option(1e-6, "lowest learning rate: where the cosine ends, or a plateau's last", within="[0, 1e6]")
+    sched: str = option(
+        "cosine",
+        "learning rate after the warm-up: a cosine, or constant and lowered when the validation loss stops falling",
+        choices=("cosine", "plateau"),
+    )
+    plateau_factor: float = option(0.5, "of the learning rate, where the validation loss stays", within="(0, 1)")
+    plateau_patience: int = option(2, "epochs without a lower validation loss that are waited for", within="[0, 1e6]")
     warmup_epochs: float | None = option(
         None,
         "linear warm-up, fractions allowed; default: 5, and at most a quarter of --epochs",
@@ -142,7 +157,7 @@ class ComputeConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
         "auto",
-        "compute precision; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32",
+        "compute precision; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32; CLIP: fp16 on a GPU",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     attention: str = option(

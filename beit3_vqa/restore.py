@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.assemble import Parts, has_another_tokenizer, load_weights
+from beit3_vqa.assemble import Parts, foreign_checksums, load_weights
 from beit3_vqa.config import GROUP_OF, RunConfig
 from beit3_vqa.data.index import split_files
 from beit3_vqa.engine import distributed
@@ -16,7 +16,7 @@ from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.run_folder import checkpoints
 from beit3_vqa.engine.train import steps_per_epoch
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.models.pretrained import load_pretrained, mismatches, weights_of
+from beit3_vqa.models.pretrained import mismatches, weights_of
 from beit3_vqa.saving import InsideEpoch
 from beit3_vqa.training import Training, make_ema
 
@@ -108,11 +108,10 @@ def restore_weights(parts: Parts, content: dict[str, Any], path: Path) -> None:
             "from it with --finetune."
         )
     if parts.config.run.resume_weights_only:
-        report = load_pretrained(parts.model, weights_of(content), where)
-        print(f"{where}: {report}")
+        parts.family.load_pretrained(parts.model, weights_of(content), where)
         return
     check_same_answers(parts.task.state(), content)
-    check_same_tokenizer(parts, content)
+    check_same_checksums(parts, content)
     _check_same_fold(parts.config, options_of(content))
     _tell_changes(parts.config, content)
     load_weights(parts.model, weights_of(content), where)
@@ -134,6 +133,7 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
         _restore_average(run, content, where)
     run.state.epoch = content["epoch"] + 1 if "epoch" in content else 0
     run.state.inside = _inside_epoch(run, content)
+    run.state.val_losses = list(content.get("val_losses", []))
     run.state.resumed_from = content.get("resumed_from", "")
     if path.parent.resolve() != Path(parts.config.run.output_dir).resolve():
         run.state.resumed_from = str(path.resolve())
@@ -218,13 +218,10 @@ def check_same_answers(ours: dict[str, Any], content: dict[str, Any]) -> None:
         )
 
 
-def check_same_tokenizer(parts: Parts, content: dict[str, Any]) -> None:
-    """InputError where the tokenizer isn't the one a checkpoint was trained with."""
-    if has_another_tokenizer(content, parts):
-        raise InputError(
-            f"{parts.processor.tokenizer.path} isn't the tokenizer that the checkpoint was trained with: its ids would "
-            "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
-        )
+def check_same_checksums(parts: Parts, content: dict[str, Any]) -> None:
+    """InputError where the tokenizer, or whatever else a checkpoint rests on, isn't the one it was trained with."""
+    for problem in foreign_checksums(content, parts):
+        raise InputError(problem)
 
 
 def _check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
@@ -271,7 +268,7 @@ def _tell_changes(config: RunConfig, content: dict[str, Any]) -> None:
 
 def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:
     options = run.parts.config.optim
-    if epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
+    if options.sched == "cosine" and epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
         rate = make_schedule(options, run.steps_per_epoch)(run.state.epoch * run.steps_per_epoch)
         print(
             f"--epochs {options.epochs}, not {epochs_before}: the learning rate follows the longer or shorter cosine "

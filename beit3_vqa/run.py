@@ -11,7 +11,6 @@ from beit3_vqa.assemble import (
     assemble,
     checkpoint_to_evaluate,
     config_of_checkpoint,
-    initialise,
     load_for_inference,
     make_task,
 )
@@ -25,7 +24,8 @@ from beit3_vqa.engine.host import tune_allocator
 from beit3_vqa.engine.precision import pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
-from beit3_vqa.restore import check_same_answers, check_same_tokenizer, find_run, restore, restore_weights, with_fold_of
+from beit3_vqa.models.families import with_family_defaults
+from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
 from beit3_vqa.saving import TrainState
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
 from beit3_vqa.tasks import find_task
@@ -56,8 +56,9 @@ def train(config: RunConfig) -> TrainState:
 
 
 def _begin(config: RunConfig) -> Training:
+    config = with_family_defaults(config)
     parts = assemble(config, make_task(config))
-    initialise(parts)
+    parts.family.initialise(parts.model, parts.processor)
     run = set_up_training(parts)
     torch.manual_seed(config.run.seed + distributed.rank())  # the weights are everyone's, stochastic depth each one's
     return run
@@ -95,7 +96,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
     task = make_task(config)
     check_same_answers(task.state(), content)
     parts = assemble(config, task, path.parent)
-    check_same_tokenizer(parts, content)
+    check_same_checksums(parts, content)
     load_for_inference(parts, content, where, exact=flag == "--resume")
     del content
     parts.model.to(parts.precision.device)
@@ -146,29 +147,53 @@ class Answerer:
         return task.predictions(outputs.float(), Batch(inputs, (example,)))[0]
 
 
-def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str = "") -> Answerer:
+def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str = "", pretrained: str = "") -> Answerer:
     """A trained model from one of your checkpoints, with everything else it needs.
 
     Args:
         checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
         device: auto, cpu, cuda, cuda:N or mps.
         sentencepiece_model: the tokenizer, where tokenizer.spm no longer lies beside the checkpoint.
+        pretrained: the model that was fine-tuned, where it no longer lies where it did (CLIP).
 
     Raises:
-        InputError: not such a checkpoint, or no tokenizer.
+        InputError: not such a checkpoint, or no tokenizer or pretrained model where it is looked for.
     """
-    path = Path(checkpoint)
+    places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
+    parts = _load(Path(checkpoint), {"device": device} | {name: place for name, place in places.items() if place})
+    parts.model.to(parts.precision.device).eval()
+    return Answerer(parts)
+
+
+def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, pretrained: str = "") -> None:
+    """Writes a trained model in the format of its family's library.
+
+    Args:
+        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
+        folder: new or empty.
+        merge: the whole model; else the adapters alone.
+        pretrained: the model that was fine-tuned, where it no longer lies where it did.
+
+    Raises:
+        InputError: not such a checkpoint, or a family without such a format.
+    """
+    given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
+    parts = _load(Path(checkpoint), given)
+    parts.family.export(parts.model, parts.processor, Path(folder), merge=merge)
+    print(f"wrote {folder}; the text of an option was {parts.config.model.prompt_template!r}")
+
+
+def _load(path: Path, given: dict[str, str]) -> Parts:
+    """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
     where = f"--checkpoint {path}"
     content = read_checkpoint(path, "--checkpoint")
     check_contents(content, where)
     task_name = options_of(content).get("task")
     if "task_state" not in content or not isinstance(task_name, str):
         raise InputError(f"{where}: isn't a checkpoint of this package's training; use --eval --resume.")
-    given = {"device": device} | ({"sentencepiece_model": sentencepiece_model} if sentencepiece_model else {})
     config = config_of_checkpoint(RunConfig(), content, where).updated(given, given=frozenset(given))
     task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
     parts = assemble(config, task, path.parent)
-    check_same_tokenizer(parts, content)
+    check_same_checksums(parts, content)
     load_for_inference(parts, content, where)
-    parts.model.to(parts.precision.device).eval()
-    return Answerer(parts)
+    return parts

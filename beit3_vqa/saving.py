@@ -46,6 +46,7 @@ class TrainState:
     inside: InsideEpoch = field(default_factory=InsideEpoch)
     best_score: float | None = None
     best_epoch: int | None = None
+    val_losses: list[float] = field(default_factory=list)  # of the epochs done, which --sched plateau follows
     resumed_from: str = ""  # the checkpoint in another folder that this run began with
 
 
@@ -112,7 +113,8 @@ class Saver:
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
             "task_state": self.parts.task.state(),
-            "tokenizer_sha256": self.parts.processor.tokenizer.sha256,
+            "val_losses": list(state.val_losses),
+            **self.parts.family.checksums(self.parts.model, self.parts.processor),
         }
         if state.epoch:  # upstream's meaning: the last one that is done
             content["epoch"] = state.epoch - 1

@@ -42,7 +42,7 @@ class Batch:
     """B examples as a model takes them.
 
     Attributes:
-        inputs: keyword arguments of the model, tensors whose first dimension is B.
+        inputs: keyword arguments of the model, as its processor made them for the B examples.
         examples: the B examples in order, options as the model sees them.
         targets: what the loss compares the outputs with, (B, ...), made by the task; None where nothing is learned.
         bad_images: errors of images that couldn't be read, which some of the examples stand in for.
@@ -82,6 +82,7 @@ class Prediction:
         score: what the chosen answer scores in [0, 1]; None where the truth isn't known.
         weight: the row's weight, None where the data have none.
         problem: why the image couldn't be read, where the answer is to the text alone; else None.
+        loss: what training would have made of the answer; None where the truth isn't known or has no label.
     """
 
     id: str
@@ -92,6 +93,7 @@ class Prediction:
     score: float | None = None
     weight: float | None = None
     problem: str | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.assemble import Parts, keep_tokenizer
+from beit3_vqa.assemble import Parts
 from beit3_vqa.config import write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
@@ -78,6 +78,8 @@ def set_up_training(parts: Parts) -> Training:
     val_loader = parts.loader("val") if "val" in parts.task.splits() else None
     if val_loader is None:
         print("no val split: nothing to choose the best epoch by, the last one counts as the best")
+        if config.optim.sched == "plateau":
+            print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     strategy = make_strategy(config.compute.strategy)
     model = strategy.wrap(parts.model)
     optimizer = make_optimizer(parts.model, config.optim, strategy)
@@ -142,7 +144,7 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
         if aside:
             print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
     write_config(run.parts.config, folder / "config.json")
-    keep_tokenizer(run.parts, folder)
+    run.parts.family.keep_beside(run.parts.processor, folder)
 
 
 def _check_places(folder: Path, log_dir: Path) -> None:
@@ -164,6 +166,7 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
     score = metrics.get(parts.task.best_metric)
     improved = score is None or state.best_score is None or score > state.best_score
     state.epoch, state.inside = epoch + 1, InsideEpoch()
+    state.val_losses += [metrics["loss"]] if "loss" in metrics else []
     # Before the checkpoint: a line too many is dropped when the run resumes, one that is missing stays missing.
     log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
@@ -237,7 +240,7 @@ def steps(run: Training, epoch: int) -> Iterator[StepReport]:
         run.train.epoch(epoch, inside.examples),
         run.parts.task.loss,
         run.optimizer,
-        make_schedule(options, run.steps_per_epoch),
+        make_schedule(options, run.steps_per_epoch, run.state.val_losses),
         run.parts.precision,
         examples=run.examples,
         batch_size=options.batch_size,

@@ -9,6 +9,7 @@ import skimage
 from PIL import Image
 
 from beit3_vqa.cli import main
+from beit3_vqa.models.clip_scratch import SmallCLIP, write_small_clip
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -77,6 +78,23 @@ def trained(scpc, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "out"
     assert main(finetune(scpc, out, "--epochs", "2")) == 0
     return out
+
+
+CLIP = SmallCLIP(width=32, layers=2, img_size=32, patch_size=8, max_tokens=48)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A Hugging Face folder with a CLIP of width 32, for `--pretrained`."""
+    texts = [f"Question: {question} Answer: {subject}" for question in TEMPLATES for subject in SUBJECTS]
+    return write_small_clip(tmp_path_factory.mktemp("clip"), texts, CLIP)
+
+
+def finetune_clip(folder: Path, clip: Path, out: Path, *flags: str) -> list[str]:
+    """A command line that trains adapters of a tiny CLIP on a folder's data/."""
+    arguments = ["finetune", "--task", "vqacustom", "--model", f"{CLIP.name}_lora", "--pretrained", str(clip)]
+    arguments += ["--data_path", str(folder / "data"), "--output_dir", str(out), "--device", "cpu"]
+    return [*arguments, "--precision", "fp32", "--batch_size", "8", "--lora_rank", "4", "--num_workers", "0", *flags]
 
 
 def finetune(folder: Path, out: Path, *flags: str) -> list[str]:

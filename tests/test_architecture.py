@@ -11,6 +11,7 @@ RANKS = [
     ["__main__"],
     ["cli"],
     ["commands"],
+    ["cross_validation"],
     ["demo", "run"],
     ["dry_run", "restore"],
     ["training"],
@@ -75,6 +76,17 @@ def test_no_task_is_named_outside_tasks(folder):
         if path not in allowed:
             strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
             assert not {"vqacustom", "vqav2", "nlvr2"} & {s for s in strings if isinstance(s, str)}, path
+
+
+def test_no_family_is_named_outside_models_and_the_demo():
+    """What a run is made of must not depend on who computes it: a family is an interface."""
+    allowed = {"models", "demo.py", "prepare", "options.py", "timm_hook.py", "__init__.py", "commands"}
+    for path in FILES:
+        if path.relative_to(PACKAGE).parts[0] not in allowed:
+            tree = ast.parse(path.read_text())
+            compared = [n for c in ast.walk(tree) if isinstance(c, (ast.Compare, ast.Call)) for n in ast.walk(c)]
+            names = {n.value for n in compared if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            assert not [name for name in names if name.rstrip("_") in ("beit3", "clip")], path
 
 
 def test_files_are_short():

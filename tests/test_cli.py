@@ -19,6 +19,8 @@ FLAGS = {
     "model": "beit3_base_patch16_480", "input_size": None, "sentencepiece_model": "", "vocab_size": 64010,
     "num_classes": None, "num_max_bpe_tokens": None,
     "prompt_template": "{question} Choices: A. {a} B. {b} C. {c} D. {d}", "vqa_loss": "ce",
+    "pretrained": "", "lora_rank": 0, "lora_alpha": None, "lora_dropout": 0.0,
+    "lora_targets": "q_proj,v_proj,out_proj",
     "finetune": "", "model_key": "model|module", "model_prefix": "", "allow_missing": "", "trust_checkpoint": False,
     "init": "auto", "drop_path": 0.1,
     "data_path": "", "image_root": "", "fold": None, "shuffle_choices": True, "balance_answers": 0.0, "randaug": False,
@@ -26,6 +28,7 @@ FLAGS = {
     "skip_bad_images": 0,
     "pin_mem": True,
     "epochs": 20, "batch_size": 64, "update_freq": 1, "eval_batch_size": None, "lr": 5e-4, "min_lr": 1e-6,
+    "sched": "cosine", "plateau_factor": 0.5, "plateau_patience": 2,
     "warmup_epochs": None, "warmup_steps": -1, "layer_decay": 0.9, "task_head_lr_weight": 0.0, "weight_decay": 0.05,
     "opt": "adamw", "opt_eps": 1e-8, "opt_betas": (0.9, 0.999), "clip_grad": None, "max_bad_steps": 10,
     "label_smoothing": 0.0,
@@ -68,6 +71,8 @@ def test_help_names_every_flag_with_its_default(capsys):
     for name in FLAGS:
         assert f"--{name}" in said
     assert said.count("default:") > 50
+    for default in ("0.0001", "0.015", "plateau", "41"):  # a family's own, beside the others'
+        assert f"with CLIP: {default}" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("command", [["run_beit3_finetuning.py"], ["-m", "beit3_vqa"]])

@@ -7,7 +7,37 @@ import sys
 
 import pytest
 
+from beit3_vqa.cli import main
+from beit3_vqa.demo import CLIPRecipe, clip_steps, take
+from beit3_vqa.models.clip_scratch import SmallCLIP
+
 CHANCE = 25.0
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_such_flag"]])
+def test_clips_road_from_end_to_end(tmp_path, capsys, flags):
+    """With a model and data so small that it learns nothing; a command that fails ends it."""
+    recipe = CLIPRecipe(epochs=2, sizes=SmallCLIP(width=16, layers=1, heads=2, img_size=16), train_images=20)
+    steps = clip_steps(recipe, tmp_path, 0)
+    steps = [(title, [*s, *flags] if isinstance(s, list) and "--eval" in s else s) for title, s in steps]
+    assert take(steps, main, tmp_path) == (2 if flags else 0)
+    said = capsys.readouterr().out
+    assert "1 epochs done, 1 to go" in said
+    assert (tmp_path / "clip" / "model.safetensors").is_file()
+    assert ("Test accuracy with four options" in said) is not bool(flags)
+    if not flags:
+        assert json.loads((tmp_path / "choices" / "metrics.json").read_text())["questions"] == 9673
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "floor"), [(["--quick"], CHANCE + 15), ([], 60.0)])
+def test_clips_demo_learns(tmp_path, flags, floor):
+    command = [sys.executable, "-W", "error", "-m", "beit3_vqa", "demo", "--model", "clip", *flags]
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "demo")], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "demo" / "choices" / "metrics.json").read_text())["accuracy"] >= floor
 
 
 @pytest.mark.slow

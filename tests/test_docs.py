@@ -20,13 +20,14 @@ import pytest
 import torch
 
 from beit3_vqa.cli import main
+from beit3_vqa.models.clip_names import LISTED_CLIP, count_adapters, count_clip_parameters, parse_clip_name
 from beit3_vqa.models.registry import build_model, count_parameters, listed_names, parse_name
 from beit3_vqa.models.weights import OFFICIAL_WEIGHTS
-from tests.conftest import TINY
+from tests.conftest import CLIP, TINY
 from tests.faults.processes import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "checkpoints/README.md"]
+PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "get_started/clip.md", "checkpoints/README.md"]
 OTHER_PAGES = ["get_started/several_gpus.md", "get_started/reliability.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 LARGE = "beit3_large_indomain_patch16_224.pth"
 
@@ -38,7 +39,7 @@ def commands(page: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def reader(scpc, tmp_path_factory) -> Path:
+def reader(scpc, clip_folder, tmp_path_factory) -> Path:
     """A folder with train.csv, test.csv, images/ and the other things that the pages speak of."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(scpc / "images", folder / "images")
@@ -79,6 +80,7 @@ def reader(scpc, tmp_path_factory) -> Path:
     source = build_model("beit3_tiny_patch8_64_vqacustom", vocab_size=300)
     weights = {name: value for name, value in source.state_dict().items() if name.startswith("beit3.")}
     torch.save({"model": weights}, folder / "checkpoints" / LARGE)
+    shutil.copytree(clip_folder, folder / "checkpoints" / "clip-vit-large-patch14")
     return folder
 
 
@@ -109,8 +111,9 @@ def as_here(command: list[str]) -> list[str]:
     """The reader's command with a tiny model, for this machine."""
     arguments = command[1:] if command[0] == "beit3-vqa" else ["finetune", *command[2:]]
     tiny = {"beit3_large_patch16_480": "beit3_tiny_patch8_32", "beit3_base_patch16_480": "beit3_tiny_patch8_32"}
+    tiny["clip_vit_large_patch14_lora"] = f"{CLIP.name}_lora"
     arguments = [tiny.get(word, word) for word in arguments]
-    if arguments[0] == "finetune":
+    if arguments[0] in ("finetune", "cross_validate"):
         arguments += [*TINY[2:], "--num_workers", "0"]
     return ["300" if arguments[i - 1 : i] == ["--train_tokenizer"] else word for i, word in enumerate(arguments)]
 
@@ -121,8 +124,8 @@ def test_commands_of(page, reader, release, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "work")
     ran = 0
     for command in commands(page):
-        if command[0] in ("pip", "pytest", "ruff"):
-            continue  # these install: .ci/run and tests/test_demo.py run them
+        if command[0] in ("pip", "pytest", "ruff", "hf"):
+            continue  # these install (.ci/run and tests/test_demo.py run them) or download
         if command[1] == "download":
             name = command[2]
             assert name in OFFICIAL_WEIGHTS
@@ -157,6 +160,19 @@ def test_readme_lists_the_models():
     for name, resolution, parameters in rows:
         parsed = parse_name(name, head="vqacustom")
         assert (parsed.img_size, count_parameters(parsed)) == (int(resolution), int(parameters.replace(",", "")))
+
+
+def test_clips_page_lists_its_models():
+    rows = re.findall(
+        r"\| `(clip_\w+)_lora` \| `([\w/-]+)` \| ([\d,]+) \| ([\d,]+) \|",
+        (ROOT / "get_started" / "clip.md").read_text(encoding="utf-8"),
+    )
+    assert {name: weights for name, weights, *_ in rows} == LISTED_CLIP
+    for name, _, total, trained in rows:
+        parsed = parse_clip_name(name)
+        adapters = count_adapters(parsed, 32)
+        assert f"{count_clip_parameters(parsed) + adapters:,}" == total
+        assert f"{adapters:,}" == trained
 
 
 def test_readme_names_the_python_interface(trained, scpc):

@@ -41,7 +41,8 @@ def failing(capsys, arguments):
         {"random_state": {}}, {"random_state": {"cpu": torch.zeros(5, dtype=torch.uint8)}},
         {"random_state": {"cpu": torch.zeros(5)}}, {"scaler": "x"}, {"best_score": "x"}, {"best_score": float("nan")},
         {"best_epoch": "x"}, {"model_ema": "x"}, {"model_ema": {3: torch.zeros(1)}}, {"task_state": None},
-        {"task_state": [1]}, {"tokenizer_sha256": 5}, {"resumed_from": 5},
+        {"task_state": [1]}, {"tokenizer_sha256": 5}, {"base_sha256": 5}, {"resumed_from": 5},
+        {"val_losses": 1.0}, {"val_losses": ["x"]},
     ],
     ids=str,
 )  # fmt: skip
@@ -91,6 +92,14 @@ def test_options_that_no_model_can_have(scpc, good, tmp_path, capsys, options):
         said = failing(capsys, command)
         assert str(path) in said or "beit4" in said
     assert {entry.name for entry in tmp_path.iterdir()} == {"x.pth"}
+
+
+def test_a_model_of_no_family_where_one_is_given(scpc, good, tmp_path, capsys):
+    for model in (3, "beit4", ""):
+        path = altered(good, tmp_path / "x.pth", args={**good["args"], "model": model})
+        resume = finetune(scpc, tmp_path / f"out {model}", "--resume", str(path), "--epochs", "2")
+        assert main(resume) == (0 if model == 3 else 2)
+        assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state", [{}, {"answers": 3}, {"answers": [1, 2]}, {"answers": ["a", "A"]}], ids=str)

@@ -1,5 +1,6 @@
 """Losses and predictions of the task, by hand; folders it must refuse."""
 
+import dataclasses
 import json
 
 import pytest
@@ -56,6 +57,17 @@ def test_predictions(loss):
     assert (second.answer, second.score, second.truth) == ("A", 0.0, "D")
     assert list(first.probabilities) == list("ABCD")
     assert sum(first.probabilities.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("options", [{"vqa_loss": "ce", "label_smoothing": 0.1}, {"vqa_loss": "bce"}])
+def test_the_validation_loss_is_trainings(options):
+    made, shown = task(**options), batch(1, 3, 0)
+    logits = torch.randn(3, 4)
+    predictions = made.predictions(logits, shown)
+    assert made.metrics(predictions)["loss"] == pytest.approx(made.loss(logits, shown).item(), rel=1e-6)
+    untold = dataclasses.replace(shown.examples[0], answer=None, targets=())
+    without = made.predictions(logits, Batch({}, (untold, *shown.examples[1:])))
+    assert [p.loss for p in without] == [None, *(p.loss for p in predictions[1:])]
 
 
 def test_open_ended_predictions_keep_the_likeliest():

@@ -12,6 +12,7 @@ def add(commands: Any, build: bool) -> None:
         return
     parser.set_defaults(function=run)
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="default: demo_output")
+    parser.add_argument("--model", choices=("beit3", "clip"), default="beit3", help="default: beit3")
     parser.add_argument("--quick", action="store_true", help="fewer images and epochs, and a weaker model")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
 
@@ -20,4 +21,4 @@ def run(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     from beit3_vqa.demo import demo
 
-    return demo(parsed.main, parsed.output_dir, quick=parsed.quick, seed=parsed.seed)
+    return demo(parsed.main, parsed.output_dir, model=parsed.model, quick=parsed.quick, seed=parsed.seed)

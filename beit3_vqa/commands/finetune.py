@@ -3,10 +3,12 @@
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from beit3_vqa.commands.options import add_option
 from beit3_vqa.config import GROUPS, RunConfig, option_fields, read_config_values
+from beit3_vqa.models.families import DEFAULTS, TITLES, config_of
 
 # Flags of upstream that no longer do anything: how many values they take, and what there is instead.
 REPLACED_FLAGS: dict[str, tuple[str, str]] = {
@@ -41,10 +43,16 @@ def add(commands: Any, build: bool) -> None:
     if not build:
         return
     parser.set_defaults(function=run)
+    add_options(parser)
+
+
+def add_options(parser: Any) -> None:
+    """The flags of a run: every option, and those of upstream that no longer do anything."""
     parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags go on top of it")
     groups = {group: parser.add_argument_group(group, cls.__doc__) for group, cls in GROUPS.items()}
     for group, field, kind in option_fields():
-        add_option(groups[group], field, kind)
+        elsewhere = {TITLES[key]: own[field.name] for key, own in DEFAULTS.items() if field.name in own}
+        add_option(groups[group], field, kind, elsewhere)
     for name, (values, _) in REPLACED_FLAGS.items():
         _add_ignored(parser, name, values)
     parser.add_argument("--zero_stage", help=argparse.SUPPRESS, default=argparse.SUPPRESS, choices=STRATEGY_OF_STAGE)
@@ -59,6 +67,14 @@ def _add_ignored(parser: Any, name: str, values: str) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
+    config = config_from(parsed)
+    from beit3_vqa.run import evaluate, train
+
+    return exit_code_of(lambda: evaluate(config) if config.run.eval else train(config))
+
+
+def config_from(parsed: argparse.Namespace) -> RunConfig:
+    """The options of a command line on top of those of its `--config`."""
     values = {
         name: value for name, value in vars(parsed).items() if name not in ("command", "function", "main", "config")
     }
@@ -77,18 +93,17 @@ def run(parsed: argparse.Namespace) -> int:
     from_file = read_config_values(parsed.config) if parsed.config else {}
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
-    both = from_file | values
-    config = RunConfig().updated(both, given=frozenset(both))
+    return config_of(from_file | values)
+
+
+def exit_code_of(call: Callable[[], object]) -> int:
+    """0; 3 where training diverged, 4 where another process was lost, 128 + signal where one came, each said."""
     from beit3_vqa.engine.distributed import ProcessLost
     from beit3_vqa.engine.finite import TrainingDiverged
     from beit3_vqa.engine.interrupt import Stopped
-    from beit3_vqa.run import evaluate, train
 
     try:
-        if config.run.eval:
-            evaluate(config)
-        else:
-            train(config)
+        call()
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

@@ -4,13 +4,21 @@ import argparse
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 
-def add_option(group: Any, field: dataclasses.Field, kind: Any) -> None:
-    """A flag for a field that `option_field.option` made; `kind` is its resolved type."""
+def add_option(group: Any, field: dataclasses.Field, kind: Any, elsewhere: Mapping[str, Any] | None = None) -> None:
+    """A flag for a field that `option_field.option` made.
+
+    Args:
+        group: of the parser.
+        field: the option.
+        kind: its resolved type.
+        elsewhere: families of models with another default -> that default.
+    """
     names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
-    text = field.metadata["help"] + _default_and_unit(field)
+    text = field.metadata["help"] + _default_and_unit(field, elsewhere or {})
     if kind is bool:
         group.add_argument(*names, dest=field.name, action="store_true", default=argparse.SUPPRESS, help=text)
         off: dict[str, Any] = {"action": "store_false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
@@ -23,7 +31,7 @@ def add_option(group: Any, field: dataclasses.Field, kind: Any) -> None:
     group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **options)
 
 
-def _default_and_unit(field: dataclasses.Field) -> str:
+def _default_and_unit(field: dataclasses.Field, elsewhere: Mapping[str, Any]) -> str:
     shown = []
     if field.metadata["choices"]:
         shown.append("one of " + ", ".join(field.metadata["choices"]))
@@ -34,6 +42,7 @@ def _default_and_unit(field: dataclasses.Field) -> str:
     elif field.default not in (None, dataclasses.MISSING) and "default:" not in field.metadata["help"]:
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         shown.append(f"default: {default if default != '' else 'none'}")
+    shown += [f"with {family}: {default}" for family, default in elsewhere.items()]
     return f" ({'; '.join(shown)})" if shown else ""
 
 

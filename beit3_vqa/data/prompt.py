@@ -1,10 +1,10 @@
 """The text that stands for a question and its options."""
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE, OPTION_PROMPT_TEMPLATE
 
 SPECIAL_TOKENS = 2  # <s> and </s>
 
@@ -23,23 +23,68 @@ class PromptTemplate:
     def __init__(self, template: str = DEFAULT_PROMPT_TEMPLATE, num_choices: int = 4):
         self.template = template
         self.letters = string.ascii_lowercase[:num_choices]
-        expected = {"question", *self.letters}
-        try:
-            parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
-        except ValueError as error:
-            raise InputError(f"--prompt_template {template!r}: {error}. Write {{{{ for a brace.") from error
-        found = {name for name, _, _ in parts if name is not None}
-        if found != expected or any(spec or conversion for _, spec, conversion in parts):
-            unknown = ", ".join(f"{{{name}}}" for name in sorted(found - expected)) or "none"
-            missing = ", ".join(f"{{{name}}}" for name in sorted(expected - found)) or "none"
-            raise InputError(
-                f"--prompt_template {template!r}: fields must be {{question}} and "
-                f"{', '.join(f'{{{letter}}}' for letter in self.letters)}, without a format; "
-                f"unknown: {unknown}; missing: {missing}."
-            )
+        _check_fields(template, ("question", *self.letters))
 
     def __call__(self, question: str, choices: Sequence[str]) -> str:
         """The text of a question and its options (braces in them are text); without options, the question alone."""
         if not choices:
             return question
         return self.template.format(question=question, **dict(zip(self.letters, choices, strict=True)))
+
+
+class OptionTemplate:
+    """The text of one option of a question, such as `Question: {question} Answer: {choice}`.
+
+    Args:
+        template: with the fields `{question}` and `{choice}`, each at least once.
+
+    Raises:
+        InputError: an unknown or missing field, or a stray brace.
+    """
+
+    def __init__(self, template: str = OPTION_PROMPT_TEMPLATE):
+        self.template = template
+        _check_fields(template, ("question", "choice"))
+
+    def __call__(self, question: str, choice: str) -> str:
+        """The text of an option (braces in it are text)."""
+        return self.template.format(question=question, choice=choice)
+
+
+def _check_fields(template: str, wanted: Sequence[str]) -> None:
+    try:
+        parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise InputError(f"--prompt_template {template!r}: {error}. Write {{{{ for a brace.") from error
+    found = {name for name, _, _ in parts if name is not None}
+    if found != set(wanted) or any(spec or conversion for _, spec, conversion in parts):
+        unknown = ", ".join(f"{{{name}}}" for name in sorted(found - set(wanted))) or "none"
+        missing = ", ".join(f"{{{name}}}" for name in sorted(set(wanted) - found)) or "none"
+        first, *others = (f"{{{name}}}" for name in wanted)
+        raise InputError(
+            f"--prompt_template {template!r}: fields must be {first} and {', '.join(others)}, without a format; "
+            f"unknown: {unknown}; missing: {missing}."
+        )
+
+
+def cut_question(question: str, encode: Callable[[str], list[int]], room: int) -> list[int] | None:
+    """Ids of a prompt with the longest beginning of its question that leaves them within `room`.
+
+    Args:
+        question: too long as it is.
+        encode: a question -> ids of its prompt, without the special ones.
+        room: most ids there may be.
+
+    Returns:
+        the ids; None where even an empty question is too long.
+    """
+    fits, too_long = -1, len(question)
+    best: list[int] | None = None
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        ids = encode(question[:middle].rstrip())
+        if len(ids) <= room:
+            fits, best = middle, ids
+        else:
+            too_long = middle
+    return best

@@ -120,8 +120,10 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model_ema": (lambda value: value is None or _is_weights(value), "a state dict"),
     "best_score": (lambda value: value is None or _is_number(value), "a number"),
     "best_epoch": (lambda value: value is None or _is_epoch(value), "a number of epochs"),
+    "val_losses": (lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
     "task_state": (lambda value: isinstance(value, dict), "what the task keeps, such as its answers"),
     "tokenizer_sha256": (lambda value: isinstance(value, str), "a checksum in hexadecimal digits"),
+    "base_sha256": (lambda value: isinstance(value, str), "a checksum in hexadecimal digits"),
     "resumed_from": (lambda value: isinstance(value, str), "the name of a file"),
 }
 

@@ -1,7 +1,7 @@
 """Parameter groups, the learning rate of a step, and the moving average of the weights."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from beit3_vqa.engine.strategy import OneProcess, spread_like
 from beit3_vqa.options import OptimConfig
+
+PLATEAU_THRESHOLD = 1e-4  # by what share of itself the loss must fall to count as lower
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,56 @@ class CosineSchedule:
         return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_schedule(options: OptimConfig, steps_per_epoch: int) -> CosineSchedule:
-    """The schedule of a run, counted in optimizer steps."""
+@dataclass(frozen=True)
+class PlateauSchedule:
+    """Learning rate of an optimizer step: linear warm-up from 0, then `lr`, lowered each time the loss stays.
+
+    It is `factor` times as high, and never below `min_lr`, after more than `patience` epochs in a row without a loss
+    that is a ten-thousandth lower than the lowest before. A pure function of the step and the losses so far, so that
+    resuming needs nothing else. Source: torch's `ReduceLROnPlateau` in its mode `min`, whose numbers these are.
+    """
+
+    lr: float
+    min_lr: float
+    warmup_steps: int
+    factor: float
+    patience: int
+    losses: tuple[float, ...]
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of step 0, 1, ... of the epoch that comes after the losses."""
+        if step < self.warmup_steps:
+            return self.lr * step / max(1, self.warmup_steps - 1)
+        lr, best, waited = self.lr, math.inf, 0
+        for loss in self.losses:
+            waited = 0 if loss < best * (1 - PLATEAU_THRESHOLD) else waited + 1
+            best = loss if waited == 0 else best
+            if waited > self.patience:
+                lr, waited = max(lr * self.factor, self.min_lr), 0
+        return lr
+
+
+Schedule = CosineSchedule | PlateauSchedule
+
+
+def make_schedule(options: OptimConfig, steps_per_epoch: int, losses: Sequence[float] = ()) -> Schedule:
+    """The schedule of a run, counted in optimizer steps.
+
+    Args:
+        options: peak, warm-up and what follows it.
+        steps_per_epoch: optimizer steps.
+        losses: validation losses of the epochs so far, which `--sched plateau` follows.
+    """
     warmup_epochs = options.warmup_epochs
     if warmup_epochs is None:
         warmup_epochs = min(5.0, options.epochs / 4)
     warmup_steps = options.warmup_steps if options.warmup_steps > 0 else round(warmup_epochs * steps_per_epoch)
     total_steps = options.epochs * steps_per_epoch
-    return CosineSchedule(options.lr, options.min_lr, min(warmup_steps, total_steps), total_steps)
+    warmup_steps = min(warmup_steps, total_steps)
+    if options.sched == "plateau":
+        factor, patience = options.plateau_factor, options.plateau_patience
+        return PlateauSchedule(options.lr, options.min_lr, warmup_steps, factor, patience, tuple(losses))
+    return CosineSchedule(options.lr, options.min_lr, warmup_steps, total_steps)
 
 
 def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.distributed import own_part
 from beit3_vqa.engine.finite import BadSteps
-from beit3_vqa.engine.optim import CosineSchedule, ModelEma
+from beit3_vqa.engine.optim import ModelEma, Schedule
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.engine.strategy import OneProcess
 from beit3_vqa.schema import Batch
@@ -48,7 +48,7 @@ def train_epoch(
     batches: Iterable[Batch],
     loss_of: Callable[[Tensor, Batch], Tensor],
     optimizer: torch.optim.Optimizer,
-    schedule: CosineSchedule,
+    schedule: Schedule,
     precision: Precision,
     *,
     examples: int,

@@ -163,6 +163,6 @@ def init_unit_scale(model: BEiT3Model) -> None:
         nn.init.normal_(table.weight, std=1.0)
     patch = backbone.vision_embed.proj.weight
     nn.init.normal_(patch, std=PATCH_GAIN * patch[0].numel() ** -0.5)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".lora_" not in name:  # an adapter has to begin at zero
             nn.init.normal_(module.weight, std=module.in_features**-0.5)

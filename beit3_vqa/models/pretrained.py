@@ -24,6 +24,7 @@ OTHER_HEADS = ("vision_head.", "language_head.", "logit_scale", "pooler.", "head
 # Models whose output isn't normalised (VQA, ImageNet) have no last norm, where pre-trained ones do.
 OUTPUT_NORM = "beit3.encoder.layer_norm."
 NEW_IN_FINE_TUNING = ("head.", "pooler.")
+ADAPTER = ".lora_"  # in the names that peft gives
 
 
 @dataclass
@@ -89,6 +90,8 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
             report.dropped.append(f"{name} {tuple(weights.pop(name).shape)}")
     new_parts = tuple(part for part in NEW_IN_FINE_TUNING if not any(name.startswith(part) for name in weights))
     missing = [name for name in own if name not in weights]
+    if not any(ADAPTER in name for name in weights):
+        new_parts += tuple(name for name in own if ADAPTER in name)
     report.new = [name for name in missing if name.startswith(new_parts) or (allowed and allowed.search(name))]
     problems = mismatches({name: value for name, value in own.items() if name not in report.new}, weights)
     if problems:

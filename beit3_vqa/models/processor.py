@@ -3,7 +3,6 @@
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,22 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from beit3_vqa.data.image_cache import ImageCache
-from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
+from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate, cut_question
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.errors import InputError
+from beit3_vqa.models.family import TextLengths
 from beit3_vqa.schema import Example
 
 CHUNK = 4096  # examples whose texts are counted at once
-
-
-@dataclass(frozen=True)
-class TextLengths:
-    """Lengths of the texts of a split, in tokens with `<s>` and `</s>`: the longest, the mean, how many were cut."""
-
-    longest: int
-    mean: float
-    cut: int
 
 
 class BEiT3Processor:
@@ -100,19 +91,10 @@ class BEiT3Processor:
         return [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
 
     def _cut_question(self, example: Example, room: int) -> list[int]:
-        """The ids with the longest beginning of the question that leaves them within `room`."""
-        fits, too_long = -1, len(example.question)
-        best: list[int] = []
-        while too_long - fits > 1:
-            middle = (fits + too_long) // 2
-            ids = self.tokenizer.encode(self.text(example, example.question[:middle].rstrip()))
-            if len(ids) <= room:
-                fits, best = middle, ids
-            else:
-                too_long = middle
-        if fits < 0:
+        ids = cut_question(example.question, lambda cut: self.tokenizer.encode(self.text(example, cut)), room)
+        if ids is None:
             raise InputError(self._length_problem(example))
-        return best
+        return ids
 
     def _length_problem(self, example: Example) -> str:
         """What to say of an example whose options alone are too long; empty for any other."""
@@ -133,7 +115,7 @@ class BEiT3Processor:
         counted: list[int] = []
         foreign: list[str] = []
         too_long: list[str] = []
-        for chunk in _chunks(examples):
+        for chunk in chunks(examples):
             given = {e.id: e.token_ids for e in chunk if e.token_ids is not None}
             highest = [(name, max(ids, default=0)) for name, ids in given.items()]
             foreign += [f"row {name}: token id {token_id}" for name, token_id in highest if token_id >= vocab_size]
@@ -152,7 +134,8 @@ class BEiT3Processor:
         return TextLengths(max(shown, default=0), sum(shown) / max(1, len(shown)), cut)
 
 
-def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """The examples in lists of `CHUNK`, whose texts are counted at once."""
     iterator = iter(examples)
     while chunk := list(itertools.islice(iterator, CHUNK)):
         yield chunk

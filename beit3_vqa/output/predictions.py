@@ -21,8 +21,8 @@ def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False)
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
-    """predictions.json: one object per row, in input order, what isn't known left out."""
-    rows = [{name: value for name, value in vars(p).items() if value is not None} for p in predictions]
+    """predictions.json: one object per row, in input order, what isn't known left out, and the loss."""
+    rows = [{name: v for name, v in vars(p).items() if v is not None and name != "loss"} for p in predictions]
     return write_json_rows(rows, path)
 
 

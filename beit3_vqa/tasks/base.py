@@ -48,6 +48,10 @@ class Task(ABC):
         """The splits that the data have."""
 
     @abstractmethod
+    def folds(self) -> list[int]:
+        """The folds of the training rows, empty where there are none."""
+
+    @abstractmethod
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """What the loss compares outputs with, (B, ...); made where the data are loaded."""
 

@@ -1,7 +1,7 @@
 """Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -15,7 +15,7 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset
 from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, split_files
-from beit3_vqa.data.rows import LETTERS, Rows, read_rows, row_id
+from beit3_vqa.data.rows import LETTERS, Row, Rows, read_rows, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_text, make_folder, missing
 from beit3_vqa.metrics import accuracy_metrics
@@ -90,6 +90,11 @@ class VQACustom(Task):
             found.insert(1, "val")
         return found
 
+    def folds(self) -> list[int]:
+        """The folds of the training rows."""
+        assert self.data_path is not None
+        return _folds(row for file in split_files(self.data_path, "train") for row in read_rows(file))
+
     def dataset(self, split: str, processor: Callable, *, training: bool) -> CustomDataset:
         """A split, checked against the answer table.
 
@@ -137,7 +142,7 @@ class VQACustom(Task):
         if fold is None or split == "test":
             return rows
         fold_of = [row.get("fold") for row in rows]
-        folds = sorted({other for other in fold_of if other is not None})
+        folds = _folds(rows)
         if fold not in folds:
             there = f"folds {folds[0]} to {folds[-1]}" if folds else "no folds; prepare the data with --folds K"
             raise InputError(f"--fold {fold}: the training rows have {there}.")
@@ -177,12 +182,17 @@ class VQACustom(Task):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Cross entropy against the scores as a distribution, or upstream's binary cross entropy times classes."""
-        targets = batch.targets
-        assert targets is not None
+        assert batch.targets is not None
+        return self._losses(outputs, batch.targets, "mean")
+
+    def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """`reduction` "mean": a scalar; "none": (B,). The rows of `targets` (B, classes) aren't all zero."""
         if self.config.model.vqa_loss == "bce":
-            return F.binary_cross_entropy_with_logits(outputs, targets) * self.num_classes
+            losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction) * self.num_classes
+            return losses if reduction == "mean" else losses.mean(dim=1)
         distribution = targets / targets.sum(dim=1, keepdim=True)
-        return F.cross_entropy(outputs, distribution, label_smoothing=self.config.optim.label_smoothing)
+        smoothing = self.config.optim.label_smoothing
+        return F.cross_entropy(outputs, distribution, label_smoothing=smoothing, reduction=reduction)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Score of each class, float32 (B, classes)."""
@@ -195,7 +205,10 @@ class VQACustom(Task):
     def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
         """The likeliest answer of each example."""
         probabilities = self.probabilities(outputs).cpu()
-        return [self._prediction(p, e) for p, e in zip(probabilities, batch.examples, strict=True)]
+        losses: list[float | None] = [None] * len(batch)
+        if any(example.targets for example in batch.examples):
+            losses = self._losses(outputs.cpu(), self.targets(batch.examples), "none").tolist()
+        return [self._prediction(*of) for of in zip(probabilities, batch.examples, losses, strict=True)]
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Logits (B, classes) -> probabilities that sum to 1: softmax, or for bce the sigmoids over their sum."""
@@ -204,7 +217,7 @@ class VQACustom(Task):
             return scores / scores.sum(dim=1, keepdim=True)
         return outputs.softmax(dim=1)
 
-    def _prediction(self, probabilities: Tensor, example: Example) -> Prediction:
+    def _prediction(self, probabilities: Tensor, example: Example, loss: float | None) -> Prediction:
         kept = range(self.num_classes) if example.choices else probabilities.argsort(descending=True)[:KEPT_ANSWERS]
         label = int(probabilities.argmax())
         return Prediction(
@@ -216,6 +229,7 @@ class VQACustom(Task):
             score=None if example.answer is None else dict(example.targets).get(label, 0.0),
             weight=example.weight,
             problem=example.problem,
+            loss=loss if example.targets else None,  # 0 / 0 without one
         )
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -243,3 +257,7 @@ class VQACustom(Task):
         if result.metrics:
             written.append(write_metrics(result.metrics, folder / f"metrics{suffix}.json"))
         return written
+
+
+def _folds(rows: Iterable[Row]) -> list[int]:
+    return sorted({row["fold"] for row in rows if row.get("fold") is not None})

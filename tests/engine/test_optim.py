@@ -31,6 +31,27 @@ def scales(options) -> dict[str, float]:
     return {names[id(p)]: g["lr_scale"] for g in parameter_groups(made, options) for p in g["params"]}
 
 
+@pytest.mark.parametrize("patience", [0, 1, 2])
+def test_a_plateau_lowers_the_rate_when_torch_does(patience):
+    losses = [1.0, 0.9, 0.89995, 0.95, 0.9, 0.5, 0.6, 0.6, 0.6, 0.6, 0.49, 0.7, 0.7, 0.7, 0.7, 0.7]
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1e-3)
+    torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience, min_lr=2e-4)
+    options = OptimConfig(lr=1e-3, min_lr=2e-4, sched="plateau", plateau_patience=patience, warmup_epochs=0.0)
+    rates = []
+    for done in range(len(losses) + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert make_schedule(options, 10, losses[:done])(10 * done) == pytest.approx(rates[-1], rel=1e-12)
+        if done < len(losses):
+            torchs.step(losses[done])
+    assert len(set(rates)) > 1
+
+
+def test_a_plateau_warms_up():
+    options = OptimConfig(lr=1e-3, sched="plateau", warmup_epochs=1.0)
+    assert [make_schedule(options, 5)(step) for step in (0, 2, 4, 5)] == pytest.approx([0, 5e-4, 1e-3, 1e-3])
+
+
 def test_layer_decay_is_upstreams():
     got = scales(OptimConfig(layer_decay=0.9))
     for name, scale in UPSTREAM["layer_lr"]["layer_decay_0.9"].items():

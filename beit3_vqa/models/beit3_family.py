@@ -1,0 +1,156 @@
+"""BEiT-3 as a family: SentencePiece and our own pixels in, upstream's parameter names, checkpoints of anybody."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from beit3_vqa.config import RunConfig
+from beit3_vqa.data.index import TOKENIZER_FILE
+from beit3_vqa.data.prompt import PromptTemplate
+from beit3_vqa.data.tokenizer import Tokenizer
+from beit3_vqa.data.transforms import EvalTransform, TrainTransform
+from beit3_vqa.engine.checkpoint import read_checkpoint
+from beit3_vqa.engine.compiled import compile_model
+from beit3_vqa.engine.precision import Precision
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import replacing
+from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
+from beit3_vqa.models.family import Family, TaskShape
+from beit3_vqa.models.lora import add_adapters, keep_names
+from beit3_vqa.models.pretrained import NEW_IN_FINE_TUNING, load_pretrained, weights_of
+from beit3_vqa.models.processor import BEiT3Processor
+from beit3_vqa.models.registry import build_model, parse_name
+from beit3_vqa.options import MAX_BPE_TOKENS
+
+COMPILED_LENGTH_STEP = 16  # tokens
+
+
+class BEiT3Family(Family):
+    """`beit3_{size}_patch{P}_{resolution}`."""
+
+    unused = frozenset({"pretrained"})
+
+    def __init__(self, config: RunConfig, task: TaskShape):
+        super().__init__(config, task)
+        self.name = parse_name(config.model.model, head=task.name)
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square image in pixels."""
+        return self.name.img_size
+
+    def processor(self, checkpoint_folder: Path | None) -> BEiT3Processor:
+        """Tokenizer, prompt and image pipelines of a run."""
+        config = self.config
+        tokenizer = Tokenizer(find_tokenizer(config, checkpoint_folder))
+        if tokenizer.vocab_size > config.model.vocab_size:
+            raise InputError(
+                f"{tokenizer.path} has {tokenizer.vocab_size} ids, the model's embedding {config.model.vocab_size} "
+                "rows. Is it the tokenizer that belongs to the checkpoint? From scratch, raise --vocab_size."
+            )
+        max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
+        length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
+        most = MAX_TEXT_TOKENS // length_step * length_step
+        if not 3 <= max_tokens <= most:
+            raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
+        options = config.data
+        train = TrainTransform(
+            self.img_size,
+            scale=(options.crop_scale, 1.0),
+            interpolation=options.train_interpolation,
+            flip=options.flip,
+            randaug=options.randaug,
+        )
+        choices = self.task.num_classes if self.task.answers_are_options else 4
+        prompt = PromptTemplate(config.model.prompt_template, choices)
+        evaluate = EvalTransform(self.img_size)
+        return BEiT3Processor(tokenizer, max_tokens, prompt, evaluate, train, options.fast_decode, length_step)
+
+    def build(self, precision: Precision) -> Any:
+        """The model with upstream's fresh weights, adapters where asked for, compiled where `--compile` asks for it.
+
+        With adapters, pooler and head are trained too, and a checkpoint holds all weights, so that it needs no other
+        file to be used.
+        """
+        config = self.config
+        model = build_model(
+            self.name,
+            num_classes=self.task.num_classes,
+            vocab_size=config.model.vocab_size,
+            drop_path_rate=config.init.drop_path,
+            attention=config.compute.attention,
+            checkpoint_every=config.compute.checkpoint_every if config.compute.checkpoint_activations else 0,
+        )
+        if config.model.lora_rank:
+            add_adapters(model, config.model)
+            keep_names(model)
+            for name, parameter in model.named_parameters():
+                if name.startswith(NEW_IN_FINE_TUNING):  # no pretraining has made them
+                    parameter.requires_grad_(True)
+        if config.compute.compile:
+            compile_model(model)
+        return model
+
+    def initialise(self, model: Any, processor: BEiT3Processor) -> None:
+        """Fresh or pretrained weights: `--finetune`, else from scratch."""
+        options = self.config.init
+        if self.config.model.lora_rank and not options.finetune:
+            raise InputError("--lora_rank: adapters need pretrained weights to adapt; give them with --finetune.")
+        if options.init == "unit" or (options.init == "auto" and not options.finetune):
+            init_unit_scale(model)
+        if options.finetune:
+            where = f"--finetune {options.finetune}"
+            content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
+            ours = processor.tokenizer.sha256
+            if content.get("tokenizer_sha256", ours) != ours:  # upstream's don't say
+                print(
+                    f"{where}: was trained with another tokenizer than {processor.tokenizer.path}, so tokens have to "
+                    "be learned anew; the right one is the tokenizer.spm beside that checkpoint."
+                )
+            self.load_pretrained(model, weights_of(content, options.model_key, options.model_prefix), where)
+
+    def load_pretrained(self, model: Any, weights: dict[str, Tensor], where: str) -> list[str]:
+        """Weights of another resolution, head or objective; see `models.pretrained`."""
+        report = load_pretrained(model, weights, where, self.config.init.allow_missing)
+        print(f"{where}: {report}")
+        return report.new
+
+    def checksums(self, model: Any, processor: BEiT3Processor) -> dict[str, str]:
+        """Of the tokenizer's file."""
+        return {"tokenizer_sha256": processor.tokenizer.sha256}
+
+    def foreign(self, name: str, processor: BEiT3Processor) -> str:
+        """The only checksum is the tokenizer's."""
+        return (
+            f"{processor.tokenizer.path} isn't the tokenizer that the checkpoint was trained with: its ids would "
+            "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
+        )
+
+    def keep_beside(self, processor: BEiT3Processor, folder: Path) -> None:
+        """Puts the tokenizer beside the checkpoints, so that they can be used anywhere."""
+        source, target = Path(processor.tokenizer.path), folder / TOKENIZER_FILE
+        if not (target.exists() and target.read_bytes() == source.read_bytes()):
+            with replacing(target) as file:
+                file.write(source.read_bytes())
+
+
+def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
+    """The SentencePiece file: the one that was given, else the checkpoint's, else the data's.
+
+    Raises:
+        InputError: there is none.
+    """
+    if "sentencepiece_model" in config.given and config.model.sentencepiece_model:
+        return Path(config.model.sentencepiece_model)
+    data_folder = Path(config.data.data_path) if config.data.data_path else None
+    places = [folder / TOKENIZER_FILE for folder in (checkpoint_folder, data_folder) if folder]
+    if config.model.sentencepiece_model:
+        places.insert(1, Path(config.model.sentencepiece_model))
+    for place in places:
+        if place.is_file():
+            return place
+    raise InputError(
+        f"no tokenizer: looked for {', '.join(map(str, places))}. Give --sentencepiece_model beit3.spm "
+        "(`beit3-vqa download beit3.spm`), or train one: `beit3-vqa prepare ... --train_tokenizer 8000`."
+    )

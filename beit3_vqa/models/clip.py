@@ -1,0 +1,99 @@
+"""CLIP as a judge of options: how well each option's text fits the image.
+
+Shapes: B examples with C options each, I distinct images, T distinct texts of L tokens, S the image's side in pixels,
+P the width in which images and texts meet.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beit3_vqa.models.lora import keep_only
+
+LOGIT_SCALE = "clip.logit_scale"
+
+
+class CLIPForMultipleChoice(nn.Module):
+    """Cosine similarity of the image with the text of each option, times CLIP's logit scale.
+
+    Each distinct image and each distinct text of a batch is encoded once; `image_of` and `text_of` say who needs which.
+
+    Args:
+        clip: a `transformers.CLIPModel`, with adapters or without.
+        mean: of the pixels, red, green, blue, in [0, 1].
+        std: of the pixels.
+        base_sha256: checksum of the weights that are frozen; empty where none are.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, clip: Any, mean: Sequence[float], std: Sequence[float], base_sha256: str = ""):
+        super().__init__()
+        self.clip = clip
+        self.base_sha256 = base_sha256
+        # Not part of a checkpoint: they come from the pretrained model's folder.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        keep_only(self, frozenset(trained | {LOGIT_SCALE}))
+
+    def forward(self, image: Tensor, image_of: Tensor, text: Tensor, text_of: Tensor) -> Tensor:
+        """Logits of the options.
+
+        Args:
+            image: uint8 (I, 3, S, S).
+            image_of: (B,), which of the images an example is about.
+            text: token ids (T, L); what follows the end token has no influence.
+            text_of: (B, C), which of the texts stands for each option.
+
+        Returns:
+            float32 (B, C).
+        """
+        pixels = (image.float() - self.mean) / self.std
+        # In float32 whatever the products were computed in: the logit scale multiplies rounding by 100.
+        images = F.normalize(self.clip.get_image_features(pixel_values=pixels).float(), dim=-1)
+        texts = F.normalize(self.clip.get_text_features(input_ids=text).float(), dim=-1)
+        own_texts = texts.index_select(0, text_of.flatten()).view(*text_of.shape, -1)
+        similarity = (images.index_select(0, image_of).unsqueeze(1) * own_texts).sum(dim=-1)
+        return self.clip.logit_scale.exp() * similarity
+
+    def get_num_layers(self) -> int:
+        """Layers of the deeper tower, the unit of layer-wise learning-rate decay."""
+        return max(self._layers("vision"), self._layers("text"))
+
+    def _layers(self, tower: str) -> int:
+        return getattr(self.clip.config, f"{tower}_config").num_hidden_layers
+
+    def layers(self) -> list[tuple[nn.Module, str]]:
+        """The layers of both towers and the method by which each is called."""
+        lists = [module for name, module in self.named_modules() if name.endswith("encoder.layers")]
+        return [(layer, "forward") for layers in lists for layer in layers.children()]
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise decay; both towers end at the same depth."""
+        top = self.get_num_layers()
+        tower = "vision" if ".vision_model." in name else "text"
+        if ".layers." in name:
+            return top - self._layers(tower) + int(name.split(".layers.")[1].split(".")[0]) + 1
+        return 0 if "embed" in name else top + 1
+
+    def is_head(self, name: str) -> bool:
+        """There is no head that `--task_head_lr_weight` could mean."""
+        return False
+
+    def no_weight_decay(self) -> set[str]:
+        """No parameter of two or more dimensions is exempt."""
+        return set()
+
+    def tokens(self, inputs: dict[str, Tensor]) -> int:
+        """Tokens of an example of a batch: patches and [CLS], and the longest text for each option."""
+        vision = self.clip.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2 + 1 + inputs["text_of"].size(1) * inputs["text"].size(1)
+
+    def attention_kernel(self, device: torch.device, dtype: torch.dtype, examples: int, text_tokens: int) -> str:
+        """The kernel's name in transformers, the same for every size."""
+        return self.clip.config._attn_implementation

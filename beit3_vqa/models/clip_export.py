@@ -1,0 +1,55 @@
+"""A trained CLIP as a folder that others read: peft's adapters, or transformers' whole model."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import make_folder
+from beit3_vqa.models.clip import CLIPForMultipleChoice
+from beit3_vqa.models.hugging_face import CLIPTexts, optional, read_clip, read_image_settings
+from beit3_vqa.models.lora import lora_config
+from beit3_vqa.options import ModelConfig
+
+
+def export_clip(
+    model: CLIPForMultipleChoice, texts: CLIPTexts, options: ModelConfig, folder: Path, *, merge: bool
+) -> None:
+    """Writes a folder for `PeftModel.from_pretrained` or, with `merge`, for `CLIPModel.from_pretrained`.
+
+    Args:
+        model: trained, in float32.
+        texts: its tokenizer, written along with the image settings.
+        options: of the run, with `--pretrained` and the adapters.
+        folder: new or empty; it is there whole or not at all.
+        merge: add the adapters to the weights beside them.
+
+    Raises:
+        InputError: the folder holds something or can't be written, or there are no adapters to write by themselves.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} isn't an empty folder; name a new one.")
+    if not options.lora_rank and not merge:
+        raise InputError("the checkpoint has no adapters, every weight was trained: export it with --merge.")
+    written: Any = model.clip
+    if options.lora_rank:
+        base: Any = read_clip(options.pretrained, model.clip.config, model.clip.config._attn_implementation)
+        written = optional("peft").get_peft_model(base, lora_config(options))
+        # The wrapper's names begin with where it keeps the model that ours calls `clip`.
+        adapters = {f"base_model.model.{n.removeprefix('clip.')}": value for n, value in model.state_dict().items()}
+        written.load_state_dict(adapters, strict=False)
+        written = written.merge_and_unload() if merge else written
+    make_folder(folder.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        # peft would look on the hub whether the vocabulary was enlarged; it never is.
+        written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
+        texts.save(temporary)
+        read_image_settings(options.pretrained, model.clip.config.vision_config.image_size).save_pretrained(temporary)
+        temporary.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

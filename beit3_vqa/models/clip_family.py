@@ -1,0 +1,151 @@
+"""CLIP as a family: transformers' model, peft's adapters, one text per option."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from beit3_vqa.config import RunConfig
+from beit3_vqa.data.prompt import OptionTemplate
+from beit3_vqa.data.transforms import TrainTransform
+from beit3_vqa.engine.checkpoint import read_checkpoint
+from beit3_vqa.engine.precision import Precision
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.clip import CLIPForMultipleChoice
+from beit3_vqa.models.clip_export import export_clip
+from beit3_vqa.models.clip_names import parse_clip_name
+from beit3_vqa.models.clip_processor import (
+    SPECIAL_TOKENS,
+    CLIPOptionsProcessor,
+    CLIPTrainTransform,
+    CLIPTransform,
+)
+from beit3_vqa.models.family import Family, TaskShape
+from beit3_vqa.models.hugging_face import (
+    CLIPTexts,
+    read_clip,
+    read_clip_config,
+    read_image_settings,
+    weights_sha256,
+)
+from beit3_vqa.models.lora import add_adapters, hold_frozen_in
+from beit3_vqa.models.pretrained import mismatches, weights_of
+
+# --attention -> transformers' name of the kernel.
+KERNELS = {"auto": "sdpa", "sdpa": "sdpa", "matmul": "eager", "reference": "eager"}
+
+
+class CLIPFamily(Family):
+    """`clip_vit_{size}_patch{P}[_{resolution}][_lora]` around the weights of `--pretrained`.
+
+    The published recipe trains in fp16; a CPU with bf16 in hardware takes that.
+    """
+
+    unused = frozenset({"sentencepiece_model", "vocab_size", "drop_path", "init", "allow_missing", "checkpoint_every"})
+    unused |= {"compile", "task_head_lr_weight"}
+    auto_precision: Mapping[str, str] = MappingProxyType({"cuda": "fp16"})
+
+    def __init__(self, config: RunConfig, task: TaskShape):
+        super().__init__(config, task)
+        options = config.model
+        self.name = parse_clip_name(options.model)
+        if self.name.lora and not options.lora_rank:
+            raise InputError(
+                f"--lora_rank 0 trains every weight, but --model {options.model} asks for adapters: leave _lora out of "
+                "the name, or give a rank."
+            )
+        if not task.answers_are_options:
+            raise InputError(
+                f"--model {options.model} chooses among the options of multiple-choice questions; these data are "
+                "open-ended. Use BEiT-3 (--model beit3_...), or prepare questions with options."
+            )
+        self.clip_config = read_clip_config(options.pretrained, self.name, options.model)
+        self.settings = read_image_settings(options.pretrained, self.img_size)
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square image in pixels."""
+        return self.name.img_size
+
+    def processor(self, checkpoint_folder: Path | None) -> CLIPOptionsProcessor:
+        """The tokenizer of `--pretrained`, its image settings, and the template of an option."""
+        texts = CLIPTexts(self.config.model.pretrained)
+        text_config = self.clip_config.text_config
+        if texts.vocab_size > text_config.vocab_size:
+            raise InputError(
+                f"--pretrained {texts.path}: its tokenizer has {texts.vocab_size} ids, its model's embedding "
+                f"{text_config.vocab_size} rows; they don't belong together."
+            )
+        most = text_config.max_position_embeddings
+        max_tokens = self.config.model.num_max_bpe_tokens or most
+        if not SPECIAL_TOKENS < max_tokens <= most:
+            raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between {SPECIAL_TOKENS + 1} and {most}.")
+        options = self.config.data
+        evaluate = CLIPTransform(self.img_size, self.settings.size.get("shortest_edge"))
+        augment = TrainTransform(
+            self.img_size,
+            scale=(options.crop_scale, 1.0),
+            interpolation=options.train_interpolation,
+            flip=options.flip,
+            randaug=options.randaug,
+        )
+        template = OptionTemplate(self.config.model.prompt_template)
+        train = CLIPTrainTransform(evaluate, augment)
+        return CLIPOptionsProcessor(texts, max_tokens, template, evaluate, train, options.fast_decode)
+
+    def build(self, precision: Precision) -> CLIPForMultipleChoice:
+        """The pretrained model, with fresh adapters where only those are trained."""
+        options = self.config.model
+        clip: Any = read_clip(options.pretrained, self.clip_config, KERNELS[self.config.compute.attention])
+        base_sha256 = ""
+        if options.lora_rank:
+            base_sha256 = weights_sha256(clip)
+            add_adapters(clip, options)
+        if self.config.compute.checkpoint_activations:
+            # Not reentrant: with frozen embeddings no input of a layer asks for a gradient.
+            clip.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = CLIPForMultipleChoice(clip, self.settings.image_mean, self.settings.image_std, base_sha256)
+        hold_frozen_in(model, precision.dtype)
+        return model
+
+    def initialise(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> None:
+        """Nothing but `--pretrained`, which the model is built around, or another run's `--finetune` on top of it."""
+        options = self.config.init
+        if not options.finetune:
+            return
+        where = f"--finetune {options.finetune}"
+        content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
+        for name, value in self.checksums(model, processor).items():
+            if content.get(name, value) != value:
+                raise InputError(f"{where}: {self.foreign(name, processor)}")
+        self.load_pretrained(model, weights_of(content, options.model_key, options.model_prefix), where)
+
+    def load_pretrained(self, model: CLIPForMultipleChoice, weights: dict[str, Tensor], where: str) -> list[str]:
+        """Adapters of the same rank and targets, or all weights where all are trained; nothing can be mended."""
+        problems = mismatches(model.state_dict(), weights)
+        if problems:
+            raise InputError.of_problems(
+                f"{where} doesn't fit the model:", problems, "Are --lora_rank and --lora_targets the checkpoint's?"
+            )
+        model.load_state_dict(weights)
+        print(f"{where}: every weight taken as it is")
+        return []
+
+    def checksums(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> dict[str, str]:
+        """Of the tokenizer's vocabulary and, where they are frozen, of the pretrained weights."""
+        base = {"base_sha256": model.base_sha256} if model.base_sha256 else {}
+        return {"tokenizer_sha256": processor.texts.sha256, **base}
+
+    def foreign(self, name: str, processor: CLIPOptionsProcessor) -> str:
+        """Another tokenizer or other pretrained weights: both come with `--pretrained`."""
+        what = "other weights" if name == "base_sha256" else "another tokenizer"
+        return (
+            f"--pretrained {processor.texts.path} has {what} than the model that the checkpoint was trained on. Give "
+            "--pretrained the folder that was used then."
+        )
+
+    def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
+        """peft's adapters, or with `merge` transformers' whole model; see `models.clip_export`."""
+        export_clip(model, processor.texts, self.config.model, folder, merge=merge)

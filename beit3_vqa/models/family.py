@@ -1,0 +1,117 @@
+"""What a family of models (BEiT-3, CLIP) supplies to a run."""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from beit3_vqa.config import RunConfig
+from beit3_vqa.engine.precision import Precision
+from beit3_vqa.errors import InputError
+from beit3_vqa.schema import Example
+
+
+@dataclass(frozen=True)
+class TextLengths:
+    """Lengths of the texts of a split, in tokens with the special ones: the longest, the mean, how many were cut."""
+
+    longest: int
+    mean: float
+    cut: int
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """What a model must know of its task: the name of the head, its outputs, whether each stands for an option."""
+
+    name: str
+    num_classes: int
+    answers_are_options: bool
+
+
+class Processor(Protocol):
+    """What a family makes of an example: its own pixels and tokens."""
+
+    max_tokens: int
+
+    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
+        """Tensors and lists of one example; with an `rng`, as in training. InputError where it can't be read."""
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """The model's keyword arguments for B examples."""
+
+    def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
+        """Text lengths as they reach the model; InputError that lists the rows that can't."""
+
+
+class Family(ABC):
+    """A family, set up for the options of one run.
+
+    Args:
+        config: the run's options, whose `--model` is of this family.
+        task: the outputs that are wanted.
+
+    Raises:
+        InputError: no such model, or options that contradict it.
+    """
+
+    #: options without effect on this family; a run says so where one isn't at its default
+    unused: frozenset[str] = frozenset()
+    #: kind of device -> what `--precision auto` means there, where it isn't the hardware's best
+    auto_precision: Mapping[str, str] = {}
+
+    def __init__(self, config: RunConfig, task: TaskShape):
+        self.config = config
+        self.task = task
+
+    @property
+    @abstractmethod
+    def img_size(self) -> int:
+        """Side of the square image in pixels, which the model's name says."""
+
+    @abstractmethod
+    def processor(self, checkpoint_folder: Path | None) -> Processor:
+        """Tokenizer, prompt and image pipelines; the tokenizer beside the checkpoint, if there is one, is right."""
+
+    @abstractmethod
+    def build(self, precision: Precision) -> Any:
+        """The model, on the CPU, with fresh weights or those it is built around.
+
+        Beside `forward(**inputs) -> logits (B, classes)` it has what the optimizer and the reports ask:
+        `get_num_layers`, `layer_id`, `is_head`, `no_weight_decay`, `tokens` and `attention_kernel`. Its `state_dict()`
+        is what a checkpoint keeps, and `load_state_dict` takes just that.
+        """
+
+    @abstractmethod
+    def initialise(self, model: Any, processor: Any) -> None:
+        """The weights that training starts from, where no checkpoint is resumed: `--finetune`, or fresh ones."""
+
+    @abstractmethod
+    def load_pretrained(self, model: Any, weights: dict[str, Tensor], where: str) -> list[str]:
+        """Copies another run's weights, mended where the family knows how, and says what was done.
+
+        Returns:
+            the names that the weights lack and that stay fresh.
+
+        Raises:
+            InputError: weights that don't fit.
+        """
+
+    @abstractmethod
+    def checksums(self, model: Any, processor: Any) -> dict[str, str]:
+        """Of what a checkpoint rests on but doesn't hold, by the names that its entries have."""
+
+    @abstractmethod
+    def foreign(self, name: str, processor: Any) -> str:
+        """What to say where the checkpoint's checksum `name` isn't this run's."""
+
+    def keep_beside(self, processor: Any, folder: Path) -> None:  # noqa: B027 - most families keep nothing
+        """Puts files beside the checkpoints without which they can't be used elsewhere."""
+
+    def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
+        """Writes the trained model in the format of the family's library; InputError where it has none."""
+        raise InputError(f"--model {self.config.model.model}: its checkpoints are its format; there is no other.")

@@ -1,0 +1,153 @@
+"""CLIP with adapters: each image and text encoded once, against the image repeated and texts padded for every option.
+
+The reference is what a script over transformers and peft computes: as many images as options, texts padded to the
+longest that the model reads. Weights are random and shared; seconds don't depend on them.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from beit3_vqa.engine.host import tune_allocator
+from beit3_vqa.engine.optim import make_optimizer
+from beit3_vqa.engine.precision import Precision, pick_device
+from beit3_vqa.models.clip import CLIPForMultipleChoice
+from beit3_vqa.models.clip_names import clip_config_values, parse_clip_name
+from beit3_vqa.models.families import config_of
+from beit3_vqa.models.hugging_face import optional
+from beit3_vqa.models.lora import add_adapters, hold_frozen_in
+from beit3_vqa.options import OptimConfig
+from benchmarks.paired import arguments, paired, report, rows_of
+
+OPTIONS = 4
+SHORTEST, LONGEST = 12, 24  # tokens of a text, as of a Visual7W question with an answer
+MEAN = STD = (0.5, 0.5, 0.5)
+Inputs = dict[str, Tensor]
+
+
+def make_model(name: str, device: torch.device, precision: Precision, layers: int | None) -> CLIPForMultipleChoice:
+    """A model of published sizes with random weights; `layers` cuts both towers."""
+    values = clip_config_values(parse_clip_name(name))
+    if layers:
+        for tower in ("text_config", "vision_config"):
+            values[tower]["num_hidden_layers"] = layers
+    torch.manual_seed(0)
+    transformers = optional("transformers")
+    clip = transformers.CLIPModel._from_config(transformers.CLIPConfig(**values), attn_implementation="sdpa")
+    add_adapters(clip, config_of({"model": name}).model)
+    with torch.no_grad():
+        for parameter_name, value in clip.named_parameters():
+            if ".lora_B." in parameter_name:  # zero at the start, which would hide a difference
+                value.normal_(std=0.02)
+    model = CLIPForMultipleChoice(clip, MEAN, STD)
+    hold_frozen_in(model, precision.dtype)
+    return model.to(device)
+
+
+def make_inputs(model: CLIPForMultipleChoice, questions: int, images: int, device: torch.device) -> Inputs:
+    """A batch as the loader gives it: so many questions about so many images, no text twice."""
+    config = model.clip.config
+    size, text = config.vision_config.image_size, config.text_config
+    count = questions * OPTIONS
+    ids = torch.randint(1, text.eos_token_id - 1, (count, LONGEST))
+    lengths = torch.linspace(SHORTEST, LONGEST, count).long()
+    ids[torch.arange(LONGEST) >= lengths[:, None]] = 0
+    ids[torch.arange(count), lengths - 1] = text.eos_token_id
+    inputs = {
+        "image": torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8),
+        "image_of": torch.arange(questions) * images // questions,
+        "text": ids,
+        "text_of": torch.arange(count).view(questions, OPTIONS),
+    }
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def once(model: CLIPForMultipleChoice, inputs: Inputs) -> Tensor:
+    """Ours: (B, C) logits."""
+    return model(**inputs)
+
+
+def repeated(model: CLIPForMultipleChoice, inputs: Inputs) -> Tensor:
+    """The reference: (B, C) logits of B x C pairs of image and text."""
+    most = model.clip.config.text_config.max_position_embeddings
+    shape = inputs["text_of"].shape
+    image_of = inputs["image_of"].repeat_interleave(shape[1])
+    pixels = (inputs["image"].float() - model.mean) / model.std
+    ids = F.pad(inputs["text"][inputs["text_of"].flatten()], (0, most - inputs["text"].size(1)))
+    images = F.normalize(model.clip.get_image_features(pixel_values=pixels[image_of]).float(), dim=-1)
+    texts = F.normalize(model.clip.get_text_features(input_ids=ids).float(), dim=-1)
+    return model.clip.logit_scale.exp() * (images * texts).sum(dim=-1).view(shape)
+
+
+Forward = Callable[[CLIPForMultipleChoice, Inputs], Tensor]
+WAYS: Mapping[str, Forward] = {"image repeated, texts padded": repeated, "ours": once}
+
+
+@torch.no_grad()
+def evaluate(way: Forward, model: CLIPForMultipleChoice, inputs: Inputs, precision: Precision) -> Tensor:
+    """Logits of a batch."""
+    with precision.autocast():
+        return way(model, inputs)
+
+
+def train(
+    way: Forward,
+    model: CLIPForMultipleChoice,
+    inputs: Inputs,
+    labels: Tensor,
+    precision: Precision,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """A training step."""
+    with precision.autocast():
+        logits = way(model, inputs)
+    precision.scaler.scale(F.cross_entropy(logits, labels, label_smoothing=0.1)).backward()
+    precision.scaler.unscale_(optimizer)
+    precision.scaler.step(optimizer)
+    precision.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def main() -> None:
+    """`python -m benchmarks.clip`."""
+    parser = arguments(__doc__ or "", rounds=5)
+    parser.add_argument("--model", default="clip_vit_large_patch14_lora", help="of a published size")
+    parser.add_argument("--layers", type=int, help="only so many in each tower, to try it out")
+    parser.add_argument("--questions", type=int, default=4, help="in a batch, with four options each")
+    parser.add_argument("--images", type=int, default=2, help="in a batch of evaluation; in training each has its own")
+    parser.add_argument("--device", default="auto", help="as of finetune")
+    parser.add_argument("--precision", default="auto", help="as of finetune")
+    options = parser.parse_args()
+    tune_allocator()
+    device = pick_device(options.device)
+    precision = Precision(options.precision, device)
+    model = make_model(options.model, device, precision, options.layers)
+    runs: dict[str, dict[str, Callable[[], Any]]] = {}
+    shared = make_inputs(model, options.questions, options.images, device)
+    runs["evaluation"] = {name: partial(evaluate, way, model, shared, precision) for name, way in WAYS.items()}
+    own = make_inputs(model, options.questions, options.questions, device)
+    labels = torch.randint(0, OPTIONS, (options.questions,), device=device)
+    optimizer = make_optimizer(model, OptimConfig(lr=1e-4, layer_decay=1.0))
+    runs["training step"] = {
+        name: partial(train, way, model, own, labels, precision, optimizer) for name, way in WAYS.items()
+    }
+    first, second = (run() for run in runs["evaluation"].values())
+    error = {"ours": f"{((first - second).abs().max() / first.abs().max()).item():.1e}"}
+    for title, variants in runs.items():
+        model.train(title != "evaluation")
+        images = options.images if title == "evaluation" else options.questions
+        seconds = paired(variants, options.rounds)
+        per_question = {name: f"{min(values) / options.questions:.4g}" for name, values in seconds.items()}
+        more: dict[str, dict[str, Any]] = {"least seconds per question": per_question}
+        if title == "evaluation":
+            more["largest error of a logit"] = error
+        what = f"{options.questions} questions with {OPTIONS} options about {images} images, {precision.name}"
+        report(f"{title}, {options.model}, {what}", rows_of(seconds, next(iter(WAYS)), **more), options.output)
+
+
+if __name__ == "__main__":
+    main()
