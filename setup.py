@@ -28,6 +28,7 @@ setup(
         "demo": ["easy-vqa"],  # the 48k questions that `beit3-vqa demo` learns
         "test": [
             "pytest",
+            "pytest-xdist",  # both cores run tests
             "hypothesis",
             "transformers>=4.46,<5",  # its slow XLMRobertaTokenizer is the tokenizer's oracle
             "peft>=0.13",

@@ -56,7 +56,7 @@ class Recipe:
 
 
 FULL = Recipe(open_epochs=4, choices_epochs=2, model="beit3_tiny_patch8_40", train_images=3600)
-QUICK = Recipe(open_epochs=2, choices_epochs=2, model="beit3_tiny_patch8_32", train_images=1200)
+QUICK = Recipe(open_epochs=2, choices_epochs=2, model="beit3_tiny_patch8_32", train_images=1000)
 MODEL = ["--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
 TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
 TRAINING += ["--clip_grad", "1", "--crop_scale", "1"]

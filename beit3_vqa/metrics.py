@@ -8,6 +8,7 @@ from typing import Any
 
 from beit3_vqa.schema import Prediction
 
+LOSS_DIGITS = 5
 QUESTION_WORDS = ("what", "where", "when", "who", "why", "how", "which")
 
 
@@ -31,7 +32,8 @@ def accuracy_metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
     metrics: dict[str, Any] = {"questions": len(known), "accuracy": _percent(known)}
     losses = [p.loss for p in known if p.loss is not None]
     if losses:
-        metrics["loss"] = math.fsum(losses) / len(losses)
+        # Batches of another size round otherwise; these digits stay.
+        metrics["loss"] = round(math.fsum(losses) / len(losses), LOSS_DIGITS)
     if any(p.weight is not None for p in known):
         metrics["weighted_accuracy"] = _percent(known, weighted=True)
     by_word: dict[str, list[Prediction]] = {}

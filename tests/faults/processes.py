@@ -29,7 +29,7 @@ def start(arguments: list[str], log: Path, *before: str) -> subprocess.Popen:
 
 def long_run(data: Path, out: Path, *flags: str) -> list[str]:
     """A command that trains long enough to be stopped on the way, a line for every step."""
-    return finetune(data, out, "--epochs", "6", "--batch_size", "2", "--model_ema", "--log_interval", "0", *flags)
+    return finetune(data, out, "--epochs", "4", "--batch_size", "3", "--model_ema", "--log_interval", "0", *flags)
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
@@ -38,7 +38,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen, seconds:
     while not happened():
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def ended(process: subprocess.Popen, log: Path, seconds: float = 120) -> tuple[int, str]:

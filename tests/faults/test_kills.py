@@ -8,7 +8,7 @@ import pytest
 from tests.faults.processes import ENVIRONMENT, ROOT
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_and_restarted_it_ends_the_same(scpc, tmp_path, kills):
     command = [sys.executable, "-m", "tests.faults.kills", "--data", str(scpc / "data"), "--out", str(tmp_path)]
     result = subprocess.run(
