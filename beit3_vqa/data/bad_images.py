@@ -47,16 +47,16 @@ class BadImages:
         Raises:
             InputError: it is one more than allowed, or the error is no image's at all.
         """
+        # A new error each time: one that a frame of its own traceback holds would keep the loader in a cycle, whose
+        # collection waits for workers that can no longer be told to end (5 s for each of them).
         if not isinstance(error, ImageError):
-            raise error
+            raise InputError(str(error))
         if error.path in self:
             return
         if not self.left:
             if not self.allowed:
-                raise error
-            raise InputError(
-                f"{error}\nThat is one more bad image than --skip_bad_images {self.allowed} allows."
-            ) from error
+                raise ImageError(str(error), error.path)
+            raise InputError(f"{error}\nThat is one more bad image than --skip_bad_images {self.allowed} allows.")
         self._paths.add(os.path.normpath(error.path))
         print(f"bad image {len(self._paths)} of {self.allowed} allowed: {error}", flush=True)
 

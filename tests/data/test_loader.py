@@ -1,6 +1,8 @@
 """Order and randomness depend on seed, epoch and draw alone."""
 
+import gc
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,15 @@ def test_rows_of_upstreams_scripts():
     assert (made.example(1).question, made.example(1).answer) == ("what?", None)
     with pytest.raises(InputError, match="row 18: label 9"):
         made.example(2)
+
+
+def test_after_an_error_the_workers_end_at_once():
+    """A loader caught in a cycle with its error would be left to the garbage collector, which waits for them."""
+    loader = BatchLoader(dataset(bad={7}), collate, 5, num_workers=2)
+    with pytest.raises(InputError) as caught:
+        list(loader.epoch(0))
+    assert "r7" in str(caught.value)
+    started = time.monotonic()
+    del caught, loader
+    gc.collect()
+    assert time.monotonic() - started < 4
