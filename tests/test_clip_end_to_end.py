@@ -30,7 +30,8 @@ def trained_clip(scpc, clip_folder, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_two_epochs_are_one_and_one_resumed_bit_for_bit(scpc, clip_folder, tmp_path, workers):
     flags = ["--epochs", "2", *EVERYTHING_ON, "--num_workers", workers]
     straight, parts = tmp_path / "straight", tmp_path / "parts"

@@ -18,7 +18,7 @@ def folds(scpc, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["BEiT-3", "CLIP"])
+@pytest.fixture(params=[pytest.param("BEiT-3", marks=pytest.mark.slow), "CLIP"])
 def command(request, folds, clip_folder, tmp_path):
     made = (
         finetune(folds, tmp_path / "out")

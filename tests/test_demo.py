@@ -14,7 +14,7 @@ from beit3_vqa.models.clip_scratch import SmallCLIP
 CHANCE = 25.0
 
 
-@pytest.mark.parametrize("flags", [[], ["--no_such_flag"]])
+@pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.slow), ["--no_such_flag"]])
 def test_clips_road_from_end_to_end(tmp_path, capsys, flags):
     """With a model and data so small that it learns nothing; a command that fails ends it."""
     recipe = CLIPRecipe(epochs=2, sizes=SmallCLIP(width=16, layers=1, heads=2, img_size=16), train_images=20)

@@ -50,6 +50,7 @@ def test_adapters_begin_at_nothing_and_are_on_both_sides(attention):
     assert not torch.allclose(model(**inputs), plain(**inputs))
 
 
+@pytest.mark.slow
 def test_train_resume_evaluate(scpc, trained, tmp_path, capsys):
     start = ["--finetune", str(trained / "checkpoint-best.pth"), *LORA]
     straight, parts = tmp_path / "straight", tmp_path / "parts"

@@ -28,10 +28,10 @@ LONGEST = 2.0
 DIFFERS_ANYWAY = {"examples_per_second"}
 
 
-def command(data: Path, out: Path) -> list[str]:
+def command(data: Path, out: Path, epochs: int) -> list[str]:
     """A run with everything on that must come back: average, accumulation, drop path, shuffled options, workers."""
-    flags = "--batch_size 3 --update_freq 2 --epochs 4 --save_steps 2 --model_ema --num_workers 1 --randaug"
-    flags += " --drop_path 0.2 --keep_checkpoints 3 --log_interval 0"
+    flags = "--batch_size 3 --update_freq 2 --save_steps 2 --model_ema --num_workers 1 --randaug"
+    flags += f" --drop_path 0.2 --keep_checkpoints 3 --log_interval 0 --epochs {epochs}"
     return ["finetune", *TINY, "--data_path", str(data), "--output_dir", str(out), *flags.split()]
 
 
@@ -118,6 +118,7 @@ def run() -> int:
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
     parser.add_argument("--out", type=Path, required=True, help="where runs go")
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def run() -> int:
     while expected is None or hit.total() < options.kills:
         out, log = options.out / f"run-{number}", options.out / f"run-{number}.log"
         allowed = 0 if expected is None else options.kills - hit.total()
-        hit += lives(command(options.data, out), out, log, allowed, rng)
+        hit += lives(command(options.data, out, options.epochs), out, log, allowed, rng)
         evaluate = ["finetune", "--eval", "--split", "val", "--output_dir", str(out), "--data_path", str(options.data)]
         process = life([*evaluate, "--num_workers", "0", "--device", "cpu"], log)
         assert os.waitpid(process, 0)[1] == 0, log.read_text()[-3000:]

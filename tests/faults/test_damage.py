@@ -36,8 +36,7 @@ def assert_no_traceback_of_ours(said):
         assert "/beit3_vqa/" not in traceback.split("Error: ")[0]
 
 
-@pytest.mark.parametrize("manifest", [True, False])
-@pytest.mark.parametrize("harm", [cut_short, flip_a_bit, empty])
+@pytest.mark.parametrize(("harm", "manifest"), [(cut_short, True), (flip_a_bit, False), (empty, True)])
 def test_the_newest_checkpoint_that_is_whole(scpc, trained, tmp_path, capsys, harm, manifest):
     out = tmp_path / "out"
     shutil.copytree(trained, out)
@@ -89,6 +88,7 @@ def names(folder):
     return sorted(path.name for path in folder.glob("checkpoint-*-step*.pth"))
 
 
+@pytest.mark.slow
 def test_another_batch_size_or_order_inside_an_epoch(scpc, tmp_path, capsys):
     """A run that stopped inside an epoch goes on at the next example with another batch size."""
     out, log = tmp_path / "out", tmp_path / "log"
@@ -114,6 +114,7 @@ def test_another_batch_size_or_order_inside_an_epoch(scpc, tmp_path, capsys):
     assert len(lines) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes(scpc, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     process = start(long_run(scpc, out), log)

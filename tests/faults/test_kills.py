@@ -8,11 +8,11 @@ import pytest
 from tests.faults.processes import ENVIRONMENT, ROOT
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_and_restarted_it_ends_the_same(scpc, tmp_path, kills):
+@pytest.mark.parametrize(("kills", "epochs"), [(2, 2), pytest.param(50, 4, marks=pytest.mark.slow)])
+def test_killed_and_restarted_it_ends_the_same(scpc, tmp_path, kills, epochs):
     command = [sys.executable, "-m", "tests.faults.kills", "--data", str(scpc / "data"), "--out", str(tmp_path)]
     result = subprocess.run(
-        [*command, "--kills", str(kills), "--seed", str(kills)],
+        [*command, "--kills", str(kills), "--epochs", str(epochs), "--seed", str(kills)],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
