@@ -10,7 +10,7 @@ from beit3_vqa.assemble import Parts
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import random_state, save_checkpoint
 from beit3_vqa.engine.optim import ModelEma
-from beit3_vqa.engine.run_folder import BEST, epoch_file, prune_checkpoints, prune_steps, step_file
+from beit3_vqa.engine.run_folder import BEST, epoch_file, prune, prune_steps, step_file
 from beit3_vqa.engine.strategy import OneProcess, whole
 from beit3_vqa.errors import InputError
 
@@ -87,8 +87,7 @@ class Saver:
         if last or state.epoch % run.save_ckpt_freq == 0:
             content = {**weights, **self._progress(state), **self._session()}
             if self._write(epoch_file(self.folder, epoch), content, state, score) and distributed.is_main():
-                prune_checkpoints(self.folder, run.keep_checkpoints)
-                prune_steps(self.folder)
+                prune(self.folder, run.keep_checkpoints)
 
     def save_step(self, state: TrainState) -> Path | None:
         """A checkpoint inside an epoch; None where it couldn't be written, or nothing is to be kept."""

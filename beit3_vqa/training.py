@@ -14,7 +14,7 @@ from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.interrupt import AgreedStop, Stopped, StopSignals
 from beit3_vqa.engine.optim import ModelEma, make_optimizer, make_schedule
-from beit3_vqa.engine.run_folder import BEST, epoch_file, set_later_aside, set_previous_run_aside
+from beit3_vqa.engine.run_folder import BEST, epoch_file, prune, set_later_aside, set_previous_run_aside
 from beit3_vqa.engine.strategy import OneProcess, make_strategy
 from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
@@ -104,6 +104,8 @@ def train_epochs(run: Training) -> TrainState:
     folder = Path(config.run.output_dir)
     if state.epoch >= config.optim.epochs:
         print(f"nothing left to train: {state.epoch} of {config.optim.epochs} epochs are done; raise --epochs for more")
+        if run.resumed_in is not None and run.resumed_in.resolve() == folder.resolve() and distributed.is_main():
+            prune(folder, config.run.keep_checkpoints)  # a run killed after its last save hadn't come to that
         return state
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
     if run.resumed_in is None or run.resumed_in.resolve() != folder.resolve():

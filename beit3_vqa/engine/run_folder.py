@@ -66,6 +66,12 @@ def prune_steps(folder: Path) -> None:
             _delete(path)
 
 
+def prune(folder: Path, keep: int) -> None:
+    """Deletes what the checkpoint of an epoch leaves without use: see `prune_checkpoints` and `prune_steps`."""
+    prune_checkpoints(folder, keep)
+    prune_steps(folder)
+
+
 def _delete(path: Path) -> None:
     # The JSON last: a checkpoint without one is still checked, by its own checksums.
     path.unlink(missing_ok=True)

@@ -79,9 +79,14 @@ def test_a_damaged_checkpoint_that_was_named(scpc, trained, tmp_path, capsys, fl
 def test_saves_inside_an_epoch_are_overtaken_by_its_own(scpc, tmp_path, monkeypatch):
     out, seen = tmp_path / "out", []
     monkeypatch.setattr(saving, "prune_steps", lambda folder: (prune_steps(folder), seen.append(names(folder))))
-    assert main(finetune(scpc, out, "--batch_size", "4", "--epochs", "1", "--save_steps", "2")) == 0
+    command = finetune(scpc, out, "--batch_size", "4", "--epochs", "1", "--save_steps", "2")
+    assert main(command) == 0
     steps = [f"checkpoint-0-step{number}.pth" for number in (2, 4, 6)]
-    assert seen == [steps[:1], steps[:2], steps[1:], []]
+    assert seen == [steps[:1], steps[:2], steps[1:]]
+    assert names(out) == []
+    shutil.copy(out / "checkpoint-0.pth", out / steps[0])  # as if it had been killed before it came to deleting them
+    assert main(command) == 0
+    assert names(out) == []
 
 
 def names(folder):
