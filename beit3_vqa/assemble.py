@@ -118,14 +118,6 @@ def make_task(config: RunConfig) -> Task:
     return find_task(config.run.task).from_folder(config)
 
 
-def foreign_checksums(content: dict[str, Any], parts: Parts) -> list[str]:
-    """What to say of each thing that a checkpoint was trained with and the run has another of; upstream's don't say."""
-    ours = parts.family.checksums(parts.model, parts.processor)
-    return [
-        parts.family.foreign(name, parts.processor) for name, value in ours.items() if content.get(name, value) != value
-    ]
-
-
 def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
     """The checkpoint of `--resume`, of `--finetune`, or the best of the output folder, and the flag that named it."""
     if config.run.resume:

@@ -18,6 +18,7 @@ from beit3_vqa.data.index import split_file
 from beit3_vqa.data.prompt import OptionTemplate
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
+from beit3_vqa.files import is_new_or_empty
 from beit3_vqa.models.clip_scratch import SmallCLIP, write_small_clip
 from beit3_vqa.output.logging import format_seconds
 
@@ -80,7 +81,7 @@ def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = Fa
     Raises:
         InputError: the folder isn't empty, or easy-VQA isn't installed.
     """
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+    if not is_new_or_empty(output_dir):
         raise InputError(f"{output_dir} isn't an empty folder; name a new one with --output_dir.")
     return take(ROADS[model](quick, output_dir, seed), main, output_dir)
 

@@ -73,6 +73,11 @@ def _shortened(line: str) -> str:
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE * 3 // 4]} ... {line[-MAX_LINE // 4 :]}"
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says first, cut to a line's length; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known word closest to `word`, or an empty string."""
     # Its time grows with the square of the length.

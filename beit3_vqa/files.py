@@ -103,6 +103,11 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path} can't be made a folder ({error.strerror}); choose another.") from error
 
 
+def is_new_or_empty(folder: Path) -> bool:
+    """Whether a folder can be filled without touching what somebody else put there."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
     """Writes text, or pieces of it, as UTF-8 through `replacing`, and returns the path."""
     with replacing(path) as file:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.assemble import Parts, foreign_checksums, load_weights
+from beit3_vqa.assemble import Parts, load_weights
 from beit3_vqa.config import GROUP_OF, RunConfig
 from beit3_vqa.data.index import split_files
 from beit3_vqa.engine import distributed
@@ -220,7 +220,7 @@ def check_same_answers(ours: dict[str, Any], content: dict[str, Any]) -> None:
 
 def check_same_checksums(parts: Parts, content: dict[str, Any]) -> None:
     """InputError where the tokenizer, or whatever else a checkpoint rests on, isn't the one it was trained with."""
-    for problem in foreign_checksums(content, parts):
+    for problem in parts.family.foreign_in(content, parts.model, parts.processor):
         raise InputError(problem)
 
 

@@ -63,6 +63,12 @@ class Training:
         return {"rows": self.examples, "seed": self.parts.config.run.seed, "balance_answers": data.balance_answers}
 
     @property
+    def stays_in_its_folder(self) -> bool:
+        """Whether it goes on from a checkpoint in `--output_dir`, and not from another folder's or from none."""
+        folder = Path(self.parts.config.run.output_dir)
+        return self.resumed_in is not None and self.resumed_in.resolve() == folder.resolve()
+
+    @property
     def end_epoch(self) -> int:
         """Where this session stops: the last epoch, or earlier if `--stop_after_epochs` says so."""
         config = self.parts.config
@@ -104,11 +110,11 @@ def train_epochs(run: Training) -> TrainState:
     folder = Path(config.run.output_dir)
     if state.epoch >= config.optim.epochs:
         print(f"nothing left to train: {state.epoch} of {config.optim.epochs} epochs are done; raise --epochs for more")
-        if run.resumed_in is not None and run.resumed_in.resolve() == folder.resolve() and distributed.is_main():
+        if run.stays_in_its_folder and distributed.is_main():
             prune(folder, config.run.keep_checkpoints)  # a run killed after its last save hadn't come to that
         return state
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
-    if run.resumed_in is None or run.resumed_in.resolve() != folder.resolve():
+    if not run.stays_in_its_folder:
         state.best_score = state.best_epoch = None  # that best epoch's checkpoint lies elsewhere
     distributed.decided(lambda: _prepare_folder(run, folder, log_dir))
     log = RunLog(folder, log_dir, state.epoch, run.step)
@@ -137,7 +143,7 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
     _check_places(folder, log_dir)
     make_folder(folder)
     remove_stale_temporaries(folder)
-    if run.resumed_in is None or run.resumed_in.resolve() != folder.resolve():
+    if not run.stays_in_its_folder:
         aside = set_previous_run_aside(folder)
         if aside:
             print(f"{folder} held another run; its files are now in {aside}")

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from beit3_vqa.errors import first_line
+
 # Training and evaluation, first and last batch, and a few text lengths each.
 MAX_SHAPES = 64
 
@@ -29,8 +31,7 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
             try:
                 return compiled(*args, **kwargs)
             except torch._dynamo.exc.TorchDynamoException as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                print(f"--compile: the compiler failed ({reason[:200]}); going on without it")
+                print(f"--compile: the compiler failed ({first_line(error)}); going on without it")
                 compiled = None
         return plain(*args, **kwargs)
 

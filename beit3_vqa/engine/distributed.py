@@ -10,13 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, first_line
 
 T = TypeVar("T")
 # Seconds between signs of life while one process works and the others wait.
@@ -73,7 +72,7 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"the processes didn't find each other ({_first_line(error)}); start them with torchrun."
+            f"the processes didn't find each other ({first_line(error)}); start them with torchrun."
         ) from error
     try:
         with open(os.devnull, "w") as nowhere, nullcontext() if is_main() else redirect_stdout(nowhere):  # noqa: PTH123
@@ -82,7 +81,7 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         if not _is_of_another(error):
             raise
         raise ProcessLost(
-            f"process {rank()} of {size()} lost another one ({_first_line(error)}). The checkpoints are as they were; "
+            f"process {rank()} of {size()} lost another one ({first_line(error)}). The checkpoints are as they were; "
             "the same command goes on from the last."
         ) from error
     finally:
@@ -95,10 +94,6 @@ def _is_of_another(error: RuntimeError) -> bool:
     text = str(error).lower()
     hints = ("connection", "timed out", "timeout", "gloo", "nccl", "peer", "socket", "allreduce", "allgather")
     return isinstance(error, dist.DistError) or any(hint in text for hint in hints)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def any_of(flag: int, device: torch.device) -> int:
@@ -167,8 +162,3 @@ def local_device(kind: str) -> torch.device:
         if kind == "cuda" and local is not None and local.isdecimal()
         else torch.device(kind)
     )
-
-
-def shared_folder_hint(path: Path) -> str:
-    """What to say where the main process sees a file and another doesn't."""
-    return f"{path} isn't there for process {rank()}: --output_dir must be a folder that every machine shares."

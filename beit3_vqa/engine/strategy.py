@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -21,9 +21,6 @@ from beit3_vqa.options import OptimConfig
 
 class OneProcess:
     """No other process: the base of the strategies, and what each of them does where it says nothing else."""
-
-    #: gradients are averaged over that many processes, each with a part of the batch
-    averaged_over = 1
 
     def wrap(self, model: Any) -> Any:
         """What is called in place of the model in training; the model itself keeps its names."""
@@ -44,9 +41,6 @@ class OneProcess:
 
 class DataParallel(OneProcess):
     """DistributedDataParallel."""
-
-    def __init__(self) -> None:
-        self.averaged_over = distributed.size()
 
     def wrap(self, model: Any) -> Any:
         """The model with gradients averaged over the processes."""
@@ -76,9 +70,6 @@ class ShardedOptimizer(DataParallel):
 
 class FullySharded(OneProcess):
     """`fully_shard` of each layer, and of what is left."""
-
-    def __init__(self) -> None:
-        self.averaged_over = distributed.size()
 
     def wrap(self, model: Any) -> Any:
         """The model itself, its parameters now spread over the processes."""
@@ -123,8 +114,3 @@ def spread_like(value: Any, like: Any) -> Any:
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
-
-
-def load_whole(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Loads a whole state dict into a model that may be spread."""
-    model.load_state_dict({name: spread_like(state[name], value) for name, value in model.state_dict().items()})

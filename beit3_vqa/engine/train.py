@@ -104,7 +104,8 @@ def train_epoch(
             with precision.autocast():
                 outputs = model(**batch.inputs)
             loss = loss_of(outputs.float(), batch) * (counted / group_examples)
-            precision.scaler.scale(loss * strategy.averaged_over).backward()
+            # Every strategy takes the mean over the processes; the loss is a sum over them already.
+            precision.scaler.scale(loss * distributed.size()).backward()
         loss_sum += loss.detach()
         ids += [example.id for example in batch.examples[:counted]]
         if in_group < group_examples:

@@ -9,7 +9,7 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer
-from beit3_vqa.data.transforms import EvalTransform, TrainTransform
+from beit3_vqa.data.transforms import EvalTransform
 from beit3_vqa.engine.checkpoint import read_checkpoint
 from beit3_vqa.engine.compiled import compile_model
 from beit3_vqa.engine.precision import Precision
@@ -54,18 +54,11 @@ class BEiT3Family(Family):
         most = MAX_TEXT_TOKENS // length_step * length_step
         if not 3 <= max_tokens <= most:
             raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
-        options = config.data
-        train = TrainTransform(
-            self.img_size,
-            scale=(options.crop_scale, 1.0),
-            interpolation=options.train_interpolation,
-            flip=options.flip,
-            randaug=options.randaug,
-        )
         choices = self.task.num_classes if self.task.answers_are_options else 4
         prompt = PromptTemplate(config.model.prompt_template, choices)
         evaluate = EvalTransform(self.img_size)
-        return BEiT3Processor(tokenizer, max_tokens, prompt, evaluate, train, options.fast_decode, length_step)
+        train, fast_decode = self.train_transform(), config.data.fast_decode
+        return BEiT3Processor(tokenizer, max_tokens, prompt, evaluate, train, fast_decode, length_step)
 
     def build(self, precision: Precision) -> Any:
         """The model with upstream's fresh weights, adapters where asked for, compiled where `--compile` asks for it.
@@ -102,8 +95,7 @@ class BEiT3Family(Family):
         if options.finetune:
             where = f"--finetune {options.finetune}"
             content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
-            ours = processor.tokenizer.sha256
-            if content.get("tokenizer_sha256", ours) != ours:  # upstream's don't say
+            if self.foreign_in(content, model, processor):
                 print(
                     f"{where}: was trained with another tokenizer than {processor.tokenizer.path}, so tokens have to "
                     "be learned anew; the right one is the tokenizer.spm beside that checkpoint."

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import make_folder
+from beit3_vqa.files import is_new_or_empty, make_folder
 from beit3_vqa.models.clip import CLIPForMultipleChoice
 from beit3_vqa.models.hugging_face import CLIPTexts, optional, read_clip, read_image_settings
 from beit3_vqa.models.lora import lora_config
@@ -28,7 +28,7 @@ def export_clip(
     Raises:
         InputError: the folder holds something or can't be written, or there are no adapters to write by themselves.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if not is_new_or_empty(folder):
         raise InputError(f"{folder} isn't an empty folder; name a new one.")
     if not options.lora_rank and not merge:
         raise InputError("the checkpoint has no adapters, every weight was trained: export it with --merge.")

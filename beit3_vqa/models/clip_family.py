@@ -9,7 +9,6 @@ from torch import Tensor
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.prompt import OptionTemplate
-from beit3_vqa.data.transforms import TrainTransform
 from beit3_vqa.engine.checkpoint import read_checkpoint
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
@@ -82,18 +81,10 @@ class CLIPFamily(Family):
         max_tokens = self.config.model.num_max_bpe_tokens or most
         if not SPECIAL_TOKENS < max_tokens <= most:
             raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between {SPECIAL_TOKENS + 1} and {most}.")
-        options = self.config.data
         evaluate = CLIPTransform(self.img_size, self.settings.size.get("shortest_edge"))
-        augment = TrainTransform(
-            self.img_size,
-            scale=(options.crop_scale, 1.0),
-            interpolation=options.train_interpolation,
-            flip=options.flip,
-            randaug=options.randaug,
-        )
         template = OptionTemplate(self.config.model.prompt_template)
-        train = CLIPTrainTransform(evaluate, augment)
-        return CLIPOptionsProcessor(texts, max_tokens, template, evaluate, train, options.fast_decode)
+        train = CLIPTrainTransform(evaluate, self.train_transform())
+        return CLIPOptionsProcessor(texts, max_tokens, template, evaluate, train, self.config.data.fast_decode)
 
     def build(self, precision: Precision) -> CLIPForMultipleChoice:
         """The pretrained model, with fresh adapters where only those are trained."""
@@ -117,9 +108,8 @@ class CLIPFamily(Family):
             return
         where = f"--finetune {options.finetune}"
         content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
-        for name, value in self.checksums(model, processor).items():
-            if content.get(name, value) != value:
-                raise InputError(f"{where}: {self.foreign(name, processor)}")
+        for problem in self.foreign_in(content, model, processor):
+            raise InputError(f"{where}: {problem}")
         self.load_pretrained(model, weights_of(content, options.model_key, options.model_prefix), where)
 
     def load_pretrained(self, model: CLIPForMultipleChoice, weights: dict[str, Tensor], where: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from beit3_vqa.config import RunConfig
+from beit3_vqa.data.transforms import TrainTransform
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
@@ -73,6 +74,17 @@ class Family(ABC):
     def img_size(self) -> int:
         """Side of the square image in pixels, which the model's name says."""
 
+    def train_transform(self) -> TrainTransform:
+        """The crop, flip and RandAugment that the run's options ask for."""
+        options = self.config.data
+        return TrainTransform(
+            self.img_size,
+            scale=(options.crop_scale, 1.0),
+            interpolation=options.train_interpolation,
+            flip=options.flip,
+            randaug=options.randaug,
+        )
+
     @abstractmethod
     def processor(self, checkpoint_folder: Path | None) -> Processor:
         """Tokenizer, prompt and image pipelines; the tokenizer beside the checkpoint, if there is one, is right."""
@@ -104,6 +116,11 @@ class Family(ABC):
     @abstractmethod
     def checksums(self, model: Any, processor: Any) -> dict[str, str]:
         """Of what a checkpoint rests on but doesn't hold, by the names that its entries have."""
+
+    def foreign_in(self, content: dict[str, Any], model: Any, processor: Any) -> list[str]:
+        """What to say of each thing that a checkpoint rests on and the run has another of; upstream's don't say."""
+        ours = self.checksums(model, processor)
+        return [self.foreign(name, processor) for name, value in ours.items() if content.get(name, value) != value]
 
     @abstractmethod
     def foreign(self, name: str, processor: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, first_line
 from beit3_vqa.files import missing
 from beit3_vqa.models.clip_names import CLIP_SIZES, CLIPName, CLIPSize
 
@@ -50,7 +50,7 @@ def read_clip_config(source: str, name: CLIPName, model: str) -> Any:
     try:
         values, _ = transformers.PretrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
-        raise InputError(f"--pretrained {source}: no config.json can be read there ({_first_line(error)}).") from error
+        raise InputError(f"--pretrained {source}: no config.json can be read there ({first_line(error)}).") from error
     if values.get("model_type") != "clip":
         raise InputError(f"--pretrained {source}: is of type {values.get('model_type')!r}, not a CLIP.")
     config = transformers.CLIPConfig.from_dict(values)
@@ -114,7 +114,7 @@ def read_clip(source: str, config: Any, attention: str) -> nn.Module:
             source, config=config, attn_implementation=attention, output_loading_info=True
         )
     except Exception as error:  # a damaged file makes the readers raise anything
-        raise InputError(f"--pretrained {source}: its weights can't be read ({_first_line(error)}).") from error
+        raise InputError(f"--pretrained {source}: its weights can't be read ({first_line(error)}).") from error
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])
         raise InputError(f"--pretrained {source}: lacks {len(lacking)} weights, such as {', '.join(lacking[:3])}.")
@@ -157,7 +157,7 @@ class CLIPTexts:
         except Exception as error:  # missing and damaged files make it raise anything
             raise InputError(
                 f"--pretrained {source}: no CLIP tokenizer there (vocab.json and merges.txt, or tokenizer.json): "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         self.bos_id: int = self._tokenizer.bos_token_id
         self.eos_id: int = self._tokenizer.eos_token_id
@@ -184,7 +184,3 @@ def weights_sha256(model: nn.Module) -> str:
         sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float().cpu()
         digest.update(f"{name}{tuple(value.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
