@@ -64,9 +64,12 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         ProcessLost: one of them ended or can't be reached.
         InputError: torchrun's variables are missing or can't be right.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+    count = os.environ.get("WORLD_SIZE", "1")
+    if (count.isdecimal() and int(count) <= 1) or dist.is_initialized():
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where nccl looks for what has no device of its own
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
