@@ -51,34 +51,38 @@ def _find(config: RunConfig, read: Read) -> Path | None:
     resume, folder = Path(config.run.resume or "."), Path(config.run.output_dir or ".")
     in_folder = config.run.auto_resume and config.run.output_dir != "" and folder.is_dir()
     if not config.run.resume:
-        return _newest_whole(folder, read) if in_folder else None
+        return _own_newest(folder, read) if in_folder else None
     if in_folder and folder.resolve() != resume.parent.resolve():
         # Typed again, as one does after a disconnect: what came of FILE in OTHER is newer than FILE.
-        for newest in checkpoints(folder)[-1:]:
-            if read(newest).get("resumed_from") == str(resume.resolve()):
-                print(
-                    f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)"
-                )
-                return newest
+        newest, _ = _newest_whole(folder, read)
+        if newest and read(newest).get("resumed_from") == str(resume.resolve()):
+            print(f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)")
+            return newest
     return resume
 
 
-def _newest_whole(folder: Path, read: Read) -> Path | None:
-    """The newest checkpoint that is whole; says which it passed over, and why."""
-    problems: list[str] = []
-    for path in reversed(checkpoints(folder)):
-        problem = _problem_with(path, read)
-        if not problem:
-            return path
-        print(f"passed over: {problem}", flush=True)
-        problems.append(problem)
-    if problems:
+def _own_newest(folder: Path, read: Read) -> Path | None:
+    """The newest whole checkpoint of a run's own folder; None where it holds none at all."""
+    newest, problems = _newest_whole(folder, read)
+    if newest is None and problems:
         raise InputError.of_problems(
             f"--output_dir {folder} holds checkpoints, but none that training can go on from:",
             problems,
             "Bring one back from a copy, or start over with --no_auto_resume, which moves them aside.",
         )
-    return None
+    return newest
+
+
+def _newest_whole(folder: Path, read: Read) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with those passed over, which is said."""
+    problems: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        problem = _problem_with(path, read)
+        if not problem:
+            return path, problems
+        print(f"passed over: {problem}", flush=True)
+        problems.append(problem)
+    return None, problems
 
 
 def _problem_with(path: Path, read: Read) -> str:

@@ -67,6 +67,18 @@ def test_a_folder_of_damaged_checkpoints_is_never_started_over(scpc, trained, tm
     assert (out / "previous-1" / "checkpoint-1.pth").read_bytes() == before["checkpoint-1.pth"]
 
 
+def test_typed_again_it_goes_on_from_what_is_whole_in_its_own_folder(scpc, trained, tmp_path, capsys):
+    resume = ["--resume", str(trained / "checkpoint-0.pth"), "--epochs", "3"]
+    command = finetune(scpc, tmp_path / "out", *resume)
+    assert main(command) == 0
+    cut_short(tmp_path / "out" / "checkpoint-2.pth")
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"passed over: {tmp_path}/out/checkpoint-2.pth" in said
+    assert f"{tmp_path}/out/checkpoint-1.pth goes on from it" in said
+    read_checkpoint(tmp_path / "out" / "checkpoint-2.pth", "x")
+
+
 @pytest.mark.parametrize("flags", [["--resume"], ["--eval", "--split", "val", "--resume"], ["--finetune"]])
 def test_a_damaged_checkpoint_that_was_named(scpc, trained, tmp_path, capsys, flags):
     shutil.copytree(trained, tmp_path / "from")
