@@ -27,7 +27,7 @@ from beit3_vqa.evaluation import evaluate_split
 from beit3_vqa.models.families import with_family_defaults
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
 from beit3_vqa.saving import TrainState
-from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
+from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.tasks import find_task
 from beit3_vqa.training import Training, set_up_training, train_epochs
 
@@ -101,9 +101,21 @@ def _evaluate(config: RunConfig) -> EvalResult:
     del content
     parts.model.to(parts.precision.device)
     print(f"evaluating {path}")
-    result = evaluate_split(parts, parts.loader(config.run.split), f"evaluating {config.run.split}")
+    loader = parts.loader(config.run.split)
+    result = evaluate_split(parts, loader, f"evaluating {config.run.split}")
     folder = Path(config.run.output_dir or path.parent)
-    for written in distributed.decided(lambda: task.write_results(result, folder, config.run.split)):
+    info = PredictionsInfo(
+        task=task.name,
+        model=config.model.model,
+        parameters=sum(parameter.numel() for parameter in parts.model.parameters()),
+        checkpoint=str(path),
+        split=config.run.split,
+        data_path=config.data.data_path,
+        image_root=str(loader.dataset.image_root),  # type: ignore[attr-defined]
+        best_metric=task.best_metric,
+        chance=task.chance(),
+    )
+    for written in distributed.decided(lambda: task.write_results(result, info, folder)):
         print(f"wrote {written}")
     if result.metrics:
         score = result.metrics[task.best_metric]

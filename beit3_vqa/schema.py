@@ -24,6 +24,7 @@ class Example:
         weight: how much the row counts in the weighted accuracy; None where the data have no weights.
         token_ids: XLM-R ids without `<s>` and `</s>`, where the index (upstream's format) holds ids, not text.
         problem: why its image can't be read, where a grey one stands for it; else None.
+        image: the image as the index names it, relative to the image root; empty outside a prepared folder.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Example:
     weight: float | None = None
     token_ids: tuple[int, ...] | None = None
     problem: str | None = None
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Prediction:
         weight: the row's weight, None where the data have none.
         problem: why the image couldn't be read, where the answer is to the text alone; else None.
         loss: what training would have made of the answer; None where the truth isn't known or has no label.
+        choices: the texts of the options A, B, ...; empty when open-ended.
+        image: the image as the index names it, relative to the image root; empty outside a prepared folder.
     """
 
     id: str
@@ -94,6 +98,35 @@ class Prediction:
     weight: float | None = None
     problem: str | None = None
     loss: float | None = None
+    choices: tuple[str, ...] = ()
+    image: str = ""
+
+
+@dataclass(frozen=True)
+class PredictionsInfo:
+    """Where predictions come from: the file beside them, for ensembles and reports.
+
+    Attributes:
+        task: its name.
+        model: full name of the model.
+        parameters: of the model, all that was loaded for it.
+        checkpoint: path of the weights, as it was given.
+        split: what was evaluated.
+        data_path: the prepared folder, as it was given.
+        image_root: the folder that images are named from.
+        best_metric: which of the metrics the run was chosen by.
+        chance: that metric for blind guessing.
+    """
+
+    task: str
+    model: str
+    parameters: int
+    checkpoint: str = ""
+    split: str = ""
+    data_path: str = ""
+    image_root: str = ""
+    best_metric: str = ""
+    chance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class CustomDataset(Dataset):
             targets=targets,
             weight=row.get("weight"),
             token_ids=None if isinstance(text, str) else tuple(text),
+            image=row["image_path"],
         )
 
     def truth(self, row: Row) -> tuple[str | None, tuple[tuple[int, float], ...]]:

@@ -1,17 +1,21 @@
-"""Predictions and metrics as JSON, whole or not at all.
+"""Predictions and metrics as JSON, whole or not at all, and back.
 
 Ids, questions and answers are in there as they are in the data; as JSON they survive exactly, and looking at the file
 in a terminal is harmless, since every control character is written as an escape.
 """
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.errors import CONTROL
-from beit3_vqa.files import write_text
-from beit3_vqa.schema import Prediction
+from beit3_vqa.errors import CONTROL, InputError, short
+from beit3_vqa.files import is_text, missing, require_bounded, write_text
+from beit3_vqa.schema import Prediction, PredictionsInfo
+
+MAX_PREDICTIONS = 2_000_000_000  # bytes of predictions.json
+MAX_INFO = 1_000_000  # bytes of the file beside it
 
 
 def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False) -> str:
@@ -22,8 +26,119 @@ def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False)
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     """predictions.json: one object per row, in input order, what isn't known left out, and the loss."""
-    rows = [{name: v for name, v in vars(p).items() if v is not None and name != "loss"} for p in predictions]
+    unknown: tuple[Any, ...] = (None, (), "")
+    rows = [{name: v for name, v in vars(p).items() if v not in unknown and name != "loss"} for p in predictions]
     return write_json_rows(rows, path)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The rows of a predictions.json, each checked; names that it doesn't know are passed over.
+
+    Raises:
+        InputError: no such file, no JSON, or rows (listed by number, from 1) that aren't predictions or repeat an id.
+    """
+    rows = _read_json(path, MAX_PREDICTIONS)
+    if not isinstance(rows, list):
+        raise InputError(f"{path} isn't a list of predictions, as `--eval` writes it.")
+    first_row: dict[str, int] = {}
+    problems = []
+    for number, row in enumerate(rows, start=1):
+        problem = _problem(row)
+        if not problem and first_row.setdefault(row["id"], number) != number:
+            problem = f"the id {short(row['id'])} is in row {first_row[row['id']]} too"
+        if problem:
+            problems.append(f"{path}, row {number}: {problem}")
+    if problems:
+        raise InputError.of_problems(f"{path} isn't a predictions.json that can be used:", problems)
+    return [_prediction(row) for row in rows]
+
+
+def info_file(predictions: Path) -> Path:
+    """The file beside a predictions.json that says where it comes from."""
+    return predictions.with_suffix(".info.json")
+
+
+def write_info(info: PredictionsInfo, predictions: Path) -> Path:
+    """Writes `info_file(predictions)`."""
+    return write_text(info_file(predictions), json_text(dataclasses.asdict(info), indent=2) + "\n")
+
+
+def read_info(predictions: Path) -> PredictionsInfo | None:
+    """What `info_file(predictions)` says; None where it isn't there.
+
+    Raises:
+        InputError: it is there, and can't be used.
+    """
+    path = info_file(predictions)
+    if not path.exists():
+        return None
+    content = _read_json(path, MAX_INFO)
+    fields = {f.name: f.type for f in dataclasses.fields(PredictionsInfo)}
+    known = {name: value for name, value in content.items() if name in fields} if isinstance(content, dict) else {}
+    kinds = {str: is_text, int: lambda v: type(v) is int and v >= 0, float | None: lambda v: v is None or _is_number(v)}
+    wrong = [name for name, value in known.items() if not kinds[fields[name]](value)]  # type: ignore[index]
+    if wrong or not {"task", "model", "parameters"} <= set(known):
+        raise InputError(f"{path}: {', '.join(wrong) or 'task, model or parameters'} can't be used; evaluate again.")
+    return PredictionsInfo(**known)
+
+
+def _read_json(path: Path, most: int) -> Any:
+    require_bounded(path, most)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(missing("file", path)) from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} isn't JSON in UTF-8: {error}.") from error
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and value == value and abs(value) != float("inf")  # type: ignore[arg-type]
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
+
+
+# A field of a row -> what it must be, and the test for that.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "id": ("text", lambda v: is_text(v) and bool(v)),
+    "answer": ("text", is_text),
+    "question": ("text", is_text),
+    "truth": ("text", is_text),
+    "problem": ("text", is_text),
+    "image": ("text", is_text),
+    "choices": ("a list of texts", _is_texts),
+    "score": ("a number from 0 to 1", _is_share),
+    "weight": ("a number, 0 or more", lambda v: _is_number(v) and v >= 0),
+    "probabilities": (
+        "an object of numbers from 0 to 1",
+        lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(_is_share, v.values())),
+    ),
+}
+
+
+def _problem(row: object) -> str:
+    if not isinstance(row, dict):
+        return "isn't an object"
+    lacking = [name for name in ("id", "answer", "probabilities") if name not in row]
+    if lacking:
+        return f"has no {', no '.join(lacking)}"
+    for name, (kind, fits) in _FIELDS.items():
+        if name in row and not fits(row[name]):
+            return f"{name} must be {kind}, not {short(row[name])}"
+    return ""
+
+
+def _prediction(row: dict[str, Any]) -> Prediction:
+    known = {name: row[name] for name in _FIELDS if name in row}
+    return Prediction(**{"question": "", **known, "choices": tuple(row.get("choices", ()))})
 
 
 def write_upstream_results(predictions: Sequence[Prediction], path: Path) -> Path:

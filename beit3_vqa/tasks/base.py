@@ -9,7 +9,7 @@ from torch import Tensor
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.dataset import CustomDataset
-from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
+from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
 
 
 class Task(ABC):
@@ -72,5 +72,5 @@ class Task(ABC):
         """The best metric of blind guessing."""
 
     @abstractmethod
-    def write_results(self, result: EvalResult, folder: Path, split: str) -> list[Path]:
-        """Writes the task's result files and returns their paths."""
+    def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
+        """Writes the task's result files of the split `info.split` and returns their paths."""

@@ -19,9 +19,9 @@ from beit3_vqa.data.rows import LETTERS, Row, Rows, read_rows, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_text, make_folder, missing
 from beit3_vqa.metrics import accuracy_metrics
-from beit3_vqa.output.predictions import write_metrics, write_predictions, write_upstream_results
+from beit3_vqa.output.predictions import write_info, write_metrics, write_predictions, write_upstream_results
 from beit3_vqa.output.submission import write_submission
-from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
+from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.tasks.base import Task
 
 # Open-ended predictions keep the likeliest few: predictions.json would otherwise hold rows times vocabulary.
@@ -230,6 +230,8 @@ class VQACustom(Task):
             weight=example.weight,
             problem=example.problem,
             loss=loss if example.targets else None,  # 0 / 0 without one
+            choices=example.choices,
+            image=example.image,
         )
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -245,13 +247,15 @@ class VQACustom(Task):
         answers = Counter(answer_key(row["answer"]) if "answer" in row else str(row.get("labels")) for row in rows)
         return 100.0 * max(answers.values()) / len(rows)
 
-    def write_results(self, result: EvalResult, folder: Path, split: str) -> list[Path]:
+    def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
         """predictions.json, submission.csv, upstream's JSON and, where answers are known, metrics.json."""
         make_folder(folder)
-        suffix = "" if split == "test" else f"_{split}"
+        suffix = "" if info.split == "test" else f"_{info.split}"
+        predictions = write_predictions(result.predictions, folder / f"predictions{suffix}.json")
         written = [
-            write_predictions(result.predictions, folder / f"predictions{suffix}.json"),
-            write_upstream_results(result.predictions, folder / f"submit_{self.name}_{split}.json"),
+            predictions,
+            write_info(info, predictions),
+            write_upstream_results(result.predictions, folder / f"submit_{self.name}_{info.split}.json"),
             write_submission(result.predictions, folder / f"submission{suffix}.csv"),
         ]
         if result.metrics:
