@@ -1,7 +1,7 @@
 """Scaled dot-product attention, by whichever way is quickest on the device at hand.
 
 Shapes: q (B, H, Q, D), k and v (B, H, K, D), context (B, H, Q, D): B batch, H heads, Q queries, K keys, D width of a
-head. `attended` is bool (B, 1, 1, K), true where a key may be attended to, or None where that is every key.
+head. `attended` is bool (B or 1, 1, Q or 1, K), true where a key may be attended to, or None where that is every key.
 """
 
 from collections.abc import Callable

@@ -19,6 +19,8 @@ MAX_TEXT_TOKENS = 1024 - 2  # rows of the text position table less fairseq's two
 class BEiT3Model(nn.Module):
     """The backbone under the name `beit3`, upstream's initialisation, and what the optimiser asks.
 
+    `text_input` is the keyword of `forward` that takes the text's token ids.
+
     Args:
         embed_dim: width D.
         depth: number of layers.
@@ -31,6 +33,8 @@ class BEiT3Model(nn.Module):
         attention: see `Multiway`.
         checkpoint_every: see `Multiway`.
     """
+
+    text_input = "question"
 
     def __init__(
         self,
@@ -95,7 +99,7 @@ class BEiT3Model(nn.Module):
 
     def tokens(self, inputs: dict[str, Tensor]) -> int:
         """Tokens of an example of a batch: patches, [CLS], and the longest text."""
-        texts = [value.size(1) for name, value in inputs.items() if name == "question"]
+        texts = [value.size(1) for name, value in inputs.items() if name == self.text_input]
         return self.beit3.vision_embed.num_position_embeddings() + sum(texts)
 
     def attention_kernel(self, device: torch.device, dtype: torch.dtype, examples: int, text_tokens: int) -> str:

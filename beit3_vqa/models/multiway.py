@@ -11,6 +11,7 @@ Source: Wang et al. 2022, "Image as a Foreign Language" (arXiv:2208.10442); sub-
 Transformers" (arXiv:2210.06423).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -52,6 +53,10 @@ class Multiway(BEiT3):
         text: Tensor | None = None,
         padding_mask: Tensor | None = None,
         first_token_only: bool = False,
+        *,
+        visible: Tensor | None = None,
+        kernels: Sequence[Attend] | None = None,
+        first_position: int = 0,
     ) -> Tensor:
         """Features of image, text, or both together.
 
@@ -61,20 +66,24 @@ class Multiway(BEiT3):
             padding_mask: (B, T), nonzero at padding; None where no text is padded.
             first_token_only: the caller reads nothing but the first token ([CLS] of the image, `<s>` of a text), so
                 the last layer computes nothing else.
+            visible: bool (Q, K), which of K keys each of Q queries may attend to, padding aside; None: all of them.
+            kernels: what attends in each layer, in place of `attention`: it may keep keys and values for later texts.
+            first_position: tokens of the text that went before, whose keys the kernels kept.
 
         Returns:
             (B, L, D), image tokens before text tokens; with `first_token_only` (B, D).
         """
-        if self.attention == "reference":
-            features = self(text, image, padding_mask)["encoder_out"]
+        if self.attention == "reference" and kernels is None:
+            hidden = None if visible is None else (~visible).long()
+            features = self(text, image, padding_mask, attn_mask=hidden)["encoder_out"]
             return features[:, 0] if first_token_only else features
-        streams = self._embed(image, text, padding_mask)
-        attended = _attended_keys(streams, padding_mask)
-        kernel = KERNELS.get(self.attention, attend)
+        streams = self._embed(image, text, padding_mask, first_position)
+        attended = _attended_keys(streams, padding_mask, visible)
         last = len(self.encoder.layers) - 1
+        kernels = kernels or [KERNELS.get(self.attention, attend)] * (last + 1)
         for depth, layer in enumerate(self.encoder.layers):
             first_only = first_token_only and depth == last
-            forward = partial(layer.forward_streams, attend=kernel, first_token_only=first_only)
+            forward = partial(layer.forward_streams, attend=kernels[depth], first_token_only=first_only)
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
                 streams = checkpoint(forward, streams, attended, use_reentrant=False)
             else:
@@ -84,26 +93,34 @@ class Multiway(BEiT3):
         features = _join(streams)
         return features[:, 0] if first_token_only else features
 
-    def _embed(self, image: Tensor | None, text: Tensor | None, padding_mask: Tensor | None) -> dict[str, Tensor]:
+    def _embed(
+        self, image: Tensor | None, text: Tensor | None, padding_mask: Tensor | None, first_position: int
+    ) -> dict[str, Tensor]:
         if image is None and text is None:
             raise ValueError("the Multiway Transformer needs an image, a text, or both")
         streams = {}
         if image is not None:
             streams[VISION] = self._add_positions(VISION, self.vision_embed(image))
         if text is not None:
-            x = self._add_positions(LANGUAGE, self.text_embed(text))
+            x = self._add_positions(LANGUAGE, self.text_embed(text), first_position)
             if padding_mask is not None:
                 x = x * (1 - padding_mask.unsqueeze(-1).to(x.dtype))
             streams[LANGUAGE] = x
         return streams
 
-    def _add_positions(self, side: str, x: Tensor) -> Tensor:
+    def _add_positions(self, side: str, x: Tensor, first: int = 0) -> Tensor:
         table = getattr(self.encoder.embed_positions, side).weight
-        return x * self.encoder.embed_scale + table[FIRST_POSITION : FIRST_POSITION + x.size(1)]
+        first += FIRST_POSITION
+        return x * self.encoder.embed_scale + table[first : first + x.size(1)]
 
 
-def _attended_keys(streams: dict[str, Tensor], padding_mask: Tensor | None) -> Tensor | None:
-    """Which keys may be attended to, bool (B, 1, 1, L); None where that is all of them."""
+def _attended_keys(
+    streams: dict[str, Tensor], padding_mask: Tensor | None, visible: Tensor | None = None
+) -> Tensor | None:
+    """Which keys may be attended to, bool (B or 1, 1, L or 1, L); None where that is all of them."""
+    if visible is not None:
+        keys = _attended_keys(streams, padding_mask)
+        return visible[None, None] if keys is None else visible & keys
     if padding_mask is None or LANGUAGE not in streams:
         return None
     attended = padding_mask == 0

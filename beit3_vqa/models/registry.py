@@ -26,10 +26,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Head:
-    """The class (of `models.beit3`) that a task's suffix names, and its published number of classes."""
+    """The class that a task's suffix names, its published number of classes, and the module that it is in."""
 
     class_name: str
     num_classes: int
+    module: str = "beit3_vqa.models.beit3"
 
 
 SIZES = {
@@ -40,6 +41,8 @@ SIZES = {
 HEADS = {
     "vqacustom": Head("BEiT3ForVisualQuestionAnswering", num_classes=4),
     "vqav2": Head("BEiT3ForVisualQuestionAnswering", num_classes=3129),
+    "retrieval": Head("BEiT3ForRetrieval", num_classes=0, module="beit3_vqa.models.beit3_retrieval"),
+    "captioning": Head("BEiT3ForCaptioning", num_classes=0, module="beit3_vqa.models.beit3_captioning"),
 }
 # What timm and `beit3-vqa models` list; the parser takes any other resolution too.
 LISTED = (
@@ -95,7 +98,7 @@ def build_model(name: ModelName | str, **overrides: Any) -> "nn.Module":
     arguments = {**vars(size), "num_classes": head.num_classes, "img_size": name.img_size}
     arguments |= {"patch_size": name.patch_size} | overrides
     # Imported here, since the names are wanted before torch: by `--help`, and by timm while it is being imported.
-    build = getattr(import_module("beit3_vqa.models.beit3"), head.class_name)
+    build = getattr(import_module(head.module), head.class_name)
     return build(**arguments)
 
 
