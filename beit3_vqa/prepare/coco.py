@@ -1,0 +1,34 @@
+"""COCO's images and captions in Karpathy's splits (`dataset_coco.json`), for retrieval and for captioning.
+
+One reading writes both indexes, `coco_retrieval.SPLIT.jsonl` with a row for each caption and
+`coco_captioning.SPLIT.jsonl`, which has a row for each image where captions are to be written. The captions of those
+images go into `coco_karpathy_SPLIT_gt.json`, in the format of COCO's own evaluation and under the name that upstream
+downloads it by.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.prepare import Argument
+from beit3_vqa.prepare.karpathy import json_lines, one_row_per_image, read_karpathy, references
+from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+
+ARGUMENTS = (Argument("json", "dataset_coco.json", required=True),)
+
+
+def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+    """Read the captions; `--image_root` holds train2014/ and val2014/."""
+    prepared = Prepared("coco", [], options.image_root, extra_files=_captioning_files, task="coco_retrieval")
+    read_karpathy(prepared, Path(values["json"]), image_id="cocoid", folder="")
+    return prepared
+
+
+def _captioning_files(splits: Splits) -> dict[str, str]:
+    files = {}
+    for split, rows in splits.items():
+        written = rows if split == "train" else one_row_per_image(rows)
+        files[f"coco_captioning.{split}.jsonl"] = json_lines(written)
+        if split != "train":
+            files[f"coco_karpathy_{split}_gt.json"] = references((row["image_id"], row["caption"]) for row in rows)
+    return files

@@ -1,0 +1,105 @@
+"""Karpathy's splits of COCO and Flickr30k: images with about five captions each, one file for all splits.
+
+Source: Karpathy & Fei-Fei 2015, https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.data.rows import Row, is_count
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
+from beit3_vqa.files import is_text
+from beit3_vqa.prepare.source import read_json
+from beit3_vqa.prepare.writer import Prepared
+
+# COCO's "restval" are images of its validation set that everybody trains on.
+SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str) -> None:
+    """Adds a row for each caption: `{"id", "image_path", "image_id", "caption"}`.
+
+    Args:
+        prepared: takes the rows, and the problems that are met.
+        path: the JSON.
+        image_id: the field that tells images apart.
+        folder: what comes before a file's name where an image has no `filepath`.
+    """
+    try:
+        images = _images(read_json(path), path)
+    except InputError as error:
+        prepared.problems.append(str(error))
+        return
+    for place, image in enumerate(images, start=1):
+        origin = f"{path}: image {place}"
+        if len(prepared.problems) >= MAX_PROBLEMS:
+            prepared.problems.append(f"{origin}: too many problems before this image; the rest wasn't read")
+            return
+        problem = _image_problem(image, image_id)
+        if problem:
+            prepared.problems.append(f"{origin}: {problem}")
+            continue
+        where = image.get("filepath", folder)
+        image_path = f"{where}/{image['filename']}" if where else image["filename"]
+        for number, sentence in enumerate(image["sentences"], start=1):
+            problem = _sentence_problem(sentence)
+            if problem:
+                prepared.problems.append(f"{origin} ({image['filename']}), sentence {number}: {problem}")
+                continue
+            row = {"id": str(sentence["sentid"]), "image_path": image_path, "image_id": image[image_id]}
+            row["caption"] = sentence["raw"].strip()
+            prepared.add(SPLIT_OF[image["split"]], row, f"{origin}, sentence {number}")
+
+
+def _images(data: Any, path: Path) -> list[Any]:
+    images = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(images, list) or not images:
+        raise InputError(f'{path} has no list "images": give dataset_coco.json or dataset_flickr30k.json')
+    return images
+
+
+def _image_problem(image: Any, image_id: str) -> str:
+    if not isinstance(image, dict):
+        return "isn't an object"
+    if image.get("split") not in SPLIT_OF:
+        return f"split {short(image.get('split'))} is none of {', '.join(SPLIT_OF)}"
+    if not is_count(image.get(image_id)):
+        return f"{image_id} must be a whole number"
+    for name in ("filename", "filepath"):
+        if name in image and (not is_text(image[name]) or not image[name].strip()):
+            return f"{name} must be text"
+    if "filename" not in image:
+        return "has no filename"
+    return "" if isinstance(image.get("sentences"), list) and image["sentences"] else "has no list sentences"
+
+
+def _sentence_problem(sentence: Any) -> str:
+    if not isinstance(sentence, dict):
+        return "isn't an object"
+    if not is_count(sentence.get("sentid")):
+        return "sentid must be a whole number"
+    return "" if is_text(sentence.get("raw")) and sentence["raw"].strip() else "raw must be text and not empty"
+
+
+def one_row_per_image(rows: Iterable[Row]) -> list[Row]:
+    """The images of some rows, without captions, each once, in order."""
+    first: dict[int, Row] = {}
+    for row in rows:
+        bare = {"id": str(row["image_id"]), "image_path": row["image_path"], "image_id": row["image_id"]}
+        first.setdefault(row["image_id"], bare)
+    return list(first.values())
+
+
+def references(captions: Iterable[tuple[int, str]]) -> str:
+    """(image id, caption) pairs as the JSON that COCO's evaluation reads."""
+    pairs = list(captions)
+    images = [{"id": image_id} for image_id in dict.fromkeys(image_id for image_id, _ in pairs)]
+    annotations = [{"image_id": image, "caption": text, "id": number} for number, (image, text) in enumerate(pairs)]
+    return json.dumps({"images": images, "annotations": annotations}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_lines(rows: Iterable[Row]) -> str:
+    """An index file as text."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

@@ -1,0 +1,84 @@
+"""nocaps: images to be described that show what COCO's captions don't name. It has no training split: COCO's is used.
+
+The validation file's captions go into `nocaps_val_gt.json`; those of the test images are kept by the evaluation server.
+
+Source: Agrawal et al. 2019, "nocaps: novel object captioning at scale", https://nocaps.org
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.data.rows import is_count
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.files import is_text
+from beit3_vqa.prepare import Argument
+from beit3_vqa.prepare.karpathy import references
+from beit3_vqa.prepare.source import read_json
+from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+
+ARGUMENTS = (
+    Argument("val", "nocaps_val_4500_captions.json; its images are in val/ of --image_root"),
+    Argument("test", "nocaps_test_image_info.json; its images are in test/ of --image_root"),
+)
+
+
+def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+    """Read the lists of images, a row for each, and the captions where there are any."""
+    captions: list[tuple[int, str]] = []
+
+    def files(splits: Splits) -> dict[str, str]:
+        return {"nocaps_val_gt.json": references(captions)} if captions else {}
+
+    prepared = Prepared("nocaps", [], options.image_root, extra_files=files, task="nocaps")
+    if not (values["val"] or values["test"]):
+        raise InputError("prepare nocaps needs --val, --test or both.")
+    for split in ("val", "test"):
+        if values[split]:
+            found = _read(prepared, split, Path(values[split]))
+            captions += found if split == "val" else []
+    return prepared
+
+
+def _read(prepared: Prepared, split: str, path: Path) -> list[tuple[int, str]]:
+    """Adds the rows of a file and returns its captions."""
+    try:
+        data = read_json(path)
+        images = data.get("images") if isinstance(data, dict) else None
+        if not isinstance(images, list) or not images:
+            raise InputError(f'{path} has no list "images": is it one of nocaps\' files?')
+    except InputError as error:
+        prepared.problems.append(str(error))
+        return []
+    for place, image in enumerate(images, start=1):
+        if len(prepared.problems) >= MAX_PROBLEMS:
+            prepared.problems.append(f"{path}: image {place}: too many problems before this image; the rest wasn't read")
+            return []
+        if not isinstance(image, dict) or not is_count(image.get("id")):
+            prepared.problems.append(f"{path}: image {place}: must be an object whose id is a whole number")
+        elif not is_text(image.get("file_name")) or not image["file_name"].strip():
+            prepared.problems.append(f"{path}: image {place}: file_name must be text")
+        else:
+            row = {"id": str(image["id"]), "image_path": f"{split}/{image['file_name']}", "image_id": image["id"]}
+            prepared.add(split, row, f"{path}: image {place}")
+    return _captions(prepared, data.get("annotations", []), path)
+
+
+def _captions(prepared: Prepared, annotations: Any, path: Path) -> list[tuple[int, str]]:
+    if not isinstance(annotations, list):
+        prepared.problems.append(f"{path}: annotations must be a list")
+        return []
+    known = {row["image_id"] for rows in prepared.splits.values() for row in rows}
+    pairs = []
+    for place, annotation in enumerate(annotations, start=1):
+        pair = annotation if isinstance(annotation, dict) else {}
+        image_id, caption = pair.get("image_id"), pair.get("caption")
+        if not is_count(image_id) or image_id not in known:
+            prepared.problems.append(f"{path}: annotation {place}: image_id is of none of the images")
+        elif not is_text(caption) or not str(caption).strip():
+            prepared.problems.append(f"{path}: annotation {place}: caption must be text and not empty")
+        else:
+            pairs.append((int(image_id), str(caption).strip()))
+        if len(prepared.problems) >= MAX_PROBLEMS:
+            break
+    return pairs

@@ -1,0 +1,66 @@
+"""Recall of retrieval: is the right one among the first k?"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+KS = (1, 5, 10)
+CHUNK = 1024  # queries compared with everything at once
+
+
+def recall_metrics(images: Tensor, texts: Tensor, image_of: Tensor) -> dict[str, float]:
+    """Recall in percent, both ways, and its mean.
+
+    An image finds its text where any of its captions is among the first k of all captions; a text finds its image
+    where that is among the first k images. A tie counts as lost, so that vectors which are all alike find nothing.
+
+    Args:
+        images: (I, D), each image once.
+        texts: (T, D).
+        image_of: (T,), the row in `images` that each text describes; every image has a text.
+
+    Returns:
+        upstream's names: `tr_rK` (image to text), `ir_rK` (text to image), `average_score`.
+    """
+    ranks = {"tr": _ranks_of_images(images, texts, image_of), "ir": _ranks_of_texts(images, texts, image_of)}
+    metrics = {
+        f"{way}_r{k}": 100.0 * (rank < k).double().mean().item() for way, rank in ranks.items() for k in reversed(KS)
+    }
+    return {**metrics, "average_score": sum(metrics.values()) / len(metrics)}
+
+
+def _ranks_of_images(images: Tensor, texts: Tensor, image_of: Tensor) -> Tensor:
+    """For each image, how many texts of others come before the best of its own, (I,)."""
+    ranks = []
+    for rows in _chunks(len(images), images):
+        scores = images[rows] @ texts.T
+        own = image_of[None, :] == rows[:, None]
+        best = scores.masked_fill(~own, float("-inf")).amax(dim=1, keepdim=True)
+        ranks.append((~own & (scores >= best)).sum(dim=1))
+    return torch.cat(ranks)
+
+
+def _ranks_of_texts(images: Tensor, texts: Tensor, image_of: Tensor) -> Tensor:
+    """For each text, how many other images come before its own, (T,)."""
+    ranks = []
+    for rows in _chunks(len(texts), texts):
+        scores = texts[rows] @ images.T
+        right = scores.gather(1, image_of[rows, None])
+        ranks.append((scores >= right).sum(dim=1) - 1)
+    return torch.cat(ranks)
+
+
+def _chunks(count: int, like: Tensor) -> Iterator[Tensor]:
+    return (part for part in torch.arange(count, device=like.device).split(CHUNK))
+
+
+def chance_of_recall(captions_of: list[int]) -> float:
+    """`average_score` of blind guessing, where the images have so many captions each."""
+    images, texts = len(captions_of), sum(captions_of)
+    shares = [min(1.0, k / images) for k in KS]
+    for k in KS:
+        missed = [math.comb(texts - own, k) / math.comb(texts, k) if k <= texts else 0.0 for own in captions_of]
+        shares.append(1 - sum(missed) / images)
+    return 100.0 * sum(shares) / len(shares)
