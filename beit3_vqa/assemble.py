@@ -1,16 +1,18 @@
 """Puts the parts of a run together: task, family, processor, model, loaders, and the weights to answer with."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from beit3_vqa.config import RunConfig
+from beit3_vqa.config import GROUP_OF, RunConfig
 from beit3_vqa.data.bad_images import BadImages
-from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine.checkpoint import options_of
 from beit3_vqa.engine.precision import Precision, pick_device
@@ -40,27 +42,33 @@ class Parts:
         """Batches of a split; says how long its texts are."""
         config = self.config
         dataset = self.task.dataset(split, self.processor, training=training)
-        lengths = self.processor.measure(_with_images(dataset, self.bad_images), config.model.vocab_size)
-        cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
-        print(
-            f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
-        )
+        print(f"{split}: {len(dataset)} {self.task.unit}{self._texts(_with_images(dataset, self.bad_images))}")
         balanced = training and config.data.balance_answers > 0
         return BatchLoader(
             dataset,
-            self.processor.collate,
+            partial(self.task.collate, processor=self.processor),
             config.optim.batch_size if training else config.eval_batch_size,
             shuffle=training,
             seed=config.run.seed,
             weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
-            targets_of=self.task.targets if training else None,
+            finish=self.task.finish if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
             bad_images=self.bad_images,
         )
 
+    def _texts(self, examples: Iterator[Example]) -> str:
+        """What there is to say of the texts of a split; looks at every example in any case."""
+        texts = (text for example in examples for text in self.task.measured(example))
+        if not self.task.inputs.text:
+            deque(texts, maxlen=0)
+            return ""
+        lengths = self.processor.measure(texts, self.config.model.vocab_size)
+        cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
+        return f", texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
 
-def _with_images(dataset: CustomDataset, bad_images: BadImages) -> Iterator[Example]:
+
+def _with_images(dataset: IndexDataset, bad_images: BadImages) -> Iterator[Example]:
     """The examples of a split, one after the other; images that aren't there count as bad ones.
 
     Raises:
@@ -70,7 +78,8 @@ def _with_images(dataset: CustomDataset, bad_images: BadImages) -> Iterator[Exam
     row_of: dict[str, str] = {}
     for index in range(len(dataset)):
         example = dataset.example(index)
-        row_of.setdefault(example.image_path, example.id)
+        for path in example.image_paths:
+            row_of.setdefault(path, example.id)
         yield example
     absent = {path: row for path, row in row_of.items() if path not in bad_images and not Path(path).is_file()}
     if len(absent) > bad_images.left:
@@ -90,7 +99,7 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
     """
     device = pick_device(config.compute.device)
     torch.manual_seed(config.run.seed)
-    shape = TaskShape(task.name, task.num_classes, task.answers_are_options)
+    shape = TaskShape(task.name, task.num_classes, task.answers_are_options, task.head, task.inputs)
     family = find_family(config.model.model)(config, shape)
     if config.model.input_size not in (None, family.img_size):
         raise InputError(
@@ -99,18 +108,27 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
         )
     wanted = config.compute.precision
     precision = Precision(family.auto_precision.get(device.type, wanted) if wanted == "auto" else wanted, device)
-    _tell_unused(config, family)
+    _tell_unused(config, family, task)
     processor = family.processor(checkpoint_folder)
     bad_images = BadImages(config.data.skip_bad_images)
     return Parts(config, task, family, processor, family.build(precision), precision, bad_images)
 
 
-def _tell_unused(config: RunConfig, family: Family) -> None:
-    """Says which of the options that were given mean nothing to the family."""
+def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
+    """Says which of the options that were given mean nothing to the family, or to the task."""
+    for name in sorted(config.given):
+        if GROUP_OF[name] == "of_task" and name not in task.own_options:
+            print(f"--{name} has no effect on --task {task.name}")
     before, values = RunConfig().flat(), config.flat()
     for name in sorted(family.unused & config.given):
         if values[name] != before[name]:
             print(f"--{name} has no effect on {config.model.model}")
+
+
+def with_task_defaults(config: RunConfig) -> RunConfig:
+    """The options with the task's own defaults in the place of those that weren't given."""
+    defaults = find_task(config.run.task).defaults
+    return config.updated({name: value for name, value in defaults.items() if name not in config.given})
 
 
 def make_task(config: RunConfig) -> Task:

@@ -11,7 +11,7 @@ from typing import Any
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.files import missing, require_bounded, write_text
 from beit3_vqa.option_field import check_option, typed
-from beit3_vqa.options import ComputeConfig, DataConfig, InitConfig, ModelConfig, OptimConfig, RunOptions
+from beit3_vqa.options import ComputeConfig, DataConfig, InitConfig, ModelConfig, OptimConfig, RunOptions, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class RunConfig:
     init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    of_task: TaskConfig = field(default_factory=TaskConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     run: RunOptions = field(default_factory=RunOptions)
     given: frozenset[str] = frozenset()
@@ -78,6 +79,7 @@ GROUPS: dict[str, type] = {
     "init": InitConfig,
     "data": DataConfig,
     "optim": OptimConfig,
+    "of_task": TaskConfig,
     "compute": ComputeConfig,
     "run": RunOptions,
 }

@@ -23,9 +23,10 @@ def describe(run: Training) -> None:
     together = options.batch_size * options.update_freq * distributed.size()
     spread = f" in {distributed.size()} processes ({config.compute.strategy})" if distributed.size() > 1 else ""
     counts = f"{parameters:,} parameters, {trainable:,} trained"
-    print(f"model: {config.model.model}, {counts}, {parts.task.num_classes} answers")
+    classes = f", {parts.task.num_classes} answers" if parts.task.num_classes else ""
+    print(f"model: {config.model.model}, {counts}{classes}")
     print(
-        f"training: {run.examples} questions, {run.steps_per_epoch} steps of {together} an epoch, "
+        f"training: {run.examples} {parts.task.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
         f"{options.epochs} epochs, on {parts.precision.device} in {parts.precision.name}{spread}, attention: {kernel}"
     )
 
@@ -46,8 +47,9 @@ def dry_run(run: Training) -> None:
     loader = run.val or run.train
     started = time.monotonic()
     batches = list(itertools.islice(loader.epoch(0), TIMED_STEPS))
-    for predictions in evaluate_batches(parts.model, batches, parts.task.predictions, parts.precision):
-        print(f"evaluated {len(predictions)} questions, {time.monotonic() - started:.2f} s")
+    task = parts.task
+    for predictions in evaluate_batches(parts.model, batches, task.predictions, parts.precision, task.infer):
+        print(f"evaluated {len(predictions)} {task.unit}, {time.monotonic() - started:.2f} s")
     per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
     tokens = max(parts.model.tokens(batch.inputs) for batch in batches)
     if run.val is not None:

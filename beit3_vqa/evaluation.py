@@ -1,6 +1,7 @@
 """A split from its first row to its metrics."""
 
 from collections.abc import Callable
+from typing import Any
 
 from beit3_vqa.assemble import Parts
 from beit3_vqa.data.loader import BatchLoader
@@ -9,7 +10,7 @@ from beit3_vqa.engine.distributed import own_part
 from beit3_vqa.engine.evaluate import evaluate_batches
 from beit3_vqa.engine.interrupt import Stopped
 from beit3_vqa.output.logging import Progress
-from beit3_vqa.schema import EvalResult, Prediction
+from beit3_vqa.schema import EvalResult
 
 
 def evaluate_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None) -> EvalResult:
@@ -25,9 +26,10 @@ def evaluate_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable
         Stopped: a signal came.
     """
     rows, together = loader.batches.rows, loader.batches.batch_size * distributed.size()
-    own: list[list[Prediction]] = []
+    own: list[list[Any]] = []
     progress = Progress(label, rows, parts.config.run.log_interval)
-    for batch in evaluate_batches(parts.model, loader.epoch(0), parts.task.predictions, parts.precision):
+    task = parts.task
+    for batch in evaluate_batches(parts.model, loader.epoch(0), task.predictions, parts.precision, task.infer):
         in_batch = min(together, rows - len(own) * together)
         own.append(batch[: own_part(in_batch)])
         progress.update(in_batch, dict)
@@ -36,5 +38,4 @@ def evaluate_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable
             raise Stopped(number)
     progress.close()
     by_batch = zip(*distributed.gathered(own), strict=True)
-    predictions = [prediction for shares in by_batch for share in shares for prediction in share]
-    return EvalResult(parts.task.metrics(predictions), predictions)
+    return task.conclude([prediction for shares in by_batch for share in shares for prediction in share])

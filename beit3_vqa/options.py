@@ -151,6 +151,41 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """What single tasks have of their own; without effect on others."""
+
+    mixup: float = option(0.0, "imagenet: alpha of mixup; 0: none", within="[0, 1e3]")
+    cutmix: float = option(0.0, "imagenet: alpha of cutmix; 0: none", within="[0, 1e3]")
+    cutmix_minmax: tuple[float, ...] = option(
+        (), "imagenet: smallest and largest share of a side that cutmix replaces, instead of --cutmix"
+    )
+    mixup_prob: float = option(1.0, "imagenet: of mixup or cutmix in a batch", unit="probability", within="[0, 1]")
+    mixup_switch_prob: float = option(0.5, "imagenet: of cutmix where both are on", unit="probability", within="[0, 1]")
+    mixup_mode: str = option(
+        "batch", "imagenet: one mix for the batch, for each pair, or for each image", choices=("batch", "pair", "elem")
+    )
+    color_jitter: float = option(0.4, "imagenet: colour jitter, where --aa is none", within="[0, 1e2]")
+    aa: str = option("rand-m9-mstd0.5-inc1", "imagenet: timm's auto-augment policy; none: no policy")
+    smoothing: float = option(0.1, "imagenet: label smoothing", unit="probability", within="[0, 1)")
+    crop_pct: float | None = option(
+        None,
+        "imagenet: share of the side that evaluation's central crop keeps; default: 0.875 below 384 pixels, else the "
+        "whole image is resized",
+        within="(0, 1]",
+    )
+    reprob: float = option(0.25, "imagenet: random erasing", unit="probability", within="[0, 1]")
+    remode: str = option("pixel", "imagenet: what erased parts are filled with", choices=("pixel", "rand", "const"))
+    recount: int = option(1, "imagenet: parts that are erased at most", within="[1, 1e3]")
+    captioning_mask_prob: float = option(
+        0.6, "captioning: share of a caption's tokens that training hides", within="(0, 1]"
+    )
+    drop_worst_ratio: float = option(0.2, "captioning: share of the largest losses that is left out", within="[0, 1)")
+    drop_worst_after: int = option(12000, "captioning: from that optimizer step on", within="[0, 1e12]")
+    num_beams: int = option(3, "captioning: width of the beam search", within="[1, 1e3]")
+    length_penalty: float = option(0.6, "captioning: exponent of the length that a score is divided by")
+
+
+@dataclass(frozen=True)
 class ComputeConfig:
     """How it is computed: what changes speed and memory, not what is learned."""
 
@@ -193,7 +228,7 @@ class RunOptions:
     log_dir: str = option("", "TensorBoard folder; default: --output_dir/tensorboard")
     seed: int = option(0, "of everything random", within="[0, 4294967295]")
     eval: bool = option(False, "no training: evaluate --resume or --finetune on --split")
-    split: str = option("test", "what --eval evaluates", choices=("test", "val", "train"))
+    split: str = option("test", "what --eval evaluates", choices=("test", "test-dev", "val", "train"))
     resume: str = option("", "one of your own checkpoints to go on from")
     auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")
     resume_weights_only: bool = option(False, "with --resume: weights and epoch, but a new optimizer")

@@ -18,6 +18,7 @@ from beit3_vqa.engine.train import steps_per_epoch
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.pretrained import mismatches, weights_of
 from beit3_vqa.saving import InsideEpoch
+from beit3_vqa.tasks import find_task
 from beit3_vqa.training import Training, make_ema
 
 Read = Callable[[Path], dict[str, Any]]
@@ -246,7 +247,7 @@ def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
     if not isinstance(fold, int) or config.run.split != "val":
         return config
     if config.data.fold is None:
-        has_val = split_files(Path(config.data.data_path), "val")
+        has_val = split_files(Path(config.data.data_path), "val", find_task(config.run.task).files)
         return config if has_val else config.updated({"fold": fold})
     if config.data.fold != fold:
         raise InputError(

@@ -13,6 +13,7 @@ from beit3_vqa.assemble import (
     config_of_checkpoint,
     load_for_inference,
     make_task,
+    with_task_defaults,
 )
 from beit3_vqa.config import RunConfig
 from beit3_vqa.dry_run import describe, dry_run
@@ -21,13 +22,13 @@ from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.distributed import processes
 from beit3_vqa.engine.host import tune_allocator
-from beit3_vqa.engine.precision import pick_device
+from beit3_vqa.engine.precision import in_float32, pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
 from beit3_vqa.models.families import with_family_defaults
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
 from beit3_vqa.saving import TrainState
-from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
+from beit3_vqa.schema import Batch, EvalResult, Prediction, PredictionsInfo
 from beit3_vqa.tasks import find_task
 from beit3_vqa.training import Training, set_up_training, train_epochs
 
@@ -41,6 +42,7 @@ def train(config: RunConfig) -> TrainState:
         Stopped: a signal came; the step was finished and saved.
         ProcessLost: another process of the run ended.
     """
+    config = with_task_defaults(config)
     if not config.run.output_dir and not config.run.dry_run:
         raise InputError("--output_dir: say where checkpoints and results go.")
     if config.compute.tune_allocator:
@@ -87,6 +89,7 @@ def evaluate(config: RunConfig) -> EvalResult:
 
 def _evaluate(config: RunConfig) -> EvalResult:
     path, flag = checkpoint_to_evaluate(config)
+    config = with_task_defaults(config)
     content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
     where = f"{flag} {path}"
     if flag == "--resume":
@@ -138,25 +141,15 @@ class Answerer:
             choices: the options, as many as the model was trained with; empty for an open-ended model.
 
         Raises:
-            InputError: an image that can't be read, or another number of options.
+            InputError: an image that can't be read, another number of options, or a task without questions.
         """
-        task = self.parts.task
-        if not question.strip():
-            raise InputError("the question is empty.")
-        if any(not choice.strip() for choice in choices) or len(set(choices)) < len(choices):
-            raise InputError(f"the options must differ, and none may be empty: {', '.join(map(repr, choices))}.")
-        if choices and len(choices) != task.num_classes:
-            raise InputError(f"the model chooses among {task.num_classes} options; {len(choices)} were given.")
-        if not choices and task.answers_are_options:
-            raise InputError(f"the model answers multiple-choice questions: give {task.num_classes} choices.")
-        if choices and not task.answers_are_options:
-            raise InputError("the model answers open-ended questions: leave the choices out.")
-        example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
-        processor, device = self.parts.processor, self.parts.precision.device
-        inputs = {name: value.to(device) for name, value in processor.collate([processor(example)]).items()}
-        with torch.no_grad(), self.parts.precision.autocast():
-            outputs = self.parts.model(**inputs)
-        return task.predictions(outputs.float(), Batch(inputs, (example,)))[0]
+        task, processor, precision = self.parts.task, self.parts.processor, self.parts.precision
+        example = task.question(str(image), question, choices)
+        inputs = task.collate([task.tensors(example, processor, None)], processor)
+        batch = Batch(inputs, (example,)).to(precision.device)
+        with torch.no_grad(), precision.autocast():
+            outputs = task.infer(self.parts.model, batch)
+        return task.predictions(in_float32(outputs), batch)[0]
 
 
 def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str = "", pretrained: str = "") -> Answerer:
@@ -203,7 +196,9 @@ def _load(path: Path, given: dict[str, str]) -> Parts:
     task_name = options_of(content).get("task")
     if "task_state" not in content or not isinstance(task_name, str):
         raise InputError(f"{where}: isn't a checkpoint of this package's training; use --eval --resume.")
-    config = config_of_checkpoint(RunConfig(), content, where).updated(given, given=frozenset(given))
+    find_task(task_name)  # an unknown one is an error of its own
+    config = with_task_defaults(RunConfig().updated({"task": task_name}))
+    config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
     task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
     parts = assemble(config, task, path.parent)
     check_same_checksums(parts, content)

@@ -11,13 +11,26 @@ from beit3_vqa.errors import InputError
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """The names of a model's inputs.
+
+    Attributes:
+        images: one for each image of an example, in their order.
+        text: of the token ids, beside which goes `padding_mask`; empty where there is no text.
+    """
+
+    images: tuple[str, ...] = ("image",)
+    text: str = "question"
+
+
+@dataclass(frozen=True)
 class Example:
-    """One question about one image.
+    """One question about one image, or whatever else a task makes of a row: a sentence about two, an image alone.
 
     Attributes:
         id: the row's own id, as text; unique within its split.
         image_path: a file to open.
-        question: the question as text, empty where `token_ids` stands for it.
+        question: the text, empty where `token_ids` stands for it or there is none.
         choices: the options of a multiple-choice question, in the order they are shown; empty when open-ended.
         answer: the annotated answer (a letter for multiple choice); None where it isn't known.
         targets: (label, score) pairs, scores in [0, 1]; empty where the answer isn't known or has no label.
@@ -25,6 +38,7 @@ class Example:
         token_ids: XLM-R ids without `<s>` and `</s>`, where the index (upstream's format) holds ids, not text.
         problem: why its image can't be read, where a grey one stands for it; else None.
         image: the image as the index names it, relative to the image root; empty outside a prepared folder.
+        more_image_paths: files of the second image and further ones, for tasks that have them.
     """
 
     id: str
@@ -37,6 +51,12 @@ class Example:
     token_ids: tuple[int, ...] | None = None
     problem: str | None = None
     image: str = ""
+    more_image_paths: tuple[str, ...] = ()
+
+    @property
+    def image_paths(self) -> tuple[str, ...]:
+        """Every file to open."""
+        return (self.image_path, *self.more_image_paths)
 
 
 @dataclass(frozen=True)
@@ -48,12 +68,17 @@ class Batch:
         examples: the B examples in order, options as the model sees them.
         targets: what the loss compares the outputs with, (B, ...), made by the task; None where nothing is learned.
         bad_images: errors of images that couldn't be read, which some of the examples stand in for.
+        counted: in training, how many of them count, the first ones: 0 for the one example of a process for which a
+            short last batch had none.
+        step: in training, optimizer steps done since the start of the run.
     """
 
     inputs: dict[str, Tensor]
     examples: tuple[Example, ...]
     targets: Tensor | None = None
     bad_images: tuple[InputError, ...] = ()
+    counted: int = 0
+    step: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -23,18 +23,10 @@ REPLACED_FLAGS: dict[str, tuple[str, str]] = {
     "dist_url": ("1", "torchrun says it"),
     "enable_deepspeed": ("0", "torchrun and --strategy do what DeepSpeed was there for"),
     "initial_scale_power": ("1", "gradient scaling finds its own scale"),
+    "resplit": ("0", "upstream's scripts never used it"),
 }
 # What DeepSpeed's stages are here.
 STRATEGY_OF_STAGE = {"0": "ddp", "1": "zero1", "2": "fsdp", "3": "fsdp"}
-# Options of upstream's other tasks: accepted, so that its command lines run, without effect on this task.
-OTHER_TASKS_FLAGS = {
-    **dict.fromkeys(("resplit",), "0"),
-    **dict.fromkeys(("cutmix_minmax",), "+"),
-    **dict.fromkeys(("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "color_jitter", "aa"), "1"),
-    **dict.fromkeys(("smoothing", "crop_pct", "reprob", "remode", "recount"), "1"),
-    **dict.fromkeys(("captioning_mask_prob", "drop_worst_ratio", "drop_worst_after"), "1"),
-    **dict.fromkeys(("num_beams", "length_penalty"), "1"),
-}
 
 
 def add(commands: Any, build: bool) -> None:
@@ -56,12 +48,10 @@ def add_options(parser: Any) -> None:
     for name, (values, _) in REPLACED_FLAGS.items():
         _add_ignored(parser, name, values)
     parser.add_argument("--zero_stage", help=argparse.SUPPRESS, default=argparse.SUPPRESS, choices=STRATEGY_OF_STAGE)
-    for name, values in OTHER_TASKS_FLAGS.items():
-        _add_ignored(parser, name, values)
 
 
 def _add_ignored(parser: Any, name: str, values: str) -> None:
-    action: dict[str, Any] = {"action": "store_true"} if values == "0" else {"nargs": "+" if values == "+" else None}
+    action: dict[str, Any] = {"action": "store_true"} if values == "0" else {}
     parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS, **action)
 
 
@@ -81,15 +71,13 @@ def config_from(parsed: argparse.Namespace) -> RunConfig:
     for name in [name for name in values if name in REPLACED_FLAGS]:
         print(f"--{name} has no effect: {REPLACED_FLAGS[name][1]}")
         del values[name]
-    for name in [name for name in values if name in OTHER_TASKS_FLAGS]:
-        print(f"--{name} has no effect on this task")
-        del values[name]
     if "zero_stage" in values:
         stage = values.pop("zero_stage")
         values.setdefault("strategy", STRATEGY_OF_STAGE[stage])
         print(f"--zero_stage {stage} is --strategy {STRATEGY_OF_STAGE[stage]} here")
-    if "opt_betas" in values:
-        values["opt_betas"] = tuple(values["opt_betas"])
+    for name in ("opt_betas", "cutmix_minmax"):
+        if name in values:
+            values[name] = tuple(values[name])
     from_file = read_config_values(parsed.config) if parsed.config else {}
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became

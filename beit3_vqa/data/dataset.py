@@ -17,15 +17,89 @@ from beit3_vqa.data.rows import LETTERS, Row, row_id
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.schema import Example
 
+TensorsOf = Callable[[Example, random.Random | None], dict[str, Any]]
 
-class CustomDataset(Dataset):
-    """Questions of one split of a prepared folder.
+
+class IndexDataset(Dataset):
+    """Examples of one split of a folder.
 
     Indexed by (epoch, draw, row), it gives the example, as the model is to see it, and what the processor made of it.
     All that is random about it depends on seed and key alone, not on workers or on where a run was resumed.
 
     Args:
-        rows: index rows (see `data.index`).
+        rows: index rows (see `data.rows`).
+        example_of: (row, its place) -> example; the paths of its images are relative.
+        image_root: folder that the examples' image paths start from.
+        processor: `processor(example, rng)` -> tensors; `rng` is None in evaluation.
+        training: whether to augment.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        example_of: Callable[[Row, int], Example],
+        image_root: Path,
+        processor: TensorsOf,
+        *,
+        training: bool = False,
+        seed: int = 0,
+    ):
+        self.rows = rows
+        self.example_of = example_of
+        self.image_root = image_root
+        self.processor = processor
+        self.training = training
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> tuple[Example, dict[str, Any]]:
+        epoch, draw, index = key
+        example = self.example(index)
+        rng = random.Random(f"{self.seed}/{epoch}/{draw}") if self.training else None
+        if rng is not None:
+            example = self.varied(example, rng)
+        try:
+            return example, self.processor(example, rng)
+        except ImageError as error:
+            raise ImageError(f"row {one_line(example.id)}: {error}", error.path or example.image_path) from error
+        except InputError as error:
+            raise InputError(f"row {one_line(example.id)}: {error}") from error
+
+    def varied(self, example: Example, rng: random.Random) -> Example:
+        """The example as an epoch of training sees it."""
+        return example
+
+    def without_image(self, index: int, problem: str) -> tuple[Example, dict[str, Any]]:
+        """A row whose image can't be read, as evaluation sees it: flagged with the `problem`, its image grey."""
+        example = dataclasses.replace(self.example(index), problem=problem)
+        return example, self.processor(example, None)
+
+    def balancing_weights(self, power: float) -> Tensor:
+        """For each row, (rows with the same answer) ^ -power: 0 leaves rows equal, 1 makes answers equally likely."""
+        code_of: dict[str, int] = {}
+        answers_of = (row.get("answer", row.get("labels", row.get("label"))) for row in self.rows)
+        codes = [code_of.setdefault(str(answer), len(code_of)) for answer in answers_of]
+        answers = torch.tensor(codes)
+        return answers.bincount().double().pow(-power)[answers]
+
+    def example(self, index: int) -> Example:
+        """The example of a row, options in the order of the index; InputError where an image path leaves the root."""
+        example = self.example_of(self.rows[index], index)
+        try:
+            first, *more = (str(resolve_image_path(self.image_root, path)) for path in example.image_paths)
+        except InputError as error:
+            raise InputError(f"row {one_line(example.id)}: {error}") from error
+        return dataclasses.replace(example, image_path=first, more_image_paths=tuple(more), image=example.image_path)
+
+
+class CustomDataset(IndexDataset):
+    """Questions of one split of a prepared folder.
+
+    Args:
+        rows: index rows (see `data.rows`).
         answers: answer table; for multiple choice its labels are the positions of the options.
         image_root: folder that the rows' image paths start from.
         processor: `processor(example, rng)` -> tensors; `rng` is None in evaluation.
@@ -38,67 +112,33 @@ class CustomDataset(Dataset):
         rows: Sequence[Row],
         answers: AnswerTable,
         image_root: Path,
-        processor: Callable[[Example, random.Random | None], dict[str, Any]],
+        processor: TensorsOf,
         *,
         training: bool = False,
         shuffle_choices: bool = False,
         seed: int = 0,
     ):
-        self.rows = rows
+        super().__init__(rows, self.question_of, image_root, processor, training=training, seed=seed)
         self.answers = answers
-        self.image_root = image_root
-        self.processor = processor
-        self.training = training
         self.shuffle_choices = shuffle_choices
-        self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def varied(self, example: Example, rng: random.Random) -> Example:
+        """The options in another order, with `shuffle_choices`."""
+        return permute_choices(example, rng) if self.shuffle_choices else example
 
-    def __getitem__(self, key: Key) -> tuple[Example, dict[str, Any]]:
-        epoch, draw, index = key
-        example = self.example(index)
-        rng = random.Random(f"{self.seed}/{epoch}/{draw}") if self.training else None
-        if rng is not None and self.shuffle_choices:
-            example = permute_choices(example, rng)
-        try:
-            return example, self.processor(example, rng)
-        except ImageError as error:
-            raise ImageError(f"row {one_line(example.id)}: {error}", example.image_path) from error
-        except InputError as error:
-            raise InputError(f"row {one_line(example.id)}: {error}") from error
-
-    def without_image(self, index: int, problem: str) -> tuple[Example, dict[str, Any]]:
-        """A row whose image can't be read, as evaluation sees it: flagged with the `problem`, its image grey."""
-        example = dataclasses.replace(self.example(index), problem=problem)
-        return example, self.processor(example, None)
-
-    def balancing_weights(self, power: float) -> Tensor:
-        """For each row, (rows with the same answer) ^ -power: 0 leaves rows equal, 1 makes answers equally likely."""
-        code_of: dict[str, int] = {}
-        codes = [code_of.setdefault(str(row.get("answer", row.get("labels"))), len(code_of)) for row in self.rows]
-        answers = torch.tensor(codes)
-        return answers.bincount().double().pow(-power)[answers]
-
-    def example(self, index: int) -> Example:
-        """The example of a row, options in the order of the index; InputError where its image path leaves the root."""
-        row = self.rows[index]
+    def question_of(self, row: Row, place: int) -> Example:
+        """The example of a row."""
         answer, targets = self.truth(row)
-        try:
-            image_path = str(resolve_image_path(self.image_root, row["image_path"]))
-        except InputError as error:
-            raise InputError(f"row {one_line(row_id(row))}: {error}") from error
-        text = row["question"] if "question" in row else row["text_segment"]
+        text, token_ids = text_of(row)
         return Example(
             id=row_id(row),
-            image_path=image_path,
-            question=text if isinstance(text, str) else "",
+            image_path=row["image_path"],
+            question=text,
             choices=tuple(row.get("choices", ())) if "question" in row else (),
             answer=answer,
             targets=targets,
             weight=row.get("weight"),
-            token_ids=None if isinstance(text, str) else tuple(text),
-            image=row["image_path"],
+            token_ids=token_ids,
         )
 
     def truth(self, row: Row) -> tuple[str | None, tuple[tuple[int, float], ...]]:
@@ -114,6 +154,12 @@ class CustomDataset(Dataset):
             raise InputError(f"row {one_line(row_id(row))}: label {outside[0]} isn't in the answer table.")
         best = max(targets, key=lambda target: target[1], default=None)
         return None if best is None else self.answers.answers[best[0]], targets
+
+
+def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
+    """The text of a row, or an empty one and the token ids that stand for it in upstream's index files."""
+    text = row["question"] if "question" in row else row["text_segment"]
+    return (text, None) if isinstance(text, str) else ("", tuple(text))
 
 
 def permute_choices(example: Example, rng: random.Random) -> Example:

@@ -15,31 +15,47 @@ from beit3_vqa.errors import InputError, short
 from beit3_vqa.files import is_text, require_bounded, write_text
 
 SPLITS = ("train", "val", "test")
+ALL_SPLITS = (*SPLITS, "test-dev")  # VQAv2's smaller test
 INFO_FILE = "dataset.json"
 MAX_INFO = 100_000_000  # bytes of it
 ANSWERS_FILE = "answer2label.txt"
 TOKENIZER_FILE = "tokenizer.spm"
 
 
+@dataclass(frozen=True)
+class IndexFiles:
+    """The names of a task's index files.
+
+    Attributes:
+        name: what ours begin with: `NAME.SPLIT.jsonl`.
+        others: split -> the files that upstream's scripts wrote for it.
+    """
+
+    name: str
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
 # Upstream trains on the larger part of VQAv2's validation set too and validates on the rest of it.
-_UPSTREAM_FILES = {
+UPSTREAMS_VQA = {
     "train": ("vqa.train.jsonl", "vqa.trainable_val.jsonl"),
     "val": ("vqa.rest_val.jsonl",),
     "test": ("vqa.test.jsonl",),
+    "test-dev": ("vqa.test-dev.jsonl",),
 }
+VQACUSTOM = IndexFiles("vqacustom", UPSTREAMS_VQA)
 
 
-def split_file(split: str) -> str:
-    """The name of the file that holds `split` in a prepared folder."""
-    return f"vqacustom.{split}.jsonl"
+def split_file(split: str, name: str = VQACUSTOM.name) -> str:
+    """The name of the file that holds `split` in a folder that was prepared for the task of that name."""
+    return f"{name}.{split}.jsonl"
 
 
-def split_files(data_path: Path, split: str) -> list[Path]:
+def split_files(data_path: Path, split: str, files: IndexFiles = VQACUSTOM) -> list[Path]:
     """The files that hold `split`: ours or, in a folder without any of ours, upstream's; empty when there are none."""
-    if any((data_path / split_file(known)).is_file() for known in SPLITS):
-        names: tuple[str, ...] = (split_file(split),)
+    if any((data_path / split_file(known, files.name)).is_file() for known in ALL_SPLITS):
+        names: tuple[str, ...] = (split_file(split, files.name),)
     else:
-        names = _UPSTREAM_FILES.get(split, ())
+        names = files.others.get(split, ())
     return [data_path / name for name in names if (data_path / name).is_file()]
 
 

@@ -12,12 +12,13 @@ from beit3_vqa.engine import distributed
 from beit3_vqa.engine.distributed import share
 from beit3_vqa.engine.interrupt import leave_signals_to_the_parent
 from beit3_vqa.errors import InputError
-from beit3_vqa.schema import Batch, Example
+from beit3_vqa.schema import Batch
 
 # Which pass over the data, which draw of it, which row.
 Key = tuple[int, int, int]
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
-TargetsOf = Callable[[Sequence[Example]], Tensor]
+# A batch of training and what its examples' tensors were -> the batch with what is learned.
+Finish = Callable[[Batch, Sequence[dict[str, Any]]], Batch]
 
 
 class EpochBatches(Sampler):
@@ -80,7 +81,7 @@ class BatchLoader:
     Args:
         dataset: indexed by (epoch, draw, row) -> (example, tensors).
         collate: the processor's: tensors of examples -> inputs of the model.
-        targets_of: the task's: examples -> what the loss compares with; None: nothing is learned.
+        finish: the task's: puts into a batch what its loss compares with; None: nothing is learned.
         num_workers: processes; 0 loads in this one.
         bad_images: counts the images that can't be read; None: the first one is an error.
     """
@@ -94,7 +95,7 @@ class BatchLoader:
         shuffle: bool = False,
         seed: int = 0,
         weights: Tensor | None = None,
-        targets_of: TargetsOf | None = None,
+        finish: Finish | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
         bad_images: BadImages | None = None,
@@ -114,7 +115,7 @@ class BatchLoader:
         self.loader: DataLoader = DataLoader(
             Readable(dataset, self.bad_images.allowed),
             batch_sampler=self.batches,
-            collate_fn=_Collator(collate, targets_of),
+            collate_fn=_Collator(collate, finish),
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -144,14 +145,15 @@ class BatchLoader:
 class _Collator:
     """Items -> Batch, or the errors that leave none; a class, so that it reaches workers that are spawned."""
 
-    def __init__(self, collate: Collate, targets_of: TargetsOf | None):
+    def __init__(self, collate: Collate, finish: Finish | None):
         self.collate = collate
-        self.targets_of = targets_of
+        self.finish = finish
 
     def __call__(self, items: Sequence[Item]) -> Batch | list[InputError]:
         errors = [error for *_, met in items for error in met]
         examples = tuple(example for example, *_ in items if example is not None)
         if len(examples) < len(items):
             return errors
-        inputs = self.collate([tensors for _, tensors, _ in items if tensors is not None])
-        return Batch(inputs, examples, self.targets_of(examples) if self.targets_of else None, tuple(errors))
+        own = [tensors for _, tensors, _ in items if tensors is not None]
+        batch = Batch(self.collate(own), examples, bad_images=tuple(errors))
+        return self.finish(batch, own) if self.finish else batch

@@ -8,13 +8,14 @@ One row is one question, a JSON object on one line of UTF-8:
 * upstream's own: `{"image_path", "text_segment": [ids], "labels": [..], "scores": [..], "qid"}`; forks put text in
   `text_segment`, or call it `text`.
 
-Image paths are relative to `DatasetInfo.image_root`.
+Image paths are relative to `DatasetInfo.image_root`. A task whose rows are something else has a `RowFormat`.
 """
 
 import codecs
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -102,8 +103,30 @@ def _map(path: Path) -> mmap.mmap | bytes:
             return file.read()
 
 
-def read_rows(path: Path) -> Rows:
-    """The rows of an index file, ours or upstream's, every one of them checked; blank lines are skipped.
+def row_id(row: Mapping[str, Any]) -> str:
+    """The id of a row; upstream's name for it is qid."""
+    return str(row["id"] if "id" in row else row["qid"])
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What a task's rows are.
+
+    Attributes:
+        problem: what is wrong with an object of an index file, or an empty string.
+        name: the id of a row without a problem, unique in its file; None where rows have none.
+    """
+
+    problem: Callable[[Row], str]
+    name: Callable[[Row], str | None] = row_id
+
+
+def read_rows(path: Path, row_format: RowFormat | None = None) -> Rows:
+    """The rows of an index file, every one of them checked; blank lines are skipped.
+
+    Args:
+        path: the file, ours or upstream's.
+        row_format: of its rows; None: questions, as above.
 
     Raises:
         InputError: listing `file:line` of every row that isn't valid JSON, isn't an object, lacks a field, has one of
@@ -113,6 +136,7 @@ def read_rows(path: Path) -> Rows:
     ends: list[int] = []
     problems: list[str] = []
     first_line: dict[str, int] = {}
+    row_format = row_format or QUESTIONS
     end = 0
     require_bounded(path, MAX_INDEX)
     try:
@@ -126,14 +150,14 @@ def read_rows(path: Path) -> Rows:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if line.isspace():
                     continue
-                row, problem = _parse(line)
+                row, problem = _parse(line, row_format)
                 if problem:
                     problems.append(f"{path}:{number}: {problem}")
                     if len(problems) == MAX_PROBLEMS:
                         break
                     continue
-                name = row_id(row)
-                if first_line.setdefault(name, number) != number:
+                name = row_format.name(row)
+                if name is not None and first_line.setdefault(name, number) != number:
                     problems.append(f"{path}:{number}: the id {name!r} is on line {first_line[name]} too")
                 starts.append(start)
                 ends.append(end)
@@ -146,45 +170,49 @@ def read_rows(path: Path) -> Rows:
     return Rows([path], np.zeros(len(starts), np.uint8), np.array(starts, np.int64), np.array(ends, np.int64))
 
 
-def _parse(line: bytes) -> tuple[Row, str]:
+def _parse(line: bytes, row_format: RowFormat) -> tuple[Row, str]:
     """The row on a line, and what is wrong with it."""
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         return {}, f"isn't JSON in UTF-8: {error}"
-    return row, _row_problem(row)
+    return row, row_format.problem(row) if isinstance(row, dict) else "isn't a JSON object"
 
 
-def row_id(row: Mapping[str, Any]) -> str:
-    """The id of a row; upstream's name for it is qid."""
-    return str(row["id"] if "id" in row else row["qid"])
+def image_problem(row: Row, field: str = "image_path") -> str:
+    """What is wrong with the path of an image in a row, or an empty string."""
+    if field not in row:
+        return f"has no {field} (it has {', '.join(row) or 'no field at all'})"
+    return "" if is_text(row[field]) and row[field] else f"{field} must be text"
 
 
-def _row_problem(row: object) -> str:
-    """What is wrong with a row, or an empty string."""
-    if not isinstance(row, dict):
-        return "isn't a JSON object"
-    if "image_path" not in row:
-        return f"has no image_path (it has {', '.join(row) or 'no field at all'})"
-    if not is_text(row["image_path"]) or not row["image_path"]:
-        return "image_path must be text"
-    name = row.get("id", row.get("qid"))
+def id_problem(name: object) -> str:
+    """What is wrong with an id, or an empty string."""
     if name is None:
         return "has no id (or, upstream's name for it, qid)"
-    if not (is_text(name) and name.strip()) and type(name) is not int:
+    if not (is_text(name) and str(name).strip()) and type(name) is not int:
         return "id must be text or a whole number"
-    if len(str(name)) > MAX_ID:
-        return f"id has more than {MAX_ID} characters"
-    problem = _text_problem(row) or _target_problem(row)
-    if problem:
-        return problem
+    return f"id has more than {MAX_ID} characters" if len(str(name)) > MAX_ID else ""
+
+
+def fold_problem(row: Row) -> str:
+    """What is wrong with the weight or the fold of a row, or an empty string."""
     weight = row.get("weight", 1.0)
     if type(weight) not in (int, float) or not 0 <= weight <= MAX_WEIGHT:
         return f"weight must be a number from 0 to {MAX_WEIGHT:g}"
     return "" if is_count(row.get("fold", 0)) else "fold must be a whole number"
 
 
-def _text_problem(row: Row) -> str:
+def _question_problem(row: Row) -> str:
+    name = row.get("id", row.get("qid"))
+    return image_problem(row) or id_problem(name) or text_problem(row) or _target_problem(row) or fold_problem(row)
+
+
+QUESTIONS = RowFormat(_question_problem)
+
+
+def text_problem(row: Row) -> str:
+    """What is wrong with the question of a row and its options, or with upstream's text segment."""
     if "text_segment" in row:
         segment = row["text_segment"]
         known = all(map(is_count, segment)) if isinstance(segment, list) else bool(segment) and is_text(segment)

@@ -1,29 +1,32 @@
 """One pass over a split without training. Knows neither files nor tasks."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from beit3_vqa.engine.precision import Precision
+from beit3_vqa.engine.precision import Precision, all_finite, in_float32
 from beit3_vqa.errors import InputError, one_line
-from beit3_vqa.schema import Batch, Prediction
+from beit3_vqa.schema import Batch
 
 
 @torch.no_grad()
 def evaluate_batches(
     model: nn.Module,
     batches: Iterable[Batch],
-    predict: Callable[[Tensor, Batch], list[Prediction]],
+    predict: Callable[[Any, Batch], list[Any]],
     precision: Precision,
-) -> Iterator[list[Prediction]]:
+    infer: Callable[[Any, Batch], Any] | None = None,
+) -> Iterator[list[Any]]:
     """Yields the predictions of each batch, one per example and in their order.
 
     Args:
-        model: called with `batch.inputs`, in evaluation mode.
+        model: in evaluation mode.
         batches: the split, in order.
         predict: (outputs as float32, batch) -> predictions.
         precision: autocast.
+        infer: (model, batch) -> outputs; by default the model is called with `batch.inputs`.
 
     Raises:
         InputError: outputs that aren't finite.
@@ -32,14 +35,15 @@ def evaluate_batches(
     model.eval()
     try:
         for batch in batches:
+            there = batch.to(precision.device)
             with precision.autocast():
-                outputs = model(**batch.to(precision.device).inputs)
-            if not torch.isfinite(outputs).all():
+                outputs = infer(model, there) if infer else model(**there.inputs)
+            if not all_finite(outputs):
                 ids = ", ".join(one_line(example.id) for example in batch.examples[:3])
                 raise InputError(
                     f"the model's outputs aren't finite numbers (rows {ids}, ...). In fp16 they may have grown too "
                     "large: try --precision bf16 or fp32. Else the checkpoint is damaged."
                 )
-            yield predict(outputs.float(), batch)
+            yield predict(in_float32(outputs), batch)
     finally:
         model.train(was_training)

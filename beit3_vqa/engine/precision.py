@@ -1,6 +1,8 @@
 """Where and in which precision the model computes."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,23 @@ def pick_device(name: str) -> torch.device:
     if not available.get(device.type, False):
         raise InputError(f"--device {name}: not on this machine; --device auto takes what there is.")
     return device
+
+
+def in_float32(outputs: Any) -> Any:
+    """A model's outputs (a tensor, or several by place or by name) with their floating-point numbers as float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, Mapping):
+        return {name: in_float32(value) for name, value in outputs.items()}
+    return tuple(map(in_float32, outputs)) if isinstance(outputs, (tuple, list)) else outputs
+
+
+def all_finite(outputs: Any) -> bool:
+    """Whether every number of a model's outputs is finite."""
+    if isinstance(outputs, Tensor):
+        return bool(torch.isfinite(outputs).all())
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return all(map(all_finite, values)) if isinstance(outputs, (Mapping, tuple, list)) else True
 
 
 class Precision:

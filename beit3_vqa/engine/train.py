@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from beit3_vqa.engine import distributed
 from beit3_vqa.engine.distributed import own_part
 from beit3_vqa.engine.finite import BadSteps
 from beit3_vqa.engine.optim import ModelEma, Schedule
-from beit3_vqa.engine.precision import Precision
+from beit3_vqa.engine.precision import Precision, in_float32
 from beit3_vqa.engine.strategy import OneProcess
 from beit3_vqa.schema import Batch
 
@@ -46,7 +47,7 @@ def steps_per_epoch(examples: int, batch_size: int, update_freq: int) -> int:
 def train_epoch(
     model: nn.Module,
     batches: Iterable[Batch],
-    loss_of: Callable[[Tensor, Batch], Tensor],
+    loss_of: Callable[[Any, Batch], Tensor],
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     precision: Precision,
@@ -69,7 +70,8 @@ def train_epoch(
     Args:
         model: called with `batch.inputs`, as the strategy wrapped it.
         batches: of one epoch, or of what is left of it; this process's part of each.
-        loss_of: (outputs, batch) -> mean loss.
+        loss_of: (outputs as float32, batch) -> mean loss over this process's examples; called in every process at
+            once, so that it may look at the outputs of all.
         optimizer: its groups have `lr_scale`.
         schedule: step -> learning rate.
         precision: autocast and gradient scaling.
@@ -99,11 +101,11 @@ def train_epoch(
         in_batch = min(together, group_examples - in_group)
         counted = own_part(in_batch)  # none where a short last batch has nothing for this process
         in_group += in_batch
-        batch = batch.to(precision.device)
+        batch = replace(batch.to(precision.device), counted=counted, step=step)
         with nullcontext() if in_group == group_examples else strategy.accumulating(model):
             with precision.autocast():
                 outputs = model(**batch.inputs)
-            loss = loss_of(outputs.float(), batch) * (counted / group_examples)
+            loss = loss_of(in_float32(outputs), batch) * (counted / group_examples)
             # Every strategy takes the mean over the processes; the loss is a sum over them already.
             precision.scaler.scale(loss * distributed.size()).backward()
         loss_sum += loss.detach()

@@ -19,8 +19,6 @@ MAX_TEXT_TOKENS = 1024 - 2  # rows of the text position table less fairseq's two
 class BEiT3Model(nn.Module):
     """The backbone under the name `beit3`, upstream's initialisation, and what the optimiser asks.
 
-    `text_input` is the keyword of `forward` that takes the text's token ids.
-
     Args:
         embed_dim: width D.
         depth: number of layers.
@@ -33,8 +31,6 @@ class BEiT3Model(nn.Module):
         attention: see `Multiway`.
         checkpoint_every: see `Multiway`.
     """
-
-    text_input = "question"
 
     def __init__(
         self,
@@ -86,21 +82,27 @@ class BEiT3Model(nn.Module):
         return {"beit3.encoder.embed_positions.A.weight", "beit3.vision_embed.cls_token"}
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise decay: 0 embeddings, 1..N layers, N + 1 pooler, head, last norm."""
-        if "embed" in name:
-            return 0
+        """Depth of a parameter for layer-wise decay: 0 embeddings, 1..N layers, N + 1 what comes after them.
+
+        Raises:
+            ValueError: a part of the backbone that has no depth.
+        """
+        if not name.startswith("beit3.") or name.startswith("beit3.encoder.layer_norm."):
+            return self.get_num_layers() + 1
         if name.startswith("beit3.encoder.layers."):
             return int(name.split(".")[3]) + 1
-        return self.get_num_layers() + 1
+        if "embed" not in name:
+            raise ValueError(f"{name} has no depth: say in layer_id where it stands")
+        return 0
 
     def is_head(self, name: str) -> bool:
         """Whether `--task_head_lr_weight` applies: the head, not the pooler, as upstream has it."""
         return name.startswith("head")
 
     def tokens(self, inputs: dict[str, Tensor]) -> int:
-        """Tokens of an example of a batch: patches, [CLS], and the longest text."""
-        texts = [value.size(1) for name, value in inputs.items() if name == self.text_input]
-        return self.beit3.vision_embed.num_position_embeddings() + sum(texts)
+        """Tokens of an example of a batch in one pass: patches, [CLS], and the longest text, if there is one."""
+        text = inputs["padding_mask"].size(1) if "padding_mask" in inputs else 0
+        return self.beit3.vision_embed.num_position_embeddings() + text
 
     def attention_kernel(self, device: torch.device, dtype: torch.dtype, examples: int, text_tokens: int) -> str:
         """Which attention kernel computes so many examples with texts of so many tokens."""

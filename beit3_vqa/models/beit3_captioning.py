@@ -20,11 +20,8 @@ class BEiT3ForCaptioning(BEiT3Model):
     a word is added.
     """
 
-    text_input = "text_ids"
-
-    def __init__(self, num_classes: int = 0, **sizes: Any):
+    def __init__(self, **sizes: Any):
         super().__init__(normalize_output=True, **sizes)
-        self.num_classes = num_classes
         self.mlm_head = nn.Linear(self.embed_dim, self.vocab_size)
         self.apply(init_like_upstream)
 

@@ -20,7 +20,7 @@ from beit3_vqa.models.family import Family, TaskShape
 from beit3_vqa.models.lora import add_adapters, keep_names
 from beit3_vqa.models.pretrained import NEW_IN_FINE_TUNING, load_pretrained, weights_of
 from beit3_vqa.models.processor import BEiT3Processor
-from beit3_vqa.models.registry import build_model, parse_name
+from beit3_vqa.models.registry import HEADS, build_model, parse_name
 from beit3_vqa.options import MAX_BPE_TOKENS
 
 COMPILED_LENGTH_STEP = 16  # tokens
@@ -33,7 +33,13 @@ class BEiT3Family(Family):
 
     def __init__(self, config: RunConfig, task: TaskShape):
         super().__init__(config, task)
-        self.name = parse_name(config.model.model, head=task.name)
+        wanted = task.head or task.name
+        self.name = parse_name(config.model.model, head=wanted)
+        if HEADS[self.name.head].build != HEADS[wanted].build:
+            raise InputError(
+                f"--model {config.model.model} is for other tasks than --task {task.name}: leave _{self.name.head} out "
+                f"of the name, or end it with _{wanted}."
+            )
 
     @property
     def img_size(self) -> int:
@@ -41,8 +47,12 @@ class BEiT3Family(Family):
         return self.name.img_size
 
     def processor(self, checkpoint_folder: Path | None) -> BEiT3Processor:
-        """Tokenizer, prompt and image pipelines of a run."""
+        """Tokenizer, prompt and image pipelines of a run; no tokenizer where the task has no text."""
         config = self.config
+        evaluate = EvalTransform(self.img_size)
+        train, fast_decode = self.train_transform(), config.data.fast_decode
+        if not self.task.inputs.text:
+            return BEiT3Processor(None, 0, PromptTemplate(), evaluate, train, fast_decode, inputs=self.task.inputs)
         tokenizer = Tokenizer(find_tokenizer(config, checkpoint_folder))
         if tokenizer.vocab_size > config.model.vocab_size:
             raise InputError(
@@ -56,9 +66,9 @@ class BEiT3Family(Family):
             raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
         choices = self.task.num_classes if self.task.answers_are_options else 4
         prompt = PromptTemplate(config.model.prompt_template, choices)
-        evaluate = EvalTransform(self.img_size)
-        train, fast_decode = self.train_transform(), config.data.fast_decode
-        return BEiT3Processor(tokenizer, max_tokens, prompt, evaluate, train, fast_decode, length_step)
+        return BEiT3Processor(
+            tokenizer, max_tokens, prompt, evaluate, train, fast_decode, length_step, self.task.inputs
+        )
 
     def build(self, precision: Precision) -> Any:
         """The model with upstream's fresh weights, adapters where asked for, compiled where `--compile` asks for it.
@@ -67,9 +77,10 @@ class BEiT3Family(Family):
         file to be used.
         """
         config = self.config
+        classes = {"num_classes": self.task.num_classes} if self.task.num_classes else {}
         model = build_model(
             self.name,
-            num_classes=self.task.num_classes,
+            **classes,
             vocab_size=config.model.vocab_size,
             drop_path_rate=config.init.drop_path,
             attention=config.compute.attention,
@@ -97,7 +108,7 @@ class BEiT3Family(Family):
             content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
             if self.foreign_in(content, model, processor):
                 print(
-                    f"{where}: was trained with another tokenizer than {processor.tokenizer.path}, so tokens have to "
+                    f"{where}: was trained with another tokenizer than {_path(processor)}, so tokens have to "
                     "be learned anew; the right one is the tokenizer.spm beside that checkpoint."
                 )
             self.load_pretrained(model, weights_of(content, options.model_key, options.model_prefix), where)
@@ -109,22 +120,28 @@ class BEiT3Family(Family):
         return report.new
 
     def checksums(self, model: Any, processor: BEiT3Processor) -> dict[str, str]:
-        """Of the tokenizer's file."""
-        return {"tokenizer_sha256": processor.tokenizer.sha256}
+        """Of the tokenizer's file, where there is a text."""
+        return {"tokenizer_sha256": processor.tokenizer.sha256} if processor.tokenizer else {}
 
     def foreign(self, name: str, processor: BEiT3Processor) -> str:
         """The only checksum is the tokenizer's."""
         return (
-            f"{processor.tokenizer.path} isn't the tokenizer that the checkpoint was trained with: its ids would "
+            f"{_path(processor)} isn't the tokenizer that the checkpoint was trained with: its ids would "
             "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
         )
 
     def keep_beside(self, processor: BEiT3Processor, folder: Path) -> None:
         """Puts the tokenizer beside the checkpoints, so that they can be used anywhere."""
+        if processor.tokenizer is None:
+            return
         source, target = Path(processor.tokenizer.path), folder / TOKENIZER_FILE
         if not (target.exists() and target.read_bytes() == source.read_bytes()):
             with replacing(target) as file:
                 file.write(source.read_bytes())
+
+
+def _path(processor: BEiT3Processor) -> str:
+    return str(processor.tokenizer.path) if processor.tokenizer else ""
 
 
 def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:

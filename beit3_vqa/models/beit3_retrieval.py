@@ -18,11 +18,8 @@ class BEiT3ForRetrieval(BEiT3Model):
     Upstream's `..._retrieval` model. Its loss is the task's here, since it looks at every process's features.
     """
 
-    text_input = "text_description"
-
-    def __init__(self, num_classes: int = 0, **sizes: Any):
+    def __init__(self, **sizes: Any):
         super().__init__(normalize_output=True, **sizes)
-        self.num_classes = num_classes
         self.language_head = nn.Linear(self.embed_dim, self.embed_dim, bias=False)
         self.vision_head = nn.Linear(self.embed_dim, self.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))

@@ -57,8 +57,9 @@ class CLIPFamily(Family):
             )
         if not task.answers_are_options:
             raise InputError(
-                f"--model {options.model} chooses among the options of multiple-choice questions; these data are "
-                "open-ended. Use BEiT-3 (--model beit3_...), or prepare questions with options."
+                f"--model {options.model} chooses among the options of multiple-choice questions; --task {task.name} "
+                "on these data has none: they are open-ended, or no questions at all. Use BEiT-3 (--model beit3_...), "
+                "or prepare questions with options."
             )
         self.clip_config = read_clip_config(options.pretrained, self.name, options.model)
         self.settings = read_image_settings(options.pretrained, self.img_size)

@@ -3,7 +3,7 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.data.transforms import TrainTransform
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
-from beit3_vqa.schema import Example
+from beit3_vqa.schema import Example, Inputs
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,21 @@ class TextLengths:
 
 @dataclass(frozen=True)
 class TaskShape:
-    """What a model must know of its task: the name of the head, its outputs, whether each stands for an option."""
+    """What a model must know of its task.
+
+    Attributes:
+        name: of the task.
+        num_classes: the model's outputs; 0 for a head that has no such number.
+        answers_are_options: whether each output stands for an option of a multiple-choice question.
+        head: the kind of head, as models' names end with it; empty: the task's name.
+        inputs: of the model.
+    """
 
     name: str
     num_classes: int
     answers_are_options: bool
+    head: str = ""
+    inputs: Inputs = field(default_factory=Inputs)
 
 
 class Processor(Protocol):
@@ -93,7 +103,7 @@ class Family(ABC):
     def build(self, precision: Precision) -> Any:
         """The model, on the CPU, with fresh weights or those it is built around.
 
-        Beside `forward(**inputs) -> logits (B, classes)` it has what the optimizer and the reports ask:
+        Beside `forward(**inputs) -> outputs` it has what the optimizer and the reports ask:
         `get_num_layers`, `layer_id`, `is_head`, `no_weight_decay`, `tokens` and `attention_kernel`. Its `state_dict()`
         is what a checkpoint keeps, and `load_state_dict` takes just that.
         """

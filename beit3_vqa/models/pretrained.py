@@ -23,7 +23,7 @@ PRETRAINING_HEADS = ("mlm_head.", "mim_head.", "lm_head.")
 OTHER_HEADS = ("vision_head.", "language_head.", "logit_scale", "pooler.", "head.")
 # Models whose output isn't normalised (VQA, ImageNet) have no last norm, where pre-trained ones do.
 OUTPUT_NORM = "beit3.encoder.layer_norm."
-NEW_IN_FINE_TUNING = ("head.", "pooler.")
+NEW_IN_FINE_TUNING = ("head.", "pooler.", "vision_head.", "language_head.", "logit_scale", "mlm_head.")
 ADAPTER = ".lora_"  # in the names that peft gives
 
 

@@ -1,4 +1,4 @@
-"""What BEiT-3 makes of an example: pixels and one text."""
+"""What BEiT-3 makes of an example: pixels of its images and one text, or either alone."""
 
 import itertools
 import random
@@ -13,37 +13,40 @@ from beit3_vqa.data.image_cache import ImageCache
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate, cut_question
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.models.family import TextLengths
-from beit3_vqa.schema import Example
+from beit3_vqa.schema import Example, Inputs
 
 CHUNK = 4096  # examples whose texts are counted at once
 
 
 class BEiT3Processor:
-    """Example -> image as uint8 (3, S, S) and token ids; a batch of them -> the model's keyword arguments.
+    """Example -> images as uint8 (3, S, S) and token ids; a batch of them -> the model's keyword arguments.
 
     Args:
-        tokenizer: ids of the text.
+        tokenizer: ids of the text; None where there is no text.
         max_tokens: longest text, `<s>` and `</s>` included; a longer one is cut in the question, never in the options.
         prompt: text of a multiple-choice question; an open-ended one is its question alone.
         evaluate: pixels in evaluation.
         train: pixels in training; None for a processor that only evaluates.
         fast_decode: decode large JPEGs at a fraction of their size (see `open_image`), still twice the resolution.
         length_step: texts of a batch are padded to a multiple of it, so that a compiled model meets few shapes.
+        inputs: names of what it makes; an empty `text`: no text.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         max_tokens: int,
         prompt: PromptTemplate,
         evaluate: EvalTransform,
         train: TrainTransform | None = None,
         fast_decode: bool = False,
         length_step: int = 1,
+        inputs: Inputs | None = None,
     ):
         self.tokenizer = tokenizer
+        self.inputs = inputs or Inputs()
         self.max_tokens = max_tokens
         self.prompt = prompt
         self.evaluate = evaluate
@@ -53,27 +56,49 @@ class BEiT3Processor:
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
     def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
-        """`image` and `question` of an example; with an `rng`, the image is augmented.
+        """Images and text of an example, by the names of `inputs`; with an `rng`, the images are augmented.
 
         Raises:
             InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
         """
-        image = self.grey if example.problem else self.images.open(example.image_path)
+        paths = zip(self.inputs.images, example.image_paths, strict=True)
+        item: dict[str, Any] = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
+        return {**item, self.inputs.text: self.token_ids(example)} if self.inputs.text else item
+
+    def open(self, example: Example, path: str) -> Image.Image:
+        """An image of an example in mode RGB; a grey one where the example has a problem."""
+        if example.problem:
+            return self.grey
+        try:
+            return self.images.open(path)
+        except ImageError as error:
+            error.path = path  # which of several it was
+            raise
+
+    def pixels(self, image: Image.Image, example: Example, rng: random.Random | None) -> Tensor:
+        """uint8 (3, S, S); with an `rng` augmented, but not mirrored where the example's text speaks of sides."""
         if rng is None or self.train is None:
-            pixels = self.evaluate(image)
-        else:
-            sides_matter = speaks_of_sides((example.question, *example.choices))
-            pixels = self.train(image, rng, keep_left_right=sides_matter)
-        return {"image": pixels, "question": self.token_ids(example)}
+            return self.evaluate(image)
+        sides_matter = speaks_of_sides((example.question, *example.choices))
+        return self.train(image, rng, keep_left_right=sides_matter)
 
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Tensors of B examples -> `image` uint8 (B, 3, S, S), `question` (B, T), `padding_mask` (B, T)."""
-        ids, padding_mask = pad_batch([item["question"] for item in items], self.tokenizer.pad_id, self.length_step)
-        return {
-            "image": torch.stack([item["image"] for item in items]),
-            "question": ids,
-            "padding_mask": padding_mask,
-        }
+        """Tensors of B examples -> images (B, 3, S, S), text (B, T) and `padding_mask` (B, T), 1 at padding.
+
+        What the items hold beside that is left out.
+        """
+        batch = {name: torch.stack([item[name] for item in items]) for name in self.inputs.images}
+        return {**batch, **self.padded([item[self.inputs.text] for item in items])} if self.inputs.text else batch
+
+    def padded(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Token ids of B texts -> the model's text (B, T) and `padding_mask` (B, T)."""
+        ids, padding_mask = pad_batch(texts, self._tokenizer.pad_id, self.length_step)
+        return {self.inputs.text: ids, "padding_mask": padding_mask}
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        assert self.tokenizer is not None
+        return self.tokenizer
 
     def text(self, example: Example, question: str | None = None) -> str:
         """The text that stands for an example, with another question if one is given."""
@@ -85,20 +110,20 @@ class BEiT3Processor:
         if example.token_ids is not None:
             ids = list(example.token_ids[:room])
         else:
-            ids = self.tokenizer.encode(self.text(example))
+            ids = self._tokenizer.encode(self.text(example))
             if len(ids) > room:
                 ids = self._cut_question(example, room)
-        return [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
+        return [self._tokenizer.bos_id, *ids, self._tokenizer.eos_id]
 
     def _cut_question(self, example: Example, room: int) -> list[int]:
-        ids = cut_question(example.question, lambda cut: self.tokenizer.encode(self.text(example, cut)), room)
+        ids = cut_question(example.question, lambda cut: self._tokenizer.encode(self.text(example, cut)), room)
         if ids is None:
             raise InputError(self._length_problem(example))
         return ids
 
     def _length_problem(self, example: Example) -> str:
         """What to say of an example whose options alone are too long; empty for any other."""
-        need = len(self.tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
+        need = len(self._tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
         if need <= self.max_tokens:
             return ""
         return (
@@ -121,7 +146,7 @@ class BEiT3Processor:
             foreign += [f"row {name}: token id {token_id}" for name, token_id in highest if token_id >= vocab_size]
             counted += [len(ids) + SPECIAL_TOKENS for ids in given.values()]
             texts = [e for e in chunk if e.token_ids is None]
-            for example, ids in zip(texts, self.tokenizer.encode_batch([self.text(e) for e in texts]), strict=True):
+            for example, ids in zip(texts, self._tokenizer.encode_batch([self.text(e) for e in texts]), strict=True):
                 counted.append(len(ids) + SPECIAL_TOKENS)
                 problem = self._length_problem(example) if counted[-1] > self.max_tokens else ""
                 too_long += [f"row {example.id}: {problem}"] if problem else []

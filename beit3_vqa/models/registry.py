@@ -26,11 +26,15 @@ class Size:
 
 @dataclass(frozen=True)
 class Head:
-    """The class that a task's suffix names, its published number of classes, and the module that it is in."""
+    """The class that the suffix of a model's name means, and its published number of classes.
 
-    class_name: str
-    num_classes: int
-    module: str = "beit3_vqa.models.beit3"
+    Attributes:
+        build: `module:class`.
+        num_classes: None for a head that has no such number.
+    """
+
+    build: str
+    num_classes: int | None
 
 
 SIZES = {
@@ -39,10 +43,10 @@ SIZES = {
     "large": Size(embed_dim=1024, depth=24, num_heads=16),
 }
 HEADS = {
-    "vqacustom": Head("BEiT3ForVisualQuestionAnswering", num_classes=4),
-    "vqav2": Head("BEiT3ForVisualQuestionAnswering", num_classes=3129),
-    "retrieval": Head("BEiT3ForRetrieval", num_classes=0, module="beit3_vqa.models.beit3_retrieval"),
-    "captioning": Head("BEiT3ForCaptioning", num_classes=0, module="beit3_vqa.models.beit3_captioning"),
+    "vqacustom": Head("beit3_vqa.models.beit3:BEiT3ForVisualQuestionAnswering", num_classes=4),
+    "vqav2": Head("beit3_vqa.models.beit3:BEiT3ForVisualQuestionAnswering", num_classes=3129),
+    "retrieval": Head("beit3_vqa.models.beit3_retrieval:BEiT3ForRetrieval", num_classes=None),
+    "captioning": Head("beit3_vqa.models.beit3_captioning:BEiT3ForCaptioning", num_classes=None),
 }
 # What timm and `beit3-vqa models` list; the parser takes any other resolution too.
 LISTED = (
@@ -68,7 +72,7 @@ class ModelName:
 
 
 def parse_name(name: str, head: str = "") -> ModelName:
-    """The parts of a model name; a name without a task takes `head`.
+    """The parts of a model name; a name without a head takes `head`.
 
     Raises:
         InputError: not such a name, an unknown size or head, or a resolution that the patch doesn't divide.
@@ -83,7 +87,9 @@ def parse_name(name: str, head: str = "") -> ModelName:
     if match["size"] not in SIZES:
         raise InputError(f"model {name!r}: size must be one of {', '.join(SIZES)}.")
     if named_head not in HEADS:
-        raise InputError(f"model {name!r}: task must be one of {', '.join(HEADS)}.{nearest(named_head, HEADS)}")
+        raise InputError(
+            f"model {name!r}: after the resolution comes one of {', '.join(HEADS)}.{nearest(named_head, HEADS)}"
+        )
     parsed = ModelName(match["size"], int(match["patch"]), int(match["resolution"]), named_head)
     if parsed.patch_size == 0 or parsed.img_size == 0 or parsed.img_size % parsed.patch_size:
         raise InputError(f"model {name!r}: the resolution must be a multiple of the patch ({parsed.patch_size}).")
@@ -95,11 +101,12 @@ def build_model(name: ModelName | str, **overrides: Any) -> "nn.Module":
     if isinstance(name, str):
         name = parse_name(name)
     size, head = SIZES[name.size], HEADS[name.head]
-    arguments = {**vars(size), "num_classes": head.num_classes, "img_size": name.img_size}
-    arguments |= {"patch_size": name.patch_size} | overrides
+    arguments = {**vars(size), "img_size": name.img_size, "patch_size": name.patch_size}
+    if head.num_classes is not None:
+        arguments["num_classes"] = head.num_classes
     # Imported here, since the names are wanted before torch: by `--help`, and by timm while it is being imported.
-    build = getattr(import_module(head.module), head.class_name)
-    return build(**arguments)
+    module, class_name = head.build.split(":")
+    return getattr(import_module(module), class_name)(**(arguments | overrides))
 
 
 def count_parameters(name: ModelName | str, **overrides: Any) -> int:

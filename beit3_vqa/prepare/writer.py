@@ -71,13 +71,14 @@ class Prepared:
 
     Attributes:
         format: its name.
-        answers: the label table, in order; for multiple choice the letters.
+        answers: the label table, in order; for multiple choice the letters; empty where the task has none.
         image_root: the folder that image paths start from.
         splits: index rows of each split. Each has at least an id and an image path, even one with a problem.
         origins: where each row comes from (`train.csv:12`), parallel to `splits`.
         problems: what is wrong, one line each, with its origin.
         notes: what was interpreted, counted or left aside, for the summary.
         extra_files: from the final splits, name -> text of further files to write beside the index.
+        task: the task that the index is for.
     """
 
     format: str
@@ -88,6 +89,7 @@ class Prepared:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra_files: Callable[[Splits], dict[str, str]] = lambda splits: {}
+    task: str = index.VQACUSTOM.name
 
     def add(self, split: str, row: Row, origin: str) -> None:
         """Append a row to a split."""
@@ -127,7 +129,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
-        stale = [] if options.check else _stale_files(data_path, splits)
+        stale = [] if options.check else _stale_files(data_path, splits, prepared.task)
         notes += [f"{name} of an earlier run removed" for name in stale]
         every_row = [row for rows in splits.values() for row in rows]
         summary = Summary(
@@ -211,24 +213,26 @@ def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]
         shared = len(images.get("train", set()) & images.get(other, set()))
         if shared:
             notes.append(f"train and {other} share {shared:,} images")
-    return {split: divided[split] for split in index.SPLITS if split in divided}, notes
+    return {split: divided[split] for split in index.ALL_SPLITS if split in divided}, notes
 
 
-def _stale_files(data_path: Path, splits: Splits) -> list[str]:
+def _stale_files(data_path: Path, splits: Splits, task: str) -> list[str]:
     """Splits of an earlier run that this one doesn't have: they would be taken for part of it."""
-    others = [index.split_file(split) for split in index.SPLITS if split not in splits]
+    others = [index.split_file(split, task) for split in index.ALL_SPLITS if split not in splits]
     return [name for name in others if (data_path / name).exists()]
 
 
 def _write(folder: Path, splits: Splits, prepared: Prepared) -> list[str]:
     """Write the index, the label table and the format's own files; returns their names."""
     for split, rows in splits.items():
-        write_rows(folder / index.split_file(split), rows)
-    AnswerTable(prepared.answers).write(folder / index.ANSWERS_FILE)
+        write_rows(folder / index.split_file(split, prepared.task), rows)
+    answers = [index.ANSWERS_FILE] if prepared.answers else []
+    if answers:
+        AnswerTable(prepared.answers).write(folder / index.ANSWERS_FILE)
     extra_files = prepared.extra_files(splits)
     for name, text in extra_files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
-    return [*map(index.split_file, splits), index.ANSWERS_FILE, *extra_files]
+    return [*(index.split_file(split, prepared.task) for split in splits), *answers, *extra_files]
 
 
 @contextmanager

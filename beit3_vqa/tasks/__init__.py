@@ -1,6 +1,7 @@
-"""Kinds of tasks, found by name; a new one is a file here and a line in `TASKS`."""
+"""Kinds of tasks, found by name: a task is a file here of that name, whose `TASK` is the task's class."""
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from beit3_vqa.errors import InputError, nearest
@@ -8,7 +9,10 @@ from beit3_vqa.errors import InputError, nearest
 if TYPE_CHECKING:
     from beit3_vqa.tasks.base import Task
 
-TASKS = {"vqacustom": "beit3_vqa.tasks.vqa:VQACustom"}
+# What several tasks have in common, and is none.
+_SHARED_FILES = {"base", "indexed", "vqa", "retrieval", "captioning"}
+
+TASKS = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED_FILES))
 
 
 def find_task(name: str) -> "type[Task]":
@@ -19,5 +23,4 @@ def find_task(name: str) -> "type[Task]":
     """
     if name not in TASKS:
         raise InputError(f"--task {name}: the tasks are {', '.join(TASKS)}.{nearest(name, TASKS)}")
-    module, class_name = TASKS[name].split(":")
-    return getattr(import_module(module), class_name)
+    return import_module(f"{__name__}.{name}").TASK

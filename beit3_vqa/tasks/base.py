@@ -1,24 +1,47 @@
-"""What a kind of task supplies: its data, its loss, its metrics and its result files."""
+"""What a kind of task supplies: its data, its loss, its metrics and its result files.
 
+A task that reads index files begins with `tasks.indexed.IndexTask` and has little left to say.
+"""
+
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from beit3_vqa.config import RunConfig
-from beit3_vqa.data.dataset import CustomDataset
-from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
+from beit3_vqa.data.dataset import IndexDataset
+from beit3_vqa.data.index import IndexFiles
+from beit3_vqa.errors import InputError
+from beit3_vqa.schema import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
 
 
 class Task(ABC):
     """A kind of task, set up for one prepared folder (or for one checkpoint, see `from_checkpoint`)."""
 
-    name: str
+    name: ClassVar[str]
+    #: kind of the model's head: a key of `models.registry.HEADS`
+    head: ClassVar[str]
+    #: names of the model's inputs
+    inputs: ClassVar[Inputs] = Inputs()
+    #: names of its index files
+    files: ClassVar[IndexFiles]
     #: key of `metrics()` by which the best epoch is chosen; higher is better
-    best_metric: str
-    num_classes: int
+    best_metric: ClassVar[str] = "accuracy"
+    #: what it counts, for messages
+    unit: ClassVar[str] = "questions"
+    #: options whose default isn't the one of options.py
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    #: options of `options.TaskConfig` that mean something to it
+    own_options: ClassVar[frozenset[str]] = frozenset()
+    #: the model's outputs; 0 for a head that has no such number
+    num_classes: int = 0
+
+    # Its data
 
     @classmethod
     @abstractmethod
@@ -35,33 +58,69 @@ class Task(ABC):
         """What a checkpoint must keep to make sense of the model's outputs; plain data."""
 
     @property
-    @abstractmethod
     def answers_are_options(self) -> bool:
         """Whether a question comes with options, one for each of the model's outputs."""
+        return False
 
     @abstractmethod
-    def dataset(self, split: str, processor: Callable, *, training: bool) -> CustomDataset:
+    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
         """A split of the data; InputError where it doesn't exist."""
 
     @abstractmethod
     def splits(self) -> list[str]:
         """The splits that the data have."""
 
-    @abstractmethod
     def folds(self) -> list[int]:
         """The folds of the training rows, empty where there are none."""
+        return []
+
+    def question(self, image: str, question: str, choices: Sequence[str]) -> Example:
+        """A single question to a trained model; InputError where it can't be one of this task."""
+        raise InputError(f"the model was trained on {self.name}, which has no single questions; use --eval.")
+
+    # From examples to batches; where the data are loaded, which may be another process
+
+    def tensors(self, example: Example, processor: Any, rng: random.Random | None) -> dict[str, Any]:
+        """What the model's inputs are made of; with an `rng`, the only source of randomness, as in training."""
+        return processor(example, rng)
+
+    def collate(self, items: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
+        """`tensors` of B examples -> the model's keyword arguments."""
+        return processor.collate(items)
+
+    def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+        """A batch of training with what is learned; `items` are the `tensors` of its examples."""
+        return replace(batch, targets=self.targets(batch.examples))
+
+    def targets(self, examples: Sequence[Example]) -> Tensor | None:
+        """What the loss compares outputs with, (B, ...)."""
+        return None
+
+    def measured(self, example: Example) -> Iterable[Example]:
+        """What of an example is one text each for the model, to be counted before training."""
+        return (example,)
+
+    # From batches to numbers
 
     @abstractmethod
-    def targets(self, examples: Sequence[Example]) -> Tensor:
-        """What the loss compares outputs with, (B, ...); made where the data are loaded."""
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean loss of a batch of training, a scalar.
+
+        Every process calls it at the same time with its part of the batch, so it may gather the others' outputs;
+        only the first `batch.counted` examples of a process are its own.
+        """
+
+    def infer(self, model: Any, batch: Batch) -> Any:
+        """The outputs that `predictions` reads, by default those of a forward pass."""
+        return model(**batch.inputs)
 
     @abstractmethod
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean loss of a batch with `targets`, a scalar."""
+    def predictions(self, outputs: Any, batch: Batch) -> list[Any]:
+        """One for each example: a `Prediction`, or whatever `conclude` makes one of; it can be pickled."""
 
-    @abstractmethod
-    def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
-        """One prediction for each example."""
+    def conclude(self, predictions: list[Any]) -> EvalResult:
+        """Of a whole split, in input order, each example once; every process calls it with the same."""
+        return EvalResult(self.metrics(predictions), predictions)
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:

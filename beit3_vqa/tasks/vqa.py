@@ -1,9 +1,8 @@
 """Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
-from operator import add
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,21 @@ from torch import Tensor
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset
-from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, split_files
-from beit3_vqa.data.rows import LETTERS, Row, Rows, read_rows, row_id
+from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM
+from beit3_vqa.data.rows import LETTERS, Rows, row_id
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import is_text, make_folder, missing
+from beit3_vqa.files import is_text
 from beit3_vqa.metrics import accuracy_metrics
-from beit3_vqa.output.predictions import write_info, write_metrics, write_predictions, write_upstream_results
+from beit3_vqa.output.predictions import write_upstream_results
 from beit3_vqa.output.submission import write_submission
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
-from beit3_vqa.tasks.base import Task
+from beit3_vqa.tasks.indexed import IndexTask, data_folder
 
 # Open-ended predictions keep the likeliest few: predictions.json would otherwise hold rows times vocabulary.
 KEPT_ANSWERS = 5
 
 
-class VQACustom(Task):
+class VQACustom(IndexTask):
     """Questions in the SCPC format (options A, B, C, D), or open-ended ones.
 
     Args:
@@ -38,12 +37,12 @@ class VQACustom(Task):
     """
 
     name = "vqacustom"
-    best_metric = "accuracy"
+    head = "vqacustom"
+    files = VQACUSTOM
 
     def __init__(self, answers: AnswerTable, config: RunConfig, data_path: Path | None = None):
+        super().__init__(config, data_path)
         self.answers = answers
-        self.config = config
-        self.data_path = data_path
         self.num_classes = len(answers)
         wanted = config.model.num_classes
         if wanted not in (None, self.num_classes):
@@ -56,13 +55,7 @@ class VQACustom(Task):
     @classmethod
     def from_folder(cls, config: RunConfig) -> "VQACustom":
         """The task on a prepared folder."""
-        if not config.data.data_path:
-            raise InputError("--data_path: give the folder that `beit3-vqa prepare` wrote.")
-        folder = Path(config.data.data_path)
-        if not folder.is_dir():
-            raise InputError(
-                f"--data_path: {missing('folder', folder)} `beit3-vqa prepare --help` says how to make one."
-            )
+        folder = data_folder(config)
         return cls(AnswerTable.read(folder / ANSWERS_FILE), config, folder)
 
     @classmethod
@@ -82,71 +75,40 @@ class VQACustom(Task):
         """Whether the answers are the letters of options."""
         return self.answers.answers == tuple(LETTERS[: self.num_classes])
 
-    def splits(self) -> list[str]:
-        """The splits that have an index file; with a fold, `val` is that fold."""
-        assert self.data_path is not None
-        found = [split for split in ("train", "val", "test") if split_files(self.data_path, split)]
-        if self.config.data.fold is not None and "val" not in found:
-            found.insert(1, "val")
-        return found
+    def question(self, image: str, question: str, choices: Sequence[str]) -> Example:
+        """A question with as many options as the model was trained with; an open-ended one without any."""
+        if not question.strip():
+            raise InputError("the question is empty.")
+        if any(not choice.strip() for choice in choices) or len(set(choices)) < len(choices):
+            raise InputError(f"the options must differ, and none may be empty: {', '.join(map(repr, choices))}.")
+        if choices and len(choices) != self.num_classes:
+            raise InputError(f"the model chooses among {self.num_classes} options; {len(choices)} were given.")
+        if not choices and self.answers_are_options:
+            raise InputError(f"the model answers multiple-choice questions: give {self.num_classes} choices.")
+        if choices and not self.answers_are_options:
+            raise InputError("the model answers open-ended questions: leave the choices out.")
+        return Example(id="0", image_path=image, question=question, choices=tuple(choices))
 
-    def folds(self) -> list[int]:
-        """The folds of the training rows."""
-        assert self.data_path is not None
-        return _folds(row for file in split_files(self.data_path, "train") for row in read_rows(file))
-
-    def dataset(self, split: str, processor: Callable, *, training: bool) -> CustomDataset:
+    def dataset(self, split: str, processor: Any, *, training: bool) -> CustomDataset:
         """A split, checked against the answer table.
 
         Raises:
             InputError: no such split; rows of another number of options; training rows without an answer.
         """
-        assert self.data_path is not None
-        rows = self._rows(split)
+        rows = self.rows(split)
         self._check_choices(rows, split)
-        info = DatasetInfo.read(self.data_path)
         dataset = CustomDataset(
             rows,
             self.answers,
-            self._image_root(info),
-            processor,
+            self.image_root(),
+            partial(self._tensors, processor),
             training=training,
             shuffle_choices=training and self.config.data.shuffle_choices,
             seed=self.config.run.seed,
         )
         if training:
-            dataset.rows = self._learnable(dataset, rows)
+            dataset.rows = self._answered(dataset, rows)
         return dataset
-
-    def _image_root(self, info: DatasetInfo) -> Path:
-        root = Path(self.config.data.image_root or info.image_root)
-        try:
-            is_there = root.is_dir()
-        except OSError as error:  # a name longer than the file system takes, a folder that isn't ours
-            raise InputError(f"image folder {root}: {error.strerror}. Say where it is with --image_root.") from error
-        if not is_there:
-            raise InputError(f"{missing('image folder', root)} Where did the images go? Say it with --image_root.")
-        return root
-
-    def _rows(self, split: str) -> Rows:
-        assert self.data_path is not None
-        fold = self.config.data.fold
-        files = split_files(self.data_path, "train" if fold is not None and split == "val" else split)
-        if not files:
-            there = ", ".join(self.splits()) or "none at all"
-            hint = " Was it prepared with --folds? Then add --fold K." if split == "val" else ""
-            raise InputError(f"--data_path {self.data_path}: has no {split} split; it has {there}.{hint}")
-        rows = reduce(add, map(read_rows, files))
-        if not rows:
-            raise InputError(f"{files[0]} is empty: the {split} split has no rows. Prepare the data again.")
-        if fold is None or split == "test":
-            return rows
-        fold_of = [row.get("fold") for row in rows]
-        folds = _folds(rows)
-        if fold not in folds:
-            there = f"folds {folds[0]} to {folds[-1]}" if folds else "no folds; prepare the data with --folds K"
-            raise InputError(f"--fold {fold}: the training rows have {there}.")
-        return rows.where((other == fold) == (split == "val") for other in fold_of)
 
     def _check_choices(self, rows: Rows, split: str) -> None:
         options = self.num_classes if self.answers_are_options else 0
@@ -162,7 +124,7 @@ class VQACustom(Task):
                 f"{split} rows that don't fit {ANSWERS_FILE}, whose answers ({listed}) are for {wanted}:", wrong
             )
 
-    def _learnable(self, dataset: CustomDataset, rows: Rows) -> Rows:
+    def _answered(self, dataset: CustomDataset, rows: Rows) -> Rows:
         """The rows with a label; those whose answer isn't in the table can't be learned, and that is said."""
         unanswered, has_label = [], []
         for row in rows:
@@ -240,28 +202,15 @@ class VQACustom(Task):
 
     def chance(self) -> float:
         """Percent right when guessing: one of the options, or always the most frequent training answer."""
-        assert self.data_path is not None
-        if self.answers_are_options or not split_files(self.data_path, "train"):
+        if self.answers_are_options or not self._files("train"):
             return 100.0 / self.num_classes
-        rows = self._rows("train")
+        rows = self.rows("train")
         answers = Counter(answer_key(row["answer"]) if "answer" in row else str(row.get("labels")) for row in rows)
         return 100.0 * max(answers.values()) / len(rows)
 
-    def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
-        """predictions.json, submission.csv, upstream's JSON and, where answers are known, metrics.json."""
-        make_folder(folder)
-        suffix = "" if info.split == "test" else f"_{info.split}"
-        predictions = write_predictions(result.predictions, folder / f"predictions{suffix}.json")
-        written = [
-            predictions,
-            write_info(info, predictions),
+    def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
+        """Upstream's JSON and submission.csv."""
+        return [
             write_upstream_results(result.predictions, folder / f"submit_{self.name}_{info.split}.json"),
             write_submission(result.predictions, folder / f"submission{suffix}.csv"),
         ]
-        if result.metrics:
-            written.append(write_metrics(result.metrics, folder / f"metrics{suffix}.json"))
-        return written
-
-
-def _folds(rows: Iterable[Row]) -> list[int]:
-    return sorted({row["fold"] for row in rows if row.get("fold") is not None})
