@@ -25,6 +25,7 @@ setup(
     ],
     extras_require={
         "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
+        "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
         "demo": ["easy-vqa"],  # the 48k questions that `beit3-vqa demo` learns
         "test": [
             "pytest",
@@ -32,6 +33,7 @@ setup(
             "hypothesis",
             "transformers>=4.46,<5",  # its slow XLMRobertaTokenizer is the tokenizer's oracle
             "peft>=0.13",
+            "pycocoevalcap",
             "easy-vqa",
             "scikit-image",  # real photographs
             "ruff",

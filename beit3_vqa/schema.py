@@ -70,6 +70,7 @@ class Batch:
         bad_images: errors of images that couldn't be read, which some of the examples stand in for.
         counted: in training, how many of them count, the first ones: 0 for the one example of a process for which a
             short last batch had none.
+        together: in training, how many count over all processes.
         step: in training, optimizer steps done since the start of the run.
     """
 
@@ -78,6 +79,7 @@ class Batch:
     targets: Tensor | None = None
     bad_images: tuple[InputError, ...] = ()
     counted: int = 0
+    together: int = 0
     step: int = 0
 
     def __len__(self) -> int:

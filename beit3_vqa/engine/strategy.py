@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from beit3_vqa.engine import distributed
+from beit3_vqa.errors import InputError
 from beit3_vqa.options import OptimConfig
 
 
@@ -73,6 +74,9 @@ class FullySharded(OneProcess):
 
     def wrap(self, model: Any) -> Any:
         """The model itself, its parameters now spread over the processes."""
+        problem = getattr(model, "unshardable", "")
+        if problem:
+            raise InputError(f"--strategy fsdp isn't for this model: {problem}. Take zero1.")
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (distributed.size(),))
         for layer, method in model.layers():

@@ -101,7 +101,7 @@ def train_epoch(
         in_batch = min(together, group_examples - in_group)
         counted = own_part(in_batch)  # none where a short last batch has nothing for this process
         in_group += in_batch
-        batch = replace(batch.to(precision.device), counted=counted, step=step)
+        batch = replace(batch.to(precision.device), counted=counted, together=in_batch, step=step)
         with nullcontext() if in_group == group_examples else strategy.accumulating(model):
             with precision.autocast():
                 outputs = model(**batch.inputs)

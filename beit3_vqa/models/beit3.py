@@ -19,6 +19,8 @@ MAX_TEXT_TOKENS = 1024 - 2  # rows of the text position table less fairseq's two
 class BEiT3Model(nn.Module):
     """The backbone under the name `beit3`, upstream's initialisation, and what the optimiser asks.
 
+    `unshardable` says why a model's parameters can't be spread over processes; empty where they can.
+
     Args:
         embed_dim: width D.
         depth: number of layers.
@@ -31,6 +33,8 @@ class BEiT3Model(nn.Module):
         attention: see `Multiway`.
         checkpoint_every: see `Multiway`.
     """
+
+    unshardable = ""
 
     def __init__(
         self,

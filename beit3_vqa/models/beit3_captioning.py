@@ -20,6 +20,8 @@ class BEiT3ForCaptioning(BEiT3Model):
     a word is added.
     """
 
+    unshardable = "processes write captions of different lengths, and would wait for each other's weights"
+
     def __init__(self, **sizes: Any):
         super().__init__(normalize_output=True, **sizes)
         self.mlm_head = nn.Linear(self.embed_dim, self.vocab_size)

@@ -17,7 +17,8 @@ from beit3_vqa.schema import Prediction
 MAX_REFERENCES = 2_000_000_000  # bytes
 References = Mapping[str, Sequence[str]]
 # What pycocoevalcap leaves out of a sentence after the Penn Treebank's tokenizer.
-_PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
+_BRACKETS = {f"-{side}{kind}B-" for side in "LR" for kind in "RC"}
+_PUNCTUATION = _BRACKETS | {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _JAR = "stanford-corenlp-3.4.1.jar"
 _SECONDS = 600  # that Java may take
 SPICE = (

@@ -27,7 +27,10 @@ def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False)
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     """predictions.json: one object per row, in input order, what isn't known left out, and the loss."""
     unknown: tuple[Any, ...] = (None, (), "")
-    rows = [{name: v for name, v in vars(p).items() if v not in unknown and name != "loss"} for p in predictions]
+    rows = [
+        {name: v for name, v in vars(p).items() if name == "answer" or (v not in unknown and name != "loss")}
+        for p in predictions
+    ]
     return write_json_rows(rows, path)
 
 

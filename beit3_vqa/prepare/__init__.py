@@ -14,7 +14,7 @@ from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.prepare.summary import Summary
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, finish
 
-_SHARED_FILES = {"source", "summary", "writer"}
+_SHARED_FILES = {"karpathy", "source", "summary", "writer"}
 
 FORMATS: dict[str, str] = {
     module.name.removesuffix("_csv"): f"{__name__}.{module.name}"

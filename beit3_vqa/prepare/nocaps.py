@@ -52,7 +52,9 @@ def _read(prepared: Prepared, split: str, path: Path) -> list[tuple[int, str]]:
         return []
     for place, image in enumerate(images, start=1):
         if len(prepared.problems) >= MAX_PROBLEMS:
-            prepared.problems.append(f"{path}: image {place}: too many problems before this image; the rest wasn't read")
+            prepared.problems.append(
+                f"{path}: image {place}: too many problems before this image; the rest wasn't read"
+            )
             return []
         if not isinstance(image, dict) or not is_count(image.get("id")):
             prepared.problems.append(f"{path}: image {place}: must be an object whose id is a whole number")
@@ -78,7 +80,7 @@ def _captions(prepared: Prepared, annotations: Any, path: Path) -> list[tuple[in
         elif not is_text(caption) or not str(caption).strip():
             prepared.problems.append(f"{path}: annotation {place}: caption must be text and not empty")
         else:
-            pairs.append((int(image_id), str(caption).strip()))
+            pairs.append((pair["image_id"], str(caption).strip()))
         if len(prepared.problems) >= MAX_PROBLEMS:
             break
     return pairs

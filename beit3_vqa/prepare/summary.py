@@ -42,7 +42,7 @@ class Summary:
         classes: entries of the label table.
         images: distinct images.
         sizes: smallest, median and largest image by area, (width, height) in pixels.
-        prompts: how long the prompts are.
+        prompts: how long the texts are; None where there is none.
         notes: what was interpreted, counted or left aside.
         files: names of the files in `data_path`.
         check: whether this was only a check, which writes no file.
@@ -55,7 +55,7 @@ class Summary:
     classes: int
     images: int
     sizes: tuple[tuple[int, int], ...]
-    prompts: PromptLengths
+    prompts: PromptLengths | None
     notes: tuple[str, ...]
     files: tuple[str, ...]
     check: bool
@@ -68,9 +68,13 @@ class Summary:
             "most_common_answers": most_common,
             "images": self.images,
             "image_sizes": [f"{width}x{height}" for width, height in self.sizes],
-            "prompts": asdict(self.prompts),
+            "prompts": asdict(self.prompts) if self.prompts else None,
             "notes": list(self.notes),
         }
+
+    def _answer_lines(self) -> list[str]:
+        balances = self.answers.items() if self.classes else ()
+        return [f"{split:<6}{_balance(counts, self.rows[split])}" for split, counts in balances]
 
     def text(self) -> str:
         """The summary on one screen."""
@@ -78,9 +82,9 @@ class Summary:
         sections = {
             self.format: ["every row and image is fine" if self.check else "prepared"],
             "rows": ["  ".join(f"{split} {count:,}" for split, count in self.rows.items())],
-            "answers": [f"{split:<6}{_balance(counts, self.rows[split])}" for split, counts in self.answers.items()],
+            "answers": self._answer_lines(),
             "images": [_sizes_text(self.images, self.sizes)],
-            "prompts": [_prompts_text(self.prompts, sum(self.rows.values()))],
+            "prompts": [_prompts_text(self.prompts, sum(self.rows.values()))] if self.prompts else [],
             "changes": ["0 rows dropped", *self.notes],
             "files": [files],
         }
@@ -120,9 +124,16 @@ def _prompts_text(prompts: PromptLengths, rows: int) -> str:
     )
 
 
-def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths:
-    """How long the prompts of `rows` (at least one) are."""
-    prompts = [template(row["question"], row.get("choices", ())) for row in rows]
+def prompt_of(row: Row, template: PromptTemplate) -> str:
+    """The text of a row as a model is to read it; empty where it has none."""
+    return template(row["question"], row.get("choices", ())) if "question" in row else row.get("caption", "")
+
+
+def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths | None:
+    """How long the prompts of `rows` are; None where there is none."""
+    prompts = [prompt_of(row, template) for row in rows]
+    if not any(prompts):
+        return None
     if tokenizer is None:
         lengths = [len(prompt.split()) for prompt in prompts]
         cut = None

@@ -27,7 +27,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.files import missing
 from beit3_vqa.option_field import option
 from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
-from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts
+from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompt_of
 
 Splits = dict[str, list[Row]]
 
@@ -125,7 +125,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         files = _write(folder, splits, prepared)
         if options.train_tokenizer:
             template = PromptTemplate(options.prompt_template)
-            prompts = [template(row["question"], row.get("choices", ())) for row in splits.get("train", [])]
+            prompts = [prompt_of(row, template) for row in splits.get("train", [])]
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")

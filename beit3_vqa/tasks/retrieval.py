@@ -1,0 +1,129 @@
+"""Finding images by text and texts by image: what Flickr30k's and COCO's tasks have in common."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
+from beit3_vqa.engine.losses import contrastive_loss
+from beit3_vqa.schema import Batch, EvalResult, Example, Inputs, Prediction
+from beit3_vqa.tasks.caption_rows import caption_id, caption_problem, image_id_problem, text_of
+from beit3_vqa.tasks.indexed import IndexTask
+from beit3_vqa.tasks.recall import chance_of_recall, recall_metrics
+
+KEPT_IMAGES = 5  # predictions.json would otherwise hold captions times images
+CHUNK = 1024  # captions compared with all images at once
+
+
+def _problem(row: Row) -> str:
+    return image_problem(row) or image_id_problem(row) or caption_problem(row) or fold_problem(row)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the model made of a row: float32 vectors (D,), the image's times the learned scale."""
+
+    example: Example
+    image: NDArray[np.float32]
+    text: NDArray[np.float32]
+
+
+class Retrieval(IndexTask):
+    """A row is an image and one of its captions; rows of one `image_id` are of one image."""
+
+    head = "retrieval"
+    inputs = Inputs(text="text_description")
+    best_metric = "average_score"
+    unit = "captions"
+    row_format = RowFormat(_problem, caption_id)
+
+    def example(self, row: Row, place: int) -> Example:
+        """A caption, whose answer is the id of its image."""
+        text, ids = text_of(row)
+        name = caption_id(row)
+        return Example(
+            id=str(place) if name is None else name,
+            image_path=row["image_path"],
+            question=text,
+            answer=str(row["image_id"]),
+            token_ids=ids,
+        )
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Contrastive, with the features of every process; `outputs` are (B, 2, D)."""
+        return contrastive_loss(outputs, batch.together)
+
+    def infer(self, model: Any, batch: Batch) -> Tensor:
+        """Features (B, 2, D) as a forward pass gives them, but each distinct image is looked at once."""
+        rows: dict[str, int] = {}
+        of_row = [rows.setdefault(example.image_path, len(rows)) for example in batch.examples]
+        first = [of_row.index(number) for number in range(len(rows))]
+        vision, _ = model(image=batch.inputs["image"][first], only_infer=True)
+        texts = {name: value for name, value in batch.inputs.items() if name != "image"}
+        _, language = model(**texts, only_infer=True)
+        return torch.stack([vision[of_row] * model.logit_scale.exp(), language], dim=1)
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> list[Features]:
+        """The features of each row, for `conclude`."""
+        vectors = outputs.cpu().numpy()
+        return [Features(example, *pair) for example, pair in zip(batch.examples, vectors, strict=True)]
+
+    def conclude(self, predictions: list[Features]) -> EvalResult:
+        """Recall both ways, and for each caption the images that fit it best."""
+        numbers: dict[str, int] = {}
+        first: list[Features] = []
+        image_of = []
+        for row in predictions:
+            image_id = row.example.answer or ""
+            if image_id not in numbers:
+                numbers[image_id] = len(first)
+                first.append(row)
+            image_of.append(numbers[image_id])
+        images = torch.from_numpy(np.stack([row.image for row in first]))
+        texts = torch.from_numpy(np.stack([row.text for row in predictions]))
+        metrics = recall_metrics(images, texts, torch.tensor(image_of))
+        counts = {"captions": len(texts), "images": len(images)}
+        return EvalResult({**counts, **metrics}, self._found(predictions, images, texts, list(numbers)))
+
+    def _found(self, rows: list[Features], images: Tensor, texts: Tensor, names: list[str]) -> list[Prediction]:
+        found = []
+        for start in range(0, len(texts), CHUNK):
+            probabilities = (texts[start : start + CHUNK] @ images.T).softmax(dim=1)
+            best = probabilities.topk(min(KEPT_IMAGES, len(images)), dim=1)
+            found += [
+                self._prediction(row.example, dict(zip((names[i] for i in places), values, strict=True)))
+                for row, places, values in zip(
+                    rows[start : start + CHUNK], best.indices.tolist(), best.values.tolist(), strict=True
+                )
+            ]
+        return found
+
+    def _prediction(self, example: Example, images: dict[str, float]) -> Prediction:
+        answer = next(iter(images))
+        return Prediction(
+            id=example.id,
+            question=example.question,
+            answer=answer,
+            probabilities=images,
+            truth=example.answer,
+            score=float(answer == example.answer),
+            problem=example.problem,
+            image=example.image,
+        )
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """What the predictions alone show: how often the first image is the caption's own, in percent."""
+        right = [p.score for p in predictions if p.score is not None]
+        return {"ir_r1": 100.0 * sum(right) / len(right)} if right else {}
+
+    def chance(self) -> float:
+        """`average_score` of guessing on the split that is evaluated."""
+        split = self.config.run.split if self.config.run.eval else "val"
+        split = split if split in self.splits() else "train"
+        return chance_of_recall(list(Counter(str(row["image_id"]) for row in self.rows(split)).values()))
