@@ -64,6 +64,8 @@ class Parts:
             deque(texts, maxlen=0)
             return ""
         lengths = self.processor.measure(texts, self.config.model.vocab_size)
+        if not lengths.longest:
+            return ""
         cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
         return f", texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
 
