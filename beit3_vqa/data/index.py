@@ -60,8 +60,18 @@ def split_files(data_path: Path, split: str, files: IndexFiles = VQACUSTOM) -> l
 
 
 def image_key(row: Mapping[str, Any]) -> str:
+    """What tells the (first) image of a row from others."""
+    return path_key(row["image_path"])
+
+
+def path_key(path: str) -> str:
     r"""What tells one image from another: `img/0.jpg`, `./img/0.jpg` and `img\0.jpg` are the same."""
-    return posixpath.normpath(row["image_path"].replace("\\", "/"))
+    return posixpath.normpath(path.replace("\\", "/"))
+
+
+def image_paths(row: Mapping[str, Any]) -> list[str]:
+    """Every image of a row."""
+    return [row[name] for name in ("image_path", "image2_path") if name in row]
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,7 @@ def _images_by_answer(rows: Sequence[Row], seed: int) -> list[list[str]]:
     """Images grouped by the answer most of their rows have, groups and images within them in seeded random order."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        answers[image_key(row)][row.get("answer", "")] += 1
+        answers[image_key(row)][str(row.get("answer", row.get("label", "")))] += 1
     groups: dict[str, list[str]] = defaultdict(list)
     for image in sorted(answers):
         majority = min(answers[image].items(), key=lambda item: (-item[1], item[0]))[0]

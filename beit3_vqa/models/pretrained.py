@@ -20,10 +20,10 @@ IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 EXTRA_POSITIONS = FIRST_POSITION + 1  # fairseq's two and [CLS]
 # Heads of the pre-training objectives and of other tasks, dropped where the model has none of that shape.
 PRETRAINING_HEADS = ("mlm_head.", "mim_head.", "lm_head.")
-OTHER_HEADS = ("vision_head.", "language_head.", "logit_scale", "pooler.", "head.")
+OTHER_HEADS = ("vision_head.", "language_head.", "logit_scale", "pooler.", "fc_norm.", "head.")
 # Models whose output isn't normalised (VQA, ImageNet) have no last norm, where pre-trained ones do.
 OUTPUT_NORM = "beit3.encoder.layer_norm."
-NEW_IN_FINE_TUNING = ("head.", "pooler.")
+NEW_IN_FINE_TUNING = ("head.", "pooler.", "fc_norm.", "vision_head.", "language_head.", "logit_scale", "mlm_head.")
 ADAPTER = ".lora_"  # in the names that peft gives
 
 

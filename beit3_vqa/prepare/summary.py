@@ -42,7 +42,7 @@ class Summary:
         classes: entries of the label table.
         images: distinct images.
         sizes: smallest, median and largest image by area, (width, height) in pixels.
-        prompts: how long the prompts are.
+        prompts: how long the prompts are; None where rows have no text.
         notes: what was interpreted, counted or left aside.
         files: names of the files in `data_path`.
         check: whether this was only a check, which writes no file.
@@ -55,7 +55,7 @@ class Summary:
     classes: int
     images: int
     sizes: tuple[tuple[int, int], ...]
-    prompts: PromptLengths
+    prompts: PromptLengths | None
     notes: tuple[str, ...]
     files: tuple[str, ...]
     check: bool
@@ -68,7 +68,7 @@ class Summary:
             "most_common_answers": most_common,
             "images": self.images,
             "image_sizes": [f"{width}x{height}" for width, height in self.sizes],
-            "prompts": asdict(self.prompts),
+            "prompts": asdict(self.prompts) if self.prompts else None,
             "notes": list(self.notes),
         }
 
@@ -111,7 +111,9 @@ def _sizes_text(images: int, sizes: Sequence[tuple[int, int]]) -> str:
     return f"{images:,} distinct; smallest {smallest}, median {median}, largest {largest} pixels"
 
 
-def _prompts_text(prompts: PromptLengths, rows: int) -> str:
+def _prompts_text(prompts: PromptLengths | None, rows: int) -> str:
+    if prompts is None:
+        return "none: images alone"
     if prompts.cut is None:
         return f"longest {prompts.longest} words ({prompts.longest_id}); a tokenizer is needed to count tokens"
     return (
@@ -120,9 +122,18 @@ def _prompts_text(prompts: PromptLengths, rows: int) -> str:
     )
 
 
-def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths:
-    """How long the prompts of `rows` (at least one) are."""
-    prompts = [template(row["question"], row.get("choices", ())) for row in rows]
+def prompts_of(rows: Sequence[Row], template: PromptTemplate) -> list[str]:
+    """The texts of the rows that have one."""
+    texts = ((row.get("question") or row.get("text_segment"), row.get("choices", ())) for row in rows)
+    return [template(text, choices) for text, choices in texts if text]
+
+
+def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths | None:
+    """How long the prompts of `rows` are; None where none has a text."""
+    rows = [row for row in rows if row.get("question") or row.get("text_segment")]
+    prompts = prompts_of(rows, template)
+    if not prompts:
+        return None
     if tokenizer is None:
         lengths = [len(prompt.split()) for prompt in prompts]
         cut = None
@@ -130,14 +141,15 @@ def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: To
         lengths = [len(ids) + SPECIAL_TOKENS for ids in tokenizer.encode_batch(prompts)]
         cut = sum(length > MAX_BPE_TOKENS for length in lengths)
     longest = max(range(len(rows)), key=lengths.__getitem__)
-    return PromptLengths(lengths[longest], rows[longest]["id"], cut)
+    name = rows[longest].get("id", rows[longest].get("identifier", rows[longest]["image_path"]))
+    return PromptLengths(lengths[longest], str(name), cut)
 
 
 def count_answers(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, int]]:
     """How often each answer occurs in each split: letters in their order, other answers by frequency."""
     balance = {}
     for split, rows in splits.items():
-        counts = Counter(row["answer"] for row in rows if "answer" in row)
+        counts = Counter(str(row.get("answer", row.get("label"))) for row in rows if "answer" in row or "label" in row)
         if any("choices" in row for row in rows):
             balance[split] = {letter: counts[letter] for letter in LETTERS[:4] if counts}
         else:
