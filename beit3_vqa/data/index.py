@@ -20,6 +20,7 @@ INFO_FILE = "dataset.json"
 MAX_INFO = 100_000_000  # bytes of it
 ANSWERS_FILE = "answer2label.txt"
 TOKENIZER_FILE = "tokenizer.spm"
+CLASSES_FILE = "classes.json"  # names of the classes of images, in the order of their labels
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,26 @@ def _portable_path(image_root: Path, data_path: Path) -> str:
     images, home = image_root.resolve(), data_path.resolve()
     beside = home.parent in (images, images.parent)
     return Path(os.path.relpath(images, home)).as_posix() if beside or images.is_relative_to(home) else str(images)
+
+
+def classes_text(classes: Sequence[str]) -> str:
+    """What `CLASSES_FILE` holds."""
+    return json.dumps(list(classes), ensure_ascii=False, indent=0) + "\n"
+
+
+def read_classes(data_path: Path) -> list[str]:
+    """The names in `CLASSES_FILE`; InputError where they can't be read, aren't text, or one is there twice."""
+    path = data_path / CLASSES_FILE
+    require_bounded(path, MAX_INFO)
+    try:
+        classes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"can't read {path} ({type(error).__name__}: {error}); prepare the data again") from error
+    if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):
+        raise InputError(f"{path} must be a list of texts, one for each class; prepare the data again")
+    if len(set(classes)) < len(classes):
+        raise InputError(f"{path} names a class twice; prepare the data again")
+    return classes
 
 
 def split_by_image(rows: Sequence[Row], val_ratio: float, seed: int) -> tuple[list[Row], list[Row]]:

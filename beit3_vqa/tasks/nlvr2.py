@@ -1,6 +1,7 @@
 """NLVR2: whether a sentence about two photographs is true (Suhr et al. 2019, https://lil.nlp.cornell.edu/nlvr/)."""
 
-from collections.abc import Sequence
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from beit3_vqa.data.dataset import text_of
 from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, id_problem, image_problem, text_problem
 from beit3_vqa.files import write_text
-from beit3_vqa.schema import EvalResult, Example, Inputs, Prediction, PredictionsInfo
+from beit3_vqa.schema import EvalResult, Example, Inputs, PredictionsInfo
 from beit3_vqa.tasks.classes import ClassTask, label_problem
 from beit3_vqa.tasks.indexed import data_folder
 
@@ -72,12 +73,9 @@ class NLVR2(ClassTask):
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
         """The CSV of NLVR2's own evaluation script: identifier and answer on each line."""
-        lines = "".join(f"{identifier},{answer}\n" for identifier, answer in _answers(result.predictions))
-        return [write_text(folder / f"submit_{self.name}_{info.split}.csv", lines)]
-
-
-def _answers(predictions: Sequence[Prediction]) -> list[tuple[str, str]]:
-    return [(p.id, p.answer) for p in predictions]
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows((p.id, p.answer) for p in result.predictions)
+        return [write_text(folder / f"submit_{self.name}_{info.split}.csv", buffer.getvalue())]
 
 
 TASK = NLVR2
