@@ -101,7 +101,8 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
     """
     device = pick_device(config.compute.device)
     torch.manual_seed(config.run.seed)
-    shape = TaskShape(task.name, task.num_classes, task.answers_are_options, task.head, task.inputs)
+    outputs_are_options = task.answers_are_options and task.outputs == task.num_classes
+    shape = TaskShape(task.name, task.outputs, outputs_are_options, task.head, task.inputs)
     family = find_family(config.model.model)(config, shape)
     if config.model.input_size not in (None, family.img_size):
         raise InputError(

@@ -142,8 +142,11 @@ class CustomDataset(IndexDataset):
         )
 
     def truth(self, row: Row) -> tuple[str | None, tuple[tuple[int, float], ...]]:
-        """The annotated answer of a row, None where it isn't known, and its (label, score) pairs."""
-        if "question" in row:
+        """The annotated answer of a row, None where it isn't known, and its (label, score) pairs.
+
+        Where a row says labels and scores (VQAv2's, of ten annotators), they count; else the answer scores 1.
+        """
+        if "labels" not in row and "question" in row:
             answer = row.get("answer")
             label = None if answer is None else self.answers.label(answer)
             return answer, () if label is None else ((label, 1.0),)
@@ -153,7 +156,8 @@ class CustomDataset(IndexDataset):
         if outside:
             raise InputError(f"row {one_line(row_id(row))}: label {outside[0]} isn't in the answer table.")
         best = max(targets, key=lambda target: target[1], default=None)
-        return None if best is None else self.answers.answers[best[0]], targets
+        found = None if best is None else self.answers.answers[best[0]]
+        return row.get("answer", found), targets
 
 
 def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:

@@ -20,6 +20,7 @@ INFO_FILE = "dataset.json"
 MAX_INFO = 100_000_000  # bytes of it
 ANSWERS_FILE = "answer2label.txt"
 TOKENIZER_FILE = "tokenizer.spm"
+CLASSES_FILE = "classes.json"  # names of the classes of images, in the order of their labels
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,18 @@ def split_files(data_path: Path, split: str, files: IndexFiles = VQACUSTOM) -> l
 
 
 def image_key(row: Mapping[str, Any]) -> str:
+    """What tells the (first) image of a row from others."""
+    return path_key(row["image_path"])
+
+
+def path_key(path: str) -> str:
     r"""What tells one image from another: `img/0.jpg`, `./img/0.jpg` and `img\0.jpg` are the same."""
-    return posixpath.normpath(row["image_path"].replace("\\", "/"))
+    return posixpath.normpath(path.replace("\\", "/"))
+
+
+def image_paths(row: Mapping[str, Any]) -> list[str]:
+    """Every image of a row."""
+    return [row[name] for name in ("image_path", "image2_path") if name in row]
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,26 @@ def _portable_path(image_root: Path, data_path: Path) -> str:
     return Path(os.path.relpath(images, home)).as_posix() if beside or images.is_relative_to(home) else str(images)
 
 
+def classes_text(classes: Sequence[str]) -> str:
+    """What `CLASSES_FILE` holds."""
+    return json.dumps(list(classes), ensure_ascii=False, indent=0) + "\n"
+
+
+def read_classes(data_path: Path) -> list[str]:
+    """The names in `CLASSES_FILE`; InputError where they can't be read, aren't text, or one is there twice."""
+    path = data_path / CLASSES_FILE
+    require_bounded(path, MAX_INFO)
+    try:
+        classes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"can't read {path} ({type(error).__name__}: {error}); prepare the data again") from error
+    if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):
+        raise InputError(f"{path} must be a list of texts, one for each class; prepare the data again")
+    if len(set(classes)) < len(classes):
+        raise InputError(f"{path} names a class twice; prepare the data again")
+    return classes
+
+
 def split_by_image(rows: Sequence[Row], val_ratio: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into (train, val) so that no image is on both sides.
 
@@ -167,7 +198,7 @@ def _images_by_answer(rows: Sequence[Row], seed: int) -> list[list[str]]:
     """Images grouped by the answer most of their rows have, groups and images within them in seeded random order."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        answers[image_key(row)][row.get("answer", "")] += 1
+        answers[image_key(row)][str(row.get("answer", row.get("label", "")))] += 1
     groups: dict[str, list[str]] = defaultdict(list)
     for image in sorted(answers):
         majority = min(answers[image].items(), key=lambda item: (-item[1], item[0]))[0]

@@ -97,14 +97,21 @@ def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
     Args:
         model: has `get_num_layers()`, `layer_id(name)`, `is_head(name)` and `no_weight_decay()`.
         options: decay rates.
+
+    Raises:
+        ValueError: `no_weight_decay()` names a parameter that the model hasn't.
     """
     top = model.get_num_layers() + 1
     exempt = model.no_weight_decay()
+    unknown = exempt - {name for name, _ in model.named_parameters()}
+    if unknown:
+        raise ValueError(f"no_weight_decay() names what isn't a parameter: {', '.join(sorted(unknown))}")
     groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = model.layer_id(name) if options.layer_decay < 1 else top
+        depth = model.layer_id(name)  # of every parameter, or it is an error
+        depth = depth if options.layer_decay < 1 else top
         in_head = options.task_head_lr_weight > 0 and model.is_head(name)
         decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
         scale = options.layer_decay ** (top - depth) * (options.task_head_lr_weight if in_head else 1.0)

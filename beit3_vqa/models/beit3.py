@@ -3,15 +3,18 @@
 from typing import Any
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from timm.models.layers import trunc_normal_
 from torch import Tensor, nn
 from torchscale.architecture.config import EncoderConfig
 
 from beit3_vqa.models.attention import pick
-from beit3_vqa.models.heads import Pooler, vqa_head
+from beit3_vqa.models.heads import Pooler, TwoLayerMLP, vqa_head
 from beit3_vqa.models.multiway import Multiway
 
 INIT_STD = 0.02
+HEAD_SCALE = 0.001
 PATCH_GAIN = 2.8  # neighbouring pixels are alike, so their weighted sums are larger than independent ones' would be
 MAX_TEXT_TOKENS = 1024 - 2  # rows of the text position table less fairseq's two
 
@@ -117,8 +120,12 @@ class BEiT3Model(nn.Module):
     def encode(self, image: Tensor | None = None, text: Tensor | None = None, **options: Any) -> Tensor:
         """`Multiway.encode`, for images that may also come as uint8 (0..255), normalised here on the device."""
         if image is not None and image.dtype == torch.uint8:
-            image = image.to(torch.float32).div_(127.5).sub_(1.0)
+            image = self.normalised(image)
         return self.beit3.encode(image, text, **options)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 -> float32 with mean and standard deviation 0.5."""
+        return pixels.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 class BEiT3ForVisualQuestionAnswering(BEiT3Model):
@@ -144,6 +151,67 @@ class BEiT3ForVisualQuestionAnswering(BEiT3Model):
         """
         cls = self.encode(image, question, padding_mask=padding_mask, first_token_only=True)
         return self.head(self.pooler(cls))
+
+
+class BEiT3ForVisualReasoning(BEiT3Model):
+    """First tokens of the text with each of two images -> one logit per class (upstream's `..._nlvr2` model)."""
+
+    def __init__(self, num_classes: int, **sizes: Any):
+        super().__init__(**sizes)
+        self.num_classes = num_classes
+        self.head = TwoLayerMLP(4 * self.embed_dim, 2 * self.embed_dim, num_classes)
+        self.apply(init_like_upstream)
+        shrink(self.head.dense1, self.head.dense2)
+
+    def forward(
+        self, image_a: Tensor, image_b: Tensor, text_description: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits of each class.
+
+        Args:
+            image_a: (B, 3, S, S), normalised float, or uint8.
+            image_b: the same of the second image.
+            text_description: token ids (B, T) of what is said about the two.
+            padding_mask: (B, T), 1 at padding.
+
+        Returns:
+            (B, num_classes).
+        """
+        images, texts = torch.cat([image_a, image_b]), torch.cat([text_description, text_description])
+        padding = None if padding_mask is None else torch.cat([padding_mask, padding_mask])
+        first = self.encode(images, texts, padding_mask=padding, first_of_each=True).flatten(1)  # (2B, 2D)
+        return self.head(torch.cat(first.chunk(2), dim=1))
+
+
+class BEiT3ForImageClassification(BEiT3Model):
+    """Mean of the patches' features -> one logit per class (upstream's `..._imageclassification` model)."""
+
+    def __init__(self, num_classes: int, **sizes: Any):
+        super().__init__(normalize_output=False, **sizes)
+        self.num_classes = num_classes
+        self.fc_norm = nn.LayerNorm(self.embed_dim)
+        self.head = nn.Linear(self.embed_dim, num_classes)
+        self.apply(init_like_upstream)
+        shrink(self.head)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 -> float32 with ImageNet's mean and standard deviation of each channel."""
+        mean, std = (
+            pixels.new_tensor(v, dtype=torch.float32).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+        return (pixels.to(torch.float32) - mean) / std
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of each class: (B, 3, S, S), normalised float or uint8 -> (B, num_classes)."""
+        patches = self.encode(image)[:, 1:]
+        return self.head(self.fc_norm(patches.mean(dim=1)))
+
+
+def shrink(*layers: nn.Linear) -> None:
+    """Makes the weights of heads a thousandth as large, as upstream does: fresh, they say nothing about any class."""
+    for layer in layers:
+        layer.weight.data.mul_(HEAD_SCALE)
+        layer.bias.data.mul_(HEAD_SCALE)
 
 
 def init_like_upstream(module: nn.Module) -> None:

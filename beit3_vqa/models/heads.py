@@ -17,6 +17,22 @@ class Pooler(nn.Module):
         return self.activation(self.dense(self.norm(first_token)))
 
 
+class TwoLayerMLP(nn.Module):
+    """LayerNorm, Linear, LayerNorm, GELU, Linear: (B, D) -> (B, classes)."""
+
+    def __init__(self, dim: int, hidden_dim: int, num_classes: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.dense1 = nn.Linear(dim, hidden_dim)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.act = nn.GELU()
+        self.dense2 = nn.Linear(hidden_dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> logits (B, classes)."""
+        return self.dense2(self.act(self.norm2(self.dense1(self.norm1(features)))))
+
+
 def vqa_head(dim: int, num_classes: int) -> nn.Sequential:
     """(B, D) -> (B, num_classes) logits through a hidden layer of width 2D."""
     return nn.Sequential(

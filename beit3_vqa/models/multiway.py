@@ -53,6 +53,7 @@ class Multiway(BEiT3):
         text: Tensor | None = None,
         padding_mask: Tensor | None = None,
         first_token_only: bool = False,
+        first_of_each: bool = False,
         *,
         visible: Tensor | None = None,
         kernels: Sequence[Attend] | None = None,
@@ -66,24 +67,27 @@ class Multiway(BEiT3):
             padding_mask: (B, T), nonzero at padding; None where no text is padded.
             first_token_only: the caller reads nothing but the first token ([CLS] of the image, `<s>` of a text), so
                 the last layer computes nothing else.
+            first_of_each: the same for the first token of the image and that of the text.
             visible: bool (Q, K), which of K keys each of Q queries may attend to, padding aside; None: all of them.
             kernels: what attends in each layer, in place of `attention`: it may keep keys and values for later texts.
             first_position: tokens of the text that went before, whose keys the kernels kept.
 
         Returns:
-            (B, L, D), image tokens before text tokens; with `first_token_only` (B, D).
+            (B, L, D), image tokens before text tokens; with `first_token_only` (B, D), with `first_of_each` (B, 2, D).
         """
         if self.attention == "reference" and kernels is None:
             hidden = None if visible is None else (~visible).long()
             features = self(text, image, padding_mask, attn_mask=hidden)["encoder_out"]
+            if first_of_each:
+                return features[:, [0, self.vision_embed.num_position_embeddings()]]
             return features[:, 0] if first_token_only else features
         streams = self._embed(image, text, padding_mask, first_position)
         attended = _attended_keys(streams, padding_mask, visible)
         last = len(self.encoder.layers) - 1
         kernels = kernels or [KERNELS.get(self.attention, attend)] * (last + 1)
         for depth, layer in enumerate(self.encoder.layers):
-            first_only = first_token_only and depth == last
-            forward = partial(layer.forward_streams, attend=kernels[depth], first_token_only=first_only)
+            sides = (len(streams) if first_of_each else int(first_token_only)) if depth == last else 0
+            forward = partial(layer.forward_streams, attend=kernels[depth], first_tokens=sides)
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
                 streams = checkpoint(forward, streams, attended, use_reentrant=False)
             else:
@@ -131,15 +135,18 @@ def _attended_keys(
 
 
 def _layer_forward(
-    layer: Any, streams: dict[str, Tensor], attended: Tensor | None, attend: Attend, first_token_only: bool
+    layer: Any, streams: dict[str, Tensor], attended: Tensor | None, attend: Attend, first_tokens: int
 ) -> dict[str, Tensor]:
-    """Pre-norm attention and feed-forward with sub-LN; with `first_token_only` only that token's row remains."""
+    """Pre-norm attention and feed-forward with sub-LN.
+
+    Where `first_tokens` isn't 0, only the first token of each of so many streams remains, and no other stream.
+    """
     normed = {side: getattr(layer.self_attn_layer_norm, side)(x) for side, x in streams.items()}
-    if first_token_only:
+    if first_tokens:
         # Keys and values still come from every token; the query, and all after it, from the first alone.
-        side = next(iter(streams))
-        streams = {side: streams[side][:, :1]}
-        queries = {side: normed[side][:, :1]}
+        sides = list(streams)[:first_tokens]
+        streams = {side: streams[side][:, :1] for side in sides}
+        queries = {side: normed[side][:, :1] for side in sides}
     else:
         queries = normed
 

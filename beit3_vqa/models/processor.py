@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,11 @@ class BEiT3Processor:
         item: dict[str, Any] = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
         return {**item, self.inputs.text: self.token_ids(example)} if self.inputs.text else item
 
+    @property
+    def size(self) -> int:
+        """Side of the square image in pixels."""
+        return self.evaluate.size
+
     def open(self, example: Example, path: str) -> Image.Image:
         """An image of an example in mode RGB; a grey one where the example has a problem."""
         if example.problem:
@@ -113,6 +118,20 @@ class BEiT3Processor:
             ids = self._tokenizer.encode(self.text(example))
             if len(ids) > room:
                 ids = self._cut_question(example, room)
+        return [self._tokenizer.bos_id, *ids, self._tokenizer.eos_id]
+
+    def fitted(self, question: str, text: Callable[[str], str]) -> list[int]:
+        """`<s> text(question) </s>`, at most `max_tokens` of them; of a question that is too long, its beginning.
+
+        Raises:
+            InputError: the text is too long even with an empty question.
+        """
+        room = self.max_tokens - SPECIAL_TOKENS
+        ids: list[int] | None = self._tokenizer.encode(text(question))
+        if ids is not None and len(ids) > room:
+            ids = cut_question(question, lambda cut: self._tokenizer.encode(text(cut)), room)
+        if ids is None:
+            raise InputError(f"a text is longer than --num_max_bpe_tokens {self.max_tokens} without its question.")
         return [self._tokenizer.bos_id, *ids, self._tokenizer.eos_id]
 
     def _cut_question(self, example: Example, room: int) -> list[int]:

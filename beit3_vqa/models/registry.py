@@ -45,6 +45,8 @@ SIZES = {
 HEADS = {
     "vqacustom": Head("beit3_vqa.models.beit3:BEiT3ForVisualQuestionAnswering", num_classes=4),
     "vqav2": Head("beit3_vqa.models.beit3:BEiT3ForVisualQuestionAnswering", num_classes=3129),
+    "nlvr2": Head("beit3_vqa.models.beit3:BEiT3ForVisualReasoning", num_classes=2),
+    "imageclassification": Head("beit3_vqa.models.beit3:BEiT3ForImageClassification", num_classes=1000),
     "retrieval": Head("beit3_vqa.models.beit3_retrieval:BEiT3ForRetrieval", num_classes=None),
     "captioning": Head("beit3_vqa.models.beit3_captioning:BEiT3ForCaptioning", num_classes=None),
 }

@@ -30,5 +30,5 @@ def _captioning_files(splits: Splits) -> dict[str, str]:
         written = rows if split == "train" else one_row_per_image(rows)
         files[f"coco_captioning.{split}.jsonl"] = json_lines(written)
         if split != "train":
-            files[f"coco_karpathy_{split}_gt.json"] = references((row["image_id"], row["caption"]) for row in rows)
+            files[f"coco_karpathy_{split}_gt.json"] = references((row["image_id"], row["text_segment"]) for row in rows)
     return files

@@ -19,7 +19,7 @@ SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str) -> None:
-    """Adds a row for each caption: `{"id", "image_path", "image_id", "caption"}`.
+    """Adds a row for each caption: `{"id", "image_path", "image_id", "text_segment"}`.
 
     Args:
         prepared: takes the rows, and the problems that are met.
@@ -49,7 +49,7 @@ def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str) ->
                 prepared.problems.append(f"{origin} ({image['filename']}), sentence {number}: {problem}")
                 continue
             row = {"id": str(sentence["sentid"]), "image_path": image_path, "image_id": image[image_id]}
-            row["caption"] = sentence["raw"].strip()
+            row["text_segment"] = sentence["raw"].strip()
             prepared.add(SPLIT_OF[image["split"]], row, f"{origin}, sentence {number}")
 
 

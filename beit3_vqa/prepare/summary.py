@@ -42,7 +42,7 @@ class Summary:
         classes: entries of the label table.
         images: distinct images.
         sizes: smallest, median and largest image by area, (width, height) in pixels.
-        prompts: how long the texts are; None where there is none.
+        prompts: how long the prompts are; None where rows have no text.
         notes: what was interpreted, counted or left aside.
         files: names of the files in `data_path`.
         check: whether this was only a check, which writes no file.
@@ -73,7 +73,7 @@ class Summary:
         }
 
     def _answer_lines(self) -> list[str]:
-        balances = self.answers.items() if self.classes else ()
+        balances = self.answers.items() if self.classes or any(self.answers.values()) else ()
         return [f"{split:<6}{_balance(counts, self.rows[split])}" for split, counts in balances]
 
     def text(self) -> str:
@@ -84,7 +84,7 @@ class Summary:
             "rows": ["  ".join(f"{split} {count:,}" for split, count in self.rows.items())],
             "answers": self._answer_lines(),
             "images": [_sizes_text(self.images, self.sizes)],
-            "prompts": [_prompts_text(self.prompts, sum(self.rows.values()))] if self.prompts else [],
+            "prompts": [_prompts_text(self.prompts, sum(self.rows.values()))],
             "changes": ["0 rows dropped", *self.notes],
             "files": [files],
         }
@@ -115,7 +115,9 @@ def _sizes_text(images: int, sizes: Sequence[tuple[int, int]]) -> str:
     return f"{images:,} distinct; smallest {smallest}, median {median}, largest {largest} pixels"
 
 
-def _prompts_text(prompts: PromptLengths, rows: int) -> str:
+def _prompts_text(prompts: PromptLengths | None, rows: int) -> str:
+    if prompts is None:
+        return "none: images alone"
     if prompts.cut is None:
         return f"longest {prompts.longest} words ({prompts.longest_id}); a tokenizer is needed to count tokens"
     return (
@@ -124,15 +126,17 @@ def _prompts_text(prompts: PromptLengths, rows: int) -> str:
     )
 
 
-def prompt_of(row: Row, template: PromptTemplate) -> str:
-    """The text of a row as a model is to read it; empty where it has none."""
-    return template(row["question"], row.get("choices", ())) if "question" in row else row.get("caption", "")
+def prompts_of(rows: Sequence[Row], template: PromptTemplate) -> list[str]:
+    """The texts of the rows that have one."""
+    texts = ((row.get("question") or row.get("text_segment"), row.get("choices", ())) for row in rows)
+    return [template(text, choices) for text, choices in texts if text]
 
 
 def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths | None:
-    """How long the prompts of `rows` are; None where there is none."""
-    prompts = [prompt_of(row, template) for row in rows]
-    if not any(prompts):
+    """How long the prompts of `rows` are; None where none has a text."""
+    rows = [row for row in rows if row.get("question") or row.get("text_segment")]
+    prompts = prompts_of(rows, template)
+    if not prompts:
         return None
     if tokenizer is None:
         lengths = [len(prompt.split()) for prompt in prompts]
@@ -141,14 +145,15 @@ def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: To
         lengths = [len(ids) + SPECIAL_TOKENS for ids in tokenizer.encode_batch(prompts)]
         cut = sum(length > MAX_BPE_TOKENS for length in lengths)
     longest = max(range(len(rows)), key=lengths.__getitem__)
-    return PromptLengths(lengths[longest], rows[longest]["id"], cut)
+    name = rows[longest].get("id", rows[longest].get("identifier", rows[longest]["image_path"]))
+    return PromptLengths(lengths[longest], str(name), cut)
 
 
 def count_answers(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, int]]:
     """How often each answer occurs in each split: letters in their order, other answers by frequency."""
     balance = {}
     for split, rows in splits.items():
-        counts = Counter(row["answer"] for row in rows if "answer" in row)
+        counts = Counter(str(row.get("answer", row.get("label"))) for row in rows if "answer" in row or "label" in row)
         if any("choices" in row for row in rows):
             balance[split] = {letter: counts[letter] for letter in LETTERS[:4] if counts}
         else:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import image_size, open_image, resolve_image_path
-from beit3_vqa.data.index import DatasetInfo, image_key
+from beit3_vqa.data.index import DatasetInfo, image_paths, path_key
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
@@ -27,7 +27,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.files import missing
 from beit3_vqa.option_field import option
 from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
-from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompt_of
+from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompts_of
 
 Splits = dict[str, list[Row]]
 
@@ -125,7 +125,9 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         files = _write(folder, splits, prepared)
         if options.train_tokenizer:
             template = PromptTemplate(options.prompt_template)
-            prompts = [prompt_of(row, template) for row in splits.get("train", [])]
+            prompts = prompts_of(splits.get("train", []), template)
+            if not prompts:
+                raise InputError("--train_tokenizer: the training rows have no text to train it on")
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
@@ -157,8 +159,9 @@ def _repeated_ids(prepared: Prepared) -> list[str]:
     for split, rows in prepared.splits.items():
         first: dict[str, str] = {}
         for row, origin in zip(rows, prepared.origins[split], strict=True):
-            if first.setdefault(row["id"], origin) != origin:
-                problems.append(f"{origin}: the ID {row['id']!r} is at {first[row['id']]} too")
+            name = row.get("id", row.get("identifier"))
+            if name is not None and first.setdefault(name, origin) != origin:
+                problems.append(f"{origin}: the ID {name!r} is at {first[name]} too")
     return problems
 
 
@@ -177,7 +180,8 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int
         except InputError as error:
             return error
 
-    paths = {image_key(row): row["image_path"] for rows in prepared.splits.values() for row in rows}
+    every_row = (row for rows in prepared.splits.values() for row in rows)
+    paths = {path_key(path): path for row in every_row for path in image_paths(row)}
     # `open_image` silences warnings, which Python can only do for all threads at once: without this outer frame one
     # thread would undo what another did, and leave the process silenced at the end.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -187,10 +191,11 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int
         found = dict(zip(paths, progress, strict=True))
     sizes = {image: size for image, size in found.items() if not isinstance(size, InputError)}
     problems = [
-        f"{origin}: {found[image_key(row)]}"
+        f"{origin}: {found[path_key(path)]}"
         for split, rows in prepared.splits.items()
         for row, origin in zip(rows, prepared.origins[split], strict=True)
-        if image_key(row) not in sizes
+        for path in image_paths(row)
+        if path_key(path) not in sizes
     ]
     return sizes, problems
 
@@ -208,7 +213,7 @@ def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]
     elif train and "val" not in splits and options.val_ratio:
         divided["train"], divided["val"] = index.split_by_image(train, options.val_ratio, options.seed)
         notes.append(f"validation split cut from train by image, ratio {options.val_ratio:g}, seed {options.seed}")
-    images = {split: {image_key(row) for row in rows} for split, rows in divided.items()}
+    images = {split: {path_key(path) for row in rows for path in image_paths(row)} for split, rows in divided.items()}
     for other in ("val", "test"):
         shared = len(images.get("train", set()) & images.get(other, set()))
         if shared:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from beit3_vqa.tasks.base import Task
 
 # What several tasks have in common, and is none.
-_SHARED_FILES = {"base", "indexed", "vqa", "retrieval", "recall", "captioning", "caption_rows"}
+_SHARED_FILES = {"base", "indexed", "classes", "vqa", "retrieval", "recall", "captioning", "caption_rows"}
 
 TASKS = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED_FILES))
 

@@ -38,7 +38,7 @@ class Task(ABC):
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     #: options of `options.TaskConfig` that mean something to it
     own_options: ClassVar[frozenset[str]] = frozenset()
-    #: the model's outputs; 0 for a head that has no such number
+    #: the answers or classes that it knows; 0 where there is no such number
     num_classes: int = 0
 
     # Its data
@@ -59,8 +59,13 @@ class Task(ABC):
 
     @property
     def answers_are_options(self) -> bool:
-        """Whether a question comes with options, one for each of the model's outputs."""
+        """Whether a question comes with options, one for each class."""
         return False
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the model's head; 0 for a head that has no such number."""
+        return self.num_classes
 
     @abstractmethod
     def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:

@@ -1,7 +1,7 @@
-"""Rows of captions, of retrieval and of captioning, ours and upstream's.
+"""Rows of captions, of retrieval and of captioning.
 
-Ours: `{"id", "image_path", "image_id", "caption": text}`, without a caption where it is to be written. Upstream's:
-`{"image_path", "text_segment": [token ids] or null, "image_id"}`, without an id.
+`{"id", "image_path", "text_segment": text, "image_id"}`; where the caption is to be written, there is no text, or, in
+upstream's, null. Upstream's have token ids for the text, and no `id`.
 """
 
 from beit3_vqa.data.rows import MAX_ID, Row, id_problem, is_count
@@ -18,25 +18,25 @@ def image_id_problem(row: Row) -> str:
 
 def caption_problem(row: Row) -> str:
     """What is wrong with the caption of a row that must have one."""
-    caption = row.get("caption", row.get("text_segment"))
+    caption = row.get("text_segment")
     if isinstance(caption, list):
         return "" if caption and all(map(is_count, caption)) else "text_segment must be a list of token ids, or text"
-    return "" if is_text(caption) and str(caption).strip() else "caption (or text_segment) must be text and not empty"
+    return "" if is_text(caption) and str(caption).strip() else "text_segment must be a caption"
 
 
 def has_caption(row: Row) -> bool:
-    """Whether there is one; upstream writes null where there isn't."""
-    return row.get("caption", row.get("text_segment")) is not None
+    """Whether there is one."""
+    return row.get("text_segment") is not None
 
 
 def caption_id(row: Row) -> str | None:
-    """The row's own id; None in upstream's, which have none."""
+    """The row's own id; None where it has none."""
     return str(row["id"]) if "id" in row else None
 
 
 def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
     """The caption as text, or as token ids with an empty text; both are empty where there is none."""
-    caption = row.get("caption", row.get("text_segment"))
+    caption = row.get("text_segment")
     if caption is None:
         return "", ()
     return ("", tuple(caption)) if isinstance(caption, list) else (caption, None)

@@ -15,18 +15,18 @@ from beit3_vqa.engine.optim import (
     make_schedule,
     parameter_groups,
 )
-from beit3_vqa.models.registry import build_model
+from beit3_vqa.models.registry import HEADS, build_model
 from beit3_vqa.options import OptimConfig
 
 UPSTREAM = json.loads((Path(__file__).parent.parent / "golden" / "upstream.json").read_text())
 
 
-def model():
-    return build_model("beit3_base_patch16_64_vqacustom", embed_dim=48, depth=3, num_heads=4, vocab_size=130)
+def model(head="vqacustom"):
+    return build_model(f"beit3_base_patch16_64_{head}", embed_dim=48, depth=3, num_heads=4, vocab_size=130)
 
 
-def scales(options) -> dict[str, float]:
-    made = model()
+def scales(options, head="vqacustom") -> dict[str, float]:
+    made = model(head)
     names = {id(p): name for name, p in made.named_parameters()}
     return {names[id(p)]: g["lr_scale"] for g in parameter_groups(made, options) for p in g["params"]}
 
@@ -52,11 +52,29 @@ def test_a_plateau_warms_up():
     assert [make_schedule(options, 5)(step) for step in (0, 2, 4, 5)] == pytest.approx([0, 5e-4, 1e-3, 1e-3])
 
 
-def test_layer_decay_is_upstreams():
-    got = scales(OptimConfig(layer_decay=0.9))
-    for name, scale in UPSTREAM["layer_lr"]["layer_decay_0.9"].items():
-        if name in got:
-            assert got[name] == pytest.approx(scale, rel=1e-12), name
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_of_every_head_has_a_place_and_layer_decay_is_upstreams(head):
+    got = scales(OptimConfig(layer_decay=0.9), head)
+    assert set(got) == {name for name, _ in model(head).named_parameters()}
+    wanted = UPSTREAM["layer_lr"]["layer_decay_0.9"]
+    common = set(wanted) & set(got)
+    assert len(common) >= 5
+    for name in common:
+        assert got[name] == pytest.approx(wanted[name], rel=1e-12), name
+    for name, scale in got.items():
+        if not name.startswith("beit3."):
+            assert scale == 1.0, name
+
+
+def test_a_parameter_without_a_depth_and_a_name_without_a_parameter_are_errors():
+    made = model()
+    made.beit3.encoder.register_parameter("gate", nn.Parameter(torch.zeros(1)))
+    with pytest.raises(ValueError, match=r"beit3\.encoder\.gate has no depth"):
+        parameter_groups(made, OptimConfig())
+    made = model()
+    made.no_weight_decay = lambda: {"beit3.cls"}
+    with pytest.raises(ValueError, match=r"isn't a parameter: beit3\.cls"):
+        parameter_groups(made, OptimConfig())
 
 
 def test_head_weight_is_upstreams():

@@ -60,6 +60,90 @@ def test_logits_and_losses_are_upstreams():
     assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(case["ce_loss"], abs=1e-5)
 
 
+HEADS_NAMES = {
+    "nlvr2": {
+        "beit3.encoder.layer_norm.A.weight": [48],
+        "beit3.encoder.layer_norm.A.bias": [48],
+        "beit3.encoder.layer_norm.B.weight": [48],
+        "beit3.encoder.layer_norm.B.bias": [48],
+        "head.norm1.weight": [192],
+        "head.norm1.bias": [192],
+        "head.dense1.weight": [96, 192],
+        "head.dense1.bias": [96],
+        "head.norm2.weight": [96],
+        "head.norm2.bias": [96],
+        "head.dense2.weight": [2, 96],
+        "head.dense2.bias": [2],
+    },
+    "imageclassification": {
+        "fc_norm.weight": [48],
+        "fc_norm.bias": [48],
+        "head.weight": [10, 48],
+        "head.bias": [10],
+    },
+}
+
+
+def other_model(head, **overrides):
+    classes = {"nlvr2": 2, "imageclassification": 10}[head]
+    return build_model(f"beit3_base_patch16_64_{head}", **{**SIZES, "num_classes": classes, **overrides})
+
+
+@pytest.mark.parametrize(("head", "case"), [("nlvr2", "nlvr2"), ("imageclassification", "imagenet")])
+def test_state_dicts_of_other_heads_are_upstreams(head, case):
+    """The backbone's keys are those of the VQA model; the head's are in upstream's order, and as many numbers."""
+    state = other_model(head).state_dict()
+    backbone = {name: shape for name, shape in UPSTREAM["state_dict_keys_vqa"].items() if name.startswith("beit3.")}
+    assert {name: list(value.shape) for name, value in state.items()} == {**backbone, **HEADS_NAMES[head]}
+    assert list(state) == [*backbone, *HEADS_NAMES[head]]
+    assert sum(value.numel() for value in state.values()) == UPSTREAM["params"][case]
+
+
+@pytest.mark.parametrize("attention", ["auto", "reference"])
+def test_logits_of_two_images_are_upstreams(attention):
+    model = fill.fill(other_model("nlvr2", attention=attention)).eval()
+    image, text, padding_mask = golden_inputs()
+    second = torch.from_numpy(fill.draw("image2", (3, 3, 64, 64))).clamp(-3, 3)
+    with torch.no_grad():
+        logits = model(image_a=image, image_b=second, text_description=text, padding_mask=padding_mask)
+    torch.testing.assert_close(logits, torch.tensor(UPSTREAM["cases"]["nlvr2"]["logits"]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["auto", "reference"])
+def test_logits_of_an_image_alone_are_upstreams(attention):
+    model = fill.fill(other_model("imageclassification", attention=attention)).eval()
+    with torch.no_grad():
+        logits = model(image=golden_inputs()[0])
+    torch.testing.assert_close(logits, torch.tensor(UPSTREAM["cases"]["imagenet"]["logits"]), atol=1e-5, rtol=1e-5)
+
+
+def test_first_tokens_of_both_have_the_gradients_of_the_whole():
+    torch.manual_seed(0)
+    backbone = other_model("nlvr2").beit3.train()
+    image, text, padding_mask = ragged_batch()
+    both = backbone.encode(image, text, padding_mask)[:, [0, 17]]
+    both.square().sum().backward()
+    whole = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+    backbone.zero_grad()
+    only = backbone.encode(image, text, padding_mask, first_of_each=True)
+    torch.testing.assert_close(only, both, atol=1e-6, rtol=1e-5)
+    only.square().sum().backward()
+    for name, p in backbone.named_parameters():
+        assert (p.grad is None) == (name not in whole), name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, whole[name], atol=1e-5, rtol=1e-4)
+
+
+def test_bytes_are_normalised_as_imagenet_has_it():
+    from torchvision.transforms.functional import normalize
+
+    model = fill.fill(other_model("imageclassification")).eval()
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    floats = normalize(pixels / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), model(floats), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [("beit3_base_patch16_480_vqacustom", 223_307_524), ("beit3_large_patch16_480_vqacustom", 676_582_404)],

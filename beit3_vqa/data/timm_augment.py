@@ -1,0 +1,136 @@
+"""timm's augmentation of images alone: crop, colours, erasing, and mixes of a batch, each from a seed of ours.
+
+timm and torchvision draw from the global generators of Python, NumPy and torch. Here those are seeded from our own for
+the moment and put back after it, so that what is drawn depends on (seed, epoch, draw) and moves nothing else.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import Mixup, create_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torchvision.transforms import functional as F
+
+from beit3_vqa.errors import InputError, first_line
+from beit3_vqa.options import DataConfig, TaskConfig
+
+CROP_PCT = 224 / 256  # of evaluation below WHOLE_FROM pixels, timm's default
+WHOLE_FROM = 384
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A context in which the global generators on the CPU begin at a seed, after which they are as they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class TimmTransform:
+    """timm's training pipeline: mode RGB in, float32 (3, S, S) out, normalised with ImageNet's mean and deviation.
+
+    Args:
+        size: side S in pixels.
+        data: crop, flip and interpolation.
+        options: colours and erasing.
+
+    Raises:
+        InputError: no such policy.
+    """
+
+    def __init__(self, size: int, data: DataConfig, options: TaskConfig):
+        policy = None if options.aa in ("none", "") else options.aa
+        try:
+            self.transform: Any = create_transform(
+                size,
+                is_training=True,
+                scale=(data.crop_scale, 1.0),
+                hflip=data.flip,
+                color_jitter=options.color_jitter,
+                auto_augment=policy,
+                interpolation=data.train_interpolation,
+                mean=IMAGENET_DEFAULT_MEAN,
+                std=IMAGENET_DEFAULT_STD,
+                re_prob=options.reprob,
+                re_mode=options.remode,
+                re_count=options.recount,
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise InputError(f"--aa {options.aa}: timm has no such policy ({first_line(error)}).") from error
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
+        """One augmented view, drawn from `rng`."""
+        with seeded(rng.getrandbits(32)):
+            return self.transform(image)
+
+
+class CentralCrop:
+    """What evaluation sees: the central square of an image, or all of it, as uint8 (3, S, S).
+
+    Args:
+        size: side S in pixels.
+        crop_pct: share of the shorter side that remains; None: 0.875 below 384 pixels, else the whole image is
+            resized, whatever its proportions.
+    """
+
+    def __init__(self, size: int, crop_pct: float | None = None):
+        self.size = size
+        self.crop_pct = CROP_PCT if crop_pct is None and size < WHOLE_FROM else crop_pct
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Mode RGB in, uint8 (3, S, S) out."""
+        wanted = [self.size, self.size] if self.crop_pct is None else [int(self.size / self.crop_pct)]
+        resized = F.resize(image, wanted, F.InterpolationMode.BICUBIC)
+        return F.pil_to_tensor(F.center_crop(resized, [self.size, self.size]))
+
+
+class Mix:
+    """mixup and cutmix of a batch (Zhang et al. 2018; Yun et al. 2019) by timm.
+
+    Args:
+        options: strengths, probabilities and mode.
+        num_classes: of the labels.
+    """
+
+    def __init__(self, options: TaskConfig, num_classes: int):
+        if options.cutmix_minmax and len(options.cutmix_minmax) != 2:
+            raise InputError("--cutmix_minmax: give two numbers, the smallest and the largest share of a side.")
+        self.on = options.mixup > 0 or options.cutmix > 0 or bool(options.cutmix_minmax)
+        self.mixup = Mixup(
+            mixup_alpha=options.mixup,
+            cutmix_alpha=options.cutmix,
+            cutmix_minmax=options.cutmix_minmax or None,
+            prob=options.mixup_prob,
+            switch_prob=options.mixup_switch_prob,
+            mode=options.mixup_mode,
+            label_smoothing=options.smoothing,
+            num_classes=num_classes,
+        )
+        self.smoothing, self.num_classes = options.smoothing, num_classes
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) as floats and labels (B,) -> mixed images, and probabilities (B, classes).
+
+        timm mixes an even number of images; of an odd one the last stays as it is.
+        """
+        even = len(images) // 2 * 2
+        plain = torch.full((len(images), self.num_classes), self.smoothing / self.num_classes)
+        plain[torch.arange(len(images)), labels] += 1 - self.smoothing
+        if not even:
+            return images, plain
+        with seeded(seed):
+            mixed, targets = self.mixup(images[:even].clone(), labels[:even])
+        return torch.cat([mixed, images[even:]]), torch.cat([targets, plain[even:]])

@@ -1,0 +1,152 @@
+"""VQAv2: the official JSON files of questions and annotations (https://visualqa.org/download.html).
+
+Images lie under `--image_root` in `train2014`, `val2014` and `test2015`, under COCO's file names. The table holds the
+answers that are the majority's at least `--min_count` times in train and val, as upstream has it. All questions of
+train and, as in ViLT, those of val but for 1,000 of its images are trained on; the images are drawn with `--seed`.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.data.answers import AnswerTable, normalize_word, soft_score
+from beit3_vqa.data.rows import Row, is_count
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
+from beit3_vqa.files import is_text
+from beit3_vqa.prepare import Argument
+from beit3_vqa.prepare.source import read_json
+from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+
+ARGUMENTS = (
+    Argument("annotations", "folder of the official v2_*.json files", required=True),
+    Argument("min_count", "majority answers that are rarer have no class", default=9, type=int),
+    Argument("val_images", "images of val2014 to validate on; the others are trained on", default=1000, type=int),
+)
+_SPLITS = ("train2014", "val2014", "test2015", "test-dev2015")
+_ANNOTATED = _SPLITS[:2]
+
+
+def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+    """Read train and val, and test and test-dev where their files are there."""
+    prepared = Prepared("vqav2", [], options.image_root, task="vqav2")
+    for name in ("min_count", "val_images"):
+        if values[name] < 1:
+            raise InputError(f"--{name} {values[name]}: must be 1 or more")
+    folder = Path(values["annotations"])
+    rows = {split: _read_questions(folder, split, prepared) for split in _SPLITS}
+    people = {split: _read_annotations(folder, split, rows[split], prepared) for split in _ANNOTATED}
+    majorities = Counter(normalize_word(row["answer"]) for of in people for row in rows[of].values() if "answer" in row)
+    prepared.answers = [answer for answer, count in majorities.items() if count >= values["min_count"]]
+    if not prepared.answers:
+        prepared.problems.append(f"no answer is the majority's {values['min_count']} times; lower --min_count")
+        return prepared
+    table = AnswerTable(prepared.answers)
+    for split, answers in people.items():
+        for number, given in answers.items():
+            rows[split][number] |= _targets(given, table)
+    _add_rows(prepared, rows, values["val_images"], options.seed)
+    return prepared
+
+
+def _read_questions(folder: Path, split: str, prepared: Prepared) -> dict[int, Row]:
+    """Question id -> row, without an answer; empty where a test split has no file."""
+    path = folder / f"v2_OpenEnded_mscoco_{split}_questions.json"
+    if split not in _ANNOTATED and not path.exists():
+        prepared.notes.append(f"{path.name} isn't there: no such split")
+        return {}
+    images = split.replace("test-dev", "test")
+    rows: dict[int, Row] = {}
+    for place, entry in enumerate(_entries(path, "questions", prepared), start=1):
+        number, image = entry.get("question_id", -1), entry.get("image_id")
+        if not is_count(number) or not is_count(image):
+            problem = "question_id and image_id must be whole numbers"
+        elif not is_text(entry.get("question")) or not entry["question"].strip():
+            problem = "question must be text and not empty"
+        elif number in rows:
+            problem = f"question_id {number} was there before"
+        else:
+            path_of = f"{images}/COCO_{images}_{image:012}.jpg"
+            rows[number] = {"id": str(number), "image_path": path_of, "question": entry["question"]}
+            continue
+        if not _note(prepared, f"{path}: question {place}: {problem}"):
+            break
+    return rows
+
+
+def _read_annotations(folder: Path, split: str, rows: dict[int, Row], prepared: Prepared) -> dict[int, Counter[str]]:
+    """Gives rows their majority answer; question id -> how many annotators gave which normalised answer."""
+    path = folder / f"v2_mscoco_{split}_annotations.json"
+    answers: dict[int, Counter[str]] = {}
+    for place, entry in enumerate(_entries(path, "annotations", prepared), start=1):
+        number, given = entry.get("question_id", -1), entry.get("answers")
+        majority = entry.get("multiple_choice_answer")
+        texts = [one.get("answer") if isinstance(one, dict) else None for one in _list(given)]
+        if not is_count(number) or number not in rows:
+            problem = f"there is no question {short(number)}"
+        elif number in answers:
+            problem = f"question {number} was annotated before"
+        elif not is_text(majority) or not str(majority).strip():
+            problem = "multiple_choice_answer must be text and not empty"
+        elif not texts or not all(map(is_text, texts)):
+            problem = 'answers must be a list of {"answer": text}'
+        else:
+            rows[number]["answer"] = majority
+            answers[number] = Counter(normalize_word(str(text)) for text in texts)
+            continue
+        if not _note(prepared, f"{path}: annotation {place}: {problem}"):
+            break
+    for number in [number for number in rows if number not in answers]:
+        if not _note(prepared, f"{path}: question {number} has no annotation"):
+            break
+    return answers
+
+
+def _entries(path: Path, name: str, prepared: Prepared) -> list[dict[str, Any]]:
+    """The objects of the list `name` in a file; what isn't one is a problem."""
+    try:
+        data = read_json(path)
+    except InputError as error:
+        prepared.problems.append(str(error))
+        return []
+    entries = _list(data.get(name)) if isinstance(data, dict) else []
+    if not entries or not all(isinstance(entry, dict) for entry in entries):
+        prepared.problems.append(f'{path} has no list "{name}" of objects: give the official file')
+        return []
+    return entries
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _note(prepared: Prepared, problem: str) -> bool:
+    """Adds a problem; whether there may be more."""
+    if len(prepared.problems) < MAX_PROBLEMS:
+        prepared.problems.append(problem)
+    return len(prepared.problems) < MAX_PROBLEMS
+
+
+def _targets(given: Counter[str], table: AnswerTable) -> Row:
+    """`labels` and `scores` of a row; empty where no annotator's answer has a class."""
+    scores: dict[int, float] = {}
+    for answer, count in given.items():
+        label = table.label(answer)
+        if label is not None:
+            scores[label] = max(scores.get(label, 0.0), soft_score(count))
+    return {"labels": list(scores), "scores": list(scores.values())}
+
+
+def _add_rows(prepared: Prepared, rows: dict[str, dict[int, Row]], val_images: int, seed: int) -> None:
+    images = sorted({row["image_path"] for row in rows["val2014"].values()})
+    held_out = set(random.Random(seed).sample(images, min(val_images, len(images))))
+    prepared.notes.append(f"{len(held_out):,} of {len(images):,} images of val2014 are validated on, seed {seed}")
+    for split, of in rows.items():
+        for number, row in of.items():
+            in_val = split == "val2014" and row["image_path"] in held_out
+            target = "val" if in_val else "train" if split in _ANNOTATED else split.removesuffix("2015")
+            prepared.add(target, row, f"{split}, question {number}")
+    unknown = sum(not row["labels"] for split in _ANNOTATED for row in rows[split].values() if "labels" in row)
+    if unknown:
+        prepared.notes.append(f"{unknown:,} rows have no answer with a class: not trained on, wrong in evaluation")

@@ -1,0 +1,124 @@
+"""ImageNet, or any folder of images whose sub-folders are classes."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from beit3_vqa.config import RunConfig
+from beit3_vqa.data.index import CLASSES_FILE, IndexFiles, read_classes
+from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
+from beit3_vqa.data.timm_augment import CentralCrop, Mix, TimmTransform
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import is_text
+from beit3_vqa.schema import Batch, Example, Inputs, Prediction
+from beit3_vqa.tasks.classes import ClassTask, label_problem
+from beit3_vqa.tasks.indexed import data_folder
+
+UPSTREAMS_CLASSES = 1000
+
+
+def _problem(row: Row) -> str:
+    return image_problem(row) or label_problem(row) or fold_problem(row)
+
+
+def _name(row: Row) -> str:
+    return row["image_path"]
+
+
+class ImageNet(ClassTask):
+    """Rows `{"image_path", "label"}`. Upstream's index has 1,000 classes, or as many as `--num_classes` says.
+
+    Upstream validates and tests on the same images; so does this where there is no test split.
+    """
+
+    name = "imagenet"
+    head = "imageclassification"
+    inputs = Inputs(text="")
+    files = IndexFiles(
+        "imagenet",
+        {
+            "train": ("imagenet.train.index.jsonl",),
+            "val": ("imagenet.val.index.jsonl",),
+            "test": ("imagenet.val.index.jsonl",),
+        },
+    )
+    row_format = RowFormat(_problem, _name)
+    unit = "images"
+    defaults = MappingProxyType({"crop_scale": 0.08})
+    own_options = frozenset(
+        {"mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "color_jitter", "aa"}
+        | {"smoothing", "crop_pct", "reprob", "remode", "recount"}
+    )
+
+    @classmethod
+    def from_folder(cls, config: RunConfig) -> "ImageNet":
+        """The task on a prepared folder, whose classes it reads."""
+        folder = data_folder(config)
+        numbered = map(str, range(config.model.num_classes or UPSTREAMS_CLASSES))
+        classes = read_classes(folder) if (folder / CLASSES_FILE).exists() else list(numbered)
+        return cls(classes, config, folder)
+
+    @classmethod
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "ImageNet":
+        """The task with the classes that the checkpoint `where` keeps."""
+        classes = saved.get("classes")
+        if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):
+            raise InputError(f"{where}: its task_state holds no classes; the file is damaged.")
+        return cls(classes, config)
+
+    @property
+    def smoothing(self) -> float:
+        """`--smoothing`."""
+        return self.config.of_task.smoothing
+
+    def _files(self, split: str) -> list[Path]:
+        return super()._files(split) or (super()._files("val") if split == "test" else [])
+
+    def example(self, row: Row, place: int) -> Example:
+        """An image, named by its path."""
+        return self.labelled(row, id=_name(row), image_path=row["image_path"], question="")
+
+    def tensors(self, example: Example, processor: Any, rng: random.Random | None) -> dict[str, Any]:
+        """In training floats from timm's pipeline and a seed for the mix of a batch, else bytes."""
+        image, size = processor.open(example, example.image_path), processor.size
+        if rng is None:
+            return {"image": CentralCrop(size, self.config.of_task.crop_pct)(image)}
+        return {"image": self._train_transform(size)(image, rng), "seed": rng.getrandbits(32)}
+
+    def _train_transform(self, size: int) -> TimmTransform:
+        if size not in self._transforms:
+            self._transforms[size] = TimmTransform(size, self.config.data, self.config.of_task)
+        return self._transforms[size]
+
+    @cached_property
+    def _transforms(self) -> dict[int, TimmTransform]:
+        return {}
+
+    @cached_property
+    def _mix(self) -> Mix:
+        return Mix(self.config.of_task, self.num_classes)
+
+    def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+        """The batch with its labels; with mixup or cutmix mixed, its labels probabilities."""
+        labels = self.targets(batch.examples)
+        if not self._mix.on:
+            return replace(batch, targets=labels)
+        images, targets = self._mix(batch.inputs["image"], labels, items[0]["seed"])
+        return replace(batch, inputs={"image": images}, targets=targets)
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """`accuracy` (top 1) and `top5_accuracy` in percent, and the loss."""
+        metrics = super().metrics(predictions)
+        known = [p for p in predictions if p.truth is not None]
+        if not known:
+            return metrics
+        among = 100.0 * sum(p.truth in p.probabilities for p in known) / len(known)
+        kept = {name: value for name, value in metrics.items() if name in ("accuracy", "loss")}
+        return {"images": len(known), **kept, "top5_accuracy": among}
+
+
+TASK = ImageNet

@@ -1,0 +1,81 @@
+"""NLVR2: whether a sentence about two photographs is true (Suhr et al. 2019, https://lil.nlp.cornell.edu/nlvr/)."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.config import RunConfig
+from beit3_vqa.data.dataset import text_of
+from beit3_vqa.data.index import IndexFiles
+from beit3_vqa.data.rows import Row, RowFormat, fold_problem, id_problem, image_problem, text_problem
+from beit3_vqa.files import write_text
+from beit3_vqa.schema import EvalResult, Example, Inputs, PredictionsInfo
+from beit3_vqa.tasks.classes import ClassTask, label_problem
+from beit3_vqa.tasks.indexed import data_folder
+
+CLASSES = ("False", "True")
+
+
+def _problem(row: Row) -> str:
+    problem = image_problem(row) or image_problem(row, "image2_path") or id_problem(row.get("identifier"))
+    problem = problem or text_problem(row) or label_problem(row) or fold_problem(row)
+    return problem or ("" if row.get("label", 0) < len(CLASSES) else "label must be 0 (False) or 1 (True)")
+
+
+def _name(row: Row) -> str:
+    return str(row["identifier"])
+
+
+class NLVR2(ClassTask):
+    """Rows `{"image_path", "image2_path", "text_segment", "label", "identifier"}`, the text as text or token ids."""
+
+    name = "nlvr2"
+    head = "nlvr2"
+    inputs = Inputs(images=("image_a", "image_b"), text="text_description")
+    files = IndexFiles(
+        "nlvr2",
+        {
+            "train": ("nlvr2.train.index.jsonl",),
+            "val": ("nlvr2.dev.index.jsonl",),
+            "test": ("nlvr2.test-P.index.jsonl",),
+        },
+    )
+    row_format = RowFormat(_problem, _name)
+    unit = "sentences"
+
+    @classmethod
+    def from_folder(cls, config: RunConfig) -> "NLVR2":
+        """The task on a prepared folder."""
+        return cls(CLASSES, config, data_folder(config))
+
+    @classmethod
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "NLVR2":
+        """The task alone."""
+        return cls(CLASSES, config)
+
+    @property
+    def smoothing(self) -> float:
+        """`--label_smoothing`."""
+        return self.config.optim.label_smoothing
+
+    def example(self, row: Row, place: int) -> Example:
+        """A sentence about two images."""
+        text, token_ids = text_of(row)
+        return self.labelled(
+            row,
+            id=_name(row),
+            image_path=row["image_path"],
+            more_image_paths=(row["image2_path"],),
+            question=text,
+            token_ids=token_ids,
+        )
+
+    def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
+        """The CSV of NLVR2's own evaluation script: identifier and answer on each line."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows((p.id, p.answer) for p in result.predictions)
+        return [write_text(folder / f"submit_{self.name}_{info.split}.csv", buffer.getvalue())]
+
+
+TASK = NLVR2
