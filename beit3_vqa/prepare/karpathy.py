@@ -63,7 +63,7 @@ def _images(data: Any, path: Path) -> list[Any]:
 def _image_problem(image: Any, image_id: str) -> str:
     if not isinstance(image, dict):
         return "isn't an object"
-    if image.get("split") not in SPLIT_OF:
+    if image.get("split") not in tuple(SPLIT_OF):
         return f"split {short(image.get('split'))} is none of {', '.join(SPLIT_OF)}"
     if not is_count(image.get(image_id)):
         return f"{image_id} must be a whole number"

@@ -57,6 +57,10 @@ class Captioning(IndexTask):
         self._split = ""
         self._references: dict[str, dict[str, list[str]]] = {}  # by split
 
+    def state(self) -> dict[str, Any]:
+        """The kind of head: what is learned on one data set can be asked of another."""
+        return {"head": self.head}
+
     def example(self, row: Row, place: int) -> Example:
         """A caption to be learned, or an image to be described."""
         text, ids = text_of(row)

@@ -43,6 +43,10 @@ class Retrieval(IndexTask):
     unit = "captions"
     row_format = RowFormat(_problem, caption_id)
 
+    def state(self) -> dict[str, Any]:
+        """The kind of head: what is learned on one data set can be asked of another."""
+        return {"head": self.head}
+
     def example(self, row: Row, place: int) -> Example:
         """A caption, whose answer is the id of its image."""
         text, ids = text_of(row)
