@@ -78,7 +78,7 @@ class Summary:
         sections = {
             self.format: ["every row and image is fine" if self.check else "prepared"],
             "rows": ["  ".join(f"{split} {count:,}" for split, count in self.rows.items())],
-            "answers": [f"{split:<6}{_balance(counts, self.rows[split])}" for split, counts in self.answers.items()],
+            "answers": [f"{split:<5} {_balance(counts, self.rows[split])}" for split, counts in self.answers.items()],
             "images": [_sizes_text(self.images, self.sizes)],
             "prompts": [_prompts_text(self.prompts, sum(self.rows.values()))],
             "changes": ["0 rows dropped", *self.notes],
