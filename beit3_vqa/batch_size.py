@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from beit3_vqa.assemble import Parts
-from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.engine import distributed, memory
 from beit3_vqa.engine.memory import NotEnoughMemory
+from beit3_vqa.engine.precision import in_float32
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.options import AUTO, BATCH_SIZE
 from beit3_vqa.schema import Batch, Example
@@ -99,7 +100,7 @@ def _largest_that_fits(parts: Parts, most: int) -> int:
         parts.model.zero_grad(set_to_none=True)
 
 
-def _longest(dataset: CustomDataset, count: int) -> list[Sample]:
+def _longest(dataset: IndexDataset, count: int) -> list[Sample]:
     """So many rows, as the processor made them: those with the longest texts of many, of an image each where it can be.
 
     A family may compute what is the same only once, so they mustn't be copies of one.
@@ -123,7 +124,7 @@ def _longest(dataset: CustomDataset, count: int) -> list[Sample]:
 
 
 def _length(example: Example) -> int:
-    return len(example.question) + sum(map(len, example.choices))
+    return len(example.question) + len(example.token_ids or ()) + sum(map(len, example.choices))
 
 
 def _peak(parts: Parts, samples: list[Sample], count: int) -> int:
@@ -133,13 +134,14 @@ def _peak(parts: Parts, samples: list[Sample], count: int) -> int:
         NotEnoughMemory: not even one fitted.
     """
     examples, tensors = zip(*itertools.islice(itertools.cycle(samples), count), strict=True)
-    batch = Batch(parts.processor.collate(tensors), examples, parts.task.targets(examples))
+    batch = Batch(parts.task.collate(tensors, parts.processor), examples, counted=count)
+    batch = parts.task.finish(batch, tensors)
 
     def step() -> None:
         on_device = batch.to(parts.precision.device)
         with parts.precision.autocast():
             outputs = parts.model(**on_device.inputs)
-        parts.precision.scaler.scale(parts.task.loss(outputs.float(), on_device)).backward()
+        parts.precision.scaler.scale(parts.task.loss(in_float32(outputs), on_device)).backward()
 
     parts.model.train()
     try:
