@@ -106,6 +106,10 @@ class BEiT3Model(nn.Module):
         """Whether `--task_head_lr_weight` applies: the head, not the pooler, as upstream has it."""
         return name.startswith("head")
 
+    def is_unread(self, name: str) -> bool:
+        """Whether no output depends on a parameter, so that a checkpoint may lack it."""
+        return False
+
     def tokens(self, inputs: dict[str, Tensor]) -> int:
         """Tokens of an example of a batch in one pass: patches, [CLS], and the longest text, if there is one."""
         text = inputs["padding_mask"].size(1) if "padding_mask" in inputs else 0
@@ -193,6 +197,10 @@ class BEiT3ForImageClassification(BEiT3Model):
         self.head = nn.Linear(self.embed_dim, num_classes)
         self.apply(init_like_upstream)
         shrink(self.head)
+
+    def is_unread(self, name: str) -> bool:
+        """The language side's; upstream counts no more than the others in its fine-tuned models."""
+        return name.startswith("beit3.text_embed.") or ".B." in name
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 -> float32 with ImageNet's mean and standard deviation of each channel."""

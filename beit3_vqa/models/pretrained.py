@@ -33,6 +33,7 @@ class LoadReport:
 
     dropped: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     interpolated: str = ""
 
     def __str__(self) -> str:
@@ -41,6 +42,8 @@ class LoadReport:
             lines.append(f"image positions interpolated {self.interpolated}")
         if self.dropped:
             lines.append(f"dropped from the checkpoint: {', '.join(self.dropped)}")
+        if self.unread:
+            lines.append(f"not in the checkpoint, and of no influence on this task: {len(self.unread)} weights")
         if self.new:
             lines.append(f"new, not in the checkpoint: {', '.join(self.new)}")
         return "\n".join(lines) or "every weight taken as it is"
@@ -93,7 +96,9 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
     if not any(ADAPTER in name for name in weights):
         new_parts += tuple(name for name in own if ADAPTER in name)
     report.new = [name for name in missing if name.startswith(new_parts) or (allowed and allowed.search(name))]
-    problems = mismatches({name: value for name, value in own.items() if name not in report.new}, weights)
+    report.unread = [name for name in missing if name not in report.new and model.is_unread(name)]
+    left_out = {*report.new, *report.unread}
+    problems = mismatches({name: value for name, value in own.items() if name not in left_out}, weights)
     if problems:
         raise InputError.of_problems(
             f"{where} doesn't fit the model:",

@@ -74,7 +74,7 @@ class Summary:
 
     def _answer_lines(self) -> list[str]:
         balances = self.answers.items() if self.classes or any(self.answers.values()) else ()
-        return [f"{split:<6}{_balance(counts, self.rows[split])}" for split, counts in balances]
+        return [f"{split:<5} {_balance(counts, self.rows[split])}" for split, counts in balances]
 
     def text(self) -> str:
         """The summary on one screen."""

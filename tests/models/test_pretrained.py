@@ -125,3 +125,19 @@ def test_full_size_official_layout_on_the_meta_device(size):
     weights["mlm_head.weight"] = torch.empty(64010, source.embed_dim, device="meta")
     report = load_pretrained(target, weights, size)
     assert report.interpolated == "from 14x14 to 30x30 patches"
+
+
+def test_images_alone_need_no_language_side():
+    """Upstream counts only the vision side's parameters in its fine-tuned ImageNet models."""
+    source = build_model("beit3_base_patch16_64_imageclassification", num_classes=7, **SIZES)
+    vision = {n: v for n, v in source.state_dict().items() if ".B." not in n and "text_embed" not in n}
+    target = build_model("beit3_base_patch16_64_imageclassification", num_classes=7, **SIZES)
+    report = load_pretrained(target, vision, "x.pth")
+    assert report.new == []
+    assert f"of no influence on this task: {len(source.state_dict()) - len(vision)} weights" in str(report)
+    image = torch.randn(2, 3, 64, 64)
+    assert torch.equal(source.eval()(image), target.eval()(image))
+    with pytest.raises(InputError, match=r"missing: beit3\.encoder\.layers\.0\.ffn\.A\.fc1\.weight"):
+        load_pretrained(target, {n: v for n, v in vision.items() if "layers.0.ffn.A.fc1" not in n}, "x.pth")
+    with pytest.raises(InputError, match="missing"):
+        load_pretrained(model(classes=7), vision, "x.pth")

@@ -10,7 +10,7 @@ from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import prepare
 from beit3_vqa.prepare.writer import PrepareOptions
-from tests.prepare.vqav2 import write_vqav2
+from tests.generated import write_vqav2
 
 
 @pytest.fixture(scope="module")
