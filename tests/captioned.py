@@ -35,7 +35,7 @@ def write_captioned(folder: Path, train: int, val: int, test: int, captions: int
     """
     rng = random.Random(seed)
     for name in ("train2014", "flickr30k-images", "val", "test"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     images, sentences = [], 0
     for split, count in (("train", train), ("val", val), ("test", test)):
         kinds = rng.sample(KINDS, len(KINDS))

@@ -19,16 +19,18 @@ def contrastive_loss(features: Tensor, together: int | None = None) -> Tensor:
 
     Args:
         features: (B, 2, D), images (times the scale) and texts, row by row.
-        together: rows of all processes; this one's are the first `shares(together)[rank]`. None: B, of one process.
+        together: rows of all processes; this one's are the first `shares(together)[rank]`. None: B, and no other process
+            is asked.
 
     Returns:
         the mean over this process's rows, a scalar; 0 where it has none.
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
     """
-    together = len(features) if together is None else together
-    counts, rank = shares(together), distributed.rank()
-    everyone = gather_rows(features, together)
+    if together is None:
+        counts, rank, everyone = [len(features)], 0, features
+    else:
+        counts, rank, everyone = shares(together), distributed.rank(), gather_rows(features, together)
     own = features[: counts[rank]]
     targets = torch.arange(len(own), device=features.device) + sum(counts[:rank])
     to_texts = own[:, 0] @ everyone[:, 1].T

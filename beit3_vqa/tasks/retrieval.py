@@ -61,7 +61,7 @@ class Retrieval(IndexTask):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Contrastive, with the features of every process; `outputs` are (B, 2, D)."""
-        return contrastive_loss(outputs, batch.together)
+        return contrastive_loss(outputs, batch.together or None)  # outside of training each process is alone
 
     def infer(self, model: Any, batch: Batch) -> Tensor:
         """Features (B, 2, D) as a forward pass gives them, but each distinct image is looked at once."""

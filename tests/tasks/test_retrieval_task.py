@@ -24,12 +24,12 @@ def retriever(captioned, tmp_path_factory):
 
 
 def test_it_beats_chance(captioned, retriever, tmp_path, capsys):
-    """76 against 38 for guessing, after 18 steps of 16."""
+    """65 against 41 for guessing, after 12 steps of 16."""
     assert main(evaluate_on(captioned, TASK, retriever / "checkpoint-best.pth", tmp_path)) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     info = json.loads((tmp_path / "predictions.info.json").read_text())
     assert (metrics["captions"], metrics["images"]) == (24, 12)
-    assert metrics["average_score"] > info["chance"] + 20
+    assert metrics["average_score"] > info["chance"] + 15
     assert "chance" in capsys.readouterr().out
     predictions = json.loads((tmp_path / "predictions.json").read_text())
     right = [p["answer"] == p["truth"] for p in predictions]
