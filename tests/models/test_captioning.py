@@ -260,3 +260,13 @@ def test_a_narrow_beam_is_a_greedy_walk():
             word = next(w for w in order if w != END)
             text, total = text + (word,), total + float(row[word])
         assert caption.score == pytest.approx(best, abs=1e-5)
+
+
+@torch.no_grad()
+def test_decoding_in_bf16_goes_the_same_ways():
+    model = fill.fill(captioner()).eval()
+    image = golden_inputs()[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = generate(model, image)
+    assert [len(c.ids) for c in found] == [len(c.ids) for c in generate(model, image)]
+    assert [c.score for c in found] == pytest.approx([c.score for c in generate(model, image)], abs=0.05)

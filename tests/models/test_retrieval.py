@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torchscale.model.BEiT3 import BEiT3
 
 from beit3_vqa.engine.losses import contrastive_loss
+from beit3_vqa.models.pretrained import load_pretrained
 from beit3_vqa.models.registry import build_model
 from tests.models.test_parity import CONFIG, SIZES, UPSTREAM, fill, golden_inputs
 
@@ -70,3 +71,20 @@ def test_gradients_are_torchscales():
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, gradient in gradients.items():
         assert (own[name] - gradient).abs().max() <= 1e-5 * largest, name
+
+
+def test_pretrained_heads_are_taken_where_they_fit():
+    """As the official files are: masked words beside the backbone, or (itc) the contrastive heads."""
+    captioner = fill.fill(build_model("beit3_base_patch16_64_captioning", **SIZES))
+    pretrained = captioner.state_dict()
+    again = build_model("beit3_base_patch16_64_captioning", **SIZES)
+    assert not load_pretrained(again, pretrained, "x").new
+    assert torch.equal(again.mlm_head.weight, captioner.mlm_head.weight)
+    model = retriever()
+    report = load_pretrained(model, pretrained, "x")
+    assert report.new == ["logit_scale", "language_head.weight", "vision_head.weight"]
+    assert [name.split()[0] for name in report.dropped] == ["mlm_head.weight", "mlm_head.bias"]
+    itc = fill.fill(retriever(), salt="itc").state_dict()
+    load_pretrained(model, itc, "x")
+    assert torch.equal(model.logit_scale, itc["logit_scale"])
+    assert load_pretrained(again, itc, "x").new == ["mlm_head.weight", "mlm_head.bias"]
