@@ -12,6 +12,7 @@ RANKS = [
     ["cli"],
     ["commands"],
     ["cross_validation"],
+    ["reporting"],
     ["demo", "run"],
     ["dry_run", "restore"],
     ["training"],
