@@ -1,23 +1,14 @@
-"""Rows of predictions in, numbers out."""
+"""The short set: cheap enough for every validation, small enough for a line of log.txt."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from beit3_vqa.metrics.question_words import question_word
 from beit3_vqa.schema import Prediction
 
 LOSS_DIGITS = 5
-QUESTION_WORDS = ("what", "where", "when", "who", "why", "how", "which")
-
-
-def question_word(question: str) -> str:
-    """The question word that comes first, else `other`."""
-    for word in re.findall(r"[a-z]+", question.lower()):
-        if word in QUESTION_WORDS:
-            return word
-    return "other"
 
 
 def accuracy_metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
