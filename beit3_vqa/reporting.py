@@ -13,7 +13,7 @@ from beit3_vqa.output.report.content import image_file
 from beit3_vqa.output.report.page import write_report
 from beit3_vqa.output.report.scalars import write_scalars
 from beit3_vqa.run import Answerer, load
-from beit3_vqa.schema import AttentionMap, Example, Prediction
+from beit3_vqa.schema import AttentionMap, Batch, Example, Prediction
 
 BATCH = 16
 WRONG_SHARE = 0.75  # of the questions that get a map; the others are right, to compare with
@@ -59,7 +59,7 @@ def report(
 
 
 def worth_a_look(predictions: Sequence[Prediction], most: int) -> list[Prediction]:
-    """The questions that get a map: wrong and confident ones first, a quarter right ones; the first where none is known.
+    """The questions that get a map: wrong and confident ones first, a quarter right ones; else the first ones.
 
     Args:
         predictions: of a run.
@@ -115,9 +115,9 @@ def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str)
             inputs = {key: value.to(parts.precision.device) for key, value in parts.processor.collate(items).items()}
             with torch.no_grad(), parts.precision.autocast():
                 logits, maps = parts.family.attention(parts.model, parts.processor, inputs, sizes)
-            answers = [parts.task.answer(label) for label in logits.argmax(dim=1).tolist()]
+            answers = parts.task.predictions(logits.float(), Batch(inputs, tuple(examples)))
             answer_of = {p.id: p.answer for p, _ in batch}
-            changed += sum(answer_of[e.id] != answer for e, answer in zip(examples, answers, strict=True))
+            changed += sum(answer_of[again.id] != again.answer for again in answers)
             found |= {example.id: each for example, each in zip(examples, maps, strict=True)}
         progress.update(len(batch), dict)
     progress.close()

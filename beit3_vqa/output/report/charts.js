@@ -77,7 +77,7 @@ function lineChart(series, x, y, options = {}) {
   const label = `${y.label} over ${x.label}. ${options.says || `At the end: ${last.join("; ")}`}.`;
 
   const chart = drawn(label, (width) => {
-    const left = 50, right = 12, top = 22, bottom = 40, height = options.height || 250;
+    const left = 50, right = 16, top = 30, bottom = 40, height = 250;
     const toX = (v) => left + ((v - xLow) / (xHigh - xLow)) * (width - left - right);
     const toY = (v) => height - bottom - ((v - yLow) / (yHigh - yLow)) * (height - top - bottom);
     const parts = [svg("text", { x: 0, y: 12, text: y.label })];
@@ -167,7 +167,7 @@ function intervalChart(rows, reference, label) {
 function barChart(groups, yLabel, label) {
   const high = Math.max(1, ...groups.flatMap((group) => group.bars.map((bar) => bar.value))) * 1.05;
   return drawn(label, (width) => {
-    const left = 50, right = 8, top = 22, bottom = 30, height = 250;
+    const left = 50, right = 8, top = 30, bottom = 30, height = 250;
     const slot = (width - left - right) / groups.length;
     const toY = (v) => height - bottom - (v / high) * (height - top - bottom);
     const parts = [svg("text", { x: 0, y: 12, text: yLabel })];

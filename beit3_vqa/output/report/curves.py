@@ -32,8 +32,10 @@ def read_curves(folder: Path) -> dict[str, Any]:
     lines = _epochs(folder / "log.txt")
     score = _score_key(lines)
     wanted = {name: name for name in EPOCH_KEYS} | ({"score": score} if score else {})
-    epochs = {name: _thinned([[line["epoch"], _number(line.get(key))] for line in lines if key in line])
-              for name, key in wanted.items()}
+    epochs = {
+        name: _thinned([[line["epoch"], _number(line.get(key))] for line in lines if key in line])
+        for name, key in wanted.items()
+    }
     return {
         "steps": _steps(folder / "tensorboard"),
         "epochs": {name: points for name, points in epochs.items() if points},

@@ -75,7 +75,10 @@ function badge(run, row) {
 function votes(row) {
   return html("div", { class: "votes" }, answered.filter(([run]) => run.answers.answer[row] !== null).map(([run, place]) => {
     const right = isRight(run, row);
-    return html("span", { class: `badge data-text ${right === null ? "" : right ? "right" : "wrong"}`, colour: colourOf(place), title: run.name, text: `${right === null ? "" : right ? "✓ " : "✗ "}${run.answers.answer[row]}  ${percent(100 * confidence(run, row), 0)}` });
+    return html("span", { class: `badge data-text ${right === null ? "" : right ? "right" : "wrong"}`, colour: colourOf(place), title: run.name }, [
+      html("span", { text: run.name }),
+      html("b", { text: `${right === null ? "" : right ? "✓ " : "✗ "}${run.answers.answer[row]} ${percent(100 * confidence(run, row), 0)}` }),
+    ]);
   }));
 }
 

@@ -7,7 +7,7 @@ const scored = runs.map((run, place) => [run, place]).filter(([run]) => run.metr
 const interval = (found) => `${percent(found.low)} to ${percent(found.high)}`;
 
 function runCard(run, place) {
-  const facts = run.facts.flatMap(([name, value]) => [html("dt", { text: name }), html("dd", { class: "data-text", text: value })]);
+  const facts = run.facts.map(([name, value]) => html("div", {}, [html("dt", { text: name }), html("dd", { class: "data-text", text: value })]));
   const score = run.metrics && html("p", { class: "score" }, [
     percent(run.metrics.accuracy),
     html("small", { text: `accuracy, 95% interval ${interval(run.metrics.accuracy_interval)}` }),
@@ -99,12 +99,14 @@ function reliabilityFigure() {
   });
   if (!series.length) return null;
   const axis = { low: 0, high: 100, format: (v) => `${+v.toFixed(1)}%` };
-  const errors = scored.filter(([run]) => run.metrics.calibration).map(([run]) => {
-    const { ece, brier } = run.metrics.calibration;
-    return `${runs.length > 1 ? `${run.name}: ` : ""}expected calibration error ${percent(ece)}${brier === undefined ? "" : `, Brier score ${brier.toFixed(3)}`}`;
+  const errors = series.map((one) => {
+    const { ece, brier } = scored.find(([run]) => run.name === one.name)[0].metrics.calibration;
+    return [one, `expected calibration error ${percent(ece)}${brier === undefined ? "" : `, Brier score ${brier.toFixed(3)}`}`];
   });
-  const [chart, readout] = lineChart(series, { label: "says it is right", ...axis }, { label: "is right", ...axis }, { references: [[0, 0, 100, 100]], says: errors.join("; ") });
-  const box = figure("Reliability", `${errors.join("; ")}. On the dashed line a model that says 80% is right in 80 of 100; above it, it is too modest.`, chart, [...names(), html("div", { class: "space" })]);
+  const says = errors.map(([one, text]) => `${one.name}: ${text}`).join("; ");
+  const [chart, readout] = lineChart(series, { label: "says it is right", ...axis }, { label: "is right", ...axis }, { references: [[0, 0, 100, 100]], says });
+  const key = legend(errors.map(([one, text]) => [runs.length > 1 ? `${one.name}: ${text}` : text, one.colour]));
+  const box = figure("Reliability", "Below the dashed line it is surer than it should be, above it too modest.", chart, [key, html("div", { class: "space" })]);
   box.append(readout);
   return box;
 }
@@ -151,13 +153,19 @@ function confusionFigures() {
   });
 }
 
+// Side by side without a lonely last one.
+function place(box, figures) {
+  box.style.setProperty("--columns", figures.length === 4 || figures.length > 6 ? 4 : Math.min(3, figures.length));
+  box.append(...figures);
+}
+
 function drawSummary() {
   byId("runs").append(...runs.map(runCard));
   const table = agreement();
   if (table) byId("between").append(table);
   const curves = trainingFigures();
-  if (curves.length) byId("curves").append(...curves);
+  if (curves.length) place(byId("curves"), curves);
   else for (const element of [byId("training"), document.querySelector('nav a[href="#training"]')]) element.hidden = true;
-  if (scored.length) byId("plots").append(...[wordFigure(), reliabilityFigure(), coverageFigure(), ...positionFigures(), ...confusionFigures()].filter(Boolean));
+  if (scored.length) place(byId("plots"), [wordFigure(), reliabilityFigure(), coverageFigure(), ...positionFigures(), ...confusionFigures()].filter(Boolean));
   byId("metrics-lead").textContent = scored.length ? "" : "No answer is known, so there is nothing to score.";
 }
