@@ -144,6 +144,7 @@ function makeFilters() {
 
 function amongRuns(wanted, row, run) {
   const given = answered.filter(([one]) => one.answers.answer[row] !== null);
+  if (given.length < 2) return false;
   const answers = new Set(given.map(([one]) => one.answers.answer[row]));
   const right = given.filter(([one]) => isRight(one, row)).length;
   if (wanted === "differ") return answers.size > 1;
