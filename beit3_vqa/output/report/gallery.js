@@ -28,7 +28,11 @@ function probabilities(run, row) {
   return questions.choices[row] && found.length && typeof found[0] === "number" ? found.map((p, place) => [LETTERS[place], p]) : found;
 }
 
-const confidence = (run, row) => (probabilities(run, row).find(([name]) => name === run.answers.answer[row]) || [null, 0])[1];
+function confidence(run, row) {
+  const found = run.answers.probabilities[row], answer = run.answers.answer[row];
+  if (typeof found[0] === "number") return found[LETTERS.indexOf(answer)] ?? 0;
+  return (found.find(([name]) => name === answer) || [null, 0])[1];
+}
 const isRight = (run, row) => (run.answers.score[row] === null ? null : run.answers.score[row] > 0);
 
 function optionText(row, answer) {
