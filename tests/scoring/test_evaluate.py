@@ -2,14 +2,22 @@
 
 import csv
 import json
+from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beit3_vqa.cli import main
+from beit3_vqa.errors import InputError
 from beit3_vqa.output.predictions import write_predictions
 from beit3_vqa.schema import Prediction
+from beit3_vqa.scoring.answers_csv import read_answers
+from beit3_vqa.scoring.visual7w import read_telling
+from beit3_vqa.scoring.vqav2 import read_annotations
 from tests.conftest import finetune
 
+KEYS = ["annotations", "question_id", "answers", "answer", "images", "qa_pairs", "qa_id", "split", "type", "question"]
 CHOICES = ("red", "blue", "green", "teal")
 
 
@@ -112,6 +120,39 @@ def test_answers_that_cannot_be_used(predictions, tmp_path, capsys, content, say
 def test_bad_commands(predictions, capsys, flags, says):
     assert main(["evaluate", str(predictions), *flags]) == 2
     assert says in capsys.readouterr().err
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200), st.lists(st.sampled_from(["ID", "answer", "A", ",", "\n", '"', "x"])).map("".join)
+    )
+)
+def test_any_file_is_answers_or_one_clear_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with suppress(InputError):
+        assert all(answer.id and answer.answer for answer in read_answers(path))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_any_json_is_a_benchmark_or_one_clear_error(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    for content in (
+        value,
+        {"annotations": [value]},
+        {"images": [{"split": "val", "image_id": 1, "qa_pairs": [value]}]},
+    ):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        for read in (read_annotations, read_telling):
+            with suppress(InputError):
+                assert read(path) is not None
 
 
 def telling(path, **changes):
