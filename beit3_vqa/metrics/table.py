@@ -8,9 +8,12 @@ _LISTED = 10  # rows of a part, at most
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """What `full_metrics` found, for people; lines end without spaces, text from data is cut to one line's length."""
-    if not metrics:
-        return "no answer is known: nothing to score"
+    """What `full_metrics`, `order_metrics` and `blind_metrics` found, for people; text from data is cut."""
+    scored = _scored(metrics) if "accuracy" in metrics else ["no answer is known: nothing to score"]
+    return "\n".join([*scored, *_orders(metrics.get("tta")), *_blind(metrics.get("blind"))])
+
+
+def _scored(metrics: Mapping[str, Any]) -> list[str]:
     lines = [f"{'questions':<28}{metrics['questions']:>9,}", _accuracy("accuracy", metrics)]
     if "weighted_accuracy" in metrics:
         lines.append(f"{'weighted accuracy':<28}{metrics['weighted_accuracy']:>9.2f}")
@@ -29,7 +32,40 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
             + f"{p['accuracy']:>10.2f}   {p['confidence']:>8.2f}%"
             for p in metrics["accuracy_at_coverage"]
         ]
-    return "\n".join(lines)
+    return lines
+
+
+def _orders(tta: Mapping[str, Any] | None) -> list[str]:
+    """What `order_metrics` found."""
+    if tta is None:
+        return []
+    lines = [
+        "",
+        f"options in other orders ({tta['mode']}): {tta['asked']:,} questions asked, each up to {tta['passes']} times",
+    ]
+    return lines + [_accuracy(f"  {label}", tta[name]) for name, label in _ORDERS.items() if name in tta]
+
+
+def _blind(blind: Mapping[str, Any] | None) -> list[str]:
+    """What `blind_metrics` found."""
+    if blind is None:
+        return []
+    lines = ["", f"with grey images, {blind['same_answer']:.2f}% are answered the same"]
+    if "gap" in blind:
+        lines += [_accuracy("  accuracy without image", blind), _accuracy("  the image is worth", _gap(blind["gap"]))]
+    return lines
+
+
+def _gap(gap: Mapping[str, Any]) -> dict[str, Any]:
+    return {"accuracy": gap["accuracy"], "accuracy_interval": gap}
+
+
+_ORDERS = {
+    "plain": "plain, as they stand",
+    "averaged": "averaged over orders",
+    "circular": "circular: in all rotations",
+    "every_order": "right in every order",
+}
 
 
 _BASELINES = {
@@ -80,6 +116,17 @@ def _calibration(calibration: Mapping[str, Any]) -> list[str]:
         said = f"{part['from']:.0f}-{part['to']:.0f}%"
         lines.append(f"  {said:<16}{part['questions']:>12,}{part['accuracy']:>10.2f}%  {bar}".rstrip())
     return lines
+
+
+def share_table(name: str, score: Mapping[str, Any]) -> str:
+    """A benchmark's own score and its parts, as `scoring.visual7w` and `scoring.vqav2` give them."""
+    split = f", {score['split']}" if "split" in score else ""
+    lines = [f"{name}'s own score{split}", _accuracy(f"  all {score['questions']:,}", score)]
+    if score.get("answered", score["questions"]) < score["questions"]:
+        lines.append(f"  only {score['answered']:,} are answered; the others count as wrong")
+    return "\n".join(
+        lines + [_accuracy(f"  {_cut(kind)} {part['questions']:,}", part) for kind, part in score["by_type"].items()]
+    )
 
 
 def _cut(text: object) -> str:

@@ -9,6 +9,7 @@ Source: Guo et al. 2017, On calibration of modern neural networks.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from beit3_vqa.schema import Prediction
 
 LOWEST, HIGHEST = 0.05, 20.0
-_DIGITS = 4
+_DIGITS = 3
+_NLL_DIGITS = 5
 _STEPS = 60  # golden sections: they leave a 10^-12th of the interval
 _SMALLEST = 1e-30  # of a probability that was rounded to 0
 
 
 def fit_temperature(predictions: Sequence[Prediction]) -> float | None:
-    """The temperature under which the truths are likeliest, to 4 digits; None where no row has what that needs.
+    """The temperature under which the truths are likeliest, to 3 decimals; None where no row has what that needs.
 
     Args:
         predictions: made at temperature 1, of multiple choice, whose probabilities are all kept.
@@ -46,7 +48,7 @@ def fit_temperature(predictions: Sequence[Prediction]) -> float | None:
 def mean_nll(predictions: Sequence[Prediction], temperature: float = 1.0) -> float | None:
     """Mean negative log-likelihood of the truths at a temperature, in nats; None where `fit_temperature` is None."""
     log_probabilities, truths = _table(predictions)
-    return round(_nll(log_probabilities, truths, temperature), _DIGITS) if len(truths) else None
+    return round(_nll(log_probabilities, truths, temperature), _NLL_DIGITS) if len(truths) else None
 
 
 def tempered(prediction: Prediction, temperature: float) -> Prediction:
@@ -54,9 +56,13 @@ def tempered(prediction: Prediction, temperature: float) -> Prediction:
     if temperature == 1.0:
         return prediction
     names = list(prediction.probabilities)
-    logs = _log(np.array([[prediction.probabilities[name] for name in names]]))
-    shares = np.exp(_log_softmax(logs / temperature))[0]
+    shares = temper(np.array([[prediction.probabilities[name] for name in names]]), temperature)[0]
     return dataclasses.replace(prediction, probabilities=dict(zip(names, map(float, shares), strict=True)))
+
+
+def temper(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """Probabilities (N, C) at another temperature, each row summing to 1."""
+    return np.exp(_log_softmax(_log(probabilities.astype(np.float64)) / temperature))
 
 
 def _table(predictions: Sequence[Prediction]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
