@@ -133,7 +133,8 @@ function lineChart(series, x, y, options = {}) {
 function intervalChart(rows, reference, label) {
   return drawn(label, (width) => {
     const left = Math.min(130, width * 0.3), right = 18, inner = 18;
-    const heights = rows.map((row) => Math.max(1, row.marks.length) * inner + 16);
+    const least = Math.min(64, 200 / rows.length);
+    const heights = rows.map((row) => Math.max(least, row.marks.length * inner + 16));
     const height = heights.reduce((a, b) => a + b, 0) + 44;
     const toX = (v) => left + (v / 100) * (width - left - right);
     const parts = [];
@@ -149,7 +150,7 @@ function intervalChart(rows, reference, label) {
       parts.push(svg("text", { class: "strong", x: 0, y: middle - 2, text: row.label }));
       parts.push(svg("text", { x: 0, y: middle + 13, text: row.note }));
       row.marks.forEach((mark, order) => {
-        const y = top + 8 + inner * (order + 0.5);
+        const y = middle + inner * (order - (row.marks.length - 1) / 2);
         const told = svg("title", { text: `${mark.name}: ${percent(mark.value)} (${percent(mark.low)} to ${percent(mark.high)})` });
         parts.push(svg("g", {}, [
           told,
