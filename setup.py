@@ -11,7 +11,10 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
-    package_data={"beit3_vqa": ["py.typed"]},
+    package_data={
+        "beit3_vqa": ["py.typed"],
+        "beit3_vqa.output.report": ["*.j2", "*.css", "*.js"],
+    },
     install_requires=[
         "torch>=2.5",
         "torchvision>=0.20",
@@ -26,7 +29,8 @@ setup(
     extras_require={
         "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
         "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
-        "demo": ["easy-vqa"],  # the 48k questions that `beit3-vqa demo` learns
+        "report": ["jinja2"],  # `beit3-vqa report`
+        "demo": ["easy-vqa", "jinja2"],  # the 48k questions that `beit3-vqa demo` learns, and its report
         "test": [
             "pytest",
             "pytest-xdist",  # both cores run tests
@@ -36,6 +40,8 @@ setup(
             "pycocoevalcap",
             "easy-vqa",
             "scikit-image",  # real photographs
+            "jinja2",
+            "playwright",  # drives the Chromium in which reports are looked at
             "ruff",
             "mypy",
         ],

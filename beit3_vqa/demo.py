@@ -8,6 +8,7 @@ pretrained one; all of its weights are trained, since adapters of random weights
 """
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ OPEN_ENDED = ["--balance_answers", "0.5"]
 
 
 def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = False, seed: int = 0) -> int:
-    """Prepares, trains, stops, resumes, fine-tunes and evaluates; prints accuracy beside chance.
+    """Prepares, trains, stops, resumes, fine-tunes, evaluates and reports; prints accuracy beside chance.
 
     Args:
         main: the command line's entry point.
@@ -118,6 +119,7 @@ def beit3_steps(recipe: Recipe, folder: Path, seed: int) -> list[Step]:
     prepare = ["prepare", "easy_vqa", "--train_images", str(recipe.train_images), "--val_ratio", "0.05"]
     prepare += ["--prompt_template", PROMPT, "--mode"]
     stop = ["--stop_after_epochs", "1"]
+    report = ["report", choices_out, "--output", str(folder / "report.html"), "--device", "cpu"]
     return [
         ("1. prepare: four options", [*prepare, "choices", "--data_path", choices_data, "--train_tokenizer", "200"]),
         ("2. prepare: open-ended questions", [*prepare, "open", "--data_path", open_data, *tokenizer]),
@@ -125,6 +127,7 @@ def beit3_steps(recipe: Recipe, folder: Path, seed: int) -> list[Step]:
         ("4. fine-tune on four options, and stop after an epoch", [*second, *stop]),
         ("5. the same command again: it resumes", second),
         ("6. evaluate the best epoch on the test questions, on one device", evaluate),
+        ("7. a page to look at: curves, metrics, every question", report),
     ]
 
 
@@ -138,6 +141,7 @@ def clip_steps(recipe: CLIPRecipe, folder: Path, seed: int) -> list[Step]:
     train += ["--data_path", str(data), "--output_dir", out]
     evaluate = ["finetune", "--task", "vqacustom", "--eval", "--resume", f"{out}/checkpoint-best.pth"]
     evaluate += ["--data_path", str(data), "--output_dir", out, "--device", "cpu"]
+    report = ["report", out, "--output", str(folder / "report.html"), "--device", "cpu"]
 
     def make_model() -> None:
         template = OptionTemplate()
@@ -151,6 +155,7 @@ def clip_steps(recipe: CLIPRecipe, folder: Path, seed: int) -> list[Step]:
         ("3. train it from scratch, and stop after an epoch", [*train, "--stop_after_epochs", "1"]),
         ("4. the same command again: it resumes", train),
         ("5. evaluate the best epoch on the test questions, on one device", evaluate),
+        ("6. a page to look at: curves, metrics, every question", report),
     ]
 
 
@@ -170,10 +175,11 @@ def _print_outcome(out: Path, seconds: float) -> None:
         print(f"  {word:<6} {group['accuracy']:5.1f}% of {group['questions']}")
     print("Where everything is:")
     for name, what in (
+        ("../report.html", "open it in a browser: curves, metrics, every question, where the model looked"),
         ("submission.csv", "ID,answer of every test question"),
         ("predictions.json", "with the probability of every option"),
         ("metrics.json", "accuracy, by question word, answers against truth"),
         ("checkpoint-best.pth", "ask it: beit3-vqa predict --checkpoint ... --image ... --question ... --choices ..."),
         ("tensorboard", f"curves: tensorboard --logdir {out.parent}"),
     ):
-        print(f"  {out / name}: {what}")
+        print(f"  {os.path.normpath(out / name)}: {what}")

@@ -21,7 +21,7 @@ from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
 from beit3_vqa.files import make_folder, remove_stale_temporaries
-from beit3_vqa.output.logging import Progress, RunLog, peak_memory
+from beit3_vqa.output.logging import Progress, RunLog, numbers_of, peak_memory
 from beit3_vqa.saving import InsideEpoch, Saver, TrainState
 
 SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
@@ -196,8 +196,8 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
         saver.save_epoch(state, score, improved, last)
     elif improved:
         state.best_score, state.best_epoch = score, epoch
+    log.scalars(numbers_of(metrics, "val"), run.step)
     if score is not None:
-        log.scalars({f"val/{parts.task.best_metric}": score}, run.step)
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
         print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} ({best})")
 

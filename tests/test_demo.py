@@ -25,6 +25,7 @@ def test_clips_road_from_end_to_end(tmp_path, capsys, flags):
     assert "1 epochs done, 1 to go" in said
     assert (tmp_path / "clip" / "model.safetensors").is_file()
     assert ("Test accuracy with four options" in said) is not bool(flags)
+    assert (tmp_path / "report.html").is_file() is not bool(flags)
     if not flags:
         assert json.loads((tmp_path / "choices" / "metrics.json").read_text())["questions"] == 9673
 
@@ -53,6 +54,7 @@ def test_demo_learns(tmp_path, flags, floor):
     with (out / "submission.csv").open(encoding="utf-8") as file:
         assert len({row["ID"] for row in csv.DictReader(file)}) == 9673
     assert list((out / "tensorboard").iterdir())
+    assert '"attention":{' in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "1 epochs done" in result.stdout  # it stopped and resumed on the way
     assert "dropped from the checkpoint: head.0.weight" in result.stdout
     assert f"Test accuracy with four options: {metrics['accuracy']:.1f}% (chance: 25%)" in result.stdout

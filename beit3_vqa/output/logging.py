@@ -124,6 +124,20 @@ class RunLog:
                 self.writer.close()
 
 
+def numbers_of(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
+    """What of metrics is a curve: all but counts, and the accuracies of groups (`prefix/accuracy_by_.../what`)."""
+    found = {f"{prefix}/{name}": value for name, value in metrics.items() if isinstance(value, float)}
+    for name, groups in metrics.items():
+        if isinstance(groups, dict):
+            parts = {
+                key: group["accuracy"]
+                for key, group in groups.items()
+                if isinstance(group, dict) and "accuracy" in group
+            }
+            found |= {f"{prefix}/{name}/{key}": value for key, value in parts.items()}
+    return found
+
+
 def _epochs_before(first_epoch: int, path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line for line in lines if -1 < _epoch_of(line) < first_epoch]

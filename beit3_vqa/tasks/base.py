@@ -34,12 +34,18 @@ class Task(ABC):
     best_metric: ClassVar[str] = "accuracy"
     #: what it counts, for messages
     unit: ClassVar[str] = "questions"
+    #: whether what it predicts of an example is a `Prediction` that hangs on no other example
+    row_by_row: ClassVar[bool] = True
+    #: whether `temperature` means something to it
+    takes_temperature: ClassVar[bool] = False
     #: options whose default isn't the one of options.py
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     #: options of `options.TaskConfig` that mean something to it
     own_options: ClassVar[frozenset[str]] = frozenset()
     #: the answers or classes that it knows; 0 where there is no such number
     num_classes: int = 0
+    #: what logits are divided by before they become probabilities; changes no answer and no loss
+    temperature: float = 1.0
 
     # Its data
 
@@ -70,6 +76,10 @@ class Task(ABC):
     @abstractmethod
     def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
         """A split of the data; InputError where it doesn't exist."""
+
+    @abstractmethod
+    def image_root(self) -> Path:
+        """The folder that rows name their images from; InputError where it isn't there."""
 
     @abstractmethod
     def splits(self) -> list[str]:
@@ -129,7 +139,11 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Metrics of a split; empty where no answer is known."""
+        """Metrics of a split, cheap and few; empty where no answer is known."""
+
+    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
+        """Everything there is to say of a split; empty where no answer is known."""
+        return result.metrics
 
     @abstractmethod
     def chance(self) -> float:

@@ -46,6 +46,7 @@ class Captioning(IndexTask):
     own_options = frozenset(
         {"captioning_mask_prob", "drop_worst_ratio", "drop_worst_after", "num_beams", "length_penalty"}
     )
+    row_by_row = False
     row_format = RowFormat(_problem, caption_id)
     #: name of a split's file of references, in COCO's format; `{split}` stands for the split
     reference_file: ClassVar[str]

@@ -13,8 +13,8 @@ from torch import Tensor
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.rows import Row, Rows, is_count
 from beit3_vqa.errors import InputError
-from beit3_vqa.metrics import accuracy_metrics
-from beit3_vqa.schema import Batch, Example, Prediction
+from beit3_vqa.metrics import accuracy_interval, accuracy_metrics
+from beit3_vqa.schema import Batch, EvalResult, Example, Prediction
 from beit3_vqa.tasks.indexed import IndexTask
 
 KEPT_CLASSES = 5  # in predictions.json, the likeliest
@@ -99,6 +99,11 @@ class ClassTask(IndexTask):
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Accuracy in percent, in parts, with the histograms of answers and truths."""
         return accuracy_metrics(predictions)
+
+    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
+        """`metrics`, and how far the accuracy can be trusted."""
+        known = [p for p in result.predictions if p.score is not None]
+        return result.metrics | ({"accuracy_interval": accuracy_interval(known)} if known else {})
 
     def chance(self) -> float:
         """Percent right when always naming the most frequent class of the training rows."""

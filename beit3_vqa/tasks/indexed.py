@@ -121,6 +121,8 @@ class IndexTask(Task):
         suffix = "" if info.split == "test" else f"_{info.split}"
         predictions = write_predictions(result.predictions, folder / f"predictions{suffix}.json")
         written = [predictions, write_info(info, predictions), *self.own_results(result, info, folder, suffix)]
+        if result.blind:
+            written.append(write_predictions(result.blind, folder / f"predictions{suffix}_blind.json"))
         if result.metrics:
             written.append(write_metrics(result.metrics, folder / f"metrics{suffix}.json"))
         return written

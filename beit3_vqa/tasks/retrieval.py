@@ -41,6 +41,7 @@ class Retrieval(IndexTask):
     inputs = Inputs(text="text_description")
     best_metric = "average_score"
     unit = "captions"
+    row_by_row = False
     row_format = RowFormat(_problem, caption_id)
 
     def state(self) -> dict[str, Any]:

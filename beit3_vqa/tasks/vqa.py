@@ -12,12 +12,14 @@ from torch import Tensor
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
-from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.dataset import CustomDataset, truth_of
 from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM
-from beit3_vqa.data.rows import LETTERS, Rows, row_id
+from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_text
-from beit3_vqa.metrics import accuracy_metrics
+from beit3_vqa.metrics import accuracy_metrics, full_metrics
+from beit3_vqa.metrics.baselines import count_answers
+from beit3_vqa.metrics.temperature import temper
 from beit3_vqa.output.predictions import write_upstream_results
 from beit3_vqa.output.submission import write_submission
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
@@ -39,6 +41,7 @@ class VQACustom(IndexTask):
     name = "vqacustom"
     head = "vqacustom"
     files = VQACUSTOM
+    takes_temperature = True
 
     def __init__(self, answers: AnswerTable, config: RunConfig, data_path: Path | None = None):
         super().__init__(config, data_path)
@@ -128,7 +131,7 @@ class VQACustom(IndexTask):
         """The rows with a label; those whose answer isn't in the table can't be learned, and that is said."""
         unanswered, has_label = [], []
         for row in rows:
-            answer, targets = dataset.truth(row)
+            answer, targets = truth_of(row, self.answers)
             has_label.append(bool(targets))
             if answer is None:
                 unanswered.append(f"row {row_id(row)}")
@@ -165,12 +168,15 @@ class VQACustom(IndexTask):
         return targets
 
     def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
-        """The likeliest answer of each example."""
+        """The likeliest answer of each example, with probabilities at the task's temperature."""
         probabilities = self.probabilities(outputs).cpu()
+        labels = probabilities.argmax(dim=1).tolist()
+        if self.temperature != 1.0:
+            probabilities = torch.from_numpy(temper(probabilities.numpy(), self.temperature))
         losses: list[float | None] = [None] * len(batch)
         if any(example.targets for example in batch.examples):
             losses = self._losses(outputs.cpu(), self.targets(batch.examples), "none").tolist()
-        return [self._prediction(*of) for of in zip(probabilities, batch.examples, losses, strict=True)]
+        return [self._prediction(*of) for of in zip(probabilities, labels, batch.examples, losses, strict=True)]
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Logits (B, classes) -> probabilities that sum to 1: softmax, or for bce the sigmoids over their sum."""
@@ -179,9 +185,8 @@ class VQACustom(IndexTask):
             return scores / scores.sum(dim=1, keepdim=True)
         return outputs.softmax(dim=1)
 
-    def _prediction(self, probabilities: Tensor, example: Example, loss: float | None) -> Prediction:
+    def _prediction(self, probabilities: Tensor, label: int, example: Example, loss: float | None) -> Prediction:
         kept = range(self.num_classes) if example.choices else probabilities.argsort(descending=True)[:KEPT_ANSWERS]
-        label = int(probabilities.argmax())
         return Prediction(
             id=example.id,
             question=example.question,
@@ -199,6 +204,17 @@ class VQACustom(IndexTask):
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Accuracy in percent, in parts, with the histograms of answers and truths."""
         return accuracy_metrics(predictions)
+
+    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
+        """`metrics` and intervals, calibration, positions, and the baselines that the training answers make."""
+        if not self._files("train") or all(p.truth is None for p in result.predictions):
+            return full_metrics(result.predictions)
+        texts = map(self._answer_text, self.rows("train"))
+        return full_metrics(result.predictions, count_answers(text for text in texts if text))
+
+    def _answer_text(self, row: Row) -> str:
+        answer, _ = truth_of(row, self.answers)
+        return row["choices"][LETTERS.index(answer)] if answer and row.get("choices") else answer or ""
 
     def chance(self) -> float:
         """Percent right when guessing: one of the options, or always the most frequent training answer."""

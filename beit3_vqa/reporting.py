@@ -1,0 +1,129 @@
+"""A report from its runs to its file; the attention maps are computed here, with the runs' own checkpoints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from beit3_vqa.data.images import image_size
+from beit3_vqa.errors import ImageError, InputError
+from beit3_vqa.output.logging import Progress
+from beit3_vqa.output.report.collect import ReportRun, read_runs
+from beit3_vqa.output.report.content import image_file
+from beit3_vqa.output.report.page import write_report
+from beit3_vqa.output.report.scalars import write_scalars
+from beit3_vqa.run import Answerer, load
+from beit3_vqa.schema import AttentionMap, Batch, Example, Prediction
+
+BATCH = 16
+WRONG_SHARE = 0.75  # of the questions that get a map; the others are right, to compare with
+
+
+def report(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    split: str | None = None,
+    attention: int = 200,
+    image_root: str = "",
+    device: str = "auto",
+    tensorboard: str = "",
+) -> Path:
+    """Writes one HTML file about one run or several and returns its path.
+
+    Args:
+        paths: output folders, or predictions.json files.
+        output: the HTML file.
+        split: whose predictions; None: the test split's, else the validation's.
+        attention: for how many questions of each run to compute where the model looked; 0: none.
+        image_root: folder of the images, where they have moved.
+        device: that computes the attention.
+        tensorboard: folder to which the metrics go as scalars too; empty: nowhere.
+
+    Raises:
+        InputError: something that was named can't be used.
+    """
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder: give the file a name, such as {output / 'report.html'}.")
+    runs = read_runs(paths, split)
+    if attention:
+        for run in runs:
+            run.attention = _attention_of(run, attention, image_root, device)
+    for folder in write_scalars(runs, Path(tensorboard)) if tensorboard else ():
+        print(f"wrote {folder}")
+    written = write_report(runs, output, image_root)
+    print(f"wrote {written}, {written.stat().st_size / 1e6:.1f} MB")
+    return written
+
+
+def worth_a_look(predictions: Sequence[Prediction], most: int) -> list[Prediction]:
+    """The questions that get a map: wrong and confident ones first, a quarter right ones; else the first ones.
+
+    Args:
+        predictions: of a run.
+        most: how many.
+    """
+
+    def sure(p: Prediction) -> float:
+        return -p.probabilities.get(p.answer, 0.0)
+
+    known = [p for p in predictions if p.score is not None]
+    wrong = sorted((p for p in known if not p.score), key=sure)
+    right = sorted((p for p in known if p.score), key=sure)
+    of_wrong = min(len(wrong), max(round(WRONG_SHARE * most), most - len(right)))
+    chosen = wrong[:of_wrong] + right[: most - of_wrong]
+    return chosen + [p for p in predictions if p.score is None][: most - len(chosen)]
+
+
+def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> dict[str, AttentionMap]:
+    """Id -> map of the questions that are worth a look; empty, and it is said why, where the model can't be had."""
+    wanted = [(p, image_file(p, image_root or (run.info.image_root if run.info else ""))) for p in run.predictions]
+    file_of = {p.id: path for p, path in wanted if path is not None and path.is_file() and p.question}
+    chosen = worth_a_look([p for p in run.predictions if p.id in file_of], most)
+    if not chosen or run.info is None or not run.info.checkpoint:
+        if run.predictions:
+            print(f"{run.name}: no attention maps; its images, or the checkpoint that answered, aren't known")
+        return {}
+    try:
+        model = load(run.info.checkpoint, device)
+    except InputError as error:
+        print(f"{run.name}: no attention maps; {error}")
+        return {}
+    return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)
+
+
+def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str) -> dict[str, AttentionMap]:
+    """The maps of questions and their image files; says how many answers came out otherwise than in the predictions."""
+    parts = model.parts
+    found: dict[str, AttentionMap] = {}
+    changed = 0
+    progress = Progress(f"attention of {name}", len(chosen))
+    for start in range(0, len(chosen), BATCH):
+        batch = chosen[start : start + BATCH]
+        examples, items = [], []
+        for p, path in batch:
+            example = Example(p.id, str(path), p.question, p.choices)
+            try:
+                items.append(parts.processor(example))
+            except ImageError:  # it was answered without its image
+                continue
+            examples.append(example)
+        if items:
+            sizes = [image_size(example.image_path) for example in examples]
+            inputs = {key: value.to(parts.precision.device) for key, value in parts.processor.collate(items).items()}
+            with torch.no_grad(), parts.precision.autocast():
+                logits, maps = parts.family.attention(parts.model, parts.processor, inputs, sizes)
+            answers = parts.task.predictions(logits.float(), Batch(inputs, tuple(examples)))
+            answer_of = {p.id: p.answer for p, _ in batch}
+            changed += sum(answer_of[again.id] != again.answer for again in answers)
+            found |= {example.id: each for example, each in zip(examples, maps, strict=True)}
+        progress.update(len(batch), dict)
+    progress.close()
+    if changed:
+        print(
+            f"{name}: {changed} of {len(found)} answers came out otherwise than in its predictions. Another "
+            "checkpoint, or answers in several orders of the options (--tta)?"
+        )
+    return found
