@@ -21,6 +21,7 @@ from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.distributed import processes
 from beit3_vqa.engine.host import tune_allocator
+from beit3_vqa.engine.manifest import sha256_of
 from beit3_vqa.engine.precision import pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
@@ -114,6 +115,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
         image_root=str(loader.dataset.image_root),  # type: ignore[attr-defined]
         best_metric=task.best_metric,
         chance=task.chance(),
+        sha256=sha256_of(path),
     )
     for written in distributed.decided(lambda: task.write_results(result, info, folder)):
         print(f"wrote {written}")

@@ -93,6 +93,12 @@ def damage(path: Path) -> str:
     return ""
 
 
+def sha256_of(path: Path) -> str:
+    """The checksum of a checkpoint that isn't damaged: the one beside it, or the file's own where there is none."""
+    expected = _expected(path)
+    return expected[1] if expected else _sha256(path)
+
+
 def _expected(path: Path) -> tuple[int, str] | None:
     """Size and checksum of the manifest; None where there is none that can be read."""
     try:
