@@ -90,7 +90,7 @@ def ensemble(options: EnsembleOptions) -> list[Prediction]:
 
 
 def _results_file(options: EnsembleOptions) -> Path:
-    """`predictions_val.json` for `submission_val.csv`, `x_predictions.json` for `x.csv`; InputError of what can't be."""
+    """`predictions_val.json` for `submission_val.csv`, `x_predictions.json` for `x.csv`; checks the options."""
     if options.vote not in VOTES:
         raise InputError(f"--vote {options.vote}: must be one of {', '.join(VOTES)}.{nearest(options.vote, VOTES)}")
     if options.output.suffix != ".csv" or options.output.is_dir():
@@ -167,7 +167,7 @@ def _report(
     """Prints what the ensemble is worth; the weights of the weighted vote."""
     weights = None
     known = [question for question in questions if question.label is not None]
-    fitted_on: set[str] = set()
+    fitted_on: set[tuple[str, str, str]] = set()
     if val is not None:
         held_out = None
         if options.vote == "weighted":
@@ -175,11 +175,11 @@ def _report(
             weights, held_out = fit_weights(of_truth), cross_fit_weights(of_truth, groups_of(val), options.seed)
             print(weights_text(weights.tolist(), names, len(val)))
         if options.vote == "weighted" or options.greedy:
-            fitted_on = {question.answers[0].id for question in val}
+            fitted_on = set(map(_identity, val))
         if fitted_on or not known:
             title = "validation, each question by weights fitted without it" if weights is not None else "validation"
             print(comparison_text(compare(val, options.vote, held_out, options.seed), names, title, options.vote))
-    if known and fitted_on & {question.answers[0].id for question in known}:
+    if known and fitted_on & set(map(_identity, known)):
         print("the questions are validation questions: what the ensemble is worth on them stands above")
     elif known:
         compared = compare(known, options.vote, weights, options.seed)
@@ -189,6 +189,11 @@ def _report(
     if absent:
         print(f"{absent:,} questions have answers that not every member's predictions hold; there they count as 0")
     return weights
+
+
+def _identity(question: Question) -> tuple[str, str, str]:
+    """What tells a question from those of other splits, whose ids may begin at 0 too."""
+    return question.answers[0].id, question.text, question.image
 
 
 def _info(

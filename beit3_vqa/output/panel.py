@@ -24,6 +24,11 @@ class Question:
     label: str | None = None
 
     @property
+    def text(self) -> str:
+        """The question as text, empty where no member knows."""
+        return next((p.question for p in self.answers if p.question), "")
+
+    @property
     def image(self) -> str:
         """The image as the index names it, empty where no member knows."""
         return next((p.image for p in self.answers if p.image), "")

@@ -73,7 +73,7 @@ def decide(question: Question, vote: str, weights: Sequence[float]) -> Predictio
         shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
     return dataclasses.replace(
         first,
-        question=next((p.question for p in question.answers if p.question), ""),
+        question=question.text,
         answer=answer,
         probabilities={name: min(1.0, share) for name, share in shares.items()},
         truth=next((p.truth for p in question.answers if p.truth is not None), None),
