@@ -16,6 +16,8 @@ def comparison_text(comparison: Comparison, names: Sequence[str], title: str, vo
     lines.append(f"       {comparison.ensemble:6.2f}  the ensemble, {vote} vote{shown}")
     if comparison.equal is not None:
         lines.append(f"       {comparison.equal[0]:6.2f}  with equal weights, log loss {comparison.equal[1]:.4f}")
+        if loss is not None and loss >= comparison.equal[1]:
+            lines.append("       the weights don't pay on questions that they haven't seen: prefer --vote soft")
     lines.append(
         f"  gain over the best member ({comparison.best + 1}, best on these questions): {gain.mean:+.2f} points, "
         f"95% interval {gain.low:+.2f} to {gain.high:+.2f}"

@@ -3,8 +3,11 @@
 The weights maximise the log likelihood of the truth, sum over n of log(sum over m of w_m p_nm), not the accuracy: it
 is concave, so that there is one answer and expectation maximisation finds it (Dempster, Laird and Rubin 1977), with
 weights that are never negative and sum to 1; and every question has a say, while accuracy moves only where a vote is
-close, by jumps that a small validation set can't tell from luck. One imagined question for each member, which that
-member alone answers right, keeps a few dozen real ones from silencing anybody altogether (a Dirichlet prior).
+close, by jumps that a small validation set can't tell from luck.
+
+A few imagined questions for each member, which that member alone answers right, keep a few dozen real ones from
+silencing anybody (a Dirichlet prior). Three: without them 60 questions cost three equally good simulated members 5.5
+points of accuracy against equal weights, with them 1.2; where one of three only guesses, they cost nothing.
 """
 
 import random
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+IMAGINED = 3.0  # questions for each member
 ITERATIONS = 5000
 CONVERGED = 1e-9  # largest change of a weight in an iteration
 FOLDS = 5
@@ -33,7 +37,7 @@ def fit_weights(probabilities: Floats) -> Floats:
     for _ in range(ITERATIONS):
         shares = known * weights  # how much of the mixture is each member's
         shares /= np.maximum(shares.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        updated = (shares.sum(axis=0) + 1.0) / (len(known) + members)
+        updated = (shares.sum(axis=0) + IMAGINED) / (len(known) + IMAGINED * members)
         updated /= updated.sum()
         change = float(np.abs(updated - weights).max())
         weights = updated

@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from beit3_vqa.output.ensemble import groups_of, truth_probabilities
-from beit3_vqa.output.mixture import FOLDS, cross_fit_weights, fit_weights, log_loss
+from beit3_vqa.output.mixture import FOLDS, IMAGINED, cross_fit_weights, fit_weights, log_loss
 from tests.output.panels import simulated
 
 
 def by_scipy(probabilities):
-    """The maximum of the likelihood with one imagined question for each member, by another road."""
+    """The maximum of the likelihood, imagined questions included, by another road."""
     members = probabilities.shape[1]
 
     def loss(marks):
         weights = np.exp(marks - marks.max())
         weights = weights / weights.sum()
-        return -(np.log(probabilities @ weights).sum() + np.log(weights).sum())
+        return -(np.log(probabilities @ weights).sum() + IMAGINED * np.log(weights).sum())
 
     marks = minimize(loss, np.zeros(members), options={"gtol": 1e-9}).x
     return np.exp(marks) / np.exp(marks).sum()
