@@ -17,7 +17,7 @@ RANKS = [
     ["dry_run", "restore"],
     ["training"],
     ["saving"],
-    ["evaluation"],
+    ["batch_size", "evaluation"],
     ["assemble"],
     ["tasks", "models", "prepare"],
     ["data", "output"],
