@@ -12,6 +12,7 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import CustomDataset
 from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.views import InOrders
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.engine.run_folder import BEST
@@ -38,12 +39,19 @@ class Parts:
 
     def loader(self, split: str, *, training: bool = False) -> BatchLoader:
         """Batches of a split; says how long its texts are."""
+        return self._loader(self.task.dataset(split, self.processor, training=training), split, training)
+
+    def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, InOrders]:
+        """Batches of a split for evaluation, each question in every order of its options that `mode` has, and it."""
+        dataset = InOrders(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
+        return self._loader(dataset, f"{split}, blind" if blind else split, training=False), dataset
+
+    def _loader(self, dataset: Any, label: str, training: bool) -> BatchLoader:
         config = self.config
-        dataset = self.task.dataset(split, self.processor, training=training)
         lengths = self.processor.measure(_with_images(dataset, self.bad_images), config.model.vocab_size)
         cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
         print(
-            f"{split}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
+            f"{label}: {len(dataset)} questions, texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
         )
         balanced = training and config.data.balance_answers > 0
         return BatchLoader(
@@ -60,7 +68,7 @@ class Parts:
         )
 
 
-def _with_images(dataset: CustomDataset, bad_images: BadImages) -> Iterator[Example]:
+def _with_images(dataset: CustomDataset | InOrders, bad_images: BadImages) -> Iterator[Example]:
     """The examples of a split, one after the other; images that aren't there count as bad ones.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import typing
 from dataclasses import dataclass, field
@@ -71,7 +72,14 @@ class RunConfig:
         """Examples in an evaluation pass."""
         return self.optim.eval_batch_size or max(1, int(self.optim.batch_size * 1.5))
 
+    @property
+    def temperature(self) -> float | None:
+        """The number of `--temperature`; None where it is to be fitted, or read beside the checkpoint."""
+        return float(self.run.temperature) if self.run.temperature not in ("", FIT) else None
 
+
+FIT = "fit"  # a value of --temperature
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1000
 MAX_CONFIG = 1_000_000  # bytes of config.json
 GROUPS: dict[str, type] = {
     "model": ModelConfig,
@@ -83,7 +91,18 @@ GROUPS: dict[str, type] = {
 }
 GIVEN = "given"  # in config.json: names of the options that the user gave
 SESSION_OPTIONS = frozenset(
-    {"eval", "split", "resume", "auto_resume", "resume_weights_only", "stop_after_epochs", "dry_run"}
+    {
+        "eval",
+        "split",
+        "tta",
+        "blind",
+        "temperature",
+        "resume",
+        "auto_resume",
+        "resume_weights_only",
+        "stop_after_epochs",
+        "dry_run",
+    }
 )
 GROUP_OF = {f.name: group for group, cls in GROUPS.items() for f in dataclasses.fields(cls)}
 
@@ -150,5 +169,25 @@ def _check(config: RunConfig) -> None:
         )
     if len(config.optim.opt_betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise InputError("--opt_betas: give two numbers from 0 up to, not including, 1.")
+    for name in ("tta", "blind", "temperature"):
+        if not config.run.eval and values[name] != getattr(RunOptions(), name):
+            raise InputError(f"--{name}: belongs to --eval, which evaluates a checkpoint; add it.")
+    _check_temperature(config.run)
     if config.optim.label_smoothing and config.model.vqa_loss == "bce":
         raise InputError("--label_smoothing works with --vqa_loss ce, not with bce.")
+
+
+def _check_temperature(options: RunOptions) -> None:
+    if options.temperature == FIT:
+        if options.split != "val":
+            raise InputError(f"--temperature fit: is for --split val, not for {options.split}, which it would flatter.")
+    elif options.temperature:
+        try:
+            value = float(options.temperature)
+        except ValueError:
+            value = math.nan
+        if not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:
+            raise InputError(
+                f"--temperature {options.temperature}: must be fit, or a number from {LOWEST_TEMPERATURE} to "
+                f"{HIGHEST_TEMPERATURE:,}."
+            )

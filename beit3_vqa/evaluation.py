@@ -1,19 +1,36 @@
 """A split from its first row to its metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
 
 from beit3_vqa.assemble import Parts
 from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.orders import check_orders, rotations, undone
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.distributed import own_part
 from beit3_vqa.engine.evaluate import evaluate_batches
 from beit3_vqa.engine.interrupt import Stopped
+from beit3_vqa.errors import InputError
+from beit3_vqa.metrics.comparisons import averaged, blind_metrics, order_metrics
+from beit3_vqa.metrics.table import metrics_table
+from beit3_vqa.metrics.temperature import HIGHEST, LOWEST, fit_temperature, mean_nll, tempered
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.schema import EvalResult, Prediction
 
+Answers = list[list[Prediction]]  # for each question, to each order of its options
+
 
 def evaluate_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None) -> EvalResult:
-    """Predictions and metrics of a split, rows in input order, each once, however many processes share it.
+    """Predictions and the short metrics of a split, for validation; see `predict_split`."""
+    predictions = predict_split(parts, loader, label, stop)
+    return EvalResult(parts.task.metrics(predictions), predictions)
+
+
+def predict_split(
+    parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None
+) -> list[Prediction]:
+    """Predictions of a split, rows in input order, each once, however many processes share it.
 
     Args:
         parts: task, model and precision.
@@ -36,5 +53,78 @@ def evaluate_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable
             raise Stopped(number)
     progress.close()
     by_batch = zip(*distributed.gathered(own), strict=True)
-    predictions = [prediction for shares in by_batch for share in shares for prediction in share]
-    return EvalResult(parts.task.metrics(predictions), predictions)
+    return [prediction for shares in by_batch for share in shares for prediction in share]
+
+
+def evaluate_fully(parts: Parts, *, fit: bool = False) -> tuple[EvalResult, dict[str, Any]]:
+    """Everything there is to say of `--split`, asked in the orders of `--tta`, and once more with `--blind`.
+
+    Args:
+        parts: task, model and precision.
+        fit: find the temperature under which the truths are likeliest, and go on with it; the task has none yet.
+
+    Returns:
+        The result; and of a fitted temperature its value, the questions it is from, and the mean negative
+        log-likelihood of their truths before and after, empty without `fit`.
+
+    Raises:
+        InputError: options that don't go with the data.
+    """
+    run, task = parts.config.run, parts.task
+    _check(parts, fit)
+    answers, rotated = _ask(parts, blind=False)
+    fitted: dict[str, Any] = {}
+    if fit:
+        # On the questions as they stand: what is averaged over orders is another model's certainty.
+        fitted = _fit([group[0] for group in answers])
+        task.temperature = fitted["temperature"]
+        answers = [[tempered(answer, task.temperature) for answer in group] for group in answers]
+    seeing = [averaged(group) for group in answers]
+    blind = [averaged(group) for group in _ask(parts, blind=True)[0]] if run.blind else []
+    beside: dict[str, Any] = {}
+    if task.temperature != 1.0:
+        beside["temperature"] = fitted or {"temperature": task.temperature}
+    if run.tta != "none":
+        beside["tta"] = order_metrics(answers, rotated, run.tta)
+    if blind:
+        beside["blind"] = blind_metrics(seeing, blind)
+    metrics = task.full_metrics(seeing)
+    print(metrics_table(metrics | beside))
+    return EvalResult(metrics | beside if metrics else {}, seeing, tuple(blind)), fitted
+
+
+def _check(parts: Parts, fit: bool) -> None:
+    """InputError where options were given that only multiple choice can have."""
+    mode, task = parts.config.run.tta, parts.task
+    if not task.answers_are_options:
+        for flag, given in ((f"--tta {mode}", mode != "none"), ("--temperature fit", fit)):
+            if given:
+                raise InputError(f"{flag}: is for multiple choice; these questions are open-ended.")
+    check_orders(task.num_classes, mode)
+
+
+def _ask(parts: Parts, *, blind: bool) -> tuple[Answers, list[int]]:
+    """The answers to each question in every order, letters as in the index; and how many orders are rotations."""
+    mode, split = parts.config.run.tta, parts.config.run.split
+    label = f"evaluating {split}{', blind' if blind else ''}"
+    if mode == "none" and not blind:
+        predictions = predict_split(parts, parts.loader(split), label)
+        return [[prediction] for prediction in predictions], [1] * len(predictions)
+    loader, dataset = parts.loader_in_orders(split, mode, blind=blind)
+    told = iter(predict_split(parts, loader, label))
+    asked = [[undone(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
+    return asked, [rotations(of_question) for of_question in dataset.orders]
+
+
+def _fit(plain: Sequence[Prediction]) -> dict[str, Any]:
+    temperature = fit_temperature(plain)
+    if temperature is None:
+        raise InputError("--temperature fit: no answer of the val split is known. Evaluate one with answers.")
+    if temperature in (LOWEST, HIGHEST):
+        print(f"temperature {temperature:g} is as far as is looked: its certainty says nothing of what it gets right")
+    return {
+        "temperature": temperature,
+        "questions": sum(p.truth is not None for p in plain),
+        "nll_before": mean_nll(plain),
+        "nll_after": mean_nll(plain, temperature),
+    }

@@ -207,6 +207,18 @@ class RunOptions:
     seed: int = option(0, "of everything random", within="[0, 4294967295]")
     eval: bool = option(False, "no training: evaluate --resume or --finetune on --split")
     split: str = option("test", "what --eval evaluates", choices=("test", "val", "train"))
+    tta: str = option(
+        "none",
+        "with --eval: ask each multiple-choice question in every rotation of its options (cyclic: as many passes as "
+        "options) or every order (all: 24 passes for 4), and average",
+        choices=("none", "cyclic", "all"),
+    )
+    blind: bool = option(False, "with --eval: ask everything once more with a grey image, and show the gap")
+    temperature: str = option(
+        "",
+        "with --eval: what the logits are divided by, or `fit` to find it on --split val and keep it beside the "
+        "checkpoint; default: what is kept there, else 1",
+    )
     resume: str = option("", "one of your own checkpoints to go on from")
     auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")
     resume_weights_only: bool = option(False, "with --resume: weights and epoch, but a new optimizer")

@@ -15,22 +15,23 @@ from beit3_vqa.assemble import (
     make_task,
 )
 from beit3_vqa.batch_size import with_batch_size
-from beit3_vqa.config import RunConfig
+from beit3_vqa.config import FIT, RunConfig
 from beit3_vqa.dry_run import describe, dry_run
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.distributed import processes
 from beit3_vqa.engine.host import tune_allocator
-from beit3_vqa.engine.manifest import sha256_of
+from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest, sha256_of
 from beit3_vqa.engine.precision import pick_device
 from beit3_vqa.errors import InputError
-from beit3_vqa.evaluation import evaluate_split
+from beit3_vqa.evaluation import evaluate_fully
 from beit3_vqa.models.families import with_family_defaults
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
 from beit3_vqa.saving import TrainState
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks.base import Task
 from beit3_vqa.training import Training, set_up_training, train_epochs
 
 
@@ -104,8 +105,16 @@ def _evaluate(config: RunConfig) -> EvalResult:
     del content
     parts.model.to(parts.precision.device)
     print(f"evaluating {path}")
-    loader = parts.loader(config.run.split)
-    result = evaluate_split(parts, loader, f"evaluating {config.run.split}")
+    fit = config.run.temperature == FIT
+    if fit:
+        require_manifest(path)
+    else:
+        _set_temperature(task, path, config.temperature)
+    result, fitted = evaluate_fully(parts, fit=fit)
+    if fit:
+        about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
+        kept = distributed.decided(lambda: keep_temperature(path, fitted["temperature"], about))
+        print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
     folder = Path(config.run.output_dir or path.parent)
     info = PredictionsInfo(
         task=task.name,
@@ -114,7 +123,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
         checkpoint=str(path),
         split=config.run.split,
         data_path=config.data.data_path,
-        image_root=str(loader.dataset.image_root),  # type: ignore[attr-defined]
+        image_root=str(task.image_root()),
         best_metric=task.best_metric,
         chance=task.chance(),
         sha256=sha256_of(path),
@@ -125,6 +134,14 @@ def _evaluate(config: RunConfig) -> EvalResult:
         score = result.metrics[task.best_metric]
         print(f"{config.run.split} {task.best_metric}: {score:.2f} (chance {task.chance():.2f})")
     return result
+
+
+def _set_temperature(task: Task, checkpoint: Path, given: float | None) -> None:
+    """Sets the temperature that is given, or else what is kept beside the checkpoint."""
+    kept = read_temperature(checkpoint) if given is None else None
+    task.temperature = given or kept or 1.0
+    if kept:
+        print(f"temperature {kept:g}, kept beside the checkpoint")
 
 
 class Answerer:
@@ -212,4 +229,5 @@ def _load(path: Path, given: dict[str, str]) -> Parts:
     parts = assemble(config, task, path.parent)
     check_same_checksums(parts, content)
     load_for_inference(parts, content, where)
+    task.temperature = read_temperature(path) or 1.0
     return parts

@@ -133,7 +133,14 @@ class PredictionsInfo:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Metrics (empty where no answer is known) and one prediction for each row, in input order."""
+    """What an evaluation found.
+
+    Attributes:
+        metrics: empty where no answer is known.
+        predictions: one for each row, in input order.
+        blind: the same with every image greyed out; empty where that wasn't asked for.
+    """
 
     metrics: dict[str, Any]
     predictions: list[Prediction]
+    blind: tuple[Prediction, ...] = ()

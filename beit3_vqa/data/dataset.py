@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import resolve_image_path
 from beit3_vqa.data.loader import Key
-from beit3_vqa.data.rows import LETTERS, Row, row_id
+from beit3_vqa.data.orders import Order, reordered
+from beit3_vqa.data.rows import Row, row_id
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.schema import Example
 
@@ -61,6 +62,9 @@ class CustomDataset(Dataset):
         rng = random.Random(f"{self.seed}/{epoch}/{draw}") if self.training else None
         if rng is not None and self.shuffle_choices:
             example = permute_choices(example, rng)
+        return self._processed(example, rng)
+
+    def _processed(self, example: Example, rng: random.Random | None) -> tuple[Example, dict[str, Any]]:
         try:
             return example, self.processor(example, rng)
         except ImageError as error:
@@ -70,8 +74,11 @@ class CustomDataset(Dataset):
 
     def without_image(self, index: int, problem: str) -> tuple[Example, dict[str, Any]]:
         """A row whose image can't be read, as evaluation sees it: flagged with the `problem`, its image grey."""
-        example = dataclasses.replace(self.example(index), problem=problem)
-        return example, self.processor(example, None)
+        return self.evaluated(index, None, problem)
+
+    def evaluated(self, index: int, order: Order | None, problem: str | None) -> tuple[Example, dict[str, Any]]:
+        """A row as evaluation sees it, its options in an order; with a `problem`, flagged, and its image grey."""
+        return self._processed(dataclasses.replace(self.example(index, order), problem=problem), None)
 
     def balancing_weights(self, power: float) -> Tensor:
         """For each row, (rows with the same answer) ^ -power: 0 leaves rows equal, 1 makes answers equally likely."""
@@ -80,16 +87,16 @@ class CustomDataset(Dataset):
         answers = torch.tensor(codes)
         return answers.bincount().double().pow(-power)[answers]
 
-    def example(self, index: int) -> Example:
-        """The example of a row, options in the order of the index; InputError where its image path leaves the root."""
+    def example(self, index: int, order: Order | None = None) -> Example:
+        """The example of a row, options in the index's order or another; InputError if its image leaves the root."""
         row = self.rows[index]
-        answer, targets = self.truth(row)
+        answer, targets = truth_of(row, self.answers)
         try:
             image_path = str(resolve_image_path(self.image_root, row["image_path"]))
         except InputError as error:
             raise InputError(f"row {one_line(row_id(row))}: {error}") from error
         text = row["question"] if "question" in row else row["text_segment"]
-        return Example(
+        example = Example(
             id=row_id(row),
             image_path=image_path,
             question=text if isinstance(text, str) else "",
@@ -100,20 +107,22 @@ class CustomDataset(Dataset):
             token_ids=None if isinstance(text, str) else tuple(text),
             image=row["image_path"],
         )
+        return reordered(example, order) if order and example.choices else example
 
-    def truth(self, row: Row) -> tuple[str | None, tuple[tuple[int, float], ...]]:
-        """The annotated answer of a row, None where it isn't known, and its (label, score) pairs."""
-        if "question" in row:
-            answer = row.get("answer")
-            label = None if answer is None else self.answers.label(answer)
-            return answer, () if label is None else ((label, 1.0),)
-        scored = zip(row.get("labels") or (), row.get("scores") or (), strict=True)
-        targets = tuple((label, score) for label, score in scored if score > 0)
-        outside = [label for label, _ in targets if label >= len(self.answers)]
-        if outside:
-            raise InputError(f"row {one_line(row_id(row))}: label {outside[0]} isn't in the answer table.")
-        best = max(targets, key=lambda target: target[1], default=None)
-        return None if best is None else self.answers.answers[best[0]], targets
+
+def truth_of(row: Row, table: AnswerTable) -> tuple[str | None, tuple[tuple[int, float], ...]]:
+    """The annotated answer of a row, None where it isn't known, and its (label, score) pairs."""
+    if "question" in row:
+        answer = row.get("answer")
+        label = None if answer is None else table.label(answer)
+        return answer, () if label is None else ((label, 1.0),)
+    scored = zip(row.get("labels") or (), row.get("scores") or (), strict=True)
+    targets = tuple((label, score) for label, score in scored if score > 0)
+    outside = [label for label, _ in targets if label >= len(table)]
+    if outside:
+        raise InputError(f"row {one_line(row_id(row))}: label {outside[0]} isn't in the answer table.")
+    best = max(targets, key=lambda target: target[1], default=None)
+    return None if best is None else table.answers[best[0]], targets
 
 
 def permute_choices(example: Example, rng: random.Random) -> Example:
@@ -122,11 +131,4 @@ def permute_choices(example: Example, rng: random.Random) -> Example:
         return example
     order = list(range(len(example.choices)))
     rng.shuffle(order)
-    place = {old: new for new, old in enumerate(order)}
-    targets = tuple((place[label], score) for label, score in example.targets)
-    return dataclasses.replace(
-        example,
-        choices=tuple(example.choices[old] for old in order),
-        answer=LETTERS[targets[0][0]] if targets else example.answer,
-        targets=targets,
-    )
+    return reordered(example, tuple(order))

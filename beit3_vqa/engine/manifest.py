@@ -8,12 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from beit3_vqa.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from beit3_vqa.engine.archive import is_packed
 from beit3_vqa.engine.run_folder import manifest_file
-from beit3_vqa.files import write_text
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.files import require_bounded, write_text
 
 _PACKAGES = ("beit3_vqa", "torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
 _CHUNK = 2**22
+MAX_MANIFEST = 10_000_000  # bytes
+TEMPERATURE = "temperature"  # what logits are to be divided by, found by --temperature fit
 
 
 class HashingFile:
@@ -75,13 +79,67 @@ def _version(package: str) -> str | None:
         return None
 
 
+def read_temperature(path: Path) -> float | None:
+    """The temperature kept beside the checkpoint `path`; None where there is none.
+
+    Raises:
+        InputError: the JSON holds something else under that name.
+    """
+    value = _read(path).get(TEMPERATURE)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:
+        raise InputError(
+            f"{manifest_file(path)}: {TEMPERATURE} {short(value)} must be a number from {LOWEST_TEMPERATURE} to "
+            f"{HIGHEST_TEMPERATURE:,}. Give --temperature, or fit it again."
+        )
+    return float(value)
+
+
+def keep_temperature(path: Path, temperature: float, fit: dict[str, Any]) -> Path:
+    """Keeps a temperature, and how it was found, in the JSON beside the checkpoint `path`, whose path it returns.
+
+    Raises:
+        InputError: there is no such JSON, or it can't be written; what was there before still is.
+    """
+    content = {**require_manifest(path), TEMPERATURE: temperature, "temperature_fit": fit}
+    return write_text(manifest_file(path), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def require_manifest(path: Path) -> dict[str, Any]:
+    """The JSON beside the checkpoint `path`; InputError where it isn't there or isn't the checkpoint's."""
+    content = _read(path)
+    if not _identity(content):
+        raise InputError(
+            f"{manifest_file(path)} isn't the JSON that is written beside a checkpoint, so a temperature can't be kept "
+            "there. Fit it on one of your own checkpoints, or give the number with each --eval."
+        )
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON beside a checkpoint; empty where there is none that can be read."""
+    try:
+        require_bounded(manifest_file(path), MAX_MANIFEST)
+        content = json.loads(manifest_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, InputError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _identity(content: dict[str, Any]) -> tuple[int, str] | None:
+    """Size and checksum; None where one isn't there."""
+    size, sha256 = content.get("bytes"), content.get("sha256")
+    return (size, sha256) if isinstance(size, int) and isinstance(sha256, str) else None
+
+
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint file; empty where it is what was written.
 
     The JSON beside it says size and SHA-256. Without one, the checksums inside the file are looked at, which torch
     writes but doesn't check; files of the format before torch 1.6 have none.
     """
-    expected = _expected(path)
+    expected = _identity(_read(path))
     if expected is None:
         return _bad_record(path)
     size, sha256 = expected
@@ -95,18 +153,8 @@ def damage(path: Path) -> str:
 
 def sha256_of(path: Path) -> str:
     """The checksum of a checkpoint that isn't damaged: the one beside it, or the file's own where there is none."""
-    expected = _expected(path)
+    expected = _identity(_read(path))
     return expected[1] if expected else _sha256(path)
-
-
-def _expected(path: Path) -> tuple[int, str] | None:
-    """Size and checksum of the manifest; None where there is none that can be read."""
-    try:
-        content = json.loads(manifest_file(path).read_text(encoding="utf-8"))
-        size, sha256 = content["bytes"], content["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return (size, sha256) if isinstance(size, int) and isinstance(sha256, str) else None
 
 
 def _sha256(path: Path) -> str:

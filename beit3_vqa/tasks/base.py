@@ -19,6 +19,8 @@ class Task(ABC):
     #: key of `metrics()` by which the best epoch is chosen; higher is better
     best_metric: str
     num_classes: int
+    #: what logits are divided by before they become probabilities; changes no answer and no loss
+    temperature: float = 1.0
 
     @classmethod
     @abstractmethod
@@ -44,6 +46,10 @@ class Task(ABC):
         """A split of the data; InputError where it doesn't exist."""
 
     @abstractmethod
+    def image_root(self) -> Path:
+        """The folder that rows name their images from; InputError where it isn't there."""
+
+    @abstractmethod
     def splits(self) -> list[str]:
         """The splits that the data have."""
 
@@ -65,7 +71,11 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Metrics of a split; empty where no answer is known."""
+        """Metrics of a split, cheap and few; empty where no answer is known."""
+
+    @abstractmethod
+    def full_metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """Everything there is to say of a split; empty where no answer is known."""
 
     @abstractmethod
     def chance(self) -> float:

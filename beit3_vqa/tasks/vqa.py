@@ -13,12 +13,14 @@ from torch import Tensor
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
-from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.dataset import CustomDataset, truth_of
 from beit3_vqa.data.index import ANSWERS_FILE, DatasetInfo, split_files
 from beit3_vqa.data.rows import LETTERS, Row, Rows, read_rows, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_text, make_folder, missing
-from beit3_vqa.metrics import accuracy_metrics
+from beit3_vqa.metrics import accuracy_metrics, full_metrics
+from beit3_vqa.metrics.baselines import count_answers
+from beit3_vqa.metrics.temperature import temper
 from beit3_vqa.output.predictions import write_info, write_metrics, write_predictions, write_upstream_results
 from beit3_vqa.output.submission import write_submission
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
@@ -104,11 +106,10 @@ class VQACustom(Task):
         assert self.data_path is not None
         rows = self._rows(split)
         self._check_choices(rows, split)
-        info = DatasetInfo.read(self.data_path)
         dataset = CustomDataset(
             rows,
             self.answers,
-            self._image_root(info),
+            self.image_root(),
             processor,
             training=training,
             shuffle_choices=training and self.config.data.shuffle_choices,
@@ -118,8 +119,10 @@ class VQACustom(Task):
             dataset.rows = self._learnable(dataset, rows)
         return dataset
 
-    def _image_root(self, info: DatasetInfo) -> Path:
-        root = Path(self.config.data.image_root or info.image_root)
+    def image_root(self) -> Path:
+        """The folder of `--image_root`, or the one that was prepared."""
+        assert self.data_path is not None
+        root = Path(self.config.data.image_root or DatasetInfo.read(self.data_path).image_root)
         try:
             is_there = root.is_dir()
         except OSError as error:  # a name longer than the file system takes, a folder that isn't ours
@@ -166,7 +169,7 @@ class VQACustom(Task):
         """The rows with a label; those whose answer isn't in the table can't be learned, and that is said."""
         unanswered, has_label = [], []
         for row in rows:
-            answer, targets = dataset.truth(row)
+            answer, targets = truth_of(row, self.answers)
             has_label.append(bool(targets))
             if answer is None:
                 unanswered.append(f"row {row_id(row)}")
@@ -203,12 +206,15 @@ class VQACustom(Task):
         return targets
 
     def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
-        """The likeliest answer of each example."""
+        """The likeliest answer of each example, with probabilities at the task's temperature."""
         probabilities = self.probabilities(outputs).cpu()
+        labels = probabilities.argmax(dim=1).tolist()
+        if self.temperature != 1.0:
+            probabilities = torch.from_numpy(temper(probabilities.numpy(), self.temperature))
         losses: list[float | None] = [None] * len(batch)
         if any(example.targets for example in batch.examples):
             losses = self._losses(outputs.cpu(), self.targets(batch.examples), "none").tolist()
-        return [self._prediction(*of) for of in zip(probabilities, batch.examples, losses, strict=True)]
+        return [self._prediction(*of) for of in zip(probabilities, labels, batch.examples, losses, strict=True)]
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Logits (B, classes) -> probabilities that sum to 1: softmax, or for bce the sigmoids over their sum."""
@@ -217,9 +223,8 @@ class VQACustom(Task):
             return scores / scores.sum(dim=1, keepdim=True)
         return outputs.softmax(dim=1)
 
-    def _prediction(self, probabilities: Tensor, example: Example, loss: float | None) -> Prediction:
+    def _prediction(self, probabilities: Tensor, label: int, example: Example, loss: float | None) -> Prediction:
         kept = range(self.num_classes) if example.choices else probabilities.argsort(descending=True)[:KEPT_ANSWERS]
-        label = int(probabilities.argmax())
         return Prediction(
             id=example.id,
             question=example.question,
@@ -238,6 +243,18 @@ class VQACustom(Task):
         """Accuracy in percent, in parts, with the histograms of answers and truths."""
         return accuracy_metrics(predictions)
 
+    def full_metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """`metrics` and intervals, calibration, positions, and the baselines that the training answers make."""
+        assert self.data_path is not None
+        if not split_files(self.data_path, "train") or all(p.truth is None for p in predictions):
+            return full_metrics(predictions)
+        texts = map(self._answer_text, self._rows("train"))
+        return full_metrics(predictions, count_answers(text for text in texts if text))
+
+    def _answer_text(self, row: Row) -> str:
+        answer, _ = truth_of(row, self.answers)
+        return row["choices"][LETTERS.index(answer)] if answer and row.get("choices") else answer or ""
+
     def chance(self) -> float:
         """Percent right when guessing: one of the options, or always the most frequent training answer."""
         assert self.data_path is not None
@@ -248,7 +265,7 @@ class VQACustom(Task):
         return 100.0 * max(answers.values()) / len(rows)
 
     def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
-        """predictions.json, submission.csv, upstream's JSON and, where answers are known, metrics.json."""
+        """predictions.json, submission.csv, upstream's JSON, what was answered blind, and metrics of known answers."""
         make_folder(folder)
         suffix = "" if info.split == "test" else f"_{info.split}"
         predictions = write_predictions(result.predictions, folder / f"predictions{suffix}.json")
@@ -258,6 +275,8 @@ class VQACustom(Task):
             write_upstream_results(result.predictions, folder / f"submit_{self.name}_{info.split}.json"),
             write_submission(result.predictions, folder / f"submission{suffix}.csv"),
         ]
+        if result.blind:
+            written.append(write_predictions(result.blind, folder / f"predictions{suffix}_blind.json"))
         if result.metrics:
             written.append(write_metrics(result.metrics, folder / f"metrics{suffix}.json"))
         return written

@@ -1,0 +1,34 @@
+"""Rows of predictions in, numbers out. No files, no models: whoever has predictions can ask.
+
+Accuracies, intervals and calibration errors are in percent. Every function looks only at the predictions whose truth is
+known, and what it returns is plain data for JSON.
+"""
+
+from beit3_vqa.metrics.accuracy import accuracy_metrics
+from beit3_vqa.metrics.baselines import baselines
+from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration
+from beit3_vqa.metrics.full import full_metrics
+from beit3_vqa.metrics.intervals import accuracy_interval, mean_interval, wilson_interval
+from beit3_vqa.metrics.positions import confusion, positions
+from beit3_vqa.metrics.question_words import QUESTION_WORDS, question_word
+from beit3_vqa.metrics.table import metrics_table
+from beit3_vqa.metrics.temperature import fit_temperature, mean_nll, tempered
+
+__all__ = [
+    "QUESTION_WORDS",
+    "accuracy_at_coverage",
+    "accuracy_interval",
+    "accuracy_metrics",
+    "baselines",
+    "calibration",
+    "confusion",
+    "fit_temperature",
+    "full_metrics",
+    "mean_interval",
+    "mean_nll",
+    "metrics_table",
+    "positions",
+    "question_word",
+    "tempered",
+    "wilson_interval",
+]

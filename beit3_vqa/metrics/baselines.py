@@ -1,0 +1,85 @@
+"""What can be had without looking: the scores that a model must beat to have understood anything."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from beit3_vqa.schema import Prediction
+
+
+def same_text(text: str) -> str:
+    """What two answers must share to be counted as one here."""
+    return text.strip().casefold()
+
+
+def count_answers(answers: Iterable[str]) -> Counter[str]:
+    """How often each answer occurs, as `baselines` takes it."""
+    return Counter(map(same_text, answers))
+
+
+def baselines(predictions: Sequence[Prediction], training_answers: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Accuracies in percent of answering without the image; empty where no truth is known.
+
+    Keys: `most_frequent_answer`: the option (open-ended: the answer) that is right most often in `counted_in`;
+    `most_frequent_position`, always the option that is true most often here; `longest_option`, the one with the most
+    characters. Options that are level share the question. The last two are for multiple choice.
+
+    Args:
+        predictions: the questions.
+        training_answers: how often each answer's text is right in training, from `count_answers`; without it the other
+            questions are counted, without the one that is asked.
+    """
+    known = [p for p in predictions if p.truth is not None]
+    multiple_choice = [p for p in known if p.choices]
+    if not known:
+        return {}
+    if len(multiple_choice) < len(known):
+        return _of_open_ended(known, training_answers)
+    own = Counter(truth for p in known for truth in _true_texts(p))
+    counts = own if training_answers is None else training_answers
+    most_frequent = []
+    for p in known:
+        held_out = _true_texts(p) if training_answers is None else []
+        most_frequent.append(
+            _share(p, [counts.get(text, 0) - (text in held_out) for text in map(same_text, p.choices)])
+        )
+    position, times = min(Counter(p.truth for p in known).items(), key=lambda item: (-item[1], str(item[0])))
+    return {
+        "most_frequent_answer": {"accuracy": _percent(most_frequent), "counted_in": _source(training_answers)},
+        "most_frequent_position": {"accuracy": 100.0 * times / len(known), "answer": position},
+        "longest_option": {"accuracy": _percent([_share(p, [len(c.strip()) for c in p.choices]) for p in known])},
+    }
+
+
+def _of_open_ended(known: Sequence[Prediction], training_answers: Mapping[str, int] | None) -> dict[str, Any]:
+    truths = count_answers(p.truth or "" for p in known)
+    answer = min(training_answers or truths, key=lambda text: (-(training_answers or truths)[text], text))
+    accuracy = 100.0 * truths[answer] / len(known)
+    source = _source(training_answers or None)
+    return {"most_frequent_answer": {"accuracy": accuracy, "answer": answer, "counted_in": source}}
+
+
+def _source(training_answers: Mapping[str, int] | None) -> str:
+    return "the questions themselves" if training_answers is None else "the training answers"
+
+
+def _true_texts(prediction: Prediction) -> list[str]:
+    place = _place(prediction)
+    return [] if place is None else [same_text(prediction.choices[place])]
+
+
+def _place(prediction: Prediction) -> int | None:
+    """Which option is true; None where the truth is no letter of one."""
+    truth = prediction.truth or ""
+    place = ord(truth) - ord("A") if len(truth) == 1 else -1
+    return place if 0 <= place < len(prediction.choices) else None
+
+
+def _share(prediction: Prediction, values: Sequence[int]) -> float:
+    """What choosing the option of the highest value scores, on average where some are level."""
+    best = [place for place, value in enumerate(values) if value == max(values)]
+    return (_place(prediction) in best) / len(best)
+
+
+def _percent(scores: Sequence[float]) -> float:
+    return 100.0 * sum(scores) / len(scores)

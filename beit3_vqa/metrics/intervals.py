@@ -1,0 +1,51 @@
+"""How far a measured accuracy may lie from the true one: 95% intervals."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from beit3_vqa.schema import Prediction
+
+LEVEL = 95
+Z = 1.959963984540054  # the normal distribution's 97.5% point
+
+
+def wilson_interval(right: float, questions: int) -> tuple[float, float]:
+    """Wilson's score interval of a share, as (low, high) in [0, 1]; (0, 1) without questions.
+
+    Unlike the normal one it keeps its promise for small samples and for shares near 0 and 1.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    """
+    if not questions:
+        return 0.0, 1.0
+    share, z2 = right / questions, Z * Z
+    centre = (share + z2 / (2 * questions)) / (1 + z2 / questions)
+    half = Z / (1 + z2 / questions) * math.sqrt(share * (1 - share) / questions + z2 / (4 * questions**2))
+    # Rounding could leave the share itself outside, at 0 and at 1.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
+    """The normal interval of a mean, from the sample's standard error, within [low, high].
+
+    For scores that aren't 0 or 1, and for the difference of two models on the same questions. Fewer than two values say
+    nothing: (low, high).
+    """
+    count = len(values)
+    if count < 2:
+        return low, high
+    mean = math.fsum(values) / count
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    half = Z * math.sqrt(variance / count)
+    return max(low, mean - half), min(high, mean + half)
+
+
+def accuracy_interval(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """95% interval of the accuracy, in percent: Wilson's where scores are 0 or 1, else the normal one; says which."""
+    scores = [p.score for p in predictions if p.score is not None]
+    if all(score in (0.0, 1.0) for score in scores):
+        (low, high), method = wilson_interval(sum(scores), len(scores)), "wilson"
+    else:
+        (low, high), method = mean_interval(scores), "normal"
+    return {"low": 100.0 * low, "high": 100.0 * high, "level": LEVEL, "method": method}
