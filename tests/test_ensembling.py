@@ -276,6 +276,22 @@ def test_checkpoints_of_both_families(scpc, trained, trained_clip, tmp_path, cap
     assert (tmp_path / "again" / "predictions.json").read_bytes() == (tmp_path / "e" / "predictions.json").read_bytes()
 
 
+def test_checkpoints_are_asked_in_every_order(scpc, trained, tmp_path, capsys):
+    out = tmp_path / "e" / "submission.csv"
+    evaluation = ["--data_path", str(scpc / "data"), "--device", "cpu", "--num_workers", "0", "--precision", "fp32"]
+    alone = ["finetune", "--task", "vqacustom", "--eval", "--resume", str(trained / "checkpoint-best.pth")]
+    assert main([*alone, *evaluation, "--tta", "cyclic", "--output_dir", str(tmp_path / "alone")]) == 0
+    assert main(["ensemble", str(trained), *evaluation, "--tta", "cyclic", "--output", str(out)]) == 0
+    assert out.read_bytes() == (tmp_path / "alone" / "submission.csv").read_bytes()
+    # With and without rotations it is one model, whose parameters count once.
+    assert main([*alone, *evaluation, "--output_dir", str(tmp_path / "plain")]) == 0
+    members = [str(tmp_path / folder / "predictions.json") for folder in ("alone", "plain")]
+    capsys.readouterr()
+    assert main(["ensemble", *members, "--output", str(tmp_path / "both" / "submission.csv")]) == 0
+    assert "counted once" in capsys.readouterr().out
+    assert read_info(tmp_path / "both" / "predictions.json").parameters == read_info(tmp_path / members[0]).parameters
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_counting_a_checkpoint_leaves_its_tensors_in_the_file(scpc, trained, tmp_path, legacy):
     path = tmp_path / "checkpoint-best.pth"
