@@ -1,5 +1,6 @@
 """An ensemble from its members' names to its submission: the budget first, then the votes, and what they are worth."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.answers import answer_key
-from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.errors import MAX_VALUE, InputError, nearest
 from beit3_vqa.files import make_folder
 from beit3_vqa.members import Member, find_members, predictions_of, total_parameters, validation_of
 from beit3_vqa.output.ensemble import (
@@ -67,6 +68,8 @@ def ensemble(options: EnsembleOptions) -> list[Prediction]:
         InputError: more parameters than allowed, which is found before any model is loaded; members that don't answer
             the same questions; or whatever else can't be used.
     """
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise InputError("ensemble works on one device: start it without torchrun.")
     results = _results_file(options)
     members = find_members(options.members, options.params, options.evaluation, _members_folder(options.output))
     _refuse_to_replace(results, options, members)
@@ -200,7 +203,7 @@ def _info(
     members: Sequence[Member], infos: Sequence[PredictionsInfo | None], options: EnsembleOptions
 ) -> PredictionsInfo:
     known = [info for info in infos if info is not None]
-    models = Counter(info.model for info in known)
+    models = Counter(info.model[:MAX_VALUE] for info in known)
     listed = ", ".join(f"{count} x {model}" if count > 1 else model for model, count in models.items())
     first = known[0] if known else PredictionsInfo(task="", model="", parameters=0)
     return replace(

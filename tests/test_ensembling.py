@@ -198,6 +198,13 @@ def test_ids_that_do_not_match_are_listed(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_one_process_is_enough(tmp_path, monkeypatch, capsys):
+    paths = write_members(tmp_path, [1.0])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["ensemble", *paths, "--output", str(tmp_path / "e" / "submission.csv")]) == 2
+    assert "without torchrun" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

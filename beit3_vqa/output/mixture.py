@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 IMAGINED = 3.0  # questions for each member
 ITERATIONS = 5000
-CONVERGED = 1e-9  # largest change of a weight in an iteration
+CONVERGED = 1e-7  # largest change of a weight in an iteration
 FOLDS = 5
 FLOOR = 1e-6  # least probability in a log loss: an answer that wasn't kept isn't impossible
 
