@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from beit3_vqa.errors import InputError, nearest, visible
 
-COMMANDS = ("finetune", "cross_validate", "prepare", "predict", "ensemble", "export", "models", "download", "demo")
+COMMANDS: tuple[str, ...] = ("finetune", "cross_validate", "prepare", "evaluate", "predict", "ensemble", "export")
+COMMANDS += ("models", "download", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ RANKS = [
     ["dry_run", "restore"],
     ["training"],
     ["saving"],
-    ["batch_size", "evaluation"],
+    ["batch_size", "evaluation", "scoring"],
     ["assemble"],
     ["tasks", "models", "prepare"],
     ["data", "output"],

@@ -29,6 +29,7 @@ from tests.faults.processes import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "get_started/clip.md", "checkpoints/README.md"]
+PAGES += ["get_started/evaluation_and_reports.md"]
 PAGES += ["README.ko.md", "get_started/ensembles.md"]
 SLOW_PAGES = ["get_started/ensembles.md"]
 OTHER_PAGES = ["get_started/several_gpus.md", "get_started/reliability.md", "CONTRIBUTING.md", "CHANGELOG.md"]

@@ -75,10 +75,15 @@ def normalize_word(text: str) -> str:
     Punctuation goes first, then periods, case, number words, articles and contractions. The result may be empty:
     "A" is an article. `answer_key` is for comparing answers where that matters.
     """
-    words = _PERIOD.sub("", _without_punctuation(text), count=_MAX_PERIODS).lower().split()
+    words = without_marks(text).lower().split()
     words = [NUMBER_WORDS.get(word, word) for word in words]
     words = [CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES]
     return " ".join(words)
+
+
+def without_marks(text: str) -> str:
+    """The first part of `normalize_word`: punctuation and periods, nothing else."""
+    return _PERIOD.sub("", _without_punctuation(text), count=_MAX_PERIODS)
 
 
 def _without_punctuation(text: str) -> str:

@@ -118,6 +118,17 @@ def _calibration(calibration: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def share_table(name: str, score: Mapping[str, Any]) -> str:
+    """A benchmark's own score and its parts, as `scoring.visual7w` and `scoring.vqav2` give them."""
+    split = f", {score['split']}" if "split" in score else ""
+    lines = [f"{name}'s own score{split}", _accuracy(f"  all {score['questions']:,}", score)]
+    if score.get("answered", score["questions"]) < score["questions"]:
+        lines.append(f"  only {score['answered']:,} are answered; the others count as wrong")
+    return "\n".join(
+        lines + [_accuracy(f"  {_cut(kind)} {part['questions']:,}", part) for kind, part in score["by_type"].items()]
+    )
+
+
 def _cut(text: object) -> str:
     line = " ".join(str(text).split())
     return line if len(line) <= 40 else line[:37] + "..."

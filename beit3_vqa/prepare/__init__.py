@@ -1,7 +1,8 @@
 """Raw data set -> prepared folder. One file per format; the name of a format is its file's, without `_csv`.
 
 A format module has two names in it: `ARGUMENTS`, its own flags, and `read(values, options)`, which returns the rows and
-every problem it met. What all formats share (images, ids, splits, tokenizer, files, summary) is in writer.py.
+every problem it met. What all formats share (images, ids, splits, tokenizer, files, summary) is in writer.py; how CSV
+files are read, in csv_text.py.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.prepare.summary import Summary
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, finish
 
-_SHARED_FILES = {"source", "summary", "writer"}
+_SHARED_FILES = {"csv_text", "source", "summary", "writer"}
 
 FORMATS: dict[str, str] = {
     module.name.removesuffix("_csv"): f"{__name__}.{module.name}"

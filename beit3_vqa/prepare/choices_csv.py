@@ -5,15 +5,16 @@ import io
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.index import SPLITS
+from beit3_vqa.data.rows import LETTERS as ALL_LETTERS
 from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.prepare import Argument
+from beit3_vqa.prepare.csv_text import decode_csv, find_columns, parse_csv
 from beit3_vqa.prepare.source import read_source
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
 
@@ -26,13 +27,6 @@ ARGUMENTS = (
 LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("ID", "img_path", "Question", *LETTERS)
 OPTIONAL_COLUMNS = ("answer", "weight")
-MAX_SHOWN = 500  # characters of a header, in a message
-MAX_CELL = 1_000_000
-"""Characters of the longest cell that is read."""
-MAX_LINE = 4_000_000
-"""Characters of the longest line: a hundred million commas would be as many cells."""
-MAX_BLANK_LINES = 100_000
-"""Blank lines one after the other: a hundred million take minutes to pass over."""
 
 
 def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
@@ -49,12 +43,13 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
 
 
 def _read_split(path: Path, split: str, prepared: Prepared) -> None:
-    text, encoding = _decode(read_source(path), path)
+    text, encoding = decode_csv(read_source(path), path)
     if encoding != "UTF-8":
         prepared.notes.append(f"{path} read as {encoding}")
-    lines = _parse(text, path)
+    lines = parse_csv(text, path)
     _, header = next(lines, (1, []))
-    columns = _find_columns(header, path, required=(*COLUMNS, *(["answer"] if split != "test" else [])))
+    required = (*COLUMNS, *(["answer"] if split != "test" else []))
+    columns = find_columns(header, path, required, OPTIONAL_COLUMNS)
     ignored = [name.strip() for index, name in enumerate(header) if index not in columns.values()]
     if ignored:
         prepared.notes.append(f"{path}: columns ignored: {', '.join(name or '(no name)' for name in ignored)}")
@@ -83,98 +78,6 @@ def _read_split(path: Path, split: str, prepared: Prepared) -> None:
         prepared.notes.append(f"{split}: {counts['repeated options']:,} rows have the same text in two options")
 
 
-def _decode(content: bytes, path: Path) -> tuple[str, str]:
-    """The text of a CSV file and its encoding: UTF-8 with or without a byte order mark, or CP949."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{path} is in UTF-16: save it as UTF-8 (in Excel: CSV UTF-8)")
-    if b"\0" in content:
-        line = content.count(b"\n", 0, content.index(b"\0")) + 1
-        raise InputError(f"{path}:{line}: a NUL byte, which no text has: is this a CSV file? Save it as CSV, UTF-8")
-    try:
-        return content.decode("utf-8-sig"), "UTF-8"
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-    replaced = content.decode("utf-8-sig", errors="replace")
-    damaged = replaced.count("\ufffd")
-    if sum(character > "\x7f" for character in replaced) > 2 * damaged:
-        # Most of it is good UTF-8. As CP949 it would often decode too, to gibberish.
-        raise InputError(f"{path}:{line}: damaged UTF-8, as a cut or badly merged file has: save it as UTF-8 again")
-    try:
-        return content.decode("cp949"), "CP949"
-    except UnicodeDecodeError:
-        raise InputError(
-            f"{path}:{line}: neither UTF-8 nor CP949: save the file as UTF-8 (in Excel: CSV UTF-8)"
-        ) from None
-
-
-@contextmanager
-def _cell_limit(characters: int) -> Iterator[None]:
-    """The csv module has one limit for the whole process: give it back as it was."""
-    before = csv.field_size_limit(characters)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _parse(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line where it starts, cells) of every row that isn't blank."""
-    # newline="" keeps line breaks inside quotes as they are.
-    reader = csv.reader(_bounded_lines(text, path), strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            with _cell_limit(MAX_CELL):
-                cells = next(reader)
-                while not cells:  # a blank line
-                    line = reader.line_num + 1
-                    cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(f"{path}:{line}: {_explain(str(error))}; the rest of the file wasn't read") from error
-        if "".join(cells).strip() or len(cells) > 1:
-            yield line, cells
-
-
-def _bounded_lines(text: str, path: Path) -> Iterator[str]:
-    blank = 0
-    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
-        if len(line) > MAX_LINE:
-            raise InputError(f"{path}:{number}: a line of more than {MAX_LINE:,} characters: is this a CSV file?")
-        blank = blank + 1 if line.isspace() else 0
-        if blank > MAX_BLANK_LINES:
-            raise InputError(f"{path}:{number}: {MAX_BLANK_LINES:,} blank lines before this one: is this a CSV file?")
-        yield line
-
-
-def _explain(error: str) -> str:
-    if "field larger" in error:
-        return f"a cell has more than {MAX_CELL:,} characters: is a quote missing its partner?"
-    if "unexpected end" in error:
-        return "a quote opens in the row that starts here and never closes"
-    return f"the row that starts here isn't valid CSV ({error}): double the quotes inside a quoted cell"
-
-
-def _find_columns(header: Sequence[str], path: Path, required: Iterable[str]) -> dict[str, int]:
-    """Column name -> position, ignoring case and surrounding space."""
-    found = [name.strip().casefold() for name in header]
-    shown = ", ".join(name.strip() for name in header)
-    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]} ..."
-    missing = [name for name in required if name.casefold() not in found]
-    separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
-    if missing and separator:
-        name = {";": "semicolons", "\t": "tabs", "|": "bars"}[separator]
-        raise InputError(f"{path}:1: its cells stand between {name}: save it with commas (CSV, comma delimited)")
-    if missing:
-        raise InputError(f"{path}:1: columns missing: {', '.join(missing)}; columns found: {shown}")
-    known = [name for name in (*COLUMNS, *OPTIONAL_COLUMNS) if name.casefold() in found]
-    twice = [name for name in known if found.count(name.casefold()) > 1]
-    if twice:
-        raise InputError(f"{path}:1: columns that are there twice: {', '.join(twice)}; columns found: {shown}")
-    return {name: found.index(name.casefold()) for name in known}
-
-
 def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]) -> tuple[Row, list[str]]:
     """The index row of one CSV row, and what is wrong with it."""
     empty = [name for name in COLUMNS if not cells[name].strip()]
@@ -186,10 +89,10 @@ def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]
         "question": cells["Question"],
         "choices": choices,
     }
-    counts["repeated options"] += len({_comparable(choice) for choice in choices}) < len(choices)
+    counts["repeated options"] += len({comparable(choice) for choice in choices}) < len(choices)
     given = cells.get("answer", "").strip()
     if given:
-        letter, problem = _match_answer(given, choices)
+        letter, problem = match_answer(given, choices)
         problems += [problem] if problem else []
         if letter:
             row["answer"] = letter
@@ -197,7 +100,7 @@ def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]
     elif needs_answer:
         problems.append("answer is empty")
     if "weight" in cells:
-        weight = _read_weight(cells["weight"])
+        weight = read_weight(cells["weight"])
         if weight is None:
             problems.append(f"weight {cells['weight'].strip()!r} isn't a number that is 0 or more")
         else:
@@ -205,12 +108,13 @@ def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]
     return row, problems
 
 
-def _match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
+def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
     """The letter of an answer given as a letter or as an option's text; else an empty string and the problem."""
+    letters = tuple(ALL_LETTERS[: len(choices)])
     matches = [
-        letter for letter, choice in zip(LETTERS, choices, strict=True) if _comparable(choice) == _comparable(given)
+        letter for letter, choice in zip(letters, choices, strict=True) if comparable(choice) == comparable(given)
     ]
-    if given.upper() in LETTERS:
+    if given.upper() in letters:
         letter = given.upper()
         others = [match for match in matches if match != letter]
         if others:
@@ -222,17 +126,19 @@ def _match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
     if len(matches) > 1:
         return "", f"answer {given!r} is ambiguous: the text of options {' and '.join(matches)}; give the letter"
     if not matches:
-        shown = ", ".join(f"{letter} {choice!r}" for letter, choice in zip(LETTERS, choices, strict=True))
+        shown = ", ".join(f"{letter} {choice!r}" for letter, choice in zip(letters, choices, strict=True))
         return "", f"answer {given!r} is none of the options ({shown})"
     return matches[0], ""
 
 
-def _comparable(text: str) -> str:
+def comparable(text: str) -> str:
+    """What two options must share to be the same text."""
     # macOS and Windows spell Korean syllables in different code points.
     return unicodedata.normalize("NFC", text).strip().casefold()
 
 
-def _read_weight(cell: str) -> float | None:
+def read_weight(cell: str) -> float | None:
+    """A weight, 0 or more; None where the cell holds none."""
     try:
         weight = float(cell)
     except ValueError:

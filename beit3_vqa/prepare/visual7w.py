@@ -28,7 +28,7 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     prepared = Prepared("visual7w", list(LETTERS), options.image_root, extra_files=_split_csvs)
     path = Path(values["json"])
     try:
-        images = _images(read_json(path), path)
+        images = images_of(read_json(path), path)
     except InputError as error:
         prepared.problems.append(str(error))
         return prepared
@@ -37,7 +37,7 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
         if len(prepared.problems) >= MAX_PROBLEMS:
             prepared.problems.append(f"{origin}: too many problems before this image; the rest wasn't read")
             break
-        problem = _image_problem(image)
+        problem = image_problem(image)
         if problem:
             prepared.problems.append(f"{origin}: {problem}")
             continue
@@ -54,14 +54,16 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     return prepared
 
 
-def _images(data: Any, path: Path) -> list[Any]:
+def images_of(data: Any, path: Path) -> list[Any]:
+    """The images of dataset_v7w_telling.json; InputError where it is another file."""
     images = data.get("images") if isinstance(data, dict) else None
     if not isinstance(images, list) or not images:
         raise InputError(f'{path} has no list "images": give dataset_v7w_telling.json')
     return images
 
 
-def _image_problem(image: Any) -> str:
+def image_problem(image: Any) -> str:
+    """What is wrong with one of its images; empty where nothing is."""
     if not isinstance(image, dict):
         return "isn't an object"
     if image.get("split") not in SPLITS:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,17 +48,23 @@ def test_two_processes_stopped_together_go_on_as_one(scpc, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_evaluation_in_any_number_of_processes(scpc, trained, tmp_path):
+@pytest.mark.parametrize(
+    "more", [[], ["--tta", "cyclic", "--blind"], ["--split", "val", "--temperature", "fit", "--tta", "all"]]
+)
+def test_evaluation_in_any_number_of_processes(scpc, trained, tmp_path, more):
+    shutil.copytree(trained, tmp_path / "run")
+    split = "val" if "val" in more else "train"
     results = []
     for count in (1, 2, 3):
         out, log = tmp_path / str(count), tmp_path / f"log{count}"
-        evaluate = finetune(scpc, out, "--eval", "--resume", str(trained / "checkpoint-best.pth"), "--split", "train")
+        best = ["--resume", str(tmp_path / "run" / "checkpoint-best.pth")]
+        evaluate = finetune(scpc, out, "--eval", *best, "--split", "train", *more)
         assert ended(start(launcher([*evaluate, "--eval_batch_size", "4"]), log, *torchrun(count)), log)[0] == 0
-        predictions = json.loads((out / "predictions_train.json").read_text())
-        with (out / "submission_train.csv").open() as file:
+        predictions = json.loads((out / f"predictions_{split}.json").read_text())
+        with (out / f"submission_{split}.csv").open() as file:
             assert [row["ID"] for row in csv.DictReader(file)] == [p["id"] for p in predictions]
-        results.append(((out / "metrics_train.json").read_text(), [(p["id"], p["answer"]) for p in predictions]))
-    assert len(results[0][1]) == 30
+        results.append(((out / f"metrics_{split}.json").read_text(), [(p["id"], p["answer"]) for p in predictions]))
+    assert len(results[0][1]) == {"train": 30, "val": 6}[split]
     assert results[0] == results[1] == results[2]
 
 

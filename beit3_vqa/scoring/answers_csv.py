@@ -1,0 +1,117 @@
+"""Answers in a CSV of the SCPC format: `ID,answer[,weight]`, and `A,B,C,D` where it has them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from beit3_vqa.data.answers import answer_key
+from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
+from beit3_vqa.prepare.choices_csv import comparable, match_answer, read_weight
+from beit3_vqa.prepare.csv_text import decode_csv, find_columns, parse_csv
+from beit3_vqa.prepare.source import read_source
+from beit3_vqa.schema import Prediction
+from beit3_vqa.scoring.matching import require_same_ids
+
+REQUIRED = ("ID", "answer")
+OPTIONAL = ("weight", *LETTERS[:10])
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownAnswer:
+    """A row of the CSV.
+
+    Attributes:
+        id: of the question.
+        answer: a letter, an option's text, or an open answer.
+        weight: how much the row counts; None where the file has no weights.
+        choices: the options; empty where the file has none.
+        origin: file and line.
+    """
+
+    id: str
+    answer: str
+    weight: float | None
+    choices: tuple[str, ...]
+    origin: str
+
+
+def read_answers(path: Path) -> list[KnownAnswer]:
+    """The rows of a CSV of answers, in order; an id may be there twice.
+
+    Raises:
+        InputError: no such file, no such CSV, or rows (listed) without an id or an answer.
+    """
+    text, _ = decode_csv(read_source(path), path)
+    lines = parse_csv(text, path)
+    _, header = next(lines, (1, []))
+    columns = find_columns(header, path, REQUIRED, OPTIONAL)
+    answers, problems = [], []
+    for line, cells in lines:
+        origin = f"{path}:{line}"
+        if len(cells) != len(header):
+            problems.append(f"{origin}: {len(cells)} cells where the header has {len(header)} (a comma needs quotes)")
+        else:
+            answer, problem = _read_row({name: cells[place] for name, place in columns.items()}, origin)
+            answers.append(answer)
+            problems += [f"{origin}: {problem}"] if problem else []
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    if problems:
+        raise InputError.of_problems(f"{path} can't be used as answers:", problems)
+    if not answers:
+        raise InputError(f"{path} has a header but no rows")
+    return answers
+
+
+def _read_row(cells: Mapping[str, str], origin: str) -> tuple[KnownAnswer, str]:
+    weight = read_weight(cells["weight"]) if "weight" in cells else None
+    empty = [name for name in REQUIRED if not cells[name].strip()]
+    problem = f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty" if empty else ""
+    if "weight" in cells and weight is None:
+        problem = problem or f"weight {short(cells['weight'].strip())} isn't a number that is 0 or more"
+    choices = tuple(cells[letter] for letter in OPTIONAL[1:] if letter in cells)
+    return KnownAnswer(cells["ID"], cells["answer"].strip(), weight, choices, origin), problem
+
+
+def with_answers(predictions: Sequence[Prediction], answers: Sequence[KnownAnswer], where: Path) -> list[Prediction]:
+    """The predictions with the truths, scores and weights of the file `where`, in their own order.
+
+    Multiple choice scores 1 for the right letter; an open answer for the same text after the official normalisation.
+
+    Raises:
+        InputError: they aren't of the same questions, an answer is none of the options, or the options differ.
+    """
+    by_id: dict[str, KnownAnswer] = {}
+    doubled = [a.id for a in answers if by_id.setdefault(a.id, a) is not a]
+    require_same_ids(predictions, by_id, where, list(dict.fromkeys(doubled)))
+    found, problems = [], []
+    for p in predictions:
+        known = by_id[p.id]
+        truth, problem = _truth(p, known)
+        problems += [f"{known.origin}: {problem}"] if problem else []
+        right = p.answer == truth if _choices(p, known) else answer_key(p.answer) == answer_key(truth)
+        weight = p.weight if known.weight is None else known.weight
+        found.append(dataclasses.replace(p, truth=truth, score=float(right), weight=weight, choices=_choices(p, known)))
+    if problems:
+        raise InputError.of_problems(f"{where} doesn't go with the predictions:", problems)
+    return found
+
+
+def _choices(prediction: Prediction, known: KnownAnswer) -> tuple[str, ...]:
+    """The options, from whichever has them; none where the answers aren't letters."""
+    choices = prediction.choices or known.choices
+    return choices if set(prediction.probabilities) <= set(LETTERS[: len(choices)]) else ()
+
+
+def _truth(prediction: Prediction, known: KnownAnswer) -> tuple[str, str]:
+    """The true letter or text, and what is wrong with it."""
+    both = bool(prediction.choices and known.choices)
+    if both and [*map(comparable, prediction.choices)] != [*map(comparable, known.choices)]:
+        return known.answer, f"its options aren't those of the prediction: {short(list(prediction.choices))}"
+    choices = _choices(prediction, known)
+    if choices:
+        return match_answer(known.answer, choices)
+    if known.answer.upper() in prediction.probabilities:  # letters whose options nobody tells
+        return known.answer.upper(), ""
+    return known.answer, ""
