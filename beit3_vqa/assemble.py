@@ -15,7 +15,7 @@ from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.views import InOrders
-from beit3_vqa.engine.checkpoint import options_of
+from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.errors import ImageError, InputError, one_line
@@ -174,6 +174,20 @@ def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str)
             "run another --output_dir, or start over with --no_auto_resume."
         )
     return with_family_defaults(config, settled=frozenset(saved))
+
+
+def parameters_of_checkpoint(config: RunConfig) -> int:
+    """Parameters of the model that `--eval` would load with these options, without loading it.
+
+    Raises:
+        InputError: as evaluation would: no such checkpoint, a damaged one, data that don't fit.
+    """
+    path, flag = checkpoint_to_evaluate(config)
+    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint, mapped=True)
+    config = config_of_checkpoint(config, content, f"{flag} {path}")
+    task = make_task(config)
+    shape = TaskShape(task.name, task.num_classes, task.answers_are_options)
+    return find_family(config.model.model)(config, shape).count_parameters()
 
 
 def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:

@@ -23,7 +23,7 @@ from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.distributed import processes
 from beit3_vqa.engine.host import tune_allocator
-from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest
+from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest, sha256_of
 from beit3_vqa.engine.precision import in_float32, pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_fully
@@ -129,6 +129,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
         image_root=str(task.image_root()),
         best_metric=task.best_metric,
         chance=task.chance(),
+        sha256=sha256_of(path),
     )
     for written in distributed.decided(lambda: task.write_results(result, info, folder)):
         print(f"wrote {written}")

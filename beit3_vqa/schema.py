@@ -143,6 +143,7 @@ class PredictionsInfo:
         image_root: the folder that images are named from.
         best_metric: which of the metrics the run was chosen by.
         chance: that metric for blind guessing.
+        sha256: of the checkpoint's file, in hexadecimal digits: what tells its weights from others.
     """
 
     task: str
@@ -154,6 +155,7 @@ class PredictionsInfo:
     image_root: str = ""
     best_metric: str = ""
     chance: float | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ What differs from the reader's run: the model is tiny and has weights of its own
 The two commands that install are run by `.ci/run` and tests/test_demo.py.
 """
 
+import ast
 import csv
 import http.server
 import json
@@ -29,6 +30,8 @@ from tests.faults.processes import ENVIRONMENT
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "get_started/clip.md", "checkpoints/README.md"]
 PAGES += ["get_started/evaluation_and_reports.md", "get_started/reports.md"]
+PAGES += ["README.ko.md", "get_started/ensembles.md"]
+SLOW_PAGES = ["get_started/ensembles.md"]
 OTHER_PAGES = ["get_started/several_gpus.md", "get_started/reliability.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 LARGE = "beit3_large_indomain_patch16_224.pth"
 
@@ -119,7 +122,7 @@ def as_here(command: list[str]) -> list[str]:
     return ["300" if arguments[i - 1 : i] == ["--train_tokenizer"] else word for i, word in enumerate(arguments)]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW_PAGES)) for p in PAGES])
 def test_commands_of(page, reader, release, monkeypatch, tmp_path):
     shutil.copytree(reader, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
@@ -189,3 +192,13 @@ def test_links_lead_somewhere():
         for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_korean_pages_errors_are_what_the_program_says():
+    rows = re.findall(r"^\| `(.*?)` \|", (ROOT / "README.ko.md").read_text(encoding="utf-8"), flags=re.M)
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "beit3_vqa").rglob("*.py")]
+    said = [
+        n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    ]
+    assert len(rows) >= 10
+    assert [row for row in rows if not any(row in text for text in said)] == []

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import zipfile
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -41,13 +42,14 @@ def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] |
     write_manifest(path, written, about or {})
 
 
-def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file, tensors in main memory.
 
     Args:
         path: the file.
         flag: the option that named it, for messages.
         trust: run what the file brings if it holds more than plain data and `argparse.Namespace`.
+        mapped: leave tensors in the file until they are looked at, for whoever wants the rest.
 
     Raises:
         InputError: no such file, not a checkpoint, cut short, changed since it was written, or more than plain data
@@ -63,7 +65,8 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False) -> dict
         raise InputError(f"{flag} {path} is damaged: {problem}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            mmap = mapped and zipfile.is_zipfile(path)  # the format before torch 1.6 can't be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if not _holds_code(path, error):
             raise InputError(_broken(flag, path)) from error

@@ -100,6 +100,12 @@ class BEiT3Family(Family):
             compile_model(model)
         return model
 
+    def count_parameters(self) -> int:
+        """Backbone, pooler and head, and adapters where there are any."""
+        with torch.device("meta"):
+            model = self.build(Precision("fp32", torch.device("cpu")))
+        return sum(parameter.numel() for parameter in model.parameters())
+
     def initialise(self, model: Any, processor: BEiT3Processor) -> None:
         """Fresh or pretrained weights: `--finetune`, else from scratch."""
         options = self.config.init

@@ -26,6 +26,7 @@ from beit3_vqa.models.clip_processor import (
 from beit3_vqa.models.family import Family, TaskShape
 from beit3_vqa.models.hugging_face import (
     CLIPTexts,
+    optional,
     read_clip,
     read_clip_config,
     read_image_settings,
@@ -104,6 +105,14 @@ class CLIPFamily(Family):
         model = CLIPForMultipleChoice(clip, self.settings.image_mean, self.settings.image_std, base_sha256)
         hold_frozen_in(model, precision.dtype)
         return model
+
+    def count_parameters(self) -> int:
+        """Both towers and the logit scale, and adapters where there are any."""
+        with torch.device("meta"):
+            clip = optional("transformers").CLIPModel(self.clip_config)
+            if self.config.model.lora_rank:
+                add_adapters(clip, self.config.model)
+        return sum(parameter.numel() for parameter in clip.parameters())
 
     def initialise(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> None:
         """Nothing but `--pretrained`, which the model is built around, or another run's `--finetune` on top of it."""

@@ -113,6 +113,10 @@ class Family(ABC):
         """
 
     @abstractmethod
+    def count_parameters(self) -> int:
+        """Of the model that `build` makes, everything that is loaded for it, without allocating one of them."""
+
+    @abstractmethod
     def initialise(self, model: Any, processor: Any) -> None:
         """The weights that training starts from, where no checkpoint is resumed: `--finetune`, or fresh ones."""
 

@@ -56,6 +56,11 @@ def read_predictions(path: Path) -> list[Prediction]:
     return [_prediction(row) for row in rows]
 
 
+def predictions_file(folder: Path, split: str) -> Path:
+    """Where an evaluation of a split leaves its predictions: those of the test split have the plain name."""
+    return folder / ("predictions.json" if split == "test" else f"predictions_{split}.json")
+
+
 def info_file(predictions: Path) -> Path:
     """The file beside a predictions.json that says where it comes from."""
     return predictions.with_suffix(".info.json")

@@ -1,0 +1,127 @@
+"""The members of an ensemble side by side: what each answered to every question, checked to be the same questions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.schema import Prediction
+
+SHOWN_IDS = 5  # of each kind and member, in a message
+SUM_TOLERANCE = 0.01  # of the probabilities of a question's options
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, as all members answered it.
+
+    Attributes:
+        answers: a prediction of each of the M members, in their order.
+        label: the truth, spelt as the probabilities spell it where one of them has it; None where it isn't known.
+    """
+
+    answers: tuple[Prediction, ...]
+    label: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The question as text, empty where no member knows."""
+        return next((p.question for p in self.answers if p.question), "")
+
+    @property
+    def image(self) -> str:
+        """The image as the index names it, empty where no member knows."""
+        return next((p.image for p in self.answers if p.image), "")
+
+    def score(self, answer: str) -> float:
+        """What an answer scores in [0, 1]: as for a member that gave it, else whether it is the truth."""
+        known = (p.score for p in self.answers if p.answer == answer and p.score is not None)
+        return next(known, float(answer == self.label))
+
+    def truth_probabilities(self) -> list[float]:
+        """What each member gave the truth; 0 where it isn't among the answers that the member kept."""
+        return [p.probabilities.get(self.label, 0.0) if self.label is not None else 0.0 for p in self.answers]
+
+    def of(self, members: Sequence[int]) -> "Question":
+        """The same question to some of the members."""
+        return Question(tuple(self.answers[m] for m in members), self.label)
+
+
+def side_by_side(
+    names: Sequence[str], members: Sequence[Sequence[Prediction]], key: Callable[[str], str] = str
+) -> list[Question]:
+    """The questions in the first member's order.
+
+    Args:
+        names: of the members, for messages.
+        members: predictions of each, ids unique.
+        key: what two spellings of an answer must share to be the same answer.
+
+    Raises:
+        InputError: the members answer other questions than the first, or disagree on what a question's text, options
+            or truth are; every such id is counted, the first of each kind listed.
+    """
+    by_id = [{p.id: p for p in predictions} for predictions in members]
+    _check_ids(names, by_id)
+    key = lru_cache(maxsize=1_000_000)(key)
+    questions, problems = [], []
+    for first in members[0]:
+        answers = tuple(predictions[first.id] for predictions in by_id)
+        problems += [f"row {short(first.id)}: {problem}" for problem in _disagreements(names, answers)]
+        questions.append(Question(answers, _label(answers, key)))
+    if problems:
+        raise InputError.of_problems(
+            "the members don't answer the same questions:", problems, "Evaluate them on the same prepared folder."
+        )
+    return questions
+
+
+def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]]) -> None:
+    first, problems = by_id[0], []
+    for name, ids in zip(names[1:], by_id[1:], strict=True):
+        for what, those in (("lacks", first.keys() - ids.keys()), ("has beyond it", ids.keys() - first.keys())):
+            if those:
+                listed = [short(i) for i in sorted(those)[:SHOWN_IDS]]
+                more = f", and {len(those) - SHOWN_IDS} more" if len(those) > SHOWN_IDS else ""
+                problems.append(f"{name} {what} {len(those)} ids: {', '.join(listed)}{more}")
+    if problems:
+        disjoint = any(not first.keys() & ids.keys() for ids in by_id[1:])
+        advice = " Validation questions of different folds are different ones: --vote soft or hard needs none."
+        raise InputError.of_problems(
+            f"every member must answer the same questions; compared with {names[0]} ({len(first)} questions):",
+            problems,
+            "Evaluate the members on the same split of the same prepared folder." + (advice if disjoint else ""),
+        )
+    if not first:
+        raise InputError(f"{names[0]} holds no predictions.")
+
+
+def _disagreements(names: Sequence[str], answers: Sequence[Prediction]) -> list[str]:
+    """What is wrong with a row: members that know another question, other options or another truth."""
+    problems = []
+    for field in ("question", "choices", "truth"):
+        known = [(name, value) for name, p in zip(names, answers, strict=True) if (value := getattr(p, field))]
+        problems += [
+            f"its {field} is {short(value)} in {name}, {short(known[0][1])} in {known[0][0]}"
+            for name, value in known[1:]
+            if value != known[0][1]
+        ]
+    has_options = any(p.choices for p in answers)
+    for name, p in zip(names, answers, strict=True):
+        total = sum(p.probabilities.values())
+        if not p.probabilities:
+            problems.append(f"{name} has no probabilities")
+        elif has_options and p.probabilities.keys() != answers[0].probabilities.keys():
+            there, first = (", ".join(sorted(q.probabilities)) for q in (p, answers[0]))
+            problems.append(f"{name} has probabilities of {short(there)}, {names[0]} of {short(first)}")
+        elif total > 1 + SUM_TOLERANCE or (has_options and total < 1 - SUM_TOLERANCE):
+            problems.append(f"its probabilities in {name} sum to {total:.3f}, not to 1")
+    return problems
+
+
+def _label(answers: Sequence[Prediction], key: Callable[[str], str]) -> str | None:
+    truth = next((p.truth for p in answers if p.truth is not None), None)
+    if truth is None or any(truth in p.probabilities for p in answers):
+        return truth
+    spelt = (answer for p in answers for answer in p.probabilities if key(answer) == key(truth))
+    return next(spelt, truth)
