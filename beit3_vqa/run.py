@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from beit3_vqa.assemble import (
     Parts,
@@ -15,6 +16,7 @@ from beit3_vqa.assemble import (
     make_task,
 )
 from beit3_vqa.config import RunConfig
+from beit3_vqa.data.images import image_size
 from beit3_vqa.dry_run import describe, dry_run
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
@@ -25,6 +27,7 @@ from beit3_vqa.engine.precision import pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_split
 from beit3_vqa.models.families import with_family_defaults
+from beit3_vqa.questions import MOST_OPTIONS, Asked, check_question
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
 from beit3_vqa.saving import TrainState
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
@@ -129,34 +132,62 @@ class Answerer:
     def __init__(self, parts: Parts):
         self.parts = parts
 
+    @property
+    def option_counts(self) -> range:
+        """How many options a question may have; none at all (an empty range) for an open-ended model.
+
+        A head has one output for each option and a prompt one place, so that it takes what it was trained with. A
+        family that scores option by option takes any number; more than `MOST_OPTIONS` nobody reads.
+        """
+        task = self.parts.task
+        if not task.answers_are_options:
+            return range(0)
+        if self.parts.family.any_number_of_options:
+            return range(2, max(MOST_OPTIONS, task.num_classes) + 1)
+        return range(task.num_classes, task.num_classes + 1)
+
     def predict(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Prediction:
         """Answers one question about one image.
 
         Args:
             image: a file.
             question: as text.
-            choices: the options, as many as the model was trained with; empty for an open-ended model.
+            choices: the options, of which the model says how many there may be; empty for an open-ended model.
 
         Raises:
             InputError: an image that can't be read, or another number of options.
         """
-        task = self.parts.task
-        if not question.strip():
-            raise InputError("the question is empty.")
-        if any(not choice.strip() for choice in choices) or len(set(choices)) < len(choices):
-            raise InputError(f"the options must differ, and none may be empty: {', '.join(map(repr, choices))}.")
-        if choices and len(choices) != task.num_classes:
-            raise InputError(f"the model chooses among {task.num_classes} options; {len(choices)} were given.")
-        if not choices and task.answers_are_options:
-            raise InputError(f"the model answers multiple-choice questions: give {task.num_classes} choices.")
-        if choices and not task.answers_are_options:
-            raise InputError("the model answers open-ended questions: leave the choices out.")
+        return self.predict_many([self.prepare(image, question, choices)])[0]
+
+    def prepare(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Asked:
+        """The half of `predict` that can fail and that needs no model: one thread at a time may do it.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        check_question(question, choices, self.option_counts)
         example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
-        processor, device = self.parts.processor, self.parts.precision.device
-        inputs = {name: value.to(device) for name, value in processor.collate([processor(example)]).items()}
+        return Asked(example, self.parts.processor(example), image_size(image))
+
+    def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
+        """Answers B questions in one forward pass; they have the same number of options."""
+        inputs, batch = self._batch(asked)
         with torch.no_grad(), self.parts.precision.autocast():
             outputs = self.parts.model(**inputs)
-        return task.predictions(outputs.float(), Batch(inputs, (example,)))[0]
+        return self._predictions(outputs, batch)
+
+    def _batch(self, asked: Sequence[Asked]) -> tuple[dict[str, Tensor], Batch]:
+        device = self.parts.precision.device
+        collated = self.parts.processor.collate([one.inputs for one in asked])
+        inputs = {name: value.to(device) for name, value in collated.items()}
+        return inputs, Batch(inputs, tuple(one.example for one in asked))
+
+    def _predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+        task = self.parts.task
+        options = len(batch.examples[0].choices)
+        if options and options != task.num_classes:
+            task = task.with_options(options)
+        return task.predictions(outputs.float(), batch)
 
 
 def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str = "", pretrained: str = "") -> Answerer:

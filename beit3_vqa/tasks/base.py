@@ -9,6 +9,7 @@ from torch import Tensor
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
 
 
@@ -38,6 +39,10 @@ class Task(ABC):
     @abstractmethod
     def answers_are_options(self) -> bool:
         """Whether a question comes with options, one for each of the model's outputs."""
+
+    def with_options(self, number: int) -> "Task":
+        """The task for questions of another number of options, which some models answer too."""
+        raise InputError(f"the model chooses among {self.num_classes} options; {number} were given.")
 
     @abstractmethod
     def dataset(self, split: str, processor: Callable, *, training: bool) -> CustomDataset:

@@ -82,6 +82,10 @@ class VQACustom(Task):
         """Whether the answers are the letters of options."""
         return self.answers.answers == tuple(LETTERS[: self.num_classes])
 
+    def with_options(self, number: int) -> "VQACustom":
+        """The same, with the letters of another number of options for answers."""
+        return type(self)(AnswerTable(list(LETTERS[:number])), self.config.updated({"num_classes": None}))
+
     def splits(self) -> list[str]:
         """The splits that have an index file; with a fold, `val` is that fold."""
         assert self.data_path is not None
