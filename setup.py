@@ -11,7 +11,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
-    package_data={"beit3_vqa": ["py.typed"]},
+    package_data={"beit3_vqa": ["py.typed", "serving/page/*"]},
     install_requires=[
         "torch>=2.5",
         "torchvision>=0.20",
@@ -26,6 +26,9 @@ setup(
     extras_require={
         "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
         "demo": ["easy-vqa"],  # the 48k questions that `beit3-vqa demo` learns
+        # `beit3-vqa serve`. FastAPI checks requests and describes itself in OpenAPI from the same types; uvicorn serves
+        # it in this process, beside the model, and stops in order; python-multipart is what FastAPI reads uploads with.
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18"],
         "test": [
             "pytest",
             "pytest-xdist",  # both cores run tests
@@ -34,6 +37,10 @@ setup(
             "peft>=0.13",
             "easy-vqa",
             "scikit-image",  # real photographs
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
+            "python-multipart>=0.0.18",
+            "playwright",  # drives Debian's chromium
             "ruff",
             "mypy",
         ],

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from beit3_vqa.errors import InputError, nearest, visible
 
-COMMANDS = ("finetune", "cross_validate", "prepare", "predict", "export", "models", "download", "demo")
+COMMANDS = ("finetune", "cross_validate", "prepare", "predict", "serve", "export", "models", "download", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

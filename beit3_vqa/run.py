@@ -30,7 +30,7 @@ from beit3_vqa.models.families import with_family_defaults
 from beit3_vqa.questions import MOST_OPTIONS, Asked, check_question
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
 from beit3_vqa.saving import TrainState
-from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
+from beit3_vqa.schema import AttentionMap, Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.tasks import find_task
 from beit3_vqa.training import Training, set_up_training, train_epochs
 
@@ -175,6 +175,14 @@ class Answerer:
         with torch.no_grad(), self.parts.precision.autocast():
             outputs = self.parts.model(**inputs)
         return self._predictions(outputs, batch)
+
+    def look_many(self, asked: Sequence[Asked]) -> tuple[list[Prediction], list[AttentionMap]]:
+        """`predict_many`, and where the model looked at each image, which takes a little longer."""
+        inputs, batch = self._batch(asked)
+        parts = self.parts
+        with torch.no_grad(), parts.precision.autocast():
+            outputs, maps = parts.family.attention(parts.model, parts.processor, inputs, [one.size for one in asked])
+        return self._predictions(outputs, batch), maps
 
     def _batch(self, asked: Sequence[Asked]) -> tuple[dict[str, Tensor], Batch]:
         device = self.parts.precision.device
