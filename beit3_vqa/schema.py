@@ -130,6 +130,25 @@ class PredictionsInfo:
 
 
 @dataclass(frozen=True)
+class AttentionMap:
+    """Where a model looked while it answered one question: the attention of its [CLS] token.
+
+    Shares of patches and tokens sum to 1 less what went to the special tokens ([CLS] itself, `<s>`, `</s>`), which say
+    nothing of where; where image and text have a tower each, that holds of the patches, and of each text.
+
+    Attributes:
+        patches: float32 (rows, columns), the share of each patch of the square that the model saw.
+        region: left, top, right and bottom of that square as shares of the upright image's width and height.
+        texts: what was read, (token as it is written, with the space before or after it; share) in order: the whole
+            prompt as one text, or a text for each option.
+    """
+
+    patches: Tensor
+    region: tuple[float, float, float, float]
+    texts: tuple[tuple[tuple[str, float], ...], ...]
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """Metrics (empty where no answer is known) and one prediction for each row, in input order."""
 

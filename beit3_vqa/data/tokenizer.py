@@ -28,6 +28,8 @@ EXTRA_IDS = 2
 # SentencePiece's first three, unless it was told otherwise. XLM-R's ids rest on them.
 CONTROL_PIECES = ("<unk>", "<s>", "</s>")
 
+WORD_START = "\u2581"  # what SentencePiece writes for a space
+
 MAX_MODEL = 100_000_000  # bytes; beit3.spm has about one
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -71,6 +73,18 @@ class Tokenizer:
         # One thread: a batch is encoded in a millisecond, and DataLoader workers already fill the cores.
         pieces = self._model.encode([_encodable(text) for text in texts], out_type=int, num_threads=1)
         return [_ids(row) for row in pieces]
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each id by itself, with a space before what begins a word; joined they are the text again.
+
+        A special id gives an empty text, `<unk>` SentencePiece's "⁇".
+        """
+        return [self._piece(token_id) for token_id in ids]
+
+    def _piece(self, token_id: int) -> str:
+        if UNK_ID < token_id < self.mask_id:
+            return self._model.id_to_piece(token_id - 1).replace(WORD_START, " ")
+        return "⁇" if token_id == UNK_ID else ""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Ids that stand for no text are left out: specials, and an embedding's spare rows.

@@ -1,8 +1,10 @@
 """BEiT-3 as a family: SentencePiece and our own pixels in, upstream's parameter names, checkpoints of anybody."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from beit3_vqa.config import RunConfig
@@ -15,6 +17,7 @@ from beit3_vqa.engine.compiled import compile_model
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import replacing
+from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.family import Family, TaskShape
 from beit3_vqa.models.lora import add_adapters, keep_names
@@ -22,6 +25,7 @@ from beit3_vqa.models.pretrained import NEW_IN_FINE_TUNING, load_pretrained, wei
 from beit3_vqa.models.processor import BEiT3Processor
 from beit3_vqa.models.registry import build_model, parse_name
 from beit3_vqa.options import MAX_BPE_TOKENS
+from beit3_vqa.schema import AttentionMap
 
 COMPILED_LENGTH_STEP = 16  # tokens
 
@@ -107,6 +111,31 @@ class BEiT3Family(Family):
         report = load_pretrained(model, weights, where, self.config.init.allow_missing)
         print(f"{where}: {report}")
         return report.new
+
+    def attention(
+        self,
+        model: Any,
+        processor: BEiT3Processor,
+        inputs: dict[str, Tensor],
+        sizes: Sequence[tuple[int, int]],
+        last_layers: int = LAST_LAYERS,
+    ) -> tuple[Tensor, list[AttentionMap]]:
+        """Logits, and the attention of the image's [CLS], which the answer is read from."""
+        projections = [layer.self_attn for layer in model.beit3.encoder.layers[-last_layers:]]
+        with caught_outputs([side for a in projections for side in (a.q_proj.A, a.k_proj.A, a.k_proj.B)]) as caught:
+            logits = model(**inputs)
+        queries = [q[:, 0] for q in caught[0::3]]  # the last layer has no other
+        keys = [torch.cat(sides, dim=1) for sides in zip(caught[1::3], caught[2::3], strict=True)]
+        of_text = inputs["padding_mask"] == 0
+        image_tokens = caught[1].size(1)
+        attended = torch.cat([of_text.new_ones(len(of_text), image_tokens), of_text], dim=1)
+        shares = mean_weights(queries, keys, projections[0].num_heads, attended).cpu()
+        patches, of_tokens = square(shares[:, 1:image_tokens]), shares[:, image_tokens:].tolist()
+        maps = []
+        for row, ids in enumerate(inputs["question"].tolist()):
+            read = zip(processor.tokenizer.pieces(ids), of_tokens[row], strict=True)
+            maps.append(AttentionMap(patches[row], processor.region(*sizes[row]), (tuple(t for t in read if t[0]),)))
+        return logits, maps
 
     def checksums(self, model: Any, processor: BEiT3Processor) -> dict[str, str]:
         """Of the tokenizer's file."""

@@ -73,6 +73,11 @@ class CLIPForMultipleChoice(nn.Module):
         lists = [module for name, module in self.named_modules() if name.endswith("encoder.layers")]
         return [(layer, "forward") for layers in lists for layer in layers.children()]
 
+    def attention_modules(self, tower: str) -> list[Any]:
+        """transformers' `CLIPAttention` of each layer of a tower, `vision` or `text`, the first layer first."""
+        end = f"{tower}_model.encoder.layers"
+        return [layer.self_attn for n, layers in self.named_modules() if n.endswith(end) for layer in layers.children()]
+
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise decay; both towers end at the same depth."""
         top = self.get_num_layers()

@@ -1,10 +1,11 @@
 """CLIP as a family: transformers' model, peft's adapters, one text per option."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from beit3_vqa.config import RunConfig
@@ -12,6 +13,7 @@ from beit3_vqa.data.prompt import OptionTemplate
 from beit3_vqa.engine.checkpoint import read_checkpoint
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
+from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
 from beit3_vqa.models.clip import CLIPForMultipleChoice
 from beit3_vqa.models.clip_export import export_clip
 from beit3_vqa.models.clip_names import parse_clip_name
@@ -31,6 +33,7 @@ from beit3_vqa.models.hugging_face import (
 )
 from beit3_vqa.models.lora import add_adapters, hold_frozen_in
 from beit3_vqa.models.pretrained import mismatches, weights_of
+from beit3_vqa.schema import AttentionMap
 
 # --attention -> transformers' name of the kernel.
 KERNELS = {"auto": "sdpa", "sdpa": "sdpa", "matmul": "eager", "reference": "eager"}
@@ -124,6 +127,34 @@ class CLIPFamily(Family):
         print(f"{where}: every weight taken as it is")
         return []
 
+    def attention(
+        self,
+        model: CLIPForMultipleChoice,
+        processor: CLIPOptionsProcessor,
+        inputs: dict[str, Tensor],
+        sizes: Sequence[tuple[int, int]],
+        last_layers: int = LAST_LAYERS,
+    ) -> tuple[Tensor, list[AttentionMap]]:
+        """Logits, the attention of the class token over the patches, and of each option's end over its words."""
+        vision = model.attention_modules("vision")[-last_layers:]
+        text = model.attention_modules("text")[-last_layers:]
+        modules = [projection for a in (*vision, *text) for projection in (a.q_proj, a.k_proj)]
+        with caught_outputs(modules) as caught:
+            logits = model(**inputs)
+        of_image, of_text = caught[: 2 * len(vision)], caught[2 * len(vision) :]
+        images = mean_weights([q[:, 0] for q in of_image[0::2]], of_image[1::2], vision[0].num_heads, None).cpu()
+        ids = inputs["text"]
+        end = (ids == processor.texts.eos_id).int().argmax(dim=1)
+        rows, places = torch.arange(len(ids), device=ids.device), torch.arange(ids.size(1), device=ids.device)
+        queries = [q[rows, end] for q in of_text[0::2]]
+        shares = mean_weights(queries, of_text[1::2], text[0].num_heads, places <= end[:, None]).tolist()
+        texts = [_words(processor.texts, *of) for of in zip(ids.tolist(), end.tolist(), shares, strict=True)]
+        patches, image_of, text_of = square(images[:, 1:]), inputs["image_of"].tolist(), inputs["text_of"].tolist()
+        return logits, [
+            AttentionMap(patches[image_of[row]], processor.region(*size), tuple(texts[place] for place in text_of[row]))
+            for row, size in enumerate(sizes)
+        ]
+
     def checksums(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> dict[str, str]:
         """Of the tokenizer's vocabulary and, where they are frozen, of the pretrained weights."""
         base = {"base_sha256": model.base_sha256} if model.base_sha256 else {}
@@ -140,3 +171,12 @@ class CLIPFamily(Family):
     def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
         """peft's adapters, or with `merge` transformers' whole model; see `models.clip_export`."""
         export_clip(model, processor.texts, self.config.model, folder, merge=merge)
+
+
+def _words(texts: CLIPTexts, ids: list[int], end: int, shares: list[float]) -> tuple[tuple[str, float], ...]:
+    """The words of a text with the sums of their tokens' shares."""
+    found, place = [], 1  # after <|startoftext|>
+    for word, length in texts.words(ids[1:end]):
+        found.append((word, sum(shares[place : place + length])))
+        place += length
+    return tuple(found)

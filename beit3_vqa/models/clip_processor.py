@@ -36,16 +36,27 @@ class CLIPTransform:
 
     def square(self, image: Image.Image) -> Image.Image:
         """Mode RGB in, an image of S x S out."""
-        width = height = self.size
-        if self.shortest_edge is not None:
-            short, long = sorted(image.size)
-            longer = int(self.shortest_edge * long / short)
-            width, height = (
-                (self.shortest_edge, longer) if image.width <= image.height else (longer, self.shortest_edge)
-            )
+        width, height, left, top = self._layout(image.width, image.height)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def _layout(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Width and height after the resize, left and top of the square in it."""
+        if self.shortest_edge is None:
+            return self.size, self.size, 0, 0
+        short, long = sorted((width, height))
+        longer = int(self.shortest_edge * long / short)
+        resized = (self.shortest_edge, longer) if width <= height else (longer, self.shortest_edge)
+        return *resized, (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The square in an image of that size: left, top, right, bottom as shares of its sides.
+
+        A square that is larger than the resized image, whose rest is black, has its own sides outside [0, 1].
+        """
+        resized_width, resized_height, left, top = self._layout(width, height)
+        right, bottom = left + self.size, top + self.size
+        return left / resized_width, top / resized_height, right / resized_width, bottom / resized_height
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Mode RGB in, uint8 (3, S, S) out."""
@@ -149,6 +160,10 @@ class CLIPOptionsProcessor:
             "text": torch.tensor([[*ids, *[self.pad_id] * (longest - len(ids))] for ids in texts]),
             "text_of": torch.tensor(text_of),
         }
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The square that is left of an image of that size."""
+        return self.evaluate.region(width, height)
 
     def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
         """Lengths of the options' texts.

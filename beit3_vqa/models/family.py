@@ -13,7 +13,8 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.data.transforms import TrainTransform
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
-from beit3_vqa.schema import Example
+from beit3_vqa.models.attention_maps import LAST_LAYERS
+from beit3_vqa.schema import AttentionMap, Example
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Processor(Protocol):
 
     def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
         """Text lengths as they reach the model; InputError that lists the rows that can't."""
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an image that evaluation shows the model: left, top, right, bottom as shares of its sides."""
 
 
 class Family(ABC):
@@ -113,6 +117,32 @@ class Family(ABC):
 
         Raises:
             InputError: weights that don't fit.
+        """
+
+    @abstractmethod
+    def attention(
+        self,
+        model: Any,
+        processor: Any,
+        inputs: dict[str, Tensor],
+        sizes: Sequence[tuple[int, int]],
+        last_layers: int = LAST_LAYERS,
+    ) -> tuple[Tensor, list[AttentionMap]]:
+        """One forward pass that also says where the model looked.
+
+        Call it in evaluation mode, without gradients, under the run's autocast, with a model that isn't compiled. A
+        single question is `inputs = processor.collate([processor(example)])`, moved to the model's device, and
+        `sizes = [image_size(example.image_path)]` (`data.images`).
+
+        Args:
+            model: what `build` made, its weights loaded.
+            processor: what made the inputs.
+            inputs: the model's keyword arguments for B examples.
+            sizes: (width, height) in pixels of each example's upright image.
+            last_layers: how many layers, from the last, are averaged; all heads are.
+
+        Returns:
+            the model's logits (B, classes), the same as without; and a map for each example, on the CPU.
         """
 
     @abstractmethod

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from beit3_vqa.files import missing
 from beit3_vqa.models.clip_names import CLIP_SIZES, CLIPName, CLIPSize
 
 SAMPLES = 64  # numbers of each weight that its checksum reads
+WORD_END = "</w>"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -170,6 +172,21 @@ class CLIPTexts:
         if not texts:  # which transformers' tokenizer can't take
             return []
         return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+    def words(self, ids: Sequence[int]) -> list[tuple[str, int]]:
+        """The words of a text without special ids, a space after each, and how many ids each took.
+
+        Words, not tokens: a token may be a part of a character.
+        """
+        found: list[tuple[str, int]] = []
+        begun: list[int] = []
+        pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
+        for place, (token_id, piece) in enumerate(zip(ids, pieces, strict=True)):
+            begun.append(token_id)
+            if piece.endswith(WORD_END) or place == len(ids) - 1:
+                found.append((self._tokenizer.decode(begun).strip() + " ", len(begun)))
+                begun = []
+        return found
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files."""

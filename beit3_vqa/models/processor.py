@@ -75,6 +75,10 @@ class BEiT3Processor:
             "padding_mask": padding_mask,
         }
 
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The whole image, whatever its proportions."""
+        return 0.0, 0.0, 1.0, 1.0
+
     def text(self, example: Example, question: str | None = None) -> str:
         """The text that stands for an example, with another question if one is given."""
         return self.prompt(example.question if question is None else question, example.choices)
