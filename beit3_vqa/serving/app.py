@@ -16,7 +16,7 @@ from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.files import is_text
 from beit3_vqa.serving import replies
 from beit3_vqa.serving.batching import Batcher, Overloaded
-from beit3_vqa.serving.desk import Desk, TooLarge
+from beit3_vqa.serving.desk import Desk, TooLargeError
 from beit3_vqa.serving.limits import MAX_FIELDS, MAX_FORM_BYTES, MAX_OPTION, MAX_QUESTION
 from beit3_vqa.serving.panel import Answer, Panel, Question
 
@@ -116,7 +116,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     """Every error is one JSON object with the text `error`."""
 
     async def say(request: Request, error: Exception) -> JSONResponse:
-        status = {TooLarge: 413, InputError: 422, Overloaded: 503}.get(type(error), 500)
+        status = {TooLargeError: 413, InputError: 422, Overloaded: 503}.get(type(error), 500)
         return _problem(status, str(error))
 
     async def say_status(request: Request, error: Any) -> JSONResponse:

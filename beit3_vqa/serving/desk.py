@@ -12,7 +12,7 @@ from beit3_vqa.serving.limits import MAX_UPLOAD_BYTES
 from beit3_vqa.serving.panel import Panel, Question
 
 
-class TooLarge(InputError):
+class TooLargeError(InputError):
     """The image has too many bytes."""
 
 
@@ -39,7 +39,7 @@ class Desk:
     def _prepare(self, image: BinaryIO, question: str, choices: Sequence[str], attention: bool) -> Question:
         data = image.read(MAX_UPLOAD_BYTES + 1)
         if len(data) > MAX_UPLOAD_BYTES:
-            raise TooLarge(f"an image may have {MAX_UPLOAD_BYTES:,} bytes: scale it down.")
+            raise TooLargeError(f"an image may have {MAX_UPLOAD_BYTES:,} bytes: scale it down.")
         path = self.folder / hashlib.sha256(data).hexdigest()
         try:
             path.write_bytes(data)

@@ -34,9 +34,11 @@ class Description(BaseModel):
     most_options: int
     max_upload_bytes: int = MAX_UPLOAD_BYTES
     max_jpeg_pixels: int = MAX_JPEG_PIXELS
-    max_image_pixels: int = Field(MAX_IMAGE_PIXELS, description="Of other formats than JPEG.")
-    max_question: int = Field(MAX_QUESTION, description="Characters; the model may read fewer and cut the rest off.")
-    max_option: int = Field(MAX_OPTION, description="Characters.")
+    max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, description="Of other formats than JPEG.")
+    max_question: int = Field(
+        default=MAX_QUESTION, description="Characters; the model may read fewer and cut the rest off."
+    )
+    max_option: int = Field(default=MAX_OPTION, description="Characters.")
 
 
 class Option(BaseModel):

@@ -114,7 +114,7 @@ def _greeting(panel: Panel, listener: socket.socket) -> str:
 
 @contextmanager
 def _signals_end_only_the_server() -> Iterator[None]:
-    """The server notes a signal, stops in order, and then raises it again, which would end the process before cleanup."""
+    """The server stops in order and then raises the signal again, which would end the process before its cleanup."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
