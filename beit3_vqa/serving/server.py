@@ -1,6 +1,7 @@
 """The server: a socket, signals, and the threads behind the application."""
 
 import ipaddress
+import logging
 import signal
 import socket
 import tempfile
@@ -67,6 +68,8 @@ def serving(panel: Panel, listener: socket.socket, batch_size: int = BATCH_SIZE)
         settings |= {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
         # Not behind a proxy: whoever sends X-Forwarded-For isn't believed.
         settings |= {"proxy_headers": False}
+        # It reports each malformed form, which the client is told of.
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
         yield uvicorn.Server(uvicorn.Config(Guard(make_app(panel, batcher, desk), hosts), **settings))
 
 
