@@ -20,9 +20,9 @@ class Model(BaseModel):
     """A model that answers."""
 
     model: str = Field(description="Its full name.")
-    parameters: int
-    device: str
-    precision: str
+    parameters: int = Field(description="All of them.")
+    device: str = Field(description="Where it computes.")
+    precision: str = Field(description="fp32, bf16 or fp16.")
 
 
 class Description(BaseModel):
@@ -32,9 +32,9 @@ class Description(BaseModel):
     open_ended: bool = Field(description="Questions come without options.")
     fewest_options: int = Field(description="0 where questions are open-ended.")
     most_options: int
-    max_upload_bytes: int = MAX_UPLOAD_BYTES
-    max_jpeg_pixels: int = MAX_JPEG_PIXELS
-    max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, description="Of other formats than JPEG.")
+    max_upload_bytes: int = Field(default=MAX_UPLOAD_BYTES, description="Of the image.")
+    max_jpeg_pixels: int = Field(default=MAX_JPEG_PIXELS, description="Width times height of a JPEG.")
+    max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, description="The same for other formats.")
     max_question: int = Field(
         default=MAX_QUESTION, description="Characters; the model may read fewer and cut the rest off."
     )

@@ -49,7 +49,7 @@ def serve(
     with closing(listen(host, port)) as listener:
         panel = Panel([load(path, device, sentencepiece_model, pretrained) for path in checkpoints])
         with serving(panel, listener, batch_size) as server, _signals_end_only_the_server():
-            print(f"{_greeting(panel, listener)}\nCtrl-C stops the server.", flush=True)
+            print(f"{greeting(panel, listener)}\nCtrl-C stops the server.", flush=True)
             server.run(sockets=[listener])
     print("stopped")
 
@@ -100,7 +100,8 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def _greeting(panel: Panel, listener: socket.socket) -> str:
+def greeting(panel: Panel, listener: socket.socket) -> str:
+    """What to tell whoever started the server: the models, the address, and who can reach it."""
     host, port = listener.getsockname()[:2]
     models = " and ".join(member.model for member in panel.members)
     counts = panel.option_counts

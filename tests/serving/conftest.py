@@ -16,11 +16,17 @@ def panel(trained) -> Panel:
 
 
 @pytest.fixture(scope="session")
-def clip(scpc, clip_folder, tmp_path_factory):
-    """A loaded CLIP with adapters."""
+def clip_checkpoint(scpc, clip_folder, tmp_path_factory):
+    """A CLIP with adapters."""
     out = tmp_path_factory.mktemp("served_clip")
     assert main(finetune_clip(scpc, clip_folder, out, "--epochs", "1", "--save_ckpt_freq", "5")) == 0
-    return load(out / "checkpoint-best.pth", "cpu")
+    return out / "checkpoint-best.pth"
+
+
+@pytest.fixture(scope="session")
+def clip(clip_checkpoint):
+    """The same, loaded."""
+    return load(clip_checkpoint, "cpu")
 
 
 @pytest.fixture(scope="session")

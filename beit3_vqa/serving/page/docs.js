@@ -18,9 +18,10 @@ function kind(schema, all) {
   return schema.format === "binary" || schema.contentMediaType ? "file" : schema.type;
 }
 
-function table(schema, all) {
+// optional: what isn't required may be left out, as in a form; a reply always has all of it.
+function table(schema, all, optional = false) {
   const rows = Object.entries(schema.properties).map(([name, field]) => {
-    const note = (schema.required ?? []).includes(name) ? "" : " (optional)";
+    const note = optional && !schema.required.includes(name) ? " (optional)" : "";
     const cells = [make("td", "", make("code", name)), make("td", kind(field, all) + note), make("td", field.description ?? "")];
     return make("tr", "", ...cells);
   });
@@ -41,7 +42,7 @@ function nested(schema, all, found = new Set()) {
 function operation(method, path, said, all) {
   const parts = [make("h2", `${method.toUpperCase()} ${path}`), make("p", said.description ?? "")];
   const form = said.requestBody?.content["multipart/form-data"]?.schema;
-  if (form) parts.push(make("p", "A form (multipart/form-data):"), table(resolve(form, all), all));
+  if (form) parts.push(make("p", "A form (multipart/form-data):"), table(resolve(form, all), all, true));
   const reply = said.responses["200"].content["application/json"].schema;
   parts.push(make("p", "The reply, JSON:"), table(resolve(reply, all), all));
   for (const name of nested(resolve(reply, all), all)) parts.push(make("p", `${name}:`), table(all[name], all));

@@ -184,7 +184,7 @@ function show(reply) {
     const bar = make("span", { className: "bar", ariaHidden: "true" });
     bar.style.width = `${100 * option.probability}%`;
     const row = make("li", { className: index === place ? "first" : "" }, bar);
-    if (option.letter) row.append(make("span", { textContent: option.letter }));
+    if (option.letter) row.append(make("span", { className: "letter", textContent: option.letter }));
     row.append(make("span", { className: "text", textContent: option.text }));
     row.append(make("span", { className: "share", textContent: `${(100 * option.probability).toFixed(1)}%` }));
     return row;
@@ -199,6 +199,7 @@ function show(reply) {
     drawLook($("overlay"), looks[0]);
     fade();
   }
+  $("answer").scrollIntoView({ block: "nearest" });
 }
 
 function fade() {
@@ -223,7 +224,7 @@ async function begin() {
   $("options-box").hidden = model.open_ended;
   if (model.open_ended) return;
   const { fewest_options: fewest, most_options: most } = model;
-  $("options-note").textContent = fewest === most ? `The model chooses among exactly ${most}.` : `From ${fewest} to ${most}.`;
+  $("options-note").textContent = fewest === most ? `The model chooses among exactly ${most}.` : `Between ${fewest} and ${most}.`;
   const shown = Math.min(Math.max(FIRST_OPTIONS, fewest), most);
   for (let count = 0; count < shown; count += 1) addOption();
 }
