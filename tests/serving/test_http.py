@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from beit3_vqa.serving import guard
 from beit3_vqa.serving.guard import LOOPBACK_NAMES, refusal
 from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
 from tests.serving.client import CHOICES, ask, form, send
@@ -127,6 +128,15 @@ def test_an_upload_that_is_too_large_is_refused_by_its_bytes(url):
     except (BrokenPipeError, ConnectionResetError):
         return  # it hung up on us, which is as good
     assert status in (400, 413)
+
+
+def test_a_request_that_never_ends_is_given_up(url, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_BODY_SECONDS", 0.2)
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        head = "POST /api/answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+        connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n".encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_number_of_fields_without_end_is_refused(url):

@@ -1,7 +1,10 @@
-"""`beit3-vqa serve` as a process: its address, many clients at once, its memory, its end."""
+"""`beit3-vqa serve` as a process, by the commands of its page: its address, many clients, its memory, its end."""
 
+import json
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,20 +15,27 @@ from pathlib import Path
 import pytest
 
 from beit3_vqa.cli import main
+from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
+from beit3_vqa.questions import MOST_OPTIONS
+from beit3_vqa.serving import limits
 from beit3_vqa.serving.server import greeting, is_loopback, listen
 from tests.faults.processes import ended, start, wait_until
-from tests.serving.client import ask, running, send
+from tests.serving.client import ask, form, running, send
+from tests.test_docs import ROOT, commands
 
 CLIENTS = 16
 MIB = 2**20
+PAGE = "get_started/serve.md"
+INSTALL, SERVE_ONE, SERVE_TWO, *CURLS = commands(PAGE)
 
 
 class Served:
     """A server in a process of its own, on a free port."""
 
-    def __init__(self, arguments: list[str], log: Path):
+    def __init__(self, command: list[str], places: dict[str, Path], log: Path):
         self.log = log
-        self.process = start(["serve", *arguments, "--port", "0", "--device", "cpu"], log)
+        arguments = [str(places.get(word, word)) for word in command[1:]]
+        self.process = start([*arguments, "--port", "0", "--device", "cpu"], log)
         wait_until(lambda: "Ctrl-C" in log.read_text(), self.process)
         address = re.search(r"http://[\d.]+:\d+", log.read_text())
         assert address
@@ -80,15 +90,55 @@ def load(served: Served, images: list[Path], seconds: float) -> tuple[Counter, l
     return statuses, memory
 
 
+def as_typed(command: list[str], url: str, folder: Path) -> dict:
+    """JSON that one of the page's curl commands brings from a server at `url`; by our own client without curl."""
+    words = [word.replace("http://127.0.0.1:8000", url) for word in command]
+    assert words[0] == "curl"
+    assert words[1].startswith(url)
+    if shutil.which("curl"):
+        return json.loads(subprocess.run([*words, "-sS", "--fail"], cwd=folder, check=True, capture_output=True).stdout)
+    parts: list[tuple[str, str | bytes]] = []
+    for name, _, value in (word.partition("=") for word in words[3::2]):
+        parts.append((name, (folder / value[1:]).read_bytes() if value.startswith("@") else value))
+    body, headers = form(parts)
+    status, said = send(url, "POST" if parts else "GET", words[1].removeprefix(url), body, headers)
+    assert status == 200
+    return said
+
+
+def test_the_page_s_figures():
+    text = (ROOT / PAGE).read_text(encoding="utf-8")
+    assert INSTALL == ["pip", "install", "-e", ".[serve]"]
+    for figure in (
+        f"{limits.MAX_UPLOAD_BYTES // MIB} MiB",
+        f"JPEG of {MAX_JPEG_PIXELS // 10**6} million",
+        f"others of {MAX_IMAGE_PIXELS // 10**6} million",
+        f"{limits.MAX_QUESTION:,} and {limits.MAX_OPTION} characters",
+        f"{limits.MAX_BODY_SECONDS:.0f} s for",
+        f"{limits.MAX_WAITING} questions, {limits.MAX_CONNECTIONS} connections",
+        f"`--batch_size` ({limits.BATCH_SIZE})",
+        f"within {1000 * limits.WINDOW_SECONDS:.0f} ms",
+        f"2 to {MOST_OPTIONS}",
+    ):
+        assert figure in text, figure
+
+
 def test_a_server_from_its_start_to_its_end(scpc, trained, photograph, tmp_path, capsys):
-    checkpoint = str(trained / "checkpoint-best.pth")
-    served = Served(["--checkpoint", checkpoint], tmp_path / "log")
+    checkpoint = trained / "checkpoint-best.pth"
+    served = Served(SERVE_ONE, {"out/checkpoint-best.pth": checkpoint}, tmp_path / "log")
     statuses, _ = load(served, sorted((scpc / "images").iterdir()), 2)
     assert set(statuses) == {200}
     assert statuses[200] > 2 * CLIENTS
 
+    (tmp_path / "images").mkdir()
+    shutil.copy(photograph, tmp_path / "images" / "0.jpg")
+    answer, model = (as_typed(command, served.url, tmp_path) for command in CURLS)
+    assert answer["text"] in ("a cat", "a dog", "a hat", "nothing")
+    assert len(answer["attention"]) == 1
+    assert model["models"][0]["model"] == "beit3_tiny_patch8_32"
+
     port = served.url.rpartition(":")[2]
-    assert main(["serve", "--checkpoint", checkpoint, "--port", port]) == 2
+    assert main(["serve", "--checkpoint", str(checkpoint), "--port", port]) == 2
     assert "Is another server there?" in capsys.readouterr().err
 
     said: list[int] = []
@@ -105,8 +155,11 @@ def test_a_server_from_its_start_to_its_end(scpc, trained, photograph, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("families", [1, 2])
 def test_sixteen_clients_for_a_minute(scpc, trained, clip_checkpoint, tmp_path, families):
-    checkpoints = [str(trained / "checkpoint-best.pth"), str(clip_checkpoint)][:families]
-    served = Served(["--checkpoint", *checkpoints], tmp_path / "log")
+    places = {
+        "out/checkpoint-best.pth": trained / "checkpoint-best.pth",
+        "out-clip/checkpoint-best.pth": clip_checkpoint,
+    }
+    served = Served((SERVE_ONE, SERVE_TWO)[families - 1], places, tmp_path / "log")
     statuses, memory = load(served, sorted((scpc / "images").iterdir()), 60)
     served.stop(signal.SIGTERM)
     print(f"{dict(statuses)}, memory {[round(m / MIB) for m in memory]} MiB")
