@@ -130,10 +130,12 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
     for name, value in loaded.items():
         values |= value if name in GROUPS and isinstance(value, dict) else {name: value}
     types = {name: kind for _, name, kind in _kinds()}
+    words = {f.name: f.metadata["words"] for _, f, _ in option_fields()}
     for name, value in values.items():
         if name not in types:
             raise InputError(f"--config {path}: unknown option {name!r}.{nearest(name, types)}")
-        values[name] = typed(value, types[name], f"--config {path}: {name}")
+        number = words[name].get(value, value) if isinstance(value, str) else value
+        values[name] = typed(number, types[name], f"--config {path}: {name}")
     return values
 
 

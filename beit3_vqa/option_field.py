@@ -17,6 +17,7 @@ def option(
     within: str = "",
     choices: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
+    words: dict[str, int] | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
@@ -27,8 +28,10 @@ def option(
         within: the interval a number must lie in, as in `[0, 1)`: 0 is in it, 1 isn't.
         choices: the only values there are.
         aliases: other names of the flag.
+        words: what may be written for a number, and the number that stands for it.
     """
-    metadata = {"help": help, "unit": unit, "within": within, "choices": choices, "aliases": aliases}
+    metadata: dict[str, Any] = {"help": help, "unit": unit, "within": within, "choices": choices, "aliases": aliases}
+    metadata["words"] = words or {}
     return dataclasses.field(default=default, metadata=metadata)
 
 

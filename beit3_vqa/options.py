@@ -11,6 +11,8 @@ from beit3_vqa.option_field import option
 DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
 OPTION_PROMPT_TEMPLATE = "Question: {question} Answer: {choice}"
 MAX_BPE_TOKENS = 64
+BATCH_SIZE = 64
+AUTO = 0  # stands for the word `auto` where a number is wanted
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,18 @@ class OptimConfig:
     """The optimiser and its schedule."""
 
     epochs: int = option(20, "passes over the training data", within="[1, 1e6]")
-    batch_size: int = option(64, "examples in a forward pass of each process", within="[1, 1e6]")
+    batch_size: int = option(
+        BATCH_SIZE,
+        "examples in a forward pass of each process; auto: as many as fit into memory",
+        within="[0, 1e6]",
+        words={"auto": AUTO},
+    )
+    effective_batch_size: int | None = option(
+        None,
+        "examples in an optimizer step, over all processes and forward passes, instead of --update_freq; default: "
+        "--batch_size (64 where that is auto) times --update_freq times processes",
+        within="[1, 1e8]",
+    )
     update_freq: int = option(1, "forward passes per optimizer step", within="[1, 1e6]")
     eval_batch_size: int | None = option(
         None, "examples in an evaluation pass; default: 1.5 times --batch_size", within="[1, 1e6]"

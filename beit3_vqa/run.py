@@ -15,6 +15,7 @@ from beit3_vqa.assemble import (
     load_for_inference,
     make_task,
 )
+from beit3_vqa.batch_size import with_batch_size
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.images import image_size
 from beit3_vqa.dry_run import describe, dry_run
@@ -62,7 +63,7 @@ def _begin(config: RunConfig) -> Training:
     config = with_family_defaults(config)
     parts = assemble(config, make_task(config))
     parts.family.initialise(parts.model, parts.processor)
-    run = set_up_training(parts)
+    run = set_up_training(with_batch_size(parts))
     torch.manual_seed(config.run.seed + distributed.rank())  # the weights are everyone's, stochastic depth each one's
     return run
 
@@ -70,6 +71,7 @@ def _begin(config: RunConfig) -> Training:
 def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
     config = config_of_checkpoint(config, content, f"--resume {path}")
     parts = assemble(config, make_task(config), path.parent)
+    parts = with_batch_size(parts)
     restore_weights(parts, content, path)
     run = set_up_training(parts)
     restore(run, content, path)

@@ -1,5 +1,6 @@
 """A training run from epoch to epoch: train, validate, save, log."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,8 @@ def set_up_training(parts: Parts) -> Training:
     val_loader = parts.loader("val") if "val" in parts.task.splits() else None
     if val_loader is None:
         print("no val split: nothing to choose the best epoch by, the last one counts as the best")
+        if parts.task.folds():
+            print("the training rows have folds: --fold K holds one of them out as val")
         if config.optim.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     strategy = make_strategy(config.compute.strategy)
@@ -134,7 +137,19 @@ def train_epochs(run: Training) -> TrainState:
         raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
     if end < config.optim.epochs:
         print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
+    elif config.run.save_ckpt:
+        print(f"trained. Next: {_evaluation_command(run)}")
     return state
+
+
+def _evaluation_command(run: Training) -> str:
+    """What one types after training, to get the result files."""
+    config = run.parts.config
+    folder = Path(config.run.output_dir)
+    words = ["--eval", "--task", config.run.task, "--resume", str(folder / BEST)]
+    words += ["--data_path", config.data.data_path, "--output_dir", str(folder)]
+    words += [] if "test" in run.parts.task.splits() else ["--split", "val"]
+    return f"python run_beit3_finetuning.py {shlex.join(words)}"
 
 
 def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:

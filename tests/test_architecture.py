@@ -17,7 +17,7 @@ RANKS = [
     ["dry_run", "restore"],
     ["training"],
     ["saving"],
-    ["evaluation", "questions"],
+    ["batch_size", "evaluation", "questions"],
     ["assemble"],
     ["tasks", "models", "prepare"],
     ["data", "output"],

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import shlex
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch
 import beit3_vqa
 from beit3_vqa.cli import main
 from beit3_vqa.engine.checkpoint import read_checkpoint, save_checkpoint
-from tests.conftest import SUBJECTS, TINY, finetune
+from tests.conftest import SUBJECTS, finetune
 
 EVERYTHING_ON = ["--model_ema", "--model_ema_decay", "0.9", "--update_freq", "2", "--drop_path", "0.2", "--randaug"]
 
@@ -348,9 +349,11 @@ def test_bce_is_upstreams_loss(scpc, tmp_path):
     assert 2.2 < loss < 3.4
 
 
-def test_folds(scpc, tmp_path):
+def test_folds(scpc, tmp_path, capsys):
     prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
     assert main([*prepare, "--data_path", str(tmp_path / "data"), "--folds", "3", "--train_tokenizer", "300"]) == 0
+    assert main(finetune(tmp_path, tmp_path / "out", "--epochs", "1", "--dry_run")) == 0
+    assert "--fold K holds one of them out" in capsys.readouterr().out
     assert main(finetune(tmp_path, tmp_path / "out", "--fold", "1", "--epochs", "1")) == 0
     rows = [json.loads(line) for line in (tmp_path / "data" / "vqacustom.train.jsonl").read_text().splitlines()]
     metrics = json.loads((tmp_path / "out" / "log.txt").read_text())
@@ -360,7 +363,7 @@ def test_folds(scpc, tmp_path):
     assert main(finetune(tmp_path, tmp_path / "out", "--fold", "1", "--epochs", "2", "--lr", "1e-4")) == 0
 
 
-def test_open_ended_with_its_own_vocabulary(tmp_path, scpc):
+def test_open_ended_with_its_own_vocabulary(tmp_path, scpc, capsys):
     images = sorted(path.name for path in (scpc / "images").iterdir())
     (tmp_path / "images").mkdir()
     rows = []
@@ -374,7 +377,9 @@ def test_open_ended_with_its_own_vocabulary(tmp_path, scpc):
     command += ["--image_root", str(tmp_path / "images"), "--data_path", str(tmp_path / "data")]
     assert main([*command, "--train_tokenizer", "300"]) == 0
     assert main(finetune(tmp_path, tmp_path / "out", "--epochs", "1")) == 0
-    evaluate = ["finetune", "--eval", "--output_dir", str(tmp_path / "out"), "--data_path", str(tmp_path / "data")]
-    assert main([*evaluate, *TINY]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("trained. Next: "))
+    command = shlex.split(told.removeprefix("trained. Next: "))
+    assert command[:2] == ["python", "run_beit3_finetuning.py"]
+    assert main(["finetune", *command[2:]]) == 0
     with (tmp_path / "out" / "submission.csv").open(encoding="utf-8") as file:
         assert [row["ID"] for row in csv.DictReader(file)] == [row["question_id"] for row in rows]

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -24,7 +24,8 @@ def add_option(group: Any, field: dataclasses.Field, kind: Any, elsewhere: Mappi
         off: dict[str, Any] = {"action": "store_false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         group.add_argument(*(f"--no_{name[2:]}" for name in names), dest=field.name, **off)
         return
-    options: dict[str, Any] = {"type": _scalar_type(kind), "metavar": _scalar_type(kind).__name__.upper()}
+    words, scalar = field.metadata["words"], _scalar_type(kind)
+    options: dict[str, Any] = {"type": _or_word(scalar, words), "metavar": "|".join([scalar.__name__.upper(), *words])}
     options["required"] = field.default is dataclasses.MISSING
     if typing.get_origin(kind) is tuple:
         options["nargs"] = "+"
@@ -51,3 +52,20 @@ def _scalar_type(kind: Any) -> type:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is tuple:
         return next(k for k in typing.get_args(kind) if k is not type(None))
     return kind
+
+
+def _or_word(kind: type, words: Mapping[str, int]) -> Callable[[str], Any]:
+    """`kind`, for argparse, that also takes words that stand for numbers."""
+    if not words:
+        return kind
+
+    def parse(text: str) -> Any:
+        if text in words:
+            return words[text]
+        number = kind(text)
+        if number in words.values():
+            raise argparse.ArgumentTypeError(f"{text}: write a larger number, or {' or '.join(words)}")
+        return number
+
+    parse.__name__ = kind.__name__  # argparse names it when a value doesn't fit
+    return parse

@@ -7,6 +7,7 @@ process everything here is local and free.
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
@@ -149,8 +150,10 @@ def decided(choose: Callable[[], T]) -> T:
 def _note_outcome(choose: Callable[[], T], outcome: list[Any]) -> None:
     try:
         outcome[0] = choose()
-    except Exception as error:
-        outcome[1] = error if isinstance(error, InputError) else RuntimeError(f"the main process failed: {error!r}")
+    except InputError as error:
+        outcome[1] = error
+    except Exception:  # its traceback as text: it is raised anew, in every process
+        outcome[1] = RuntimeError(f"the main process failed:\n{traceback.format_exc()}")
 
 
 def _talking_device() -> torch.device:

@@ -31,6 +31,8 @@ MAX_CELL = 1_000_000
 """Characters of the longest cell that is read."""
 MAX_LINE = 4_000_000
 """Characters of the longest line: a hundred million commas would be as many cells."""
+MAX_BLANK_LINES = 100_000
+"""Blank lines one after the other: a hundred million take minutes to pass over."""
 
 
 def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
@@ -136,9 +138,13 @@ def _parse(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _bounded_lines(text: str, path: Path) -> Iterator[str]:
+    blank = 0
     for number, line in enumerate(io.StringIO(text, newline=""), start=1):
         if len(line) > MAX_LINE:
             raise InputError(f"{path}:{number}: a line of more than {MAX_LINE:,} characters: is this a CSV file?")
+        blank = blank + 1 if line.isspace() else 0
+        if blank > MAX_BLANK_LINES:
+            raise InputError(f"{path}:{number}: {MAX_BLANK_LINES:,} blank lines before this one: is this a CSV file?")
         yield line
 
 

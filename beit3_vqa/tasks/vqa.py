@@ -1,5 +1,6 @@
 """Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
@@ -84,7 +85,9 @@ class VQACustom(Task):
 
     def with_options(self, number: int) -> "VQACustom":
         """The same, with the letters of another number of options for answers."""
-        return type(self)(AnswerTable(list(LETTERS[:number])), self.config.updated({"num_classes": None}))
+        other = copy.copy(self)  # whatever else it was set to
+        other.answers, other.num_classes = AnswerTable(LETTERS[:number]), number
+        return other
 
     def splits(self) -> list[str]:
         """The splits that have an index file; with a fold, `val` is that fold."""

@@ -184,9 +184,10 @@ def test_an_image_of_a_few_bytes_that_fills_the_memory(tmp_path):
         (b"," * 5_000_000, "x.csv:1: a line of more than 4,000,000 characters"),
         (b'ID,img_path,Question,A,B,C,D,answer\n1,a.jpg,"' + b"q,\n" * 10**6, "a quote missing its partner"),
         (b"ID,img_path,Question,A,B,C,D,answer\n" + b"1\n" * 20_000, "too many problems before this row"),
-        (b"ID,img_path,Question,A,B,C,D,answer\n" + b"\n" * 10**6 + b"1\n", "x.csv:1000002: 1 cells"),
+        (b"ID,img_path,Question,A,B,C,D,answer\n" + b"\n" * 10**5 + b"1\n", "x.csv:100002: 1 cells"),
+        (b"ID,img_path,Question,A,B,C,D,answer\n" + b"\n" * 10**8, "x.csv:100002: 100,000 blank lines"),
     ],
-    ids=["commas", "open quote", "short rows", "blank lines"],
+    ids=["commas", "open quote", "short rows", "blank lines", "nothing but blank lines"],
 )
 def test_csvs_without_bounds(tmp_path, content, says):
     (tmp_path / "x.csv").write_bytes(content)

@@ -61,6 +61,7 @@ def test_clip_takes_two_to_ten_options(clip, photograph):
     pair = clip.predict(photograph, "What is it?", TEXTS[:2]).probabilities
     # Option by option: what isn't offered leaves the ratio of the others as it was.
     assert pair["A"] / pair["B"] == pytest.approx(full["A"] / full["B"], rel=1e-4)
+    assert clip.parts.task.num_classes == 4  # it stays what it was
     for wrong in (1, 11):
         with pytest.raises(InputError, match=f"among 2 to 10 options; {wrong} were given"):
             clip.predict(photograph, "What is it?", TEXTS[:wrong])

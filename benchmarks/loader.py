@@ -1,0 +1,100 @@
+"""How long training waits for its data: the share of a step of the real loop that is spent in the loader."""
+
+import contextlib
+import csv
+import io
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from beit3_vqa.assemble import assemble, make_task
+from beit3_vqa.cli import main as command_line
+from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.models.families import config_of
+from beit3_vqa.schema import Batch
+from beit3_vqa.training import Training, set_up_training, steps
+from benchmarks.data import write_photographs
+from benchmarks.paired import arguments, report
+
+WARM_UP = 2  # steps: workers start, memory is taken
+
+
+class Watch:
+    """Adds up the seconds between asking a loader for a batch and getting it.
+
+    Args:
+        loader: whose epochs are watched.
+    """
+
+    def __init__(self, loader: BatchLoader):
+        self.seconds = 0.0
+        self.epoch_of = loader.epoch
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch."""
+        batches = iter(self.epoch_of(epoch, first))
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+
+def prepare(folder: Path, questions: int) -> Path:
+    """A prepared folder of JPEGs of 640x480, one for each question."""
+    (folder / "images").mkdir()
+    paths = write_photographs(folder / "images", questions)
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ID", "img_path", "Question", "A", "B", "C", "D", "answer"])
+        for n, path in enumerate(paths):
+            writer.writerow([n, path.name, f"What is in the picture number {n}?", "cat", "cup", "moon", "man", "A"])
+    command = ["prepare", "choices", "--train", str(folder / "train.csv"), "--image_root", str(folder / "images")]
+    command += ["--data_path", str(folder / "data"), "--val_ratio", "0", "--train_tokenizer", "300"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert command_line(command) == 0
+    return folder / "data"
+
+
+def set_up(model: str, batch_size: int, data: Path) -> Training:
+    """A run of `model` on the data, its weights fresh."""
+    options = {"model": model, "data_path": str(data), "batch_size": batch_size, "vocab_size": 64010, "epochs": 1}
+    config = config_of(options)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return set_up_training(assemble(config, make_task(config)))
+
+
+def main() -> None:
+    """`python -m benchmarks.loader`."""
+    parser = arguments(__doc__ or "", rounds=10)
+    parser.add_argument("--model", default="beit3_base_patch16_224", help="what is trained")
+    parser.add_argument("--batch_size", type=int, default=8, help="examples in a step")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        count = (WARM_UP + options.rounds) * options.batch_size
+        run = set_up(options.model, options.batch_size, prepare(Path(folder), count))
+        watch = Watch(run.train)
+        run.train.epoch = watch.epoch  # type: ignore[method-assign]
+        done = steps(run, 0)
+        for _ in itertools.islice(done, WARM_UP):
+            pass
+        waited, started = watch.seconds, time.perf_counter()
+        for report_of_step in itertools.islice(done, options.rounds):
+            report_of_step.loss.item()  # a GPU's step is over when its loss is there
+        seconds, waited = time.perf_counter() - started, watch.seconds - waited
+    row = {
+        "model": options.model,
+        "batch": options.batch_size,
+        "workers": run.train.loader.num_workers,
+        "seconds a step": seconds / options.rounds,
+        "of these waiting for data, %": 100 * waited / seconds,
+    }
+    report(f"{options.rounds} training steps on JPEGs of 640x480", [row], options.output)
+
+
+if __name__ == "__main__":
+    main()
