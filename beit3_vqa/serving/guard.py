@@ -76,15 +76,14 @@ def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str] | Non
     if hosts is not None and _host_name(host) not in hosts:
         return 421, f"the server answers to {', '.join(sorted(hosts))} only; use one of these in the address."
     if method not in _SAFE:
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if site not in ("same-origin", "none") or (
-            origin is not None and urlsplit(origin).netloc.lower() != host.lower()
-        ):
+        site, here = headers.get("sec-fetch-site", "none"), f"http://{host}"
+        if site not in ("same-origin", "none") or _place(headers.get("origin", here)) != _place(here):
             return 403, "a page of another site may not ask here."
     length = headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY_BYTES:
         return 413, _too_large()
-    if "charset" in headers.get("content-type", "").lower() and "utf-8" not in headers["content-type"].lower():
+    kind = headers.get("content-type", "").lower().replace('"', "")
+    if "charset" in kind.replace("charset=utf-8", "", 1):
         return 415, "text must be UTF-8."  # others are decoders of Python's, some of them slow on long input
     return None
 
@@ -93,6 +92,17 @@ def _host_name(host: str) -> str:
     """`localhost:8000` -> `localhost`; `[::1]:8000` -> `::1`; empty for what is no host."""
     try:
         return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place(origin: str) -> str:
+    """`http://localhost:8000` -> `localhost:8000`; empty for what is no origin, such as the `null` of a hidden one.
+
+    Without the scheme: a proxy may speak https to the browser.
+    """
+    try:
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 

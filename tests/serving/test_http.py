@@ -156,11 +156,14 @@ def test_a_number_of_fields_without_end_is_refused(url):
         ({"Host": "[::1]"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": ""}, 403),
         ({"Origin": "http://localhost"}, 403),  # another server of this machine
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Content-Type": "multipart/form-data; boundary=x; charset=utf-7"}, 415),
+        ({"Content-Type": "multipart/form-data; boundary=x; charset=utf-8; charset=utf-7"}, 415),
     ],
 )
 def test_strangers_are_refused(url, photograph, headers, status):

@@ -2,6 +2,7 @@
 
 import base64
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from beit3_vqa.cli import main
+from beit3_vqa.run import load
 from beit3_vqa.serving.panel import Panel
+from tests.conftest import finetune
 from tests.serving.browser import CONTRASTS, Watched, chromium, needs_chromium
-from tests.serving.client import CHOICES, running
+from tests.serving.client import CHOICES, ask, running
 
 pytestmark = needs_chromium
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -198,6 +202,45 @@ def test_narrow_and_wide_in_both_schemes(browser, both_url, photograph, scheme):
         assert "choices=a cat" in page.inner_text("#example")
         assert seen.problems == []
         assert all(asked.startswith((both_url, "blob:")) for asked in seen.asked)
+        page.context.close()
+
+
+@pytest.mark.slow
+def test_an_open_ended_model(browser, scpc, tmp_path):
+    """No options; the likeliest answers of its vocabulary."""
+    rows = []
+    for number, path in enumerate(sorted((scpc / "images").iterdir())):
+        answer = path.stem.split("_")[1]
+        image = {"image_id": path.stem, "question": "What?", "question_id": f"q{number}"}
+        rows.append({**image, "answer": answer})
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    prepare = ["prepare", "dacon_json", "--train", str(tmp_path / "train.json"), "--test", str(tmp_path / "test.json")]
+    prepare += ["--image_root", str(scpc / "images"), "--data_path", str(tmp_path / "data"), "--train_tokenizer", "300"]
+    assert main(prepare) == 0
+    assert main(finetune(tmp_path, tmp_path / "out", "--epochs", "1")) == 0
+    model = load(tmp_path / "out" / "checkpoint-best.pth", "cpu")
+    photograph = scpc / "images" / "0_chelsea.jpg"
+    with running(Panel([model])) as url:
+        seen = Watched(browser)
+        page = seen.page
+        page.goto(url)
+        page.wait_for_function("document.getElementById('models').textContent.trim()")
+        assert not page.is_visible("#options-box")
+        page.set_input_files("#file", photograph)
+        page.fill("#question", "What?")
+        page.click("#ask")
+        page.wait_for_selector("#answer li")
+        expected = model.predict(photograph, "What?")
+        assert page.locator("#answer .text").all_inner_texts() == list(expected.probabilities)
+        assert page.locator("#answer .letter").count() == 0
+        assert page.locator("#answer li.first .text").inner_text() == expected.answer
+        assert seen.problems == []
+        status, said = ask(url, photograph, "What?")
+        assert status == 422
+        assert "leave the choices out" in said["error"]
+        _, said = ask(url, photograph, "What?", ())
+        assert {option["letter"] for option in said["options"]} == {None}
         page.context.close()
 
 
