@@ -78,7 +78,12 @@ class FullySharded(OneProcess):
         for layer, method in model.layers():
             fully_shard(layer, mesh=mesh)
             register_fsdp_forward_method(layer, method)
-        fully_shard(model, mesh=mesh)
+        # A scalar, such as CLIP's logit scale, can't be divided: each process keeps it.
+        scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+        fully_shard(model, mesh=mesh, ignored_params=scalars)
+        for scalar in scalars:
+            if scalar.requires_grad:
+                scalar.register_hook(lambda gradient: distributed.sum_of(gradient.clone()) / distributed.size())
         return model
 
     def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:

@@ -21,18 +21,23 @@ from pathlib import Path
 import torch
 
 from beit3_vqa.cli import main
-from tests.conftest import TINY
+from tests.conftest import CLIP, TINY
 
 # Seconds that a life may last after training begins; one in five ends somewhere before that.
 LONGEST = 2.0
 DIFFERS_ANYWAY = {"examples_per_second"}
 
 
-def command(data: Path, out: Path, epochs: int) -> list[str]:
-    """A run with everything on that must come back: average, accumulation, drop path, shuffled options, workers."""
+def command(data: Path, out: Path, epochs: int, clip: Path | None) -> list[str]:
+    """A run with everything on that must come back: average, accumulation, randomness in layers, options, workers."""
     flags = "--batch_size 3 --update_freq 2 --save_steps 2 --model_ema --num_workers 1 --randaug"
-    flags += f" --drop_path 0.2 --keep_checkpoints 3 --log_interval 0 --epochs {epochs}"
-    return ["finetune", *TINY, "--data_path", str(data), "--output_dir", str(out), *flags.split()]
+    flags += f" --keep_checkpoints 3 --log_interval 0 --epochs {epochs}"
+    if clip is None:
+        model = [*TINY, "--drop_path", "0.2"]
+    else:
+        model = ["--model", f"{CLIP.name}_lora", "--pretrained", str(clip), "--lora_rank", "4", "--lora_dropout", "0.1"]
+        model += ["--device", "cpu", "--precision", "fp32"]
+    return ["finetune", *model, "--data_path", str(data), "--output_dir", str(out), *flags.split()]
 
 
 def life(arguments: list[str], log: Path) -> int:
@@ -117,6 +122,7 @@ def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
     parser.add_argument("--out", type=Path, required=True, help="where runs go")
+    parser.add_argument("--clip", type=Path, help="a Hugging Face folder: train its adapters, not a BEiT-3")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -128,7 +134,7 @@ def run() -> int:
     while expected is None or hit.total() < options.kills:
         out, log = options.out / f"run-{number}", options.out / f"run-{number}.log"
         allowed = 0 if expected is None else options.kills - hit.total()
-        hit += lives(command(options.data, out, options.epochs), out, log, allowed, rng)
+        hit += lives(command(options.data, out, options.epochs, options.clip), out, log, allowed, rng)
         evaluate = ["finetune", "--eval", "--split", "val", "--output_dir", str(out), "--data_path", str(options.data)]
         process = life([*evaluate, "--num_workers", "0", "--device", "cpu"], log)
         assert os.waitpid(process, 0)[1] == 0, log.read_text()[-3000:]

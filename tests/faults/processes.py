@@ -32,7 +32,7 @@ def long_run(data: Path, out: Path, *flags: str) -> list[str]:
     return finetune(data, out, "--epochs", "4", "--batch_size", "3", "--model_ema", "--log_interval", "0", *flags)
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
     """Waits for something that the process is about to do."""
     end = time.monotonic() + seconds
     while not happened():
@@ -41,7 +41,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen, seconds:
         time.sleep(0.005)
 
 
-def ended(process: subprocess.Popen, log: Path, seconds: float = 120) -> tuple[int, str]:
+def ended(process: subprocess.Popen, log: Path, seconds: float = 300) -> tuple[int, str]:
     """Exit code and output of a process, once its workers are gone too."""
     try:
         code = process.wait(seconds)

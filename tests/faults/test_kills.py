@@ -10,7 +10,16 @@ from tests.faults.processes import ENVIRONMENT, ROOT
 
 @pytest.mark.parametrize(("kills", "epochs"), [(2, 2), pytest.param(50, 4, marks=pytest.mark.slow)])
 def test_killed_and_restarted_it_ends_the_same(scpc, tmp_path, kills, epochs):
-    command = [sys.executable, "-m", "tests.faults.kills", "--data", str(scpc / "data"), "--out", str(tmp_path)]
+    kill(scpc / "data", tmp_path, kills, epochs)
+
+
+@pytest.mark.slow
+def test_clips_adapters_too(scpc, clip_folder, tmp_path):
+    kill(scpc / "data", tmp_path, 20, 4, "--clip", str(clip_folder))
+
+
+def kill(data, out, kills, epochs, *flags):
+    command = [sys.executable, "-m", "tests.faults.kills", "--data", str(data), "--out", str(out), *flags]
     result = subprocess.run(
         [*command, "--kills", str(kills), "--epochs", str(epochs), "--seed", str(kills)],
         cwd=ROOT,

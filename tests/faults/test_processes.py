@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from beit3_vqa.cli import main
-from tests.conftest import finetune
+from tests.conftest import CLIP, finetune, finetune_clip
 from tests.faults.kills import differences
 from tests.faults.processes import ended, long_run, start, torchrun, wait_until
 
@@ -82,6 +82,26 @@ def test_a_checkpoint_goes_from_any_strategy_to_any_other(scpc, tmp_path):
             assert (ours[key][name] - value).abs().max() <= 1e-5, name
     assert main(finetune(scpc, out, "--eval", "--split", "val", "--resume", str(out / "checkpoint-5.pth"))) == 0
     assert main(finetune(scpc, tmp_path / "tuned", "--finetune", str(out / "checkpoint-5.pth"), "--epochs", "1")) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", [True, False])
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "fsdp"])
+def test_clip_in_two_processes(scpc, clip_folder, tmp_path, strategy, adapters):
+    """Trained as in one process; stopped after two epochs, and gone on with in one."""
+    flags = ["--epochs", "3", "--model_ema", "--lora_dropout", "0", "--opt_eps", "1e-3", "--clip_grad", "1"]
+    flags += [] if adapters else ["--model", CLIP.name, "--lora_rank", "0"]
+    alone, out, log = tmp_path / "alone", tmp_path / "out", tmp_path / "log"
+    assert main(finetune_clip(scpc, clip_folder, alone, *flags, "--batch_size", "6")) == 0
+    two = finetune_clip(scpc, clip_folder, out, *flags, "--batch_size", "3", "--strategy", strategy)
+    code, said = ended(start(launcher([*two, "--stop_after_epochs", "2"]), log, *torchrun(2)), log)
+    assert code == 0, said
+    assert main(finetune_clip(scpc, clip_folder, out, *flags, "--batch_size", "6")) == 0
+    ours, theirs = (torch.load(folder / "checkpoint-2.pth") for folder in (out, alone))
+    for key in ("model", "model_ema"):
+        assert ours[key].keys() == theirs[key].keys()
+        for name, value in theirs[key].items():
+            assert (ours[key][name] - value).abs().max() <= 1e-5, name
 
 
 @pytest.mark.slow
