@@ -48,7 +48,7 @@ def serve(
     """
     with closing(listen(host, port)) as listener:
         panel = Panel([load(path, device, sentencepiece_model, pretrained) for path in checkpoints])
-        with serving(panel, listener, batch_size) as server, _signals_end_only_the_server():
+        with serving(panel, listener, batch_size) as server, _signals_end_only(server):
             print(f"{greeting(panel, listener)}\nCtrl-C stops the server.", flush=True)
             server.run(sockets=[listener])
     print("stopped")
@@ -117,18 +117,18 @@ def greeting(panel: Panel, listener: socket.socket) -> str:
 
 
 @contextmanager
-def _signals_end_only_the_server() -> Iterator[None]:
+def _signals_end_only(server: uvicorn.Server) -> Iterator[None]:
     """The server stops in order and then raises the signal again, which would end the process before its cleanup."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True  # already so, unless the signal came before the server listened for it
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _pass) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _pass(*_: object) -> None:
-    """Uvicorn has seen to it."""
