@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
     package_data={
-        "beit3_vqa": ["py.typed"],
+        "beit3_vqa": ["py.typed", "serving/page/*"],
         "beit3_vqa.output.report": ["*.j2", "*.css", "*.js"],
     },
     install_requires=[
@@ -30,6 +30,9 @@ setup(
         "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
         "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
         "report": ["jinja2"],  # `beit3-vqa report`
+        # `beit3-vqa serve`. FastAPI checks requests and describes itself in OpenAPI from the same types; uvicorn serves
+        # it in this process, beside the model, and stops in order; python-multipart is what FastAPI reads uploads with.
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18"],
         "demo": ["easy-vqa", "jinja2"],  # the 48k questions that `beit3-vqa demo` learns, and its report
         "test": [
             "pytest",
@@ -41,7 +44,10 @@ setup(
             "easy-vqa",
             "scikit-image",  # real photographs
             "jinja2",
-            "playwright",  # drives the Chromium in which reports are looked at
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
+            "python-multipart>=0.0.18",
+            "playwright",  # drives the Chromium in which pages are looked at
             "ruff",
             "mypy",
         ],

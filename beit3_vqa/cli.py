@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from beit3_vqa.errors import InputError, nearest, visible
 
-COMMANDS: tuple[str, ...] = ("finetune", "cross_validate", "prepare", "evaluate", "predict", "ensemble", "export")
-COMMANDS += ("report", "models", "download", "demo")
+COMMANDS: tuple[str, ...] = ("finetune", "cross_validate", "prepare", "evaluate", "predict", "ensemble", "report")
+COMMANDS += ("serve", "export", "models", "download", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

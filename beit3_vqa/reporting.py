@@ -1,19 +1,18 @@
 """A report from its runs to its file; the attention maps are computed here, with the runs' own checkpoints."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import torch
-
-from beit3_vqa.data.images import image_size
-from beit3_vqa.errors import ImageError, InputError
+from beit3_vqa.errors import InputError
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.output.report.collect import ReportRun, read_runs
 from beit3_vqa.output.report.content import image_file
 from beit3_vqa.output.report.page import write_report
 from beit3_vqa.output.report.scalars import write_scalars
+from beit3_vqa.questions import Asked
 from beit3_vqa.run import Answerer, load
-from beit3_vqa.schema import AttentionMap, Batch, Example, Prediction
+from beit3_vqa.schema import AttentionMap, Prediction
 
 BATCH = 16
 WRONG_SHARE = 0.75  # of the questions that get a map; the others are right, to compare with
@@ -91,34 +90,28 @@ def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> di
     except InputError as error:
         print(f"{run.name}: no attention maps; {error}")
         return {}
+    if not model.parts.task.asks:
+        print(f"{run.name}: no attention maps; they are made of answers to questions, not of {model.parts.task.name}")
+        return {}
     return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)
 
 
 def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str) -> dict[str, AttentionMap]:
     """The maps of questions and their image files; says how many answers came out otherwise than in the predictions."""
-    parts = model.parts
     found: dict[str, AttentionMap] = {}
     changed = 0
     progress = Progress(f"attention of {name}", len(chosen))
     for start in range(0, len(chosen), BATCH):
         batch = chosen[start : start + BATCH]
-        examples, items = [], []
+        asked: dict[str, Asked] = {}
         for p, path in batch:
-            example = Example(p.id, str(path), p.question, p.choices)
-            try:
-                items.append(parts.processor(example))
-            except ImageError:  # it was answered without its image
-                continue
-            examples.append(example)
-        if items:
-            sizes = [image_size(example.image_path) for example in examples]
-            inputs = {key: value.to(parts.precision.device) for key, value in parts.processor.collate(items).items()}
-            with torch.no_grad(), parts.precision.autocast():
-                logits, maps = parts.family.attention(parts.model, parts.processor, inputs, sizes)
-            answers = parts.task.predictions(logits.float(), Batch(inputs, tuple(examples)))
+            with suppress(InputError):  # it was answered without its image, say
+                asked[p.id] = model.prepare(path, p.question, p.choices)
+        if asked:
+            again, maps = model.look_many(list(asked.values()))
             answer_of = {p.id: p.answer for p, _ in batch}
-            changed += sum(answer_of[again.id] != again.answer for again in answers)
-            found |= {example.id: each for example, each in zip(examples, maps, strict=True)}
+            changed += sum(answer_of[row] != p.answer for row, p in zip(asked, again, strict=True))
+            found |= dict(zip(asked, maps, strict=True))
         progress.update(len(batch), dict)
     progress.close()
     if changed:

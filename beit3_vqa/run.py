@@ -17,6 +17,8 @@ from beit3_vqa.assemble import (
 )
 from beit3_vqa.batch_size import with_batch_size
 from beit3_vqa.config import FIT, RunConfig
+from beit3_vqa.data.images import image_size
+from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.dry_run import describe, dry_run
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
@@ -28,9 +30,10 @@ from beit3_vqa.engine.precision import in_float32, pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_fully
 from beit3_vqa.models.families import with_family_defaults
+from beit3_vqa.questions import MOST_OPTIONS, Asked, check_question
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
 from beit3_vqa.saving import TrainState
-from beit3_vqa.schema import Batch, EvalResult, Prediction, PredictionsInfo
+from beit3_vqa.schema import AttentionMap, Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 from beit3_vqa.training import Training, set_up_training, train_epochs
@@ -153,24 +156,76 @@ class Answerer:
     def __init__(self, parts: Parts):
         self.parts = parts
 
+    @property
+    def option_counts(self) -> range:
+        """How many options a question may have; none at all (an empty range) for an open-ended model.
+
+        A head has one output for each option and a prompt one place, so that it takes what it was trained with. A
+        family that scores option by option takes any number; more than `MOST_OPTIONS` nobody reads.
+        """
+        task = self.parts.task
+        if not task.answers_are_options:
+            return range(0)
+        if self.parts.family.any_number_of_options or task.passes > 1:
+            return range(2, max(MOST_OPTIONS, task.num_classes) + 1)
+        return range(task.num_classes, task.num_classes + 1)
+
     def predict(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Prediction:
         """Answers one question about one image.
 
         Args:
             image: a file.
             question: as text.
-            choices: the options, as many as the model was trained with; empty for an open-ended model.
+            choices: the options, of which the model says how many there may be; empty for an open-ended model.
 
         Raises:
             InputError: an image that can't be read, another number of options, or a task without questions.
         """
-        task, processor, precision = self.parts.task, self.parts.processor, self.parts.precision
-        example = task.question(str(image), question, choices)
-        inputs = task.collate([task.tensors(example, processor, None)], processor)
-        batch = Batch(inputs, (example,)).to(precision.device)
-        with torch.no_grad(), precision.autocast():
+        return self.predict_many([self.prepare(image, question, choices)])[0]
+
+    def prepare(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Asked:
+        """The half of `predict` that can fail and that needs no model: one thread at a time may do it.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        task = self.parts.task
+        if not task.asks:
+            raise InputError(f"the model was trained on {task.name}, which has no single questions; use --eval.")
+        check_question(question, choices, self.option_counts)
+        example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
+        return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
+
+    def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
+        """Answers B questions in one forward pass; they have the same number of options."""
+        task, batch = self._batch(asked)
+        with torch.no_grad(), self.parts.precision.autocast():
             outputs = task.infer(self.parts.model, batch)
-        return task.predictions(in_float32(outputs), batch)[0]
+        return task.predictions(in_float32(outputs), batch)
+
+    def look_many(self, asked: Sequence[Asked]) -> tuple[list[Prediction], list[AttentionMap]]:
+        """`predict_many`, and where the model looked at each image, which takes a little longer.
+
+        Of a task that passes each option through the model it is where it looked with the option that was chosen.
+        """
+        task, batch = self._batch(asked)
+        parts, passes = self.parts, task.passes
+        sizes = [one.size for one in asked for _ in range(passes)]
+        with torch.no_grad(), parts.precision.autocast():
+            outputs, maps = parts.family.attention(parts.model, parts.processor, batch.inputs, sizes)
+        predictions = task.predictions(in_float32(outputs), batch)
+        chosen = [LETTERS.index(p.answer) if passes > 1 else 0 for p in predictions]
+        return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
+
+    def _batch(self, asked: Sequence[Asked]) -> tuple[Task, Batch]:
+        """The questions as a batch, and the task for as many options as they have."""
+        task = self.parts.task
+        options = len(asked[0].example.choices)
+        if options and options != task.num_classes:
+            task = task.with_options(options)
+        inputs = task.collate([one.inputs for one in asked], self.parts.processor)
+        batch = Batch(inputs, tuple(one.example for one in asked))
+        return task, batch.to(self.parts.precision.device)
 
 
 def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str = "", pretrained: str = "") -> Answerer:

@@ -32,7 +32,9 @@ PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "get_started/c
 PAGES += ["get_started/evaluation_and_reports.md", "get_started/reports.md"]
 PAGES += ["README.ko.md", "get_started/ensembles.md"]
 SLOW_PAGES = ["get_started/ensembles.md"]
-OTHER_PAGES = ["get_started/several_gpus.md", "get_started/reliability.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+# serve.md: tests/serving/test_server.py runs its commands, which don't end by themselves.
+OTHER_PAGES = ["get_started/serve.md", "get_started/several_gpus.md", "get_started/reliability.md"]
+OTHER_PAGES += ["CONTRIBUTING.md", "CHANGELOG.md"]
 LARGE = "beit3_large_indomain_patch16_224.pth"
 
 

@@ -78,6 +78,8 @@ class Family(ABC):
     unused: frozenset[str] = frozenset()
     #: kind of device -> what `--precision auto` means there, where it isn't the hardware's best
     auto_precision: Mapping[str, str] = {}
+    #: whether a question may have other numbers of options than those that were trained on
+    any_number_of_options: bool = False
 
     def __init__(self, config: RunConfig, task: TaskShape):
         self.config = config

@@ -141,7 +141,7 @@ class BEiT3Processor:
     def _cut_question(self, example: Example, room: int) -> list[int]:
         ids = cut_question(example.question, lambda cut: self._tokenizer.encode(self.text(example, cut)), room)
         if ids is None:
-            raise InputError(self._length_problem(example))
+            raise InputError(f"the options are too long, shorten them: {self._length_problem(example)}")
         return ids
 
     def _length_problem(self, example: Example) -> str:

@@ -36,6 +36,8 @@ class Task(ABC):
     unit: ClassVar[str] = "questions"
     #: whether what it predicts of an example is a `Prediction` that hangs on no other example
     row_by_row: ClassVar[bool] = True
+    #: whether a single question about an image can be asked
+    asks: ClassVar[bool] = False
     #: whether `temperature` means something to it
     takes_temperature: ClassVar[bool] = False
     #: options whose default isn't the one of options.py
@@ -73,6 +75,15 @@ class Task(ABC):
         """Outputs of the model's head; 0 for a head that has no such number."""
         return self.num_classes
 
+    @property
+    def passes(self) -> int:
+        """Rows of the model's inputs for an example: more than one where options pass through it one by one."""
+        return 1
+
+    def with_options(self, number: int) -> "Task":
+        """The task for questions of another number of options, which some models answer too."""
+        raise InputError(f"the model chooses among {self.num_classes} options; {number} were given.")
+
     @abstractmethod
     def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
         """A split of the data; InputError where it doesn't exist."""
@@ -88,10 +99,6 @@ class Task(ABC):
     def folds(self) -> list[int]:
         """The folds of the training rows, empty where there are none."""
         return []
-
-    def question(self, image: str, question: str, choices: Sequence[str]) -> Example:
-        """A single question to a trained model; InputError where it can't be one of this task."""
-        raise InputError(f"the model was trained on {self.name}, which has no single questions; use --eval.")
 
     # From examples to batches; where the data are loaded, which may be another process
 

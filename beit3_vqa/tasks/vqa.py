@@ -1,5 +1,6 @@
 """Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -41,6 +42,7 @@ class VQACustom(IndexTask):
     name = "vqacustom"
     head = "vqacustom"
     files = VQACUSTOM
+    asks = True
     takes_temperature = True
 
     def __init__(self, answers: AnswerTable, config: RunConfig, data_path: Path | None = None):
@@ -78,19 +80,11 @@ class VQACustom(IndexTask):
         """Whether the answers are the letters of options."""
         return self.answers.answers == tuple(LETTERS[: self.num_classes])
 
-    def question(self, image: str, question: str, choices: Sequence[str]) -> Example:
-        """A question with as many options as the model was trained with; an open-ended one without any."""
-        if not question.strip():
-            raise InputError("the question is empty.")
-        if any(not choice.strip() for choice in choices) or len(set(choices)) < len(choices):
-            raise InputError(f"the options must differ, and none may be empty: {', '.join(map(repr, choices))}.")
-        if choices and len(choices) != self.num_classes:
-            raise InputError(f"the model chooses among {self.num_classes} options; {len(choices)} were given.")
-        if not choices and self.answers_are_options:
-            raise InputError(f"the model answers multiple-choice questions: give {self.num_classes} choices.")
-        if choices and not self.answers_are_options:
-            raise InputError("the model answers open-ended questions: leave the choices out.")
-        return Example(id="0", image_path=image, question=question, choices=tuple(choices))
+    def with_options(self, number: int) -> "VQACustom":
+        """The same, with the letters of another number of options for answers."""
+        other = copy.copy(self)  # whatever else it was set to
+        other.answers, other.num_classes = AnswerTable(LETTERS[:number]), number
+        return other
 
     def dataset(self, split: str, processor: Any, *, training: bool) -> CustomDataset:
         """A split, checked against the answer table.

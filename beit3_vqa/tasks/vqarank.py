@@ -45,6 +45,11 @@ class VQARank(VQACustom):
         """One score."""
         return 1
 
+    @property
+    def passes(self) -> int:
+        """One for each option."""
+        return self.num_classes
+
     def tensors(self, example: Example, processor: Any, rng: random.Random | None) -> dict[str, Any]:
         """The image, once, and the token ids of each option's text."""
         image = processor.open(example, example.image_path)

@@ -1,0 +1,141 @@
+"""The application: a page, the interface beside it, and what describes the interface."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import StringConstraints
+from starlette.exceptions import HTTPException
+
+from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.errors import InputError, one_line
+from beit3_vqa.files import is_text
+from beit3_vqa.serving import replies
+from beit3_vqa.serving.batching import Batcher, Overloaded
+from beit3_vqa.serving.desk import Desk, TooLargeError
+from beit3_vqa.serving.limits import MAX_FIELDS, MAX_FORM_BYTES, MAX_OPTION, MAX_QUESTION
+from beit3_vqa.serving.panel import Answer, Panel, Question
+
+PAGE = Path(__file__).with_name("page")
+FILES = {
+    "/": ("index.html", "text/html"),
+    "/docs": ("docs.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/overlay.js": ("overlay.js", "text/javascript"),
+    "/docs.js": ("docs.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_PROBLEMS = {
+    403: "Sent by a page of another site.",
+    413: "Larger than a request may be.",
+    421: "Sent to a name that isn't this server's.",
+    422: "An image that can't be read, or a question that can't be answered.",
+    503: "Too many questions are waiting; ask again in a moment.",
+}
+
+
+class _BoundedRequest(Request):
+    """A request whose form has few parts and short texts. The length of its body is bounded by `Guard`."""
+
+    def form(self, **_: Any) -> Any:
+        """The form, within bounds."""
+        return super().form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
+
+
+class _BoundedRoute(APIRoute):
+    """A route whose requests are bounded."""
+
+    def get_route_handler(self) -> Any:
+        """The handler, given a bounded request."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Any:
+            return await handler(_BoundedRequest(request.scope, request.receive))
+
+        return handle
+
+
+def make_app(panel: Panel, batcher: Batcher[Question, Answer], desk: Desk) -> FastAPI:
+    """The application, without its guard.
+
+    Args:
+        panel: who answers.
+        batcher: the queue before it.
+        desk: which makes questions ready.
+    """
+    # FastAPI's own pages of documentation load scripts from the net.
+    app = FastAPI(title="beit3_vqa", summary="Ask a model about an image.", version="1", docs_url=None, redoc_url=None)
+    app.router.route_class = _BoundedRoute
+    _add_error_handlers(app)
+    for address, (name, kind) in FILES.items():
+        app.add_api_route(address, _sender(name, kind), include_in_schema=False)
+    description = replies.describe(panel)
+
+    @app.get("/api/model")
+    async def model() -> replies.Description:
+        """Who answers, how many options a question may have, and what bounds there are."""
+        return description
+
+    @app.post(
+        "/api/answer",
+        responses={status: {"model": replies.Problem, "description": said} for status, said in _PROBLEMS.items()},
+    )
+    async def answer(
+        image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF.")],
+        question: Annotated[str, Form(max_length=MAX_QUESTION)],
+        choices: Annotated[
+            list[Annotated[str, StringConstraints(max_length=MAX_OPTION)]] | None,
+            Form(max_length=len(LETTERS), description="The options in order, the field once for each."),
+        ] = None,
+        attention: Annotated[bool, Form(description="Whether to say where the models looked.")] = False,
+    ) -> replies.Reply:
+        """Answers one question about one image. Requests of several clients are computed together."""
+        choices = choices or []
+        if not all(map(is_text, (question, *choices))):
+            raise InputError("the question and its options must be text, without NUL.")
+        asked = await desk.prepare(image.file, question, choices, attention=attention)
+        found = await asyncio.wrap_future(batcher.submit(asked))
+        return replies.reply(found, choices, description.models)
+
+    return app
+
+
+def _sender(name: str, kind: str) -> Any:
+    async def send() -> FileResponse:
+        return FileResponse(PAGE / name, media_type=kind)
+
+    return send
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Every error is one JSON object with the text `error`."""
+
+    async def say(request: Request, error: Exception) -> JSONResponse:
+        status = {TooLargeError: 413, InputError: 422, Overloaded: 503}.get(type(error), 500)
+        return _problem(status, str(error))
+
+    async def say_status(request: Request, error: Any) -> JSONResponse:
+        return _problem(error.status_code, str(error.detail), error.headers)
+
+    async def say_invalid(request: Request, error: Any) -> JSONResponse:
+        # Not what was sent: it may be long.
+        said = (f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()[:3])
+        return _problem(422, "; ".join(said))
+
+    async def say_failed(request: Request, error: Exception) -> JSONResponse:
+        return _problem(500, "the server failed; its terminal says how.")
+
+    for kind in (InputError, Overloaded):
+        app.add_exception_handler(kind, say)
+    app.add_exception_handler(HTTPException, say_status)
+    app.add_exception_handler(RequestValidationError, say_invalid)
+    app.add_exception_handler(Exception, say_failed)
+
+
+def _problem(status: int, text: str, headers: Any = None) -> JSONResponse:
+    return JSONResponse({"error": one_line(text)}, status, headers or ({"Retry-After": "1"} if status == 503 else None))

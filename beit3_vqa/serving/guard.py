@@ -1,0 +1,141 @@
+"""What stands before the application: who may speak to it, how much, and what browsers may do with what it says."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_BODY_SECONDS
+
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
+# Everything the page needs comes from this server; nothing it shows may run or fetch anything.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+class Guard:
+    """ASGI middleware: refuses foreign hosts and pages, bounds the body, adds security headers.
+
+    A web page somewhere can make a browser send requests to this machine. With a name of its own that resolves to
+    127.0.0.1 (DNS rebinding) it could read the answers too: so only this machine's names are answered to. And it may
+    post a form from its own origin, which the browser tells: so only this server's pages may post. Programs such as
+    curl send no origin.
+
+    Args:
+        app: what is guarded.
+        hosts: names, without a port, by which the server may be called; None: any, where others may reach it.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None):
+        self.app = app
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI call."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
+            await send(message)
+
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        refused = refusal(scope["method"], headers, self.hosts)
+        if refused:
+            await _refuse(send_guarded, *refused)
+            return
+        await self.app(scope, _Bounded(receive), send_guarded)
+
+
+def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str] | None) -> tuple[int, str] | None:
+    """Status and reason for which a request isn't answered; None for one that is.
+
+    Args:
+        method: of HTTP.
+        headers: by lower-case name.
+        hosts: see `Guard`.
+    """
+    host = headers.get("host", "")
+    if hosts is not None and _host_name(host) not in hosts:
+        return 421, f"the server answers to {', '.join(sorted(hosts))} only; use one of these in the address."
+    if method not in _SAFE:
+        site, here = headers.get("sec-fetch-site", "none"), f"http://{host}"
+        if site not in ("same-origin", "none") or _place(headers.get("origin", here)) != _place(here):
+            return 403, "a page of another site may not ask here."
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY_BYTES:
+        return 413, _too_large()
+    kind = headers.get("content-type", "").lower().replace('"', "")
+    if "charset" in kind.replace("charset=utf-8", "", 1):
+        return 415, "text must be UTF-8."  # others are decoders of Python's, some of them slow on long input
+    return None
+
+
+def _host_name(host: str) -> str:
+    """`localhost:8000` -> `localhost`; `[::1]:8000` -> `::1`; empty for what is no host."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place(origin: str) -> str:
+    """`http://localhost:8000` -> `localhost:8000`; empty for what is no origin, such as the `null` of a hidden one.
+
+    Without the scheme: a proxy may speak https to the browser.
+    """
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _too_large() -> str:
+    return f"a request may have {MAX_BODY_BYTES:,} bytes: scale the image down."
+
+
+async def _refuse(send: Send, status: int, reason: str) -> None:
+    body = json.dumps({"error": reason}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _Bounded:
+    """`receive` that counts the body as it comes, whatever its length was said to be, and doesn't wait for ever."""
+
+    def __init__(self, receive: Receive):
+        self.receive = receive
+        self.bytes = 0
+        self.complete = False
+        self.end = asyncio.get_running_loop().time() + MAX_BODY_SECONDS
+
+    async def __call__(self) -> Message:
+        if self.complete:  # whoever asks now waits for the client to go away
+            return await self.receive()
+        try:
+            message = await asyncio.wait_for(self.receive(), self.end - asyncio.get_running_loop().time())
+        except asyncio.TimeoutError as error:
+            raise HTTPException(408, f"the request took more than {MAX_BODY_SECONDS:.0f} s to arrive.") from error
+        self.bytes += len(message.get("body", b""))
+        self.complete = not message.get("more_body", False)
+        if self.bytes > MAX_BODY_BYTES:
+            raise HTTPException(413, _too_large())
+        return message

@@ -1,0 +1,15 @@
+"""How much a client may ask of the server. Pixels of an image are bounded by `data.images`."""
+
+MAX_UPLOAD_BYTES = 32 * 2**20  # the image
+MAX_FORM_BYTES = 128 * 2**10  # everything else of a request's body
+MAX_BODY_BYTES = MAX_UPLOAD_BYTES + MAX_FORM_BYTES
+MAX_BODY_SECONDS = 60.0  # until the whole body has come
+MAX_QUESTION = 1000  # characters
+MAX_OPTION = 300  # characters
+MAX_FIELDS = 40  # of a form; the most options are 26
+
+MAX_CONNECTIONS = 128  # more are told to come back
+MAX_WAITING = 64  # questions that wait for the model; an image of the size that a model sees is a megabyte
+WINDOW_SECONDS = 0.01  # how long the model waits for a second question when it has one
+BATCH_SIZE = 8
+SHUTDOWN_SECONDS = 30  # for requests that are being answered when the server is stopped

@@ -1,0 +1,134 @@
+"""The server: a socket, signals, and the threads behind the application."""
+
+import ipaddress
+import logging
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from beit3_vqa.errors import InputError
+from beit3_vqa.run import load
+from beit3_vqa.serving.app import make_app
+from beit3_vqa.serving.batching import Batcher
+from beit3_vqa.serving.desk import Desk
+from beit3_vqa.serving.guard import LOOPBACK_NAMES, Guard
+from beit3_vqa.serving.limits import BATCH_SIZE, MAX_CONNECTIONS, SHUTDOWN_SECONDS
+from beit3_vqa.serving.panel import Answer, Panel, Question
+
+
+def serve(
+    checkpoints: Sequence[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    sentencepiece_model: str = "",
+    pretrained: str = "",
+) -> None:
+    """Loads models and answers questions until a signal (SIGTERM, SIGINT) comes; what was asked is still answered.
+
+    Args:
+        checkpoints: one, or several that vote.
+        host: address to listen on; one that others can reach serves them too, without a password.
+        port: 0 takes a free one.
+        device: auto, cpu, cuda, cuda:N or mps.
+        batch_size: most questions that are answered together.
+        sentencepiece_model: see `run.load`.
+        pretrained: see `run.load`.
+
+    Raises:
+        InputError: a checkpoint that can't be used, or an address that can't be listened on.
+    """
+    with closing(listen(host, port)) as listener:
+        panel = Panel([load(path, device, sentencepiece_model, pretrained) for path in checkpoints])
+        with serving(panel, listener, batch_size) as server, _signals_end_only(server):
+            print(f"{greeting(panel, listener)}\nCtrl-C stops the server.", flush=True)
+            server.run(sockets=[listener])
+    print("stopped")
+
+
+@contextmanager
+def serving(panel: Panel, listener: socket.socket, batch_size: int = BATCH_SIZE) -> Iterator[uvicorn.Server]:
+    """A server that is ready to `run(sockets=[listener])`, and the threads behind it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="beit3_vqa_") as folder,
+        Batcher[Question, Answer](panel.answer, lambda question: question.kind, batch_size) as batcher,
+        closing(Desk(panel, Path(folder))) as desk,
+    ):
+        hosts = LOOPBACK_NAMES if is_loopback(listener) else None
+        settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+        settings |= {"lifespan": "off", "ws": "none", "http": "h11", "loop": "asyncio"}
+        settings |= {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
+        # Not behind a proxy: whoever sends X-Forwarded-For isn't believed.
+        settings |= {"proxy_headers": False}
+        # It reports each malformed form, which the client is told of.
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+        yield uvicorn.Server(uvicorn.Config(Guard(make_app(panel, batcher, desk), hosts), **settings))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; InputError where there can't be one."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host {host}: no address of this machine ({error}).") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(MAX_CONNECTIONS)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"--host {host} --port {port}: can't be listened on ({error.strerror}). Is another server there? "
+            "--port 0 takes a free one."
+        ) from error
+    return listener
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def greeting(panel: Panel, listener: socket.socket) -> str:
+    """What to tell whoever started the server: the models, the address, and who can reach it."""
+    host, port = listener.getsockname()[:2]
+    models = " and ".join(member.model for member in panel.members)
+    counts = panel.option_counts
+    asks = (
+        "open-ended questions"
+        if not counts
+        else f"questions with {' to '.join(map(str, sorted({counts[0], counts[-1]})))} options"
+    )
+    lines = [f"{models}, {asks}: http://{f'[{host}]' if ':' in host else host}:{port}/"]
+    if not is_loopback(listener):
+        lines.append("anybody who can reach this address can ask: there is no password, and nothing is encrypted.")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _signals_end_only(server: uvicorn.Server) -> Iterator[None]:
+    """The server stops in order and then raises the signal again, which would end the process before its cleanup."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True  # already so, unless the signal came before the server listened for it
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,233 @@
+"""The HTTP interface: answers, bounds, strangers, and nothing that ends in a 500."""
+
+import http.client
+import io
+import json
+import socket
+import string
+import threading
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from beit3_vqa.serving import guard
+from beit3_vqa.serving.guard import LOOPBACK_NAMES, refusal
+from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
+from tests.serving.client import CHOICES, ask, form, send
+
+
+def test_an_answer_is_the_model_s(url, panel, photograph):
+    status, said = ask(url, photograph, attention="true")
+    assert status == 200
+    expected = panel.answerers[0].predict(photograph, "What is in the picture?", CHOICES)
+    assert said["answer"] == expected.answer
+    assert [option["letter"] for option in said["options"]] == list("ABCD")
+    assert [option["text"] for option in said["options"]] == list(CHOICES)
+    assert [option["probability"] for option in said["options"]] == pytest.approx(
+        list(expected.probabilities.values()), abs=1e-5
+    )
+    assert said["text"] == CHOICES["ABCD".index(said["answer"])]
+    (look,) = said["attention"]
+    assert look["region"] == [0, 0, 1, 1]
+    assert [len(row) for row in look["patches"]] == [4, 4, 4, 4]
+    assert ask(url, photograph)[1]["attention"] == []
+
+
+def test_many_at_once_get_their_own_answers(url, panel, scpc):
+    images = sorted((scpc / "images").iterdir())[:12]
+    expected = [panel.answerers[0].predict(path, f"What is {path.stem}?", CHOICES).probabilities for path in images]
+    got: dict[int, list[float]] = {}
+
+    def client(place):
+        _, said = ask(url, images[place], f"What is {images[place].stem}?")
+        got[place] = [option["probability"] for option in said["options"]]
+
+    threads = [threading.Thread(target=client, args=(place,)) for place in range(len(images))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for place, probabilities in enumerate(expected):
+        assert got[place] == pytest.approx(list(probabilities.values()), abs=1e-5)
+
+
+def png(*size: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", size).save(file, "PNG")
+    return file.getvalue()
+
+
+BAD_IMAGES = {
+    "text": (b"no image", "no image that can be read"),
+    "empty": (b"", "empty"),
+    "truncated": (png(2000, 2000)[:90], "truncated"),
+    "huge": (png(10_000, 6_000), "10000 x 6000 pixels"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image that can be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_is_one_clear_error(url, name):
+    content, says = BAD_IMAGES[name]
+    status, said = ask(url, content)
+    assert status == 422
+    assert list(said) == ["error"]
+    assert said["error"].startswith("the image ")
+    assert says in said["error"]
+    assert "/" not in said["error"]  # no path of the server
+
+
+@pytest.mark.parametrize(
+    ("question", "choices", "says"),
+    [
+        ("What?", CHOICES[:3], "among 4 options; 3 were given"),
+        ("What?", (), "give 4 choices"),
+        ("What?", ("a", "a", "b", "c"), "must differ"),
+        ("What?", ("a", " ", "b", "c"), "none may be empty"),
+        ("What?", CHOICES * 10, "choices"),
+        ("What?", ("a", "b", "c", "d" * 301), "choices.3: String should have at most 300"),
+        ("What?" * 300, CHOICES, "question: String should have at most 1000"),
+        (" ", CHOICES, "question"),
+        ("", CHOICES, "question"),
+        ("a\0b", CHOICES, "NUL"),
+        ("What?", ("lots of words " * 20, *CHOICES[:3]), "the options are too long, shorten them"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_says_why(url, photograph, question, choices, says):
+    status, said = ask(url, photograph, question, choices)
+    assert status in (400, 422)
+    assert says in said["error"] or "Too many fields" in said["error"]
+
+
+def test_markup_and_control_characters_stay_text(url, photograph):
+    choices = ("<img src=x onerror=alert(1)>", '"; drop', "\x1b[2J", "한국어 🙂")
+    status, said = ask(url, photograph, "<b>What?</b>", choices)
+    assert status == 200
+    assert [option["text"] for option in said["options"]] == list(choices)
+
+
+def test_an_upload_that_is_too_large_is_refused_by_its_bytes(url):
+    """Whatever the request says about its length."""
+    status, said = send(url, "POST", "/api/answer", b"", {"Content-Length": str(MAX_BODY_BYTES + 1)})
+    assert (status, "scale the image down" in said["error"]) == (413, True)
+    body, headers = form([("image", b"\0" * (MAX_UPLOAD_BYTES + 1)), ("question", "What?")])
+    assert send(url, "POST", "/api/answer", body, headers)[0] == 413
+
+    def pieces():
+        yield form([("image", b"\0" * 100)])[0].rsplit(b"\r\n--", 1)[0]
+        for _ in range(MAX_BODY_BYTES // 2**20 + 1):
+            yield b"\0" * 2**20
+
+    kind = {"Content-Type": headers["Content-Type"]}
+    try:
+        status, said = send(url, "POST", "/api/answer", pieces(), kind)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # it hung up on us, which is as good
+    assert status in (400, 413)
+
+
+def test_a_request_that_never_ends_is_given_up(url, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_BODY_SECONDS", 0.2)
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        head = "POST /api/answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+        connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n".encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_number_of_fields_without_end_is_refused(url):
+    body, headers = form([("x", "y")] * 1000)
+    assert send(url, "POST", "/api/answer", body, headers)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "evil.example:80"}, 421),
+        ({"Host": "127.0.0.1.evil.example"}, 421),
+        ({"Host": ""}, 421),
+        ({"Host": "["}, 421),
+        ({"Host": "localhost:9999"}, 200),  # through a tunnel
+        ({"Host": "[::1]"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": ""}, 403),
+        ({"Origin": "http://localhost"}, 403),  # another server of this machine
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Content-Type": "multipart/form-data; boundary=x; charset=utf-7"}, 415),
+        ({"Content-Type": "multipart/form-data; boundary=x; charset=utf-8; charset=utf-7"}, 415),
+    ],
+)
+def test_strangers_are_refused(url, photograph, headers, status):
+    assert ask(url, photograph, headers=headers)[0] == status
+
+
+def test_its_own_page_may_ask(url, photograph):
+    assert ask(url, photograph, headers={"Origin": url, "Sec-Fetch-Site": "same-origin"})[0] == 200
+
+
+@given(st.text(string.printable, max_size=40))
+def test_no_host_but_loopback_is_taken_for_it(host):
+    named = host.strip().lower().rpartition("@")[2]
+    if refusal("GET", {"host": host}, LOOPBACK_NAMES) is None:
+        assert any(named.startswith(name) for name in ("127.0.0.1", "localhost", "[::1]")), host
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.binary(max_size=300),
+    st.sampled_from(
+        ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "application/json", "x", ""]
+    ),
+)
+def test_whatever_is_sent_ends_in_a_clear_error(url, body, kind):
+    status, said = send(url, "POST", "/api/answer", b"--x\r\n" + body, {"Content-Type": kind})
+    assert status in (400, 415, 422)
+    assert list(said) == ["error"]
+
+
+def test_a_client_that_hangs_up_leaves_the_server_well(url, photograph):
+    body, headers = form([("image", photograph.read_bytes()), ("question", "What?")])
+    place = urlsplit(url)
+    for cut in (10, len(body) // 2, len(body)):
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            head = f"POST /api/answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            head += f"Content-Type: {headers['Content-Type']}\r\n\r\n"
+            connection.sendall(head.encode() + body[:cut])
+    assert ask(url, photograph)[0] == 200
+
+
+def test_every_reply_has_the_security_headers(url):
+    for path in ("/", "/page.js", "/api/model", "/openapi.json", "/docs", "/nothing"):
+        with closing(http.client.HTTPConnection(urlsplit(url).netloc)) as connection:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            reply.read()
+        assert reply.status == (404 if path == "/nothing" else 200)
+        policy = reply.getheader("content-security-policy")
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert reply.getheader("x-content-type-options") == "nosniff"
+        assert reply.getheader("access-control-allow-origin") is None
+
+
+def test_openapi_describes_what_is_said(url, photograph):
+    _, described = send(url, "GET", "/openapi.json")
+    _, model = send(url, "GET", "/api/model")
+    _, said = ask(url, photograph, attention="true")
+    schemas = described["components"]["schemas"]
+    assert set(described["paths"]) == {"/api/model", "/api/answer"}
+    assert set(schemas["Description"]["properties"]) == set(model)
+    assert set(schemas["Reply"]["properties"]) == set(said)
+    assert set(schemas["Look"]["properties"]) == set(said["attention"][0])
+    assert {"403", "413", "421", "422", "503"} <= set(described["paths"]["/api/answer"]["post"]["responses"])
+    assert model["fewest_options"] == model["most_options"] == 4
+    assert "https://" not in json.dumps(described)
