@@ -24,7 +24,7 @@ def evaluate(model: Any, inputs: dict[str, Tensor], variant: Variant, precision:
 def main() -> None:
     """`python -m benchmarks.evaluate`."""
     parser = arguments(__doc__ or "", rounds=7)
-    parser.add_argument("--model", default="beit3_base_patch16_480", help="name without a task")
+    parser.add_argument("--model", default="beit3_base_patch16_480", help="name with a head, or without: vqacustom's")
     parser.add_argument("--batch_size", type=int, default=2, help="examples in a batch")
     parser.add_argument("--device", default="auto", help="as of finetune")
     options = parser.parse_args()

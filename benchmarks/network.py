@@ -1,6 +1,7 @@
 """What `step` and `evaluate` share: a model, a ragged batch, the variants, floating-point operations."""
 
 import ctypes
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from beit3_vqa.engine.precision import Precision
-from beit3_vqa.models.registry import build_model
+from beit3_vqa.models.registry import build_model, parse_name
 
 CLASSES = 4
 TEXT_TOKENS = 32
@@ -56,15 +57,22 @@ def set_allocator(tuned: bool) -> None:
 
 
 def make(name: str, device: torch.device, batch: int) -> tuple[Any, dict[str, Tensor], Tensor]:
-    """A model with random weights, inputs as the loader gives them, and labels; texts of 8 to 32 tokens."""
+    """A model with random weights, inputs as the loader gives them, and labels; texts of 8 to 32 tokens.
+
+    A name without a head is a question's; of any other head that gives logits, the forward pass names the inputs.
+    """
     torch.manual_seed(0)
-    model = build_model(f"{name}_vqacustom", num_classes=CLASSES, drop_path_rate=0.1).to(device)
-    size = model.img_size
+    model = build_model(parse_name(name, head="vqacustom"), num_classes=CLASSES, drop_path_rate=0.1).to(device)
+    shape = (batch, 3, model.img_size, model.img_size)
     question = torch.randint(4, 64000, (batch, TEXT_TOKENS), device=device)
     lengths = torch.linspace(TEXT_TOKENS, 8, batch, device=device).long()
     padding = (torch.arange(TEXT_TOKENS, device=device) >= lengths[:, None]).long()
-    image = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
-    inputs = {"image": image, "question": question, "padding_mask": padding}
+    inputs = {}
+    for keyword in inspect.signature(model.forward).parameters:
+        if keyword.startswith("image"):
+            inputs[keyword] = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        else:
+            inputs[keyword] = padding if keyword == "padding_mask" else question
     return model, inputs, torch.randint(0, CLASSES, (batch,), device=device)
 
 

@@ -90,7 +90,7 @@ def resident_peak() -> float:
 def main() -> None:
     """`python -m benchmarks.step`."""
     parser = arguments(__doc__ or "", rounds=5)
-    parser.add_argument("--model", default="beit3_base_patch16_480", help="name without a task")
+    parser.add_argument("--model", default="beit3_base_patch16_480", help="name with a head, or without: vqacustom's")
     parser.add_argument("--batch_size", type=int, default=2, help="examples in a step")
     parser.add_argument("--device", default="auto", help="as of finetune")
     parser.add_argument("--memory_of", help="only print the peak memory of this variant in GiB")

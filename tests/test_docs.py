@@ -23,13 +23,19 @@ from beit3_vqa.cli import main
 from beit3_vqa.models.clip_names import LISTED_CLIP, count_adapters, count_clip_parameters, parse_clip_name
 from beit3_vqa.models.registry import build_model, count_parameters, listed_names, parse_name
 from beit3_vqa.models.weights import OFFICIAL_WEIGHTS
+from tests.captioned import write_captioned
 from tests.conftest import CLIP, TINY
 from tests.faults.processes import ENVIRONMENT
+from tests.generated import write_imagenet, write_nlvr2, write_vqav2
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "get_started/clip.md", "checkpoints/README.md"]
+_TASKS = ("vqav2", "nlvr2", "image_classification", "retrieval", "captioning")
+TASK_PAGES = [f"get_started/get_started_for_{name}.md" for name in _TASKS]
 OTHER_PAGES = ["get_started/several_gpus.md", "get_started/reliability.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 LARGE = "beit3_large_indomain_patch16_224.pth"
+BASE = "beit3_base_patch16_224.pth"
+ITC = "beit3_base_itc_patch16_224.pth"
 
 
 def commands(page: str) -> list[list[str]]:
@@ -77,9 +83,21 @@ def reader(scpc, clip_folder, tmp_path_factory) -> Path:
     (folder / "dataset_v7w_telling.json").write_text(json.dumps({"images": images}))
     (folder / "checkpoints").mkdir()
     shutil.copy(scpc / "data" / "tokenizer.spm", folder / "checkpoints" / "beit3.spm")
-    source = build_model("beit3_tiny_patch8_64_vqacustom", vocab_size=300)
+    source = build_model("beit3_tiny_patch8_64_nlvr2", vocab_size=300)  # a head that has the last norm, as theirs do
     weights = {name: value for name, value in source.state_dict().items() if name.startswith("beit3.")}
-    torch.save({"model": weights}, folder / "checkpoints" / LARGE)
+    for name in (LARGE, BASE, ITC):
+        torch.save({"model": weights}, folder / "checkpoints" / name)
+    write_vqav2(folder / "coco", 40)
+    (folder / "coco" / "vqa").mkdir()
+    for file in (folder / "coco").glob("*.json"):
+        file.rename(folder / "coco" / "vqa" / file.name)
+    write_nlvr2(folder / "nlvr2_images", 12)
+    (folder / "nlvr" / "nlvr2" / "data").mkdir(parents=True)
+    for file in (folder / "nlvr2_images").glob("*.json"):
+        file.rename(folder / "nlvr" / "nlvr2" / "data" / file.name)
+    write_imagenet(folder / "imagenet", 2)
+    for name in ("coco", "flickr30k"):
+        write_captioned(folder / name, train=12, val=4, test=4)
     shutil.copytree(clip_folder, folder / "checkpoints" / "clip-vit-large-patch14")
     return folder
 
@@ -110,7 +128,8 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 def as_here(command: list[str]) -> list[str]:
     """The reader's command with a tiny model, for this machine."""
     arguments = command[1:] if command[0] == "beit3-vqa" else ["finetune", *command[2:]]
-    tiny = {"beit3_large_patch16_480": "beit3_tiny_patch8_32", "beit3_base_patch16_480": "beit3_tiny_patch8_32"}
+    names = ["beit3_large_patch16_480", *(f"beit3_base_patch16_{size}" for size in (224, 384, 480))]
+    tiny = dict.fromkeys(names, "beit3_tiny_patch8_32")
     tiny["clip_vit_large_patch14_lora"] = f"{CLIP.name}_lora"
     arguments = [tiny.get(word, word) for word in arguments]
     if arguments[0] in ("finetune", "cross_validate"):
@@ -118,7 +137,7 @@ def as_here(command: list[str]) -> list[str]:
     return ["300" if arguments[i - 1 : i] == ["--train_tokenizer"] else word for i, word in enumerate(arguments)]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *(pytest.param(page, marks=pytest.mark.slow) for page in TASK_PAGES)])
 def test_commands_of(page, reader, release, monkeypatch, tmp_path):
     shutil.copytree(reader, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
@@ -184,7 +203,7 @@ def test_readme_names_the_python_interface(trained, scpc):
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, *OTHER_PAGES]:
+    for page in [*PAGES, *TASK_PAGES, *OTHER_PAGES]:
         for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"

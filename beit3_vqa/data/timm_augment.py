@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import Mixup, create_transform
+from PIL import Image, ImageOps
+from timm.data import Mixup, auto_augment, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms import functional as F
@@ -39,6 +39,24 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """The `bits` highest bits of each channel; with none of them it is black, as it was before Pillow refused that."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else image.point(lambda value: 0)
+
+
+@contextmanager
+def _our_operations() -> Iterator[None]:
+    """A context in which the policies that timm makes have our operation where theirs no longer works."""
+    before = {name: auto_augment.NAME_TO_OP[name] for name in auto_augment.NAME_TO_OP if name.startswith("Posterize")}
+    auto_augment.NAME_TO_OP.update(dict.fromkeys(before, _posterize))
+    try:
+        yield
+    finally:
+        auto_augment.NAME_TO_OP.update(before)
+
+
 class TimmTransform:
     """timm's training pipeline: mode RGB in, float32 (3, S, S) out, normalised with ImageNet's mean and deviation.
 
@@ -54,20 +72,21 @@ class TimmTransform:
     def __init__(self, size: int, data: DataConfig, options: TaskConfig):
         policy = None if options.aa in ("none", "") else options.aa
         try:
-            self.transform: Any = create_transform(
-                size,
-                is_training=True,
-                scale=(data.crop_scale, 1.0),
-                hflip=data.flip,
-                color_jitter=options.color_jitter,
-                auto_augment=policy,
-                interpolation=data.train_interpolation,
-                mean=IMAGENET_DEFAULT_MEAN,
-                std=IMAGENET_DEFAULT_STD,
-                re_prob=options.reprob,
-                re_mode=options.remode,
-                re_count=options.recount,
-            )
+            with _our_operations():
+                self.transform: Any = create_transform(
+                    size,
+                    is_training=True,
+                    scale=(data.crop_scale, 1.0),
+                    hflip=data.flip,
+                    color_jitter=options.color_jitter,
+                    auto_augment=policy,
+                    interpolation=data.train_interpolation,
+                    mean=IMAGENET_DEFAULT_MEAN,
+                    std=IMAGENET_DEFAULT_STD,
+                    re_prob=options.reprob,
+                    re_mode=options.remode,
+                    re_count=options.recount,
+                )
         except (AssertionError, KeyError, ValueError) as error:
             raise InputError(f"--aa {options.aa}: timm has no such policy ({first_line(error)}).") from error
 

@@ -1,0 +1,88 @@
+"""timm's augmentation from our seeds: against timm's own, and without moving the global generators."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import create_transform
+
+from beit3_vqa.data.timm_augment import CentralCrop, Mix, TimmTransform, seeded
+from beit3_vqa.errors import InputError
+from beit3_vqa.options import DataConfig, TaskConfig
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+PHOTO = Image.fromarray(PIXELS)
+
+
+def global_draws():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_a_seeded_context_leaves_the_global_generators_alone():
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = global_draws()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with seeded(7):
+        first = global_draws()
+    assert global_draws() == expected
+    with seeded(7):
+        assert global_draws() == first
+
+
+def test_a_view_depends_on_its_seed_alone():
+    transform = TimmTransform(32, DataConfig(), TaskConfig(reprob=1.0))
+    views = [transform(PHOTO, random.Random(seed)) for seed in (5, 5, 6)]
+    assert views[0].shape == (3, 32, 32)
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+
+
+@pytest.mark.parametrize("size", [64, 384])
+def test_evaluation_is_timms(size):
+    """Below 384 pixels its central crop, from there on (upstream's choice) the whole image."""
+    if size < 384:
+        expected = create_transform(size, is_training=False, interpolation="bicubic", crop_pct=224 / 256)(PHOTO)
+        got = CentralCrop(size)(PHOTO).float() / 255
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        torch.testing.assert_close((got - mean[:, None, None]) / std[:, None, None], expected, atol=1e-5, rtol=1e-5)
+    else:
+        resized = torch.from_numpy(np.array(PHOTO.resize((size, size), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+        assert torch.equal(CentralCrop(size)(PHOTO), resized)
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "original", "v0", "augmix-m5-w2", "none"])
+def test_every_policy_works_with_this_pillow(policy):
+    transform = TimmTransform(16, DataConfig(), TaskConfig(aa=policy, reprob=0.0))
+    for seed in range(60):
+        assert torch.isfinite(transform(PHOTO, random.Random(seed))).all()
+
+
+def test_no_such_policy():
+    with pytest.raises(InputError, match="--aa rnd-m9: timm has no such policy"):
+        TimmTransform(16, DataConfig(), TaskConfig(aa="rnd-m9"))
+
+
+@given(st.integers(1, 9), st.sampled_from(["batch", "pair", "elem"]), st.floats(0, 0.9), st.integers(0, 2**32 - 1))
+def test_mixed_targets_are_distributions(count, mode, smoothing, seed):
+    mix = Mix(TaskConfig(mixup=0.8, cutmix=1.0, mixup_mode=mode, smoothing=smoothing), 5)
+    images, labels = torch.randn(count, 3, 8, 8), torch.arange(count) % 5
+    mixed, targets = mix(images, labels, seed)
+    assert mixed.shape == images.shape
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(count))
+    assert torch.equal(mix(images, labels, seed)[0], mixed)
+    if count % 2:
+        assert torch.equal(mixed[-1], images[-1])
+        wanted = torch.nn.functional.one_hot(labels[-1], 5) * (1 - smoothing) + smoothing / 5
+        torch.testing.assert_close(targets[-1], wanted)
+
+
+def test_a_mix_is_of_the_labels_of_what_is_mixed():
+    """mixup alone: pixel for pixel the mean that the targets say."""
+    images = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+    mixed, targets = Mix(TaskConfig(mixup=1.0, smoothing=0.0), 2)(images, torch.tensor([0, 1]), 3)
+    torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets[:, 1])
+    assert 0 < targets[0, 1] < 1
