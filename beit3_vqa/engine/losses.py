@@ -19,8 +19,8 @@ def contrastive_loss(features: Tensor, together: int | None = None) -> Tensor:
 
     Args:
         features: (B, 2, D), images (times the scale) and texts, row by row.
-        together: rows of all processes; this one's are the first `shares(together)[rank]`. None: B, and no other process
-            is asked.
+        together: rows of all processes; this one's are the first `shares(together)[rank]`. None: B, and no
+            other process is asked.
 
     Returns:
         the mean over this process's rows, a scalar; 0 where it has none.

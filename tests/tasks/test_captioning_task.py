@@ -10,6 +10,9 @@ import torch
 from beit3_vqa.cli import main
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint import read_checkpoint
+from beit3_vqa.engine.strategy import FullySharded
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.registry import build_model
 from tests.faults.processes import ENVIRONMENT, ROOT, torchrun
 from tests.tasks.conftest import evaluate_on, prepare_captioned, train_on
 from tests.test_end_to_end import tensors
@@ -143,3 +146,8 @@ def test_it_beats_chance_and_two_processes_say_the_same(tmp_path, monkeypatch):
     subprocess.run([*torchrun(2), "-m", "beit3_vqa", *arguments], cwd=ROOT, env=ENVIRONMENT, check=True)
     for name in ("metrics.json", f"submit_{TASK}_test.json"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+
+
+def test_fsdp_is_refused_where_processes_would_wait_for_each_other():
+    with pytest.raises(InputError, match="zero1"):
+        FullySharded().wrap(build_model("beit3_tiny_patch8_32_captioning", vocab_size=50))
