@@ -24,6 +24,7 @@ from beit3_vqa.cli import main
 from beit3_vqa.models.clip_names import LISTED_CLIP, count_adapters, count_clip_parameters, parse_clip_name
 from beit3_vqa.models.registry import build_model, count_parameters, listed_names, parse_name
 from beit3_vqa.models.weights import OFFICIAL_WEIGHTS
+from tests.captioned import write_captioned
 from tests.conftest import CLIP, TINY
 from tests.faults.processes import ENVIRONMENT
 from tests.generated import write_imagenet, write_nlvr2, write_vqav2
@@ -32,14 +33,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "get_started/clip.md", "checkpoints/README.md"]
 PAGES += ["get_started/evaluation_and_reports.md", "get_started/reports.md"]
 PAGES += ["README.ko.md"]
-SLOW_PAGES = ["get_started/ensembles.md"]
-SLOW_PAGES += [f"get_started/get_started_for_{name}.md" for name in ("vqav2", "nlvr2", "image_classification")]
+_TASKS = ("vqav2", "nlvr2", "image_classification", "retrieval", "captioning")
+SLOW_PAGES = ["get_started/ensembles.md", *(f"get_started/get_started_for_{name}.md" for name in _TASKS)]
 PAGES += SLOW_PAGES
 # serve.md: tests/serving/test_server.py runs its commands, which don't end by themselves.
 OTHER_PAGES = ["get_started/serve.md", "get_started/several_gpus.md", "get_started/reliability.md"]
 OTHER_PAGES += ["CONTRIBUTING.md", "CHANGELOG.md"]
 LARGE = "beit3_large_indomain_patch16_224.pth"
 BASE = "beit3_base_patch16_224.pth"
+ITC = "beit3_base_itc_patch16_224.pth"
 
 
 def commands(page: str) -> list[list[str]]:
@@ -89,7 +91,7 @@ def reader(scpc, clip_folder, tmp_path_factory) -> Path:
     shutil.copy(scpc / "data" / "tokenizer.spm", folder / "checkpoints" / "beit3.spm")
     source = build_model("beit3_tiny_patch8_64_nlvr2", vocab_size=300)  # a head that has the last norm, as theirs do
     weights = {name: value for name, value in source.state_dict().items() if name.startswith("beit3.")}
-    for name in (LARGE, BASE):
+    for name in (LARGE, BASE, ITC):
         torch.save({"model": weights}, folder / "checkpoints" / name)
     write_vqav2(folder / "coco", 40)
     (folder / "coco" / "vqa").mkdir()
@@ -100,6 +102,8 @@ def reader(scpc, clip_folder, tmp_path_factory) -> Path:
     for file in (folder / "nlvr2_images").glob("*.json"):
         file.rename(folder / "nlvr" / "nlvr2" / "data" / file.name)
     write_imagenet(folder / "imagenet", 2)
+    for name in ("coco", "flickr30k"):
+        write_captioned(folder / name, train=12, val=4, test=4)
     shutil.copytree(clip_folder, folder / "checkpoints" / "clip-vit-large-patch14")
     return folder
 
@@ -130,7 +134,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 def as_here(command: list[str]) -> list[str]:
     """The reader's command with a tiny model, for this machine."""
     arguments = command[1:] if command[0] == "beit3-vqa" else ["finetune", *command[2:]]
-    names = ("beit3_large_patch16_480", "beit3_base_patch16_480", "beit3_base_patch16_224")
+    names = ["beit3_large_patch16_480", *(f"beit3_base_patch16_{size}" for size in (224, 384, 480))]
     tiny = dict.fromkeys(names, "beit3_tiny_patch8_32")
     tiny["clip_vit_large_patch14_lora"] = f"{CLIP.name}_lora"
     arguments = [tiny.get(word, word) for word in arguments]

@@ -18,8 +18,6 @@ class BEiT3ForRetrieval(BEiT3Model):
     Upstream's `..._retrieval` model. Its loss is the task's here, since it looks at every process's features.
     """
 
-    unshardable = "its logit_scale is a single number, which can't be spread"
-
     def __init__(self, **sizes: Any):
         super().__init__(normalize_output=True, **sizes)
         self.language_head = nn.Linear(self.embed_dim, self.embed_dim, bias=False)

@@ -89,13 +89,23 @@ class Captioning(IndexTask):
         self._tokenizer, self._max_len = processor.tokenizer, processor.max_tokens
         dataset = super().dataset(split, processor, training=training)
         if not training:
-            self._split = split
-            if self.references(split):
-                require_scorer()  # before hours of training end in captions that can't be scored
             rows, seen = self.rows(split), set[str]()
             dataset.rows = rows.where(_is_new(str(row["image_id"]), seen) for row in rows)
             dataset.example_of = self._image
+            self._split = split
+            self._check_references(seen, split)
         return dataset
+
+    def _check_references(self, images: set[str], split: str) -> None:
+        """InputError where captions couldn't be scored, before hours of training end in them."""
+        references = self.references(split)
+        if not references:
+            return
+        require_scorer()
+        lacking = [f"image {image}" for image in sorted(images) if image not in references]
+        if lacking:
+            title = f"images of the {split} split without a caption to compare with:"
+            raise InputError.of_problems(title, lacking, f"Are the index and {self.reference_file} of one data set?")
 
     def references(self, split: str) -> dict[str, list[str]]:
         """Image id -> captions of a split; empty where there are none."""

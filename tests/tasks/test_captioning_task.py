@@ -10,6 +10,9 @@ import torch
 from beit3_vqa.cli import main
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint import read_checkpoint
+from beit3_vqa.engine.strategy import FullySharded
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.registry import build_model
 from tests.faults.processes import ENVIRONMENT, ROOT, torchrun
 from tests.tasks.conftest import evaluate_on, prepare_captioned, train_on
 from tests.test_end_to_end import tensors
@@ -18,6 +21,7 @@ TASK = "coco_captioning"
 FLAGS = ["--captioning_mask_prob", "0.7", "--num_max_bpe_tokens", "16", "--drop_worst_after", "4", "--num_beams", "2"]
 
 pytest.importorskip("pycocoevalcap")
+WHICH = shutil.which
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,6 +108,19 @@ def test_captions_of_the_split_itself_are_references_where_there_is_no_file(capt
     assert json.loads((tmp_path / "out" / "metrics_val.json").read_text())["images"] == 5
 
 
+def test_images_without_references_are_named_before_training(captioned, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(captioned, folder)
+    gold = json.loads((folder / "coco_karpathy_val_gt.json").read_text())
+    lacking = gold["annotations"][0]["image_id"]
+    gold["annotations"] = [a for a in gold["annotations"] if a["image_id"] != lacking]
+    (folder / "coco_karpathy_val_gt.json").write_text(json.dumps(gold))
+    images = ["--image_root", str(captioned.parent / "raw")]
+    assert main(train_on(folder, TASK, tmp_path / "out", *FLAGS, "--epochs", "1", *images)) == 2
+    assert f"image {lacking}" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "checkpoint-0.pth").exists()
+
+
 def test_without_the_scorer_there_is_one_clear_error(captioned, captioner, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("beit3_vqa.output.captions.find_spec", lambda name: None)
     assert main(train_on(captioned, TASK, tmp_path / "out", *FLAGS, "--epochs", "1")) == 2
@@ -113,8 +130,9 @@ def test_without_the_scorer_there_is_one_clear_error(captioned, captioner, tmp_p
 
 
 @pytest.mark.slow
-def test_it_beats_chance_and_two_processes_say_the_same(tmp_path):
-    """CIDEr 470 against 150 for one caption that fits all as well as one can."""
+def test_it_beats_chance_and_two_processes_say_the_same(tmp_path, monkeypatch):
+    """CIDEr 385 against 144 for the commonest caption (without Java; METEOR and other words with it)."""
+    monkeypatch.setattr(shutil, "which", WHICH)
     data = prepare_captioned(tmp_path, train=240)
     flags = [*FLAGS, "--drop_worst_after", "12000", "--epochs", "6", "--model", "beit3_tiny_patch8_48"]
     assert main(train_on(data, TASK, tmp_path / "out", *flags)) == 0
@@ -123,9 +141,13 @@ def test_it_beats_chance_and_two_processes_say_the_same(tmp_path):
     assert main(evaluate_on(data, TASK, checkpoint, tmp_path / "one", *more)) == 0
     metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
     chance = json.loads((tmp_path / "one" / "predictions.info.json").read_text())["chance"]
-    print(metrics, chance)
     assert metrics["CIDEr"] > 1.5 * chance > 0
     arguments = evaluate_on(data, TASK, checkpoint, tmp_path / "two", *more)
     subprocess.run([*torchrun(2), "-m", "beit3_vqa", *arguments], cwd=ROOT, env=ENVIRONMENT, check=True)
     for name in ("metrics.json", f"submit_{TASK}_test.json"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+
+
+def test_fsdp_is_refused_where_processes_would_wait_for_each_other():
+    with pytest.raises(InputError, match="zero1"):
+        FullySharded().wrap(build_model("beit3_tiny_patch8_32_captioning", vocab_size=50))

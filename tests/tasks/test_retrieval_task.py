@@ -110,18 +110,11 @@ def test_two_processes_train_and_evaluate_as_one(captioned, retriever, tmp_path)
     # The contrast is with every process's rows, so half the batch in each of two is one with all.
     same = ["--epochs", "1", "--drop_path", "0", "--opt_eps", "1e-3"]
     assert main(train_on(captioned, TASK, tmp_path / "t1", *same, "--batch_size", "20")) == 0
-    arguments = train_on(captioned, TASK, tmp_path / "t2", *same, "--batch_size", "10")
-    subprocess.run([*torchrun(2), "-m", "beit3_vqa", *arguments], cwd=ROOT, env=ENVIRONMENT, check=True)
-    one, two = (read_checkpoint(tmp_path / name / "checkpoint-0.pth", "x")["model"] for name in ("t1", "t2"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=name)
-
-
-def test_fsdp_is_refused(captioned):
-    from beit3_vqa.engine.strategy import FullySharded
-    from beit3_vqa.errors import InputError
-    from beit3_vqa.models.registry import build_model
-
-    for kind in ("retrieval", "captioning"):
-        with pytest.raises(InputError, match="zero1"):
-            FullySharded().wrap(build_model(f"beit3_tiny_patch8_32_{kind}", vocab_size=50))
+    one = read_checkpoint(tmp_path / "t1" / "checkpoint-0.pth", "x")["model"]
+    for strategy in ("ddp", "fsdp"):
+        spread = ["--batch_size", "10", "--strategy", strategy]
+        arguments = train_on(captioned, TASK, tmp_path / strategy, *same, *spread)
+        subprocess.run([*torchrun(2), "-m", "beit3_vqa", *arguments], cwd=ROOT, env=ENVIRONMENT, check=True)
+        two = read_checkpoint(tmp_path / strategy / "checkpoint-0.pth", "x")["model"]
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=f"{strategy}: {name}")
