@@ -123,7 +123,7 @@ def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str)
     progress.close()
     if changed:
         print(
-            f"{name}: {changed} of {len(found)} answers came out otherwise than in its predictions. Another checkpoint, "
-            "or answers in several orders of the options (--tta)?"
+            f"{name}: {changed} of {len(found)} answers came out otherwise than in its predictions: another "
+            "checkpoint, or options asked in several orders (--tta)?"
         )
     return found

@@ -253,9 +253,16 @@ def test_overlay_fades(browser, page, evaluated):
         assert shown.locator(".tokens span").count() > 10
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 400])
-def test_contrast_and_width(browser, page, scheme, width):
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1400, "light"),
+        (400, "dark"),
+        pytest.param(1400, "dark", marks=pytest.mark.slow),
+        pytest.param(400, "light", marks=pytest.mark.slow),
+    ],
+)
+def test_contrast_and_width(browser, page, width, scheme):
     with opened(browser, page, width, scheme) as shown:
         for detail in (False, True):
             if detail:

@@ -155,7 +155,9 @@ function confusionFigures() {
 
 // Side by side without a lonely last one.
 function place(box, figures) {
-  box.style.setProperty("--columns", figures.length === 4 || figures.length > 6 ? 4 : Math.min(3, figures.length));
+  const many = figures.length, wanted = many > 6 ? [4, 3] : [3, 4];
+  const columns = many < 4 ? many : wanted.find((n) => many % n === 0) || wanted.find((n) => many % n > 1) || 4;
+  box.style.setProperty("--columns", columns);
   box.append(...figures);
 }
 
