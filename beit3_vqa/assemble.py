@@ -44,7 +44,8 @@ class Parts:
     def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, InOrders]:
         """Batches of a split for evaluation, each question in every order of its options that `mode` has, and it."""
         dataset = InOrders(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
-        return self._loader(dataset, f"{split}, blind" if blind else split, training=False), dataset
+        label = split + (", blind" if blind else "") + (", options in other orders too" if mode != "none" else "")
+        return self._loader(dataset, label, training=False), dataset
 
     def _loader(self, dataset: Any, label: str, training: bool) -> BatchLoader:
         config = self.config

@@ -50,7 +50,8 @@ def test_training_keeps_to_the_short_metrics(trained):
 
 @pytest.mark.parametrize(("mode", "passes"), [("cyclic", 4), ("all", 24)])
 def test_other_orders_are_those_of_the_data_reordered(scpc, trained, plain, tmp_path, capsys, mode, passes):
-    assert evaluate(scpc, trained, tmp_path / "tta", "--tta", mode, "--eval_batch_size", "5") == 0
+    workers = ["--num_workers", "2" if mode == "all" else "0"]
+    assert evaluate(scpc, trained, tmp_path / "tta", "--tta", mode, "--eval_batch_size", "5", *workers) == 0
     metrics = metrics_of(tmp_path / "tta")
     said = capsys.readouterr().out
     assert "circular: in all rotations" in said
@@ -205,3 +206,26 @@ def test_a_temperature_needs_a_place_to_be_kept(scpc, trained, tmp_path, capsys)
     assert evaluate(scpc, tmp_path / "run", tmp_path / "out", "--temperature", "fit") == 2
     assert "can't be kept there" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_is_decoded_once_for_all_orders_of_a_batch(scpc, trained, tmp_path, monkeypatch):
+    from beit3_vqa.data import image_cache
+
+    opened = []
+    open_image = image_cache.open_image
+    monkeypatch.setattr(image_cache, "open_image", lambda path, **how: opened.append(path) or open_image(path, **how))
+    for out, flags in (("plain", []), ("tta", ["--tta", "cyclic"])):
+        opened.append("")
+        assert evaluate(scpc, trained, tmp_path / out, *flags) == 0
+    begin = opened.index("", 1)
+    assert opened[1:begin] == opened[begin + 1 :] != []
+
+
+def test_bad_images_are_grey_in_every_order(scpc, trained, tmp_path):
+    shutil.copytree(scpc / "images", tmp_path / "images")
+    rows = [json.loads(line) for line in (scpc / "data" / "vqacustom.val.jsonl").read_text().splitlines()]
+    (tmp_path / "images" / rows[0]["image_path"]).write_bytes(b"no image")
+    flags = ["--tta", "cyclic", "--skip_bad_images", "1", "--image_root", str(tmp_path / "images")]
+    assert evaluate(scpc, trained, tmp_path / "out", *flags) == 0
+    found = read_predictions(tmp_path / "out" / "predictions_val.json")
+    assert [bool(p.problem) for p in found] == [row["image_path"] == rows[0]["image_path"] for row in rows]

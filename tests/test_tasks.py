@@ -5,10 +5,13 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.errors import InputError
+from beit3_vqa.metrics import tempered
 from beit3_vqa.schema import Batch, Example
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.vqa import KEPT_ANSWERS, VQACustom
@@ -47,6 +50,30 @@ def test_soft_scores_become_a_distribution_for_cross_entropy():
     logits = torch.randn(1, 4)
     expected = -(torch.tensor([0.75, 0, 0.25, 0]) * logits.log_softmax(1)[0]).sum()
     torch.testing.assert_close(task().loss(logits, Batch({}, (example,), task().targets((example,)))), expected)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+@given(
+    st.lists(st.lists(st.floats(-30, 30, width=32), min_size=4, max_size=4), min_size=2, max_size=2),
+    st.floats(0.05, 1000),
+)
+def test_a_temperature_changes_probabilities_and_nothing_else(loss, logits, temperature):
+    made, rows = task(vqa_loss=loss), torch.tensor(logits)
+    plain = made.predictions(rows, batch(1, 3))
+    made.temperature = temperature
+    for before, after in zip(plain, made.predictions(rows, batch(1, 3)), strict=True):
+        assert (after.answer, after.score, after.loss) == (before.answer, before.score, before.loss)
+        assert after.probabilities == pytest.approx(tempered(before, temperature).probabilities, abs=1e-6)
+
+
+def test_a_temperature_is_over_the_whole_vocabulary():
+    made = task(answers=[f"answer {i}" for i in range(9)])
+    logits = torch.arange(9.0)[None]
+    made.temperature = 4.0
+    (found,) = made.predictions(logits, Batch({}, (Example("0", "x", "q"),)))
+    expected = (logits / 4).softmax(1)[0].flip(0)[:KEPT_ANSWERS].tolist()
+    assert list(found.probabilities.values()) == pytest.approx(expected, abs=1e-6)
+    assert found.answer == "answer 8"
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])

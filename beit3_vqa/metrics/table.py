@@ -21,7 +21,7 @@ def _scored(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(f"{'loss':<28}{metrics['loss']:>9.4f}")
     for name, values in metrics.get("baselines", {}).items():
         extra = values.get("answer") or values.get("counted_in", "")
-        lines.append(f"{'without looking, ' + _BASELINES[name]:<38}{values['accuracy']:>9.2f}  {_cut(extra)}".rstrip())
+        lines.append(f"{_BASELINES[name] + ', no image':<28}{values['accuracy']:>9.2f}  {_cut(extra)}".rstrip())
     lines += _question_words(metrics)
     lines += _positions(metrics.get("positions", {}))
     lines += _calibration(metrics.get("calibration", {}))

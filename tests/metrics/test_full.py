@@ -115,12 +115,12 @@ def of_logits(logits, truths):
 
 def test_the_temperature_that_made_the_answers_is_found():
     generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(4000, 4, generator=generator)
+    logits = 2 * torch.randn(1500, 4, generator=generator)
     truths = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0].tolist()
     for temperature in (0.5, 1.0, 2.5):
         rows = of_logits((logits * temperature).tolist(), truths)
         found = fit_temperature(rows)
-        assert found == pytest.approx(temperature, rel=0.06)
+        assert found == pytest.approx(temperature, rel=0.1)
         # no other is better: a grid that the search doesn't know
         assert mean_nll(rows, found) == min(mean_nll(rows, found), *(mean_nll(rows, found * f) for f in (0.9, 1.1)))
 
