@@ -10,7 +10,7 @@ from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.output.report.collect import ReportRun, read_runs
 from beit3_vqa.output.report.content import image_file
-from beit3_vqa.output.report.page import write_report
+from beit3_vqa.output.report.page import read_template, write_report
 from beit3_vqa.output.report.scalars import write_scalars
 from beit3_vqa.run import Answerer, load
 from beit3_vqa.schema import AttentionMap, Batch, Example, Prediction
@@ -47,6 +47,7 @@ def report(
         raise InputError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: give the file a name, such as {output / 'report.html'}.")
+    read_template()
     runs = read_runs(paths, split)
     if attention:
         for run in runs:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -217,6 +218,13 @@ def test_what_cannot_be_reported_is_one_clear_error(arguments, says, tmp_path, c
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert says in said
+
+
+def test_without_jinja2_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "run", some_predictions(["x"], 3, 0), tmp_path)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "r.html")]) == 2
+    assert 'pip install "beit3_vqa[report]"' in capsys.readouterr().err
 
 
 def test_metrics_go_to_tensorboard(page, tmp_path):

@@ -149,6 +149,7 @@ function confusionFigures() {
     });
     const head = html("tr", {}, [html("th", { scope: "col", text: "true ↓" }), ...labels.map((text) => html("th", { scope: "col", text }))]);
     const table = html("table", { class: "matrix" }, [html("thead", {}, [head]), html("tbody", {}, rows)]);
+    table.style.minWidth = `${44 * (labels.length + 1)}px`;
     return figure(`Confusion${runs.length > 1 ? `: ${run.name}` : ""}`, "Rows: what is true; columns: what was answered; percent of the row.", html("div", { class: "scroll" }, [table]));
   });
 }
