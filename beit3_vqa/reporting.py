@@ -8,7 +8,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.output.report.collect import ReportRun, read_runs
 from beit3_vqa.output.report.content import image_file
-from beit3_vqa.output.report.page import write_report
+from beit3_vqa.output.report.page import read_template, write_report
 from beit3_vqa.output.report.scalars import write_scalars
 from beit3_vqa.questions import Asked
 from beit3_vqa.run import Answerer, load
@@ -46,6 +46,7 @@ def report(
         raise InputError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: give the file a name, such as {output / 'report.html'}.")
+    read_template()
     runs = read_runs(paths, split)
     if attention:
         for run in runs:
@@ -116,7 +117,7 @@ def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str)
     progress.close()
     if changed:
         print(
-            f"{name}: {changed} of {len(found)} answers came out otherwise than in its predictions. Another "
-            "checkpoint, or answers in several orders of the options (--tta)?"
+            f"{name}: {changed} of {len(found)} answers came out otherwise than in its predictions: another "
+            "checkpoint, or options asked in several orders (--tta)?"
         )
     return found

@@ -8,6 +8,7 @@ Shapes: B batch, Q queries, K keys, D width, H heads.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,10 @@ def caught_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     caught: dict[int, Tensor] = {}
     ordered: list[Tensor] = []
 
-    def catch(place: int):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            caught[place] = output.detach()
+    def catch(place: int, module: nn.Module, inputs: object, output: Tensor) -> None:
+        caught[place] = output.detach()
 
-        return hook
-
-    handles = [module.register_forward_hook(catch(place)) for place, module in enumerate(modules)]
+    handles = [module.register_forward_hook(partial(catch, place)) for place, module in enumerate(modules)]
     try:
         yield ordered
         ordered += [caught[place] for place in range(len(modules))]

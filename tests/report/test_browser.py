@@ -55,7 +55,7 @@ CONTRAST = """() => {
 
 
 @contextmanager
-def opened(browser, path, width=1400, scheme="light"):
+def opened(browser, path, width=1400, scheme="light", until="load"):
     """The page in a window of its own; it may neither complain nor ask for anything beyond itself."""
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
@@ -67,7 +67,7 @@ def opened(browser, path, width=1400, scheme="light"):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
+        page.goto(path.as_uri(), wait_until=until)
         page.wait_for_selector("html[data-ready=yes]")
         yield page
         assert not said
@@ -253,9 +253,16 @@ def test_overlay_fades(browser, page, evaluated):
         assert shown.locator(".tokens span").count() > 10
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 400])
-def test_contrast_and_width(browser, page, scheme, width):
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1400, "light"),
+        (400, "dark"),
+        pytest.param(1400, "dark", marks=pytest.mark.slow),
+        pytest.param(400, "light", marks=pytest.mark.slow),
+    ],
+)
+def test_contrast_and_width(browser, page, width, scheme):
     with opened(browser, page, width, scheme) as shown:
         for detail in (False, True):
             if detail:
@@ -342,15 +349,23 @@ def test_ten_thousand_questions_open_in_three_seconds(browser, tmp_path, capsys)
     assert main(["report", str(tmp_path / "run"), "--output", str(output)]) == 0
     size = output.stat().st_size
     assert size < 30_000_000
-    seconds = []
+    seconds, whole = [], []
     for _ in range(3):  # the quickest is the page's own time, others have the machine's in them
         started = time.monotonic()
-        with opened(browser, output) as shown:
-            shown.wait_for_function("document.querySelector('.card img').complete")
+        with opened(browser, output, until="commit") as shown:
+            shown.wait_for_function("document.querySelector('.card img')?.complete")
             seconds.append(time.monotonic() - started)
+            assert shown.text_content("#count") == "10,000 of 10,000 questions"
+            shown.wait_for_load_state("load")
+            whole.append(time.monotonic() - started)
     with capsys.disabled():
-        print(f"\n{size / 1e6:.1f} MB, opened in {', '.join(f'{second:.2f}' for second in seconds)} s")
+        print(f"\n{size / 1e6:.1f} MB, usable after {min(seconds):.2f} s, all of it there after {min(whole):.2f} s")
     assert min(seconds) < 3
+    with opened(browser, output, until="commit") as shown:  # its pictures are filled in when they have arrived
+        shown.select_option("#f-order", "worst")
+        shown.wait_for_load_state("load")
+        pictures = "all => all.length === 24 && all.every((one) => one.src.length > 500)"
+        shown.wait_for_function(f"({pictures})([...document.querySelectorAll('.card img')])")
     with opened(browser, output) as shown:
         assert shown.text_content("#count") == "10,000 of 10,000 questions"
         for key in ("#next", "#next"):

@@ -101,7 +101,7 @@ function lineChart(series, x, y, options = {}) {
       const path = one.points.map((p) => `${toX(p[0]).toFixed(1)},${toY(p[1]).toFixed(1)}`).join("L");
       if (one.points.length > 1) parts.push(svg("path", { class: "curve", colour: one.colour, d: `M${path}` }));
       for (const [px, low, high] of one.whiskers || []) {
-        parts.push(svg("line", { class: "whisker", colour: one.colour, x1: toX(px), x2: toX(px), y1: toY(low), y2: toY(high) }));
+        parts.push(svg("line", { class: "whisker faint", colour: one.colour, x1: toX(px), x2: toX(px), y1: toY(low), y2: toY(high) }));
       }
       if (one.dots || one.points.length === 1) {
         for (const p of one.points) parts.push(svg("circle", { class: "dot", colour: one.colour, cx: toX(p[0]), cy: toY(p[1]), r: 4.5 }));

@@ -3,13 +3,18 @@
 const PER_PAGE = 24;
 const answered = runs.map((run, place) => [run, place]).filter(([run]) => run.answers);
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
-const state = { shown: [], page: 0 };
+const state = { shown: [], page: 0, early: false };
 const parsed = new Map();
 
-// Thumbnails lie in blocks that are read when one of their images is first shown.
+// Thumbnails lie in blocks that are read when one of their images is first shown; all but the first come after this
+// script, so that the page can be used while they arrive.
 function thumbnail(image) {
   if (image === null || !data.images.in_block) return "";
   const block = Math.floor(image / data.images.in_block);
+  if (!parsed.has(block) && document.readyState === "loading" && block) {
+    state.early = true;
+    return "";
+  }
   if (!parsed.has(block)) parsed.set(block, JSON.parse(byId(`thumbnails-${block}`).textContent));
   const bytes = parsed.get(block)[image % data.images.in_block];
   return bytes ? `data:image/webp;base64,${bytes}` : "";
@@ -205,6 +210,14 @@ function showPage(page, focus = null) {
   byId("previous").disabled = state.page === 0;
   byId("next").disabled = state.page >= pages() - 1;
   if (focus !== null) byId("gallery").querySelectorAll("button.question")[focus]?.focus();
+}
+
+// What was asked for before its picture had arrived is drawn again.
+function arrived() {
+  if (!state.early) return;
+  const place = document.activeElement.dataset.place;
+  showPage(state.page, place === undefined ? null : place % PER_PAGE);
+  if (byId("detail").open) showDetail(detail.place);
 }
 
 function columns() {

@@ -24,6 +24,7 @@ if (questions.id.length) {
   byId("gallery").addEventListener("keydown", walk);
   byId("detail").addEventListener("keydown", walkDetail);
   byId("detail").addEventListener("close", closed);
+  document.addEventListener("DOMContentLoaded", arrived);
 } else {
   const unused = ["#metrics", "#questions"];
   for (const name of unused) {

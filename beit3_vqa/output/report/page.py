@@ -33,7 +33,7 @@ def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") ->
     Raises:
         InputError: jinja2 isn't installed, or the file can't be written.
     """
-    template = _template()
+    template = read_template()
     data, pictures = page_data(runs, image_root)
     text = page_json(data)
     thumbnails = make_thumbnails(pictures, max(0, min(MAX_PICTURES, MAX_PAGE - len(text.encode()))))
@@ -62,7 +62,8 @@ def _title(runs: Sequence[ReportRun]) -> str:
     return f"{runs[0].name}: report" if len(runs) == 1 else f"{len(runs)} runs compared"
 
 
-def _template() -> Any:
+def read_template() -> Any:
+    """The page's template; InputError where jinja2 isn't installed, which is best found out first."""
     try:
         import jinja2
     except ImportError as error:

@@ -149,13 +149,16 @@ function confusionFigures() {
     });
     const head = html("tr", {}, [html("th", { scope: "col", text: "true ↓" }), ...labels.map((text) => html("th", { scope: "col", text }))]);
     const table = html("table", { class: "matrix" }, [html("thead", {}, [head]), html("tbody", {}, rows)]);
+    table.style.minWidth = `${44 * (labels.length + 1)}px`;
     return figure(`Confusion${runs.length > 1 ? `: ${run.name}` : ""}`, "Rows: what is true; columns: what was answered; percent of the row.", html("div", { class: "scroll" }, [table]));
   });
 }
 
 // Side by side without a lonely last one.
 function place(box, figures) {
-  box.style.setProperty("--columns", figures.length === 4 || figures.length > 6 ? 4 : Math.min(3, figures.length));
+  const many = figures.length, wanted = many > 6 ? [4, 3] : [3, 4];
+  const columns = many < 4 ? many : wanted.find((n) => many % n === 0) || wanted.find((n) => many % n > 1) || 4;
+  box.style.setProperty("--columns", columns);
   box.append(...figures);
 }
 
