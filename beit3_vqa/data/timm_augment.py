@@ -20,8 +20,6 @@ from torchvision.transforms import functional as F
 from beit3_vqa.errors import InputError, first_line
 from beit3_vqa.options import DataConfig, TaskConfig
 
-CROP_PCT = 224 / 256  # of evaluation below WHOLE_FROM pixels, timm's default
-WHOLE_FROM = 384
 
 
 @contextmanager
@@ -97,22 +95,20 @@ class TimmTransform:
 
 
 class CentralCrop:
-    """What evaluation sees: the central square of an image, or all of it, as uint8 (3, S, S).
+    """What evaluation sees: the central square of an image, as uint8 (3, S, S).
 
     Args:
         size: side S in pixels.
-        crop_pct: share of the shorter side that remains; None: 0.875 below 384 pixels, else the whole image is
-            resized, whatever its proportions.
+        crop_pct: share of the shorter side that remains.
     """
 
-    def __init__(self, size: int, crop_pct: float | None = None):
+    def __init__(self, size: int, crop_pct: float = 1.0):
         self.size = size
-        self.crop_pct = CROP_PCT if crop_pct is None and size < WHOLE_FROM else crop_pct
+        self.crop_pct = crop_pct
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Mode RGB in, uint8 (3, S, S) out."""
-        wanted = [self.size, self.size] if self.crop_pct is None else [int(self.size / self.crop_pct)]
-        resized = F.resize(image, wanted, F.InterpolationMode.BICUBIC)
+        resized = F.resize(image, [int(self.size / self.crop_pct)], F.InterpolationMode.BICUBIC)
         return F.pil_to_tensor(F.center_crop(resized, [self.size, self.size]))
 
 

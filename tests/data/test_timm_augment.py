@@ -42,16 +42,14 @@ def test_a_view_depends_on_its_seed_alone():
 
 
 @pytest.mark.parametrize("size", [64, 384])
-def test_evaluation_is_timms(size):
-    """Below 384 pixels its central crop, from there on (upstream's choice) the whole image."""
-    if size < 384:
-        expected = create_transform(size, is_training=False, interpolation="bicubic", crop_pct=224 / 256)(PHOTO)
-        got = CentralCrop(size)(PHOTO).float() / 255
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        torch.testing.assert_close((got - mean[:, None, None]) / std[:, None, None], expected, atol=1e-5, rtol=1e-5)
-    else:
-        resized = torch.from_numpy(np.array(PHOTO.resize((size, size), Image.Resampling.BICUBIC))).permute(2, 0, 1)
-        assert torch.equal(CentralCrop(size)(PHOTO), resized)
+@pytest.mark.parametrize("share", [(), (224 / 256,)])
+def test_evaluation_is_timms(size, share):
+    """At every size its central crop, by default (upstream's) of the whole shorter side."""
+    crop_pct = share[0] if share else 1.0
+    expected = create_transform(size, is_training=False, interpolation="bicubic", crop_pct=crop_pct)(PHOTO)
+    got = CentralCrop(size, *share)(PHOTO).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close((got - mean[:, None, None]) / std[:, None, None], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-inc1", "original", "v0", "augmix-m5-w2", "none"])
