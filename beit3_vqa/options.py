@@ -179,7 +179,6 @@ class TaskConfig:
     )
     color_jitter: float = option(0.4, "imagenet: colour jitter, where --aa is none", within="[0, 1e2]")
     aa: str = option("rand-m9-mstd0.5-inc1", "imagenet: timm's auto-augment policy; none: no policy")
-    smoothing: float = option(0.1, "imagenet: label smoothing", unit="probability", within="[0, 1)")
     crop_pct: float = option(
         1.0, "imagenet: share of the shorter side that evaluation's central crop keeps", within="(0, 1]"
     )

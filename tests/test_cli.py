@@ -35,7 +35,7 @@ FLAGS = {
     "label_smoothing": 0.0,
     "model_ema": False, "model_ema_decay": 0.9999, "model_ema_force_cpu": False,
     "mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": (), "mixup_prob": 1.0, "mixup_switch_prob": 0.5,
-    "mixup_mode": "batch", "color_jitter": 0.4, "aa": "rand-m9-mstd0.5-inc1", "smoothing": 0.1, "crop_pct": 1.0,
+    "mixup_mode": "batch", "color_jitter": 0.4, "aa": "rand-m9-mstd0.5-inc1", "crop_pct": 1.0,
     "reprob": 0.25, "remode": "pixel", "recount": 1, "captioning_mask_prob": 0.6, "drop_worst_ratio": 0.2,
     "drop_worst_after": 12000, "num_beams": 3, "length_penalty": 0.6,
     "task": "vqacustom", "output_dir": "", "log_dir": "", "seed": 0,

@@ -24,6 +24,7 @@ REPLACED_FLAGS: dict[str, tuple[str, str]] = {
     "enable_deepspeed": ("0", "torchrun and --strategy do what DeepSpeed was there for"),
     "initial_scale_power": ("1", "gradient scaling finds its own scale"),
     "resplit": ("0", "upstream's scripts never used it"),
+    "smoothing": ("1", "upstream's scripts never used it; --label_smoothing is what smooths"),
 }
 # What DeepSpeed's stages are here.
 STRATEGY_OF_STAGE = {"0": "ddp", "1": "zero1", "2": "fsdp", "3": "fsdp"}

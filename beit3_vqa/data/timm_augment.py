@@ -21,7 +21,6 @@ from beit3_vqa.errors import InputError, first_line
 from beit3_vqa.options import DataConfig, TaskConfig
 
 
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """A context in which the global generators on the CPU begin at a seed, after which they are as they were."""
@@ -118,9 +117,10 @@ class Mix:
     Args:
         options: strengths, probabilities and mode.
         num_classes: of the labels.
+        smoothing: of the labels.
     """
 
-    def __init__(self, options: TaskConfig, num_classes: int):
+    def __init__(self, options: TaskConfig, num_classes: int, smoothing: float = 0.0):
         if options.cutmix_minmax and len(options.cutmix_minmax) != 2:
             raise InputError("--cutmix_minmax: give two numbers, the smallest and the largest share of a side.")
         self.on = options.mixup > 0 or options.cutmix > 0 or bool(options.cutmix_minmax)
@@ -131,10 +131,10 @@ class Mix:
             prob=options.mixup_prob,
             switch_prob=options.mixup_switch_prob,
             mode=options.mixup_mode,
-            label_smoothing=options.smoothing,
+            label_smoothing=smoothing,
             num_classes=num_classes,
         )
-        self.smoothing, self.num_classes = options.smoothing, num_classes
+        self.smoothing, self.num_classes = smoothing, num_classes
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) as floats and labels (B,) -> mixed images, and probabilities (B, classes).

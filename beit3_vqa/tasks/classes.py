@@ -1,6 +1,5 @@
 """Tasks whose rows have one label each, one of a few classes: what NLVR2 and ImageNet share."""
 
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,9 +41,9 @@ class ClassTask(IndexTask):
         return {"task": self.name, "classes": list(self.classes)}
 
     @property
-    @abstractmethod
     def smoothing(self) -> float:
         """Of the labels, in training and in the loss that evaluation reports."""
+        return self.config.optim.label_smoothing
 
     def learnable(self, rows: Rows, split: str) -> Rows:
         """All of them; InputError where one has no label."""

@@ -48,10 +48,10 @@ class ImageNet(ClassTask):
     )
     row_format = RowFormat(_problem, _name)
     unit = "images"
-    defaults = MappingProxyType({"crop_scale": 0.08})
+    defaults = MappingProxyType({"crop_scale": 0.08, "label_smoothing": 0.1})
     own_options = frozenset(
         {"mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "color_jitter", "aa"}
-        | {"smoothing", "crop_pct", "reprob", "remode", "recount"}
+        | {"crop_pct", "reprob", "remode", "recount"}
     )
 
     @classmethod
@@ -69,11 +69,6 @@ class ImageNet(ClassTask):
         if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):
             raise InputError(f"{where}: its task_state holds no classes; the file is damaged.")
         return cls(classes, config)
-
-    @property
-    def smoothing(self) -> float:
-        """`--smoothing`."""
-        return self.config.of_task.smoothing
 
     def _files(self, split: str) -> list[Path]:
         return super()._files(split) or (super()._files("val") if split == "test" else [])
@@ -100,7 +95,7 @@ class ImageNet(ClassTask):
 
     @cached_property
     def _mix(self) -> Mix:
-        return Mix(self.config.of_task, self.num_classes)
+        return Mix(self.config.of_task, self.num_classes, self.smoothing)
 
     def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
         """The batch with its labels; with mixup or cutmix mixed, its labels probabilities."""

@@ -54,11 +54,6 @@ class NLVR2(ClassTask):
         """The task alone."""
         return cls(CLASSES, config)
 
-    @property
-    def smoothing(self) -> float:
-        """`--label_smoothing`."""
-        return self.config.optim.label_smoothing
-
     def example(self, row: Row, place: int) -> Example:
         """A sentence about two images."""
         text, token_ids = text_of(row)

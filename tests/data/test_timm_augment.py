@@ -66,7 +66,7 @@ def test_no_such_policy():
 
 @given(st.integers(1, 9), st.sampled_from(["batch", "pair", "elem"]), st.floats(0, 0.9), st.integers(0, 2**32 - 1))
 def test_mixed_targets_are_distributions(count, mode, smoothing, seed):
-    mix = Mix(TaskConfig(mixup=0.8, cutmix=1.0, mixup_mode=mode, smoothing=smoothing), 5)
+    mix = Mix(TaskConfig(mixup=0.8, cutmix=1.0, mixup_mode=mode), 5, smoothing)
     images, labels = torch.randn(count, 3, 8, 8), torch.arange(count) % 5
     mixed, targets = mix(images, labels, seed)
     assert mixed.shape == images.shape
@@ -81,6 +81,6 @@ def test_mixed_targets_are_distributions(count, mode, smoothing, seed):
 def test_a_mix_is_of_the_labels_of_what_is_mixed():
     """mixup alone: pixel for pixel the mean that the targets say."""
     images = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
-    mixed, targets = Mix(TaskConfig(mixup=1.0, smoothing=0.0), 2)(images, torch.tensor([0, 1]), 3)
+    mixed, targets = Mix(TaskConfig(mixup=1.0), 2)(images, torch.tensor([0, 1]), 3)
     torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets[:, 1])
     assert 0 < targets[0, 1] < 1
