@@ -178,6 +178,15 @@ def test_what_the_test_server_takes(data, trained, tmp_path):
     assert {row[1] for row in rows} <= {"True", "False"}
 
 
+@pytest.mark.parametrize("task", ROADS)
+def test_what_is_known_without_the_image(task, data, trained, tmp_path):
+    command = evaluate(task, data[task], trained[task] / "checkpoint-best.pth", tmp_path, "val")
+    assert main([*command, "--blind"]) == 0
+    seeing, blind = (json.loads((tmp_path / f"predictions_val{of}.json").read_text()) for of in ("", "_blind"))
+    assert [p["id"] for p in blind] == [p["id"] for p in seeing]
+    assert json.loads((tmp_path / "metrics_val.json").read_text())["blind"]
+
+
 def test_soft_scores_are_the_metric(data, trained, tmp_path):
     assert main(evaluate("vqav2", data["vqav2"], trained["vqav2"] / "checkpoint-best.pth", tmp_path, "val")) == 0
     table = [json.loads(line)["answer"] for line in (data["vqav2"] / "answer2label.txt").read_text().splitlines()]

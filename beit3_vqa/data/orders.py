@@ -128,6 +128,8 @@ def reordered(example: Example, order: Order) -> Example:
 
 def undone(prediction: Prediction, order: Order) -> Prediction:
     """What was answered to `reordered(example, order)`, as an answer to the example: letters mean its options again."""
+    if not prediction.choices:
+        return prediction
     letter = {LETTERS[new]: LETTERS[old] for new, old in enumerate(order)}
     shares = {letter[name]: share for name, share in prediction.probabilities.items()}
     choices = dict(zip(order, prediction.choices, strict=True))

@@ -96,6 +96,11 @@ def test_orders_are_undone(choices, truth, rng):
         assert back.probabilities == pytest.approx(plain.probabilities)
 
 
+def test_an_answer_without_options_stays_as_it_is():
+    answer = Prediction("0", "q", "red", {"red": 0.7, "blue": 0.2}, "red", 1.0)
+    assert undone(answer, orders((), "none")[0]) == answer
+
+
 @given(st.lists(st.floats(0, 3), min_size=4, max_size=4))
 def test_rotations_take_a_weakness_for_places_away(seen):
     example = Example("0", "x", "q", ("w", "x", "y", "z"))
