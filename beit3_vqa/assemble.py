@@ -163,7 +163,7 @@ def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
 def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str) -> RunConfig:
     """The run's options with the model's taken from the checkpoint `where`, where they weren't given."""
     saved = {name: value for name, value in options_of(content).items() if name not in ("input_size", "num_classes")}
-    if saved and "vqa_loss" not in saved:
+    if saved and "vqa_loss" not in saved and find_task(config.run.task).takes_vqa_loss:
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in config.given:
             print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")

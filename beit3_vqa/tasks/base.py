@@ -40,6 +40,8 @@ class Task(ABC):
     asks: ClassVar[bool] = False
     #: whether `temperature` means something to it
     takes_temperature: ClassVar[bool] = False
+    #: whether `--vqa_loss` chooses its loss
+    takes_vqa_loss: ClassVar[bool] = False
     #: options whose default isn't the one of options.py
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     #: options of `options.TaskConfig` that mean something to it

@@ -44,6 +44,7 @@ class VQACustom(IndexTask):
     files = VQACUSTOM
     asks = True
     takes_temperature = True
+    takes_vqa_loss = True
 
     def __init__(self, answers: AnswerTable, config: RunConfig, data_path: Path | None = None):
         super().__init__(config, data_path)

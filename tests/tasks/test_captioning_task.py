@@ -1,5 +1,6 @@
 """Captioning from the command line: learns, resumes bit for bit, is scored, the same on two processes."""
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -98,6 +99,19 @@ def test_upstreams_index_gives_the_same(captioned, captioner, tmp_path):
     log, own = (json.loads((f / "log.txt").read_text().splitlines()[0]) for f in (tmp_path / "theirs_out", captioner))
     assert log["train_loss"] == own["train_loss"]
     assert log["val_CIDEr"] == own["val_CIDEr"]
+
+
+def test_upstreams_checkpoints_are_evaluated(captioned, captioner, tmp_path, capsys):
+    """Theirs bring the options of their script, which knows no --vqa_loss."""
+    model = read_checkpoint(captioner / "checkpoint-best.pth", "x")["model"]
+    options = {"model": "beit3_tiny_patch8_32", "vocab_size": 160, "num_max_bpe_tokens": 16, "label_smoothing": 0.1}
+    path = tmp_path / "checkpoint-9.pth"
+    torch.save({"model": model, "epoch": 9, "args": argparse.Namespace(**options)}, path)
+    assert main(evaluate_on(captioned, TASK, path, tmp_path / "theirs")) == 0
+    assert "vqa_loss" not in capsys.readouterr().out
+    assert main(evaluate_on(captioned, TASK, captioner / "checkpoint-best.pth", tmp_path / "ours")) == 0
+    theirs, ours = ((tmp_path / of / f"submit_{TASK}_test.json").read_text() for of in ("theirs", "ours"))
+    assert theirs == ours
 
 
 def test_captions_of_the_split_itself_are_references_where_there_is_no_file(captioned, captioner, tmp_path):
