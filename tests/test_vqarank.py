@@ -88,3 +88,15 @@ def test_open_ended_data_have_nothing_to_rank(tmp_path):
     AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
     with pytest.raises(InputError, match="no options to rank"):
         VQARank.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+
+
+def test_upstreams_rows_hold_question_and_options_in_one(scpc, tmp_path, capsys):
+    for name in ("answer2label.txt", "tokenizer.spm"):
+        (tmp_path / name).write_bytes((scpc / "data" / name).read_bytes())
+    image = next((scpc / "images").iterdir()).name
+    row = {"image_path": image, "text_segment": [5, 6, 7], "labels": [1], "scores": [1.0], "qid": 8}
+    (tmp_path / "vqa.train.jsonl").write_text(json.dumps(row) + "\n")
+    command = ranking(*finetune(scpc, tmp_path / "out", "--epochs", "1", "--image_root", str(scpc / "images")))
+    command[command.index("--data_path") + 1] = str(tmp_path)
+    assert main(command) == 2
+    assert "row 8" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from torch import Tensor
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.index import ANSWERS_FILE
 from beit3_vqa.data.prompt import OptionTemplate
+from beit3_vqa.data.rows import Rows, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Batch, Example, Prediction
 from beit3_vqa.tasks.vqa import VQACustom
@@ -39,6 +40,16 @@ class VQARank(VQACustom):
                 "options to rank. Use --task vqacustom."
             )
         return task
+
+    def _check_choices(self, rows: Rows, split: str) -> None:
+        super()._check_choices(rows, split)
+        whole = [f"row {row_id(row)}" for row in rows if "question" not in row]
+        if whole:
+            raise InputError.of_problems(
+                f"{split} rows with a text_segment, in which options can't be told from the question:",
+                whole,
+                "Use --task vqacustom, or prepare the data anew.",
+            )
 
     @property
     def outputs(self) -> int:
