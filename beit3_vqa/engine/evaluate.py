@@ -39,11 +39,16 @@ def evaluate_batches(
             with precision.autocast():
                 outputs = infer(model, there) if infer else model(**there.inputs)
             if not all_finite(outputs):
-                ids = ", ".join(one_line(example.id) for example in batch.examples[:3])
-                raise InputError(
-                    f"the model's outputs aren't finite numbers (rows {ids}, ...). In fp16 they may have grown too "
-                    "large: try --precision bf16 or fp32. Else the checkpoint is damaged."
-                )
+                raise not_finite(batch)
             yield predict(in_float32(outputs), batch)
     finally:
         model.train(was_training)
+
+
+def not_finite(batch: Batch) -> InputError:
+    """What to say where a model's outputs aren't finite, or what was made of them on the way."""
+    ids = ", ".join(one_line(example.id) for example in batch.examples[:3])
+    return InputError(
+        f"the model's outputs aren't finite numbers (rows {ids}, ...). In fp16 they may have grown too large: try "
+        "--precision bf16 or fp32. Else the checkpoint is damaged."
+    )

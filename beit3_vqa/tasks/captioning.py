@@ -1,5 +1,6 @@
 """Describing images: what COCO's and nocaps' tasks have in common."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from beit3_vqa.data.masking import mask_words
 from beit3_vqa.data.rows import Row, RowFormat, Rows, fold_problem, image_problem
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine import distributed
+from beit3_vqa.engine.evaluate import not_finite
 from beit3_vqa.engine.losses import caption_loss
 from beit3_vqa.errors import InputError
 from beit3_vqa.output.captions import SPICE, read_references, require_scorer, score_captions, write_captions
@@ -161,10 +163,10 @@ class Captioning(IndexTask):
         return caption_loss(outputs, batch.targets, self.config.optim.label_smoothing, drop)
 
     def infer(self, model: Any, batch: Batch) -> list[Any]:
-        """Captions, by beam search."""
+        """Captions, by beam search; InputError where the model's outputs aren't finite, so that it found none."""
         assert self._tokenizer is not None
         options = self.config.of_task
-        return model.generate(
+        captions = model.generate(
             batch.inputs["image"],
             start_id=self._tokenizer.bos_id,
             mask_id=self._tokenizer.mask_id,
@@ -173,6 +175,9 @@ class Captioning(IndexTask):
             max_len=self._max_len,
             length_penalty=options.length_penalty,
         )
+        if not all(math.isfinite(caption.score) for caption in captions):
+            raise not_finite(batch)
+        return captions
 
     def predictions(self, outputs: Sequence[Any], batch: Batch) -> list[Prediction]:
         """A caption for each image."""

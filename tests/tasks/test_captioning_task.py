@@ -114,6 +114,16 @@ def test_upstreams_checkpoints_are_evaluated(captioned, captioner, tmp_path, cap
     assert theirs == ours
 
 
+def test_outputs_that_are_not_finite_are_no_empty_captions(captioned, captioner, tmp_path, capsys):
+    content = read_checkpoint(captioner / "checkpoint-best.pth", "x")
+    content["model"]["mlm_head.bias"][7] = 1e38
+    content["model"]["mlm_head.weight"][7] = 3e38
+    torch.save(content, tmp_path / "checkpoint-0.pth")
+    assert main(evaluate_on(captioned, TASK, tmp_path / "checkpoint-0.pth", tmp_path / "out")) == 2
+    assert "aren't finite numbers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_captions_of_the_split_itself_are_references_where_there_is_no_file(captioned, captioner, tmp_path):
     rows = [json.loads(line) for line in (captioned / f"{TASK}.train.jsonl").read_text().splitlines()][:10]
     (tmp_path / f"{TASK}.val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
