@@ -84,7 +84,8 @@ class BEiT3Processor:
         """uint8 (3, S, S); with an `rng` augmented, but not mirrored where the example's text speaks of sides."""
         if rng is None or self.train is None:
             return self.evaluate(image)
-        sides_matter = speaks_of_sides((example.question, *example.choices))
+        question = self._tokenizer.decode(example.token_ids) if example.token_ids else example.question
+        sides_matter = speaks_of_sides((question, *example.choices))
         return self.train(image, rng, keep_left_right=sides_matter)
 
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from beit3_vqa.schema import Example
 CORPUS = [
     "What is on the table?",
     "Choices: A. a red cup B. two dogs C. nothing D. a cat",
-    "How many people are there?",
+    "How many people are there on the left?",
 ]
 
 
@@ -119,6 +119,8 @@ def test_nothing_is_flipped_where_sides_matter(spm, tmp_path):
     left_red.save(tmp_path / "x.png")
     made = processor(spm, train=TrainTransform(32, scale=(1, 1), ratio=(1, 1), flip=1.0))
     plain = made(Example("0", str(tmp_path / "x.png"), "What is it?"), random.Random(0))["image"]
-    sides = made(Example("0", str(tmp_path / "x.png"), "What is on the left?"), random.Random(0))["image"]
     assert plain[0, :, 0].float().mean() < 5  # red went to the right
-    assert sides[0, :, 0].float().mean() > 250
+    ids = tuple(made.tokenizer.encode("What is on the left?"))  # as in upstream's index
+    for about_sides in ({"question": "What is on the left?"}, {"question": "", "token_ids": ids}):
+        sides = made(Example("0", str(tmp_path / "x.png"), **about_sides), random.Random(0))["image"]
+        assert sides[0, :, 0].float().mean() > 250
