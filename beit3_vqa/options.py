@@ -191,7 +191,9 @@ class TaskConfig:
     drop_worst_ratio: float = option(0.2, "captioning: share of the largest losses that is left out", within="[0, 1)")
     drop_worst_after: int = option(12000, "captioning: from that optimizer step on", within="[0, 1e12]")
     num_beams: int = option(3, "captioning: width of the beam search", within="[1, 1e3]")
-    length_penalty: float = option(0.6, "captioning: exponent of the length that a score is divided by")
+    length_penalty: float = option(
+        0.6, "captioning: exponent of the length that a score is divided by", within="[0, 100]"
+    )
 
 
 @dataclass(frozen=True)

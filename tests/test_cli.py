@@ -64,6 +64,12 @@ def test_flags_are_frozen():
     assert {field.name: field.default for _, field, _ in option_fields()} == FLAGS
 
 
+@pytest.mark.parametrize("value", ["-0.1", "nan", "1000"])
+def test_a_length_penalty_must_leave_scores_finite(value, capsys):
+    assert main(["finetune", "--task", "nocaps", "--length_penalty", value]) == 2
+    assert "--length_penalty" in capsys.readouterr().err
+
+
 def test_every_upstream_flag_is_known():
     ours = set(FLAGS) | set(REPLACED_FLAGS) | {"zero_stage"}
     aliases = {alias for _, field, _ in option_fields() for alias in field.metadata["aliases"]}
