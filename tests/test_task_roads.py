@@ -232,6 +232,13 @@ def test_one_process_and_two_say_the_same(task, data, trained, tmp_path):
     assert results[0] == results[1]
 
 
+def test_what_cannot_be_mixed_is_said_before_training(data, tmp_path, capsys):
+    command = finetune("imagenet", data["imagenet"], tmp_path / "out", "--cutmix_minmax", "0.9", "0.1")
+    assert main(command) == 2
+    assert "--cutmix_minmax 0.9 0.1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_tasks_without_questions_say_so(data, trained, capsys):
     image = next((data["imagenet"].parent / "source" / "val" / "red").iterdir())
     command = ["predict", "--checkpoint", str(trained["imagenet"] / "checkpoint-best.pth"), "--device", "cpu"]

@@ -5,7 +5,7 @@ the moment and put back after it, so that what is drawn depends on (seed, epoch,
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,6 +111,17 @@ class CentralCrop:
         return F.pil_to_tensor(F.center_crop(resized, [self.size, self.size]))
 
 
+def check_cutmix_minmax(shares: Sequence[float], size: int) -> None:
+    """InputError where no part of an image of S x S pixels has a side between the two shares of `--cutmix_minmax`."""
+    if len(shares) not in (0, 2):
+        raise InputError("--cutmix_minmax: give two numbers, the smallest and the largest share of a side.")
+    if shares and not (shares[0] >= 0 and int(size * shares[0]) < int(size * shares[1]) and shares[1] <= 1):
+        raise InputError(
+            f"--cutmix_minmax {shares[0]:g} {shares[1]:g}: give the smallest share of a side, then the largest, from 0 "
+            f"to 1 and at least a pixel of {size} apart."
+        )
+
+
 class Mix:
     """mixup and cutmix of a batch (Zhang et al. 2018; Yun et al. 2019) by timm.
 
@@ -121,8 +132,6 @@ class Mix:
     """
 
     def __init__(self, options: TaskConfig, num_classes: int, smoothing: float = 0.0):
-        if options.cutmix_minmax and len(options.cutmix_minmax) != 2:
-            raise InputError("--cutmix_minmax: give two numbers, the smallest and the largest share of a side.")
         self.on = options.mixup > 0 or options.cutmix > 0 or bool(options.cutmix_minmax)
         self.mixup = Mixup(
             mixup_alpha=options.mixup,

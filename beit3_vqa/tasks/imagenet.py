@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from beit3_vqa.config import RunConfig
+from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.index import CLASSES_FILE, IndexFiles, read_classes
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
-from beit3_vqa.data.timm_augment import CentralCrop, Mix, TimmTransform
+from beit3_vqa.data.timm_augment import CentralCrop, Mix, TimmTransform, check_cutmix_minmax
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_text
 from beit3_vqa.schema import Batch, Example, Inputs, Prediction
@@ -72,6 +73,12 @@ class ImageNet(ClassTask):
 
     def _files(self, split: str) -> list[Path]:
         return super()._files(split) or (super()._files("val") if split == "test" else [])
+
+    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
+        """A split of the data; InputError where it doesn't exist, or can't be mixed as was asked."""
+        if training:
+            check_cutmix_minmax(self.config.of_task.cutmix_minmax, processor.size)
+        return super().dataset(split, processor, training=training)
 
     def example(self, row: Row, place: int) -> Example:
         """An image, named by its path."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 
-from beit3_vqa.data.timm_augment import CentralCrop, Mix, TimmTransform, seeded
+from beit3_vqa.data.timm_augment import CentralCrop, Mix, TimmTransform, check_cutmix_minmax, seeded
 from beit3_vqa.errors import InputError
 from beit3_vqa.options import DataConfig, TaskConfig
 
@@ -84,3 +84,17 @@ def test_a_mix_is_of_the_labels_of_what_is_mixed():
     mixed, targets = Mix(TaskConfig(mixup=1.0), 2)(images, torch.tensor([0, 1]), 3)
     torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets[:, 1])
     assert 0 < targets[0, 1] < 1
+
+
+@pytest.mark.parametrize("shares", [(), (0.0, 1.0), (0.25, 0.5), (0.3, 0.35)])
+def test_what_cutmix_can_replace(shares):
+    check_cutmix_minmax(shares, 32)
+    mix = Mix(TaskConfig(cutmix=1.0, cutmix_minmax=shares), 2)
+    for seed in range(20):
+        mix(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), seed)
+
+
+@pytest.mark.parametrize("shares", [(0.3,), (0.1, 0.2, 0.3), (2.0, 3.0), (0.9, 0.1), (0.3, 0.31), (-0.5, 0.5)])
+def test_what_cutmix_cannot(shares):
+    with pytest.raises(InputError, match="--cutmix_minmax"):
+        check_cutmix_minmax(shares, 32)
