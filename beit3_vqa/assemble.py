@@ -110,9 +110,7 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
     """
     device = pick_device(config.compute.device)
     torch.manual_seed(config.run.seed)
-    outputs_are_options = task.answers_are_options and task.outputs == task.num_classes
-    shape = TaskShape(task.name, task.outputs, outputs_are_options, task.head, task.inputs)
-    family = find_family(config.model.model)(config, shape)
+    family = _family(config, task)
     if config.model.input_size not in (None, family.img_size):
         raise InputError(
             f"--input_size {config.model.input_size} contradicts --model {config.model.model}, which is for "
@@ -126,14 +124,21 @@ def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = Non
     return Parts(config, task, family, processor, family.build(precision), precision, bad_images)
 
 
+def _family(config: RunConfig, task: Task) -> Family:
+    outputs_are_options = task.answers_are_options and task.outputs == task.num_classes
+    shape = TaskShape(task.name, task.outputs, outputs_are_options, task.head, task.inputs)
+    return find_family(config.model.model)(config, shape)
+
+
 def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
     """Says which of the options that were given mean nothing to the family, or to the task."""
-    for name in sorted(config.given):
+    before, values = RunConfig().flat(), config.flat()
+    given = sorted(name for name in config.given if values[name] != before[name])  # a config.json gives all of them
+    for name in given:
         if GROUP_OF[name] == "of_task" and name not in task.own_options:
             print(f"--{name} has no effect on --task {task.name}")
-    before, values = RunConfig().flat(), config.flat()
-    for name in sorted(family.unused & config.given):
-        if values[name] != before[name]:
+    for name in given:
+        if name in family.unused:
             print(f"--{name} has no effect on {config.model.model}")
 
 
@@ -177,18 +182,20 @@ def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str)
     return with_family_defaults(config, settled=frozenset(saved))
 
 
-def parameters_of_checkpoint(config: RunConfig) -> int:
-    """Parameters of the model that `--eval` would load with these options, without loading it.
+def evaluation_of_checkpoint(config: RunConfig) -> tuple[RunConfig, int]:
+    """The options of an evaluation on the task that its checkpoint is of, and the parameters that it would load.
+
+    No weight is loaded for that.
 
     Raises:
         InputError: as evaluation would: no such checkpoint, a damaged one, data that don't fit.
     """
     path, flag = checkpoint_to_evaluate(config)
     content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint, mapped=True)
-    config = config_of_checkpoint(config, content, f"{flag} {path}")
-    task = make_task(config)
-    shape = TaskShape(task.name, task.num_classes, task.answers_are_options)
-    return find_family(config.model.model)(config, shape).count_parameters()
+    saved = options_of(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
+    config = config.updated({"task": saved} if isinstance(saved, str) else {})
+    evaluated = config_of_checkpoint(with_task_defaults(config), content, f"{flag} {path}")
+    return config, _family(evaluated, make_task(evaluated)).count_parameters()
 
 
 def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:

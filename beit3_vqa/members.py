@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.assemble import parameters_of_checkpoint
+from beit3_vqa.assemble import evaluation_of_checkpoint
 from beit3_vqa.config import RunConfig
 from beit3_vqa.engine.manifest import sha256_of
 from beit3_vqa.engine.run_folder import BEST
@@ -16,6 +16,7 @@ from beit3_vqa.models.families import config_of
 from beit3_vqa.output.predictions import info_file, predictions_file, read_info, read_predictions
 from beit3_vqa.run import evaluate
 from beit3_vqa.schema import Prediction, PredictionsInfo
+from beit3_vqa.tasks import find_task
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def _of_checkpoint(
     name: str, path: Path, evaluation: Mapping[str, Any], folder: Path, given: Mapping[str, int]
 ) -> Member:
     config = config_of({**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)})
-    parameters = parameters_of_checkpoint(config)
+    config, parameters = evaluation_of_checkpoint(config)
+    if not find_task(config.run.task).row_by_row:
+        raise InputError(f"{name}: was trained on {config.run.task}, whose results aren't answers that can be joined.")
     if given.get(name, parameters) != parameters:
         raise InputError(f"--params {name}={given[name]}: its model has {parameters:,}. Leave the option out.")
     return Member(name, path, parameters, sha256_of(path), config=config)

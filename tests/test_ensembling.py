@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from beit3_vqa.assemble import parameters_of_checkpoint
+from beit3_vqa.assemble import evaluation_of_checkpoint
 from beit3_vqa.cli import main
 from beit3_vqa.engine.manifest import sha256_of
 from beit3_vqa.models.beit3_family import BEiT3Family
@@ -305,4 +305,4 @@ def test_counting_a_checkpoint_leaves_its_tensors_in_the_file(scpc, trained, tmp
     content = torch.load(trained / "checkpoint-best.pth", weights_only=True)
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     given = {"eval": True, "resume": str(path), "data_path": str(scpc / "data")}
-    assert parameters_of_checkpoint(config_of(given)) == sum(v.numel() for v in content["model"].values())
+    assert evaluation_of_checkpoint(config_of(given))[1] == sum(v.numel() for v in content["model"].values())

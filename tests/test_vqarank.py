@@ -16,6 +16,7 @@ from beit3_vqa.data.transforms import EvalTransform
 from beit3_vqa.engine.checkpoint import read_checkpoint
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.processor import BEiT3Processor
+from beit3_vqa.output.predictions import read_info
 from beit3_vqa.schema import Batch, Example
 from beit3_vqa.tasks.vqarank import VQARank
 from tests.conftest import SUBJECTS, finetune
@@ -62,6 +63,17 @@ def test_evaluation_equals_asking_one_by_one(scpc, ranked, tmp_path):
     for row, expected in list(zip(rows, written, strict=True))[:3]:
         asked = model.predict(scpc / "images" / row["image_path"], row["question"], row["choices"])
         assert asked.probabilities == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+def test_it_votes_with_a_model_of_four_outputs(scpc, ranked, trained, tmp_path):
+    """Each checkpoint says itself which task it is of."""
+    flags = ["--data_path", str(scpc / "data"), "--device", "cpu", "--num_workers", "0", "--precision", "fp32"]
+    out = tmp_path / "e" / "submission.csv"
+    assert main(["ensemble", str(ranked), str(trained), *flags, "--output", str(out)]) == 0
+    folders = sorted((tmp_path / "e" / "submission_members").iterdir())
+    infos = [read_info(folder / "predictions.json") for folder in folders]
+    assert [info.task for info in infos] == ["vqarank", "vqacustom"]
+    assert read_info(tmp_path / "e" / "predictions.json").parameters == sum(info.parameters for info in infos)
 
 
 def test_the_loss_is_cross_entropy_over_the_scores_of_a_question():

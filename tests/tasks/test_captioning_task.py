@@ -124,6 +124,12 @@ def test_outputs_that_are_not_finite_are_no_empty_captions(captioned, captioner,
     assert not (tmp_path / "out").exists()
 
 
+def test_captions_cannot_be_joined(captioned, captioner, tmp_path, capsys):
+    out = tmp_path / "e" / "submission.csv"
+    assert main(["ensemble", str(captioner), "--data_path", str(captioned), "--output", str(out)]) == 2
+    assert "trained on coco_captioning, whose results aren't answers" in capsys.readouterr().err
+
+
 def test_captions_of_the_split_itself_are_references_where_there_is_no_file(captioned, captioner, tmp_path):
     rows = [json.loads(line) for line in (captioned / f"{TASK}.train.jsonl").read_text().splitlines()][:10]
     (tmp_path / f"{TASK}.val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
