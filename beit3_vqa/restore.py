@@ -258,12 +258,15 @@ def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
 
 
 def _tell_changes(config: RunConfig, content: dict[str, Any]) -> None:
-    """Prints which options of data and training, and how many processes, differ from the checkpoint's."""
+    """Prints which options of data, training and task, and how many processes, differ from the checkpoint's."""
     saved = options_of(content)
+    own = {"task", *find_task(config.run.task).own_options}
     changed = [
         f"{name} {short(saved[name])} -> {value}"
         for name, value in config.flat().items()
-        if GROUP_OF[name] in ("init", "data", "optim") and name in saved and _plain(saved[name]) != _plain(value)
+        if (GROUP_OF[name] in ("init", "data", "optim") or name in own)
+        and name in saved
+        and _plain(saved[name]) != _plain(value)
     ]
     if content.get("processes", distributed.size()) != distributed.size():
         changed.append(f"processes {content['processes']} -> {distributed.size()}")

@@ -232,6 +232,20 @@ def test_one_process_and_two_say_the_same(task, data, trained, tmp_path):
     assert results[0] == results[1]
 
 
+def test_what_has_changed_of_a_task_is_said(data, trained, tmp_path, capsys):
+    command = finetune("imagenet", data["imagenet"], tmp_path / "out", "--resume")
+    changed = ["--mixup", "0.2", "--epochs", "2", "--dry_run"]
+    assert main([*command, str(trained["imagenet"] / "checkpoint-0.pth"), *changed]) == 0
+    assert "mixup 0.8 -> 0.2" in capsys.readouterr().out
+
+
+def test_a_config_gives_all_options_and_only_what_was_set_is_idle(data, trained, tmp_path, capsys):
+    command = ["finetune", "--config", str(trained["nlvr2"] / "config.json"), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--mixup", "0.5", "--dry_run"]) == 0
+    idle = [line for line in capsys.readouterr().out.splitlines() if "has no effect" in line]
+    assert idle == ["--mixup has no effect on --task nlvr2"]
+
+
 def test_what_cannot_be_mixed_is_said_before_training(data, tmp_path, capsys):
     command = finetune("imagenet", data["imagenet"], tmp_path / "out", "--cutmix_minmax", "0.9", "0.1")
     assert main(command) == 2
