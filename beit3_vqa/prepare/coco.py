@@ -14,12 +14,14 @@ from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.karpathy import json_lines, one_row_per_image, read_karpathy, references
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
 
+_INDEX, _REFERENCES = "coco_captioning.{split}.jsonl", "coco_karpathy_{split}_gt.json"
 ARGUMENTS = (Argument("json", "dataset_coco.json", required=True),)
 
 
 def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     """Read the captions; `--image_root` holds train2014/ and val2014/."""
     prepared = Prepared("coco", [], options.image_root, extra_files=_captioning_files, task="coco_retrieval")
+    prepared.extra_names = (_INDEX, _REFERENCES)
     read_karpathy(prepared, Path(values["json"]), image_id="cocoid", folder="")
     return prepared
 
@@ -28,7 +30,8 @@ def _captioning_files(splits: Splits) -> dict[str, str]:
     files = {}
     for split, rows in splits.items():
         written = rows if split == "train" else one_row_per_image(rows)
-        files[f"coco_captioning.{split}.jsonl"] = json_lines(written)
+        files[_INDEX.format(split=split)] = json_lines(written)
         if split != "train":
-            files[f"coco_karpathy_{split}_gt.json"] = references((row["image_id"], row["text_segment"]) for row in rows)
+            captions = ((row["image_id"], row["text_segment"]) for row in rows)
+            files[_REFERENCES.format(split=split)] = references(captions)
     return files

@@ -31,6 +31,7 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
         return {"nocaps_val_gt.json": references(captions)} if captions else {}
 
     prepared = Prepared("nocaps", [], options.image_root, extra_files=files, task="nocaps")
+    prepared.extra_names = ("nocaps_{split}_gt.json",)
     if not (values["val"] or values["test"]):
         raise InputError("prepare nocaps needs --val, --test or both.")
     for split in ("val", "test"):

@@ -20,12 +20,14 @@ from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
 from beit3_vqa.prepare.source import read_json
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
 
+_CSV = "visual7w.{split}.csv"
 ARGUMENTS = (Argument("json", "dataset_v7w_telling.json", required=True),)
 
 
 def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     """Read the questions; each split is written as a CSV in the SCPC format too (visual7w.train.csv, ...)."""
     prepared = Prepared("visual7w", list(LETTERS), options.image_root, extra_files=_split_csvs)
+    prepared.extra_names = (_CSV,)
     path = Path(values["json"])
     try:
         images = images_of(read_json(path), path)
@@ -104,7 +106,7 @@ def _read_question(question: Any, image: Mapping[str, Any], seed: int) -> tuple[
 
 
 def _split_csvs(splits: Splits) -> dict[str, str]:
-    return {f"visual7w.{split}.csv": write_csv(rows) for split, rows in splits.items()}
+    return {_CSV.format(split=split): write_csv(rows) for split, rows in splits.items()}
 
 
 def _all_rows(prepared: Prepared) -> Iterator[Row]:

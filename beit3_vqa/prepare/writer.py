@@ -78,6 +78,7 @@ class Prepared:
         problems: what is wrong, one line each, with its origin.
         notes: what was interpreted, counted or left aside, for the summary.
         extra_files: from the final splits, name -> text of further files to write beside the index.
+        extra_names: names of such files, `{split}` for the split, that are removed where an earlier run left them.
         task: the task that the index is for.
     """
 
@@ -89,6 +90,7 @@ class Prepared:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra_files: Callable[[Splits], dict[str, str]] = lambda splits: {}
+    extra_names: tuple[str, ...] = ()
     task: str = index.VQACUSTOM.name
 
     def add(self, split: str, row: Row, origin: str) -> None:
@@ -131,7 +133,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
-        stale = [] if options.check else _stale_files(data_path, splits, prepared.task)
+        stale = [] if options.check else _stale_files(data_path, files, prepared)
         notes += [f"{name} of an earlier run removed" for name in stale]
         every_row = [row for rows in splits.values() for row in rows]
         summary = Summary(
@@ -221,10 +223,14 @@ def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]
     return {split: divided[split] for split in index.ALL_SPLITS if split in divided}, notes
 
 
-def _stale_files(data_path: Path, splits: Splits, task: str) -> list[str]:
-    """Splits of an earlier run that this one doesn't have: they would be taken for part of it."""
-    others = [index.split_file(split, task) for split in index.ALL_SPLITS if split not in splits]
-    return [name for name in others if (data_path / name).exists()]
+def _stale_files(data_path: Path, files: list[str], prepared: Prepared) -> list[str]:
+    """Files of an earlier run's splits that this one doesn't have: they would be taken for part of it."""
+    names = [
+        name
+        for split in index.ALL_SPLITS
+        for name in (index.split_file(split, prepared.task), *(n.format(split=split) for n in prepared.extra_names))
+    ]
+    return [name for name in names if name not in files and (data_path / name).exists()]
 
 
 def _write(folder: Path, splits: Splits, prepared: Prepared) -> list[str]:

@@ -57,6 +57,19 @@ def test_coco_is_prepared_for_retrieval_and_captioning(raw, tmp_path):
             assert len({a["id"] for a in gold["annotations"]}) == len(pairs)
 
 
+def test_nothing_stays_of_a_split_that_is_gone(raw, tmp_path):
+    prepare("coco", {"json": str(raw / "dataset_coco.json")}, options(raw, tmp_path / "data"))
+    images = json.loads((raw / "dataset_coco.json").read_text())["images"]
+    fewer = tmp_path / "fewer.json"
+    fewer.write_text(json.dumps({"images": [image for image in images if image["split"] != "test"]}))
+    prepare("coco", {"json": str(fewer)}, options(raw, tmp_path / "data"))
+    left = {path.name for path in (tmp_path / "data").iterdir()}
+    assert left == {
+        "coco_retrieval.train.jsonl", "coco_retrieval.val.jsonl", "coco_captioning.train.jsonl",
+        "coco_captioning.val.jsonl", "coco_karpathy_val_gt.json", "dataset.json",
+    }  # fmt: skip
+
+
 def test_references_are_cocos_format(raw, tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
     prepare("coco", {"json": str(raw / "dataset_coco.json")}, options(raw, tmp_path))
