@@ -258,6 +258,9 @@ def test_tasks_without_questions_say_so(data, trained, capsys):
     command = ["predict", "--checkpoint", str(trained["imagenet"] / "checkpoint-best.pth"), "--device", "cpu"]
     assert main([*command, "--image", str(image), "--question", "What is it?"]) == 2
     assert "trained on imagenet, which has no single questions" in capsys.readouterr().err
+    pytest.importorskip("fastapi")
+    assert main(["serve", *command[1:], "--port", "0"]) == 2
+    assert "trained on imagenet, which has no single questions" in capsys.readouterr().err
 
 
 def test_models_of_other_tasks_are_refused(data, tmp_path, capsys):

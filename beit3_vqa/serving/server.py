@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.run import load
+from beit3_vqa.run import Answerer, load
 from beit3_vqa.serving.app import make_app
 from beit3_vqa.serving.batching import Batcher
 from beit3_vqa.serving.desk import Desk
@@ -47,11 +47,19 @@ def serve(
         InputError: a checkpoint that can't be used, or an address that can't be listened on.
     """
     with closing(listen(host, port)) as listener:
-        panel = Panel([load(path, device, sentencepiece_model, pretrained) for path in checkpoints])
+        panel = Panel([_answerer(path, device, sentencepiece_model, pretrained) for path in checkpoints])
         with serving(panel, listener, batch_size) as server, _signals_end_only(server):
             print(f"{greeting(panel, listener)}\nCtrl-C stops the server.", flush=True)
             server.run(sockets=[listener])
     print("stopped")
+
+
+def _answerer(checkpoint: str, device: str, sentencepiece_model: str, pretrained: str) -> Answerer:
+    answerer = load(checkpoint, device, sentencepiece_model, pretrained)
+    task = answerer.parts.task
+    if not task.asks:
+        raise InputError(f"--checkpoint {checkpoint}: was trained on {task.name}, which has no single questions.")
+    return answerer
 
 
 @contextmanager
