@@ -107,14 +107,17 @@ class Captioning(IndexTask):
         lacking = [f"image {image}" for image in sorted(images) if image not in references]
         if lacking:
             title = f"images of the {split} split without a caption to compare with:"
-            raise InputError.of_problems(title, lacking, f"Are the index and {self.reference_file} of one data set?")
+            file = self.reference_file.format(split=split)
+            raise InputError.of_problems(title, lacking, f"Are the index and {file} of one data set?")
 
     def references(self, split: str) -> dict[str, list[str]]:
         """Image id -> captions of a split; empty where there are none."""
         if split not in self._references:
             assert self.data_path is not None
             path = self.data_path / self.reference_file.format(split=split)
-            self._references[split] = read_references(path) if path.is_file() else self._captions(split)
+            is_fold = split == "val" and self.config.data.fold is not None  # whose images are of the training split
+            use_file = path.is_file() and not is_fold
+            self._references[split] = read_references(path) if use_file else self._captions(split)
         return self._references[split]
 
     def _captions(self, split: str) -> dict[str, list[str]]:

@@ -138,6 +138,17 @@ def test_captions_of_the_split_itself_are_references_where_there_is_no_file(capt
     assert json.loads((tmp_path / "out" / "metrics_val.json").read_text())["images"] == 5
 
 
+def test_a_fold_is_scored_by_its_own_captions(captioned, captioner, tmp_path):
+    """Though there is a validation split too, with its file of references."""
+    folder = tmp_path / "data"
+    raw = str(captioned.parent / "raw")
+    folds = ["--folds", "3", "--image_root", raw, "--data_path", str(folder), "--train_tokenizer", "300"]
+    assert main(["prepare", "coco", "--json", f"{raw}/dataset_coco.json", *folds]) == 0
+    flags = ["--split", "val", "--fold", "1", "--image_root", raw]
+    assert main(evaluate_on(folder, TASK, captioner / "checkpoint-best.pth", tmp_path / "out", *flags)) == 0
+    assert json.loads((tmp_path / "out" / "metrics_val.json").read_text())["images"] == 16
+
+
 def test_images_without_references_are_named_before_training(captioned, tmp_path, capsys):
     folder = tmp_path / "data"
     shutil.copytree(captioned, folder)
@@ -147,7 +158,9 @@ def test_images_without_references_are_named_before_training(captioned, tmp_path
     (folder / "coco_karpathy_val_gt.json").write_text(json.dumps(gold))
     images = ["--image_root", str(captioned.parent / "raw")]
     assert main(train_on(folder, TASK, tmp_path / "out", *FLAGS, "--epochs", "1", *images)) == 2
-    assert f"image {lacking}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"image {lacking}" in said
+    assert "coco_karpathy_val_gt.json" in said
     assert not (tmp_path / "out" / "checkpoint-0.pth").exists()
 
 
