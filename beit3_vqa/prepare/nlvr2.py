@@ -31,7 +31,7 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
             prepared.notes.append(f"{name} isn't there: no test split")
             continue
         try:
-            lines = read_source(path).decode("utf-8-sig").splitlines()
+            lines = read_source(path).decode("utf-8-sig").split("\n")  # a sentence may hold Unicode's other line ends
         except InputError as error:
             prepared.problems.append(str(error))
             continue
@@ -39,6 +39,8 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
             prepared.problems.append(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8")
             continue
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             row, problem = _parse(line, images)
             if problem:
                 prepared.problems.append(f"{path}:{number}: {problem}")

@@ -46,6 +46,17 @@ def test_every_sentence_with_its_images_and_its_label(source, tmp_path):
             assert (source / row["image2_path"]).is_file()
 
 
+def test_only_a_line_feed_ends_a_line(source, tmp_path):
+    sentence = "Both\u2028are\x85red."
+    for name in ("train", "dev", "test1"):
+        lines = [json.loads(line) for line in (source / f"{name}.json").read_text().splitlines()]
+        texts = (json.dumps({**line, "sentence": sentence}, ensure_ascii=False) for line in lines)
+        (tmp_path / f"{name}.json").write_bytes("\r\n".join([*texts, "", ""]).encode())
+    assert run(source, tmp_path / "data", tmp_path).rows == {"train": 12, "val": 4, "test": 5}
+    rows = read_rows(tmp_path / "data" / "nlvr2.val.jsonl", NLVR2.row_format)
+    assert {row["text_segment"] for row in rows} == {sentence}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
