@@ -190,6 +190,8 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
     improved = score is None or state.best_score is None or score > state.best_score
     state.epoch, state.inside = epoch + 1, InsideEpoch()
     state.val_losses += [metrics["loss"]] if "loss" in metrics else []
+    if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
+        print(f"--sched plateau: {parts.task.name} has no validation loss to follow: the learning rate stays as it is")
     # Before the checkpoint: a line too many is dropped when the run resumes, one that is missing stays missing.
     log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:

@@ -94,6 +94,11 @@ def test_rows_that_are_no_captions(captioned, retriever, tmp_path, row, says, ca
     assert "flickr30k.test.jsonl:1" in error
 
 
+def test_a_plateau_needs_a_loss_to_follow(captioned, tmp_path, capsys):
+    assert main(train_on(captioned, TASK, tmp_path, "--epochs", "1", "--sched", "plateau")) == 0
+    assert "coco_retrieval has no validation loss to follow" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(captioned, retriever, tmp_path):
     checkpoint = retriever / "checkpoint-best.pth"
