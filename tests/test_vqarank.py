@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -112,3 +113,17 @@ def test_upstreams_rows_hold_question_and_options_in_one(scpc, tmp_path, capsys)
     command[command.index("--data_path") + 1] = str(tmp_path)
     assert main(command) == 2
     assert "row 8" in capsys.readouterr().err
+
+
+def test_options_that_are_too_long_are_named_before_training(scpc, tmp_path, capsys):
+    shutil.copytree(scpc / "data", tmp_path / "data")
+    index = tmp_path / "data" / "vqacustom.train.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    rows[2]["choices"][1] = "galaxies " * 90
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    images = ["--image_root", str(scpc / "images")]
+    command = ranking(*finetune(tmp_path, tmp_path / "out", "--epochs", "1", *images))
+    assert main(command) == 2
+    said = capsys.readouterr()
+    assert f"row {rows[2]['id']}, 'galaxies" in said.err
+    assert "training:" not in said.out

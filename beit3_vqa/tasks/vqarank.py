@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from beit3_vqa.config import RunConfig
+from beit3_vqa.data.dataset import CustomDataset
 from beit3_vqa.data.index import ANSWERS_FILE
-from beit3_vqa.data.prompt import OptionTemplate
+from beit3_vqa.data.prompt import SPECIAL_TOKENS, OptionTemplate
 from beit3_vqa.data.rows import Rows, row_id
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, short
 from beit3_vqa.schema import Batch, Example, Prediction
 from beit3_vqa.tasks.vqa import VQACustom
 
@@ -50,6 +51,17 @@ class VQARank(VQACustom):
                 whole,
                 "Use --task vqacustom, or prepare the data anew.",
             )
+
+    def dataset(self, split: str, processor: Any, *, training: bool) -> CustomDataset:
+        """As vqacustom's; InputError where an option is longer than the model may read."""
+        dataset = super().dataset(split, processor, training=training)
+        problems = (
+            (row, choice, _length_problem(choice, processor)) for row in dataset.rows for choice in row["choices"]
+        )
+        too_long = [f"row {row_id(row)}, {short(choice)}: {problem}" for row, choice, problem in problems if problem]
+        if too_long:
+            raise InputError.of_problems(f"options of {split} rows that are too long:", too_long)
+        return dataset
 
     @property
     def outputs(self) -> int:
@@ -83,6 +95,17 @@ class VQARank(VQACustom):
     def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
         """The option with the highest score."""
         return super().predictions(outputs.view(-1, self.num_classes), batch)
+
+
+def _length_problem(choice: str, processor: Any) -> str:
+    """What is wrong with an option that is too long even where its question is empty; else an empty string."""
+    if len(TEMPLATE("", choice).encode()) + SPECIAL_TOKENS <= processor.max_tokens:
+        return ""  # a token has a byte at least
+    try:
+        processor.fitted("", partial(TEMPLATE, choice=choice))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 TASK = VQARank
