@@ -82,12 +82,12 @@ def test_workers_find_the_same_one_too_many():
 
 def test_none_allowed_stops_at_the_first():
     with pytest.raises(InputError, match=r"^row r\d+: image 'bad_\d+.jpg' is damaged$"):
-        seen(loader_of(0))
+        seen(loader_of(0, workers=0))
 
 
 def test_nothing_readable_at_all():
     with pytest.raises(InputError, match="not one row has an image"):
-        seen(loader_of(1000, bad=frozenset(range(ROWS))))
+        seen(loader_of(1000, bad=frozenset(range(ROWS)), workers=0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
