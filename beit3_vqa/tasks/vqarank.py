@@ -99,8 +99,8 @@ class VQARank(VQACustom):
 
 def _length_problem(choice: str, processor: Any) -> str:
     """What is wrong with an option that is too long even where its question is empty; else an empty string."""
-    if len(TEMPLATE("", choice).encode()) + SPECIAL_TOKENS <= processor.max_tokens:
-        return ""  # a token has a byte at least
+    if len(TEMPLATE("", choice).encode()) + SPECIAL_TOKENS < processor.max_tokens:
+        return ""  # a token has a byte at least, but for one that may stand before the first word
     try:
         processor.fitted("", partial(TEMPLATE, choice=choice))
     except InputError as error:
