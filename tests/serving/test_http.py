@@ -140,11 +140,11 @@ def test_a_request_that_never_ends_is_given_up(url, monkeypatch):
 
 
 def raw(url, *lines):
-    """The first bytes of the reply to a request of these lines; empty where the server hangs up."""
+    """The reply to a request of these lines, until the server hangs up."""
     place = urlsplit(url)
     with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
         connection.sendall("\r\n".join(lines).encode())
-        return connection.recv(1000)
+        return b"".join(iter(lambda: connection.recv(1000), b""))
 
 
 @pytest.mark.parametrize("header", ["Content-Type: multipart/form-data; boundary=x", "Sec-Fetch-Site: none"])
