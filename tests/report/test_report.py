@@ -134,6 +134,9 @@ def test_curves_of_a_run_that_was_killed(tmp_path):
         '{"epoch": 0, "train_loss": NaN, "val_accuracy": 50, "val_questions": 9}',
         "[1]",
         '{"epoch": "x"}',
+        f'{{"epoch": 1, "train_loss": 1{"0" * 400}}}',
+        f'{{"epoch": 1{"0" * 400}, "train_loss": 1}}',
+        '{"epoch": 0, "train_loss": NaN, "val_accuracy": 50, "val_questions": 9}',
         '{"epo',
     ]
     (tmp_path / "log.txt").write_text("\n".join(lines))
@@ -142,7 +145,7 @@ def test_curves_of_a_run_that_was_killed(tmp_path):
     curves = read_curves(tmp_path)
     assert curves == {
         "steps": {},
-        "epochs": {"train_loss": [[0, None]], "score": [[0, 50.0]]},
+        "epochs": {"train_loss": [[0, None], [1, None], [0, None]], "score": [[0, 50.0], [0, 50.0]]},
         "score_name": "accuracy",
     }
 
@@ -201,6 +204,9 @@ def test_names_tell_runs_apart(tmp_path):
         (["{run}", "--split", "vla"], "invalid choice"),
         (["{run}", "--output", "{empty}"], "is a folder"),
         (["{run}", "--output", "{empty}/no/such.html"], "make it first"),
+        (["{run}", "--output", "{run}/predictions.json"], "would replace what is read"),
+        (["{run}/predictions.json", "--output", "{run}/predictions.json"], "would replace what is read"),
+        (["{none}"], "holds no predictions"),
         (["{run}", "--attention", "-1"], "--attention -1"),
         (["{run}", "{other}"], "row q1: run and other"),
         (["{run}/predictions.info.json"], "isn't a list"),
@@ -213,7 +219,8 @@ def test_what_cannot_be_reported_is_one_clear_error(arguments, says, tmp_path, c
     write_run(tmp_path / "other", some_predictions(["x"], 3, 0)[:1] + some_predictions(["x"], 9, 0)[5:], tmp_path)
     text = (tmp_path / "other" / "predictions.json").read_text().replace('"q5"', '"q1"')
     (tmp_path / "other" / "predictions.json").write_text(text)
-    places = {name: str(tmp_path / name) for name in ("run", "other", "empty")}
+    (tmp_path / "none.json").write_text("[]")
+    places = {name: str(tmp_path / name) for name in ("run", "other", "empty")} | {"none": str(tmp_path / "none.json")}
     assert main(["report", *(word.format(**places) for word in arguments)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
@@ -229,9 +236,13 @@ def test_without_jinja2_it_says_what_to_install(tmp_path, monkeypatch, capsys):
 
 def test_metrics_go_to_tensorboard(page, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
 
     run = page.parent / "first"
     arguments = ["report", str(run), "--output", str(tmp_path / "r.html"), "--tensorboard", str(tmp_path / "tb")]
+    (tmp_path / "tb" / "first").mkdir(parents=True)
+    with SummaryWriter(str(tmp_path / "tb" / "first")) as writer:  # a training's, whose --log_dir it is
+        writer.add_scalar("train/loss", 1.0, 1)
     for _ in range(2):  # written again, it replaces
         assert main(arguments) == 0
     events = EventAccumulator(str(tmp_path / "tb" / "first")).Reload()
@@ -240,6 +251,7 @@ def test_metrics_go_to_tensorboard(page, tmp_path):
     def values(tag):
         return [(event.step, pytest.approx(event.value, rel=1e-5)) for event in events.Scalars(tag)]
 
+    assert values("train/loss") == [(1, 1.0)]
     assert values("report/accuracy") == [(0, metrics["accuracy"])]
     coverage = {point["coverage"]: point["accuracy"] for point in metrics["accuracy_at_coverage"]}
     assert dict(values("report/accuracy_at_coverage")) == coverage
