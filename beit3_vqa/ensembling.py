@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.answers import answer_key
-from beit3_vqa.errors import MAX_VALUE, InputError, nearest
+from beit3_vqa.errors import MAX_VALUE, InputError, first_line, nearest
 from beit3_vqa.files import make_folder
 from beit3_vqa.members import Member, find_members, predictions_of, total_parameters, validation_of
 from beit3_vqa.output.ensemble import (
@@ -142,11 +142,17 @@ def _check_budget(members: Sequence[Member], options: EnsembleOptions) -> None:
 def _validation(members: Sequence[Member], options: EnsembleOptions) -> list[Question] | None:
     """The validation questions with known answers; None where there are none, and none are needed."""
     needed = options.vote == "weighted" or options.greedy
-    found = validation_of(members, options.val, needed=needed or bool(options.val))
-    if found is None:
-        return None
     names = [f"validation predictions of {member.name}" for member in members]
-    questions = [question for question in side_by_side(names, found, answer_key) if question.label is not None]
+    try:
+        found = validation_of(members, options.val, needed=needed or bool(options.val))
+        together = [] if found is None else side_by_side(names, found, answer_key)
+    except InputError as error:
+        if needed or options.val:
+            raise
+        # Nobody named them: they lie beside the members, and folds have questions of their own.
+        print(f"the validation predictions beside the members aren't used: {first_line(error).rstrip(':')}")
+        return None
+    questions = [question for question in together if question.label is not None]
     if needed and not questions:
         raise InputError("the validation predictions hold no known answers: evaluate on a split that has them.")
     return questions or None
