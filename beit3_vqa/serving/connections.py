@@ -19,6 +19,12 @@ class Impatient(H11Protocol):
         super().connection_made(transport)
         self._look_again()
 
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's reply to what isn't HTTP, after which the application's own can't be sent any more."""
+        super().send_400_response(msg)
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+
     def _look_again(self) -> None:
         asyncio.get_running_loop().call_later(MAX_IDLE_SECONDS, self._close_if_idle, self.cycle)
 

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import logging
 import socket
 import string
 import threading
@@ -163,6 +164,24 @@ def test_a_connection_that_asks_nothing_is_closed(url, photograph, monkeypatch, 
     monkeypatch.setattr(connections, "MAX_IDLE_SECONDS", 0.2)
     assert raw(url, *lines) == b""
     assert ask(url, photograph)[0] == 200
+
+
+def test_a_body_that_is_no_http_is_no_failure_of_the_server(url):
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logging.getLogger("uvicorn.error").addHandler(handler)
+    try:
+        head = [
+            "POST /api/answer HTTP/1.1",
+            "Host: localhost",
+            "Content-Type: text/plain",
+            "Transfer-Encoding: chunked",
+        ]
+        assert raw(url, *head, "", "no length", "").startswith(b"HTTP/1.1 400 ")
+    finally:
+        logging.getLogger("uvicorn.error").removeHandler(handler)
+    assert [record.levelname for record in said] == ["WARNING"]
 
 
 def test_a_number_of_fields_without_end_is_refused(url):
