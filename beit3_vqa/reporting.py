@@ -112,11 +112,12 @@ def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str)
         for p, path in batch:
             with suppress(InputError):  # it was answered without its image, say
                 asked[p.id] = model.prepare(path, p.question, p.choices)
-        if asked:
-            again, maps = model.look_many(list(asked.values()))
-            answer_of = {p.id: p.answer for p, _ in batch}
-            changed += sum(answer_of[row] != p.answer for row, p in zip(asked, again, strict=True))
-            found |= dict(zip(asked, maps, strict=True))
+        answer_of = {p.id: p.answer for p, _ in batch}
+        for count in {len(one.example.choices) for one in asked.values()}:  # what is looked at together has as many
+            alike = {row: one for row, one in asked.items() if len(one.example.choices) == count}
+            again, maps = model.look_many(list(alike.values()))
+            changed += sum(answer_of[row] != p.answer for row, p in zip(alike, again, strict=True))
+            found |= dict(zip(alike, maps, strict=True))
         progress.update(len(batch), dict)
     progress.close()
     if changed:

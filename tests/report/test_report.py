@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from beit3_vqa import reporting
 from beit3_vqa.cli import main
 from beit3_vqa.metrics import accuracy_interval, full_metrics
 from beit3_vqa.output.predictions import read_predictions
@@ -20,7 +21,9 @@ from beit3_vqa.output.report.collect import read_runs
 from beit3_vqa.output.report.curves import MAX_POINTS, read_curves
 from beit3_vqa.output.report.page import page_json
 from beit3_vqa.output.report.thumbnails import STEPS, make_thumbnails
+from beit3_vqa.questions import Asked
 from beit3_vqa.reporting import WRONG_SHARE, worth_a_look
+from beit3_vqa.schema import Example, Prediction
 from tests.report.conftest import some_predictions, write_run
 
 JSON = st.recursive(
@@ -127,6 +130,20 @@ def test_wrong_and_confident_ones_are_worth_a_look():
     assert len(worth_a_look(right, 40)) == 40
     assert len(worth_a_look(predictions, 1000)) == 400
     assert worth_a_look(predictions, 0) == []
+
+
+def test_questions_with_other_numbers_of_options_are_looked_at_apart(tmp_path):
+    class Model:
+        def prepare(self, path, question, choices):
+            return Asked(Example("0", str(path), question, tuple(choices)), {}, (1, 1))
+
+        def look_many(self, asked):
+            assert len({len(one.example.choices) for one in asked}) == 1
+            return [Prediction("0", "", "A", {}) for _ in asked], [len(one.example.choices) for one in asked]
+
+    counts = {str(number): number % 3 + 2 for number in range(40)}
+    chosen = [(Prediction(name, "?", "A", {}, choices=("x",) * n), tmp_path) for name, n in counts.items()]
+    assert reporting._maps(Model(), chosen, "run") == counts
 
 
 def test_curves_of_a_run_that_was_killed(tmp_path):
