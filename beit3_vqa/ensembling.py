@@ -24,7 +24,7 @@ from beit3_vqa.output.ensemble_text import agreement_text, comparison_text, step
 from beit3_vqa.output.mixture import Floats, cross_fit_weights, fit_weights
 from beit3_vqa.output.panel import Question, side_by_side
 from beit3_vqa.output.predictions import read_info, write_info, write_predictions
-from beit3_vqa.output.submission import write_submission
+from beit3_vqa.output.submission import HEADER, write_submission
 from beit3_vqa.output.voting import VOTES, absent_answers
 from beit3_vqa.schema import Prediction, PredictionsInfo
 
@@ -118,6 +118,10 @@ def _refuse_to_replace(results: Path, options: EnsembleOptions, members: Sequenc
             f"--output {options.output}: {results} is there already, and isn't an ensemble's. Write to a folder of its "
             "own, such as --output ensemble/submission.csv."
         )
+    if options.output.is_file():
+        with options.output.open("rb") as file:
+            if file.readline(len(HEADER) + 2).rstrip(b"\r\n") != HEADER.encode():
+                raise InputError(f"--output {options.output}: is there already, and isn't a submission; give another.")
 
 
 def _check_budget(members: Sequence[Member], options: EnsembleOptions) -> None:

@@ -233,6 +233,7 @@ def test_one_process_is_enough(tmp_path, monkeypatch, capsys):
         (["m0/predictions.json", "--output", "m0/submission.csv"], "isn't an ensemble's"),
         (["m0/predictions.json", "--output", "m1/submission.csv"], "isn't an ensemble's"),
         (["m0/predictions.json", "--params", "m0/predictions.json=0"], "write FILE=N"),
+        (["m0/predictions.json", "--output", "train.csv"], "isn't a submission"),
         (["checkpoint.pth"], "--data_path"),
         (["m0/predictions.json", "checkpoint.pth", "--data_path", "data"], "checkpoint.pth"),
     ],
@@ -241,6 +242,7 @@ def test_what_cannot_be_joined(tmp_path, monkeypatch, capsys, arguments, says):
     write_members(tmp_path, [1.0, 1.0])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint.pth").write_text("no checkpoint")
+    (tmp_path / "train.csv").write_text("ID,answers\n1,A\n")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     assert main(["ensemble", "--output", "e/submission.csv", *arguments]) == 2
     assert says in capsys.readouterr().err
