@@ -57,13 +57,15 @@ class Recipe:
     train_images: int = 0
 
 
-FULL = Recipe(open_epochs=4, choices_epochs=2, model="beit3_tiny_patch8_40", train_images=3600)
+FULL = Recipe(open_epochs=3, choices_epochs=3, model="beit3_tiny_patch8_40", train_images=3600)
 QUICK = Recipe(open_epochs=2, choices_epochs=2, model="beit3_tiny_patch8_32", train_images=1000)
 MODEL = ["--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
 TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
 TRAINING += ["--clip_grad", "1", "--crop_scale", "1"]
 # Three questions in four are answered yes or no; without this the model has learned colours long before shapes.
 OPEN_ENDED = ["--balance_answers", "0.5"]
+# The second training goes on from here, so the first needn't come to rest.
+OPEN_ENDED += ["--min_lr", "3e-4"]
 
 
 def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = False, seed: int = 0) -> int:

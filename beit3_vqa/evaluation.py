@@ -50,6 +50,7 @@ def predict_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[
         if number:
             raise Stopped(number)
     progress.close()
+    parts.bad_images.put_together()
     by_batch = zip(*distributed.gathered(own), strict=True)
     return [prediction for shares in by_batch for share in shares for prediction in share]
 

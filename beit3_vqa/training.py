@@ -243,6 +243,7 @@ def _run_steps(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
         if due:
             saver.save_step(run.state)
     progress.close()
+    run.parts.bad_images.put_together()
     inside.loss_sum, inside.counted, inside.bad = sums.tolist()
     values = {"train_loss": inside.loss_sum / max(1.0, inside.counted), "train_lr": inside.lr}
     if inside.bad:

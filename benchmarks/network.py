@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from beit3_vqa.engine.losses import contrastive_loss
 from beit3_vqa.engine.precision import Precision
-from beit3_vqa.models.registry import build_model, parse_name
+from beit3_vqa.models.registry import HEADS, build_model, parse_name
 
 CLASSES = 4
+MASKED = 0.6  # of a caption's tokens
+NOT_IN_TRAINING = {"text_len", "incremental_state", "only_infer"}
 TEXT_TOKENS = 32
 PEAK_SIZE = 3072
 PEAK_SECONDS = 3.0
@@ -56,24 +59,34 @@ def set_allocator(tuned: bool) -> None:
         mallopt(number, ours if tuned else default)
 
 
-def make(name: str, device: torch.device, batch: int) -> tuple[Any, dict[str, Tensor], Tensor]:
-    """A model with random weights, inputs as the loader gives them, and labels; texts of 8 to 32 tokens.
+Loss = Callable[[Tensor], Tensor]
 
-    A name without a head is a question's; of any other head that gives logits, the forward pass names the inputs.
+
+def make(name: str, device: torch.device, batch: int) -> tuple[Any, dict[str, Tensor], Loss]:
+    """A model with random weights, inputs as the loader gives them, and its head's loss; texts of 8 to 32 tokens.
+
+    A name without a head is a question's; of any other head the forward pass names the inputs.
     """
     torch.manual_seed(0)
-    model = build_model(parse_name(name, head="vqacustom"), num_classes=CLASSES, drop_path_rate=0.1).to(device)
+    parsed = parse_name(name, head="vqacustom")
+    classes = {"num_classes": CLASSES} if HEADS[parsed.head].num_classes else {}
+    model: Any = build_model(parsed, drop_path_rate=0.1, **classes).to(device)
     shape = (batch, 3, model.img_size, model.img_size)
-    question = torch.randint(4, 64000, (batch, TEXT_TOKENS), device=device)
+    text = torch.randint(4, 64000, (batch, TEXT_TOKENS), device=device)
     lengths = torch.linspace(TEXT_TOKENS, 8, batch, device=device).long()
     padding = (torch.arange(TEXT_TOKENS, device=device) >= lengths[:, None]).long()
+    masked = (torch.rand(text.shape, device=device) < MASKED).long() * (1 - padding)
+    given = {"padding_mask": padding, "language_masked_pos": masked}
     inputs = {}
     for keyword in inspect.signature(model.forward).parameters:
         if keyword.startswith("image"):
             inputs[keyword] = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-        else:
-            inputs[keyword] = padding if keyword == "padding_mask" else question
-    return model, inputs, torch.randint(0, CLASSES, (batch,), device=device)
+        elif keyword not in NOT_IN_TRAINING:
+            inputs[keyword] = given.get(keyword, text)
+    if parsed.head == "retrieval":
+        return model, inputs, contrastive_loss
+    labels = text[masked.bool()] if parsed.head == "captioning" else torch.randint(0, CLASSES, (batch,), device=device)
+    return model, inputs, lambda logits: nn.functional.cross_entropy(logits, labels)
 
 
 def flops(run: Callable[[], object]) -> int:

@@ -14,6 +14,7 @@ from beit3_vqa.engine.optim import make_optimizer
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.options import OptimConfig
 from benchmarks.network import (
+    Loss,
     Variant,
     best_precisions,
     flops,
@@ -28,7 +29,7 @@ from benchmarks.paired import arguments, paired, report, rows_of
 def step(
     model: Any,
     inputs: dict[str, Tensor],
-    labels: Tensor,
+    loss_of: Loss,
     variant: Variant,
     precision: Precision,
     optimizer: torch.optim.Optimizer,
@@ -37,8 +38,8 @@ def step(
     set_allocator(variant.tuned)
     model.beit3.attention = variant.attention
     with precision.autocast():
-        logits = model(**inputs)
-    precision.scaler.scale(nn.functional.cross_entropy(logits.float(), labels)).backward()
+        outputs = model(**inputs)
+    precision.scaler.scale(loss_of(outputs.float())).backward()
     precision.scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     precision.scaler.step(optimizer)
@@ -50,13 +51,13 @@ def make_steps(
     name: str, device: torch.device, batch: int, wanted: dict[str, Variant]
 ) -> dict[str, Callable[[], None]]:
     """Variant -> a step of it; all train the same weights."""
-    model, inputs, labels = make(name, device, batch)
+    model, inputs, loss_of = make(name, device, batch)
     model.train()
     fused = make_optimizer(model, OptimConfig())
     plain = torch.optim.AdamW(model.parameters(), lr=5e-4)
     precisions = {variant.precision: Precision(variant.precision, device) for variant in wanted.values()}
     return {
-        label: partial(step, model, inputs, labels, v, precisions[v.precision], fused if v.fused else plain)
+        label: partial(step, model, inputs, loss_of, v, precisions[v.precision], fused if v.fused else plain)
         for label, v in wanted.items()
     }
 

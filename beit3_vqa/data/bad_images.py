@@ -7,7 +7,8 @@ What stands in for one depends on nothing but the key of the draw and on which f
 - in evaluation the row itself, with a grey image: every row is answered, in its place, and flagged.
 
 Worker processes find bad images, and the main process counts them in the order of the batches: the number of workers
-changes neither the count nor the message that ends a run.
+changes neither the count nor the message that ends a run. Where torchrun started several processes, each counts what it
+meets, and at the end of an epoch or a split they put their counts together.
 """
 
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from beit3_vqa.engine import distributed
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.schema import Example
 
@@ -31,7 +33,7 @@ class BadImages:
 
     def __init__(self, allowed: int = 0):
         self.allowed = allowed
-        self._paths: set[str] = set()
+        self._paths: dict[str, str] = {}  # and what is wrong with each
 
     def __contains__(self, path: str) -> bool:
         return os.path.normpath(path) in self._paths
@@ -57,8 +59,29 @@ class BadImages:
             if not self.allowed:
                 raise ImageError(str(error), error.path)
             raise InputError(f"{error}\nThat is one more bad image than --skip_bad_images {self.allowed} allows.")
-        self._paths.add(os.path.normpath(error.path))
-        print(f"bad image {len(self._paths)} of {self.allowed} allowed: {error}", flush=True)
+        self._name(os.path.normpath(error.path), str(error))
+
+    def _name(self, path: str, problem: str) -> None:
+        self._paths[path] = problem
+        print(f"bad image {len(self._paths)} of {self.allowed} allowed: {problem}", flush=True)
+
+    def put_together(self) -> None:
+        """Adds what other processes have met; each must call it, and has then counted the same images.
+
+        Raises:
+            InputError: together they are more than allowed; in every process.
+        """
+        if not self.allowed or distributed.size() == 1:
+            return
+        for found in distributed.gathered(self._paths):
+            for path, problem in found.items():
+                if path not in self._paths:
+                    self._name(path, problem)
+        if len(self._paths) > self.allowed:
+            raise InputError(
+                f"{len(self._paths)} bad images in all processes, {len(self._paths) - self.allowed} more than "
+                f"--skip_bad_images {self.allowed} allows; the last: {list(self._paths.values())[-1]}"
+            )
 
 
 class Readable(Dataset):

@@ -28,3 +28,9 @@ def tune_allocator() -> bool:
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD_BYTES))
     results = [mallopt(number, value) for number, value in settings]
     return all(results)
+
+
+def give_back_freed_memory() -> None:
+    """Gives the kernel what this process has freed and kept, so that its size says what it uses; Linux with glibc."""
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from beit3_vqa.engine.host import give_back_freed_memory
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets VmHWM to what is resident now
 _CGROUPS = (  # the limit of a container, and what of it is in use: version 2, then version 1
@@ -35,6 +37,7 @@ def peak_of(compute: Callable[[], object], device: torch.device) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        give_back_freed_memory()
         _CLEAR.write_text(_RESET_PEAK)
     try:
         compute()
@@ -45,7 +48,10 @@ def peak_of(compute: Callable[[], object], device: torch.device) -> int:
 
 def in_use(device: torch.device) -> int:
     """Bytes in use by this process now."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else _status("VmRSS")
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    give_back_freed_memory()
+    return _status("VmRSS")
 
 
 def free(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Bad images are passed over up to a number; what stands in for them depends on the key of the draw alone."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -64,30 +65,36 @@ def test_each_is_named_once_in_all_epochs(capsys):
     assert capsys.readouterr().out.count("bad image") == len(BAD)
 
 
+def error_of(loader) -> str:
+    """What ends an epoch; its traceback is let go, since one that is kept keeps the loader and its workers too."""
+    try:
+        seen(loader)
+    except InputError as error:
+        return str(error)
+    return "nothing"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_too_many_ends_it(workers, capsys):
-    with pytest.raises(InputError, match=r"^row r\d+: image 'bad_\d+.jpg' is damaged\n.*--skip_bad_images 3 allows"):
-        seen(loader_of(3, workers=workers))
+    said = error_of(loader_of(3, workers=workers))
+    assert re.match(r"row r\d+: image 'bad_\d+.jpg' is damaged\n.*--skip_bad_images 3 allows", said)
     assert capsys.readouterr().out.count("bad image") == 3
 
 
 def test_workers_find_the_same_one_too_many():
-    said = []
-    for workers in (0, 1, 2):
-        with pytest.raises(InputError) as error:
-            seen(loader_of(2, workers=workers))
-        said.append(str(error.value))
-    assert said[0] == said[1] == said[2]
+    said = {error_of(loader_of(2, workers=workers)) for workers in (0, 1, 2)}
+    assert len(said) == 1
+    assert "allows" in said.pop()
 
 
 def test_none_allowed_stops_at_the_first():
     with pytest.raises(InputError, match=r"^row r\d+: image 'bad_\d+.jpg' is damaged$"):
-        seen(loader_of(0))
+        seen(loader_of(0, workers=0))
 
 
 def test_nothing_readable_at_all():
     with pytest.raises(InputError, match="not one row has an image"):
-        seen(loader_of(1000, bad=frozenset(range(ROWS))))
+        seen(loader_of(1000, bad=frozenset(range(ROWS)), workers=0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -97,8 +104,7 @@ def test_evaluation_answers_every_row_in_its_place(workers):
     assert {i for i, e in enumerate(examples) if e.problem} == BAD
     assert examples[3].problem == "row r3: image 'bad_3.jpg' is damaged"
     assert len(noise) == ROWS
-    with pytest.raises(InputError, match="allows"):
-        seen(loader_of(len(BAD) - 1, training=False, workers=workers))
+    assert "allows" in error_of(loader_of(len(BAD) - 1, training=False, workers=workers))
 
 
 def test_two_spellings_of_a_path_are_one_image(capsys):

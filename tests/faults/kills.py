@@ -44,6 +44,8 @@ def life(arguments: list[str], log: Path) -> int:
     """Starts the command in a process, and group, of its own; returns its number."""
     process = os.fork()
     if process:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(process, process)  # here too: the life may be killed before it comes to that itself
         return process
     os.setpgrp()
     with log.open("a") as file:

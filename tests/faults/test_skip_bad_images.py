@@ -9,6 +9,7 @@ import torch
 
 from beit3_vqa.cli import main
 from tests.conftest import finetune
+from tests.faults.processes import ended, start, torchrun
 
 
 @pytest.fixture
@@ -79,3 +80,22 @@ def test_evaluation_flags_the_row_and_keeps_its_place(scpc, trained, damaged, tm
         if row["id"] not in flagged:
             assert row["answer"] == expected["answer"]
             assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("allowed", "code"), [(3, 0), (2, 2)])
+def test_two_processes_count_together(scpc, damaged, tmp_path, allowed, code):
+    """Each meets a part of the bad images; together they name each once, and may pass over no more."""
+    missing = next(name for name in sorted((scpc / "images").iterdir()) if not (damaged / name.name).exists())
+    (damaged / missing.name).write_bytes(b"no image")  # a missing one is found before the processes part
+    command = finetune(scpc, tmp_path / "out", "--image_root", str(damaged), "--epochs", "1", "--batch_size", "4")
+    command += ["--skip_bad_images", str(allowed), "--no_shuffle_choices"]
+    log = tmp_path / "log"
+    ended_with, said = ended(start(["run_beit3_finetuning.py", *command[1:]], log, *torchrun(2)), log)
+    assert bool(ended_with) == bool(code)
+    if code:
+        assert "--skip_bad_images 2 allows" in said
+        assert not list((tmp_path / "out").glob("*.pth"))
+    else:
+        named = [line for line in said.splitlines() if line.startswith("bad image")]
+        assert [line.split(" of ")[0] for line in named] == [f"bad image {n}" for n in (1, 2, 3)]
