@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.answers import answer_key
-from beit3_vqa.errors import MAX_VALUE, InputError, nearest
+from beit3_vqa.errors import MAX_VALUE, InputError, first_line, nearest
 from beit3_vqa.files import make_folder
 from beit3_vqa.members import Member, find_members, predictions_of, total_parameters, validation_of
 from beit3_vqa.output.ensemble import (
@@ -24,7 +24,7 @@ from beit3_vqa.output.ensemble_text import agreement_text, comparison_text, step
 from beit3_vqa.output.mixture import Floats, cross_fit_weights, fit_weights
 from beit3_vqa.output.panel import Question, side_by_side
 from beit3_vqa.output.predictions import read_info, write_info, write_predictions
-from beit3_vqa.output.submission import write_submission
+from beit3_vqa.output.submission import HEADER, write_submission
 from beit3_vqa.output.voting import VOTES, absent_answers
 from beit3_vqa.schema import Prediction, PredictionsInfo
 
@@ -118,6 +118,10 @@ def _refuse_to_replace(results: Path, options: EnsembleOptions, members: Sequenc
             f"--output {options.output}: {results} is there already, and isn't an ensemble's. Write to a folder of its "
             "own, such as --output ensemble/submission.csv."
         )
+    if options.output.is_file():
+        with options.output.open("rb") as file:
+            if file.readline(len(HEADER) + 2).rstrip(b"\r\n") != HEADER.encode():
+                raise InputError(f"--output {options.output}: is there already, and isn't a submission; give another.")
 
 
 def _check_budget(members: Sequence[Member], options: EnsembleOptions) -> None:
@@ -142,11 +146,17 @@ def _check_budget(members: Sequence[Member], options: EnsembleOptions) -> None:
 def _validation(members: Sequence[Member], options: EnsembleOptions) -> list[Question] | None:
     """The validation questions with known answers; None where there are none, and none are needed."""
     needed = options.vote == "weighted" or options.greedy
-    found = validation_of(members, options.val, needed=needed or bool(options.val))
-    if found is None:
-        return None
     names = [f"validation predictions of {member.name}" for member in members]
-    questions = [question for question in side_by_side(names, found, answer_key) if question.label is not None]
+    try:
+        found = validation_of(members, options.val, needed=needed or bool(options.val))
+        together = [] if found is None else side_by_side(names, found, answer_key)
+    except InputError as error:
+        if needed or options.val:
+            raise
+        # Nobody named them: they lie beside the members, and folds have questions of their own.
+        print(f"the validation predictions beside the members aren't used: {first_line(error).rstrip(':')}")
+        return None
+    questions = [question for question in together if question.label is not None]
     if needed and not questions:
         raise InputError("the validation predictions hold no known answers: evaluate on a split that has them.")
     return questions or None

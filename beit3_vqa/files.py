@@ -22,9 +22,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     The content is on disk before the name is: a crash in between leaves the old file.
 
     Raises:
-        InputError: the folder doesn't exist or can't be written to.
+        InputError: the folder doesn't exist or can't be written to, or the name is a pipe's or a device's.
     """
     path = Path(path)
+    _require_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _temporaries.add(temporary)
     try:
@@ -40,6 +41,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         _temporaries.discard(temporary)
+
+
+def _require_replaceable(path: Path) -> None:
+    """InputError for `/dev/null` and its like, whose place a file would take, where the user may do that."""
+    with suppress(OSError, ValueError):
+        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise InputError(f"{path} is a pipe or a device, which a file would replace: give a file's name.")
+
+
+def refuse_to_replace(flag: str, path: Path, inputs: Iterable[Path]) -> None:
+    """InputError where a file to be written is one of those that are read."""
+    if any(path.resolve() == other.resolve() for other in inputs):
+        raise InputError(f"{flag} {path}: would replace what is read; give another name.")
 
 
 def remove_temporaries() -> None:

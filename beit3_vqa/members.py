@@ -101,7 +101,7 @@ def _source(name: str) -> Path:
 def _given_parameters(text: str, names: Sequence[str]) -> tuple[str, int]:
     name, _, number = text.rpartition("=")
     digits = number.replace(",", "").replace("_", "")
-    if not name or not digits.isdecimal() or not 0 < len(digits) < 19:
+    if not name or not digits.isdecimal() or not 0 < len(digits) < 19 or not int(digits):
         raise InputError(f"--params {text}: write FILE=N, such as {names[0]}=676582404.")
     if name not in names:
         raise InputError(f"--params {text}: {name} isn't one of the members.{nearest(name, names)}")

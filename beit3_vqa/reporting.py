@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from beit3_vqa.errors import InputError
+from beit3_vqa.files import refuse_to_replace
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.output.report.collect import ReportRun, read_runs
 from beit3_vqa.output.report.content import image_file
@@ -46,6 +47,9 @@ def report(
         raise InputError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: give the file a name, such as {output / 'report.html'}.")
+    refuse_to_replace("--output", output, [path for path in paths if path.is_file()])
+    for path in filter(Path.is_dir, paths):  # nothing of a run, whichever of its files are read
+        refuse_to_replace("--output", output, [file for file in path.iterdir() if file.suffix not in (".html", ".htm")])
     read_template()
     runs = read_runs(paths, split)
     if attention:
@@ -108,11 +112,12 @@ def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str)
         for p, path in batch:
             with suppress(InputError):  # it was answered without its image, say
                 asked[p.id] = model.prepare(path, p.question, p.choices)
-        if asked:
-            again, maps = model.look_many(list(asked.values()))
-            answer_of = {p.id: p.answer for p, _ in batch}
-            changed += sum(answer_of[row] != p.answer for row, p in zip(asked, again, strict=True))
-            found |= dict(zip(asked, maps, strict=True))
+        answer_of = {p.id: p.answer for p, _ in batch}
+        for count in {len(one.example.choices) for one in asked.values()}:  # what is looked at together has as many
+            alike = {row: one for row, one in asked.items() if len(one.example.choices) == count}
+            again, maps = model.look_many(list(alike.values()))
+            changed += sum(answer_of[row] != p.answer for row, p in zip(alike, again, strict=True))
+            found |= dict(zip(alike, maps, strict=True))
         progress.update(len(batch), dict)
     progress.close()
     if changed:

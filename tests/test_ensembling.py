@@ -198,6 +198,20 @@ def test_ids_that_do_not_match_are_listed(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_folds_with_validation_questions_of_their_own_can_vote(tmp_path, capsys):
+    """Of what lies beside the members, and nobody named, nothing is needed for a soft vote."""
+    paths = write_members(tmp_path, [1.0, 1.0])
+    val = tmp_path / "m1" / "predictions_val.json"
+    val.write_text(val.read_text().replace("val q", "other q"))
+    arguments = ["ensemble", *paths, "--output", str(tmp_path / "e" / "submission.csv")]
+    assert main(arguments) == 0
+    assert "validation predictions beside the members aren't used: " in capsys.readouterr().out
+    val.write_text("{")
+    assert main(arguments) == 0
+    assert main([*arguments, "--greedy"]) == 2
+    assert main([*arguments, "--val", str(tmp_path / "m0" / "predictions_val.json"), str(val)]) == 2
+
+
 def test_one_process_is_enough(tmp_path, monkeypatch, capsys):
     paths = write_members(tmp_path, [1.0])
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -218,6 +232,8 @@ def test_one_process_is_enough(tmp_path, monkeypatch, capsys):
         (["m0/predictions.json", "--output", "e/submission.json"], "ends in .csv"),
         (["m0/predictions.json", "--output", "m0/submission.csv"], "isn't an ensemble's"),
         (["m0/predictions.json", "--output", "m1/submission.csv"], "isn't an ensemble's"),
+        (["m0/predictions.json", "--params", "m0/predictions.json=0"], "write FILE=N"),
+        (["m0/predictions.json", "--output", "train.csv"], "isn't a submission"),
         (["checkpoint.pth"], "--data_path"),
         (["m0/predictions.json", "checkpoint.pth", "--data_path", "data"], "checkpoint.pth"),
     ],
@@ -226,6 +242,7 @@ def test_what_cannot_be_joined(tmp_path, monkeypatch, capsys, arguments, says):
     write_members(tmp_path, [1.0, 1.0])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint.pth").write_text("no checkpoint")
+    (tmp_path / "train.csv").write_text("ID,answers\n1,A\n")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     assert main(["ensemble", "--output", "e/submission.csv", *arguments]) == 2
     assert says in capsys.readouterr().err

@@ -26,15 +26,21 @@ def add(commands: Any, build: bool) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     from beit3_vqa.errors import InputError
+    from beit3_vqa.files import refuse_to_replace
     from beit3_vqa.metrics import full_metrics, metrics_table
     from beit3_vqa.metrics.table import share_table
-    from beit3_vqa.output.predictions import read_predictions, write_metrics
+    from beit3_vqa.output.predictions import info_file, read_predictions, write_metrics
     from beit3_vqa.scoring.answers_csv import read_answers, with_answers
     from beit3_vqa.scoring.visual7w import read_telling, visual7w_score, write_results
     from beit3_vqa.scoring.vqav2 import read_annotations, vqav2_score
 
     if parsed.visual7w_results and not parsed.visual7w:
         raise InputError("--visual7w_results: needs --visual7w dataset_v7w_telling.json, which has the questions' ids.")
+    given = (parsed.predictions, parsed.answers, parsed.visual7w, parsed.vqav2)
+    inputs = [path for path in given if path] + [info_file(parsed.predictions)]
+    for flag in ("visual7w_results", "json"):
+        if getattr(parsed, flag):
+            refuse_to_replace(f"--{flag}", getattr(parsed, flag), inputs)
     predictions = read_predictions(parsed.predictions)
     if parsed.answers:
         predictions = with_answers(predictions, read_answers(parsed.answers), parsed.answers)

@@ -44,11 +44,13 @@ _ABOUT_OTHERS = (
     # 위에 없음, 보기 중에 없음, 이 중 없음
     r"(?:위|보기|다음|이 ?중)\S*(?: 중\S*)? ?(?:없음|없다|없습니다|없어요)",
 )
+_BRACKETED = re.compile(r"\(([a-j])\)|\b([a-j])\)")  # (A), a)
 _OF_OTHERS = re.compile("|".join(_ABOUT_OTHERS))
 _NAME = "[a-j]"
 _NAMED = re.compile(
     rf"(?:(?:both|either|neither|only|all of|options?|answers?|choices?|보기) ?)*(?P<names>{_NAME}"
-    rf"(?: ?(?:,? ?(?:and|or|nor)\b|&|\+|,|/|와|과|및|또는|하고) ?{_NAME})+)"
+    # One way alone to read each separator: two ways would be 2^n of n.
+    rf"(?: ?(?:(?:, ?)?(?:and|or|nor)\b|&|\+|,|/|와|과|및|또는|하고) ?{_NAME})+)"
     r"(?: ?(?:(?:are|is) )?(?:both|only|모두|둘 ?다|전부|다|correct|right))*(?: ?(?:맞|옳|정답|해당|아니).*)?"
 )
 
@@ -60,9 +62,9 @@ def keeps_its_place(choice: str) -> bool:
 
 
 def _plain(choice: str) -> str:
-    """Lower case, one space between words, no mark at the end; Korean syllables whole."""
-    text = unicodedata.normalize("NFKC", choice).casefold()
-    return " ".join(text[:MAX_CHARACTERS].split()).strip(" .,;:!?()[]\"'")
+    """Lower case, one space between words, no mark at the end, letters without brackets; Korean syllables whole."""
+    text = _BRACKETED.sub(r"\1\2", unicodedata.normalize("NFKC", choice).casefold()[:MAX_CHARACTERS])
+    return " ".join(text.split()).strip(" .,;:!?()[]\"'")
 
 
 def movable(choices: Sequence[str]) -> list[int]:

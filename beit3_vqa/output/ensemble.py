@@ -119,7 +119,7 @@ def paired_bootstrap(differences: Floats, groups: Sequence[str], seed: int) -> G
     """Mean of paired differences, in percentage points, and the 2.5% and 97.5% points of its bootstrap distribution.
 
     Whole groups are drawn, since questions about one image are right or wrong together (Efron and Tibshirani 1993,
-    An introduction to the bootstrap, chapters 13 and 8.6).
+    An introduction to the bootstrap, chapters 13 and 8.6). One group says nothing: -100 to 100.
 
     Args:
         differences: of each question, in [-1, 1].
@@ -130,6 +130,8 @@ def paired_bootstrap(differences: Floats, groups: Sequence[str], seed: int) -> G
     for group, difference in zip(groups, differences.tolist(), strict=True):
         total, size = sums.get(group, (0.0, 0))
         sums[group] = (total + difference, size + 1)
+    if len(sums) < 2:  # nothing is known of how groups differ
+        return Gain(float(100 * differences.mean()), -100.0, 100.0)
     # Equal groups are alike: what matters is how often each kind is drawn, and there are few kinds.
     kinds, counts = np.unique(np.array(list(sums.values())), axis=0, return_counts=True)
     rng = np.random.default_rng(seed)

@@ -147,7 +147,7 @@ def _epoch_of(line: str) -> int:
     """The epoch of a line of log.txt; -1 where it was cut off, or isn't ours."""
     try:
         return int(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return -1
 
 

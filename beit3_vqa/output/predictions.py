@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.data.rows import MAX_WEIGHT
 from beit3_vqa.errors import CONTROL, InputError, short
 from beit3_vqa.files import is_text, missing, require_bounded, write_text
 from beit3_vqa.schema import Prediction, PredictionsInfo
 
 MAX_PREDICTIONS = 2_000_000_000  # bytes of predictions.json
 MAX_INFO = 1_000_000  # bytes of the file beside it
+MAX_PARAMETERS = 10**18
 
 
 def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False) -> str:
@@ -83,7 +85,11 @@ def read_info(predictions: Path) -> PredictionsInfo | None:
     content = _read_json(path, MAX_INFO)
     fields = {f.name: f.type for f in dataclasses.fields(PredictionsInfo)}
     known = {name: value for name, value in content.items() if name in fields} if isinstance(content, dict) else {}
-    kinds = {str: is_text, int: lambda v: type(v) is int and v >= 0, float | None: lambda v: v is None or _is_number(v)}
+    kinds = {
+        str: is_text,
+        int: _is_parameters,
+        float | None: lambda v: v is None or _is_number(v),
+    }
     wrong = [name for name, value in known.items() if not kinds[fields[name]](value)]  # type: ignore[index]
     if wrong or not {"task", "model", "parameters"} <= set(known):
         raise InputError(f"{path}: {', '.join(wrong) or 'task, model or parameters'} can't be used; evaluate again.")
@@ -102,8 +108,12 @@ def _read_json(path: Path, most: int) -> Any:
         raise InputError(f"{path} isn't JSON in UTF-8: {error}.") from error
 
 
+def _is_parameters(value: object) -> bool:
+    return type(value) is int and 0 < value < MAX_PARAMETERS
+
+
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and value == value and abs(value) != float("inf")  # type: ignore[arg-type]
+    return type(value) in (int, float) and abs(value) <= MAX_WEIGHT  # type: ignore[arg-type]
 
 
 def _is_share(value: object) -> bool:
@@ -124,7 +134,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "image": ("text", is_text),
     "choices": ("a list of texts", _is_texts),
     "score": ("a number from 0 to 1", _is_share),
-    "weight": ("a number, 0 or more", lambda v: _is_number(v) and v >= 0),
+    "weight": (f"a number from 0 to {MAX_WEIGHT:g}", lambda v: _is_number(v) and v >= 0),
     "probabilities": (
         "an object of numbers from 0 to 1",
         lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(_is_share, v.values())),

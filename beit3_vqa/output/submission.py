@@ -9,6 +9,7 @@ from pathlib import Path
 from beit3_vqa.files import write_text
 from beit3_vqa.schema import Prediction
 
+HEADER = "ID,answer"
 _FORMULA = re.compile(r"\s*[=+\-@]")  # how a cell begins that a spreadsheet calculates
 _NUMBER = re.compile(r"\s*[+-]?[\d.,]+%?\s*")
 
@@ -23,7 +24,7 @@ def write_submission(predictions: Sequence[Prediction], path: Path) -> Path:
     buffer = io.StringIO()
     plain = csv.writer(buffer, lineterminator="\n")
     quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain.writerow(["ID", "answer"])
+    plain.writerow(HEADER.split(","))
     for p in predictions:
         # Python before 3.13 doesn't quote a lone carriage return, which ends a row for whoever reads the file.
         (quoted if "\r" in p.id + p.answer else plain).writerow((p.id, p.answer))

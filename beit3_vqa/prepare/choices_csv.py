@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import LETTERS as ALL_LETTERS
-from beit3_vqa.data.rows import Row
+from beit3_vqa.data.rows import MAX_WEIGHT, Row
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.csv_text import decode_csv, find_columns, parse_csv
@@ -102,7 +101,7 @@ def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]
     if "weight" in cells:
         weight = read_weight(cells["weight"])
         if weight is None:
-            problems.append(f"weight {cells['weight'].strip()!r} isn't a number that is 0 or more")
+            problems.append(f"weight {cells['weight'].strip()!r} isn't a number from 0 to {MAX_WEIGHT:g}")
         else:
             row["weight"] = weight
     return row, problems
@@ -138,12 +137,12 @@ def comparable(text: str) -> str:
 
 
 def read_weight(cell: str) -> float | None:
-    """A weight, 0 or more; None where the cell holds none."""
+    """A weight, from 0 to `MAX_WEIGHT`; None where the cell holds none."""
     try:
         weight = float(cell)
     except ValueError:
         return None
-    return weight if 0 <= weight < math.inf and "_" not in cell else None
+    return weight if 0 <= weight <= MAX_WEIGHT and "_" not in cell else None
 
 
 def write_csv(rows: Iterable[Row]) -> str:

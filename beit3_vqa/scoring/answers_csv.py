@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from beit3_vqa.data.answers import answer_key
-from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.prepare.choices_csv import comparable, match_answer, read_weight
 from beit3_vqa.prepare.csv_text import decode_csv, find_columns, parse_csv
@@ -14,7 +14,7 @@ from beit3_vqa.schema import Prediction
 from beit3_vqa.scoring.matching import require_same_ids
 
 REQUIRED = ("ID", "answer")
-OPTIONAL = ("weight", *LETTERS[:10])
+OPTIONAL = ("weight", *LETTERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,14 @@ def read_answers(path: Path) -> list[KnownAnswer]:
     lines = parse_csv(text, path)
     _, header = next(lines, (1, []))
     columns = find_columns(header, path, REQUIRED, OPTIONAL)
+    letters = _option_columns(columns, path)
     answers, problems = [], []
     for line, cells in lines:
         origin = f"{path}:{line}"
         if len(cells) != len(header):
             problems.append(f"{origin}: {len(cells)} cells where the header has {len(header)} (a comma needs quotes)")
         else:
-            answer, problem = _read_row({name: cells[place] for name, place in columns.items()}, origin)
+            answer, problem = _read_row({name: cells[place] for name, place in columns.items()}, letters, origin)
             answers.append(answer)
             problems += [f"{origin}: {problem}"] if problem else []
         if len(problems) >= MAX_PROBLEMS:
@@ -64,14 +65,25 @@ def read_answers(path: Path) -> list[KnownAnswer]:
     return answers
 
 
-def _read_row(cells: Mapping[str, str], origin: str) -> tuple[KnownAnswer, str]:
+def _option_columns(columns: Mapping[str, int], path: Path) -> str:
+    """The letters of the options, which begin at A; InputError where one of A to J is left out before another."""
+    count = next((place for place, letter in enumerate(LETTERS) if letter not in columns), len(LETTERS))
+    later = [letter for letter in LETTERS[count:10] if letter in columns]
+    if later:  # of any other meaning there are few columns
+        raise InputError(f"{path}:1: a column {later[0]} but no column {LETTERS[count]}; name options A, B, C, ...")
+    return LETTERS[:count]
+
+
+def _read_row(cells: Mapping[str, str], letters: str, origin: str) -> tuple[KnownAnswer, str]:
     weight = read_weight(cells["weight"]) if "weight" in cells else None
     empty = [name for name in REQUIRED if not cells[name].strip()]
     problem = f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty" if empty else ""
     if "weight" in cells and weight is None:
-        problem = problem or f"weight {short(cells['weight'].strip())} isn't a number that is 0 or more"
-    choices = tuple(cells[letter] for letter in OPTIONAL[1:] if letter in cells)
-    return KnownAnswer(cells["ID"], cells["answer"].strip(), weight, choices, origin), problem
+        problem = problem or f"weight {short(cells['weight'].strip())} isn't a number from 0 to {MAX_WEIGHT:g}"
+    choices = [cells[letter] for letter in letters]
+    while choices and not choices[-1].strip():  # a question of fewer options than the others
+        choices.pop()
+    return KnownAnswer(cells["ID"], cells["answer"].strip(), weight, tuple(choices), origin), problem
 
 
 def with_answers(predictions: Sequence[Prediction], answers: Sequence[KnownAnswer], where: Path) -> list[Prediction]:

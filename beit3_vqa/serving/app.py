@@ -33,6 +33,7 @@ FILES = {
 _PROBLEMS = {
     403: "Sent by a page of another site.",
     413: "Larger than a request may be.",
+    415: "Not a form (multipart/form-data), or not in UTF-8.",
     421: "Sent to a name that isn't this server's.",
     422: "An image that can't be read, or a question that can't be answered.",
     503: "Too many questions are waiting; ask again in a moment.",

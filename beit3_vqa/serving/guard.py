@@ -26,6 +26,7 @@ _HEADERS = (
     (b"cache-control", b"no-store"),
 )
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_ONCE = ("host", "origin", "sec-fetch-site", "content-type", "content-length")
 
 
 class Guard:
@@ -56,8 +57,12 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
             await send(message)
 
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = refusal(scope["method"], headers, self.hosts)
+        names = [name.decode("latin-1") for name, _ in scope["headers"]]
+        headers = dict(zip(names, (value.decode("latin-1") for _, value in scope["headers"]), strict=True))
+        twice = [name for name in _ONCE if names.count(name) > 1]
+        # Whoever reads it next might take the other one.
+        refused = (400, f"the header {twice[0]} is there twice.") if twice else None
+        refused = refused or refusal(scope["method"], headers, self.hosts)
         if refused:
             await _refuse(send_guarded, *refused)
             return
@@ -83,6 +88,8 @@ def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str] | Non
     if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY_BYTES:
         return 413, _too_large()
     kind = headers.get("content-type", "").lower().replace('"', "")
+    if method == "POST" and kind.partition(";")[0].strip() != "multipart/form-data":
+        return 415, "send a form as multipart/form-data."  # the reader of other forms takes a minute for some megabytes
     if "charset" in kind.replace("charset=utf-8", "", 1):
         return 415, "text must be UTF-8."  # others are decoders of Python's, some of them slow on long input
     return None

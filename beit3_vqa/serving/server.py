@@ -17,6 +17,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.run import Answerer, load
 from beit3_vqa.serving.app import make_app
 from beit3_vqa.serving.batching import Batcher
+from beit3_vqa.serving.connections import Impatient
 from beit3_vqa.serving.desk import Desk
 from beit3_vqa.serving.guard import LOOPBACK_NAMES, Guard
 from beit3_vqa.serving.limits import BATCH_SIZE, MAX_CONNECTIONS, SHUTDOWN_SECONDS
@@ -72,7 +73,7 @@ def serving(panel: Panel, listener: socket.socket, batch_size: int = BATCH_SIZE)
     ):
         hosts = LOOPBACK_NAMES if is_loopback(listener) else None
         settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-        settings |= {"lifespan": "off", "ws": "none", "http": "h11", "loop": "asyncio"}
+        settings |= {"lifespan": "off", "ws": "none", "http": Impatient, "loop": "asyncio"}
         settings |= {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
         # Not behind a proxy: whoever sends X-Forwarded-For isn't believed.
         settings |= {"proxy_headers": False}

@@ -1,6 +1,7 @@
 """Options in other orders, and back."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -115,3 +116,18 @@ def test_too_many_orders_are_refused():
     check_orders(26, "cyclic")
     with pytest.raises(InputError, match="3,628,800 orders"):
         check_orders(10, "all")
+
+
+@pytest.mark.parametrize(
+    "words", ["both ", "a and ", "a and b and ", "all of ", "options ", "a, ", "위 ", "보기 모두 ", "all 없음 "]
+)
+def test_a_long_option_is_judged_at_once(words):
+    start = time.perf_counter()
+    assert not keeps_its_place((words * 50)[:144] + "zebra")
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("choice", ["(A)와 (B)", "both (A) and (B)", "both a) and b)", "A, B, and C", "A ,and B"])
+def test_letters_are_read_however_they_are_joined(choice):
+    assert keeps_its_place(choice)
+    assert movable(["w", "x", "y", choice])[:1] != [0]

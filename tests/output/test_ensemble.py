@@ -39,6 +39,11 @@ def test_questions_about_one_image_are_drawn_together():
     assert ratio == pytest.approx(20**0.5, rel=0.15)
 
 
+def test_one_image_says_nothing_of_others():
+    gain = paired_bootstrap(np.array([1.0, 0.0]), ["x", "x"], seed=0)
+    assert (gain.mean, gain.low, gain.high) == (50.0, -100.0, 100.0)
+
+
 def test_many_kinds_of_groups_are_drawn_in_parts(monkeypatch):
     monkeypatch.setattr("beit3_vqa.output.ensemble._AT_ONCE", 100_000)
     differences = np.random.default_rng(0).uniform(-1, 1, size=700)

@@ -47,6 +47,14 @@ def test_what_a_spreadsheet_shows(text):
     assert not is_formula(text)
 
 
+def test_lines_of_the_log_that_are_not_ours_are_dropped(tmp_path):
+    lines = ['{"epoch": 0}', '{"epoch": Infinity}', "[" * 100_000, '{"epoch": 1}']
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    log = RunLog(tmp_path, tmp_path / "tensorboard", first_epoch=1)
+    log.close()
+    assert log.lines == ['{"epoch": 0}']
+
+
 def test_json_is_exact_and_has_no_control_characters(tmp_path):
     rows = predictions((HOSTILE, HOSTILE), ("사진 é 🙂", "b"))
     files = [

@@ -42,6 +42,10 @@ def test_the_info_beside_it(tmp_path):
     info_file(path).write_text(json.dumps({**dataclasses.asdict(INFO), "parameters": -1}))
     with pytest.raises(InputError, match="parameters can't be used"):
         read_info(path)
+    for name, number in (("parameters", 0), ("parameters", 10**400), ("chance", 10**400)):
+        info_file(path).write_text(json.dumps({**dataclasses.asdict(INFO), name: number}))
+        with pytest.raises(InputError, match=f"{name} can't be used"):
+            read_info(path)
     info_file(path).write_text("[]")
     with pytest.raises(InputError, match="task, model or parameters"):
         read_info(path)
@@ -61,6 +65,8 @@ ROW = {"id": "1", "answer": "A", "probabilities": {"A": 1.0}}
         (json.dumps([{**ROW, "id": 3}]), "row 1: id must be text"),
         (json.dumps([{**ROW, "probabilities": {"A": 1.5}}]), "probabilities must be an object of numbers"),
         (json.dumps([{**ROW, "probabilities": {"A": float("nan")}}]), "probabilities must be"),
+        (json.dumps([{**ROW, "weight": 1e13}]), "weight must be a number from 0 to"),
+        (json.dumps([{**ROW, "weight": 10**400}]), "weight must be a number from 0 to"),
         (json.dumps([{**ROW, "choices": "AB"}]), "choices must be a list of texts"),
     ],
 )

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from beit3_vqa import reporting
 from beit3_vqa.cli import main
 from beit3_vqa.metrics import accuracy_interval, full_metrics
 from beit3_vqa.output.predictions import read_predictions
@@ -20,7 +21,9 @@ from beit3_vqa.output.report.collect import read_runs
 from beit3_vqa.output.report.curves import MAX_POINTS, read_curves
 from beit3_vqa.output.report.page import page_json
 from beit3_vqa.output.report.thumbnails import STEPS, make_thumbnails
+from beit3_vqa.questions import Asked
 from beit3_vqa.reporting import WRONG_SHARE, worth_a_look
+from beit3_vqa.schema import Example, Prediction
 from tests.report.conftest import some_predictions, write_run
 
 JSON = st.recursive(
@@ -129,11 +132,28 @@ def test_wrong_and_confident_ones_are_worth_a_look():
     assert worth_a_look(predictions, 0) == []
 
 
+def test_questions_with_other_numbers_of_options_are_looked_at_apart(tmp_path):
+    class Model:
+        def prepare(self, path, question, choices):
+            return Asked(Example("0", str(path), question, tuple(choices)), {}, (1, 1))
+
+        def look_many(self, asked):
+            assert len({len(one.example.choices) for one in asked}) == 1
+            return [Prediction("0", "", "A", {}) for _ in asked], [len(one.example.choices) for one in asked]
+
+    counts = {str(number): number % 3 + 2 for number in range(40)}
+    chosen = [(Prediction(name, "?", "A", {}, choices=("x",) * n), tmp_path) for name, n in counts.items()]
+    assert reporting._maps(Model(), chosen, "run") == counts
+
+
 def test_curves_of_a_run_that_was_killed(tmp_path):
     lines = [
         '{"epoch": 0, "train_loss": NaN, "val_accuracy": 50, "val_questions": 9}',
         "[1]",
         '{"epoch": "x"}',
+        f'{{"epoch": 1, "train_loss": 1{"0" * 400}}}',
+        f'{{"epoch": 1{"0" * 400}, "train_loss": 1}}',
+        '{"epoch": 0, "train_loss": NaN, "val_accuracy": 50, "val_questions": 9}',
         '{"epo',
     ]
     (tmp_path / "log.txt").write_text("\n".join(lines))
@@ -142,7 +162,7 @@ def test_curves_of_a_run_that_was_killed(tmp_path):
     curves = read_curves(tmp_path)
     assert curves == {
         "steps": {},
-        "epochs": {"train_loss": [[0, None]], "score": [[0, 50.0]]},
+        "epochs": {"train_loss": [[0, None], [1, None], [0, None]], "score": [[0, 50.0], [0, 50.0]]},
         "score_name": "accuracy",
     }
 
@@ -201,6 +221,9 @@ def test_names_tell_runs_apart(tmp_path):
         (["{run}", "--split", "vla"], "invalid choice"),
         (["{run}", "--output", "{empty}"], "is a folder"),
         (["{run}", "--output", "{empty}/no/such.html"], "make it first"),
+        (["{run}", "--output", "{run}/predictions.json"], "would replace what is read"),
+        (["{run}/predictions.json", "--output", "{run}/predictions.json"], "would replace what is read"),
+        (["{none}"], "holds no predictions"),
         (["{run}", "--attention", "-1"], "--attention -1"),
         (["{run}", "{other}"], "row q1: run and other"),
         (["{run}/predictions.info.json"], "isn't a list"),
@@ -213,7 +236,8 @@ def test_what_cannot_be_reported_is_one_clear_error(arguments, says, tmp_path, c
     write_run(tmp_path / "other", some_predictions(["x"], 3, 0)[:1] + some_predictions(["x"], 9, 0)[5:], tmp_path)
     text = (tmp_path / "other" / "predictions.json").read_text().replace('"q5"', '"q1"')
     (tmp_path / "other" / "predictions.json").write_text(text)
-    places = {name: str(tmp_path / name) for name in ("run", "other", "empty")}
+    (tmp_path / "none.json").write_text("[]")
+    places = {name: str(tmp_path / name) for name in ("run", "other", "empty")} | {"none": str(tmp_path / "none.json")}
     assert main(["report", *(word.format(**places) for word in arguments)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
@@ -229,9 +253,13 @@ def test_without_jinja2_it_says_what_to_install(tmp_path, monkeypatch, capsys):
 
 def test_metrics_go_to_tensorboard(page, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
 
     run = page.parent / "first"
     arguments = ["report", str(run), "--output", str(tmp_path / "r.html"), "--tensorboard", str(tmp_path / "tb")]
+    (tmp_path / "tb" / "first").mkdir(parents=True)
+    with SummaryWriter(str(tmp_path / "tb" / "first")) as writer:  # a training's, whose --log_dir it is
+        writer.add_scalar("train/loss", 1.0, 1)
     for _ in range(2):  # written again, it replaces
         assert main(arguments) == 0
     events = EventAccumulator(str(tmp_path / "tb" / "first")).Reload()
@@ -240,6 +268,7 @@ def test_metrics_go_to_tensorboard(page, tmp_path):
     def values(tag):
         return [(event.step, pytest.approx(event.value, rel=1e-5)) for event in events.Scalars(tag)]
 
+    assert values("train/loss") == [(1, 1.0)]
     assert values("report/accuracy") == [(0, metrics["accuracy"])]
     coverage = {point["coverage"]: point["accuracy"] for point in metrics["accuracy_at_coverage"]}
     assert dict(values("report/accuracy_at_coverage")) == coverage

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import string
 from contextlib import suppress
 
 import pytest
@@ -60,6 +61,29 @@ def test_options_of_the_csv_where_predictions_have_none(tmp_path):
     assert evaluated(path, "--answers", write(tmp_path / "b.csv", "ID,answer\nq,A\n"))["accuracy"] == 0
 
 
+def test_any_number_of_options_of_the_csv(tmp_path):
+    """Cells at the end stay empty where a question has fewer."""
+    letters, texts = string.ascii_uppercase, tuple(f"option {number}" for number in range(26))
+    some = [
+        Prediction(f"q{count}", "?", "B", dict.fromkeys(letters[:count], 0.03), choices=texts[:count])
+        for count in (2, 12, 26)
+    ]
+    rows = ["ID,answer," + ",".join(letters)]
+    rows += [f"{p.id},option 1,{','.join(p.choices)}{',' * (26 - len(p.choices))}" for p in some]
+    predictions = write_predictions(some, tmp_path / "predictions.json")
+    assert evaluated(predictions, "--answers", write(tmp_path / "a.csv", "\n".join(rows)))["accuracy"] == 100
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "predictions.info.json", "a.csv"])
+def test_what_is_read_is_not_replaced(predictions, tmp_path, capsys, name):
+    answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,C\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    flags = ["--answers", str(answers), "--json", str(tmp_path / "." / name)]
+    assert main(["evaluate", str(predictions), *flags]) == 2
+    assert "would replace what is read" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_open_answers_are_compared_after_normalisation(tmp_path):
     rows = [Prediction("1", "How many?", "two", {"two": 0.6, "3": 0.4}), Prediction("2", "?", "a", {"a": 1.0})]
     path = write_predictions(rows, tmp_path / "predictions.json")
@@ -94,6 +118,8 @@ def test_it_says_what_the_evaluation_said(scpc, trained, tmp_path):
         ("ID,answer\nq1,A\nq2,B\nq3,purple\n", "a.csv:4: answer 'purple' is none of the options"),
         ("ID,answer\nq1,A\nq2,\nq3,C\n", "a.csv:3: answer is empty"),
         ("ID,answer,weight\nq1,A,1\nq2,B,-1\nq3,C,1\n", "a.csv:3: weight '-1'"),
+        ("ID,answer,weight\nq1,A,1e308\nq2,B,1e308\nq3,C,1\n", "a.csv:2: weight '1e308'"),
+        ("ID,answer,A,B,D\nq1,A,red,blue,teal\n", "a.csv:1: a column D but no column C"),
         ("ID,answer\nq1,A,7\n", "a.csv:2: 3 cells"),
         ("ID,ans\nq1,A\n", "columns missing: answer"),
         ("ID,answer\n", "no rows"),

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import logging
 import socket
 import string
 import threading
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from beit3_vqa.serving import guard
+from beit3_vqa.serving import connections, guard
 from beit3_vqa.serving.guard import LOOPBACK_NAMES, refusal
 from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
 from tests.serving.client import CHOICES, ask, form, send
@@ -139,6 +140,50 @@ def test_a_request_that_never_ends_is_given_up(url, monkeypatch):
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
+def raw(url, *lines):
+    """The reply to a request of these lines, until the server hangs up."""
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        return b"".join(iter(lambda: connection.recv(1000), b""))
+
+
+@pytest.mark.parametrize("header", ["Content-Type: multipart/form-data; boundary=x", "Sec-Fetch-Site: none"])
+def test_a_header_that_is_there_twice_hides_none(url, header):
+    """The first one is what others read: `charset=punycode`, a page of another site."""
+    first = {"C": "Content-Type: multipart/form-data; boundary=x; charset=punycode", "S": "Sec-Fetch-Site: cross-site"}
+    lines = ["POST /api/answer HTTP/1.1", "Host: localhost", "Content-Length: 0", first[header[0]], header]
+    kind = [] if header.startswith("C") else ["Content-Type: multipart/form-data; boundary=x"]
+    said = raw(url, *lines, *kind, "Connection: close", "", "")
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert b"is there twice" in said
+
+
+@pytest.mark.parametrize("lines", [(), ("GET / HTTP/1.1", "Host: loc"), ("GET / HTTP/1.1", "Host: localhost", "X: y")])
+def test_a_connection_that_asks_nothing_is_closed(url, photograph, monkeypatch, lines):
+    monkeypatch.setattr(connections, "MAX_IDLE_SECONDS", 0.2)
+    assert raw(url, *lines) == b""
+    assert ask(url, photograph)[0] == 200
+
+
+def test_a_body_that_is_no_http_is_no_failure_of_the_server(url):
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logging.getLogger("uvicorn.error").addHandler(handler)
+    try:
+        head = [
+            "POST /api/answer HTTP/1.1",
+            "Host: localhost",
+            "Content-Type: text/plain",
+            "Transfer-Encoding: chunked",
+        ]
+        assert raw(url, *head, "", "no length", "").startswith(b"HTTP/1.1 400 ")
+    finally:
+        logging.getLogger("uvicorn.error").removeHandler(handler)
+    assert [record.levelname for record in said] == ["WARNING"]
+
+
 def test_a_number_of_fields_without_end_is_refused(url):
     body, headers = form([("x", "y")] * 1000)
     assert send(url, "POST", "/api/answer", body, headers)[0] == 400
@@ -163,6 +208,9 @@ def test_a_number_of_fields_without_end_is_refused(url):
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Content-Type": "multipart/form-data; boundary=x; charset=utf-7"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "application/json"}, 415),
+        ({"Content-Type": ""}, 415),
         ({"Content-Type": "multipart/form-data; boundary=x; charset=utf-8; charset=utf-7"}, 415),
     ],
 )

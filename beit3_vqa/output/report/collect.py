@@ -64,7 +64,10 @@ def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun
 
 def _read_run(path: Path, split: str | None) -> ReportRun:
     if path.is_file():
-        return ReportRun("", path, predictions=read_predictions(path), info=read_info(path))
+        run = ReportRun("", path, predictions=read_predictions(path), info=read_info(path))
+        if not run.predictions:
+            raise InputError(f"{path} has nothing to show: it holds no predictions.")
+        return run
     if not path.is_dir():
         raise InputError(missing("run folder or predictions file", path))
     run = ReportRun("", path, read_curves(path), _read_config(path / "config.json"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from beit3_vqa.files import require_bounded
 MAX_LOG = 100_000_000  # bytes of log.txt
 MAX_EVENTS = 1_000_000_000  # bytes of TensorBoard's files, all together
 MAX_EPOCHS = 100_000
+MAX_EPOCH = 10**12  # a number of one
 MAX_POINTS = 800  # of a curve in the page
 # Name in the page -> tag in TensorBoard.
 STEP_TAGS = {"loss": "train/loss", "lr": "train/lr", "examples_per_second": "train/examples_per_second"}
@@ -54,7 +56,7 @@ def _epochs(path: Path) -> list[dict[str, Any]]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and type(values.get("epoch")) is int:
+        if isinstance(values, dict) and type(values.get("epoch")) is int and abs(values["epoch"]) < MAX_EPOCH:
             found.append(values)
     return found
 
@@ -95,7 +97,7 @@ def _is_number(value: object) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if _is_number(value) and math.isfinite(value) else None
+    return float(value) if _is_number(value) and abs(value) <= sys.float_info.max else None
 
 
 def _thinned(points: Points) -> Points:

@@ -7,6 +7,8 @@ from beit3_vqa.files import make_folder
 from beit3_vqa.metrics import full_metrics
 from beit3_vqa.output.report.collect import ReportRun
 
+SUFFIX = ".report"  # of the files of events
+
 
 def write_scalars(runs: Sequence[ReportRun], folder: Path) -> list[Path]:
     """Writes what TensorBoard draws as curves, or as bars of one step; returns the folders, one for each run.
@@ -27,9 +29,10 @@ def write_scalars(runs: Sequence[ReportRun], folder: Path) -> list[Path]:
             continue
         own = folder / run.name.replace("/", "_")
         make_folder(own)
-        for old in own.glob("events.out.tfevents.*"):  # a report written again, not one more line in each plot
+        # A report written again, not one more line in each plot; what a training wrote there stays.
+        for old in own.glob(f"events.out.tfevents.*{SUFFIX}"):
             old.unlink()
-        with SummaryWriter(str(own)) as writer:
+        with SummaryWriter(str(own), filename_suffix=SUFFIX) as writer:
             writer.add_scalar("report/accuracy", metrics["accuracy"], 0)
             for end in ("low", "high"):
                 writer.add_scalar(f"report/accuracy_95_{end}", metrics["accuracy_interval"][end], 0)
