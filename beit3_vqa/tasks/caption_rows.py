@@ -6,6 +6,7 @@ upstream's, null. Upstream's have token ids for the text, and no `id`.
 
 from beit3_vqa.data.rows import MAX_ID, Row, id_problem, is_count
 from beit3_vqa.files import is_text
+from beit3_vqa.schema import Example
 
 
 def image_id_problem(row: Row) -> str:
@@ -40,3 +41,10 @@ def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
     if caption is None:
         return "", ()
     return ("", tuple(caption)) if isinstance(caption, list) else (caption, None)
+
+
+def caption_example(row: Row, place: int) -> Example:
+    """A caption and its image; a row without an id is called by its place."""
+    text, ids = text_of(row)
+    name = caption_id(row)
+    return Example(id=str(place) if name is None else name, image_path=row["image_path"], question=text, token_ids=ids)

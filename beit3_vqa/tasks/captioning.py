@@ -22,7 +22,14 @@ from beit3_vqa.engine.losses import caption_loss
 from beit3_vqa.errors import InputError
 from beit3_vqa.output.captions import SPICE, read_references, require_scorer, score_captions, write_captions
 from beit3_vqa.schema import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
-from beit3_vqa.tasks.caption_rows import caption_id, caption_problem, has_caption, image_id_problem, text_of
+from beit3_vqa.tasks.caption_rows import (
+    caption_example,
+    caption_id,
+    caption_problem,
+    has_caption,
+    image_id_problem,
+    text_of,
+)
 from beit3_vqa.tasks.indexed import IndexTask
 
 MASKED = "language_masked_pos"
@@ -66,14 +73,7 @@ class Captioning(IndexTask):
 
     def example(self, row: Row, place: int) -> Example:
         """A caption to be learned, or an image to be described."""
-        text, ids = text_of(row)
-        name = caption_id(row)
-        return Example(
-            id=str(place) if name is None else name,
-            image_path=row["image_path"],
-            question=text,
-            token_ids=ids,
-        )
+        return caption_example(row, place)
 
     def _image(self, row: Row, place: int) -> Example:
         """An image to be described: its id is the image's, and its captions aren't looked at."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
 from beit3_vqa.engine.losses import contrastive_loss
 from beit3_vqa.schema import Batch, EvalResult, Example, Inputs, Prediction
-from beit3_vqa.tasks.caption_rows import caption_id, caption_problem, image_id_problem, text_of
+from beit3_vqa.tasks.caption_rows import caption_example, caption_id, caption_problem, image_id_problem
 from beit3_vqa.tasks.indexed import IndexTask
 from beit3_vqa.tasks.recall import chance_of_recall, recall_metrics
 
@@ -50,15 +50,7 @@ class Retrieval(IndexTask):
 
     def example(self, row: Row, place: int) -> Example:
         """A caption, whose answer is the id of its image."""
-        text, ids = text_of(row)
-        name = caption_id(row)
-        return Example(
-            id=str(place) if name is None else name,
-            image_path=row["image_path"],
-            question=text,
-            answer=str(row["image_id"]),
-            token_ids=ids,
-        )
+        return replace(caption_example(row, place), answer=str(row["image_id"]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Contrastive, with the features of every process; `outputs` are (B, 2, D)."""

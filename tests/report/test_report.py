@@ -20,6 +20,7 @@ from beit3_vqa.output.predictions import read_predictions
 from beit3_vqa.output.report.collect import read_runs
 from beit3_vqa.output.report.curves import MAX_POINTS, read_curves
 from beit3_vqa.output.report.page import page_json
+from beit3_vqa.output.report.scalars import CELL, confusion_image
 from beit3_vqa.output.report.thumbnails import STEPS, make_thumbnails
 from beit3_vqa.questions import Asked
 from beit3_vqa.reporting import WRONG_SHARE, worth_a_look
@@ -274,6 +275,10 @@ def test_metrics_go_to_tensorboard(page, tmp_path):
     assert dict(values("report/accuracy_at_coverage")) == coverage
     words = metrics["accuracy_by_question_word"]
     assert values("report_accuracy_by_question_word/where") == [(0, words["where"]["accuracy"])]
+    assert values("report_positions_answered/A") == [(0, metrics["positions"]["A"]["answered"])]
+    (matrix,) = events.Images("report/confusion")
+    side = CELL * len(metrics["confusion"])
+    assert Image.open(io.BytesIO(matrix.encoded_image_string)).size == (side, side)
 
 
 def test_training_writes_accuracy_by_question_word(trained):
@@ -287,3 +292,10 @@ def test_training_writes_accuracy_by_question_word(trained):
         ]
     for word, group in lines[-1]["val_accuracy_by_question_word"].items():
         assert events.Scalars(f"val/accuracy_by_question_word/{word}")[-1].value == pytest.approx(group["accuracy"])
+
+
+def test_the_confusion_matrix_as_an_image():
+    image = confusion_image({"A": {"A": 3, "B": 1}, "B": {"A": 0, "B": 0}})
+    assert image.shape == (3, 2 * CELL, 2 * CELL)
+    right, wrong, none = image[:, 0, 0], image[:, 0, -1], image[:, -1, 0]
+    assert right.sum() < wrong.sum() < none.sum() == 3 * 255
