@@ -50,6 +50,7 @@ def in_use(device: torch.device) -> int:
     """Bytes in use by this process now."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
+    gc.collect()
     give_back_freed_memory()
     return _status("VmRSS")
 
