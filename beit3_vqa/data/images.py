@@ -104,7 +104,10 @@ def resolve_image_path(image_root: str | Path, relative: str) -> Path:
     path = os.path.join(image_root, portable)  # noqa: PTH118 - pathlib is slow, and every example comes by here
     try:
         os.fsencode(path)
-        root, target = _real_folder(os.fspath(image_root)), _real_path(path)
+        # Absolute before they are remembered: a relative name means another folder wherever the process goes next.
+        # As it stands, not normalised: `..` behind a link leads elsewhere than its letters say.
+        here = "" if os.path.isabs(path) else os.getcwd()  # noqa: PTH109, PTH117
+        root, target = _real_folder(os.path.join(here, image_root)), _real_path(os.path.join(here, path))  # noqa: PTH118
     except ValueError as error:  # a lone surrogate, which no file system takes
         raise InputError(f"image path {relative!r} can't be the name of a file: {error}") from error
     if target == root:

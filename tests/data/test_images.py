@@ -370,3 +370,10 @@ def test_a_jpeg_may_be_larger_than_what_takes_more_to_decode(tmp_path: Path) -> 
     assert image_size(resized("RGB", 10_000, 10_000)) == (10_000, 10_000)
     refused(resized("RGB", 10_000, 10_001), "more than 100,000,000")
     refused(resized("CMYK", 10_000, 5_001), "more than 50,000,000")
+
+
+def test_a_relative_root_means_the_folder_one_is_in(tmp_path, monkeypatch):
+    for name, split in (("first", "train"), ("second", "val")):
+        (tmp_path / name / "images").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        assert resolve_image_path("images", f"{split}/0.jpg") == Path(f"images/{split}/0.jpg")
