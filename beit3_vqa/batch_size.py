@@ -20,6 +20,7 @@ Sample = tuple[Example, dict[str, Any]]
 SHARE = 0.85  # of the memory that is free; the rest is for what varies from batch to batch, and for others
 TRIED = (1, 2, 4)  # examples: the first pays for what is done once, the others tell what one more costs
 LOOKED_AT = 2000  # rows among which the longest text is looked for
+TOO_MUCH = 2**63  # bytes: what a step that didn't fit would have needed
 MOMENTS = 2  # of AdamW, each as large as the weights that are trained
 
 
@@ -83,7 +84,12 @@ def _largest_that_fits(parts: Parts, most: int) -> int:
     parts.model.to(device)
     samples = _longest(parts.task.dataset("train", parts.processor, training=True), most)
     try:
-        peaks = {n: _peak(parts, samples, n) for n in TRIED if n <= most}
+        peaks: dict[int, int] = {}
+        for count in (n for n in TRIED if n <= most):
+            peak = _peak(parts, samples, count)
+            if peak == TOO_MUCH:
+                return max(peaks)  # fewer than that fitted
+            peaks[count] = peak
         slope = max(1.0, _slope(peaks))
         trained = sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
         # The gradients were there for the peaks; what comes later is the optimizer's, and a moving average.
@@ -128,7 +134,7 @@ def _length(example: Example) -> int:
 
 
 def _peak(parts: Parts, samples: list[Sample], count: int) -> int:
-    """Memory at the most while `count` examples go forward and backward.
+    """Memory at the most while `count` examples go forward and backward; `TOO_MUCH` where several didn't fit.
 
     Raises:
         NotEnoughMemory: not even one fitted.
@@ -149,7 +155,7 @@ def _peak(parts: Parts, samples: list[Sample], count: int) -> int:
     except NotEnoughMemory:
         if count == 1:
             raise
-        return 2**63
+        return TOO_MUCH
     finally:
         torch.cuda.empty_cache()
 

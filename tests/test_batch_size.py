@@ -75,6 +75,22 @@ def test_an_effective_batch_of_given_ones(scpc, tmp_path):
     assert config(tmp_path / "out")["update_freq"] == 3
 
 
+def test_memory_for_one_and_not_for_two(scpc, tmp_path, monkeypatch, capsys):
+    """As on a GPU, where a step that doesn't fit is an error that can be caught."""
+    tried = iter((GIB, None))
+
+    def peak_of(compute, device):
+        peak = next(tried)
+        if peak is None:
+            raise memory.NotEnoughMemory
+        compute()
+        return peak
+
+    monkeypatch.setattr(memory, "peak_of", peak_of)
+    assert train(scpc, tmp_path / "out", "--batch_size", "auto", "--effective_batch_size", "4") == 0
+    assert "--batch_size auto: 1 fit; batches of 1, 4 a step" in capsys.readouterr().out
+
+
 def test_memory_for_not_one(scpc, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "free", lambda device: -(2**40))
     assert train(scpc, tmp_path / "out", "--batch_size", "auto") == 2

@@ -20,7 +20,6 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example, Prediction
 
 Order = tuple[int, ...]
-MODES = ("none", "cyclic", "all")
 MAX_CHARACTERS = 200  # of an option, that are looked at
 MAX_ORDERS = 120  # of five options; ten have 3,628,800
 
