@@ -36,6 +36,8 @@ class Task(ABC):
     unit: ClassVar[str] = "questions"
     #: whether what it predicts of an example is a `Prediction` that hangs on no other example
     row_by_row: ClassVar[bool] = True
+    #: whether the loss compares the rows of a forward pass, so that smaller batches are another loss
+    compares_rows: ClassVar[bool] = False
     #: whether a single question about an image can be asked
     asks: ClassVar[bool] = False
     #: whether `temperature` means something to it

@@ -42,6 +42,7 @@ class Retrieval(IndexTask):
     best_metric = "average_score"
     unit = "captions"
     row_by_row = False
+    compares_rows = True
     row_format = RowFormat(_problem, caption_id)
 
     def state(self) -> dict[str, Any]:

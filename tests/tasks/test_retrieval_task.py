@@ -40,6 +40,13 @@ def test_it_beats_chance(captioned, retriever, tmp_path, capsys):
     ]
 
 
+def test_its_batch_is_not_chosen_by_memory(captioned, tmp_path, capsys):
+    """Fewer rows to compare are another loss, whatever is accumulated."""
+    assert main(train_on(captioned, TASK, tmp_path / "out", "--batch_size", "auto")) == 2
+    assert "compares the rows of a forward pass" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_it_resumes_bit_for_bit(captioned, retriever, tmp_path):
     flags = ["--epochs", "2", "--drop_path", "0.1"]
     assert main(train_on(captioned, TASK, tmp_path, *flags, "--stop_after_epochs", "1")) == 0
