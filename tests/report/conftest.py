@@ -1,6 +1,5 @@
 """Runs to report on, and the browser in which reports are looked at."""
 
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 from beit3_vqa.cli import main
 from beit3_vqa.output.predictions import write_info, write_predictions
 from beit3_vqa.schema import Prediction, PredictionsInfo
+from tests.browser import chromium
 from tests.conftest import SUBJECTS, finetune
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=1</script></script><!-- &amp; \u2028 \u202e'
@@ -107,22 +107,7 @@ def page(evaluated, scpc, images, tmp_path_factory) -> Path:
     return output
 
 
-def chromium() -> str:
-    return next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-    )
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    """A headless Chromium; only a machine without one, that isn't CI, may go without these tests."""
-    path = chromium()
-    if not path and not os.environ.get("CI"):
-        pytest.skip("no Chromium on this machine (apt-get install chromium)")
-    assert path, "CI needs Chromium: apt-get install chromium"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()

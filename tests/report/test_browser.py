@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from beit3_vqa.cli import main
+from tests.browser import needs_chromium, wait_for
 from tests.report.conftest import HOSTILE, some_predictions, write_run
+
+pytestmark = needs_chromium
 
 FIRST = "button.question >> nth=0"
 
@@ -193,7 +196,7 @@ def test_arrow_keys_walk_and_enter_opens(browser, page):
             shown.keyboard.press("ArrowRight")
         assert "55 of 90" in shown.text_content(".detail-top")
         shown.keyboard.press("Escape")
-        shown.wait_for_function(f"!document.getElementById('detail').open && {focused} === '54'")
+        wait_for(shown, f"!document.getElementById('detail').open && {focused} === '54'")
         assert shown.text_content("#page") == "page 3 of 4"
 
 
@@ -353,7 +356,7 @@ def test_ten_thousand_questions_open_in_three_seconds(browser, tmp_path, capsys)
     for _ in range(3):  # the quickest is the page's own time, others have the machine's in them
         started = time.monotonic()
         with opened(browser, output, until="commit") as shown:
-            shown.wait_for_function("document.querySelector('.card img')?.complete")
+            wait_for(shown, "document.querySelector('.card img')?.complete")
             seconds.append(time.monotonic() - started)
             assert shown.text_content("#count") == "10,000 of 10,000 questions"
             shown.wait_for_load_state("load")
@@ -365,7 +368,7 @@ def test_ten_thousand_questions_open_in_three_seconds(browser, tmp_path, capsys)
         shown.select_option("#f-order", "worst")
         shown.wait_for_load_state("load")
         pictures = "all => all.length === 24 && all.every((one) => one.src.length > 500)"
-        shown.wait_for_function(f"({pictures})([...document.querySelectorAll('.card img')])")
+        wait_for(shown, f"({pictures})([...document.querySelectorAll('.card img')])")
     with opened(browser, output) as shown:
         assert shown.text_content("#count") == "10,000 of 10,000 questions"
         for key in ("#next", "#next"):

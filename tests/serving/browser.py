@@ -1,15 +1,6 @@
-"""Debian's chromium, driven by Playwright."""
+"""What the tests of the page look at."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-import pytest
-
-CHROMIUM = shutil.which("chromium") or ""
-needs_chromium = pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reason="no chromium on this machine")
 
 # Ratio of luminances (WCAG 2.2, 1.4.3) of each text and the ground it stands on, with the text; lowest first.
 CONTRASTS = """() => {
@@ -28,17 +19,6 @@ CONTRASTS = """() => {
     return [(a + 0.05) / (b + 0.05), e.textContent || e.value];
   }).sort((x, y) => x[0] - y[0]);
 }"""
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """A browser without a window."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Watched:

@@ -13,8 +13,9 @@ import pytest
 from beit3_vqa.cli import main
 from beit3_vqa.run import load
 from beit3_vqa.serving.panel import Panel
+from tests.browser import chromium, needs_chromium, wait_for
 from tests.conftest import finetune
-from tests.serving.browser import CONTRASTS, Watched, chromium, needs_chromium
+from tests.serving.browser import CONTRASTS, Watched
 from tests.serving.client import CHOICES, ask, running
 
 pytestmark = needs_chromium
@@ -146,7 +147,7 @@ def test_an_image_that_cannot_be_read(browser, url, tmp_path):
     page.wait_for_selector("#unseen")
     fill(page)
     page.click("#ask")
-    page.wait_for_function("document.getElementById('error').textContent")
+    wait_for(page, "document.getElementById('error').textContent")
     assert "no image that can be read" in page.inner_text("#error")
     assert page.inner_text("#ask") == "Ask"
     assert [said for said in seen.problems if "422" not in said] == []  # chromium notes the status
@@ -225,7 +226,7 @@ def test_an_open_ended_model(browser, scpc, tmp_path):
         seen = Watched(browser)
         page = seen.page
         page.goto(url)
-        page.wait_for_function("document.getElementById('models').textContent.trim()")
+        wait_for(page, "document.getElementById('models').textContent.trim()")
         assert not page.is_visible("#options-box")
         page.set_input_files("#file", photograph)
         page.fill("#question", "What?")
