@@ -1,12 +1,13 @@
 """Files that are there whole or not at all, and messages for files that aren't there."""
 
+import json
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from beit3_vqa.errors import InputError, nearest
 
@@ -107,6 +108,23 @@ def require_bounded(path: Path, most: int) -> None:
         raise InputError(f"{path} is a pipe or a device: give a file.")
     if status.st_size > most:
         raise InputError(f"{path} has {status.st_size:,} bytes, more than {most:,}: is it the right file?")
+
+
+def read_json(path: Path, most: int) -> Any:
+    """The content of a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: no such file, more than `most` bytes, one that can't be read, or no JSON.
+    """
+    require_bounded(path, most)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(missing("file", path)) from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} isn't JSON in UTF-8: {error}.") from error
 
 
 def make_folder(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Captions: the file that is handed in, the references, and what the one is worth against the others."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError, first_line
-from beit3_vqa.files import is_text, require_bounded
-from beit3_vqa.output.predictions import write_json_rows
+from beit3_vqa.files import is_text, read_json
+from beit3_vqa.output.predictions import number_or_text, write_json_rows
 from beit3_vqa.schema import Prediction
 
 MAX_REFERENCES = 2_000_000_000  # bytes
@@ -32,20 +31,9 @@ def write_captions(predictions: Sequence[Prediction], path: Path) -> Path:
     return write_json_rows([{"image_id": number_or_text(p.id), "caption": p.answer} for p in predictions], path)
 
 
-def number_or_text(name: str) -> int | str:
-    """An id as the JSON of the data set had it."""
-    return int(name) if name.isdecimal() and str(int(name)) == name else name
-
-
 def read_references(path: Path) -> dict[str, list[str]]:
     """Image id -> captions, of a file in COCO's format; InputError where it isn't one."""
-    require_bounded(path, MAX_REFERENCES)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON in UTF-8: {error}.") from error
+    content = read_json(path, MAX_REFERENCES)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):
         raise InputError(f'{path} has no list "annotations": is it a file of references in COCO\'s format?')

@@ -12,7 +12,7 @@ from typing import Any
 
 from beit3_vqa.data.rows import MAX_WEIGHT
 from beit3_vqa.errors import CONTROL, InputError, short
-from beit3_vqa.files import is_text, missing, require_bounded, write_text
+from beit3_vqa.files import is_text, read_json, write_text
 from beit3_vqa.schema import Prediction, PredictionsInfo
 
 MAX_PREDICTIONS = 2_000_000_000  # bytes of predictions.json
@@ -42,7 +42,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     Raises:
         InputError: no such file, no JSON, or rows (listed by number, from 1) that aren't predictions or repeat an id.
     """
-    rows = _read_json(path, MAX_PREDICTIONS)
+    rows = read_json(path, MAX_PREDICTIONS)
     if not isinstance(rows, list):
         raise InputError(f"{path} isn't a list of predictions, as `--eval` writes it.")
     first_row: dict[str, int] = {}
@@ -58,9 +58,14 @@ def read_predictions(path: Path) -> list[Prediction]:
     return [_prediction(row) for row in rows]
 
 
+def suffix_of(split: str) -> str:
+    """What the names of a split's result files end in: those of the test split are plain."""
+    return "" if split == "test" else f"_{split}"
+
+
 def predictions_file(folder: Path, split: str) -> Path:
-    """Where an evaluation of a split leaves its predictions: those of the test split have the plain name."""
-    return folder / ("predictions.json" if split == "test" else f"predictions_{split}.json")
+    """Where an evaluation of a split leaves its predictions."""
+    return folder / f"predictions{suffix_of(split)}.json"
 
 
 def info_file(predictions: Path) -> Path:
@@ -82,7 +87,7 @@ def read_info(predictions: Path) -> PredictionsInfo | None:
     path = info_file(predictions)
     if not path.exists():
         return None
-    content = _read_json(path, MAX_INFO)
+    content = read_json(path, MAX_INFO)
     fields = {f.name: f.type for f in dataclasses.fields(PredictionsInfo)}
     known = {name: value for name, value in content.items() if name in fields} if isinstance(content, dict) else {}
     kinds = {
@@ -94,18 +99,6 @@ def read_info(predictions: Path) -> PredictionsInfo | None:
     if wrong or not {"task", "model", "parameters"} <= set(known):
         raise InputError(f"{path}: {', '.join(wrong) or 'task, model or parameters'} can't be used; evaluate again.")
     return PredictionsInfo(**known)
-
-
-def _read_json(path: Path, most: int) -> Any:
-    require_bounded(path, most)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(missing("file", path)) from None
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON in UTF-8: {error}.") from error
 
 
 def _is_parameters(value: object) -> bool:
@@ -161,11 +154,12 @@ def _prediction(row: dict[str, Any]) -> Prediction:
 
 def write_upstream_results(predictions: Sequence[Prediction], path: Path) -> Path:
     """Upstream's result file: `[{"question_id": ..., "answer": ...}, ...]`; ids that are numbers stay numbers."""
-    rows = [
-        {"question_id": int(p.id) if p.id.isdecimal() and str(int(p.id)) == p.id else p.id, "answer": p.answer}
-        for p in predictions
-    ]
-    return write_json_rows(rows, path)
+    return write_json_rows([{"question_id": number_or_text(p.id), "answer": p.answer} for p in predictions], path)
+
+
+def number_or_text(name: str) -> int | str:
+    """An id as the JSON of the data set had it."""
+    return int(name) if name.isdecimal() and str(int(name)) == name else name
 
 
 def write_metrics(metrics: dict[str, Any], path: Path) -> Path:

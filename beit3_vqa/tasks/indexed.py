@@ -12,7 +12,7 @@ from beit3_vqa.data.index import ALL_SPLITS, DatasetInfo, split_files
 from beit3_vqa.data.rows import QUESTIONS, Row, RowFormat, Rows, read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import make_folder, missing
-from beit3_vqa.output.predictions import write_info, write_metrics, write_predictions
+from beit3_vqa.output.predictions import predictions_file, suffix_of, write_info, write_metrics, write_predictions
 from beit3_vqa.schema import EvalResult, Example, PredictionsInfo
 from beit3_vqa.tasks.base import Task
 
@@ -118,8 +118,8 @@ class IndexTask(Task):
     def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
         """predictions.json, what it comes from, the task's own files and, where answers are known, metrics.json."""
         make_folder(folder)
-        suffix = "" if info.split == "test" else f"_{info.split}"
-        predictions = write_predictions(result.predictions, folder / f"predictions{suffix}.json")
+        suffix = suffix_of(info.split)
+        predictions = write_predictions(result.predictions, predictions_file(folder, info.split))
         written = [predictions, write_info(info, predictions), *self.own_results(result, info, folder, suffix)]
         if result.blind:
             written.append(write_predictions(result.blind, folder / f"predictions{suffix}_blind.json"))

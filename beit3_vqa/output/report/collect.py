@@ -8,14 +8,13 @@ from typing import Any
 
 from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.files import missing, require_bounded
-from beit3_vqa.output.predictions import read_info, read_predictions
+from beit3_vqa.output.predictions import predictions_file, read_info, read_predictions
 from beit3_vqa.output.report.curves import read_curves
 from beit3_vqa.schema import AttentionMap, Prediction, PredictionsInfo
 
 MAX_RUNS = 8  # colours that can be told apart
 MAX_CONFIG = 10_000_000  # bytes
 SPLITS = ("test", "val")
-_FILES = {"test": "predictions.json", "val": "predictions_val.json"}
 
 
 @dataclass
@@ -71,11 +70,12 @@ def _read_run(path: Path, split: str | None) -> ReportRun:
     if not path.is_dir():
         raise InputError(missing("run folder or predictions file", path))
     run = ReportRun("", path, read_curves(path), _read_config(path / "config.json"))
-    file = next((path / _FILES[s] for s in ([split] if split else SPLITS) if (path / _FILES[s]).exists()), None)
+    wanted = [predictions_file(path, s) for s in ([split] if split else SPLITS)]
+    file = next(filter(Path.exists, wanted), None)
     if file is not None:
         run.predictions, run.info = read_predictions(file), read_info(file)
     elif split:
-        raise InputError(f"{path} has no {_FILES[split]}: evaluate with --eval --split {split} first.")
+        raise InputError(f"{path} has no {wanted[0].name}: evaluate with --eval --split {split} first.")
     if not run.predictions and not run.curves["steps"] and not run.curves["epochs"]:
         raise InputError(f"{path} has nothing to show: no log.txt, no TensorBoard events, no predictions.json.")
     return run
