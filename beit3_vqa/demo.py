@@ -41,7 +41,7 @@ class CLIPRecipe:
     train_images: int = 0
 
 
-CLIP_FULL = CLIPRecipe(epochs=4, sizes=SmallCLIP(), train_images=3600)
+CLIP_FULL = CLIPRecipe(epochs=3, sizes=SmallCLIP(), train_images=3200)
 CLIP_QUICK = CLIPRecipe(epochs=2, sizes=SmallCLIP(), train_images=1200)
 CLIP_TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
 CLIP_TRAINING += ["--clip_grad", "1", "--sched", "cosine", "--label_smoothing", "0"]

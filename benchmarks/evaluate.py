@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from beit3_vqa.engine.precision import Precision, pick_device
-from benchmarks.network import Variant, best_precisions, flops, make, set_allocator, shares_of_peak, variants
+from benchmarks.network import (
+    Variant,
+    flops,
+    make,
+    network_arguments,
+    precisions_of,
+    set_allocator,
+    shares_of_peak,
+    variants,
+)
 from benchmarks.paired import arguments, paired, report, rows_of
 
 
@@ -24,14 +33,12 @@ def evaluate(model: Any, inputs: dict[str, Tensor], variant: Variant, precision:
 def main() -> None:
     """`python -m benchmarks.evaluate`."""
     parser = arguments(__doc__ or "", rounds=7)
-    parser.add_argument("--model", default="beit3_base_patch16_480", help="name with a head, or without: vqacustom's")
-    parser.add_argument("--batch_size", type=int, default=2, help="examples in a batch")
-    parser.add_argument("--device", default="auto", help="as of finetune")
+    network_arguments(parser)
     options = parser.parse_args()
     device = pick_device(options.device)
     model, inputs, _ = make(options.model, device, options.batch_size)
     model.eval()
-    wanted = variants(device, best_precisions(device))
+    wanted = variants(device, precisions_of(options.precision, device))
     runs: dict[str, Callable[[], Tensor]] = {
         label: partial(evaluate, model, inputs, variant, Precision(variant.precision, device))
         for label, variant in wanted.items()

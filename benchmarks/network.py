@@ -1,5 +1,6 @@
 """What `step` and `evaluate` share: a model, a ragged batch, the variants, floating-point operations."""
 
+import argparse
 import ctypes
 import inspect
 import statistics
@@ -122,6 +123,16 @@ def shares_of_peak(
     return shares
 
 
-def best_precisions(device: torch.device) -> list[str]:
-    """fp32, and what the hardware computes faster."""
-    return list(dict.fromkeys(["fp32", Precision("auto", device).name]))
+def network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `step` and `evaluate` share."""
+    parser.add_argument("--model", default="beit3_base_patch16_480", help="name with a head, or without: vqacustom's")
+    parser.add_argument("--batch_size", type=int, default=2, help="examples in a batch")
+    parser.add_argument("--device", default="auto", help="as of finetune")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16", "fp16"], help="beside fp32; default: what the hardware computes faster"
+    )
+
+
+def precisions_of(wanted: str | None, device: torch.device) -> list[str]:
+    """fp32, and the one that is wanted or that the hardware computes faster."""
+    return list(dict.fromkeys(["fp32", Precision(wanted or "auto", device).name]))

@@ -1,5 +1,6 @@
 """The training step: forward, backward, clipping, AdamW; torchscale's forward pass against ours."""
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from beit3_vqa.options import OptimConfig
 from benchmarks.network import (
     Loss,
     Variant,
-    best_precisions,
     flops,
     make,
+    network_arguments,
+    precisions_of,
     set_allocator,
     shares_of_peak,
     variants,
@@ -62,18 +64,20 @@ def make_steps(
     }
 
 
-def peak_memory(name: str, device: str, batch: int, label: str) -> float:
+def peak_memory(options: argparse.Namespace, label: str) -> float:
     """GiB that a process of its own needs at most for three steps of one variant."""
-    arguments = ["--model", name, "--device", device, "--batch_size", str(batch), "--memory_of", label]
+    arguments = ["--model", options.model, "--device", options.device, "--batch_size", str(options.batch_size)]
+    arguments += ["--memory_of", label, *(["--precision", options.precision] if options.precision else [])]
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.step", *arguments], capture_output=True, text=True, check=True
     )
     return float(result.stdout.split()[-1])
 
 
-def print_memory(name: str, device: torch.device, batch: int, label: str) -> None:
+def print_memory(options: argparse.Namespace, device: torch.device, wanted: dict[str, Variant]) -> None:
     """What `peak_memory` reads."""
-    run = make_steps(name, device, batch, {label: variants(device, best_precisions(device))[label]})[label]
+    label = options.memory_of
+    run = make_steps(options.model, device, options.batch_size, {label: wanted[label]})[label]
     for _ in range(3):
         run()
     if device.type == "cuda":
@@ -91,23 +95,19 @@ def resident_peak() -> float:
 def main() -> None:
     """`python -m benchmarks.step`."""
     parser = arguments(__doc__ or "", rounds=5)
-    parser.add_argument("--model", default="beit3_base_patch16_480", help="name with a head, or without: vqacustom's")
-    parser.add_argument("--batch_size", type=int, default=2, help="examples in a step")
-    parser.add_argument("--device", default="auto", help="as of finetune")
+    network_arguments(parser)
     parser.add_argument("--memory_of", help="only print the peak memory of this variant in GiB")
     options = parser.parse_args()
     device = pick_device(options.device)
+    wanted = variants(device, precisions_of(options.precision, device))
     if options.memory_of:
-        print_memory(options.model, device, options.batch_size, options.memory_of)
+        print_memory(options, device, wanted)
         return
-    wanted = variants(device, best_precisions(device))
     steps = make_steps(options.model, device, options.batch_size, wanted)
     seconds = paired(steps, options.rounds)
     share = shares_of_peak(seconds, flops(steps["ours, fp32"]), wanted, device)
     del steps
-    memory = {
-        label: round(peak_memory(options.model, options.device, options.batch_size, label), 2) for label in wanted
-    }
+    memory = {label: round(peak_memory(options, label), 2) for label in wanted}
     rows = rows_of(seconds, next(iter(wanted)), **{"matrix peak": share, "peak memory, GiB": memory})
     report(f"training step, {options.model}, batch {options.batch_size}", rows, options.output)
 
