@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from beit3_vqa.data.index import split_file
@@ -82,8 +83,12 @@ def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = Fa
         0, or the exit code of the command that failed.
 
     Raises:
-        InputError: the folder isn't empty, or easy-VQA isn't installed.
+        InputError: the folder isn't empty, or a package of the extras isn't installed.
     """
+    missing = [package for package in PACKAGES[model] if find_spec(package) is None]
+    if missing:
+        extras = "demo,clip" if "transformers" in missing else "demo"
+        raise InputError(f'the demo needs {", ".join(missing)}: pip install "beit3_vqa[{extras}]".')
     if not is_new_or_empty(output_dir):
         raise InputError(f"{output_dir} isn't an empty folder; name a new one with --output_dir.")
     return take(ROADS[model](quick, output_dir, seed), main, output_dir)
@@ -165,6 +170,8 @@ ROADS: dict[str, Callable[[bool, Path, int], list[Step]]] = {
     "beit3": lambda quick, folder, seed: beit3_steps(QUICK if quick else FULL, folder, seed),
     "clip": lambda quick, folder, seed: clip_steps(CLIP_QUICK if quick else CLIP_FULL, folder, seed),
 }
+# What the steps import on the way; looked for before the first, since the last is minutes away.
+PACKAGES = {"beit3": ("easy_vqa", "jinja2"), "clip": ("easy_vqa", "jinja2", "transformers")}
 
 
 def _print_outcome(out: Path, seconds: float) -> None:

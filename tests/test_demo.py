@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from beit3_vqa import demo
 from beit3_vqa.cli import main
 from beit3_vqa.demo import CLIPRecipe, clip_steps, take
 from beit3_vqa.models.clip_scratch import SmallCLIP
@@ -28,6 +29,17 @@ def test_clips_road_from_end_to_end(tmp_path, capsys, flags):
     assert (tmp_path / "report.html").is_file() is not bool(flags)
     if not flags:
         assert json.loads((tmp_path / "choices" / "metrics.json").read_text())["questions"] == 9673
+
+
+@pytest.mark.parametrize(
+    ("model", "absent", "extras"), [("clip", "transformers", "demo,clip"), ("beit3", "jinja2", "demo")]
+)
+def test_a_missing_package_is_named_before_anything_is_done(tmp_path, monkeypatch, capsys, model, absent, extras):
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == absent else object())
+    folder = tmp_path / "demo"
+    assert main(["demo", "--model", model, "--output_dir", str(folder)]) == 2
+    assert f'the demo needs {absent}: pip install "beit3_vqa[{extras}]"' in capsys.readouterr().err
+    assert not folder.exists()
 
 
 @pytest.mark.slow
