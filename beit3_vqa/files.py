@@ -110,21 +110,33 @@ def require_bounded(path: Path, most: int) -> None:
         raise InputError(f"{path} has {status.st_size:,} bytes, more than {most:,}: is it the right file?")
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file; InputError when it is missing, empty, of more than `most` bytes, or can't be read."""
+    require_bounded(path, most)
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no file can have that name
+        raise InputError(missing("file", path)) from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+    if not content.strip():
+        raise InputError(f"{path} is empty.")
+    return content
+
+
 def read_json(path: Path, most: int) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        InputError: no such file, more than `most` bytes, one that can't be read, or no JSON.
+        InputError: as `read_bounded`, or it is no JSON.
     """
-    require_bounded(path, most)
+    content = read_bounded(path, most)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(missing("file", path)) from None
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON in UTF-8: {error}.") from error
+        raise InputError(f"{path} isn't JSON: {error}.") from error
 
 
 def make_folder(path: Path) -> None:
