@@ -1,6 +1,7 @@
 """`--batch_size auto` and `--effective_batch_size`: how many examples a forward pass and a step have."""
 
 import itertools
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +21,6 @@ Sample = tuple[Example, dict[str, Any]]
 SHARE = 0.85  # of the memory that is free; the rest is for what varies from batch to batch, and for others
 TRIED = (1, 2, 4)  # examples: the first pays for what is done once, the others tell what one more costs
 LOOKED_AT = 2000  # rows among which the longest text is looked for
-TOO_MUCH = 2**63  # bytes: what a step that didn't fit would have needed
 MOMENTS = 2  # of AdamW, each as large as the weights that are trained
 
 
@@ -89,11 +89,11 @@ def _largest_that_fits(parts: Parts, most: int) -> int:
     parts.model.to(device)
     samples = _longest(parts.task.dataset("train", parts.processor, training=True), most)
     try:
-        peaks: dict[int, int] = {}
+        peaks: dict[int, float] = {}
         for count in (n for n in TRIED if n <= most):
             peak = _peak(parts, samples, count)
-            if peak == TOO_MUCH:
-                return max(peaks)  # fewer than that fitted
+            if peak == math.inf:
+                return max(peaks, default=0)
             peaks[count] = peak
         slope = max(1.0, _slope(peaks))
         trained = sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
@@ -105,8 +105,6 @@ def _largest_that_fits(parts: Parts, most: int) -> int:
         while device.type == "cuda" and fitting > largest and _peak(parts, samples, fitting) > room:
             fitting = max(largest, int(fitting * 0.9))
         return max(0, fitting)
-    except NotEnoughMemory:
-        return 0
     finally:
         parts.model.zero_grad(set_to_none=True)
 
@@ -138,12 +136,8 @@ def _length(example: Example) -> int:
     return len(example.question) + len(example.token_ids or ()) + sum(map(len, example.choices))
 
 
-def _peak(parts: Parts, samples: list[Sample], count: int) -> int:
-    """Memory at the most while `count` examples go forward and backward; `TOO_MUCH` where several didn't fit.
-
-    Raises:
-        NotEnoughMemory: not even one fitted.
-    """
+def _peak(parts: Parts, samples: list[Sample], count: int) -> float:
+    """Bytes at the most while `count` examples go forward and backward; infinity where they don't fit."""
     examples, tensors = zip(*itertools.islice(itertools.cycle(samples), count), strict=True)
     batch = Batch(parts.task.collate(tensors, parts.processor), examples, counted=count)
     batch = parts.task.finish(batch, tensors)
@@ -158,16 +152,14 @@ def _peak(parts: Parts, samples: list[Sample], count: int) -> int:
     try:
         return memory.peak_of(step, parts.precision.device)
     except NotEnoughMemory:
-        if count == 1:
-            raise
-        return TOO_MUCH
+        return math.inf
     finally:
         torch.cuda.empty_cache()
 
 
-def _slope(peaks: dict[int, int]) -> float:
+def _slope(peaks: dict[int, float]) -> float:
     """Bytes for one more example: between the two largest batches tried, since the first pays for other things too."""
     if len(peaks) == 1:
-        return float(next(iter(peaks.values())))
+        return next(iter(peaks.values()))
     (less, before), (more, after) = sorted(peaks.items())[-2:]
     return (after - before) / (more - less)
