@@ -12,6 +12,7 @@ After `import beit3_vqa`, `timm.create_model("beit3_base_patch16_480_vqacustom")
 from typing import TYPE_CHECKING, Any
 
 from beit3_vqa import timm_hook
+from beit3_vqa.engine.host import limit_spinning
 from beit3_vqa.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ timm_hook.install()
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `--help` shouldn't.
     if name == "load":
+        limit_spinning()  # before it loads torch
         from beit3_vqa.run import load
 
         return load

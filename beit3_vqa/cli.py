@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from beit3_vqa.engine.host import limit_spinning
 from beit3_vqa.errors import InputError, nearest, visible
 
 COMMANDS: tuple[str, ...] = ("finetune", "cross_validate", "prepare", "evaluate", "predict", "ensemble", "report")
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 2 (your input), 3 (training diverged), 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
+    limit_spinning()
     try:
         with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
             return _dispatch(arguments)

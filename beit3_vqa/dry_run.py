@@ -3,8 +3,11 @@
 import itertools
 import time
 
+import torch
+
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.evaluate import evaluate_batches
+from beit3_vqa.engine.host import spin_limits
 from beit3_vqa.output.logging import format_seconds, peak_memory
 from beit3_vqa.training import Training, steps
 
@@ -29,6 +32,8 @@ def describe(run: Training) -> None:
         f"training: {run.examples} {parts.task.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
         f"{options.epochs} epochs, on {parts.precision.device} in {parts.precision.name}{spread}, attention: {kernel}"
     )
+    if parts.precision.device.type == "cpu":
+        print(f"threads: {torch.get_num_threads()}; how long idle ones spin: {spin_limits()}")
 
 
 def dry_run(run: Training) -> None:

@@ -60,9 +60,9 @@ def prepare(folder: Path, questions: int) -> Path:
     return folder / "data"
 
 
-def set_up(model: str, batch_size: int, data: Path) -> Training:
+def set_up(model: str, batch_size: int, data: Path, vocab_size: int = 64010) -> Training:
     """A run of `model` on the data, its weights fresh."""
-    options = {"model": model, "data_path": str(data), "batch_size": batch_size, "vocab_size": 64010, "epochs": 1}
+    options = {"model": model, "data_path": str(data), "batch_size": batch_size, "vocab_size": vocab_size, "epochs": 1}
     config = config_of(options)
     with contextlib.redirect_stdout(io.StringIO()):
         return set_up_training(assemble(config, make_task(config)))

@@ -111,7 +111,7 @@ def test_evaluation_writes_what_beit3s_does(scpc, trained_clip, tmp_path):
     assert metrics["accuracy"] == read_checkpoint(trained_clip / "checkpoint-best.pth", "x")["best_score"]
 
     test_rows = [json.loads(line) for line in (scpc / "data" / "vqacustom.test.jsonl").read_text().splitlines()]
-    model = beit3_vqa.load(trained_clip / "checkpoint-best.pth", device="cpu")
+    model = beit3_vqa.load(trained_clip / "checkpoint-best.pth", device="cpu", precision="fp32")
     for row, expected in list(zip(test_rows, predictions, strict=True))[:4]:
         prediction = model.predict(scpc / "images" / row["image_path"], row["question"], row["choices"])
         assert prediction.probabilities == pytest.approx(expected["probabilities"], abs=1e-5)
@@ -307,7 +307,9 @@ def test_exports_give_the_same_logits_elsewhere(scpc, clip_folder, trained_clip,
         assert not (out / "model.safetensors").exists()
     image = next((scpc / "images").iterdir())
     theirs = logits(clip, out, image, [f"Question: What is this? Answer: {choice}" for choice in SUBJECTS[:4]])
-    ours = beit3_vqa.load(best, device="cpu").predict(image, "What is this?", SUBJECTS[:4]).probabilities
+    ours = (
+        beit3_vqa.load(best, device="cpu", precision="fp32").predict(image, "What is this?", SUBJECTS[:4]).probabilities
+    )
     untrained = logits(transformers.CLIPModel.from_pretrained(clip_folder), out, image, ["a", "b", "c", "d"])
     assert not torch.allclose(theirs.softmax(0), untrained.softmax(0), atol=1e-3)
     assert theirs.softmax(0).tolist() == pytest.approx(list(ours.values()), abs=1e-5)

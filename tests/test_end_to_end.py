@@ -120,12 +120,12 @@ def test_evaluation_on_one_device(scpc, trained, tmp_path):
 def test_evaluation_equals_asking_one_by_one(scpc, trained, tmp_path):
     out = tmp_path / "eval"
     assert main(["finetune", "--eval", "--output_dir", str(trained), "--data_path", str(scpc / "data"),
-                 "--num_workers", "2", "--device", "cpu"]) == 0  # fmt: skip
+                 "--num_workers", "2", "--device", "cpu", "--precision", "fp32"]) == 0  # fmt: skip
     written = json.loads((trained / "predictions.json").read_text())
     for name in ("predictions.json", "submission.csv", "submit_vqacustom_test.json"):
         (trained / name).rename(out.parent / name)
     rows = [json.loads(line) for line in (scpc / "data" / "vqacustom.test.jsonl").read_text().splitlines()]
-    model = beit3_vqa.load(trained / "checkpoint-best.pth", device="cpu")
+    model = beit3_vqa.load(trained / "checkpoint-best.pth", device="cpu", precision="fp32")
     for row, expected in list(zip(rows, written, strict=True))[:4]:
         prediction = model.predict(scpc / "images" / row["image_path"], row["question"], row["choices"])
         assert prediction.answer == expected["answer"]
@@ -215,7 +215,7 @@ def test_finetune_and_resume_evaluate_alike(scpc, tmp_path):
     content = torch.load(tmp_path / "run" / "checkpoint-best.pth")
     averaged = content["model_ema"]["head.3.weight"]
     assert not torch.equal(averaged, content["model"]["head.3.weight"])
-    model = beit3_vqa.load(tmp_path / "run" / "checkpoint-best.pth", device="cpu")
+    model = beit3_vqa.load(tmp_path / "run" / "checkpoint-best.pth", device="cpu", precision="fp32")
     assert torch.equal(model.parts.model.head[3].weight, averaged)
 
 
@@ -338,7 +338,7 @@ def test_tensorboard_keeps_its_points_through_a_resume(scpc, tmp_path):
 def test_the_prompt_is_saved_with_the_checkpoint(scpc, tmp_path):
     template = "A. {a} B. {b} C. {c} D. {d} {question}"
     assert main(finetune(scpc, tmp_path / "out", "--epochs", "1", "--prompt_template", template)) == 0
-    model = beit3_vqa.load(tmp_path / "out" / "checkpoint-best.pth", device="cpu")
+    model = beit3_vqa.load(tmp_path / "out" / "checkpoint-best.pth", device="cpu", precision="fp32")
     assert model.parts.processor.prompt.template == template
 
 

@@ -150,7 +150,9 @@ def test_a_fitted_temperature_is_kept_and_used(scpc, trained, plain, tmp_path, c
     assert [p.answer for p in later] == [p.answer for p in rows]
     assert later[0].probabilities != rows[0].probabilities
     row = later[0]
-    answer = beit3_vqa.load(best, device="cpu").predict(scpc / "images" / row.image, row.question, row.choices)
+    answer = beit3_vqa.load(best, device="cpu", precision="fp32").predict(
+        scpc / "images" / row.image, row.question, row.choices
+    )
     assert answer.probabilities == pytest.approx(row.probabilities, abs=1e-5)
 
     assert evaluate(scpc, run, tmp_path / "one", "--temperature", "1") == 0

@@ -41,7 +41,7 @@ def test_the_head_has_one_output(ranked):
 
 
 def test_the_order_of_the_options_changes_nothing(scpc, ranked):
-    model = beit3_vqa.load(ranked / "checkpoint-best.pth", device="cpu")
+    model = beit3_vqa.load(ranked / "checkpoint-best.pth", device="cpu", precision="fp32")
     image = next((scpc / "images").iterdir())
     options = list(SUBJECTS[:4])
     first = model.predict(image, "What is it?", options)
@@ -57,7 +57,7 @@ def test_the_order_of_the_options_changes_nothing(scpc, ranked):
 def test_evaluation_equals_asking_one_by_one(scpc, ranked, tmp_path):
     best = str(ranked / "checkpoint-best.pth")
     assert main(ranking(*finetune(scpc, tmp_path, "--eval", "--resume", best, "--batch_size", "3"))) == 0
-    model = beit3_vqa.load(best, device="cpu")
+    model = beit3_vqa.load(best, device="cpu", precision="fp32")
     rows = [json.loads(line) for line in (scpc / "data" / "vqacustom.test.jsonl").read_text().splitlines()]
     written = json.loads((tmp_path / "predictions.json").read_text())
     assert len(written) == len(rows)

@@ -15,6 +15,7 @@ def add(commands: Any, build: bool) -> None:
     parser.add_argument("--question", required=True, metavar="TEXT", help="the question")
     parser.add_argument("--choices", nargs="+", default=[], metavar="TEXT", help="the options, in order")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
     parser.add_argument("--sentencepiece_model", default="", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument("--pretrained", default="", metavar="FOLDER", help="CLIP; default: the one it was trained on")
 
@@ -24,7 +25,7 @@ def run(parsed: argparse.Namespace) -> int:
     from beit3_vqa.errors import one_line
     from beit3_vqa.run import load
 
-    model = load(parsed.checkpoint, parsed.device, parsed.sentencepiece_model, parsed.pretrained)
+    model = load(parsed.checkpoint, parsed.device, parsed.sentencepiece_model, parsed.pretrained, parsed.precision)
     prediction = model.predict(parsed.image, parsed.question, parsed.choices)
     texts = dict(zip(prediction.probabilities, parsed.choices, strict=False))
     for answer, probability in prediction.probabilities.items():

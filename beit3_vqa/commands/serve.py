@@ -20,6 +20,7 @@ def add(commands: Any, build: bool) -> None:
     together = "most questions that are answered in one pass (default: 8)"
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help=together)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
     parser.add_argument("--sentencepiece_model", default="", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument("--pretrained", default="", metavar="FOLDER", help="CLIP; default: the one it was trained on")
 
@@ -43,6 +44,7 @@ def run(parsed: argparse.Namespace) -> int:
         host=parsed.host,
         port=parsed.port,
         device=parsed.device,
+        precision=parsed.precision,
         batch_size=parsed.batch_size,
         sentencepiece_model=parsed.sentencepiece_model,
         pretrained=parsed.pretrained,

@@ -1,5 +1,6 @@
 """Where and in which precision the model computes."""
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from beit3_vqa.engine.distributed import local_device
 from beit3_vqa.errors import InputError
+
+CPU_BF16_VARIABLE = "BEIT3_VQA_CPU_BF16"
 
 
 def pick_device(name: str) -> torch.device:
@@ -112,6 +115,14 @@ def _best_precision(device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 matrices in hardware; without, bf16 is slower than fp32."""
+    """Whether the CPU multiplies bf16 matrices in hardware; without, bf16 is slower than fp32.
+
+    BEIT3_VQA_CPU_BF16 says it instead of the processor: 1 (it does) or 0 (it doesn't).
+    """
+    said = os.environ.get(CPU_BF16_VARIABLE, "")
+    if said not in ("", "0", "1"):
+        raise InputError(f"{CPU_BF16_VARIABLE}={said}: write 1 (bf16 on a CPU), 0 (never), or leave it unset.")
+    if said:
+        return said == "1"
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)

@@ -29,6 +29,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "auto",
+    precision: str = "auto",
     batch_size: int = BATCH_SIZE,
     sentencepiece_model: str = "",
     pretrained: str = "",
@@ -40,6 +41,7 @@ def serve(
         host: address to listen on; one that others can reach serves them too, without a password.
         port: 0 takes a free one.
         device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, fp32, bf16 or fp16.
         batch_size: most questions that are answered together.
         sentencepiece_model: see `run.load`.
         pretrained: see `run.load`.
@@ -48,15 +50,15 @@ def serve(
         InputError: a checkpoint that can't be used, or an address that can't be listened on.
     """
     with closing(listen(host, port)) as listener:
-        panel = Panel([_answerer(path, device, sentencepiece_model, pretrained) for path in checkpoints])
+        panel = Panel([_answerer(path, device, sentencepiece_model, pretrained, precision) for path in checkpoints])
         with serving(panel, listener, batch_size) as server, _signals_end_only(server):
             print(f"{greeting(panel, listener)}\nCtrl-C stops the server.", flush=True)
             server.run(sockets=[listener])
     print("stopped")
 
 
-def _answerer(checkpoint: str, device: str, sentencepiece_model: str, pretrained: str) -> Answerer:
-    answerer = load(checkpoint, device, sentencepiece_model, pretrained)
+def _answerer(checkpoint: str, *options: str) -> Answerer:
+    answerer = load(checkpoint, *options)
     task = answerer.parts.task
     if not task.asks:
         raise InputError(f"--checkpoint {checkpoint}: was trained on {task.name}, which has no single questions.")

@@ -12,7 +12,7 @@ from tests.serving.client import running
 @pytest.fixture(scope="session")
 def panel(trained) -> Panel:
     """A BEiT-3 that chooses among four options."""
-    return Panel([load(trained / "checkpoint-best.pth", "cpu")])
+    return Panel([load(trained / "checkpoint-best.pth", "cpu", precision="fp32")])
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def clip_checkpoint(scpc, clip_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def clip(clip_checkpoint):
     """The same, loaded."""
-    return load(clip_checkpoint, "cpu")
+    return load(clip_checkpoint, "cpu", precision="fp32")
 
 
 @pytest.fixture(scope="session")

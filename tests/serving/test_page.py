@@ -220,7 +220,7 @@ def test_an_open_ended_model(browser, scpc, tmp_path):
     prepare += ["--image_root", str(scpc / "images"), "--data_path", str(tmp_path / "data"), "--train_tokenizer", "300"]
     assert main(prepare) == 0
     assert main(finetune(tmp_path, tmp_path / "out", "--epochs", "1")) == 0
-    model = load(tmp_path / "out" / "checkpoint-best.pth", "cpu")
+    model = load(tmp_path / "out" / "checkpoint-best.pth", "cpu", precision="fp32")
     photograph = scpc / "images" / "0_chelsea.jpg"
     with running(Panel([model])) as url:
         seen = Watched(browser)

@@ -1,0 +1,117 @@
+"""What idle threads cost: training alone, twice at once, beside busy loops and with a worker that loads its data.
+
+Each trial is a process of its own, since OpenMP reads its environment once.
+"""
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.loader import prepare, set_up
+from benchmarks.paired import arguments, report
+
+MODEL, BATCH = "beit3_tiny_patch8_40", 64  # the demo's
+IMAGES = 512
+WARM_UP = 5  # steps
+VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
+# GNU's OpenMP counts turns; 300,000 is what it does by itself.
+SETTINGS = ["GOMP_SPINCOUNT=300000", "GOMP_SPINCOUNT=10000", "GOMP_SPINCOUNT=1000", "GOMP_SPINCOUNT=100"]
+SETTINGS += ["OMP_WAIT_POLICY=PASSIVE"]
+
+
+def train(data: Path, seconds: float, *, loading: bool) -> float:
+    """Train for some seconds and return examples a second; `loading`: a worker decodes JPEGs meanwhile.
+
+    Without, the batches of the first epoch come again and again, so that a trial is the model's alone.
+    """
+    run = set_up(MODEL, BATCH, data, vocab_size=300)
+    if not loading:
+        batches = list(run.train.epoch(0))
+        run.train.epoch = lambda epoch, first=0: iter(batches)  # type: ignore[method-assign]
+    from beit3_vqa.training import steps
+
+    done = itertools.chain.from_iterable(steps(run, epoch) for epoch in itertools.count())
+    for _ in itertools.islice(done, WARM_UP):
+        pass
+    print("ready", flush=True)
+    sys.stdin.readline()  # those that run at once begin at once
+    started, count = time.perf_counter(), 0
+    for count, _ in enumerate(done, start=1):  # noqa: B007
+        if time.perf_counter() - started >= seconds:
+            break
+    return count * BATCH / (time.perf_counter() - started)
+
+
+@contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Processes that count."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def speeds(setting: str, data: Path, seconds: float, preload: str, *, at_once: int = 1, loading: bool = False) -> str:
+    """Examples a second of `at_once` trainings under a setting of the environment."""
+    name, value = setting.split("=")
+    environment = {key: text for key, text in os.environ.items() if key not in VARIABLES} | {name: value}
+    if preload:
+        environment["LD_PRELOAD"] = preload
+    command = [sys.executable, "-m", "benchmarks.contention", "--data", str(data), "--seconds", str(seconds)]
+    trials = [
+        subprocess.Popen(
+            [*command, *(["--loading"] if loading else [])],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(at_once)
+    ]
+    for trial in trials:
+        assert trial.stdout
+        if trial.stdout.readline() != "ready\n":
+            raise SystemExit(f"a trial under {setting} ended early")
+    for trial in trials:
+        assert trial.stdin
+        trial.stdin.write("\n")
+        trial.stdin.flush()
+    return " and ".join(f"{float(trial.communicate()[0]):.0f}" for trial in trials)
+
+
+def main() -> None:
+    """`python -m benchmarks.contention`."""
+    parser = arguments(__doc__ or "", rounds=1)
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="NAME=VALUE", help="of the environment")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each trial")
+    parser.add_argument("--preload", default="", help="another OpenMP, such as libiomp5.so, in place of torch's")
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--loading", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.data:
+        print(train(options.data, options.seconds, loading=options.loading))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare(Path(folder), IMAGES)
+        for _, setting in itertools.product(range(options.rounds), options.settings):
+            common = (setting, data, options.seconds, options.preload)
+            row = {"setting": setting, "alone": speeds(*common), "two at once": speeds(*common, at_once=2)}
+            with busy(2):
+                row["beside two busy loops"] = speeds(*common)
+            rows.append({**row, "with a worker loading": speeds(*common, loading=True)})
+    report(f"examples a second, {MODEL}, batches of {BATCH}", rows, options.output)
+
+
+if __name__ == "__main__":
+    main()
