@@ -17,6 +17,7 @@ from beit3_vqa.assemble import (
 )
 from beit3_vqa.batch_size import with_batch_size
 from beit3_vqa.config import FIT, RunConfig
+from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_size
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.dry_run import describe, dry_run
@@ -194,7 +195,8 @@ class Answerer:
             raise InputError(f"the model was trained on {task.name}, which has no single questions; use --eval.")
         check_question(question, choices, self.option_counts)
         example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
-        return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
+        with memory_for(str(image)):
+            return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
 
     def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
         """Answers B questions in one forward pass; they have the same number of options."""

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from PIL import Image
@@ -60,6 +61,17 @@ class Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+@contextmanager
+def memory_for(path: str) -> Iterator[None]:
+    """Turn a lack of memory, while the image of that path is transformed, into an ImageError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # as torch says it
+            raise
+        raise ImageError(f"image {path!r} needs more memory than there is: scale it down", path) from None
 
 
 def check_scans(file: IO[bytes], pixels: int, name: str) -> None:
