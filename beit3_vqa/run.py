@@ -75,7 +75,7 @@ def _begin(config: RunConfig) -> Training:
 
 def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
     config = config_of_checkpoint(config, content, f"--resume {path}")
-    parts = assemble(config, make_task(config), path.parent)
+    parts = assemble(config, make_task(config), path)
     parts = with_batch_size(parts)
     restore_weights(parts, content, path)
     run = set_up_training(parts)
@@ -106,7 +106,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
     config = with_fold_of(config, options_of(content))
     task = make_task(config)
     check_same_answers(task.state(), content)
-    parts = assemble(config, task, path.parent)
+    parts = assemble(config, task, path)
     check_same_checksums(parts, content)
     load_for_inference(parts, content, where, exact=flag == "--resume")
     del content
@@ -278,7 +278,7 @@ def _load(path: Path, given: dict[str, str]) -> Parts:
     config = with_task_defaults(RunConfig().updated({"task": task_name}))
     config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
     task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
-    parts = assemble(config, task, path.parent)
+    parts = assemble(config, task, path)
     check_same_checksums(parts, content)
     load_for_inference(parts, content, where)
     task.temperature = read_temperature(path) or 1.0
