@@ -15,6 +15,7 @@ from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.views import InOrders
+from beit3_vqa.engine import memory
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.engine.run_folder import BEST
@@ -100,26 +101,30 @@ def _with_images(dataset: IndexDataset | InOrders, bad_images: BadImages) -> Ite
         bad_images.add(ImageError(f"row {one_line(row)}: image {path!r} doesn't exist", path))
 
 
-def assemble(config: RunConfig, task: Task, checkpoint_folder: Path | None = None) -> Parts:
+def assemble(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Parts:
     """Everything of a run but its weights and its data.
 
     Args:
         config: the run's options.
         task: what is learned.
-        checkpoint_folder: folder of the checkpoint to be loaded, whose tokenizer is the right one.
+        checkpoint: the file that is to be loaded; the tokenizer beside it is the right one.
+
+    Raises:
+        InputError: options that contradict each other, or a model that can't be in the checkpoint or in memory.
     """
     device = pick_device(config.compute.device)
-    torch.manual_seed(config.run.seed)
     family = _family(config, task)
     if config.model.input_size not in (None, family.img_size):
         raise InputError(
             f"--input_size {config.model.input_size} contradicts --model {config.model.model}, which is for "
             f"{family.img_size} pixels. Change the model's name; --input_size isn't needed."
         )
+    _require_possible(family, checkpoint)  # before anything is made whose size the model's name says
+    torch.manual_seed(config.run.seed)
     wanted = config.compute.precision
     precision = Precision(family.auto_precision.get(device.type, wanted) if wanted == "auto" else wanted, device)
     _tell_unused(config, family, task)
-    processor = family.processor(checkpoint_folder)
+    processor = family.processor(checkpoint.parent if checkpoint else None)
     bad_images = BadImages(config.data.skip_bad_images)
     return Parts(config, task, family, processor, family.build(precision), precision, bad_images)
 
@@ -128,6 +133,27 @@ def _family(config: RunConfig, task: Task) -> Family:
     outputs_are_options = task.answers_are_options and task.outputs == task.num_classes
     shape = TaskShape(task.name, task.outputs, outputs_are_options, task.head, task.inputs)
     return find_family(config.model.model)(config, shape)
+
+
+def _require_possible(family: Family, checkpoint: Path | None) -> int:
+    """Return the model's parameters; InputError where the checkpoint can't hold them, or memory can't."""
+    skeleton = family.skeleton()
+    name = family.config.model.model
+    saved = sum(value.numel() for value in skeleton.state_dict().values())
+    # No type has less than a byte; twice, since image positions may be interpolated to a higher resolution.
+    if checkpoint is not None and saved > 2 * (size := checkpoint.stat().st_size):
+        raise InputError(
+            f"{checkpoint}: has {size:,} bytes, too few for the {saved:,} numbers of a {name} with the sizes that the "
+            "checkpoint says. It is damaged, or of another model."
+        )
+    needed = sum(value.numel() * value.element_size() for value in skeleton.parameters())
+    main_memory = torch.device("cpu")  # where a model is made
+    if memory.can_measure(main_memory) and needed > (free := memory.free(main_memory)):
+        raise InputError(
+            f"--model {name}: its weights alone take {needed / 2**30:,.1f} GiB of memory, of which "
+            f"{free / 2**30:,.1f} GiB are free. Is the name right?"
+        )
+    return sum(parameter.numel() for parameter in skeleton.parameters())
 
 
 def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
@@ -195,7 +221,7 @@ def evaluation_of_checkpoint(config: RunConfig) -> tuple[RunConfig, int]:
     saved = options_of(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
     config = config.updated({"task": saved} if isinstance(saved, str) else {})
     evaluated = config_of_checkpoint(with_task_defaults(config), content, f"{flag} {path}")
-    return config, _family(evaluated, make_task(evaluated)).count_parameters()
+    return config, _require_possible(_family(evaluated, make_task(evaluated)), path)
 
 
 def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:

@@ -2,7 +2,9 @@
 
 import itertools
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from beit3_vqa.schema import Batch, Example
 Sample = tuple[Example, dict[str, Any]]
 
 SHARE = 0.85  # of the memory that is free; the rest is for what varies from batch to batch, and for others
+DRY_RUN_SHARE = 0.95  # the same where the number is the user's own
 TRIED = (1, 2, 4)  # examples: the first pays for what is done once, the others tell what one more costs
 LOOKED_AT = 2000  # rows among which the longest text is looked for
 MOMENTS = 2  # of AdamW, each as large as the weights that are trained
@@ -30,8 +33,17 @@ def with_batch_size(parts: Parts) -> Parts:
     The step is what was asked for, whatever fits into memory: a mean over the same examples, in more forward passes.
 
     Raises:
-        InputError: an effective batch that can't be made of such batches, or memory for not one example.
+        InputError: an effective batch that can't be made of such batches, or memory for not one example; for a dry run,
+            also for less than a batch.
     """
+    given = parts.config.optim.batch_size != AUTO
+    parts = _with_size_settled(parts)
+    if given and parts.config.run.dry_run:
+        _require_fitting(parts)
+    return parts
+
+
+def _with_size_settled(parts: Parts) -> Parts:
     options = parts.config.optim
     per_process = _examples_per_process(parts)
     if options.batch_size != AUTO:
@@ -85,26 +97,98 @@ def _largest_that_fits(parts: Parts, most: int) -> int:
     A few examples are tried, the peak is a straight line through what they took. On a GPU the number that this gives is
     tried too, since there a step that doesn't fit can be taken back; on a CPU it would end the process.
     """
+    with _tried(parts, most, SHARE) as tried:
+        fitting, largest = tried.fitting(most), max(tried.peaks, default=0)
+        on_gpu = parts.precision.device.type == "cuda"
+        while on_gpu and fitting > largest and _peak(parts, tried.samples, fitting) > tried.room:
+            fitting = max(largest, int(fitting * 0.9))
+        return fitting
+
+
+def _require_fitting(parts: Parts) -> None:
+    """InputError where a step of the batch that was asked for would take more memory than there is.
+
+    A CPU's kernel would end the process without a word, and perhaps another one with it.
+    """
+    count, device = parts.config.optim.batch_size, parts.precision.device
+    if distributed.size() > 1 or not memory.can_measure(device):
+        return
+    with _tried(parts, count, DRY_RUN_SHARE) as tried:
+        fitting = tried.fitting(count)
+        if device.type == "cuda" and fitting == count and _peak(parts, tried.samples, count) > tried.room:
+            fitting = count - 1
+    if fitting < count:
+        raise InputError(
+            f"--dry_run: batches of {count} would take about {(tried.peak(count) + tried.later) / 2**30:,.1f} GiB of "
+            f"memory, of which {max(0, tried.room + tried.later) / 2**30:,.1f} GiB can be taken. "
+            f"{f'Batches of {fitting} fit' if fitting else 'Not one example fits'}. Try --batch_size auto, "
+            "--checkpoint_activations, --precision bf16, or a smaller model."
+        )
+
+
+@dataclass
+class _Tried:
+    """What a few examples took, and what there is.
+
+    Attributes:
+        samples: of which batches are made.
+        room: bytes that a forward and backward pass may take, the weights and gradients included.
+        later: bytes that are taken after it, of the optimizer and a moving average.
+        start: bytes of those alone.
+        peaks: number of examples -> bytes.
+        limit: more examples than this have been seen not to fit.
+    """
+
+    samples: list[Sample]
+    room: float
+    later: float
+    start: float
+    peaks: dict[int, float]
+    limit: float = math.inf
+
+    def peak(self, count: int) -> float:
+        """Return the bytes that so many examples take, by a straight line through the two largest batches tried."""
+        most, peak, slope = self._line()
+        return peak + (count - most) * slope
+
+    def fitting(self, most: int) -> int:
+        """Return the largest number of examples, `most` at most, that fits by that line."""
+        count, peak, slope = self._line()
+        return int(max(0, min(most, self.limit, count + (self.room - peak) / slope)))
+
+    def _line(self) -> tuple[int, float, float]:
+        points = [(0, self.start), *sorted(self.peaks.items())][-2:]
+        (less, before), (more, after) = points[0], points[-1]
+        return more, after, max(1.0, (after - before) / max(1, more - less))
+
+
+@contextmanager
+def _tried(parts: Parts, most: int, share: float) -> Iterator[_Tried]:
+    """A context in which a few examples, `most` at most, have been tried.
+
+    Args:
+        parts: whose model is moved to its device.
+        most: examples.
+        share: of the memory that is free, which may be taken.
+    """
     device = parts.precision.device
     parts.model.to(device)
     samples = _longest(parts.task.dataset("train", parts.processor, training=True), most)
+    trained = sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
+    in_use = memory.in_use(device)
+    # The gradients are there for the peaks; what comes later is the optimizer's, and a moving average.
+    later = trained * (MOMENTS + int(parts.config.optim.model_ema))
+    tried = _Tried(samples, share * (memory.free(device) + in_use) - later, later, in_use + trained, {})
     try:
-        peaks: dict[int, float] = {}
         for count in (n for n in TRIED if n <= most):
+            if device.type != "cuda" and tried.peak(count) > tried.room:  # trying it would end the process
+                break
             peak = _peak(parts, samples, count)
             if peak == math.inf:
-                return max(peaks, default=0)
-            peaks[count] = peak
-        slope = max(1.0, _slope(peaks))
-        trained = sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
-        # The gradients were there for the peaks; what comes later is the optimizer's, and a moving average.
-        later = trained * (MOMENTS + int(parts.config.optim.model_ema))
-        room = SHARE * (memory.free(device) + memory.in_use(device)) - later
-        largest = max(peaks)
-        fitting = min(most, int(largest + (room - peaks[largest]) / slope))
-        while device.type == "cuda" and fitting > largest and _peak(parts, samples, fitting) > room:
-            fitting = max(largest, int(fitting * 0.9))
-        return max(0, fitting)
+                tried.limit = max(tried.peaks, default=0)
+                break
+            tried.peaks[count] = peak
+        yield tried
     finally:
         parts.model.zero_grad(set_to_none=True)
 
@@ -155,11 +239,3 @@ def _peak(parts: Parts, samples: list[Sample], count: int) -> float:
         return math.inf
     finally:
         torch.cuda.empty_cache()
-
-
-def _slope(peaks: dict[int, float]) -> float:
-    """Bytes for one more example: between the two largest batches tried, since the first pays for other things too."""
-    if len(peaks) == 1:
-        return next(iter(peaks.values()))
-    (less, before), (more, after) = sorted(peaks.items())[-2:]
-    return (after - before) / (more - less)

@@ -17,6 +17,7 @@ from beit3_vqa.assemble import (
 )
 from beit3_vqa.batch_size import with_batch_size
 from beit3_vqa.config import FIT, RunConfig
+from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_size
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.dry_run import describe, dry_run
@@ -74,7 +75,7 @@ def _begin(config: RunConfig) -> Training:
 
 def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
     config = config_of_checkpoint(config, content, f"--resume {path}")
-    parts = assemble(config, make_task(config), path.parent)
+    parts = assemble(config, make_task(config), path)
     parts = with_batch_size(parts)
     restore_weights(parts, content, path)
     run = set_up_training(parts)
@@ -105,7 +106,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
     config = with_fold_of(config, options_of(content))
     task = make_task(config)
     check_same_answers(task.state(), content)
-    parts = assemble(config, task, path.parent)
+    parts = assemble(config, task, path)
     check_same_checksums(parts, content)
     load_for_inference(parts, content, where, exact=flag == "--resume")
     del content
@@ -194,7 +195,8 @@ class Answerer:
             raise InputError(f"the model was trained on {task.name}, which has no single questions; use --eval.")
         check_question(question, choices, self.option_counts)
         example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
-        return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
+        with memory_for(str(image)):
+            return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
 
     def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
         """Answers B questions in one forward pass; they have the same number of options."""
@@ -284,7 +286,7 @@ def _load(path: Path, given: dict[str, str]) -> Parts:
     config = with_task_defaults(RunConfig().updated({"task": task_name}))
     config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
     task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
-    parts = assemble(config, task, path.parent)
+    parts = assemble(config, task, path)
     check_same_checksums(parts, content)
     load_for_inference(parts, content, where)
     task.temperature = read_temperature(path) or 1.0

@@ -91,8 +91,13 @@ def test_memory_for_one_and_not_for_two(scpc, tmp_path, monkeypatch, capsys):
     assert "--batch_size auto: 1 fit; batches of 1, 4 a step" in capsys.readouterr().out
 
 
+def memory_for_the_weights_alone(monkeypatch):
+    answers = iter([2**40])
+    monkeypatch.setattr(memory, "free", lambda device: next(answers, -(2**40)))
+
+
 def test_memory_for_not_one(scpc, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "free", lambda device: -(2**40))
+    memory_for_the_weights_alone(monkeypatch)
     assert train(scpc, tmp_path / "out", "--batch_size", "auto") == 2
     assert "not one example fits" in capsys.readouterr().err
 
@@ -122,3 +127,44 @@ def test_a_real_limit_is_kept(scpc):
     chosen, peak = map(int, said.split())
     assert chosen > 16
     assert LIMIT / 4 < peak < LIMIT
+
+
+def test_a_dry_run_of_what_does_not_fit_says_so(scpc, tmp_path, monkeypatch, capsys):
+    free = memory.free
+    monkeypatch.setattr(memory, "free", lambda device: min(free(device), 64 * 2**20))
+    big = ["--model", "beit3_tiny_patch8_64", "--dry_run", "--batch_size"]
+    assert train(scpc, tmp_path / "out", *big, "4096") == 2
+    captured = capsys.readouterr()
+    assert "--dry_run: batches of 4096 would take about " in captured.err
+    fitting = int(captured.err.split("Batches of ")[1].split(" fit")[0])
+    assert 0 < fitting < 64
+    assert "step 1" not in captured.out
+    assert train(scpc, tmp_path / "out", *big, str(fitting)) == 0
+    assert "step 1" in capsys.readouterr().out
+    memory_for_the_weights_alone(monkeypatch)
+    assert train(scpc, tmp_path / "out", *big, "1") == 2
+    assert "Not one example fits" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+PREDICTED = f"""
+import sys
+from beit3_vqa import batch_size
+from beit3_vqa.assemble import assemble, make_task
+from beit3_vqa.models.families import config_of
+
+model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
+parts = assemble(config := config_of({{**model, "data_path": sys.argv[1]}}), make_task(config))
+with batch_size._tried(parts, {(count := 128)}, 0.9) as tried:
+    start = tried.start
+    print(start, tried.peak({count}), batch_size._peak(parts, tried.samples, {count}))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_step_takes_is_foretold(scpc):
+    command = [sys.executable, "-c", PREDICTED, str(scpc / "data")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    start, predicted, peak = map(float, said.split())
+    assert peak - start > 2**27
+    assert abs(predicted - peak) < 0.2 * (peak - start)

@@ -1,6 +1,9 @@
 """Checkpoints that are damaged, from elsewhere or malicious: one line that says what is wrong, and nothing written."""
 
 import json
+import resource
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +95,45 @@ def test_options_that_no_model_can_have(scpc, good, tmp_path, capsys, options):
         said = failing(capsys, command)
         assert str(path) in said or "beit4" in said
     assert {entry.name for entry in tmp_path.iterdir()} == {"x.pth"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the process's size, and bounds it")
+@pytest.mark.parametrize(
+    "options",
+    [{"model": "beit3_tiny_patch8_16000"}, {"model": "beit3_large_patch1_30000"}, {"vocab_size": 10**8}],
+    ids=str,
+)
+def test_what_a_checkpoint_says_decides_no_memory(scpc, good, tmp_path, capsys, options):
+    """Its weights are small; a model of that name would take 2 GB, 3.7 TB, 50 GB."""
+    path = altered(good, tmp_path / "x.pth", args={**good["args"], **options})
+    data = ["--data_path", scpc / "data", "--device", "cpu"]
+    commands = [
+        ["finetune", "--eval", "--resume", path, *data],
+        ["finetune", "--eval", "--finetune", path, *data],
+        ["finetune", "--resume", path, *data, "--output_dir", tmp_path / "out"],
+        ["ensemble", path, *data, "--output", tmp_path / "e.csv"],
+        ["serve", "--checkpoint", path, "--device", "cpu", "--port", "0"],
+        ["predict", "--checkpoint", path, "--device", "cpu", "--question", "?", "--choices", *"abcd"]
+        + ["--image", next((scpc / "images").iterdir())],
+    ]
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**30, resource.RLIM_INFINITY))
+    try:
+        for command in commands:
+            said = failing(capsys, command)
+            assert f"{path}: has {path.stat().st_size:,} bytes, too few for the " in said
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"x.pth"}
+
+
+def test_a_model_that_memory_cannot_hold_is_said(scpc, tmp_path, capsys):
+    for name in ("beit3_base_patch1_30000", "beit3_base_patch1_99999"):
+        said = failing(capsys, finetune(scpc, tmp_path / "out", "--model", name))
+        assert f"--model {name}: its weights alone take " in said
+    for name in (f"beit3_base_patch1_1{'0' * 5000}", f"clip_vit_base_patch1_1{'0' * 5000}"):
+        assert "isn't of the form" in failing(capsys, finetune(scpc, tmp_path / "out", "--model", name))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_no_family_where_one_is_given(scpc, good, tmp_path, capsys):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import resolve_image_path
 from beit3_vqa.data.loader import Key
 from beit3_vqa.data.orders import Order, reordered
@@ -64,7 +65,8 @@ class IndexDataset(Dataset):
 
     def _processed(self, example: Example, rng: random.Random | None) -> tuple[Example, dict[str, Any]]:
         try:
-            return example, self.processor(example, rng)
+            with memory_for(example.image_path):
+                return example, self.processor(example, rng)
         except ImageError as error:
             raise ImageError(f"row {one_line(example.id)}: {error}", error.path or example.image_path) from error
         except InputError as error:

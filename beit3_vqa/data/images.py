@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from beit3_vqa.data.decoding import APART, Watched, check_scans, decode_apart
 from beit3_vqa.errors import ImageError, InputError
 
 # What decoding may take, about a gigabyte and five seconds, which a file of a few bytes can ask for: JPEG's decoder
@@ -29,10 +31,12 @@ from beit3_vqa.errors import ImageError, InputError
 MAX_IMAGE_PIXELS = 50_000_000
 MAX_JPEG_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 512 * 2**20
+MAX_IMAGE_SIDE = 65_535  # a JPEG's own most; a resize goes through an image as high as the one before
 
 # A closed list: Pillow's EPS reader starts Ghostscript, and a data set has no need of the rare formats.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 
+_JPEG = ("JPEG", "MPO")  # an MPO is a JPEG with more images behind it, as some cameras write it
 _DRIVE = re.compile("[A-Za-z]:")  # of Windows
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -60,15 +64,32 @@ def open_image(path: str | Path, max_pixels: int | None = None, at_least: int | 
 
     Raises:
         ImageError: naming the file, when it is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`,
-            none of `FORMATS`, truncated or damaged, or has more than `max_pixels`.
+            none of `FORMATS`, truncated or damaged, has more than `max_pixels` or a side of more than
+            `MAX_IMAGE_SIDE`, or takes more time or memory than `data.decoding` allows.
     """
-    with _opened(Path(path), max_pixels) as image:
-        if at_least is not None and image.format == "JPEG":
+    with _opened(Path(path)) as (file, name):
+        if _is_for_another_process(file):
+            return decode_apart(str(path), max_pixels, name)
+        with _header(file, name, max_pixels) as image:
+            return _decoded(image, name, at_least)
+
+
+def decode_here(path: str, max_pixels: int | None) -> Image.Image:
+    """Decode an image as `open_image` does, but in this process whatever its format is."""
+    with _opened(Path(path)) as (file, name), _header(file, name, max_pixels) as image:
+        return _decoded(image, name)
+
+
+def _decoded(image: ImageFile.ImageFile, name: str, at_least: int | None = None) -> Image.Image:
+    if image.format in _JPEG:
+        assert image.fp is not None
+        check_scans(image.fp, image.width * image.height, name)
+        if at_least is not None:
             image.draft(None, (at_least, at_least))
-        image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        rgb = _to_rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb = _to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, int]:
@@ -77,7 +98,7 @@ def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, in
     Raises:
         ImageError: as `open_image` does, except for damage that only decoding can find.
     """
-    with _opened(Path(path), max_pixels) as image:
+    with _opened(Path(path)) as (file, name), _header(file, name, max_pixels) as image:
         width, height = image.size
         # Pillow turns a TIFF by itself, and would decode a whole PNG to look for EXIF behind the pixels.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
@@ -135,23 +156,15 @@ def _real_folder(folder: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
-    """The image with its header read and checked; whatever goes wrong here or in the body becomes an ImageError."""
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """Open an image file, and name it for messages; whatever goes wrong in the body becomes an ImageError."""
     name = repr(str(path))
     _check_file(path, name)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            # Pillow warns of large images (checked below), palettes and damaged metadata that we do without.
+            # Pillow warns of large images (which we refuse), palettes and damaged metadata that we do without.
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=_formats()) as image:
-                width, height = image.size
-                photograph = image.format == "JPEG" and image.mode != "CMYK"
-                most = max_pixels or (MAX_JPEG_PIXELS if photograph else MAX_IMAGE_PIXELS)
-                if width * height > most:
-                    raise ImageError(f"image {name} has {width} x {height} pixels, more than {most:,}: scale it down")
-                if width < 1 or height < 1:
-                    raise ImageError(f"image {name} has {width} x {height} pixels: replace it")
-                yield image
+            yield file, name
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -160,10 +173,38 @@ def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {name} has too many pixels ({_reason(error)}): scale it down") from error
+    except MemoryError as error:
+        raise ImageError(f"image {name} needs more memory than there is: scale it down") from error
     except Exception as error:  # a decoder fed with damaged bytes may raise anything
         raise ImageError(
             f"image {name} is truncated, damaged or of an unsupported kind ({_reason(error)}): replace or convert it"
         ) from error
+
+
+@contextmanager
+def _header(file: IO[bytes], name: str, max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
+    """The image with its header read and checked."""
+    with Image.open(Watched(file, name), formats=_formats()) as image:
+        width, height = image.size
+        photograph = image.format in _JPEG and image.mode != "CMYK"
+        most = max_pixels or (MAX_JPEG_PIXELS if photograph else MAX_IMAGE_PIXELS)
+        if width * height > most:
+            raise ImageError(f"image {name} has {width} x {height} pixels, more than {most:,}: scale it down")
+        if max(width, height) > MAX_IMAGE_SIDE:
+            raise ImageError(
+                f"image {name} has {width} x {height} pixels, a side of more than {MAX_IMAGE_SIDE:,}: cut it"
+            )
+        if width < 1 or height < 1:
+            raise ImageError(f"image {name} has {width} x {height} pixels: replace it")
+        yield image
+
+
+def _is_for_another_process(file: IO[bytes]) -> bool:
+    """Whether Pillow would take a file for one of the formats `APART`; the file's position stays."""
+    known = _formats()
+    start = file.read(16)  # as many bytes as Pillow looks at
+    file.seek(0)
+    return any(name in known and Image.OPEN[name][1](start) for name in APART)  # type: ignore[misc]  # all have one
 
 
 def _check_file(path: Path, name: str) -> None:

@@ -17,6 +17,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from beit3_vqa.data.transforms import resize_and_crop
 from beit3_vqa.errors import InputError, first_line
 from beit3_vqa.options import DataConfig, TaskConfig
 
@@ -107,8 +108,12 @@ class CentralCrop:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Mode RGB in, uint8 (3, S, S) out."""
-        resized = F.resize(image, [int(self.size / self.crop_pct)], F.InterpolationMode.BICUBIC)
-        return F.pil_to_tensor(F.center_crop(resized, [self.size, self.size]))
+        shorter = int(self.size / self.crop_pct)
+        longer = int(shorter * max(image.size) / min(image.size))
+        size = (shorter, longer) if image.width <= image.height else (longer, shorter)
+        left, top = (round((side - self.size) / 2) for side in size)
+        square = resize_and_crop(image, size, (left, top, left + self.size, top + self.size))
+        return F.pil_to_tensor(square)
 
 
 def check_cutmix_minmax(shares: Sequence[float], size: int) -> None:

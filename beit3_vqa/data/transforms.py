@@ -24,6 +24,8 @@ Pixels = NDArray[np.uint8]  # (height, width, 3)
 INTERPOLATIONS = ("bicubic", "bilinear", "random")
 _CROP_TRIES = 10
 SMALL_IMAGE = 128 * 128  # pixels
+HUGE_IMAGE = 2**24  # pixels
+BICUBIC_REACH = 2  # pixels to either side of the one that is computed, of the larger grid
 
 
 class EvalTransform:
@@ -128,6 +130,36 @@ def sample_crop(
     h = min(height, max(1, round(width / ratio[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def resize_and_crop(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """Return `image.resize(size, BICUBIC).crop(box)`, and never compute a huge image for that.
+
+    Where the resized image would be one, as of an image of 1 x 20,000 pixels, only what is kept is computed. Pillow may
+    then choose another order of its two passes, each of which rounds.
+
+    Args:
+        image: mode RGB.
+        size: width and height after the resize.
+        box: left, top, right and bottom in the resized image; what lies outside it is black.
+    """
+    crop = box[2] - box[0], box[3] - box[1]
+    if size[0] * size[1] <= max(HUGE_IMAGE, crop[0] * crop[1]):
+        return image.resize(size, Image.Resampling.BICUBIC).crop(box)
+    kept = max(0, box[0]), max(0, box[1]), min(size[0], box[2]), min(size[1], box[3])
+    ratios = image.width / size[0], image.height / size[1]
+    margins = [math.ceil(BICUBIC_REACH * max(1.0, ratio)) + 1 for ratio in ratios]
+    left, top = (max(0, math.floor(kept[axis] * ratios[axis]) - margins[axis]) for axis in (0, 1))
+    right, bottom = (math.ceil(kept[axis + 2] * ratios[axis]) + margins[axis] for axis in (0, 1))
+    # First a part of the image: Pillow's box is in single precision, in which places in a long side are inexact.
+    part = image.crop((left, top, min(image.width, right), min(image.height, bottom)))
+    x = [min(kept[at] * ratios[0] - left, part.width) for at in (0, 2)]
+    y = [min(kept[at] * ratios[1] - top, part.height) for at in (1, 3)]
+    kept_size = kept[2] - kept[0], kept[3] - kept[1]
+    resized = part.resize(kept_size, Image.Resampling.BICUBIC, box=(x[0], y[0], x[1], y[1]))
+    canvas = Image.new("RGB", crop)
+    canvas.paste(resized, (kept[0] - box[0], kept[1] - box[1]))
+    return canvas
 
 
 def _require_rgb(image: Image.Image) -> None:

@@ -100,11 +100,10 @@ class BEiT3Family(Family):
             compile_model(model)
         return model
 
-    def count_parameters(self) -> int:
-        """Backbone, pooler and head, and adapters where there are any."""
+    def skeleton(self) -> Any:
+        """Make backbone, pooler and head, and adapters where there are any, without memory for them."""
         with torch.device("meta"):
-            model = self.build(Precision("fp32", torch.device("cpu")))
-        return sum(parameter.numel() for parameter in model.parameters())
+            return self.build(Precision("fp32", torch.device("cpu")))
 
     def initialise(self, model: Any, processor: BEiT3Processor) -> None:
         """Fresh or pretrained weights: `--finetune`, else from scratch."""

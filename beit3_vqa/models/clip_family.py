@@ -107,13 +107,13 @@ class CLIPFamily(Family):
         hold_frozen_in(model, precision.dtype)
         return model
 
-    def count_parameters(self) -> int:
-        """Both towers and the logit scale, and adapters where there are any."""
+    def skeleton(self) -> CLIPForMultipleChoice:
+        """Make both towers and the logit scale, and adapters where there are any, without memory for them."""
         with torch.device("meta"):
             clip = optional("transformers").CLIPModel(self.clip_config)
             if self.config.model.lora_rank:
                 add_adapters(clip, self.config.model)
-        return sum(parameter.numel() for parameter in clip.parameters())
+            return CLIPForMultipleChoice(clip, self.settings.image_mean, self.settings.image_std)
 
     def initialise(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> None:
         """Nothing but `--pretrained`, which the model is built around, or another run's `--finetune` on top of it."""

@@ -41,7 +41,9 @@ LISTED_CLIP = {
     "clip_vit_huge_patch14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
 
-_NAME = re.compile(r"clip_vit_(?P<size>[a-z]+)_patch(?P<patch>\d+)(?:_(?P<resolution>\d+))?(?P<lora>_lora)?")
+_NAME = re.compile(
+    r"clip_vit_(?P<size>[a-z]+)_patch(?P<patch>[0-9]{1,5})(?:_(?P<resolution>[0-9]{1,5}))?(?P<lora>_lora)?"
+)
 
 
 @dataclass(frozen=True)

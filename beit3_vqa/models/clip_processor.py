@@ -11,7 +11,7 @@ from torch import Tensor
 
 from beit3_vqa.data.image_cache import ImageCache
 from beit3_vqa.data.prompt import OptionTemplate, cut_question
-from beit3_vqa.data.transforms import TrainTransform, speaks_of_sides
+from beit3_vqa.data.transforms import TrainTransform, resize_and_crop, speaks_of_sides
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.family import TextLengths
 from beit3_vqa.models.hugging_face import CLIPTexts
@@ -37,8 +37,7 @@ class CLIPTransform:
     def square(self, image: Image.Image) -> Image.Image:
         """Mode RGB in, an image of S x S out."""
         width, height, left, top = self._layout(image.width, image.height)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return image.crop((left, top, left + self.size, top + self.size))
+        return resize_and_crop(image, (width, height), (left, top, left + self.size, top + self.size))
 
     def _layout(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Width and height after the resize, left and top of the square in it."""

@@ -115,8 +115,12 @@ class Family(ABC):
         """
 
     @abstractmethod
+    def skeleton(self) -> Any:
+        """Make what `build` does on torch's meta device: names and shapes, without memory for one number."""
+
     def count_parameters(self) -> int:
-        """Of the model that `build` makes, everything that is loaded for it, without allocating one of them."""
+        """Count the numbers of the model, everything that is loaded for it, without allocating one of them."""
+        return sum(parameter.numel() for parameter in self.skeleton().parameters())
 
     @abstractmethod
     def initialise(self, model: Any, processor: Any) -> None:

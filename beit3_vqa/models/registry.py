@@ -57,7 +57,9 @@ LISTED = (
     ("large", 16, (224, 384, 480, 768)),
 )
 
-_NAME = re.compile(r"beit3_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<resolution>\d+)(?:_(?P<head>[a-z0-9_]+))?")
+_NAME = re.compile(
+    r"beit3_(?P<size>[a-z]+)_patch(?P<patch>[0-9]{1,5})_(?P<resolution>[0-9]{1,5})(?:_(?P<head>[a-z0-9_]+))?"
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The image pipelines against timm, torchvision and Pillow; flips and sides."""
 
 import random
+import resource
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,10 +14,13 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
+from beit3_vqa.data import transforms as ours
 from beit3_vqa.data.images import open_image
 from beit3_vqa.data.randaug import FILL, OPERATIONS, RandAugment
-from beit3_vqa.data.transforms import EvalTransform, TrainTransform, sample_crop, speaks_of_sides
+from beit3_vqa.data.timm_augment import CentralCrop
+from beit3_vqa.data.transforms import EvalTransform, TrainTransform, resize_and_crop, sample_crop, speaks_of_sides
 from beit3_vqa.errors import InputError
+from beit3_vqa.models.clip_processor import CLIPTransform
 
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
@@ -144,6 +149,43 @@ def test_flip_mirrors_half_of_the_images_and_none_that_keep_left_and_right(photo
         assert torch.equal(view, plain) or torch.equal(view, mirrored)
         flipped += torch.equal(view, mirrored)
     assert 15 < flipped < 45
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (7, 2000), (31, 900), (900, 20), (20, 20)])
+@pytest.mark.parametrize("shorter", [32, 20, 100])
+def test_a_crop_that_is_computed_alone_is_the_crop_of_the_whole(size, shorter, monkeypatch):
+    """With black around it where the square is larger than the resized image (shorter side 20, square 32)."""
+    # Grey levels from which no overshoot is cut off between the two passes, whose order Pillow chooses.
+    levels = np.random.default_rng(0).integers(80, 176, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(levels)
+    resized = [round(shorter * side / min(size)) for side in size]
+    left, top = ((side - 32) // 2 for side in resized)
+    arguments = image, (resized[0], resized[1]), (left, top, left + 32, top + 32)
+    whole = np.asarray(resize_and_crop(*arguments)).astype(int)
+    monkeypatch.setattr(ours, "HUGE_IMAGE", 0)
+    alone = np.asarray(resize_and_crop(*arguments)).astype(int)
+    assert np.abs(whole - alone).max() <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the process's size, and bounds it")
+@pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1), (65_535, 700)])
+def test_the_longest_images_take_little_memory(size):
+    """Resized before the crop, the first is 224 x 14,679,840 pixels: 13 GB."""
+    square = CLIPTransform(224, 224), CentralCrop(224), EvalTransform(224)
+    image = Image.new("RGB", size, (10, 20, 30))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_of_this_process() + 500 * 2**20, before := resource.RLIM_INFINITY))
+    try:
+        for transform in square:
+            pixels = transform(image)
+            assert pixels.shape == (3, 224, 224)
+            assert pixels.flatten(1).amin(1).tolist() == pixels.flatten(1).amax(1).tolist() == [10, 20, 30]
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, before))
+
+
+def memory_of_this_process() -> int:
+    """Bytes of address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def test_wrong_arguments_are_named() -> None:

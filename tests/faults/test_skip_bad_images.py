@@ -6,8 +6,11 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from beit3_vqa.cli import main
+from beit3_vqa.data.transforms import EvalTransform
 from tests.conftest import finetune
 from tests.faults.processes import ended, start, torchrun
 
@@ -26,6 +29,23 @@ def damaged(scpc, tmp_path):
         test_image = next(csv.DictReader(file))["img_path"]
     (folder / test_image).write_bytes(b"")
     return folder
+
+
+def asked(scpc):
+    """The rows of the test file."""
+    with (scpc / "test.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def image_names(scpc):
+    """The images of the test rows, each once, in their order."""
+    return list(dict.fromkeys(row["img_path"] for row in asked(scpc)))
+
+
+def evaluation(scpc, trained, images, out):
+    """A command line that evaluates on the test rows."""
+    command = ["finetune", "--eval", "--resume", str(trained / "checkpoint-best.pth"), "--device", "cpu"]
+    return [*command, "--data_path", str(scpc / "data"), "--image_root", str(images), "--output_dir", str(out)]
 
 
 def test_training_goes_on_and_workers_change_nothing(scpc, damaged, tmp_path, capsys):
@@ -80,6 +100,79 @@ def test_evaluation_flags_the_row_and_keeps_its_place(scpc, trained, damaged, tm
         if row["id"] not in flagged:
             assert row["answer"] == expected["answer"]
             assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+def test_an_image_that_needs_too_much_memory_is_a_bad_one(scpc, trained, tmp_path, monkeypatch, capsys):
+    """What is made of it doesn't fit, here or in a worker."""
+    first = image_names(scpc)[0]
+    with Image.open(scpc / "images" / first) as image:
+        large = image.size
+    transform = EvalTransform.__call__
+
+    def limited(self, image):
+        if image.size == large:
+            raise MemoryError
+        return transform(self, image)
+
+    monkeypatch.setattr(EvalTransform, "__call__", limited)
+    command = [*evaluation(scpc, trained, scpc / "images", tmp_path / "out"), "--skip_bad_images", "1"]
+    for workers in ("0", "2"):
+        assert main([*command, "--num_workers", workers]) == 0
+        assert f"{first}' needs more memory than there is: scale it down" in capsys.readouterr().out
+        rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        flagged = [row["id"] for row in rows if "problem" in row]
+        assert flagged == [row["ID"] for row in asked(scpc) if row["img_path"] == first]
+
+
+def test_pixels_that_do_not_fit_are_said(scpc, trained, tmp_path, monkeypatch, capsys):
+    def load(self):
+        raise MemoryError
+
+    monkeypatch.setattr(JpegImageFile, "load", load)
+    assert main(evaluation(scpc, trained, scpc / "images", tmp_path / "out")) == 2
+    assert "needs more memory than there is: scale it down" in capsys.readouterr().err
+
+
+def spoil(scpc, folder):
+    """Copy the images, every second of the test rows' spoilt; return the ids of its rows, and how many images it is."""
+    shutil.copytree(scpc / "images", folder)
+    bad = image_names(scpc)[::2]
+    for number, name in enumerate(bad):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes((b"", content[:500], b"<html>404</html>")[number % 3])
+    return [row["ID"] for row in asked(scpc) if row["img_path"] in bad], len(bad)
+
+
+def check_order(scpc, out, bad_rows):
+    """Every row is answered in its place, in both files, and the bad ones are flagged."""
+    ids = [row["ID"] for row in asked(scpc)]
+    rows = json.loads((out / "predictions.json").read_text())
+    assert [row["id"] for row in rows] == ids
+    assert [row["id"] for row in rows if "problem" in row] == bad_rows
+    assert all(f"row {row['id']}: image" in row["problem"] for row in rows if "problem" in row)
+    with (out / "submission.csv").open() as file:
+        assert [(row["ID"], row["answer"]) for row in csv.DictReader(file)] == [(r["id"], r["answer"]) for r in rows]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_rows_keep_their_order_whoever_loads_them(scpc, trained, tmp_path, workers):
+    bad_rows, bad = spoil(scpc, tmp_path / "images")
+    assert 3 < len(bad_rows) < len(asked(scpc))
+    command = evaluation(scpc, trained, tmp_path / "images", tmp_path / "out")
+    command += ["--skip_bad_images", str(bad), "--num_workers", workers, "--eval_batch_size", "2"]
+    assert main(command) == 0
+    check_order(scpc, tmp_path / "out", bad_rows)
+
+
+@pytest.mark.slow
+def test_rows_keep_their_order_in_two_processes(scpc, trained, tmp_path):
+    bad_rows, bad = spoil(scpc, tmp_path / "images")
+    command = evaluation(scpc, trained, tmp_path / "images", tmp_path / "out")
+    command += ["--skip_bad_images", str(bad), "--num_workers", "2", "--eval_batch_size", "2"]
+    log = tmp_path / "log"
+    code, said = ended(start(["run_beit3_finetuning.py", *command[1:]], log, *torchrun(2)), log)
+    assert code == 0, said
+    check_order(scpc, tmp_path / "out", bad_rows)
 
 
 @pytest.mark.slow
