@@ -17,7 +17,7 @@ import pytest
 from beit3_vqa.cli import main
 from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
 from beit3_vqa.questions import MOST_OPTIONS
-from beit3_vqa.serving import limits
+from beit3_vqa.serving import limits, server
 from beit3_vqa.serving.server import greeting, is_loopback, listen
 from tests.faults.processes import ended, start, wait_until
 from tests.serving.client import ask, form, running, send
@@ -175,6 +175,8 @@ def test_sixteen_clients_for_a_minute(scpc, trained, clip_checkpoint, tmp_path, 
         (["--host", "192.0.2.1"], "can't be listened on"),
         (["--batch_size", "0"], "--batch_size 0"),
         (["--port", "0"], "no such file"),
+        (["--token", "short"], "--token: must have 16 to 200 characters"),
+        (["--token", "sixteen letters!"], "letters, digits and - . _ ~ only"),
     ],
 )
 def test_what_cannot_be_served(flags, says, capsys):
@@ -194,7 +196,26 @@ def test_others_are_let_in_only_when_told(panel):
         assert send(url, "GET", "/api/model", headers={"Host": "my.machine:8000"})[0] == 200
         assert send(url, "POST", "/api/answer", b"", {"Origin": "http://evil.example"})[0] == 403
     with closing(listen("0.0.0.0", 0)) as everybody, closing(listen("localhost", 0)) as this_machine:
-        assert "no password" in greeting(panel, everybody)
-        assert "no password" not in greeting(panel, this_machine)
+        said, port = greeting(panel, everybody, "made"), everybody.getsockname()[1]
+        assert f"http://127.0.0.1:{port}/#token=made\n" in said
+        assert "in the place of 127.0.0.1: whoever has the token. Nothing is encrypted." in said
+        assert "token" not in greeting(panel, this_machine)
         assert not is_loopback(everybody)
         assert is_loopback(this_machine)
+
+
+@pytest.mark.parametrize("given", ["", "a-token_of.24~characters"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_token_is_made_where_others_are_let_in_and_none_was_given(panel, monkeypatch, capsys, host, given):
+    asked_for = []
+    monkeypatch.setattr(server, "_answerer", lambda *_: panel.answerers[0])
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda self, **_: asked_for.append(self.config.app.token))
+    for _ in range(2):
+        assert main(["serve", "--checkpoint", "x", "--host", host, "--port", "0", "--token", given]) == 0
+    printed = re.findall(r"/#token=(\S+)\n", capsys.readouterr().out)
+    if given or host == "127.0.0.1":
+        assert (asked_for, printed) == ([given] * 2, [])  # one that was given is known already
+    else:
+        assert asked_for == printed
+        assert len(set(printed)) == 2
+        assert min(map(len, printed)) == 43  # 256 bits
