@@ -54,7 +54,7 @@ def _require_replaceable(path: Path) -> None:
 
 def refuse_to_replace(flag: str, path: Path, inputs: Iterable[Path]) -> None:
     """InputError where a file to be written is one of those that are read."""
-    if any(path.resolve() == other.resolve() for other in inputs):
+    if any(real_path(path) == real_path(other) for other in inputs):
         raise InputError(f"{flag} {path}: would replace what is read; give another name.")
 
 
@@ -170,6 +170,11 @@ def missing(kind: str, path: Path) -> str:
         there = f"{path.parent} is {other}" if other else f"the folder {path.parent} doesn't exist either"
         return f"there is no {kind} {path}: {there}."
     return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"
+
+
+def real_path(path: Path) -> Path:
+    """Return the path without links, as `Path.resolve`, which before Python 3.13 fails at a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def what_is_there(path: Path) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from beit3_vqa.cli import main
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_new_or_empty, missing, write_text
 
@@ -44,3 +45,24 @@ def test_what_is_there_but_something_else_is_not_called_missing(tmp_path, make, 
     assert is_new_or_empty(path) == (is_what == "a folder")
     assert missing("index", tmp_path / "date").endswith("Did you mean 'data'?")
     assert missing("index", tmp_path / "a" / "b").endswith(f"the folder {tmp_path / 'a'} doesn't exist either.")
+
+
+def test_no_command_fails_at_a_link_to_itself(tmp_path, capsys):
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+    out = str(tmp_path / "out")
+    for command in (
+        ["report", loop, "--output", f"{out}.html"],
+        ["ensemble", loop, loop, "--output", f"{out}.csv"],
+        ["evaluate", loop, "--answers", loop],
+        ["evaluate", loop, "--answers", loop, "--json", loop],
+        ["finetune", "--output_dir", out, "--data_path", loop],
+        ["finetune", "--output_dir", out, "--data_path", tmp_path, "--resume", loop / "x.pth"],
+        ["finetune", "--config", loop],
+        ["prepare", "choices", "--train", loop, "--image_root", loop, "--data_path", out],
+    ):
+        assert main([str(word) for word in command]) == 2
+        said = capsys.readouterr().err
+        assert "loop" in said
+        assert "Did you mean 'loop" not in said
+    assert list(tmp_path.iterdir()) == [loop]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_BODY_SECONDS
+from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_BODY_SECONDS, MAX_CONNECTIONS
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 # Everything the page needs comes from this server; nothing it shows may run or fetch anything.
@@ -30,8 +30,10 @@ _HEADERS = (
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _ONCE = ("host", "origin", "sec-fetch-site", "content-type", "content-length", "transfer-encoding", "authorization")
 # A name, an IPv4 address or an IPv6 one in brackets, and a port. `urlsplit` finds a host in far more than that.
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9a-z._-]+))(?::([0-9]{0,5}))?", re.IGNORECASE | re.ASCII)
+_HOST = re.compile(r"(?:\[([0-9a-f]*:[0-9a-f:.]*)\]|([0-9a-z._-]+))(?::([0-9]{0,5}))?", re.IGNORECASE | re.ASCII)
 _HIGHEST_PORT = 65535
+CROWDED = "crowded"  # in a request's state: true where there are more connections than are served
+_ALSO = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}
 _NO_TOKEN = (
     "this server asks for a token: open the address that it printed when it was started, or send the header "
     "Authorization: Bearer TOKEN."
@@ -77,7 +79,9 @@ class Guard:
         twice = [name for name in _ONCE if names.count(name) > 1]
         # Whoever reads it next might take the other one.
         refused = (400, f"the header {twice[0]} is there twice.") if twice else None
-        if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] < "1.1"):
+        if scope.get("state", {}).get(CROWDED):
+            refused = 503, f"{MAX_CONNECTIONS} connections are open already: ask again in a moment."
+        elif "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] < "1.1"):
             refused = 400, "the end of the body is told in two ways (Content-Length, Transfer-Encoding)."
         refused = refused or refusal(scope["method"], headers, self.hosts)
         if not refused and self.token and scope["path"] not in self.open_paths:
@@ -154,7 +158,7 @@ def _too_large() -> str:
 async def _refuse(send: Send, status: int, reason: str) -> None:
     body = json.dumps({"error": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(b"connection", b"close"), *([(b"www-authenticate", b"Bearer")] if status == 401 else [])]
+    headers += [(b"connection", b"close"), *_ALSO.get(status, ())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

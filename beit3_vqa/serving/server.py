@@ -89,7 +89,7 @@ def serving(
         hosts = LOOPBACK_NAMES if is_loopback(listener) else None
         settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
         settings |= {"lifespan": "off", "ws": "none", "http": Impatient, "loop": "asyncio"}
-        settings |= {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
+        settings |= {"timeout_graceful_shutdown": SHUTDOWN_SECONDS}
         # Not behind a proxy: whoever sends X-Forwarded-For isn't believed.
         settings |= {"proxy_headers": False}
         # It reports each malformed form, which the client is told of.

@@ -205,6 +205,27 @@ def test_what_is_not_there_is_said_before_what_is_wrong_with_a_form(url, kind, m
     assert send(url, method, path, b"{}", {"Content-Type": kind})[0] == status
 
 
+def test_more_connections_than_there_is_place_for_are_told_so(url, photograph, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(connections, "MAX_SOCKETS", 5)
+    place = urlsplit(url)
+    held = [socket.create_connection((place.hostname, place.port)) for _ in range(3)]
+    with closing(http.client.HTTPConnection(place.netloc, timeout=20)) as connection:
+        connection.request("GET", "/api/model")
+        reply = connection.getresponse()
+        assert reply.status == 503
+        assert reply.getheader("retry-after") == "1"
+        assert "ask again" in json.loads(reply.read())["error"]
+    held += [socket.create_connection((place.hostname, place.port), timeout=20) for _ in range(3)]
+    assert held[-1].recv(1) == b""  # the sixth is closed before it says anything
+    for one in held:
+        one.close()
+    for _ in range(100):  # until it has noticed that they are closed
+        if ask(url, photograph)[0] == 200:
+            break
+    assert ask(url, photograph)[0] == 200
+
+
 @pytest.mark.parametrize("lines", [(), ("GET / HTTP/1.1", "Host: loc"), ("GET / HTTP/1.1", "Host: localhost", "X: y")])
 def test_a_connection_that_asks_nothing_is_closed(url, photograph, monkeypatch, lines):
     monkeypatch.setattr(connections, "MAX_IDLE_SECONDS", 0.2)
@@ -254,6 +275,7 @@ def test_a_number_of_fields_without_end_is_refused(url):
         ({"Host": "localhost?x"}, 400),
         ({"Host": "localhost#x"}, 400),
         ({"Host": "[::1]x"}, 400),
+        ({"Host": "[127.0.0.1]"}, 400),
         ({"Host": "localhost:8000, evil.example"}, 400),
         ({"Host": "localhost:9999"}, 200),  # through a tunnel
         ({"Host": "localhost:65535"}, 200),

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from beit3_vqa.questions import MOST_OPTIONS
 from beit3_vqa.serving import limits, server
 from beit3_vqa.serving.server import greeting, is_loopback, listen
 from tests.faults.processes import ended, start, wait_until
+from tests.serving import abuse as abusers
 from tests.serving.client import ask, form, running, send
 from tests.test_docs import ROOT, commands
 
@@ -88,6 +90,42 @@ def load(served: Served, images: list[Path], seconds: float) -> tuple[Counter, l
         thread.join(60)
         assert not thread.is_alive()
     return statuses, memory
+
+
+def abuse(served: Served, images: list[Path], seconds: float, seed: int) -> dict[str, Counter]:
+    """Statuses that each kind of abusive client got, and two that ask good questions beside them."""
+    end = time.monotonic() + seconds
+    statuses = {client.__name__: Counter() for client in abusers.CLIENTS} | {"good": Counter()}
+
+    def bad(place: int) -> None:
+        client = abusers.Abuser(served.url, images, seed + place)
+        while time.monotonic() < end:
+            with suppress(OSError):  # no place for a connection at the moment
+                abusers.CLIENTS[place](client)
+        statuses[abusers.CLIENTS[place].__name__].update(client.statuses)
+
+    def good(place: int) -> None:
+        image, told, first = images[place], Counter(), None
+        while time.monotonic() < end:
+            try:
+                status, said = ask(served.url, image, attention="true")
+            except OSError as error:
+                told[type(error).__name__] += 1
+                continue
+            told[status] += 1
+            time.sleep(0.2 * (status == 503))
+            if status == 200:
+                probabilities = [option["probability"] for option in said["options"]]
+                first = first or probabilities
+                assert probabilities == pytest.approx(first, abs=0.02)  # bf16 rounds otherwise in other company
+        statuses["good"].update(told)
+
+    with ThreadPoolExecutor(len(abusers.CLIENTS) + 2) as pool:
+        running = [pool.submit(bad, place) for place in range(len(abusers.CLIENTS))]
+        running += [pool.submit(good, place) for place in range(2)]
+        for one in running:
+            one.result(seconds + 120)
+    return statuses
 
 
 def as_typed(command: list[str], url: str, folder: Path) -> dict:
@@ -165,6 +203,33 @@ def test_sixteen_clients_for_a_minute(scpc, trained, clip_checkpoint, tmp_path, 
     print(f"{dict(statuses)}, memory {[round(m / MIB) for m in memory]} MiB")
     assert set(statuses) == {200}
     assert max(memory[15:]) - memory[14] < 16 * MIB
+
+
+@pytest.mark.slow
+def test_five_minutes_of_abuse_leave_two_models_answering_and_the_memory_flat(
+    scpc, trained, clip_checkpoint, tmp_path, monkeypatch
+):
+    """After a minute, in which caches and heaps grow to what they need, four more change nothing."""
+    places = {
+        "out/checkpoint-best.pth": trained / "checkpoint-best.pth",
+        "out-clip/checkpoint-best.pth": clip_checkpoint,
+    }
+    images = sorted((scpc / "images").iterdir())
+    served = Served(SERVE_TWO, places, tmp_path / "log")
+    kept, said = [], []
+    for seconds in (60, 120, 120):
+        said.append(abuse(served, images, seconds, seed=len(said)))
+        time.sleep(2 * limits.MAX_IDLE_SECONDS + 2)  # every connection is closed by now
+        assert ask(served.url, images[0])[0] == 200
+        kept.append((served.memory() / MIB, len(list(Path(f"/proc/{served.process.pid}/fd").iterdir()))))
+    log = served.stop()
+    print(*said, f"MiB and open files after each: {kept}", log[-2000:], sep="\n")
+    for statuses in said:
+        assert statuses["good"][200] > 20
+        assert set(statuses["good"]) <= {200, 503, "ConnectionResetError"}
+        assert not [status for told in statuses.values() for status in told if status in (500, 502)]
+    assert max(memory for memory, _ in kept[1:]) - kept[0][0] < 32
+    assert max(files for _, files in kept) - kept[0][1] < 3
 
 
 @pytest.mark.parametrize(
