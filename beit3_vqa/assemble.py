@@ -239,7 +239,7 @@ def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exa
     options = parts.config.init
     weights = weights_of(content, f"model_ema|{options.model_key}", options.model_prefix)
     if exact:
-        load_weights(parts.model, weights, where)
+        load_weights(parts.model, weights, where, "Was another model asked for than it is of? Else it is damaged.")
         return
     missing = parts.family.load_pretrained(parts.model, weights, where)
     if missing:
@@ -249,8 +249,14 @@ def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exa
         )
 
 
-def load_weights(model: nn.Module, weights: dict[str, Any], where: str) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Any], where: str, advice: str) -> None:
     """A state dict that must fit exactly.
+
+    Args:
+        model: to be filled.
+        weights: the state dict.
+        where: the checkpoint's name, for messages.
+        advice: what to do where it doesn't fit.
 
     Raises:
         InputError: it doesn't.
@@ -260,6 +266,6 @@ def load_weights(model: nn.Module, weights: dict[str, Any], where: str) -> None:
         raise InputError.of_problems(
             f"{where} doesn't fit the model:",
             problems,
-            "Another head or resolution? Start from it with --finetune, or resume with --resume_weights_only.",
+            advice,
         )
     model.load_state_dict(weights)

@@ -9,7 +9,7 @@ from typing import Any
 
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.errors import MAX_VALUE, InputError, first_line, nearest
-from beit3_vqa.files import make_folder
+from beit3_vqa.files import make_folder, real_path
 from beit3_vqa.members import Member, find_members, predictions_of, total_parameters, validation_of
 from beit3_vqa.output.ensemble import (
     agreement,
@@ -111,9 +111,9 @@ def _members_folder(output: Path) -> Path:
 
 def _refuse_to_replace(results: Path, options: EnsembleOptions, members: Sequence[Member]) -> None:
     """InputError where the ensemble's predictions would take the place of a model's."""
-    inputs = {path.resolve() for path in [*(member.path for member in members), *map(Path, options.val)]}
-    info = read_info(results) if results.resolve() not in inputs else None
-    if results.resolve() in inputs or (results.exists() and (info is None or not info.model.startswith(_KIND))):
+    inputs = {real_path(path) for path in [*(member.path for member in members), *map(Path, options.val)]}
+    info = read_info(results) if real_path(results) not in inputs else None
+    if real_path(results) in inputs or (results.exists() and (info is None or not info.model.startswith(_KIND))):
         raise InputError(
             f"--output {options.output}: {results} is there already, and isn't an ensemble's. Write to a folder of its "
             "own, such as --output ensemble/submission.csv."

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and messages for files that aren't there."""
 
+import errno
 import json
 import os
 import re
@@ -53,7 +54,7 @@ def _require_replaceable(path: Path) -> None:
 
 def refuse_to_replace(flag: str, path: Path, inputs: Iterable[Path]) -> None:
     """InputError where a file to be written is one of those that are read."""
-    if any(path.resolve() == other.resolve() for other in inputs):
+    if any(real_path(path) == real_path(other) for other in inputs):
         raise InputError(f"{flag} {path}: would replace what is read; give another name.")
 
 
@@ -149,7 +150,7 @@ def make_folder(path: Path) -> None:
 
 def is_new_or_empty(folder: Path) -> bool:
     """Whether a folder can be filled without touching what somebody else put there."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
@@ -161,10 +162,35 @@ def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
 
 
 def missing(kind: str, path: Path) -> str:
-    """The message for a file or folder that isn't there, with the nearest one that is."""
+    """Return the message for a file or folder that isn't there, or is none, with the nearest one that is."""
+    if other := what_is_there(path):
+        return f"there is no {kind} {path}: that is {other}."
     if not path.parent.is_dir():
-        return f"there is no {kind} {path}: the folder {path.parent} doesn't exist either."
+        other = what_is_there(path.parent)
+        there = f"{path.parent} is {other}" if other else f"the folder {path.parent} doesn't exist either"
+        return f"there is no {kind} {path}: {there}."
     return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"
+
+
+def real_path(path: Path) -> Path:
+    """Return the path without links, as `Path.resolve`, which before Python 3.13 fails at a link to itself."""
+    return Path(os.path.realpath(path))
+
+
+def what_is_there(path: Path) -> str:
+    """Return what a name is that was taken for another thing, in words; empty if nothing has it."""
+    if not os.path.lexists(path):
+        return ""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            known = {errno.ELOOP: "leads back to itself", errno.ENOENT: "leads to nothing"}
+            return f"a link that {known.get(error.errno or 0, 'leads out of reach')} ({path.readlink()})"
+        return f"out of reach ({error.strerror})"
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a file" if stat.S_ISREG(mode) else "a pipe or a device"
 
 
 def is_text(value: object) -> bool:

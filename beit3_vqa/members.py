@@ -11,7 +11,7 @@ from beit3_vqa.config import RunConfig
 from beit3_vqa.engine.manifest import sha256_of
 from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.errors import InputError, nearest
-from beit3_vqa.files import missing
+from beit3_vqa.files import missing, real_path
 from beit3_vqa.models.families import config_of
 from beit3_vqa.output.predictions import info_file, predictions_file, read_info, read_predictions
 from beit3_vqa.run import evaluate
@@ -55,7 +55,7 @@ def find_members(
         InputError: no such file, a member named twice, an unknown number of parameters, a checkpoint without data.
     """
     paths = [_source(name) for name in names]
-    resolved = [path.resolve() for path in paths]
+    resolved = [real_path(path) for path in paths]
     twice = [name for name, path in zip(names, resolved, strict=True) if resolved.count(path) > 1]
     if twice:
         raise InputError(f"{twice[-1]} is given twice; a member has one vote.")

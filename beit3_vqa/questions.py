@@ -1,13 +1,19 @@
 """Single questions that somebody asks a trained model: what they must be like, and what is kept of them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from beit3_vqa.config import GROUP_OF
 from beit3_vqa.errors import InputError
 from beit3_vqa.schema import Example
 
 MOST_OPTIONS = 10  # that a model which takes any number is asked about
+EVALUATE = "`beit3-vqa finetune --eval --resume FILE` evaluates it on a split."
+# Where a checkpoint's belongings lie now, and where it is to compute: the options of who loads one to ask it.
+_PLACES = frozenset({"sentencepiece_model", "pretrained", "device"})
 
 
 @dataclass(frozen=True)
@@ -41,3 +47,19 @@ def check_question(question: str, choices: Sequence[str], option_counts: range) 
         raise InputError(f"the model answers multiple-choice questions: give {wanted} choices.")
     if len(choices) not in option_counts:
         raise InputError(f"the model chooses among {wanted} options; {len(choices)} were given.")
+
+
+@contextmanager
+def naming_saved_options(where: str) -> Iterator[None]:
+    """Let errors call the options that the checkpoint `where` was saved with its own: who asks it can't give them."""
+
+    def named(flag: re.Match[str]) -> str:
+        return f"its {flag[1]}" if flag[1] in GROUP_OF and flag[1] not in _PLACES else flag[0]
+
+    try:
+        yield
+    except InputError as error:
+        said = re.sub(r"--(\w+)", named, str(error))
+        if said == str(error):
+            raise
+        raise InputError(said if said.startswith(where) else f"{where}: {said}") from error

@@ -119,7 +119,8 @@ def restore_weights(parts: Parts, content: dict[str, Any], path: Path) -> None:
     check_same_checksums(parts, content)
     _check_same_fold(parts.config, options_of(content))
     _tell_changes(parts.config, content)
-    load_weights(parts.model, weights_of(content), where)
+    advice = "Another head or resolution? Start from it with --finetune, or resume with --resume_weights_only."
+    load_weights(parts.model, weights_of(content), where, advice)
 
 
 def restore(run: Training, content: dict[str, Any], path: Path) -> None:

@@ -30,8 +30,8 @@ from beit3_vqa.engine.manifest import keep_temperature, read_temperature, requir
 from beit3_vqa.engine.precision import in_float32, pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_fully
-from beit3_vqa.models.families import with_family_defaults
-from beit3_vqa.questions import MOST_OPTIONS, Asked, check_question
+from beit3_vqa.models.families import find_family, with_family_defaults
+from beit3_vqa.questions import EVALUATE, MOST_OPTIONS, Asked, check_question, naming_saved_options
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
 from beit3_vqa.saving import TrainState
 from beit3_vqa.schema import AttentionMap, Batch, EvalResult, Example, Prediction, PredictionsInfo
@@ -192,7 +192,7 @@ class Answerer:
         """
         task = self.parts.task
         if not task.asks:
-            raise InputError(f"the model was trained on {task.name}, which has no single questions; use --eval.")
+            raise InputError(f"the model was trained on {task.name}, which has no single questions. {EVALUATE}")
         check_question(question, choices, self.option_counts)
         example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
         with memory_for(str(image)):
@@ -269,25 +269,28 @@ def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, p
         InputError: not such a checkpoint, or a family without such a format.
     """
     given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
-    parts = _load(Path(checkpoint), given)
+    parts = _load(Path(checkpoint), given, to_export=True)
     parts.family.export(parts.model, parts.processor, Path(folder), merge=merge)
     print(f"wrote {folder}; the text of an option was {parts.config.model.prompt_template!r}")
 
 
-def _load(path: Path, given: dict[str, str]) -> Parts:
+def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Parts:
     """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
     where = f"--checkpoint {path}"
     content = read_checkpoint(path, "--checkpoint")
     check_contents(content, where)
     task_name = options_of(content).get("task")
     if "task_state" not in content or not isinstance(task_name, str):
-        raise InputError(f"{where}: isn't a checkpoint of this package's training; use --eval --resume.")
-    find_task(task_name)  # an unknown one is an error of its own
-    config = with_task_defaults(RunConfig().updated({"task": task_name}))
-    config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
-    task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
-    parts = assemble(config, task, path)
-    check_same_checksums(parts, content)
+        raise InputError(f"{where}: isn't a checkpoint of this package's training. {EVALUATE}")
+    with naming_saved_options(where):
+        find_task(task_name)  # an unknown one is an error of its own
+        config = with_task_defaults(RunConfig().updated({"task": task_name}))
+        config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
+        if to_export and not find_family(config.model.model).exports:
+            raise InputError(f"{where}: is a {config.model.model}; its checkpoints are its format, there is no other.")
+        task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
+        parts = assemble(config, task, path)
+        check_same_checksums(parts, content)
     load_for_inference(parts, content, where)
     task.temperature = read_temperature(path) or 1.0
     return parts

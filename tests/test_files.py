@@ -1,11 +1,13 @@
 """Files that are there whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from beit3_vqa.cli import main
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import write_text
+from beit3_vqa.files import is_new_or_empty, missing, write_text
 
 
 def test_a_pipe_keeps_its_place(tmp_path):
@@ -18,3 +20,49 @@ def test_a_pipe_keeps_its_place(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "is_what"),
+    [
+        (os.mkfifo, "a pipe or a device"),
+        (lambda path: path.symlink_to(path), r"a link that leads back to itself \(.*\)"),
+        (lambda path: path.symlink_to("nothing"), r"a link that leads to nothing \(nothing\)"),
+        (Path.mkdir, "a folder"),
+        (Path.touch, "a file"),
+    ],
+)
+def test_what_is_there_but_something_else_is_not_called_missing(tmp_path, make, is_what):
+    path = tmp_path / "data"
+    make(path)
+    with pytest.raises(InputError, match=f"^there is no index {path}: that is {is_what}.$"):
+        raise InputError(missing("index", path))
+    if is_what == "a folder":
+        assert "Did you mean" not in missing("index", path / "x")
+    else:
+        with pytest.raises(InputError, match=f"^there is no index {path / 'x'}: {path} is {is_what}.$"):
+            raise InputError(missing("index", path / "x"))
+    assert is_new_or_empty(path) == (is_what == "a folder")
+    assert missing("index", tmp_path / "date").endswith("Did you mean 'data'?")
+    assert missing("index", tmp_path / "a" / "b").endswith(f"the folder {tmp_path / 'a'} doesn't exist either.")
+
+
+def test_no_command_fails_at_a_link_to_itself(tmp_path, capsys):
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+    out = str(tmp_path / "out")
+    for command in (
+        ["report", loop, "--output", f"{out}.html"],
+        ["ensemble", loop, loop, "--output", f"{out}.csv"],
+        ["evaluate", loop, "--answers", loop],
+        ["evaluate", loop, "--answers", loop, "--json", loop],
+        ["finetune", "--output_dir", out, "--data_path", loop],
+        ["finetune", "--output_dir", out, "--data_path", tmp_path, "--resume", loop / "x.pth"],
+        ["finetune", "--config", loop],
+        ["prepare", "choices", "--train", loop, "--image_root", loop, "--data_path", out],
+    ):
+        assert main([str(word) for word in command]) == 2
+        said = capsys.readouterr().err
+        assert "loop" in said
+        assert "Did you mean 'loop" not in said
+    assert list(tmp_path.iterdir()) == [loop]

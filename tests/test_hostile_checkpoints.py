@@ -1,15 +1,20 @@
 """Checkpoints that are damaged, from elsewhere or malicious: one line that says what is wrong, and nothing written."""
 
 import json
+import os
+import re
 import resource
+import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from beit3_vqa.cli import main
+from beit3_vqa.cli import _Parser, main
 from beit3_vqa.models.pretrained import mismatches
+from beit3_vqa.options import OPTION_PROMPT_TEMPLATE
 from tests.conftest import TINY, finetune
 
 GONE = object()
@@ -32,7 +37,16 @@ def failing(capsys, arguments):
     assert main([str(argument) for argument in arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
+    assert not unknown_options(str(arguments[0]), said), said
     return said
+
+
+def unknown_options(command, said):
+    """Options that a message names but its command doesn't have; those in `another command` in backticks are that's."""
+    commands = _Parser().add_subparsers()
+    import_module(f"beit3_vqa.commands.{command}").add(commands, build=True)
+    own = {flag for action in commands.choices[command]._actions for flag in action.option_strings}
+    return set(re.findall(r"--\w+", re.sub(r"`beit3-vqa [^`]*`", "", said))) - own
 
 
 @pytest.mark.parametrize(
@@ -243,3 +257,90 @@ def test_the_same_resume_command_again_goes_on_in_its_own_folder(scpc, trained, 
     assert "goes on from it" in capsys.readouterr().out
     assert main([*command, "--no_auto_resume"]) == 0
     assert (tmp_path / "out" / "previous-1" / "checkpoint-3.pth").exists()
+
+
+BEFORE_A_QUESTION = {
+    "predict": ["--device", "cpu", "--question", "?", "--choices", *"abcd", "--image"],
+    "serve": ["--device", "cpu", "--port", "0"],
+    "export": ["--output_dir"],
+}
+
+
+@pytest.mark.parametrize("command", BEFORE_A_QUESTION)
+def test_who_asks_a_checkpoint_is_told_of_no_option_that_only_training_has(
+    scpc, trained, good, clip_folder, tmp_path, capsys, command
+):
+    """Whatever is wrong with it; `failing` looks at every message. What could be given here is still called so."""
+    end = {"predict": [next((scpc / "images").iterdir())], "export": [tmp_path / "out"]}.get(command, [])
+    shutil.copy(trained / "tokenizer.spm", tmp_path)
+
+    def told(path, *more):
+        return failing(capsys, [command, "--checkpoint", path, *BEFORE_A_QUESTION[command], *end, *more])
+
+    clip = {"model": "clip_vit_tiny_patch8_32_lora", "pretrained": str(clip_folder)}
+    clip["prompt_template"] = OPTION_PROMPT_TEMPLATE
+    of_clip = [
+        {"lora_rank": 0},
+        {"lora_rank": 4, "lora_targets": "nope"},
+        {"lora_rank": 4, "num_max_bpe_tokens": 49},
+        {"lora_rank": 4, "prompt_template": "{x}"},
+        {"lora_rank": 4},  # the weights aren't a CLIP's
+        {"lora_rank": 4, "pretrained": ""},
+        {"lora_rank": 4, "pretrained": str(tmp_path / "gone")},
+        {"lora_rank": 4, "model": "clip_vit_large_patch14_lora"},
+    ]
+    of_beit3 = [
+        {"task": "nosuchtask"},
+        {"task": "captioning"},
+        {"model": "beit3_tiny_patch8_32_nlvr2"},
+        {"model": "beit3_tiny_patch8_64"},
+        {"vocab_size": 10},
+        {"vocab_size": 0},
+        {"num_max_bpe_tokens": 5000},
+        {"num_max_bpe_tokens": 2},
+        {"prompt_template": "{x}"},
+        {"prompt_template": "{"},
+        {"lora_rank": 4, "lora_targets": "nope"},
+        {"vqa_loss": "l2"},
+    ]
+    every = [{**clip, **options} for options in of_clip] + of_beit3
+    for changed in every if command == "predict" else every[::6]:  # the three load in the same way
+        told(altered(good, tmp_path / "x.pth", args={**good["args"], **changed}))
+    assert "`beit3-vqa finetune --eval --resume FILE`" in told(altered(good, tmp_path / "x.pth", task_state=GONE))
+    told(altered(good, tmp_path / "x.pth", model={**good["model"], "head.0.weight": torch.zeros(3)}))
+    assert "writes no such files" in told(altered(good, tmp_path / "x.pth", scaler=Path("/")))
+
+    path = altered(good, tmp_path / "x.pth")
+    path.with_suffix(".json").write_text('{"temperature": "hot"}')
+    told(path)
+    path.with_suffix(".json").unlink()
+    (tmp_path / "tokenizer.spm").unlink()
+    assert command == "export" or "Give --sentencepiece_model the tokenizer.spm" in told(path)
+    if command != "export":
+        told(path, "--sentencepiece_model", tmp_path / "gone.spm")
+        assert "--device tpu" in told(path, "--device", "tpu")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (os.mkfifo, "is a pipe or a device"),
+        (lambda path: path.symlink_to(path), "is a link that leads back to itself"),
+        (lambda path: path.symlink_to(path.with_name("gone.pth")), "is a link that leads to nothing"),
+        (Path.mkdir, "is a folder"),
+        (lambda path: None, "no such file"),
+    ],
+)
+def test_what_is_there_but_no_checkpoint_is_not_called_missing(scpc, tmp_path, capsys, make, says):
+    path = tmp_path / "x.pth"
+    make(path)
+    (tmp_path / "y.pth").touch()
+    image = next((scpc / "images").iterdir())
+    for said in (
+        failing(capsys, ["predict", "--checkpoint", path, "--question", "?", "--choices", *"abcd", "--image", image]),
+        failing(capsys, ["serve", "--port", "0", "--checkpoint", path]),
+        failing(capsys, ["export", "--output_dir", tmp_path / "out", "--checkpoint", path]),
+        failing(capsys, ["finetune", "--eval", "--resume", path, "--data_path", scpc / "data"]),
+    ):
+        assert says in said
+        assert f"Did you mean '{path}'" not in said

@@ -14,9 +14,11 @@ def add(commands: Any, build: bool) -> None:
     parser.set_defaults(function=run)
     many = "one of your checkpoints, or several that vote by the mean of their probabilities"
     parser.add_argument("--checkpoint", required=True, nargs="+", metavar="FILE", help=many)
-    others = "address to listen on; another than this machine's own lets others ask (default: 127.0.0.1)"
+    others = "address to listen on; another than this machine's own lets others in, with a token (default: 127.0.0.1)"
     parser.add_argument("--host", default="127.0.0.1", help=others)
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    brings = "what each request must bring (default: made, and printed, where --host lets others in; else none)"
+    parser.add_argument("--token", default="", metavar="TEXT", help=brings)
     together = "most questions that are answered in one pass (default: 8)"
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help=together)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -48,5 +50,6 @@ def run(parsed: argparse.Namespace) -> int:
         batch_size=parsed.batch_size,
         sentencepiece_model=parsed.sentencepiece_model,
         pretrained=parsed.pretrained,
+        token=parsed.token,
     )
     return 0

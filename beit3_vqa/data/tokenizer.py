@@ -203,7 +203,7 @@ def _load(path: Path) -> tuple[Any, str]:
     ):
         raise InputError(
             f"{path} is no model for XLM-R's ids: its first pieces must be {', '.join(CONTROL_PIECES)}, as "
-            "SentencePiece trains them unless told otherwise; give beit3.spm or one from --train_tokenizer."
+            "SentencePiece trains them unless told otherwise; give beit3.spm or one that `beit3-vqa prepare` trained."
         )
     try:
         model.id_to_piece(list(range(model.get_piece_size())))

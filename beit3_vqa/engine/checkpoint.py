@@ -12,7 +12,7 @@ from beit3_vqa.engine.archive import is_packed
 from beit3_vqa.engine.manifest import HashingFile, damage, write_manifest
 from beit3_vqa.engine.run_folder import manifest_file
 from beit3_vqa.errors import InputError, nearest, short
-from beit3_vqa.files import replacing
+from beit3_vqa.files import replacing, what_is_there
 
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
@@ -71,9 +71,12 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
         if not _holds_code(path, error):
             raise InputError(_broken(flag, path)) from error
         if not trust:
+            # Who answers questions takes no risk: what this package saves is plain data.
+            advice = "If you trust the file, add --trust_checkpoint."
+            advice = "This package writes no such files." if flag == "--checkpoint" else advice
             raise InputError(
                 f"{flag} {path}: holds more than weights and plain data ({_foreign_names(path)}), which would run "
-                f"code of whoever made it. If you trust the file, add --trust_checkpoint."
+                f"code of whoever made it. {advice}"
             ) from error
         print(f"{flag} {path}: holds more than plain data ({_foreign_names(path)}); read in full, as a trusted file.")
         content = _read_trusted(path, flag)
@@ -97,6 +100,8 @@ def _missing(flag: str, path: Path) -> str:
     there = f" Checkpoints there: {', '.join(siblings[:8])}." if siblings else ""
     if path.is_dir():
         return f"{flag} {path}: is a folder; name a checkpoint in it.{there}"
+    if other := what_is_there(path):
+        return f"{flag} {path}: is {other}; name a checkpoint."
     return f"{flag} {path}: no such file.{nearest(str(path), siblings)}{there}"
 
 

@@ -91,7 +91,8 @@ def read_temperature(path: Path) -> float | None:
     if type(value) not in (int, float) or not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:
         raise InputError(
             f"{manifest_file(path)}: {TEMPERATURE} {short(value)} must be a number from {LOWEST_TEMPERATURE} to "
-            f"{HIGHEST_TEMPERATURE:,}. Give --temperature, or fit it again."
+            f"{HIGHEST_TEMPERATURE:,}. Fit it again (`beit3-vqa finetune --eval --split val --temperature fit`), "
+            "or delete the line."
         )
     return float(value)
 

@@ -59,9 +59,11 @@ class BEiT3Family(Family):
             return BEiT3Processor(None, 0, PromptTemplate(), evaluate, train, fast_decode, inputs=self.task.inputs)
         tokenizer = Tokenizer(find_tokenizer(config, checkpoint_folder))
         if tokenizer.vocab_size > config.model.vocab_size:
+            beside = "Give the one that lay beside the checkpoint."
+            advice = "Raise --vocab_size." if checkpoint_folder is None else beside
             raise InputError(
                 f"{tokenizer.path} has {tokenizer.vocab_size} ids, the model's embedding {config.model.vocab_size} "
-                "rows. Is it the tokenizer that belongs to the checkpoint? From scratch, raise --vocab_size."
+                f"rows. {advice}"
             )
         max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
         length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
@@ -195,7 +197,9 @@ def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise InputError(
-        f"no tokenizer: looked for {', '.join(map(str, places))}. Give --sentencepiece_model beit3.spm "
-        "(`beit3-vqa download beit3.spm`), or train one: `beit3-vqa prepare ... --train_tokenizer 8000`."
+    advice = (
+        "beit3.spm (`beit3-vqa download beit3.spm`), or train one: `beit3-vqa prepare ... --train_tokenizer 8000`."
+        if checkpoint_folder is None
+        else "the tokenizer.spm that lay beside the checkpoint."
     )
+    raise InputError(f"no tokenizer: looked for {', '.join(map(str, places))}. Give --sentencepiece_model {advice}")

@@ -49,6 +49,7 @@ class CLIPFamily(Family):
     unused = frozenset({"sentencepiece_model", "vocab_size", "drop_path", "init", "allow_missing", "checkpoint_every"})
     unused |= {"compile", "task_head_lr_weight"}
     auto_precision: Mapping[str, str] = MappingProxyType({"cuda": "fp16"})
+    exports = True
     any_number_of_options = True  # each option is a text of its own
 
     def __init__(self, config: RunConfig, task: TaskShape):

@@ -12,7 +12,6 @@ from torch import Tensor
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.transforms import TrainTransform
 from beit3_vqa.engine.precision import Precision
-from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS
 from beit3_vqa.schema import AttentionMap, Example, Inputs
 
@@ -80,6 +79,8 @@ class Family(ABC):
     auto_precision: Mapping[str, str] = {}
     #: whether a question may have other numbers of options than those that were trained on
     any_number_of_options: bool = False
+    #: whether its library has a format of its own, which `export` writes
+    exports: bool = False
 
     def __init__(self, config: RunConfig, task: TaskShape):
         self.config = config
@@ -180,5 +181,5 @@ class Family(ABC):
         """Puts files beside the checkpoints without which they can't be used elsewhere."""
 
     def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
-        """Writes the trained model in the format of the family's library; InputError where it has none."""
-        raise InputError(f"--model {self.config.model.model}: its checkpoints are its format; there is no other.")
+        """Writes the trained model in the format of the family's library, if it `exports`."""
+        raise NotImplementedError

@@ -136,24 +136,24 @@ class BEiT3Processor:
         if ids is not None and len(ids) > room:
             ids = cut_question(question, lambda cut: self._tokenizer.encode(text(cut)), room)
         if ids is None:
-            raise InputError(f"a text is longer than --num_max_bpe_tokens {self.max_tokens} without its question.")
+            raise InputError(
+                f"an option takes more than the {self.max_tokens} tokens that the model reads, even without its "
+                "question: shorten it."
+            )
         return [self._tokenizer.bos_id, *ids, self._tokenizer.eos_id]
 
     def _cut_question(self, example: Example, room: int) -> list[int]:
         ids = cut_question(example.question, lambda cut: self._tokenizer.encode(self.text(example, cut)), room)
         if ids is None:
-            raise InputError(f"the options are too long, shorten them: {self._length_problem(example)}")
+            raise InputError(
+                f"the options are too long, shorten them: they alone take {self._needed(example)} tokens, more than "
+                f"the {self.max_tokens} the model reads."
+            )
         return ids
 
-    def _length_problem(self, example: Example) -> str:
-        """What to say of an example whose options alone are too long; empty for any other."""
-        need = len(self._tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
-        if need <= self.max_tokens:
-            return ""
-        return (
-            f"its options alone take {need} tokens, more than --num_max_bpe_tokens "
-            f"{self.max_tokens}; set that to {need} or more, better {need + 32}."
-        )
+    def _needed(self, example: Example) -> int:
+        """Return how many tokens an example takes without its question."""
+        return len(self._tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
 
     def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
         """Text lengths of many examples, as they will reach the model.
@@ -172,8 +172,11 @@ class BEiT3Processor:
             texts = [e for e in chunk if e.token_ids is None]
             for example, ids in zip(texts, self._tokenizer.encode_batch([self.text(e) for e in texts]), strict=True):
                 counted.append(len(ids) + SPECIAL_TOKENS)
-                problem = self._length_problem(example) if counted[-1] > self.max_tokens else ""
-                too_long += [f"row {example.id}: {problem}"] if problem else []
+                if counted[-1] > self.max_tokens and (need := self._needed(example)) > self.max_tokens:
+                    too_long.append(
+                        f"row {example.id}: its options alone take {need} tokens, more than --num_max_bpe_tokens "
+                        f"{self.max_tokens}; set that to {need} or more, better {need + 32}."
+                    )
         if foreign:
             raise InputError.of_problems(f"token ids beyond --vocab_size {vocab_size}:", foreign)
         if too_long:

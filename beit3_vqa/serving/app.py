@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import StringConstraints
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from beit3_vqa.data.rows import LETTERS
@@ -17,6 +18,7 @@ from beit3_vqa.files import is_text
 from beit3_vqa.serving import replies
 from beit3_vqa.serving.batching import Batcher, Overloaded
 from beit3_vqa.serving.desk import Desk, TooLargeError
+from beit3_vqa.serving.guard import form_problem
 from beit3_vqa.serving.limits import MAX_FIELDS, MAX_FORM_BYTES, MAX_OPTION, MAX_QUESTION
 from beit3_vqa.serving.panel import Answer, Panel, Question
 
@@ -27,10 +29,14 @@ FILES = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
     "/overlay.js": ("overlay.js", "text/javascript"),
+    "/token.js": ("token.js", "text/javascript"),
     "/docs.js": ("docs.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+OPEN_PATHS = frozenset({*FILES, "/openapi.json"})
 _PROBLEMS = {
+    400: "Not HTTP, or a form that can't be read.",
+    401: "Without the token (Authorization: Bearer TOKEN), where the server asks for one.",
     403: "Sent by a page of another site.",
     413: "Larger than a request may be.",
     415: "Not a form (multipart/form-data), or not in UTF-8.",
@@ -41,10 +47,13 @@ _PROBLEMS = {
 
 
 class _BoundedRequest(Request):
-    """A request whose form has few parts and short texts. The length of its body is bounded by `Guard`."""
+    """A request whose form is multipart, with few parts and short texts. `Guard` bounds the length of its body."""
 
     def form(self, **_: Any) -> Any:
         """The form, within bounds."""
+        problem = form_problem(self.headers.get("content-type", ""))
+        if problem:
+            raise HTTPException(415, problem)
         return super().form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
 
 
@@ -125,8 +134,13 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def say_invalid(request: Request, error: Any) -> JSONResponse:
         # Not what was sent: it may be long.
-        said = (f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()[:3])
-        return _problem(422, "; ".join(said))
+        return _problem(422, "; ".join(said(problem, error.body) for problem in error.errors()[:3]))
+
+    def said(problem: Any, form: Any) -> str:
+        name = ".".join(map(str, problem["loc"][1:]))
+        # An empty field counts as missing there.
+        empty = problem["type"] == "missing" and isinstance(form, FormData) and name in form
+        return f"{name}: {'is empty.' if empty else problem['msg']}"
 
     async def say_failed(request: Request, error: Exception) -> JSONResponse:
         return _problem(500, "the server failed; its terminal says how.")

@@ -28,7 +28,8 @@ class _Job(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """A queue before a function that answers several items at once, run in a thread of its own.
 
-    The first item waits up to `window` seconds for others of its kind. Results don't depend on who shares a batch.
+    The first item waits up to `window` seconds for others of its kind. In fp32, results don't depend on who shares a
+    batch.
     Use it as a context: at its end, what waits is still answered.
 
     Args:

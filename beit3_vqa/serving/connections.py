@@ -1,11 +1,12 @@
-"""Connections that nobody uses, of which there could be so many that others find no place."""
+"""Connections: those that nobody uses are closed, and those for which there is no place are told so."""
 
 import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from beit3_vqa.serving.limits import MAX_IDLE_SECONDS
+from beit3_vqa.serving.guard import CROWDED
+from beit3_vqa.serving.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS, MAX_SOCKETS
 
 
 class Impatient(H11Protocol):
@@ -17,7 +18,16 @@ class Impatient(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """asyncio's call for a new connection."""
         super().connection_made(transport)
-        self._look_again()
+        # uvicorn's own limit says so in plain text, and in the log, which whoever connects often enough would fill.
+        self.app_state = {CROWDED: len(self.connections) > MAX_CONNECTIONS}
+        if len(self.connections) > MAX_SOCKETS:
+            transport.abort()
+        else:
+            self._look_again()
+
+    def _should_upgrade(self) -> bool:
+        """uvicorn's question, at which it advises in the log to install a library for WebSockets, which aren't here."""
+        return False
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's reply to what isn't HTTP, after which the application's own can't be sent any more."""

@@ -1,14 +1,16 @@
 """What stands before the application: who may speak to it, how much, and what browsers may do with what it says."""
 
 import asyncio
+import hmac
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_BODY_SECONDS
+from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_BODY_SECONDS, MAX_CONNECTIONS
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 # Everything the page needs comes from this server; nothing it shows may run or fetch anything.
@@ -26,11 +28,20 @@ _HEADERS = (
     (b"cache-control", b"no-store"),
 )
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_ONCE = ("host", "origin", "sec-fetch-site", "content-type", "content-length")
+_ONCE = ("host", "origin", "sec-fetch-site", "content-type", "content-length", "transfer-encoding", "authorization")
+# A name, an IPv4 address or an IPv6 one in brackets, and a port. `urlsplit` finds a host in far more than that.
+_HOST = re.compile(r"(?:\[([0-9a-f]*:[0-9a-f:.]*)\]|([0-9a-z._-]+))(?::([0-9]{0,5}))?", re.IGNORECASE | re.ASCII)
+_HIGHEST_PORT = 65535
+CROWDED = "crowded"  # in a request's state: true where there are more connections than are served
+_ALSO = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}
+_NO_TOKEN = (
+    "this server asks for a token: open the address that it printed when it was started, or send the header "
+    "Authorization: Bearer TOKEN."
+)
 
 
 class Guard:
-    """ASGI middleware: refuses foreign hosts and pages, bounds the body, adds security headers.
+    """ASGI middleware: refuses foreign hosts and pages, asks for the token, bounds the body, adds security headers.
 
     A web page somewhere can make a browser send requests to this machine. With a name of its own that resolves to
     127.0.0.1 (DNS rebinding) it could read the answers too: so only this machine's names are answered to. And it may
@@ -40,11 +51,17 @@ class Guard:
     Args:
         app: what is guarded.
         hosts: names, without a port, by which the server may be called; None: any, where others may reach it.
+        token: what a request must bring as `Authorization: Bearer TOKEN`; empty: nothing.
+        open_paths: what is answered without it: what everybody can read in this package anyway.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None):
+    def __init__(
+        self, app: ASGIApp, hosts: frozenset[str] | None, token: str = "", open_paths: Collection[str] = frozenset()
+    ):
         self.app = app
         self.hosts = hosts
+        self.token = token
+        self.open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI call."""
@@ -62,7 +79,13 @@ class Guard:
         twice = [name for name in _ONCE if names.count(name) > 1]
         # Whoever reads it next might take the other one.
         refused = (400, f"the header {twice[0]} is there twice.") if twice else None
+        if scope.get("state", {}).get(CROWDED):
+            refused = 503, f"{MAX_CONNECTIONS} connections are open already: ask again in a moment."
+        elif "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] < "1.1"):
+            refused = 400, "the end of the body is told in two ways (Content-Length, Transfer-Encoding)."
         refused = refused or refusal(scope["method"], headers, self.hosts)
+        if not refused and self.token and scope["path"] not in self.open_paths:
+            refused = None if _brings(headers, self.token) else (401, _NO_TOKEN)
         if refused:
             await _refuse(send_guarded, *refused)
             return
@@ -78,6 +101,8 @@ def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str] | Non
         hosts: see `Guard`.
     """
     host = headers.get("host", "")
+    if host and not _host_name(host):
+        return 400, "the header host isn't a name or an address, and a port."
     if hosts is not None and _host_name(host) not in hosts:
         return 421, f"the server answers to {', '.join(sorted(hosts))} only; use one of these in the address."
     if method not in _SAFE:
@@ -87,31 +112,43 @@ def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str] | Non
     length = headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY_BYTES:
         return 413, _too_large()
-    kind = headers.get("content-type", "").lower().replace('"', "")
-    if method == "POST" and kind.partition(";")[0].strip() != "multipart/form-data":
-        return 415, "send a form as multipart/form-data."  # the reader of other forms takes a minute for some megabytes
-    if "charset" in kind.replace("charset=utf-8", "", 1):
-        return 415, "text must be UTF-8."  # others are decoders of Python's, some of them slow on long input
     return None
+
+
+def form_problem(content_type: str) -> str:
+    """Why a form of this content type isn't read; empty for one that is."""
+    kind = content_type.lower().replace('"', "")
+    if kind.partition(";")[0].strip() != "multipart/form-data":
+        return "send a form as multipart/form-data."  # the reader of other forms takes a minute for some megabytes
+    if "charset" in kind.replace("charset=utf-8", "", 1):
+        return "text must be UTF-8."  # others are decoders of Python's, some of them slow on long input
+    return ""
+
+
+def _brings(headers: Mapping[str, str], token: str) -> bool:
+    """Whether a request has the token; how long that takes doesn't say how much of a wrong one is right."""
+    scheme, _, sent = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(sent.strip().encode("latin-1"), token.encode())
 
 
 def _host_name(host: str) -> str:
     """`localhost:8000` -> `localhost`; `[::1]:8000` -> `::1`; empty for what is no host."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
+    found = _HOST.fullmatch(host)
+    if not found or (found[3] and not 0 < int(found[3]) <= _HIGHEST_PORT):
         return ""
+    return (found[1] or found[2]).lower()
 
 
 def _place(origin: str) -> str:
     """`http://localhost:8000` -> `localhost:8000`; empty for what is no origin, such as the `null` of a hidden one.
 
-    Without the scheme: a proxy may speak https to the browser.
+    Without the scheme, where that is a page's: a proxy may speak https to the browser.
     """
     try:
-        return urlsplit(origin).netloc.lower()
+        split = urlsplit(origin)
     except ValueError:
         return ""
+    return split.netloc.lower() if split.scheme in ("http", "https") else ""
 
 
 def _too_large() -> str:
@@ -121,7 +158,8 @@ def _too_large() -> str:
 async def _refuse(send: Send, status: int, reason: str) -> None:
     body = json.dumps({"error": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
+    headers += [(b"connection", b"close"), *_ALSO.get(status, ())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

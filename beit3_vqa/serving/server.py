@@ -2,6 +2,8 @@
 
 import ipaddress
 import logging
+import re
+import secrets
 import signal
 import socket
 import tempfile
@@ -15,13 +17,16 @@ import uvicorn
 
 from beit3_vqa.errors import InputError
 from beit3_vqa.run import Answerer, load
-from beit3_vqa.serving.app import make_app
+from beit3_vqa.serving.app import OPEN_PATHS, make_app
 from beit3_vqa.serving.batching import Batcher
 from beit3_vqa.serving.connections import Impatient
 from beit3_vqa.serving.desk import Desk
 from beit3_vqa.serving.guard import LOOPBACK_NAMES, Guard
 from beit3_vqa.serving.limits import BATCH_SIZE, MAX_CONNECTIONS, SHUTDOWN_SECONDS
 from beit3_vqa.serving.panel import Answer, Panel, Question
+
+# What can stand behind the # of an address as it is; shorter ones can be guessed.
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,200}")
 
 
 def serve(
@@ -33,26 +38,34 @@ def serve(
     batch_size: int = BATCH_SIZE,
     sentencepiece_model: str = "",
     pretrained: str = "",
+    token: str = "",
 ) -> None:
     """Loads models and answers questions until a signal (SIGTERM, SIGINT) comes; what was asked is still answered.
 
     Args:
         checkpoints: one, or several that vote.
-        host: address to listen on; one that others can reach serves them too, without a password.
+        host: address to listen on; one that others can reach serves them too, if they have the token.
         port: 0 takes a free one.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, fp32, bf16 or fp16.
         batch_size: most questions that are answered together.
         sentencepiece_model: see `run.load`.
         pretrained: see `run.load`.
+        token: what requests must bring; empty: one is made and printed where others can reach the address, else none.
 
     Raises:
-        InputError: a checkpoint that can't be used, or an address that can't be listened on.
+        InputError: a checkpoint or a token that can't be used, or an address that can't be listened on.
     """
+    if token and not _TOKEN.fullmatch(token):
+        raise InputError(
+            "--token: must have 16 to 200 characters, of letters, digits and - . _ ~ only; without --token the server "
+            "makes one where --host lets others in."
+        )
     with closing(listen(host, port)) as listener:
         panel = Panel([_answerer(path, device, sentencepiece_model, pretrained, precision) for path in checkpoints])
-        with serving(panel, listener, batch_size) as server, _signals_end_only(server):
-            print(f"{greeting(panel, listener)}\nCtrl-C stops the server.", flush=True)
+        made = "" if token or is_loopback(listener) else secrets.token_urlsafe()
+        with serving(panel, listener, batch_size, token or made) as server, _signals_end_only(server):
+            print(f"{greeting(panel, listener, made)}\nCtrl-C stops the server.", flush=True)
             server.run(sockets=[listener])
     print("stopped")
 
@@ -66,8 +79,10 @@ def _answerer(checkpoint: str, *options: str) -> Answerer:
 
 
 @contextmanager
-def serving(panel: Panel, listener: socket.socket, batch_size: int = BATCH_SIZE) -> Iterator[uvicorn.Server]:
-    """A server that is ready to `run(sockets=[listener])`, and the threads behind it."""
+def serving(
+    panel: Panel, listener: socket.socket, batch_size: int = BATCH_SIZE, token: str = ""
+) -> Iterator[uvicorn.Server]:
+    """A server that is ready to `run(sockets=[listener])`, and the threads behind it; see `Guard` for its token."""
     with (
         tempfile.TemporaryDirectory(prefix="beit3_vqa_") as folder,
         Batcher[Question, Answer](panel.answer, lambda question: question.kind, batch_size) as batcher,
@@ -76,12 +91,13 @@ def serving(panel: Panel, listener: socket.socket, batch_size: int = BATCH_SIZE)
         hosts = LOOPBACK_NAMES if is_loopback(listener) else None
         settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
         settings |= {"lifespan": "off", "ws": "none", "http": Impatient, "loop": "asyncio"}
-        settings |= {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
+        settings |= {"timeout_graceful_shutdown": SHUTDOWN_SECONDS}
         # Not behind a proxy: whoever sends X-Forwarded-For isn't believed.
         settings |= {"proxy_headers": False}
         # It reports each malformed form, which the client is told of.
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-        yield uvicorn.Server(uvicorn.Config(Guard(make_app(panel, batcher, desk), hosts), **settings))
+        app = Guard(make_app(panel, batcher, desk), hosts, token, OPEN_PATHS)
+        yield uvicorn.Server(uvicorn.Config(app, **settings))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -111,9 +127,18 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def greeting(panel: Panel, listener: socket.socket) -> str:
-    """What to tell whoever started the server: the models, the address, and who can reach it."""
+def greeting(panel: Panel, listener: socket.socket, token: str = "") -> str:
+    """What to tell whoever started the server: the models, the address to open, and who can reach it.
+
+    Args:
+        panel: who answers.
+        listener: where.
+        token: one that was made, which nobody knows yet.
+    """
     host, port = listener.getsockname()[:2]
+    # An address that stands for all of this machine's can be listened on, but not opened.
+    everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+    host = ("::1" if ":" in host else "127.0.0.1") if everywhere else host
     models = " and ".join(member.model for member in panel.members)
     counts = panel.option_counts
     asks = (
@@ -121,9 +146,11 @@ def greeting(panel: Panel, listener: socket.socket) -> str:
         if not counts
         else f"questions with {' to '.join(map(str, sorted({counts[0], counts[-1]})))} options"
     )
-    lines = [f"{models}, {asks}: http://{f'[{host}]' if ':' in host else host}:{port}/"]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'#token={token}' if token else ''}"
+    lines = [f"{models}, {asks}: {address}"]
     if not is_loopback(listener):
-        lines.append("anybody who can reach this address can ask: there is no password, and nothing is encrypted.")
+        there = f", with this machine's name or address in the place of {host}" if everywhere else ""
+        lines.append(f"others can ask too{there}: whoever has the token. Nothing is encrypted.")
     return "\n".join(lines)
 
 

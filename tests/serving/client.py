@@ -17,9 +17,9 @@ CHOICES = ("a cat", "a rocket", "a cup of coffee", "galaxies")
 
 
 @contextmanager
-def running(panel: Panel, host: str = "127.0.0.1") -> Iterator[str]:
+def running(panel: Panel, host: str = "127.0.0.1", token: str = "") -> Iterator[str]:
     """The address of a server, in a thread, that asks `panel`."""
-    with closing(listen(host, 0)) as listener, serving(panel, listener) as server:
+    with closing(listen(host, 0)) as listener, serving(panel, listener, token=token) as server:
         url = f"http://{host}:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -18,7 +18,7 @@ from PIL import Image
 from beit3_vqa.serving import connections, guard
 from beit3_vqa.serving.guard import LOOPBACK_NAMES, refusal
 from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
-from tests.serving.client import CHOICES, ask, form, send
+from tests.serving.client import CHOICES, ask, form, running, send
 
 
 def test_an_answer_is_the_model_s(url, panel, photograph):
@@ -92,8 +92,9 @@ def test_a_bad_image_is_one_clear_error(url, name):
         ("What?", CHOICES * 10, "choices"),
         ("What?", ("a", "b", "c", "d" * 301), "choices.3: String should have at most 300"),
         ("What?" * 300, CHOICES, "question: String should have at most 1000"),
-        (" ", CHOICES, "question"),
-        ("", CHOICES, "question"),
+        (" ", CHOICES, "the question is empty"),
+        ("", CHOICES, "question: is empty"),
+        ("What?", ("",), "none may be empty"),
         ("a\0b", CHOICES, "NUL"),
         ("What?", ("lots of words " * 20, *CHOICES[:3]), "the options are too long, shorten them"),
     ],
@@ -102,6 +103,7 @@ def test_a_question_that_cannot_be_answered_says_why(url, photograph, question, 
     status, said = ask(url, photograph, question, choices)
     assert status in (400, 422)
     assert says in said["error"] or "Too many fields" in said["error"]
+    assert "--" not in said["error"]  # a client has no options
 
 
 def test_markup_and_control_characters_stay_text(url, photograph):
@@ -159,6 +161,71 @@ def test_a_header_that_is_there_twice_hides_none(url, header):
     assert b"is there twice" in said
 
 
+def test_a_field_that_is_missing_says_so(url, photograph):
+    body, headers = form([("image", photograph.read_bytes())])
+    status, said = send(url, "POST", "/api/answer", body, headers)
+    assert (status, said["error"]) == (422, "question: Field required")
+
+
+@pytest.mark.parametrize("length", ["0", "5", "999"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_body_whose_end_is_told_in_two_ways_is_refused(url, length, version):
+    """A proxy may believe the other one, and take what follows for somebody else's request."""
+    lines = [f"POST /api/answer HTTP/{version}", "Host: localhost", "Content-Type: multipart/form-data; boundary=x"]
+    lines += [f"Content-Length: {length}", "Transfer-Encoding: chunked", "", "0", "", "GET /api/model HTTP/1.1"]
+    said = raw(url, *lines, "Host: localhost", "", "")
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1") == 1  # the second request isn't answered
+    assert b"in two ways" in said
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("Transfer-Encoding: chunked", 400), ("Transfer-Encoding: gzip, chunked", 400), ("Content-Length: 5, 6", 400)],
+)
+def test_a_body_of_unclear_length_is_refused(url, header, status):
+    said = raw(url, "POST /api/answer HTTP/1.0", "Host: localhost", header, "", "")
+    assert said.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/x-www-form-urlencoded", "multipart/form-data; x", ""]
+)
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/", 405),
+        ("POST", "/api/model", 405),
+        ("PUT", "/api/answer", 405),
+        ("GET", "/api/answer", 405),
+        ("POST", "/nothing", 404),
+    ],
+)
+def test_what_is_not_there_is_said_before_what_is_wrong_with_a_form(url, kind, method, path, status):
+    assert send(url, method, path, b"{}", {"Content-Type": kind})[0] == status
+
+
+def test_more_connections_than_there_is_place_for_are_told_so(url, photograph, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(connections, "MAX_SOCKETS", 5)
+    place = urlsplit(url)
+    held = [socket.create_connection((place.hostname, place.port)) for _ in range(3)]
+    with closing(http.client.HTTPConnection(place.netloc, timeout=20)) as connection:
+        connection.request("GET", "/api/model")
+        reply = connection.getresponse()
+        assert reply.status == 503
+        assert reply.getheader("retry-after") == "1"
+        assert "ask again" in json.loads(reply.read())["error"]
+    held += [socket.create_connection((place.hostname, place.port), timeout=20) for _ in range(3)]
+    assert held[-1].recv(1) == b""  # the sixth is closed before it says anything
+    for one in held:
+        one.close()
+    for _ in range(100):  # until it has noticed that they are closed
+        if ask(url, photograph)[0] == 200:
+            break
+    assert ask(url, photograph)[0] == 200
+
+
 @pytest.mark.parametrize("lines", [(), ("GET / HTTP/1.1", "Host: loc"), ("GET / HTTP/1.1", "Host: localhost", "X: y")])
 def test_a_connection_that_asks_nothing_is_closed(url, photograph, monkeypatch, lines):
     monkeypatch.setattr(connections, "MAX_IDLE_SECONDS", 0.2)
@@ -196,14 +263,31 @@ def test_a_number_of_fields_without_end_is_refused(url):
         ({"Host": "evil.example:80"}, 421),
         ({"Host": "127.0.0.1.evil.example"}, 421),
         ({"Host": ""}, 421),
-        ({"Host": "["}, 421),
+        ({"Host": "["}, 400),
+        ({"Host": "evil.example@localhost"}, 400),
+        ({"Host": "localhost@evil.example"}, 400),
+        ({"Host": "localhost:0"}, 400),
+        ({"Host": "localhost:65536"}, 400),
+        ({"Host": "localhost:999999999"}, 400),
+        ({"Host": "localhost:80x"}, 400),
+        ({"Host": "localhost:-1"}, 400),
+        ({"Host": "localhost/x"}, 400),
+        ({"Host": "localhost?x"}, 400),
+        ({"Host": "localhost#x"}, 400),
+        ({"Host": "[::1]x"}, 400),
+        ({"Host": "[127.0.0.1]"}, 400),
+        ({"Host": "localhost:8000, evil.example"}, 400),
         ({"Host": "localhost:9999"}, 200),  # through a tunnel
+        ({"Host": "localhost:65535"}, 200),
+        ({"Host": "LOCALHOST"}, 200),
         ({"Host": "[::1]"}, 200),
+        ({"Host": "[::1]:80"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://["}, 403),
         ({"Origin": ""}, 403),
         ({"Origin": "http://localhost"}, 403),  # another server of this machine
+        ({"Origin": "app://localhost", "Host": "localhost"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
@@ -218,15 +302,67 @@ def test_strangers_are_refused(url, photograph, headers, status):
     assert ask(url, photograph, headers=headers)[0] == status
 
 
+@pytest.mark.parametrize("host", ["evil.example@my.machine", "my.machine:99999", "my.machine/x"])
+def test_a_host_that_is_none_is_refused_where_every_name_is_answered_to(host):
+    assert refusal("GET", {"host": host}, None)[0] == 400
+    assert refusal("GET", {"host": "my.machine:8000"}, None) is None
+
+
+TOKEN = "a-token_of.24~characters"
+
+
+@pytest.fixture(scope="module")
+def closed_url(panel):
+    with running(panel, token=TOKEN) as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer  {TOKEN}", 200),
+        (None, 401),
+        ("", 401),
+        ("Bearer", 401),
+        ("Bearer ", 401),
+        (f"Bearer {TOKEN}x", 401),
+        (f"Bearer {TOKEN[:-1]}", 401),
+        (f"Bearer {TOKEN.upper()}", 401),
+        (f"Basic {TOKEN}", 401),
+        (TOKEN, 401),
+        ("Bearer ÿ", 401),
+    ],
+)
+def test_only_the_token_opens_the_interface(closed_url, photograph, sent, status):
+    headers = {} if sent is None else {"Authorization": sent}
+    for path in ("/api/model", f"/api/model?token={TOKEN}"):  # in an address it would be logged
+        assert send(closed_url, "GET", path, headers=headers)[0] == status
+    answered, said = ask(closed_url, photograph, headers=headers)
+    assert answered == status
+    assert status == 200 or "asks for a token" in said["error"]
+
+
+def test_without_the_token_only_the_package_s_own_files_are_seen(closed_url):
+    for path in ("/", "/docs", "/page.js", "/token.js", "/openapi.json"):
+        assert send(closed_url, "GET", path)[0] == 200
+    for path in ("/nothing", "/api", "/api/", "//api/model", "/./api/model", "/page.js/../api/model", "/%61pi/model"):
+        assert send(closed_url, "GET", path)[0] == 401
+    with closing(http.client.HTTPConnection(urlsplit(closed_url).netloc)) as connection:
+        connection.request("GET", "/api/model")
+        assert connection.getresponse().getheader("www-authenticate") == "Bearer"
+
+
 def test_its_own_page_may_ask(url, photograph):
     assert ask(url, photograph, headers={"Origin": url, "Sec-Fetch-Site": "same-origin"})[0] == 200
 
 
 @given(st.text(string.printable, max_size=40))
 def test_no_host_but_loopback_is_taken_for_it(host):
-    named = host.strip().lower().rpartition("@")[2]
     if refusal("GET", {"host": host}, LOOPBACK_NAMES) is None:
-        assert any(named.startswith(name) for name in ("127.0.0.1", "localhost", "[::1]")), host
+        name, _, port = host.lower().partition("]:" if host.startswith("[") else ":")
+        assert name.rstrip("]") in ("127.0.0.1", "localhost", "[::1"), host
+        assert port.isdigit() or port in ("", "]"), host
 
 
 @settings(max_examples=60, deadline=None)

@@ -267,6 +267,40 @@ def test_another_site_s_page_cannot_ask(browser, panel, photograph):
         page.context.close()
 
 
+def test_a_page_asks_with_the_token_of_its_address(browser, panel, photograph):
+    token = "a-token_of.24~characters"
+    with running(panel, token=token) as url:
+        seen = Watched(browser)
+        page = seen.page
+        page.goto(url)
+        page.wait_for_selector("#error:not(:empty)")
+        assert "asks for a token" in page.inner_text("#error")
+        page.goto(f"{url}/#token=wrong")  # the same page: only what is behind the # changes
+        page.goto(f"{url}/#token={token}")
+        for _ in range(2):
+            page.wait_for_selector("#option-3")
+            assert page.url == f"{url}/"
+            page.set_input_files("#file", photograph)
+            fill(page)
+            page.click("#ask")
+            page.wait_for_selector("#answer li")
+            assert page.inner_text("#error") == ""
+            page.reload()
+        page.goto(f"{url}/docs")
+        page.wait_for_selector("#operations h2")
+        assert f"-H 'Authorization: Bearer {token}'" in page.inner_text("#example")
+        assert not [address for address in seen.asked if token in address and "#" not in address]
+        page.context.close()
+
+
+def test_a_token_of_a_hostile_address_stays_out_of_the_command_to_copy(browser, url):
+    page = Watched(browser).page
+    page.goto(f"{url}/docs#token=x' ; reboot '")
+    page.wait_for_selector("#operations h2")
+    assert "reboot" not in page.inner_text("#example")
+    page.context.close()
+
+
 class CountingPanel(Panel):
     answered = 0
 

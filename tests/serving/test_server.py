@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ import pytest
 from beit3_vqa.cli import main
 from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
 from beit3_vqa.questions import MOST_OPTIONS
-from beit3_vqa.serving import limits
+from beit3_vqa.serving import limits, server
 from beit3_vqa.serving.server import greeting, is_loopback, listen
 from tests.faults.processes import ended, start, wait_until
+from tests.serving import abuse as abusers
 from tests.serving.client import ask, form, running, send
 from tests.test_docs import ROOT, commands
 
@@ -88,6 +90,42 @@ def load(served: Served, images: list[Path], seconds: float) -> tuple[Counter, l
         thread.join(60)
         assert not thread.is_alive()
     return statuses, memory
+
+
+def abuse(served: Served, images: list[Path], seconds: float, seed: int) -> dict[str, Counter]:
+    """Statuses that each kind of abusive client got, and two that ask good questions beside them."""
+    end = time.monotonic() + seconds
+    statuses = {client.__name__: Counter() for client in abusers.CLIENTS} | {"good": Counter()}
+
+    def bad(place: int) -> None:
+        client = abusers.Abuser(served.url, images, seed + place)
+        while time.monotonic() < end:
+            with suppress(OSError):  # no place for a connection at the moment
+                abusers.CLIENTS[place](client)
+        statuses[abusers.CLIENTS[place].__name__].update(client.statuses)
+
+    def good(place: int) -> None:
+        image, told, first = images[place], Counter(), None
+        while time.monotonic() < end:
+            try:
+                status, said = ask(served.url, image, attention="true")
+            except OSError as error:
+                told[type(error).__name__] += 1
+                continue
+            told[status] += 1
+            time.sleep(0.2 * (status == 503))
+            if status == 200:
+                probabilities = [option["probability"] for option in said["options"]]
+                first = first or probabilities
+                assert probabilities == pytest.approx(first, abs=0.02)  # bf16 rounds otherwise in other company
+        statuses["good"].update(told)
+
+    with ThreadPoolExecutor(len(abusers.CLIENTS) + 2) as pool:
+        running = [pool.submit(bad, place) for place in range(len(abusers.CLIENTS))]
+        running += [pool.submit(good, place) for place in range(2)]
+        for one in running:
+            one.result(seconds + 120)
+    return statuses
 
 
 def as_typed(command: list[str], url: str, folder: Path) -> dict:
@@ -167,6 +205,33 @@ def test_sixteen_clients_for_a_minute(scpc, trained, clip_checkpoint, tmp_path, 
     assert max(memory[15:]) - memory[14] < 16 * MIB
 
 
+@pytest.mark.slow
+def test_five_minutes_of_abuse_leave_two_models_answering_and_the_memory_flat(
+    scpc, trained, clip_checkpoint, tmp_path, monkeypatch
+):
+    """After a minute, in which caches and heaps grow to what they need, four more change nothing."""
+    places = {
+        "out/checkpoint-best.pth": trained / "checkpoint-best.pth",
+        "out-clip/checkpoint-best.pth": clip_checkpoint,
+    }
+    images = sorted((scpc / "images").iterdir())
+    served = Served(SERVE_TWO, places, tmp_path / "log")
+    kept, said = [], []
+    for seconds in (60, 120, 120):
+        said.append(abuse(served, images, seconds, seed=len(said)))
+        time.sleep(2 * limits.MAX_IDLE_SECONDS + 2)  # every connection is closed by now
+        assert ask(served.url, images[0])[0] == 200
+        kept.append((served.memory() / MIB, len(list(Path(f"/proc/{served.process.pid}/fd").iterdir()))))
+    log = served.stop()
+    print(*said, f"MiB and open files after each: {kept}", log[-2000:], sep="\n")
+    for statuses in said:
+        assert statuses["good"][200] > 20
+        assert set(statuses["good"]) <= {200, 503, "ConnectionResetError"}
+        assert not [status for told in statuses.values() for status in told if status in (500, 502)]
+    assert max(memory for memory, _ in kept[1:]) - kept[0][0] < 32
+    assert max(files for _, files in kept) - kept[0][1] < 3
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -175,6 +240,8 @@ def test_sixteen_clients_for_a_minute(scpc, trained, clip_checkpoint, tmp_path, 
         (["--host", "192.0.2.1"], "can't be listened on"),
         (["--batch_size", "0"], "--batch_size 0"),
         (["--port", "0"], "no such file"),
+        (["--token", "short"], "--token: must have 16 to 200 characters"),
+        (["--token", "sixteen letters!"], "letters, digits and - . _ ~ only"),
     ],
 )
 def test_what_cannot_be_served(flags, says, capsys):
@@ -194,7 +261,26 @@ def test_others_are_let_in_only_when_told(panel):
         assert send(url, "GET", "/api/model", headers={"Host": "my.machine:8000"})[0] == 200
         assert send(url, "POST", "/api/answer", b"", {"Origin": "http://evil.example"})[0] == 403
     with closing(listen("0.0.0.0", 0)) as everybody, closing(listen("localhost", 0)) as this_machine:
-        assert "no password" in greeting(panel, everybody)
-        assert "no password" not in greeting(panel, this_machine)
+        said, port = greeting(panel, everybody, "made"), everybody.getsockname()[1]
+        assert f"http://127.0.0.1:{port}/#token=made\n" in said
+        assert "in the place of 127.0.0.1: whoever has the token. Nothing is encrypted." in said
+        assert "token" not in greeting(panel, this_machine)
         assert not is_loopback(everybody)
         assert is_loopback(this_machine)
+
+
+@pytest.mark.parametrize("given", ["", "a-token_of.24~characters"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_token_is_made_where_others_are_let_in_and_none_was_given(panel, monkeypatch, capsys, host, given):
+    asked_for = []
+    monkeypatch.setattr(server, "_answerer", lambda *_: panel.answerers[0])
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda self, **_: asked_for.append(self.config.app.token))
+    for _ in range(2):
+        assert main(["serve", "--checkpoint", "x", "--host", host, "--port", "0", "--token", given]) == 0
+    printed = re.findall(r"/#token=(\S+)\n", capsys.readouterr().out)
+    if given or host == "127.0.0.1":
+        assert (asked_for, printed) == ([given] * 2, [])  # one that was given is known already
+    else:
+        assert asked_for == printed
+        assert len(set(printed)) == 2
+        assert min(map(len, printed)) == 43  # 256 bits

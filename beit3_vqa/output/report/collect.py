@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError, one_line
-from beit3_vqa.files import missing, require_bounded
+from beit3_vqa.files import missing, real_path, require_bounded
 from beit3_vqa.output.predictions import predictions_file, read_info, read_predictions
 from beit3_vqa.output.report.curves import read_curves
 from beit3_vqa.schema import AttentionMap, Prediction, PredictionsInfo
@@ -52,7 +52,7 @@ def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun
     """
     if len(paths) > MAX_RUNS:
         raise InputError(f"a report shows up to {MAX_RUNS} runs, not {len(paths)}: name fewer.")
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({real_path(path) for path in paths}) < len(paths):
         raise InputError("a run is named twice; name each once.")
     runs = [_read_run(path, split) for path in paths]
     for run, name in zip(runs, _names(paths), strict=True):
@@ -95,7 +95,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as it takes to tell them apart."""
-    whole = [path.resolve() for path in paths]
+    whole = [real_path(path) for path in paths]
     for parts in range(1, max(len(path.parts) for path in whole) + 1):
         names = ["/".join(path.parts[-parts:]) for path in whole]
         if len(set(names)) == len(names):

@@ -1,4 +1,5 @@
 // Shows openapi.json, which the server makes from the types that it checks requests with.
+import { send, token } from "./token.js";
 
 function make(tag, text, ...children) {
   const element = document.createElement(tag);
@@ -58,12 +59,13 @@ function example(model) {
   const options = model.open_ended ? [] : ["a cat", "a dog", "a hat", "nothing"];
   while (options.length && options.length < model.fewest_options) options.push(`option ${options.length + 1}`);
   const choices = options.slice(0, model.most_options).map((option) => ` -F 'choices=${option}'`).join("");
-  return `curl ${location.origin}/api/answer -F image=@cat.jpg -F 'question=What is on the mat?'${choices}`;
+  const bearer = token ? ` -H 'Authorization: Bearer ${token}'` : "";
+  return `curl ${location.origin}/api/answer${bearer} -F image=@cat.jpg -F 'question=What is on the mat?'${choices}`;
 }
 
-const [described, model] = await Promise.all(["openapi.json", "api/model"].map(async (name) => (await fetch(name)).json()));
+const [described, reply] = await Promise.all(["openapi.json", "api/model"].map(async (name) => (await send(name)).json()));
 const all = described.components.schemas;
-document.getElementById("example").textContent = example(model);
+document.getElementById("example").textContent = reply.error ?? example(reply);
 for (const [path, methods] of Object.entries(described.paths)) {
   for (const [method, said] of Object.entries(methods)) {
     document.getElementById("operations").append(...operation(method, path, said, all));

@@ -1,5 +1,6 @@
 // The page: an image, a question and options in; bars and where the model looked out. Text is only ever set as text.
 import { drawLook } from "./overlay.js";
+import { send } from "./token.js";
 
 const $ = (id) => document.getElementById(id);
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -152,7 +153,7 @@ async function ask() {
   let said = "";
   let reply = null;
   try {
-    const response = await fetch("api/answer", { method: "POST", body: form });
+    const response = await send("api/answer", { method: "POST", body: form });
     const body = await response.json();
     if (response.ok) reply = body;
     else said = body.error;
@@ -213,7 +214,13 @@ $("whose").addEventListener("change", () => drawLook($("overlay"), looks[$("whos
 
 async function begin() {
   try {
-    model = await (await fetch("api/model")).json();
+    const response = await send("api/model");
+    const body = await response.json();
+    if (!response.ok) {
+      complain(body.error);
+      return;
+    }
+    model = body;
   } catch {
     complain("The server can't be reached. Is it still running?");
     return;
