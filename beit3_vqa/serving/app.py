@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import StringConstraints
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from beit3_vqa.data.rows import LETTERS
@@ -41,11 +42,20 @@ _PROBLEMS = {
 
 
 class _BoundedRequest(Request):
-    """A request whose form has few parts and short texts. The length of its body is bounded by `Guard`."""
+    """A request whose form has few parts and short texts in UTF-8. The length of its body is bounded by `Guard`."""
 
-    def form(self, **_: Any) -> Any:
-        """The form, within bounds."""
-        return super().form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
+    async def form(self, **_: Any) -> Any:  # type: ignore[override]  # FastAPI awaits it
+        """Read the form, within bounds; status 415 where a text isn't UTF-8."""
+        # Text in another encoding would be taken for Latin-1 in silence. Said to be that, it comes as the bytes it is.
+        headers = [(k, v + b"; charset=latin-1" if k == b"content-type" else v) for k, v in self.scope["headers"]]
+        raw = Request({**self.scope, "headers": headers}, self.receive)
+        form = await raw.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
+        try:
+            parts = [(k, v.encode("latin-1").decode() if isinstance(v, str) else v) for k, v in form.multi_items()]
+        except UnicodeDecodeError as error:
+            await form.close()
+            raise HTTPException(415, "text must be UTF-8.") from error
+        return FormData(parts)
 
 
 class _BoundedRoute(APIRoute):
