@@ -15,6 +15,7 @@ def add(commands: Any, build: bool) -> None:
     parser.add_argument(
         "--answers", type=Path, metavar="CSV", help="ID,answer[,weight]; default: the truths in the file"
     )
+    parser.add_argument("--encoding", default="", metavar="NAME", help="of that CSV; default: UTF-8, or Korean CP949")
     parser.add_argument(
         "--visual7w", type=Path, metavar="JSON", help="dataset_v7w_telling.json: Visual7W's own scoring"
     )
@@ -30,12 +31,16 @@ def run(parsed: argparse.Namespace) -> int:
     from beit3_vqa.metrics import full_metrics, metrics_table
     from beit3_vqa.metrics.table import share_table
     from beit3_vqa.output.predictions import info_file, read_predictions, write_metrics
+    from beit3_vqa.prepare.source import check_encoding
     from beit3_vqa.scoring.answers_csv import read_answers, with_answers
     from beit3_vqa.scoring.visual7w import read_telling, visual7w_score, write_results
     from beit3_vqa.scoring.vqav2 import read_annotations, vqav2_score
 
     if parsed.visual7w_results and not parsed.visual7w:
         raise InputError("--visual7w_results: needs --visual7w dataset_v7w_telling.json, which has the questions' ids.")
+    if parsed.encoding and not parsed.answers:
+        raise InputError("--encoding: is of --answers CSV, which isn't given.")
+    check_encoding(parsed.encoding)
     given = (parsed.predictions, parsed.answers, parsed.visual7w, parsed.vqav2)
     inputs = [path for path in given if path] + [info_file(parsed.predictions)]
     for flag in ("visual7w_results", "json"):
@@ -43,7 +48,7 @@ def run(parsed: argparse.Namespace) -> int:
             refuse_to_replace(f"--{flag}", getattr(parsed, flag), inputs)
     predictions = read_predictions(parsed.predictions)
     if parsed.answers:
-        predictions = with_answers(predictions, read_answers(parsed.answers), parsed.answers)
+        predictions = with_answers(predictions, read_answers(parsed.answers, parsed.encoding), parsed.answers)
     metrics = full_metrics(predictions)
     benchmarks: dict[str, dict[str, Any]] = {}
     if parsed.visual7w:

@@ -13,8 +13,8 @@ from beit3_vqa.data.rows import LETTERS as ALL_LETTERS
 from beit3_vqa.data.rows import MAX_WEIGHT, Row
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.prepare import Argument
-from beit3_vqa.prepare.csv_text import decode_csv, find_columns, parse_csv
-from beit3_vqa.prepare.source import read_source
+from beit3_vqa.prepare.csv_text import find_columns, parse_csv
+from beit3_vqa.prepare.source import read_text
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
 
 ARGUMENTS = (
@@ -35,17 +35,14 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
         if values[split]:
             path = Path(values[split])
             try:
-                _read_split(path, split, prepared)
+                _read_split(path, split, prepared, options.encoding)
             except InputError as error:
                 prepared.problems.append(str(error))
     return prepared
 
 
-def _read_split(path: Path, split: str, prepared: Prepared) -> None:
-    text, encoding = decode_csv(read_source(path), path)
-    if encoding != "UTF-8":
-        prepared.notes.append(f"{path} read as {encoding}")
-    lines = parse_csv(text, path)
+def _read_split(path: Path, split: str, prepared: Prepared, encoding: str) -> None:
+    lines = parse_csv(read_text(path, encoding, prepared.notes), path)
     _, header = next(lines, (1, []))
     required = (*COLUMNS, *(["answer"] if split != "test" else []))
     columns = find_columns(header, path, required, OPTIONAL_COLUMNS)

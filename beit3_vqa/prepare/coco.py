@@ -22,7 +22,7 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     """Read the captions; `--image_root` holds train2014/ and val2014/."""
     prepared = Prepared("coco", [], options.image_root, extra_files=_captioning_files, task="coco_retrieval")
     prepared.extra_names = (_INDEX, _REFERENCES)
-    read_karpathy(prepared, Path(values["json"]), image_id="cocoid", folder="")
+    read_karpathy(prepared, Path(values["json"]), image_id="cocoid", folder="", encoding=options.encoding)
     return prepared
 
 

@@ -1,4 +1,4 @@
-"""CSV files of others: their encoding, their rows, their columns, all bounded."""
+"""CSV files of others: their rows and their columns, bounded. Their encoding: see source.py."""
 
 import csv
 import io
@@ -15,34 +15,6 @@ MAX_LINE = 4_000_000
 """Characters of the longest line: a hundred million commas would be as many cells."""
 MAX_BLANK_LINES = 100_000
 """Blank lines one after the other: a hundred million take minutes to pass over."""
-
-
-def decode_csv(content: bytes, path: Path) -> tuple[str, str]:
-    """The text of a CSV file and its encoding: UTF-8 with or without a byte order mark, or CP949.
-
-    Raises:
-        InputError: it is in another encoding, or no text.
-    """
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{path} is in UTF-16: save it as UTF-8 (in Excel: CSV UTF-8)")
-    if b"\0" in content:
-        line = content.count(b"\n", 0, content.index(b"\0")) + 1
-        raise InputError(f"{path}:{line}: a NUL byte, which no text has: is this a CSV file? Save it as CSV, UTF-8")
-    try:
-        return content.decode("utf-8-sig"), "UTF-8"
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-    replaced = content.decode("utf-8-sig", errors="replace")
-    damaged = replaced.count("\ufffd")
-    if sum(character > "\x7f" for character in replaced) > 2 * damaged:
-        # Most of it is good UTF-8. As CP949 it would often decode too, to gibberish.
-        raise InputError(f"{path}:{line}: damaged UTF-8, as a cut or badly merged file has: save it as UTF-8 again")
-    try:
-        return content.decode("cp949"), "CP949"
-    except UnicodeDecodeError:
-        raise InputError(
-            f"{path}:{line}: neither UTF-8 nor CP949: save the file as UTF-8 (in Excel: CSV UTF-8)"
-        ) from None
 
 
 @contextmanager

@@ -41,15 +41,15 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     for split in SPLITS:
         if values[split]:
             try:
-                _read_split(Path(values[split]), split, prepared)
+                _read_split(Path(values[split]), split, prepared, options.encoding)
             except InputError as error:
                 prepared.problems.append(str(error))
     _make_label_table(prepared, values["min_count"])
     return prepared
 
 
-def _read_split(path: Path, split: str, prepared: Prepared) -> None:
-    items = read_json(path)
+def _read_split(path: Path, split: str, prepared: Prepared, encoding: str) -> None:
+    items = read_json(path, encoding, prepared.notes)
     if not isinstance(items, list) or not items:
         raise InputError(f"{path} isn't a list of questions")
     folders = {folder: _image_names(Path(prepared.image_root, folder)) for folder in _FOLDERS[split]}

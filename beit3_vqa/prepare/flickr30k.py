@@ -17,5 +17,6 @@ ARGUMENTS = (
 def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     """Read the captions, a row for each."""
     prepared = Prepared("flickr30k", [], options.image_root, task="flickr30k")
-    read_karpathy(prepared, Path(values["json"]), image_id="imgid", folder=values["image_folder"])
+    path, folder = Path(values["json"]), values["image_folder"]
+    read_karpathy(prepared, path, image_id="imgid", folder=folder, encoding=options.encoding)
     return prepared

@@ -18,7 +18,7 @@ from beit3_vqa.prepare.writer import Prepared
 SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str) -> None:
+def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str, encoding: str = "") -> None:
     """Adds a row for each caption: `{"id", "image_path", "image_id", "text_segment"}`.
 
     Args:
@@ -26,9 +26,10 @@ def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str) ->
         path: the JSON.
         image_id: the field that tells images apart.
         folder: what comes before a file's name where an image has no `filepath`.
+        encoding: of the JSON; see `source.read_text`.
     """
     try:
-        images = _images(read_json(path), path)
+        images = _images(read_json(path, encoding, prepared.notes), path)
     except InputError as error:
         prepared.problems.append(str(error))
         return

@@ -13,7 +13,7 @@ from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.files import is_text
 from beit3_vqa.prepare import Argument
-from beit3_vqa.prepare.source import read_source
+from beit3_vqa.prepare.source import read_text
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
 
 ARGUMENTS = (Argument("annotations", "folder of train.json, dev.json and test1.json (nlvr2/data)", required=True),)
@@ -31,12 +31,11 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
             prepared.notes.append(f"{name} isn't there: no test split")
             continue
         try:
-            lines = read_source(path).decode("utf-8-sig").split("\n")  # a sentence may hold Unicode's other line ends
+            lines = read_text(path, options.encoding, prepared.notes).split(
+                "\n"
+            )  # a sentence may hold Unicode's other line ends
         except InputError as error:
             prepared.problems.append(str(error))
-            continue
-        except UnicodeDecodeError as error:
-            prepared.problems.append(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8")
             continue
         for number, line in enumerate(lines, start=1):
             if not line.strip():

@@ -36,15 +36,15 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
         raise InputError("prepare nocaps needs --val, --test or both.")
     for split in ("val", "test"):
         if values[split]:
-            found = _read(prepared, split, Path(values[split]))
+            found = _read(prepared, split, Path(values[split]), options.encoding)
             captions += found if split == "val" else []
     return prepared
 
 
-def _read(prepared: Prepared, split: str, path: Path) -> list[tuple[int, str]]:
+def _read(prepared: Prepared, split: str, path: Path, encoding: str) -> list[tuple[int, str]]:
     """Adds the rows of a file and returns its captions."""
     try:
-        data = read_json(path)
+        data = read_json(path, encoding, prepared.notes)
         images = data.get("images") if isinstance(data, dict) else None
         if not isinstance(images, list) or not images:
             raise InputError(f'{path} has no list "images": is it one of nocaps\' files?')

@@ -30,7 +30,7 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     prepared.extra_names = (_CSV,)
     path = Path(values["json"])
     try:
-        images = images_of(read_json(path), path)
+        images = images_of(read_json(path, options.encoding, prepared.notes), path)
     except InputError as error:
         prepared.problems.append(str(error))
         return prepared

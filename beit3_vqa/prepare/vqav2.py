@@ -35,8 +35,8 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
         if values[name] < 1:
             raise InputError(f"--{name} {values[name]}: must be 1 or more")
     folder = Path(values["annotations"])
-    rows = {split: _read_questions(folder, split, prepared) for split in _SPLITS}
-    people = {split: _read_annotations(folder, split, rows[split], prepared) for split in _ANNOTATED}
+    rows = {split: _read_questions(folder, split, prepared, options.encoding) for split in _SPLITS}
+    people = {split: _read_annotations(folder, split, rows[split], prepared, options.encoding) for split in _ANNOTATED}
     majorities = Counter(normalize_word(row["answer"]) for of in people for row in rows[of].values() if "answer" in row)
     prepared.answers = [answer for answer, count in majorities.items() if count >= values["min_count"]]
     if not prepared.answers:
@@ -50,7 +50,7 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     return prepared
 
 
-def _read_questions(folder: Path, split: str, prepared: Prepared) -> dict[int, Row]:
+def _read_questions(folder: Path, split: str, prepared: Prepared, encoding: str) -> dict[int, Row]:
     """Question id -> row, without an answer; empty where a test split has no file."""
     path = folder / f"v2_OpenEnded_mscoco_{split}_questions.json"
     if split not in _ANNOTATED and not path.exists():
@@ -58,7 +58,7 @@ def _read_questions(folder: Path, split: str, prepared: Prepared) -> dict[int, R
         return {}
     images = split.replace("test-dev", "test")
     rows: dict[int, Row] = {}
-    for place, entry in enumerate(_entries(path, "questions", prepared), start=1):
+    for place, entry in enumerate(_entries(path, "questions", prepared, encoding), start=1):
         number, image = entry.get("question_id", -1), entry.get("image_id")
         if not is_count(number) or not is_count(image):
             problem = "question_id and image_id must be whole numbers"
@@ -75,11 +75,13 @@ def _read_questions(folder: Path, split: str, prepared: Prepared) -> dict[int, R
     return rows
 
 
-def _read_annotations(folder: Path, split: str, rows: dict[int, Row], prepared: Prepared) -> dict[int, Counter[str]]:
+def _read_annotations(
+    folder: Path, split: str, rows: dict[int, Row], prepared: Prepared, encoding: str
+) -> dict[int, Counter[str]]:
     """Gives rows their majority answer; question id -> how many annotators gave which normalised answer."""
     path = folder / f"v2_mscoco_{split}_annotations.json"
     answers: dict[int, Counter[str]] = {}
-    for place, entry in enumerate(_entries(path, "annotations", prepared), start=1):
+    for place, entry in enumerate(_entries(path, "annotations", prepared, encoding), start=1):
         number, given = entry.get("question_id", -1), entry.get("answers")
         majority = entry.get("multiple_choice_answer")
         texts = [one.get("answer") if isinstance(one, dict) else None for one in _list(given)]
@@ -103,10 +105,10 @@ def _read_annotations(folder: Path, split: str, rows: dict[int, Row], prepared: 
     return answers
 
 
-def _entries(path: Path, name: str, prepared: Prepared) -> list[dict[str, Any]]:
+def _entries(path: Path, name: str, prepared: Prepared, encoding: str) -> list[dict[str, Any]]:
     """The objects of the list `name` in a file; what isn't one is a problem."""
     try:
-        data = read_json(path)
+        data = read_json(path, encoding, prepared.notes)
     except InputError as error:
         prepared.problems.append(str(error))
         return []

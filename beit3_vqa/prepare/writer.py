@@ -27,6 +27,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.files import missing
 from beit3_vqa.option_field import option
 from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.prepare.source import check_encoding
 from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompts_of
 
 Splits = dict[str, list[Row]]
@@ -42,6 +43,7 @@ class PrepareOptions:
         0.15, "share of the training images for validation, where there is no validation file; 0: none"
     )
     seed: int = option(41, "of the split, the folds and the shuffles")
+    encoding: str = option("", "of the text files, such as cp949 or cp1252; none: UTF-8, or CP949 that reads as Korean")
     folds: int = option(0, "assign the training rows to K folds instead of splitting off validation; 0: none")
     sentencepiece_model: str = option("", "tokenizer to count tokens with, such as beit3.spm")
     train_tokenizer: int = option(0, "train a tokenizer of that many ids on the training texts; 0: none")
@@ -62,6 +64,7 @@ class PrepareOptions:
             raise InputError(
                 "--train_tokenizer makes a tokenizer and --sentencepiece_model names one: give one of them"
             )
+        check_encoding(self.encoding)
         PromptTemplate(self.prompt_template)
 
 

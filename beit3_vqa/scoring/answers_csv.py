@@ -8,8 +8,8 @@ from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.prepare.choices_csv import comparable, match_answer, read_weight
-from beit3_vqa.prepare.csv_text import decode_csv, find_columns, parse_csv
-from beit3_vqa.prepare.source import read_source
+from beit3_vqa.prepare.csv_text import find_columns, parse_csv
+from beit3_vqa.prepare.source import read_text
 from beit3_vqa.schema import Prediction
 from beit3_vqa.scoring.matching import require_same_ids
 
@@ -36,14 +36,13 @@ class KnownAnswer:
     origin: str
 
 
-def read_answers(path: Path) -> list[KnownAnswer]:
-    """The rows of a CSV of answers, in order; an id may be there twice.
+def read_answers(path: Path, encoding: str = "") -> list[KnownAnswer]:
+    """The rows of a CSV of answers, in order; an id may be there twice. For `encoding` see `read_text`.
 
     Raises:
         InputError: no such file, no such CSV, or rows (listed) without an id or an answer.
     """
-    text, _ = decode_csv(read_source(path), path)
-    lines = parse_csv(text, path)
+    lines = parse_csv(read_text(path, encoding), path)
     _, header = next(lines, (1, []))
     columns = find_columns(header, path, REQUIRED, OPTIONAL)
     letters = _option_columns(columns, path)

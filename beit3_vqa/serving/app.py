@@ -47,14 +47,23 @@ _PROBLEMS = {
 
 
 class _BoundedRequest(Request):
-    """A request whose form is multipart, with few parts and short texts. `Guard` bounds the length of its body."""
+    """A request whose form is multipart, with few parts and short texts in UTF-8. `Guard` bounds its body's length."""
 
-    def form(self, **_: Any) -> Any:
-        """The form, within bounds."""
+    async def form(self, **_: Any) -> Any:  # type: ignore[override]  # FastAPI awaits it
+        """Read the form, within bounds; status 415 for another kind of form, or a text that isn't UTF-8."""
         problem = form_problem(self.headers.get("content-type", ""))
         if problem:
             raise HTTPException(415, problem)
-        return super().form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
+        # Text in another encoding would be taken for Latin-1 in silence. Said to be that, it comes as the bytes it is.
+        headers = [(k, v + b"; charset=latin-1" if k == b"content-type" else v) for k, v in self.scope["headers"]]
+        raw = Request({**self.scope, "headers": headers}, self.receive)
+        form = await raw.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
+        try:
+            parts = [(k, v.encode("latin-1").decode() if isinstance(v, str) else v) for k, v in form.multi_items()]
+        except UnicodeDecodeError as error:
+            await form.close()
+            raise HTTPException(415, "text must be UTF-8.") from error
+        return FormData(parts)
 
 
 class _BoundedRoute(APIRoute):

@@ -24,7 +24,7 @@ from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.models.pretrained import mismatches
 from beit3_vqa.prepare import choices_csv, prepare
-from beit3_vqa.prepare.source import read_source
+from beit3_vqa.prepare.source import read_text
 from beit3_vqa.prepare.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
 
@@ -34,7 +34,7 @@ READERS = {
     "dataset.json": lambda path: DatasetInfo.read(path.parent),
     "rows.jsonl": read_rows,
     "tokenizer.spm": Tokenizer,
-    "questions.csv": read_source,
+    "questions.csv": read_text,
 }
 
 

@@ -80,10 +80,11 @@ def test_korean_in_every_encoding_it_comes_in(tmp_path, encoding):
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        ("ID,img_path".encode("utf-16"), "UTF-16"),
+        ("ID,img_path".encode("utf-16"), "columns missing: Question"),
+        ("ID,img_path".encode("utf-16-le"), r"t\.csv:1: a NUL character"),
         (b"ID,img_path\n\xff\xfe\xfd,b", r"t\.csv:2: neither UTF-8 nor CP949"),
         ("ID\n고양이와 강아지".encode()[:-1], r"t\.csv:2: damaged UTF-8"),
-        (b"ID\nab\0c", r"t\.csv:2: a NUL byte"),
+        (b"ID\nab\0c", r"t\.csv:2: a NUL character"),
         (
             b"ID,img_path,Question,A,B,C\n1,2,3,4,5,6",
             "columns missing: D, answer; columns found: ID, img_path, Question",

@@ -106,6 +106,31 @@ def test_a_question_that_cannot_be_answered_says_why(url, photograph, question, 
     assert "--" not in said["error"]  # a client has no options
 
 
+@pytest.mark.parametrize("encoding", ["cp949", "cp1252", "shift_jis", "utf-16"])
+@pytest.mark.parametrize("field", ["question", "choices"])
+@pytest.mark.parametrize("charset", ["", "; charset=utf-8", '; charset="UTF-8"'])
+def test_text_that_is_not_in_utf_8_is_refused(url, photograph, encoding, field, charset):
+    parts = [("image", photograph.read_bytes()), ("question", "What?"), *(("choices", choice) for choice in CHOICES)]
+    text = {"cp1252": "café ’", "shift_jis": "赤い車"}.get(encoding, "고양이")
+    body, headers = form([(name, "MARK" if name == field else value) for name, value in parts])
+    headers["Content-Type"] += charset
+    status, said = send(url, "POST", "/api/answer", body.replace(b"MARK", text.encode(encoding)), headers)
+    assert (status, said) == (415, {"error": "text must be UTF-8."})
+
+
+def test_letters_of_latin_1_in_utf_8_stay_as_they_are(url, photograph):
+    choices = ("café", "Ä", "Ã©", "고양이")
+    for headers in ({}, {"Content-Type": "multipart/form-data; charset=utf-8; boundary="}):
+        body, kind = form(
+            [("image", photograph.read_bytes()), ("question", "où?"), *(("choices", choice) for choice in choices)]
+        )
+        if headers:  # the character set before the boundary
+            kind = {"Content-Type": headers["Content-Type"] + kind["Content-Type"].partition("boundary=")[2]}
+        status, said = send(url, "POST", "/api/answer", body, kind)
+        assert status == 200
+        assert [option["text"] for option in said["options"]] == list(choices)
+
+
 def test_markup_and_control_characters_stay_text(url, photograph):
     choices = ("<img src=x onerror=alert(1)>", '"; drop', "\x1b[2J", "한국어 🙂")
     status, said = ask(url, photograph, "<b>What?</b>", choices)
