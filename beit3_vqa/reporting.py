@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from beit3_vqa.engine.evaluate import NotFiniteError
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import refuse_to_replace
 from beit3_vqa.output.logging import Progress
@@ -98,7 +99,11 @@ def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> di
     if not model.parts.task.asks:
         print(f"{run.name}: no attention maps; they are made of answers to questions, not of {model.parts.task.name}")
         return {}
-    return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)
+    try:
+        return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)
+    except NotFiniteError as error:
+        print(f"{run.name}: no attention maps; {error}")
+        return {}
 
 
 def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str) -> dict[str, AttentionMap]:

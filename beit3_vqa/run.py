@@ -24,9 +24,10 @@ from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.distributed import processes
+from beit3_vqa.engine.evaluate import NotFiniteError, finite
 from beit3_vqa.engine.host import tune_allocator
 from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest, sha256_of
-from beit3_vqa.engine.precision import in_float32, pick_device
+from beit3_vqa.engine.precision import pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_fully
 from beit3_vqa.models.families import with_family_defaults
@@ -116,7 +117,10 @@ def _evaluate(config: RunConfig) -> EvalResult:
         require_manifest(path)
     else:
         _set_temperature(task, path, config.temperature)
-    result, fitted = evaluate_fully(parts, fit=fit)
+    try:
+        result, fitted = evaluate_fully(parts, fit=fit)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{where}: {error}") from None
     if fit:
         about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
         kept = distributed.decided(lambda: keep_temperature(path, fitted["temperature"], about))
@@ -151,10 +155,11 @@ def _set_temperature(task: Task, checkpoint: Path, given: float | None) -> None:
 
 
 class Answerer:
-    """A trained model, ready for questions; made by `load`."""
+    """A trained model, ready for questions; made by `load` from `checkpoint`."""
 
-    def __init__(self, parts: Parts):
+    def __init__(self, parts: Parts, checkpoint: str):
         self.parts = parts
+        self.checkpoint = checkpoint
 
     @property
     def option_counts(self) -> range:
@@ -197,11 +202,15 @@ class Answerer:
         return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
 
     def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
-        """Answers B questions in one forward pass; they have the same number of options."""
+        """Answers B questions in one forward pass; they have the same number of options.
+
+        Raises:
+            NotFiniteError: the model's outputs are no numbers that could be an answer.
+        """
         task, batch = self._batch(asked)
         with torch.no_grad(), self.parts.precision.autocast():
             outputs = task.infer(self.parts.model, batch)
-        return task.predictions(in_float32(outputs), batch)
+        return task.predictions(finite(outputs, self.checkpoint), batch)
 
     def look_many(self, asked: Sequence[Asked]) -> tuple[list[Prediction], list[AttentionMap]]:
         """`predict_many`, and where the model looked at each image, which takes a little longer.
@@ -213,7 +222,8 @@ class Answerer:
         sizes = [one.size for one in asked for _ in range(passes)]
         with torch.no_grad(), parts.precision.autocast():
             outputs, maps = parts.family.attention(parts.model, parts.processor, batch.inputs, sizes)
-        predictions = task.predictions(in_float32(outputs), batch)
+        finite([one.patches for one in maps], self.checkpoint)
+        predictions = task.predictions(finite(outputs, self.checkpoint), batch)
         chosen = [LETTERS.index(p.answer) if passes > 1 else 0 for p in predictions]
         return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
 
@@ -243,7 +253,7 @@ def load(checkpoint: str | Path, device: str = "auto", sentencepiece_model: str 
     places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
     parts = _load(Path(checkpoint), {"device": device} | {name: place for name, place in places.items() if place})
     parts.model.to(parts.precision.device).eval()
-    return Answerer(parts)
+    return Answerer(parts, str(checkpoint))
 
 
 def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, pretrained: str = "") -> None:

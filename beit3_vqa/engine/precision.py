@@ -10,6 +10,8 @@ from torch import Tensor
 from beit3_vqa.engine.distributed import local_device
 from beit3_vqa.errors import InputError
 
+LARGEST = 1e30  # float32 ends at 3.4e38; sums over a few thousand classes must fit
+
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU.
@@ -47,9 +49,12 @@ def in_float32(outputs: Any) -> Any:
 
 
 def all_finite(outputs: Any) -> bool:
-    """Whether every number of a model's outputs is finite."""
+    """Return whether every number of a model's outputs (as `in_float32` gives them) is finite.
+
+    Numbers beyond `LARGEST` count as not finite: no probability or loss could be made of them that is.
+    """
     if isinstance(outputs, Tensor):
-        return bool(torch.isfinite(outputs).all())
+        return not outputs.is_floating_point() or bool((outputs.abs() <= LARGEST).all())
     values = outputs.values() if isinstance(outputs, Mapping) else outputs
     return all(map(all_finite, values)) if isinstance(outputs, (Mapping, tuple, list)) else True
 

@@ -176,12 +176,15 @@ class VQACustom(IndexTask):
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Logits (B, classes) -> probabilities that sum to 1: softmax, or for bce the sigmoids over their sum."""
         if self.config.model.vqa_loss == "bce":
-            scores = outputs.sigmoid()
-            return scores / scores.sum(dim=1, keepdim=True)
+            outputs = F.logsigmoid(outputs)  # sigmoids that are all too small for a float would be 0 / 0
         return outputs.softmax(dim=1)
 
     def _prediction(self, probabilities: Tensor, label: int, example: Example, loss: float | None) -> Prediction:
-        kept = range(self.num_classes) if example.choices else probabilities.argsort(descending=True)[:KEPT_ANSWERS]
+        kept = (
+            range(self.num_classes)
+            if example.choices
+            else probabilities.argsort(descending=True, stable=True)[:KEPT_ANSWERS]
+        )
         return Prediction(
             id=example.id,
             question=example.question,
