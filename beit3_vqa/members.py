@@ -150,7 +150,7 @@ def total_parameters(members: Iterable[Member]) -> int:
 def predictions_of(member: Member, split: str) -> tuple[list[Prediction], PredictionsInfo | None]:
     """A member's predictions and what is known of them; a checkpoint is evaluated on the split."""
     if member.config is None:
-        return read_predictions(member.path), member.info
+        return read_predictions(member.path, member.info), member.info
     result = evaluate(member.config.updated({"split": split}, member.config.given))
     gc.collect()  # one model at a time: nothing of this one is left when the next is loaded
     return result.predictions, read_info(predictions_file(Path(member.config.run.output_dir), split))
@@ -184,12 +184,16 @@ def validation_of(members: Sequence[Member], given: Sequence[str], *, needed: bo
             [f"of {name}: {files[name]}" for name in absent],
             "Evaluate each member with --eval --split val, or say where they are with --val FILE..., in order.",
         )
+    infos = {member.name: read_info(files[member.name]) for member in of_files}
     for member in of_files:
-        info = read_info(files[member.name])
+        info = infos[member.name]
         ours = member.info.sha256 if member.info else ""
         if info is not None and ours and info.sha256 and info.sha256 != ours:
             raise InputError(
                 f"{files[member.name]}: is of another checkpoint ({info.checkpoint}) than {member.name}. Evaluate both "
                 "splits with one checkpoint."
             )
-    return [read_predictions(files[m.name]) if m.config is None else predictions_of(m, "val")[0] for m in members]
+    return [
+        read_predictions(files[m.name], infos[m.name]) if m.config is None else predictions_of(m, "val")[0]
+        for m in members
+    ]

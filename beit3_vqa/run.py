@@ -100,6 +100,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
     config = with_task_defaults(config)
     content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
     where = f"{flag} {path}"
+    checksum = sha256_of(path)  # now: training may put another in its place before the end
     if flag == "--resume":
         check_contents(content, where)
     config = config_of_checkpoint(config, content, where)
@@ -122,6 +123,8 @@ def _evaluate(config: RunConfig) -> EvalResult:
     except NotFiniteError as error:
         raise NotFiniteError(f"{where}: {error}") from None
     if fit:
+        if sha256_of(path) != checksum:
+            raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
         about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
         kept = distributed.decided(lambda: keep_temperature(path, fitted["temperature"], about))
         print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
@@ -136,7 +139,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
         image_root=str(task.image_root()),
         best_metric=task.best_metric,
         chance=task.chance(),
-        sha256=sha256_of(path),
+        sha256=checksum,
     )
     for written in distributed.decided(lambda: task.write_results(result, info, folder)):
         print(f"wrote {written}")

@@ -144,6 +144,7 @@ class PredictionsInfo:
         best_metric: which of the metrics the run was chosen by.
         chance: that metric for blind guessing.
         sha256: of the checkpoint's file, in hexadecimal digits: what tells its weights from others.
+        predictions_sha256: of the file of the predictions, which none but that file may claim; 0.1.0 didn't write it.
     """
 
     task: str
@@ -156,6 +157,7 @@ class PredictionsInfo:
     best_metric: str = ""
     chance: float | None = None
     sha256: str = ""
+    predictions_sha256: str = ""
 
 
 @dataclass(frozen=True)

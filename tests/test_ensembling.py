@@ -1,6 +1,7 @@
 """`beit3-vqa ensemble` by the command line: from files of predictions, and from checkpoints of both families."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -42,6 +43,20 @@ def write_members(folder, skills, *, parameters=LARGE, seed=0, count=40, sha=Non
 def without_truth(path):
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([{k: v for k, v in row.items() if k not in ("truth", "score")} for row in rows]))
+
+
+def test_predictions_that_are_not_what_their_info_is_of_have_no_vote(tmp_path, capsys):
+    """What is left by an evaluation that was killed while it wrote."""
+    paths = write_members(tmp_path, [1.0] * 2)
+    out = tmp_path / "e" / "submission.csv"
+    for name, votes in (("predictions.json", "soft"), ("predictions_val.json", "weighted")):
+        path = tmp_path / "m1" / name
+        info = read_info(path)
+        write_info(dataclasses.replace(info, predictions_sha256="0" * 64), path)
+        assert main(["ensemble", *paths, "--vote", votes, "--output", str(out)]) == 2
+        assert f"{path} isn't what" in capsys.readouterr().err
+        assert not out.exists()
+        write_info(info, path)
 
 
 def test_four_large_models_are_within_the_rules_and_five_are_not(tmp_path, capsys):

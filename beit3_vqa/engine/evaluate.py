@@ -55,8 +55,8 @@ def finite(outputs: Any, checkpoint: str) -> Any:
     outputs = in_float32(outputs)
     if not all_finite(outputs):
         raise NotFiniteError(
-            f"{checkpoint}: the model's outputs aren't finite numbers, so there is no answer. Its weights have grown too "
-            "large, for fp16 or at all, or the file is damaged: take another checkpoint."
+            f"{checkpoint}: the model's outputs aren't finite numbers, so there is no answer. Its weights have grown "
+            "too large, for fp16 or at all, or the file is damaged: take another checkpoint."
         )
     return outputs
 

@@ -5,6 +5,7 @@ in a terminal is harmless, since every control character is written as an escape
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from beit3_vqa.data.rows import MAX_WEIGHT
 from beit3_vqa.errors import CONTROL, InputError, short
-from beit3_vqa.files import is_text, read_json, write_text
+from beit3_vqa.files import is_text, parse_json, publish, read_bounded, read_json, require_replaceable, write_text
 from beit3_vqa.schema import Prediction, PredictionsInfo
 
 MAX_PREDICTIONS = 2_000_000_000  # bytes of predictions.json
@@ -36,13 +37,24 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     return write_json_rows(rows, path)
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """The rows of a predictions.json, each checked; names that it doesn't know are passed over.
+def read_predictions(path: Path, info: PredictionsInfo | None = None) -> list[Prediction]:
+    """Read the rows of a predictions.json, each checked; names that aren't known are passed over.
+
+    Args:
+        path: the file.
+        info: what `read_info` said of it, for whoever believes that.
 
     Raises:
-        InputError: no such file, no JSON, or rows (listed by number, from 1) that aren't predictions or repeat an id.
+        InputError: no such file, no JSON, not the file that `info` is of, or rows (listed by number, from 1) that
+            aren't predictions or repeat an id.
     """
-    rows = read_json(path, MAX_PREDICTIONS)
+    content = read_bounded(path, MAX_PREDICTIONS)
+    if info and info.predictions_sha256 and info.predictions_sha256 != hashlib.sha256(content).hexdigest():
+        raise InputError(
+            f"{path} isn't what {info_file(path)} is of (SHA-256): an evaluation was killed while it wrote them, or "
+            "one was replaced. Evaluate again; if you changed the predictions yourself, delete the info."
+        )
+    rows = parse_json(content, path)
     if not isinstance(rows, list):
         raise InputError(f"{path} isn't a list of predictions, as `--eval` writes it.")
     first_row: dict[str, int] = {}
@@ -71,6 +83,38 @@ def predictions_file(folder: Path, split: str) -> Path:
 def info_file(predictions: Path) -> Path:
     """The file beside a predictions.json that says where it comes from."""
     return predictions.with_suffix(".info.json")
+
+
+def publish_results(
+    info: PredictionsInfo, predictions: Path, others: Sequence[Path], folder: Path, stale: Sequence[str] = ()
+) -> list[Path]:
+    """Put the results of an evaluation, written elsewhere, into a folder, and return their paths.
+
+    Whenever the process is killed, predictions don't lie there under another evaluation's name or beside its results.
+    Earlier results go first. Then comes the info, which disowns the predictions that are still there, if these are
+    others (see `read_predictions`). Then come the predictions, and the rest.
+
+    Args:
+        info: where the predictions come from.
+        predictions: their file.
+        others: what else comes with them.
+        folder: where all go.
+        stale: names of results that an earlier evaluation may have left and this one may not have.
+
+    Raises:
+        InputError: one of the files can't take its place; then none does.
+    """
+    checksum = hashlib.sha256(predictions.read_bytes()).hexdigest()
+    described = write_info(dataclasses.replace(info, predictions_sha256=checksum), predictions)
+    names = [path.name for path in others]
+    for name in [described.name, predictions.name, *names, *stale]:
+        require_replaceable(folder / name)
+    for name in dict.fromkeys([*names, *stale]):
+        if (folder / name).exists():
+            (folder / name).unlink()
+            if name not in names:
+                print(f"removed {folder / name}, which was of earlier predictions")
+    return publish([described, predictions, *others], folder)
 
 
 def write_info(info: PredictionsInfo, predictions: Path) -> Path:

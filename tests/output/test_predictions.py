@@ -1,7 +1,10 @@
 """predictions.json and the file beside it: written, read back, and refused where they are wrong."""
 
+import csv
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from beit3_vqa.errors import InputError
 from beit3_vqa.output.predictions import info_file, read_info, read_predictions, write_info, write_predictions
 from beit3_vqa.schema import Prediction, PredictionsInfo
+from tests.faults.processes import ENVIRONMENT, ROOT
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 PREDICTION = st.builds(
@@ -81,3 +85,79 @@ def test_the_nearest_name_is_told(tmp_path):
     (tmp_path / "predictions.json").write_text("[]")
     with pytest.raises(InputError, match=r"Did you mean 'predictions\.json'"):
         read_predictions(tmp_path / "prediction.json")
+
+
+# Results of checkpoint a.pth, whose answers are all A, are replaced by b.pth's, and the writer is killed before the
+# first, second, ... time that it renames or deletes something: each in a process and a folder of its own.
+KILLED_WHILE_WRITING = """
+import dataclasses, os, pathlib, shutil, signal, sys
+from beit3_vqa.config import RunConfig
+from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.schema import EvalResult, Prediction, PredictionsInfo
+from beit3_vqa.tasks.vqa import VQACustom
+
+def write(folder, letter):
+    rows = [Prediction(f"q{n}", "?", letter, {"A": 0.5, "B": 0.5}, "A", float(letter == "A")) for n in range(3)]
+    info = PredictionsInfo("vqacustom", "beit3_tiny_patch8_32", 4, f"{letter}.pth", "test")
+    metrics = {"answer": letter}
+    blind = tuple(rows) if letter == "A" else ()
+    VQACustom(AnswerTable(["A", "B"]), RunConfig()).write_results(EvalResult(metrics, rows, blind), info, folder)
+
+root = pathlib.Path(sys.argv[1])
+write(root / "old", "A")
+if sys.argv[2] == "0.1.0":
+    old = '{"task": "vqacustom", "model": "m", "parameters": 1, "checkpoint": "A.pth"}'
+    (root / "old" / "predictions.info.json").write_text(old)
+for place in range(50):
+    shutil.copytree(root / "old", root / str(place))
+    child = os.fork()
+    if not child:
+        left = place
+        def counted(plain):
+            def method(*arguments, **more):
+                global left
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+                return plain(*arguments, **more)
+            return method
+        for name in ("replace", "unlink"):
+            setattr(pathlib.Path, name, counted(getattr(pathlib.Path, name)))
+        write(root / str(place), "B")
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        print(place)
+        break
+"""
+
+
+@pytest.mark.parametrize("before", ["now", "0.1.0"])
+def test_a_kill_between_result_files_leaves_none_under_anothers_name(tmp_path, before):
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path), before]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    places = int(done.stdout.split()[-1])
+    assert places >= 12  # temporaries of five files, two to be deleted, five to be renamed
+    refused = 0
+    for place in range(places + 1):
+        folder = tmp_path / str(place)
+        path = folder / "predictions.json"
+        info = read_info(path)
+        answers = {row["answer"] for row in json.loads(path.read_text())}
+        for name in ("metrics.json", "submission.csv", "submit_vqacustom_test.json", "predictions_blind.json"):
+            if (folder / name).exists():  # it is of the predictions beside it
+                text = (folder / name).read_text()
+                (answer,) = answers
+                assert f'"{answer}"' in text or f",{answer}" in text
+        if answers == {info.checkpoint.removesuffix(".pth")}:
+            assert {row.answer for row in read_predictions(path, info)} == answers
+        else:
+            refused += 1
+            with pytest.raises(InputError, match="killed while it wrote"):
+                read_predictions(path, info)
+    assert refused == 1  # between the two renames
+    last = tmp_path / str(places)
+    assert not (last / "predictions_blind.json").exists()
+    assert read_info(last / "predictions.json").checkpoint == "B.pth"
+    with (last / "submission.csv").open(newline="") as file:
+        assert [row["answer"] for row in csv.DictReader(file)] == ["B"] * 3
+    assert not list(last.glob(".*"))
