@@ -12,7 +12,7 @@ from beit3_vqa.engine.manifest import sha256_of
 from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.files import missing
-from beit3_vqa.models.families import config_of
+from beit3_vqa.models.families import check_parameters, config_of
 from beit3_vqa.output.predictions import info_file, predictions_file, read_info, read_predictions
 from beit3_vqa.run import evaluate
 from beit3_vqa.schema import Prediction, PredictionsInfo
@@ -62,6 +62,9 @@ def find_members(
     given = dict(_given_parameters(text, names) for text in params)
     _require_data([n for n, path in zip(names, paths, strict=True) if not _is_predictions(path)], evaluation)
     infos = {path: read_info(path) for path in paths if _is_predictions(path)}
+    for path, info in infos.items():
+        if info is not None:
+            check_parameters(info.model, info.parameters, info_file(path))
     unknown = [
         n for n, p in zip(names, paths, strict=True) if _is_predictions(p) and infos[p] is None and n not in given
     ]

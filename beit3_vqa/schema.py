@@ -114,6 +114,7 @@ class Prediction:
         loss: what training would have made of the answer; None where the truth isn't known or has no label.
         choices: the texts of the options A, B, ...; empty when open-ended.
         image: the image as the index names it, relative to the image root; empty outside a prepared folder.
+        answer_scores: answer -> score of those that score, where these aren't 1 for the truth alone; else None.
     """
 
     id: str
@@ -127,6 +128,7 @@ class Prediction:
     loss: float | None = None
     choices: tuple[str, ...] = ()
     image: str = ""
+    answer_scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,27 @@ def test_predictions_that_are_not_what_their_info_is_of_have_no_vote(tmp_path, c
         write_info(info, path)
 
 
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [
+        ("beit3_large_patch16_480", LARGE - 1024 * 64_010),
+        ("beit3_base_patch16_480_vqav2", 223_307_524 - 768 * 64_010),
+        ("ensemble of 2 (soft vote): beit3_base_patch16_480, beit3_large_patch16_480", LARGE - 1024 * 64_010),
+        ("clip_vit_large_patch14_lora", 434_104_577 - 6_488_064 - 768 * (49_408 + 77)),
+    ],
+)
+def test_a_model_has_no_fewer_parameters_than_its_name_says(tmp_path, capsys, model, least):
+    paths = write_members(tmp_path, [1.0])
+    path = tmp_path / "m0" / "predictions.json"
+    for parameters, code in ((1, 2), (round(0.98 * least), 2), (least, 0)):
+        write_info(dataclasses.replace(read_info(path), model=model, parameters=parameters), path)
+        command = ["ensemble", *paths, "--vote", "soft", "--output", str(tmp_path / "e" / "submission.csv")]
+        assert main(command) == code
+        report = ["report", str(tmp_path / "m0"), "--output", str(tmp_path / "r.html"), "--attention", "0"]
+        assert main(report) == code
+        assert capsys.readouterr().err.count(f"says {parameters:,} parameters of '{model[:20]}") == (2 if code else 0)
+
+
 def test_four_large_models_are_within_the_rules_and_five_are_not(tmp_path, capsys):
     paths = write_members(tmp_path, [1.0] * 5)
     out = tmp_path / "e" / "submission.csv"

@@ -197,7 +197,15 @@ class VQACustom(IndexTask):
             loss=loss if example.targets else None,  # 0 / 0 without one
             choices=example.choices,
             image=example.image,
+            answer_scores=self._answer_scores(example),
         )
+
+    def _answer_scores(self, example: Example) -> dict[str, float] | None:
+        """What answers score, where it isn't just the truth that scores 1."""
+        label = None if example.answer is None else self.answers.label(example.answer)
+        if example.targets == (() if label is None else ((label, 1.0),)):
+            return None
+        return {self.answers.answers[label]: score for label, score in example.targets}
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Accuracy in percent, in parts, with the histograms of answers and truths."""
