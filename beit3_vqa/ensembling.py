@@ -9,7 +9,7 @@ from typing import Any
 
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.errors import MAX_VALUE, InputError, first_line, nearest
-from beit3_vqa.files import make_folder, real_path
+from beit3_vqa.files import make_folder, real_path, staged
 from beit3_vqa.members import Member, find_members, predictions_of, total_parameters, validation_of
 from beit3_vqa.output.ensemble import (
     agreement,
@@ -23,7 +23,7 @@ from beit3_vqa.output.ensemble import (
 from beit3_vqa.output.ensemble_text import agreement_text, comparison_text, steps_text, weights_text
 from beit3_vqa.output.mixture import Floats, cross_fit_weights, fit_weights
 from beit3_vqa.output.panel import Question, side_by_side
-from beit3_vqa.output.predictions import read_info, write_info, write_predictions
+from beit3_vqa.output.predictions import publish_results, read_info, write_predictions
 from beit3_vqa.output.submission import HEADER, write_submission
 from beit3_vqa.output.voting import VOTES, absent_answers
 from beit3_vqa.schema import Prediction, PredictionsInfo
@@ -86,8 +86,10 @@ def ensemble(options: EnsembleOptions) -> list[Prediction]:
     weights = _report(questions, val, names, options)
     predictions = vote_all(questions, options.vote, weights)
     info = _info(members, [info for _, info in answered], options)
-    written = [write_predictions(predictions, results), write_info(info, results)]
-    written.append(write_submission(predictions, options.output))
+    folder = results.parent
+    with staged(folder) as place:
+        submission = write_submission(predictions, place / options.output.name)
+        written = publish_results(info, write_predictions(predictions, place / results.name), [submission], folder)
     print("\n".join(f"wrote {path}" for path in written))
     return predictions
 

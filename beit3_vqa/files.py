@@ -4,8 +4,9 @@ import errno
 import json
 import os
 import re
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         InputError: the folder doesn't exist or can't be written to, or the name is a pipe's or a device's.
     """
     path = Path(path)
-    _require_replaceable(path)
+    require_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _temporaries.add(temporary)
     try:
@@ -45,10 +46,44 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         _temporaries.discard(temporary)
 
 
-def _require_replaceable(path: Path) -> None:
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yield a new folder inside `folder` for files that `publish` is to put there; at the end it is gone.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    temporary = folder / f".results.{os.getpid()}.tmp"
+    make_folder(temporary)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Move files of one file system into a folder, one after the other, and return their new paths.
+
+    Raises:
+        InputError: one of them can't take its place.
+    """
+    places = [folder / path.name for path in files]
+    for path, place in zip(files, places, strict=True):
+        try:
+            path.replace(place)
+        except OSError as error:
+            raise InputError(f"{place} can't be written ({error.strerror}); choose a folder that can.") from error
+        _flush_folder(folder)
+    return places
+
+
+def require_replaceable(path: Path) -> None:
     """InputError for `/dev/null` and its like, whose place a file would take, where the user may do that."""
     with suppress(OSError, ValueError):
-        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind == stat.S_IFDIR:
+            raise InputError(f"{path} is a folder where a file is to be written; move it away.")
+        if kind != stat.S_IFREG:
             raise InputError(f"{path} is a pipe or a device, which a file would replace: give a file's name.")
 
 
@@ -70,6 +105,8 @@ def remove_stale_temporaries(folder: Path) -> None:
     for temporary in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(temporary.name)
         if match and not _is_running(int(match[1])):
+            if temporary.is_dir() and not temporary.is_symlink():
+                shutil.rmtree(temporary, ignore_errors=True)
             with suppress(OSError):
                 temporary.unlink()
 
@@ -131,7 +168,11 @@ def read_json(path: Path, most: int) -> Any:
     Raises:
         InputError: as `read_bounded`, or it is no JSON.
     """
-    content = read_bounded(path, most)
+    return parse_json(read_bounded(path, most), path)
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """Return the JSON in `content`, which was read from `path`; InputError as `read_json`."""
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from beit3_vqa.engine.manifest import sha256_of
 from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.files import missing, real_path
-from beit3_vqa.models.families import config_of
+from beit3_vqa.models.families import check_parameters, config_of
 from beit3_vqa.output.predictions import info_file, predictions_file, read_info, read_predictions
 from beit3_vqa.run import evaluate
 from beit3_vqa.schema import Prediction, PredictionsInfo
@@ -62,6 +62,9 @@ def find_members(
     given = dict(_given_parameters(text, names) for text in params)
     _require_data([n for n, path in zip(names, paths, strict=True) if not _is_predictions(path)], evaluation)
     infos = {path: read_info(path) for path in paths if _is_predictions(path)}
+    for path, info in infos.items():
+        if info is not None:
+            check_parameters(info.model, info.parameters, info_file(path))
     unknown = [
         n for n, p in zip(names, paths, strict=True) if _is_predictions(p) and infos[p] is None and n not in given
     ]
@@ -150,7 +153,7 @@ def total_parameters(members: Iterable[Member]) -> int:
 def predictions_of(member: Member, split: str) -> tuple[list[Prediction], PredictionsInfo | None]:
     """A member's predictions and what is known of them; a checkpoint is evaluated on the split."""
     if member.config is None:
-        return read_predictions(member.path), member.info
+        return read_predictions(member.path, member.info), member.info
     result = evaluate(member.config.updated({"split": split}, member.config.given))
     gc.collect()  # one model at a time: nothing of this one is left when the next is loaded
     return result.predictions, read_info(predictions_file(Path(member.config.run.output_dir), split))
@@ -184,12 +187,16 @@ def validation_of(members: Sequence[Member], given: Sequence[str], *, needed: bo
             [f"of {name}: {files[name]}" for name in absent],
             "Evaluate each member with --eval --split val, or say where they are with --val FILE..., in order.",
         )
+    infos = {member.name: read_info(files[member.name]) for member in of_files}
     for member in of_files:
-        info = read_info(files[member.name])
+        info = infos[member.name]
         ours = member.info.sha256 if member.info else ""
         if info is not None and ours and info.sha256 and info.sha256 != ours:
             raise InputError(
                 f"{files[member.name]}: is of another checkpoint ({info.checkpoint}) than {member.name}. Evaluate both "
                 "splits with one checkpoint."
             )
-    return [read_predictions(files[m.name]) if m.config is None else predictions_of(m, "val")[0] for m in members]
+    return [
+        read_predictions(files[m.name], infos[m.name]) if m.config is None else predictions_of(m, "val")[0]
+        for m in members
+    ]

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from beit3_vqa.engine.evaluate import NotFiniteError
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import refuse_to_replace
+from beit3_vqa.models.families import check_parameters
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.output.report.collect import ReportRun, read_runs
 from beit3_vqa.output.report.content import image_file
@@ -52,6 +54,9 @@ def report(
         refuse_to_replace("--output", output, [file for file in path.iterdir() if file.suffix not in (".html", ".htm")])
     read_template()
     runs = read_runs(paths, split)
+    for run in runs:
+        if run.info is not None:
+            check_parameters(run.info.model, run.info.parameters, run.path)
     if attention:
         for run in runs:
             run.attention = _attention_of(run, attention, image_root, device)
@@ -98,7 +103,11 @@ def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> di
     if not model.parts.task.asks:
         print(f"{run.name}: no attention maps; they are made of answers to questions, not of {model.parts.task.name}")
         return {}
-    return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)
+    try:
+        return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)
+    except NotFiniteError as error:
+        print(f"{run.name}: no attention maps; {error}")
+        return {}
 
 
 def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str) -> dict[str, AttentionMap]:

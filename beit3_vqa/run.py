@@ -25,9 +25,10 @@ from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.distributed import processes
+from beit3_vqa.engine.evaluate import NotFiniteError, finite
 from beit3_vqa.engine.host import tune_allocator
 from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest, sha256_of
-from beit3_vqa.engine.precision import in_float32, pick_device
+from beit3_vqa.engine.precision import pick_device
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_fully
 from beit3_vqa.models.families import find_family, with_family_defaults
@@ -100,6 +101,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
     config = with_task_defaults(config)
     content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
     where = f"{flag} {path}"
+    checksum = sha256_of(path)  # now: training may put another in its place before the end
     if flag == "--resume":
         check_contents(content, where)
     config = config_of_checkpoint(config, content, where)
@@ -117,8 +119,13 @@ def _evaluate(config: RunConfig) -> EvalResult:
         require_manifest(path)
     else:
         _set_temperature(task, path, config.temperature)
-    result, fitted = evaluate_fully(parts, fit=fit)
+    try:
+        result, fitted = evaluate_fully(parts, fit=fit)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{where}: {error}") from None
     if fit:
+        if sha256_of(path) != checksum:
+            raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
         about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
         kept = distributed.decided(lambda: keep_temperature(path, fitted["temperature"], about))
         print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
@@ -133,7 +140,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
         image_root=str(task.image_root()),
         best_metric=task.best_metric,
         chance=task.chance(),
-        sha256=sha256_of(path),
+        sha256=checksum,
     )
     for written in distributed.decided(lambda: task.write_results(result, info, folder)):
         print(f"wrote {written}")
@@ -152,10 +159,11 @@ def _set_temperature(task: Task, checkpoint: Path, given: float | None) -> None:
 
 
 class Answerer:
-    """A trained model, ready for questions; made by `load`."""
+    """A trained model, ready for questions; made by `load` from `checkpoint`."""
 
-    def __init__(self, parts: Parts):
+    def __init__(self, parts: Parts, checkpoint: str):
         self.parts = parts
+        self.checkpoint = checkpoint
 
     @property
     def option_counts(self) -> range:
@@ -199,11 +207,15 @@ class Answerer:
             return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
 
     def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
-        """Answers B questions in one forward pass; they have the same number of options."""
+        """Answers B questions in one forward pass; they have the same number of options.
+
+        Raises:
+            NotFiniteError: the model's outputs are no numbers that could be an answer.
+        """
         task, batch = self._batch(asked)
         with torch.no_grad(), self.parts.precision.autocast():
             outputs = task.infer(self.parts.model, batch)
-        return task.predictions(in_float32(outputs), batch)
+        return task.predictions(finite(outputs, self.checkpoint), batch)
 
     def look_many(self, asked: Sequence[Asked]) -> tuple[list[Prediction], list[AttentionMap]]:
         """`predict_many`, and where the model looked at each image, which takes a little longer.
@@ -215,7 +227,8 @@ class Answerer:
         sizes = [one.size for one in asked for _ in range(passes)]
         with torch.no_grad(), parts.precision.autocast():
             outputs, maps = parts.family.attention(parts.model, parts.processor, batch.inputs, sizes)
-        predictions = task.predictions(in_float32(outputs), batch)
+        finite([one.patches for one in maps], self.checkpoint)
+        predictions = task.predictions(finite(outputs, self.checkpoint), batch)
         chosen = [LETTERS.index(p.answer) if passes > 1 else 0 for p in predictions]
         return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
 
@@ -253,7 +266,7 @@ def load(
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
     parts = _load(Path(checkpoint), given)
     parts.model.to(parts.precision.device).eval()
-    return Answerer(parts)
+    return Answerer(parts, str(checkpoint))
 
 
 def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, pretrained: str = "") -> None:

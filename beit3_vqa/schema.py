@@ -114,6 +114,7 @@ class Prediction:
         loss: what training would have made of the answer; None where the truth isn't known or has no label.
         choices: the texts of the options A, B, ...; empty when open-ended.
         image: the image as the index names it, relative to the image root; empty outside a prepared folder.
+        answer_scores: answer -> score of those that score, where these aren't 1 for the truth alone; else None.
     """
 
     id: str
@@ -127,6 +128,7 @@ class Prediction:
     loss: float | None = None
     choices: tuple[str, ...] = ()
     image: str = ""
+    answer_scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class PredictionsInfo:
         best_metric: which of the metrics the run was chosen by.
         chance: that metric for blind guessing.
         sha256: of the checkpoint's file, in hexadecimal digits: what tells its weights from others.
+        predictions_sha256: of the file of the predictions, which none but that file may claim; 0.1.0 didn't write it.
     """
 
     task: str
@@ -156,6 +159,7 @@ class PredictionsInfo:
     best_metric: str = ""
     chance: float | None = None
     sha256: str = ""
+    predictions_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,12 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
     except Stopped as stopped:
         raise Stopped(stopped.number, _save_where_it_is(run, saver)) from None
     score = metrics.get(parts.task.best_metric)
-    improved = score is None or state.best_score is None or score > state.best_score
+    # Without a score nothing is known to be better than what had one.
+    improved = state.best_score is None or (score is not None and score > state.best_score)
+    if run.val is not None and score is None and state.best_epoch is None:
+        print(
+            f"the val split has nothing to compare with, so no {parts.task.best_metric}: the last epoch is the best one"
+        )
     state.epoch, state.inside = epoch + 1, InsideEpoch()
     state.val_losses += [metrics["loss"]] if "loss" in metrics else []
     if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:

@@ -1,6 +1,7 @@
 """`beit3-vqa ensemble` by the command line: from files of predictions, and from checkpoints of both families."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -42,6 +43,41 @@ def write_members(folder, skills, *, parameters=LARGE, seed=0, count=40, sha=Non
 def without_truth(path):
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([{k: v for k, v in row.items() if k not in ("truth", "score")} for row in rows]))
+
+
+def test_predictions_that_are_not_what_their_info_is_of_have_no_vote(tmp_path, capsys):
+    """What is left by an evaluation that was killed while it wrote."""
+    paths = write_members(tmp_path, [1.0] * 2)
+    out = tmp_path / "e" / "submission.csv"
+    for name, votes in (("predictions.json", "soft"), ("predictions_val.json", "weighted")):
+        path = tmp_path / "m1" / name
+        info = read_info(path)
+        write_info(dataclasses.replace(info, predictions_sha256="0" * 64), path)
+        assert main(["ensemble", *paths, "--vote", votes, "--output", str(out)]) == 2
+        assert f"{path} isn't what" in capsys.readouterr().err
+        assert not out.exists()
+        write_info(info, path)
+
+
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [
+        ("beit3_large_patch16_480", LARGE - 1024 * 64_010),
+        ("beit3_base_patch16_480_vqav2", 223_307_524 - 768 * 64_010),
+        ("ensemble of 2 (soft vote): beit3_base_patch16_480, beit3_large_patch16_480", LARGE - 1024 * 64_010),
+        ("clip_vit_large_patch14_lora", 434_104_577 - 6_488_064 - 768 * (49_408 + 77)),
+    ],
+)
+def test_a_model_has_no_fewer_parameters_than_its_name_says(tmp_path, capsys, model, least):
+    paths = write_members(tmp_path, [1.0])
+    path = tmp_path / "m0" / "predictions.json"
+    for parameters, code in ((1, 2), (round(0.98 * least), 2), (least, 0)):
+        write_info(dataclasses.replace(read_info(path), model=model, parameters=parameters), path)
+        command = ["ensemble", *paths, "--vote", "soft", "--output", str(tmp_path / "e" / "submission.csv")]
+        assert main(command) == code
+        report = ["report", str(tmp_path / "m0"), "--output", str(tmp_path / "r.html"), "--attention", "0"]
+        assert main(report) == code
+        assert capsys.readouterr().err.count(f"says {parameters:,} parameters of '{model[:20]}") == (2 if code else 0)
 
 
 def test_four_large_models_are_within_the_rules_and_five_are_not(tmp_path, capsys):

@@ -8,10 +8,11 @@ import pytest
 
 import beit3_vqa
 from beit3_vqa.cli import main
-from beit3_vqa.engine.manifest import damage
+from beit3_vqa.engine.manifest import damage, sha256_of
+from beit3_vqa.evaluation import evaluate_fully
 from beit3_vqa.metrics import accuracy_metrics, mean_nll
 from beit3_vqa.metrics.temperature import HIGHEST
-from beit3_vqa.output.predictions import read_predictions
+from beit3_vqa.output.predictions import read_info, read_predictions
 from tests.conftest import finetune, finetune_clip
 
 
@@ -162,6 +163,26 @@ def test_a_fitted_temperature_is_kept_and_used(scpc, trained, plain, tmp_path, c
     assert [p.answer for p in hot] == [p.answer for p in rows]
     assert all(share == pytest.approx(0.25, abs=0.01) for p in hot for share in p.probabilities.values())
     assert metrics_of(tmp_path / "hot")["loss"] == metrics_of(plain)["loss"]
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile_does_not_lend_its_name(scpc, trained, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    best = run / "checkpoint-best.pth"
+    evaluated = sha256_of(best)
+
+    def replacing(*arguments, **more):
+        for suffix in (".pth", ".json"):
+            shutil.copy(trained / f"checkpoint-0{suffix}", best.with_suffix(suffix))
+        return evaluate_fully(*arguments, **more)
+
+    monkeypatch.setattr("beit3_vqa.run.evaluate_fully", replacing)
+    assert evaluate(scpc, run, tmp_path / "out") == 0
+    assert read_info(tmp_path / "out" / "predictions_val.json").sha256 == evaluated != sha256_of(best)
+    shutil.copytree(trained, run, dirs_exist_ok=True)
+    assert evaluate(scpc, run, tmp_path / "fit", "--temperature", "fit") == 2
+    assert "was replaced while it was evaluated" in capsys.readouterr().err
+    assert "temperature" not in json.loads(best.with_suffix(".json").read_text())
 
 
 def test_without_answers_there_is_nothing_to_score(scpc, trained, tmp_path, capsys):

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import beit3_vqa
 from beit3_vqa.cli import _Parser, main
+from beit3_vqa.engine.evaluate import NotFiniteError
 from beit3_vqa.models.pretrained import mismatches
 from beit3_vqa.options import OPTION_PROMPT_TEMPLATE
+from beit3_vqa.serving.panel import Panel
 from tests.conftest import TINY, finetune
+from tests.serving.client import CHOICES, ask, running
 
 GONE = object()
 
@@ -74,6 +78,48 @@ def test_kinds_of_tensors_that_torch_may_no_longer_load():
     own = {"w": torch.zeros(2, 2)}
     for weights in (torch.eye(2).to_sparse(), torch.eye(2).to_mkldnn()):
         assert "not a plain tensor" in mismatches(own, {"w": weights})[0]
+
+
+@pytest.fixture(scope="module")
+def huge(trained, good, tmp_path_factory):
+    """A checkpoint whose weights are finite and whose outputs are not."""
+    folder = tmp_path_factory.mktemp("huge")
+    shutil.copy(trained / "tokenizer.spm", folder)
+    model = {**good["model"], "head.0.weight": good["model"]["head.0.weight"] * 1e38}
+    return altered(good, folder / "huge.pth", model=model)
+
+
+@pytest.mark.parametrize("road", ["eval", "predict", "ensemble"])
+def test_outputs_that_are_not_finite_are_no_answer_on_the_command_line(scpc, huge, tmp_path, capsys, road):
+    image = str(next((scpc / "images").iterdir()))
+    data = ["--data_path", str(scpc / "data"), "--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
+    commands = {
+        "eval": finetune(scpc, tmp_path / "out", "--eval", "--resume", str(huge), "--split", "val"),
+        "predict": ["predict", "--checkpoint", str(huge), "--image", image, "--question", "?", "--choices", *CHOICES],
+        "ensemble": ["ensemble", str(huge), *data, "--output", str(tmp_path / "out" / "submission.csv")],
+    }
+    said = failing(capsys, commands[road])
+    assert str(huge) in said
+    assert "aren't finite numbers" in said
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+    if road == "predict":
+        assert "--precision" not in said  # an option that it doesn't have
+
+
+def test_outputs_that_are_not_finite_are_no_answer_from_python_and_over_http(scpc, huge, capfd):
+    image = next((scpc / "images").iterdir())
+    model = beit3_vqa.load(huge, device="cpu")
+    asked = [model.prepare(image, "What is it?", CHOICES)]
+    for ask_it in (model.predict_many, model.look_many):
+        with pytest.raises(NotFiniteError, match=r"huge\.pth: the model's outputs aren't finite"):
+            ask_it(asked)
+    with running(Panel([model])) as url:
+        for attention in ("false", "true"):
+            status, said = ask(url, image, attention=attention)
+            assert status == 500
+            assert "aren't finite numbers: no answer" in said["error"]
+            assert str(huge) not in said["error"]
+            assert str(huge) in capfd.readouterr().err
 
 
 def test_moments_that_are_not_finite_or_not_there(scpc, good, tmp_path, capsys):

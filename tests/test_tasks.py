@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.vqa import KEPT_ANSWERS, VQACustom
 
 CHOICES = ("red", "blue", "green", "teal")
+EXAMPLE = Example("0", "x", "q")
 
 
 def task(answers=("A", "B", "C", "D"), **options) -> VQACustom:
@@ -84,6 +86,21 @@ def test_predictions(loss):
     assert (second.answer, second.score, second.truth) == ("A", 0.0, "D")
     assert list(first.probabilities) == list("ABCD")
     assert sum(first.probabilities.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+@pytest.mark.parametrize("level", [-1e29, -200.0, 0.0, 200.0, 1e29])
+def test_probabilities_sum_to_one_however_large_the_logits(loss, level):
+    """The sigmoids of -200 are 0 in float32, and 0 / 0 is no probability."""
+    (found,) = task(vqa_loss=loss).predictions(level + torch.tensor([[0.0, 1.0, 0.0, 0.0]]), batch(1))
+    assert sum(found.probabilities.values()) == pytest.approx(1)
+    assert math.isfinite(found.loss)
+    assert found.answer == ("B" if abs(level) < 1e29 and (loss, level) != ("bce", 200.0) else "A")
+
+
+def test_level_answers_are_kept_with_the_one_that_is_given():
+    (found,) = task([f"answer {i}" for i in range(300)]).predictions(torch.zeros(1, 300), Batch({}, (EXAMPLE,)))
+    assert found.answer == next(iter(found.probabilities)) == "answer 0"
 
 
 @pytest.mark.parametrize("options", [{"vqa_loss": "ce", "label_smoothing": 0.1}, {"vqa_loss": "bce"}])

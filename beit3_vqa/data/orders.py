@@ -134,10 +134,12 @@ def undone(prediction: Prediction, order: Order) -> Prediction:
     letter = {LETTERS[new]: LETTERS[old] for new, old in enumerate(order)}
     shares = {letter[name]: share for name, share in prediction.probabilities.items()}
     choices = dict(zip(order, prediction.choices, strict=True))
+    scores = prediction.answer_scores
     return dataclasses.replace(
         prediction,
         answer=letter[prediction.answer],
         truth=None if prediction.truth is None else letter.get(prediction.truth, prediction.truth),
         probabilities=dict(sorted(shares.items())),
         choices=tuple(choices[place] for place in range(len(order))),
+        answer_scores=None if scores is None else {letter[name]: score for name, score in scores.items()},
     )

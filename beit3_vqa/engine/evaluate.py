@@ -11,6 +11,10 @@ from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.schema import Batch
 
 
+class NotFiniteError(InputError):
+    """A model's outputs aren't finite numbers, so that there is no answer in them."""
+
+
 @torch.no_grad()
 def evaluate_batches(
     model: nn.Module,
@@ -29,7 +33,7 @@ def evaluate_batches(
         infer: (model, batch) -> outputs; by default the model is called with `batch.inputs`.
 
     Raises:
-        InputError: outputs that aren't finite.
+        NotFiniteError: outputs that aren't finite.
     """
     was_training = model.training
     model.eval()
@@ -38,17 +42,29 @@ def evaluate_batches(
             there = batch.to(precision.device)
             with precision.autocast():
                 outputs = infer(model, there) if infer else model(**there.inputs)
+            outputs = in_float32(outputs)
             if not all_finite(outputs):
                 raise not_finite(batch)
-            yield predict(in_float32(outputs), batch)
+            yield predict(outputs, batch)
     finally:
         model.train(was_training)
 
 
-def not_finite(batch: Batch) -> InputError:
-    """What to say where a model's outputs aren't finite, or what was made of them on the way."""
+def finite(outputs: Any, checkpoint: str) -> Any:
+    """Return outputs as float32; NotFiniteError, naming the checkpoint, if they hold no answer."""
+    outputs = in_float32(outputs)
+    if not all_finite(outputs):
+        raise NotFiniteError(
+            f"{checkpoint}: the model's outputs aren't finite numbers, so there is no answer. Its weights have grown "
+            "too large, for fp16 or at all, or the file is damaged: take another checkpoint."
+        )
+    return outputs
+
+
+def not_finite(batch: Batch) -> NotFiniteError:
+    """Say that a model's outputs aren't finite, or what was made of them on the way."""
     ids = ", ".join(one_line(example.id) for example in batch.examples[:3])
-    return InputError(
+    return NotFiniteError(
         f"the model's outputs aren't finite numbers (rows {ids}, ...). In fp16 they may have grown too large: try "
         "--precision bf16 or fp32. Else the checkpoint is damaged."
     )

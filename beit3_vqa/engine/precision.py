@@ -12,6 +12,7 @@ from beit3_vqa.engine.distributed import local_device
 from beit3_vqa.errors import InputError
 
 CPU_BF16_VARIABLE = "BEIT3_VQA_CPU_BF16"
+LARGEST = 1e30  # float32 ends at 3.4e38; sums over a few thousand classes must fit
 
 
 def pick_device(name: str) -> torch.device:
@@ -50,9 +51,12 @@ def in_float32(outputs: Any) -> Any:
 
 
 def all_finite(outputs: Any) -> bool:
-    """Whether every number of a model's outputs is finite."""
+    """Return whether every number of a model's outputs (as `in_float32` gives them) is finite.
+
+    Numbers beyond `LARGEST` count as not finite: no probability or loss could be made of them that is.
+    """
     if isinstance(outputs, Tensor):
-        return bool(torch.isfinite(outputs).all())
+        return not outputs.is_floating_point() or bool((outputs.abs() <= LARGEST).all())
     values = outputs.values() if isinstance(outputs, Mapping) else outputs
     return all(map(all_finite, values)) if isinstance(outputs, (Mapping, tuple, list)) else True
 

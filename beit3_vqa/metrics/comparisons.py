@@ -24,11 +24,12 @@ def averaged(answers: Sequence[Prediction]) -> Prediction:
     shares = {name: math.fsum(a.probabilities[name] for a in answers) / len(answers) for name in names}
     answer = max(names, key=lambda name: shares[name])
     losses = [a.loss for a in answers if a.loss is not None]
+    scores = {first.truth: 1.0} if first.answer_scores is None else first.answer_scores
     return dataclasses.replace(
         first,
         answer=answer,
         probabilities=shares,
-        score=None if first.score is None else float(answer == first.truth),
+        score=None if first.score is None else scores.get(answer, 0.0),
         loss=math.fsum(losses) / len(losses) if losses else None,
     )
 

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.engine.precision import all_finite
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_new_or_empty, make_folder
 from beit3_vqa.models.clip import CLIPForMultipleChoice
@@ -40,6 +41,8 @@ def export_clip(
         adapters = {f"base_model.model.{n.removeprefix('clip.')}": value for n, value in model.state_dict().items()}
         written.load_state_dict(adapters, strict=False)
         written = written.merge_and_unload() if merge else written
+        if not all_finite(written.state_dict()):
+            raise InputError("the weights aren't finite numbers once the adapters are added: take another checkpoint.")
     make_folder(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -122,6 +122,12 @@ def count_clip_parameters(name: CLIPName) -> int:
     return towers + vision + text + 1
 
 
+def least_clip_parameters(name: CLIPName) -> int:
+    """Return how many parameters a size has without its vocabulary; 0 for a size that has no published numbers."""
+    size = CLIP_SIZES[name.size]
+    return 0 if size is None else count_clip_parameters(name) - size.text_width * (TEXT_IDS + TEXT_TOKENS)
+
+
 def count_adapters(name: CLIPName, rank: int, targets: int = 3) -> int:
     """Parameters of adapters beside square projections, `targets` of them in each layer of both towers."""
     size = CLIP_SIZES[name.size]

@@ -3,13 +3,18 @@
 Nothing here imports torch: `--help` shows the defaults, and must be quick.
 """
 
+import re
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beit3_vqa.config import GROUP_OF, RunConfig
-from beit3_vqa.errors import InputError, nearest
-from beit3_vqa.models.clip_names import listed_clip_names
-from beit3_vqa.models.registry import listed_names
+from beit3_vqa.errors import InputError, nearest, short
+from beit3_vqa.models.clip_names import least_clip_parameters, listed_clip_names, parse_clip_name
+from beit3_vqa.models.registry import SMALLEST_HEAD, count_parameters, listed_names, parse_name
 from beit3_vqa.options import OPTION_PROMPT_TEMPLATE
 
 if TYPE_CHECKING:
@@ -90,6 +95,32 @@ def with_family_defaults(config: RunConfig, settled: frozenset[str] = frozenset(
         if name not in config.given and not (name in settled and GROUP_OF[name] == "model")
     }
     return _updated(config, config.model.model, values, config.given)
+
+
+@cache
+def least_parameters(text: str) -> int:
+    """Return how many parameters the largest model that is named in a text has at least; 0 if no known one is.
+
+    At least: the size of the vocabulary, the answers and adapters aren't in a name.
+    """
+    found = [0]
+    for name in re.findall(r"\w+", text):
+        with suppress(InputError):
+            if name.startswith("clip_"):
+                found.append(least_clip_parameters(parse_clip_name(name)))
+            else:
+                backbone = replace(parse_name(name, SMALLEST_HEAD), head=SMALLEST_HEAD)
+                found.append(count_parameters(backbone, vocab_size=1, num_classes=1))
+    return max(found)
+
+
+def check_parameters(model: str, parameters: int, where: Path) -> None:
+    """InputError if the file `where` says fewer parameters of a model than its name allows."""
+    least = least_parameters(model)
+    if parameters < least:
+        raise InputError(
+            f"{where}: says {parameters:,} parameters of {short(model)}, which has {least:,} or more. Evaluate again."
+        )
 
 
 def _defaults_of(model: str) -> dict[str, Any]:

@@ -50,6 +50,7 @@ HEADS = {
     "retrieval": Head("beit3_vqa.models.beit3_retrieval:BEiT3ForRetrieval", num_classes=None),
     "captioning": Head("beit3_vqa.models.beit3_captioning:BEiT3ForCaptioning", num_classes=None),
 }
+SMALLEST_HEAD = "imageclassification"
 # What timm and `beit3-vqa models` list; the parser takes any other resolution too.
 LISTED = (
     ("tiny", 8, (32, 48, 64)),

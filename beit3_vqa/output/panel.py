@@ -35,6 +35,9 @@ class Question:
 
     def score(self, answer: str) -> float:
         """What an answer scores in [0, 1]: as for a member that gave it, else whether it is the truth."""
+        told = next((p.answer_scores for p in self.answers if p.answer_scores is not None), None)
+        if told is not None:
+            return told.get(answer, 0.0)
         known = (p.score for p in self.answers if p.answer == answer and p.score is not None)
         return next(known, float(answer == self.label))
 

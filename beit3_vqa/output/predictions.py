@@ -5,19 +5,23 @@ in a terminal is harmless, since every control character is written as an escape
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.data.rows import MAX_WEIGHT
+from beit3_vqa.data.answers import answer_key, normalize_word
+from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
 from beit3_vqa.errors import CONTROL, InputError, short
-from beit3_vqa.files import is_text, read_json, write_text
+from beit3_vqa.files import is_text, parse_json, publish, read_bounded, read_json, require_replaceable, write_text
 from beit3_vqa.schema import Prediction, PredictionsInfo
 
 MAX_PREDICTIONS = 2_000_000_000  # bytes of predictions.json
 MAX_INFO = 1_000_000  # bytes of the file beside it
 MAX_PARAMETERS = 10**18
+ROUNDING = 1e-6  # of probabilities and scores
 
 
 def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False) -> str:
@@ -30,19 +34,38 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     """predictions.json: one object per row, in input order, what isn't known left out, and the loss."""
     unknown: tuple[Any, ...] = (None, (), "")
     rows = [
-        {name: v for name, v in vars(p).items() if name == "answer" or (v not in unknown and name != "loss")}
+        {
+            name: value
+            for name, value in vars(p).items()
+            # VQAv2's table holds an empty answer.
+            if (value not in unknown and name != "loss") or (name in ("answer", "truth") and value is not None)
+        }
         for p in predictions
     ]
     return write_json_rows(rows, path)
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """The rows of a predictions.json, each checked; names that it doesn't know are passed over.
+def read_predictions(path: Path, info: PredictionsInfo | None = None) -> list[Prediction]:
+    """Read the rows of a predictions.json, each checked; names that aren't known are passed over.
+
+    A score isn't believed but computed from answer and truth, and one that is another is an error. VQAv2's scores need
+    more than one truth: `answer_scores`. Files of 0.1.0 don't hold these, which is said where scores show it.
+
+    Args:
+        path: the file.
+        info: what `read_info` said of it, for whoever believes that.
 
     Raises:
-        InputError: no such file, no JSON, or rows (listed by number, from 1) that aren't predictions or repeat an id.
+        InputError: no such file, no JSON, not the file that `info` is of, or rows (listed by number, from 1) that
+            aren't predictions, repeat an id or contradict themselves.
     """
-    rows = read_json(path, MAX_PREDICTIONS)
+    content = read_bounded(path, MAX_PREDICTIONS)
+    if info and info.predictions_sha256 and info.predictions_sha256 != hashlib.sha256(content).hexdigest():
+        raise InputError(
+            f"{path} isn't what {info_file(path)} is of (SHA-256): an evaluation was killed while it wrote them, or "
+            "one was replaced. Evaluate again; if you changed the predictions yourself, delete the info."
+        )
+    rows = parse_json(content, path)
     if not isinstance(rows, list):
         raise InputError(f"{path} isn't a list of predictions, as `--eval` writes it.")
     first_row: dict[str, int] = {}
@@ -53,9 +76,16 @@ def read_predictions(path: Path) -> list[Prediction]:
             problem = f"the id {short(row['id'])} is in row {first_row[row['id']]} too"
         if problem:
             problems.append(f"{path}, row {number}: {problem}")
+    predictions = [] if problems else [_prediction(row) for row in rows]
+    untold = any(p.answer_scores is None and p.score not in (None, 0.0, 1.0) for p in predictions)
+    for number, p in enumerate(predictions, start=1):
+        problem = answer_problem(p) or score_problem(p, untold=untold)
+        problems += [f"{path}, row {number} ({short(p.id)}): {problem}"] if problem else []
     if problems:
         raise InputError.of_problems(f"{path} isn't a predictions.json that can be used:", problems)
-    return [_prediction(row) for row in rows]
+    if untold:
+        print(f"{path}: has scores between 0 and 1, not the answers that make them; they are taken as they are")
+    return [replace(p, score=plain_score(p)) if p.score is None and p.truth is not None else p for p in predictions]
 
 
 def suffix_of(split: str) -> str:
@@ -71,6 +101,38 @@ def predictions_file(folder: Path, split: str) -> Path:
 def info_file(predictions: Path) -> Path:
     """The file beside a predictions.json that says where it comes from."""
     return predictions.with_suffix(".info.json")
+
+
+def publish_results(
+    info: PredictionsInfo, predictions: Path, others: Sequence[Path], folder: Path, stale: Sequence[str] = ()
+) -> list[Path]:
+    """Put the results of an evaluation, written elsewhere, into a folder, and return their paths.
+
+    Whenever the process is killed, predictions don't lie there under another evaluation's name or beside its results.
+    Earlier results go first. Then comes the info, which disowns the predictions that are still there, if these are
+    others (see `read_predictions`). Then come the predictions, and the rest.
+
+    Args:
+        info: where the predictions come from.
+        predictions: their file.
+        others: what else comes with them.
+        folder: where all go.
+        stale: names of results that an earlier evaluation may have left and this one may not have.
+
+    Raises:
+        InputError: one of the files can't take its place; then none does.
+    """
+    checksum = hashlib.sha256(predictions.read_bytes()).hexdigest()
+    described = write_info(replace(info, predictions_sha256=checksum), predictions)
+    names = [path.name for path in others]
+    for name in [described.name, predictions.name, *names, *stale]:
+        require_replaceable(folder / name)
+    for name in dict.fromkeys([*names, *stale]):
+        if (folder / name).exists():
+            (folder / name).unlink()
+            if name not in names:
+                print(f"removed {folder / name}, which was of earlier predictions")
+    return publish([described, predictions, *others], folder)
 
 
 def write_info(info: PredictionsInfo, predictions: Path) -> Path:
@@ -128,11 +190,66 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "choices": ("a list of texts", _is_texts),
     "score": ("a number from 0 to 1", _is_share),
     "weight": (f"a number from 0 to {MAX_WEIGHT:g}", lambda v: _is_number(v) and v >= 0),
+    "answer_scores": (
+        "an object of numbers from 0 to 1",
+        lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(_is_share, v.values())),
+    ),
     "probabilities": (
         "an object of numbers from 0 to 1",
         lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(_is_share, v.values())),
     ),
 }
+
+
+def answer_problem(p: Prediction) -> str:
+    """Return what is wrong with an answer: it is no option, or another is likelier; else an empty string.
+
+    Rounded probabilities may be level. An open answer may be missing from the likeliest few, if these are level too.
+    """
+    letters = LETTERS[: len(p.choices)]
+    stray = [name for name in (p.answer, *p.probabilities) if p.choices and name not in tuple(letters)]
+    if stray:
+        return f"{short(stray[0])} is none of its {len(p.choices)} options, {', '.join(letters)}"
+    if not p.probabilities:
+        return ""
+    likeliest = max(p.probabilities, key=lambda name: p.probabilities[name])
+    given = p.probabilities.get(p.answer, 0.0 if p.choices else min(p.probabilities.values()))
+    if p.probabilities[likeliest] <= given + ROUNDING:
+        return ""
+    return f"answers {short(p.answer)}, but {short(likeliest)} has the highest probability"
+
+
+def plain_score(p: Prediction) -> float:
+    """Return what the answer scores by what the row holds: `answer_scores`, else 1 for the same answer as the truth."""
+    if p.answer_scores is not None:
+        return p.answer_scores.get(p.answer, 0.0)
+    truth = p.truth or ""
+    return float(p.answer == truth or answer_key(p.answer) in (answer_key(truth), normalize_word(truth)))
+
+
+def score_problem(p: Prediction, *, untold: bool) -> str:
+    """Return what is wrong with a score; else an empty string.
+
+    Args:
+        p: the row.
+        untold: scores between 0 and 1 are in the file, and not what they are computed from.
+    """
+    if p.score is None:
+        return ""
+    if p.truth is None and p.answer_scores is None and p.choices:
+        return f"scores {p.score:g}, but doesn't say the truth"
+    if p.answer_scores is None:
+        same_text = p.answer == (p.truth or "")
+        if untold and (p.score or not same_text):
+            return ""
+        if p.score == 0.0 and not same_text:
+            return ""  # whether a table of answers tells two spellings apart isn't known here
+    right = plain_score(p)
+    if abs(p.score - right) <= ROUNDING:
+        return ""
+    if p.truth is None and p.answer_scores is None:
+        return f"scores {p.score:g}, but doesn't say the truth"
+    return f"scores {p.score:g}, but its answer {short(p.answer)} to the truth {short(p.truth or '')} is {right:g}"
 
 
 def _problem(row: object) -> str:

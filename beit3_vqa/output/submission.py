@@ -31,7 +31,7 @@ def write_submission(predictions: Sequence[Prediction], path: Path) -> Path:
     write_text(path, buffer.getvalue())
     formulas = sum(is_formula(p.id) or is_formula(p.answer) for p in predictions)
     if formulas:
-        print(f"{path}: a spreadsheet would take {formulas} rows for formulas; hand the file in as it is, unopened")
+        print(f"{path.name}: a spreadsheet would take {formulas} rows for formulas; hand it in as it is, unopened")
     return path
 
 

@@ -83,6 +83,7 @@ def decide(question: Question, vote: str, weights: Sequence[float]) -> Predictio
         loss=None,
         choices=known.choices if known else (),
         image=question.image,
+        answer_scores=next((p.answer_scores for p in question.answers if p.answer_scores is not None), None),
     )
 
 

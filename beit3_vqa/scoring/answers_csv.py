@@ -103,6 +103,7 @@ def with_answers(predictions: Sequence[Prediction], answers: Sequence[KnownAnswe
         problems += [f"{known.origin}: {problem}"] if problem else []
         right = p.answer == truth if _choices(p, known) else answer_key(p.answer) == answer_key(truth)
         weight = p.weight if known.weight is None else known.weight
+        p = dataclasses.replace(p, answer_scores=None)  # the file has one truth
         found.append(dataclasses.replace(p, truth=truth, score=float(right), weight=weight, choices=_choices(p, known)))
     if problems:
         raise InputError.of_problems(f"{where} doesn't go with the predictions:", problems)

@@ -1,6 +1,7 @@
 """The application: a page, the interface beside it, and what describes the interface."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.engine.evaluate import NotFiniteError
 from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.files import is_text
 from beit3_vqa.serving import replies
@@ -42,6 +44,7 @@ _PROBLEMS = {
     415: "Not a form (multipart/form-data), or not in UTF-8.",
     421: "Sent to a name that isn't this server's.",
     422: "An image that can't be read, or a question that can't be answered.",
+    500: "A model whose outputs aren't finite numbers, or a failure of the server.",
     503: "Too many questions are waiting; ask again in a moment.",
 }
 
@@ -138,6 +141,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         status = {TooLargeError: 413, InputError: 422, Overloaded: 503}.get(type(error), 500)
         return _problem(status, str(error))
 
+    async def say_not_finite(request: Request, error: Exception) -> JSONResponse:
+        # Which file it is concerns whoever started the server.
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return _problem(500, "a model's outputs aren't finite numbers: no answer. The server's terminal says which.")
+
     async def say_status(request: Request, error: Any) -> JSONResponse:
         return _problem(error.status_code, str(error.detail), error.headers)
 
@@ -154,6 +162,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def say_failed(request: Request, error: Exception) -> JSONResponse:
         return _problem(500, "the server failed; its terminal says how.")
 
+    app.add_exception_handler(NotFiniteError, say_not_finite)
     for kind in (InputError, Overloaded):
         app.add_exception_handler(kind, say)
     app.add_exception_handler(HTTPException, say_status)

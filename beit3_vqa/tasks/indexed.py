@@ -11,8 +11,8 @@ from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.index import ALL_SPLITS, DatasetInfo, split_files
 from beit3_vqa.data.rows import QUESTIONS, Row, RowFormat, Rows, read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import make_folder, missing
-from beit3_vqa.output.predictions import predictions_file, suffix_of, write_info, write_metrics, write_predictions
+from beit3_vqa.files import missing, staged
+from beit3_vqa.output.predictions import predictions_file, publish_results, suffix_of, write_metrics, write_predictions
 from beit3_vqa.schema import EvalResult, Example, PredictionsInfo
 from beit3_vqa.tasks.base import Task
 
@@ -117,15 +117,16 @@ class IndexTask(Task):
 
     def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
         """predictions.json, what it comes from, the task's own files and, where answers are known, metrics.json."""
-        make_folder(folder)
         suffix = suffix_of(info.split)
-        predictions = write_predictions(result.predictions, predictions_file(folder, info.split))
-        written = [predictions, write_info(info, predictions), *self.own_results(result, info, folder, suffix)]
-        if result.blind:
-            written.append(write_predictions(result.blind, folder / f"predictions{suffix}_blind.json"))
-        if result.metrics:
-            written.append(write_metrics(result.metrics, folder / f"metrics{suffix}.json"))
-        return written
+        blind, metrics = f"predictions{suffix}_blind.json", f"metrics{suffix}.json"
+        with staged(folder) as place:
+            predictions = write_predictions(result.predictions, predictions_file(place, info.split))
+            others = self.own_results(result, info, place, suffix)
+            if result.blind:
+                others.append(write_predictions(result.blind, place / blind))
+            if result.metrics:
+                others.append(write_metrics(result.metrics, place / metrics))
+            return publish_results(info, predictions, others, folder, [blind, metrics])
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
         """Writes what else the task has to hand in; `suffix` is of the split."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +11,12 @@ KS = (1, 5, 10)
 CHUNK = 1024  # queries compared with everything at once
 
 
-def recall_metrics(images: Tensor, texts: Tensor, image_of: Tensor) -> dict[str, float]:
-    """Recall in percent, both ways, and its mean.
+def recall_metrics(images: Tensor, texts: Tensor, image_of: Tensor) -> dict[str, Any]:
+    """Compute recall in percent, both ways, and its mean.
 
     An image finds its text where any of its captions is among the first k of all captions; a text finds its image
-    where that is among the first k images. A tie counts as lost, so that vectors which are all alike find nothing.
+    where that is among the first k images. A tie counts as lost, so that vectors which are all alike find nothing, and
+    every device gives the same. Upstream's script leaves ties to the order in which `torch.topk` happens to give them.
 
     Args:
         images: (I, D), each image once.
@@ -22,13 +24,29 @@ def recall_metrics(images: Tensor, texts: Tensor, image_of: Tensor) -> dict[str,
         image_of: (T,), the row in `images` that each text describes; every image has a text.
 
     Returns:
-        upstream's names: `tr_rK` (image to text), `ir_rK` (text to image), `average_score`.
+        upstream's names: `tr_rK` (image to text), `ir_rK` (text to image), `average_score`; and `topk`, the same with
+        ties as upstream's script decides them.
     """
     ranks = {"tr": _ranks_of_images(images, texts, image_of), "ir": _ranks_of_texts(images, texts, image_of)}
-    metrics = {
-        f"{way}_r{k}": 100.0 * (rank < k).double().mean().item() for way, rank in ranks.items() for k in reversed(KS)
-    }
-    return {**metrics, "average_score": sum(metrics.values()) / len(metrics)}
+    hits = {f"{way}_r{k}": rank < k for way, rank in ranks.items() for k in reversed(KS)}
+    own = torch.arange(len(images), device=image_of.device)
+    of_topk = {f"tr_r{k}": _in_topk(images, texts, own, image_of, k) for k in reversed(KS)}
+    of_topk |= {f"ir_r{k}": _in_topk(texts, images, image_of, own, k) for k in reversed(KS)}
+    return {**_percent(hits), "topk": _percent(of_topk)}
+
+
+def _percent(hits: dict[str, Tensor]) -> dict[str, float]:
+    shares = {name: 100.0 * hit.double().mean().item() for name, hit in hits.items()}
+    return {**shares, "average_score": sum(shares.values()) / len(shares)}
+
+
+def _in_topk(queries: Tensor, found: Tensor, query_image: Tensor, found_image: Tensor, k: int) -> Tensor:
+    """Return for each query whether torch.topk names something of its image; rows know their images, (Q,) and (F,)."""
+    hits = []
+    for rows in _chunks(len(queries), queries):
+        best = (queries[rows] @ found.T).topk(min(k, len(found)), dim=1).indices
+        hits.append((found_image[best] == query_image[rows, None]).any(dim=1))
+    return torch.cat(hits)
 
 
 def _ranks_of_images(images: Tensor, texts: Tensor, image_of: Tensor) -> Tensor:

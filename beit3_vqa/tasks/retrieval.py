@@ -120,6 +120,13 @@ class Retrieval(IndexTask):
         right = [p.score for p in predictions if p.score is not None]
         return {"ir_r1": 100.0 * sum(right) / len(right)} if right else {}
 
+    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
+        """Those of the result; says how much hangs on ties."""
+        lost, decided = (of[self.best_metric] for of in (result.metrics, result.metrics["topk"]))
+        if lost != decided:
+            print(f"{self.best_metric} {decided:.2f} if ties are left to topk's order, as upstream's script does")
+        return result.metrics
+
     def chance(self) -> float:
         """`average_score` of guessing on the split that is evaluated."""
         split = self.config.run.split if self.config.run.eval else "val"

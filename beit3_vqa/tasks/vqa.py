@@ -176,12 +176,15 @@ class VQACustom(IndexTask):
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Logits (B, classes) -> probabilities that sum to 1: softmax, or for bce the sigmoids over their sum."""
         if self.config.model.vqa_loss == "bce":
-            scores = outputs.sigmoid()
-            return scores / scores.sum(dim=1, keepdim=True)
+            outputs = F.logsigmoid(outputs)  # sigmoids that are all too small for a float would be 0 / 0
         return outputs.softmax(dim=1)
 
     def _prediction(self, probabilities: Tensor, label: int, example: Example, loss: float | None) -> Prediction:
-        kept = range(self.num_classes) if example.choices else probabilities.argsort(descending=True)[:KEPT_ANSWERS]
+        kept = (
+            range(self.num_classes)
+            if example.choices
+            else probabilities.argsort(descending=True, stable=True)[:KEPT_ANSWERS]
+        )
         return Prediction(
             id=example.id,
             question=example.question,
@@ -194,7 +197,15 @@ class VQACustom(IndexTask):
             loss=loss if example.targets else None,  # 0 / 0 without one
             choices=example.choices,
             image=example.image,
+            answer_scores=self._answer_scores(example),
         )
+
+    def _answer_scores(self, example: Example) -> dict[str, float] | None:
+        """What answers score, where it isn't just the truth that scores 1."""
+        label = None if example.answer is None else self.answers.label(example.answer)
+        if example.targets == (() if label is None else ((label, 1.0),)):
+            return None
+        return {self.answers.answers[label]: score for label, score in example.targets}
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Accuracy in percent, in parts, with the histograms of answers and truths."""

@@ -51,7 +51,7 @@ def write_run(folder: Path, predictions: list[Prediction], image_root: Path, **i
             **{
                 "task": "vqacustom",
                 "model": "beit3_tiny_patch8_32",
-                "parameters": 1234567,
+                "parameters": 9_600_388,
                 "split": "test",
                 "image_root": str(image_root),
                 "best_metric": "accuracy",

@@ -1,6 +1,7 @@
 """What a report is made of: what is read, what it refuses, what goes into the page."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ from PIL import Image
 from beit3_vqa import reporting
 from beit3_vqa.cli import main
 from beit3_vqa.metrics import accuracy_interval, full_metrics
-from beit3_vqa.output.predictions import read_predictions
+from beit3_vqa.output.predictions import read_info, read_predictions, write_info
 from beit3_vqa.output.report.collect import read_runs
 from beit3_vqa.output.report.curves import MAX_POINTS, read_curves
 from beit3_vqa.output.report.page import page_json
@@ -99,8 +100,17 @@ def test_attention_is_the_models_own_answer(evaluated, tmp_path, capsys):
     rows = json.loads((copy / "predictions.json").read_text())
     for row in rows:
         row["answer"] = "ABCD"[("ABCD".index(row["answer"]) + 1) % 4]
+        *shares, last = row["probabilities"].values()
+        row["probabilities"] = dict(zip("ABCD", [last, *shares], strict=True))
+        row["score"] = float(row["answer"] == row["truth"])
     (copy / "predictions.json").write_text(json.dumps(rows))
-    assert main(["report", str(copy), "--output", str(tmp_path / "r.html"), "--attention", "7", "--device", "cpu"]) == 0
+    command = ["report", str(copy), "--output", str(tmp_path / "r.html"), "--attention", "7", "--device", "cpu"]
+    assert main(command) == 2  # the info knows the SHA-256 of the predictions that it is of
+    assert "isn't what" in capsys.readouterr().err
+    info = read_info(copy / "predictions.json")
+    checksum = hashlib.sha256((copy / "predictions.json").read_bytes()).hexdigest()
+    write_info(dataclasses.replace(info, predictions_sha256=checksum), copy / "predictions.json")
+    assert main(command) == 0
     assert "7 of 7 answers came out otherwise" in capsys.readouterr().out
 
 

@@ -148,6 +148,23 @@ def test_bad_commands(predictions, capsys, flags, says):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"truth": "B", "score": 1.0}, "scores 1, but its answer 'A' to the truth 'B' is 0"),
+        ({"answer": "E"}, "'E' is none of its 4 options"),
+        ({"answer": "C"}, "answers 'C', but 'A' has the highest probability"),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_named_and_not_counted(predictions, tmp_path, capsys, changed, says):
+    rows = json.loads(predictions.read_text())
+    predictions.write_text(json.dumps([rows[0] | {"truth": "A", "score": 1.0} | changed, *rows[1:]]))
+    answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,C\n")
+    for flags in ([], ["--answers", str(answers)]):
+        assert main(["evaluate", str(predictions), *flags]) == 2
+        assert f"predictions.json, row 1 ('q1'): {says}" in capsys.readouterr().err
+
+
 @given(
     st.one_of(
         st.binary(max_size=200), st.lists(st.sampled_from(["ID", "answer", "A", ",", "\n", '"', "x"])).map("".join)

@@ -101,6 +101,27 @@ def test_upstreams_index_gives_the_same(captioned, captioner, tmp_path):
     assert log["val_CIDEr"] == own["val_CIDEr"]
 
 
+def test_without_captions_to_compare_with_the_last_epoch_is_the_best_and_that_is_said_once(captioned, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(captioned, data)
+    references = data / "coco_karpathy_val_gt.json"
+    references.rename(tmp_path / "references.json")
+    images = ["--image_root", str(captioned.parent / "raw")]
+    flags = [*FLAGS, *images, "--epochs", "5", "--stop_after_epochs"]
+    for epochs in ("2", "1"):  # two sessions of one run
+        assert main(train_on(data, TASK, out, *flags, epochs)) == 0
+    assert capsys.readouterr().out.count("the last epoch is the best one") == 1
+    assert read_checkpoint(out / "checkpoint-best.pth", "x")["epoch"] == 2
+    # What has a score is better than what has none, and stays that when the references go.
+    shutil.copy(tmp_path / "references.json", references)
+    assert main(train_on(data, TASK, out, *flags, "1")) == 0
+    assert read_checkpoint(out / "checkpoint-best.pth", "x")["epoch"] == 3
+    references.unlink()
+    assert main(train_on(data, TASK, out, *flags, "1")) == 0
+    assert "the last epoch is" not in capsys.readouterr().out
+    assert read_checkpoint(out / "checkpoint-best.pth", "x")["epoch"] == 3
+
+
 def test_upstreams_checkpoints_are_evaluated(captioned, captioner, tmp_path, capsys):
     """Theirs bring the options of their script, which knows no --vqa_loss."""
     model = read_checkpoint(captioner / "checkpoint-best.pth", "x")["model"]

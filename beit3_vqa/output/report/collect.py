@@ -63,7 +63,8 @@ def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun
 
 def _read_run(path: Path, split: str | None) -> ReportRun:
     if path.is_file():
-        run = ReportRun("", path, predictions=read_predictions(path), info=read_info(path))
+        info = read_info(path)
+        run = ReportRun("", path, predictions=read_predictions(path, info), info=info)
         if not run.predictions:
             raise InputError(f"{path} has nothing to show: it holds no predictions.")
         return run
@@ -73,7 +74,8 @@ def _read_run(path: Path, split: str | None) -> ReportRun:
     wanted = [predictions_file(path, s) for s in ([split] if split else SPLITS)]
     file = next(filter(Path.exists, wanted), None)
     if file is not None:
-        run.predictions, run.info = read_predictions(file), read_info(file)
+        run.info = read_info(file)
+        run.predictions = read_predictions(file, run.info)
     elif split:
         raise InputError(f"{path} has no {wanted[0].name}: evaluate with --eval --split {split} first.")
     if not run.predictions and not run.curves["steps"] and not run.curves["epochs"]:
