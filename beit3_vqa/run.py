@@ -32,6 +32,7 @@ from beit3_vqa.evaluation import evaluate_fully
 from beit3_vqa.models.families import with_family_defaults
 from beit3_vqa.questions import MOST_OPTIONS, Asked, check_question
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
+from beit3_vqa.same_run import with_beginning_of
 from beit3_vqa.saving import TrainState
 from beit3_vqa.schema import AttentionMap, Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.tasks import find_task
@@ -73,7 +74,9 @@ def _begin(config: RunConfig) -> Training:
 
 
 def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
-    config = config_of_checkpoint(config, content, f"--resume {path}")
+    where = f"--resume {path}"
+    config = config_of_checkpoint(config, content, where)
+    config = with_beginning_of(config, options_of(content), where)
     parts = assemble(config, make_task(config), path.parent)
     parts = with_batch_size(parts)
     restore_weights(parts, content, path)

@@ -13,6 +13,7 @@ from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.run_folder import BEST, epoch_file, prune, prune_steps, step_file
 from beit3_vqa.engine.strategy import OneProcess, whole
 from beit3_vqa.errors import InputError
+from beit3_vqa.same_run import data_state
 
 
 @dataclass
@@ -113,6 +114,7 @@ class Saver:
             "best_epoch": state.best_epoch,
             "task_state": self.parts.task.state(),
             "val_losses": list(state.val_losses),
+            **data_state(self.parts),
             **self.parts.family.checksums(self.parts.model, self.parts.processor),
         }
         if state.epoch:  # upstream's meaning: the last one that is done

@@ -12,10 +12,10 @@ from beit3_vqa.assemble import Parts
 from beit3_vqa.config import write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
-from beit3_vqa.engine import distributed
+from beit3_vqa.engine import distributed, run_folder
 from beit3_vqa.engine.interrupt import AgreedStop, Stopped, StopSignals
 from beit3_vqa.engine.optim import ModelEma, make_optimizer, make_schedule
-from beit3_vqa.engine.run_folder import BEST, epoch_file, prune, set_later_aside, set_previous_run_aside
+from beit3_vqa.engine.run_folder import BEST, epoch_file
 from beit3_vqa.engine.strategy import OneProcess, make_strategy
 from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
@@ -39,6 +39,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
     resumed_in: Path | None = None  # folder of the checkpoint that it goes on from
+    best_is_of_other_data: bool = False  # its best checkpoint was chosen on another val split
     state: TrainState = field(default_factory=TrainState)
 
     @property
@@ -60,8 +61,9 @@ class Training:
     @property
     def order(self) -> dict[str, Any]:
         """What decides the order of an epoch's examples."""
-        data = self.parts.config.data
-        return {"rows": self.examples, "seed": self.parts.config.run.seed, "balance_answers": data.balance_answers}
+        seed, balance = self.parts.config.run.seed, self.parts.config.data.balance_answers
+        rows = self.parts.fingerprints["train"].order
+        return {"rows": self.examples, "seed": seed, "balance_answers": balance, "data": rows}
 
     @property
     def stays_in_its_folder(self) -> bool:
@@ -114,7 +116,9 @@ def train_epochs(run: Training) -> TrainState:
     if state.epoch >= config.optim.epochs:
         print(f"nothing left to train: {state.epoch} of {config.optim.epochs} epochs are done; raise --epochs for more")
         if run.stays_in_its_folder and distributed.is_main():
-            prune(folder, config.run.keep_checkpoints)  # a run killed after its last save hadn't come to that
+            run_folder.prune(
+                folder, config.run.keep_checkpoints
+            )  # a run killed after its last save hadn't come to that
         return state
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
     if not run.stays_in_its_folder:
@@ -159,13 +163,16 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
     make_folder(folder)
     remove_stale_temporaries(folder)
     if not run.stays_in_its_folder:
-        aside = set_previous_run_aside(folder)
+        aside = run_folder.set_previous_run_aside(folder, Path(run.parts.config.init.finetune))
         if aside:
             print(f"{folder} held another run; its files are now in {aside}")
     else:
-        aside = set_later_aside(folder, state.epoch, state.inside.steps)
+        aside = run_folder.set_later_aside(folder, state.epoch, state.inside.steps)
         if aside:
             print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
+        aside = run_folder.set_best_aside(folder) if run.best_is_of_other_data else None
+        if aside:
+            print(f"the best checkpoint on the other val is now in {aside}")
     write_config(run.parts.config, folder / "config.json")
     run.parts.family.keep_beside(run.parts.processor, folder)
 
