@@ -9,6 +9,7 @@ import torch
 from beit3_vqa.assemble import Parts
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import random_state, save_checkpoint
+from beit3_vqa.engine.manifest import ROLLING, is_rolling
 from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.run_folder import BEST, epoch_file, prune, prune_steps, step_file
 from beit3_vqa.engine.strategy import OneProcess, whole
@@ -69,14 +70,16 @@ class Saver:
         """Where checkpoints go."""
         return Path(self.parts.config.run.output_dir)
 
-    def save_epoch(self, state: TrainState, score: float | None, improved: bool, last: bool) -> None:
-        """The checkpoint of the epoch before `state.epoch`, if it is due, and the best one.
+    def save_epoch(self, state: TrainState, score: float | None, improved: bool) -> None:
+        """The checkpoint of the epoch before `state.epoch`, and the best one.
+
+        Where `--save_ckpt_freq` doesn't ask for it, the checkpoint stays until the next one is there: a run that is
+        killed loses no epoch.
 
         Args:
             state: after the epoch; its best score is taken back where the best checkpoint can't be written.
             score: of the epoch.
             improved: it is the best so far.
-            last: of the session: the checkpoint is due in any case.
         """
         epoch, run = state.epoch - 1, self.parts.config.run
         weights = self._weights()
@@ -85,10 +88,11 @@ class Saver:
             state.best_score, state.best_epoch = score, epoch
             if not self._write(self.folder / BEST, {**weights, **self._progress(state)}, state, score):
                 state.best_score, state.best_epoch = before
-        if last or state.epoch % run.save_ckpt_freq == 0:
-            content = {**weights, **self._progress(state), **self._session()}
-            if self._write(epoch_file(self.folder, epoch), content, state, score) and distributed.is_main():
-                prune(self.folder, run.keep_checkpoints)
+        rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.parts.config.optim.epochs
+        content = {**weights, **self._progress(state), **self._session()}
+        written = self._write(epoch_file(self.folder, epoch), content, state, score, rolling)
+        if written and distributed.is_main():
+            prune(self.folder, run.keep_checkpoints, is_rolling)
 
     def save_step(self, state: TrainState) -> Path | None:
         """A checkpoint inside an epoch; None where it couldn't be written, or nothing is to be kept."""
@@ -133,8 +137,11 @@ class Saver:
             **({"random_states": states} if len(states) > 1 else {}),
         }
 
-    def _write(self, path: Path, content: dict[str, Any], state: TrainState, score: float | None) -> bool:
+    def _write(
+        self, path: Path, content: dict[str, Any], state: TrainState, score: float | None, rolling: bool = False
+    ) -> bool:
         about = {
+            **({ROLLING: True} if rolling else {}),
             "epoch": state.epoch - 1 if not state.inside.steps else state.epoch,
             "steps_in_epoch": state.inside.steps or None,
             "score": score,

@@ -14,6 +14,7 @@ from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine import distributed, run_folder
 from beit3_vqa.engine.interrupt import AgreedStop, Stopped, StopSignals
+from beit3_vqa.engine.manifest import is_rolling
 from beit3_vqa.engine.optim import ModelEma, make_optimizer, make_schedule
 from beit3_vqa.engine.run_folder import BEST, epoch_file
 from beit3_vqa.engine.strategy import OneProcess, make_strategy
@@ -116,9 +117,8 @@ def train_epochs(run: Training) -> TrainState:
     if state.epoch >= config.optim.epochs:
         print(f"nothing left to train: {state.epoch} of {config.optim.epochs} epochs are done; raise --epochs for more")
         if run.stays_in_its_folder and distributed.is_main():
-            run_folder.prune(
-                folder, config.run.keep_checkpoints
-            )  # a run killed after its last save hadn't come to that
+            # A run that was killed after its last save hadn't come to that.
+            run_folder.prune(folder, config.run.keep_checkpoints, is_rolling)
         return state
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
     if not run.stays_in_its_folder:
@@ -131,7 +131,7 @@ def train_epochs(run: Training) -> TrainState:
         with StopSignals() as signals:
             stop = AgreedStop(signals, run.parts.precision.device)
             for epoch in range(state.epoch, end):
-                _train_one(run, epoch, log, saver, stop, last=epoch + 1 == end)
+                _train_one(run, epoch, log, saver, stop)
             number = stop()
             if number:
                 raise Stopped(number, "every epoch asked for was done and saved before that")
@@ -185,7 +185,7 @@ def _check_places(folder: Path, log_dir: Path) -> None:
     make_folder(log_dir)
 
 
-def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: AgreedStop, *, last: bool) -> None:
+def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: AgreedStop) -> None:
     """An epoch: train, evaluate, save, log."""
     parts, state, config = run.parts, run.state, run.parts.config
     try:
@@ -202,7 +202,7 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
     # Before the checkpoint: a line too many is dropped when the run resumes, one that is missing stays missing.
     log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
-        saver.save_epoch(state, score, improved, last)
+        saver.save_epoch(state, score, improved)
     elif improved:
         state.best_score, state.best_epoch = score, epoch
     log.scalars(numbers_of(metrics, "val"), run.step)

@@ -5,7 +5,7 @@
 
 import re
 import shutil
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 
 BEST = "checkpoint-best.pth"
@@ -50,11 +50,18 @@ def _places(folder: Path) -> list[tuple[tuple[int, int], Path]]:
     return [((int(m[1]), int(m[2]) if m[2] else _END), path) for path, m in found if m]
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Deletes all but the `keep` newest epoch checkpoints; 0 keeps all. The best one stays in any case."""
-    if keep:
-        for path in list(epoch_checkpoints(folder).values())[:-keep]:
-            _delete(path)
+def prune_checkpoints(folder: Path, keep: int, is_rolling: Callable[[Path], bool]) -> None:
+    """Deletes the rolling epoch checkpoints but the newest, and all but the `keep` newest of the others; 0 keeps all.
+
+    The best one, and the newest, stay in any case.
+    """
+    *older, newest = [*epoch_checkpoints(folder).values()] or [folder]
+    rolling = [path for path in older if is_rolling(path)]
+    kept = [path for path in older if path not in rolling]
+    places = keep if newest == folder or is_rolling(newest) else keep - 1  # the newest takes one of them
+    surplus = kept[: len(kept) - places] if keep else []
+    for path in rolling + surplus:
+        _delete(path)
 
 
 def prune_steps(folder: Path) -> None:
@@ -68,9 +75,9 @@ def prune_steps(folder: Path) -> None:
             _delete(path)
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int, is_rolling: Callable[[Path], bool]) -> None:
     """Deletes what the checkpoint of an epoch leaves without use: see `prune_checkpoints` and `prune_steps`."""
-    prune_checkpoints(folder, keep)
+    prune_checkpoints(folder, keep, is_rolling)
     prune_steps(folder)
 
 

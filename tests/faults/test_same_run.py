@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 
+from beit3_vqa import saving
 from beit3_vqa.cli import main
+from beit3_vqa.engine.run_folder import prune
 from tests.conftest import finetune
 
 
@@ -220,3 +222,24 @@ def test_going_back_and_typed_again_goes_on(run):
         assert code == 0
         assert f"{epoch} epochs done" in said
     assert [path.name for path in run.out.glob("previous-*")] == ["previous-1"]
+
+
+def epochs_kept(out):
+    return sorted(path.name for path in out.glob("checkpoint-?.pth"))
+
+
+def test_a_kill_loses_no_epoch_with_save_ckpt_freq(scpc, tmp_path, monkeypatch):
+    """Epochs that aren't kept are there until the next one is."""
+    out, seen = tmp_path / "out", []
+    monkeypatch.setattr(saving, "prune", lambda *of: (prune(*of), seen.append(epochs_kept(out))))
+    assert main(finetune(scpc, out, "--epochs", "4", "--save_ckpt_freq", "2")) == 0
+    kept = [["checkpoint-0.pth"], ["checkpoint-1.pth"], ["checkpoint-1.pth", "checkpoint-2.pth"]]
+    assert seen == [*kept, ["checkpoint-1.pth", "checkpoint-3.pth"]]
+
+
+def test_only_what_was_rolling_is_deleted(run):
+    """Every epoch was asked for when these were written."""
+    assert run("--save_ckpt_freq", "5", "--stop_after_epochs", "2", "--epochs", "5")[0] == 0
+    assert epochs_kept(run.out) == ["checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-3.pth"]
+    assert run("--save_ckpt_freq", "5", "--keep_checkpoints", "2", "--epochs", "5")[0] == 0
+    assert epochs_kept(run.out) == ["checkpoint-1.pth", "checkpoint-4.pth"]
