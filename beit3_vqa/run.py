@@ -1,6 +1,7 @@
 """Training, evaluation and single answers: where the parts meet. Knows no task and no model by name."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from beit3_vqa.engine.distributed import processes
 from beit3_vqa.engine.host import tune_allocator
 from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest, sha256_of
 from beit3_vqa.engine.precision import in_float32, pick_device
+from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_fully
 from beit3_vqa.models.families import with_family_defaults
@@ -54,7 +56,8 @@ def train(config: RunConfig) -> TrainState:
         raise InputError("--output_dir: say where checkpoints and results go.")
     if config.compute.tune_allocator:
         tune_allocator()
-    with processes(pick_device(config.compute.device), config.compute.dist_timeout):
+    lock = nullcontext() if config.run.dry_run else run_lock(config.run.output_dir)
+    with processes(pick_device(config.compute.device), config.compute.dist_timeout), lock:
         found = find_run(config)
         run = _begin(config) if found is None else _go_on(config, *found)
         describe(run)

@@ -12,6 +12,7 @@ from beit3_vqa.engine.checkpoint import random_state, save_checkpoint
 from beit3_vqa.engine.manifest import ROLLING, is_rolling
 from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.run_folder import BEST, epoch_file, prune, prune_steps, step_file
+from beit3_vqa.engine.run_lock import require_lock
 from beit3_vqa.engine.strategy import OneProcess, whole
 from beit3_vqa.errors import InputError
 from beit3_vqa.same_run import data_state
@@ -150,6 +151,7 @@ class Saver:
             "processes": distributed.size(),
             "config": self.parts.config.to_dict(),
         }
+        distributed.decided(lambda: require_lock(self.folder))
         try:
             distributed.decided(lambda: save_checkpoint(path, content, about))
         except InputError as error:
