@@ -107,6 +107,16 @@ class Saver:
             prune_steps(self.folder)
         return path
 
+    def save_where_it_is(self, state: TrainState) -> str:
+        """Saves a run that is about to stop, unless that has been done; says what there is to go on from."""
+        last = epoch_file(self.folder, state.epoch - 1)
+        if not state.inside.steps and state.epoch and last.exists():
+            return f"{last} has everything; the same command goes on from there"
+        path = self.save_step(state)
+        if path is None:
+            return f"nothing was saved: {self.problem or '--no_save_ckpt'}"
+        return f"saved {path}; the same command goes on from there"
+
     def _weights(self) -> dict[str, Any]:
         weights = {"model": whole(self.parts.model.state_dict())}
         return weights if self.ema is None else {**weights, "model_ema": whole(self.ema.state_dict())}

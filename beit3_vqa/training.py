@@ -13,10 +13,11 @@ from beit3_vqa.config import write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine import distributed, run_folder
+from beit3_vqa.engine.checkpoint import random_state, set_random_state
 from beit3_vqa.engine.interrupt import AgreedStop, Stopped, StopSignals
 from beit3_vqa.engine.manifest import is_rolling
 from beit3_vqa.engine.optim import ModelEma, make_optimizer, make_schedule
-from beit3_vqa.engine.run_folder import BEST, epoch_file
+from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.engine.strategy import OneProcess, make_strategy
 from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
@@ -192,7 +193,12 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
         values = _run_steps(run, epoch, log, saver, stop)
         metrics = _validate(run, epoch, stop)
     except Stopped as stopped:
-        raise Stopped(stopped.number, _save_where_it_is(run, saver)) from None
+        raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
+    except InputError as error:
+        # Of several processes the others don't know of it: they are in the middle of a step.
+        if distributed.size() > 1 or not state.inside.steps:
+            raise
+        raise InputError(f"{error}\n{saver.save_where_it_is(state)}") from None
     score = metrics.get(parts.task.best_metric)
     improved = score is None or state.best_score is None or score > state.best_score
     state.epoch, state.inside = epoch + 1, InsideEpoch()
@@ -211,22 +217,12 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
         print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} ({best})")
 
 
-def _save_where_it_is(run: Training, saver: Saver) -> str:
-    """Saves a run that was asked to stop, unless that has been done; says what there is to go on from."""
-    state, folder = run.state, saver.folder
-    if not state.inside.steps and state.epoch and epoch_file(folder, state.epoch - 1).exists():
-        return f"{epoch_file(folder, state.epoch - 1)} has everything; the same command goes on from there"
-    path = saver.save_step(state)
-    if path is None:
-        return f"nothing was saved: {saver.problem or '--no_save_ckpt'}"
-    return f"saved {path}; the same command goes on from there"
-
-
 def _run_steps(run: Training, epoch: int, log: RunLog, saver: Saver, stop: AgreedStop) -> dict[str, float]:
     """The optimizer steps of an epoch that are left; returns its averages.
 
     Raises:
         Stopped: a signal came.
+        InputError: an example can't be read; the run is as it was after its last step.
     """
     config, device, inside = run.parts.config, run.parts.precision.device, run.state.inside
     inside.order = run.order
@@ -234,26 +230,34 @@ def _run_steps(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
     progress = Progress(label, run.examples, config.run.log_interval, inside.examples)
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     end = (epoch + 1) * run.steps_per_epoch
-    for last in steps(run, epoch):
-        finite = torch.isfinite(last.loss)
-        seen = torch.stack([torch.where(finite, last.loss * last.examples, 0.0), finite * last.examples, last.bad])
-        sums += seen
-        inside.steps, inside.examples, inside.lr = inside.steps + 1, inside.examples + last.examples, last.lr
-        if last.step % SCALAR_STEPS == 0 or last.step == end:
-            values = {"train/loss": last.loss.item(), "train/lr": last.lr, "train/grad_norm": last.grad_norm.item()}
-            log.scalars({**values, "train/examples_per_second": progress.speed()}, last.step)
-        progress.update(last.examples, lambda report=last: _shown(report, device))  # type: ignore[misc]
-        number = stop()
-        due = config.run.save_steps and inside.steps % config.run.save_steps == 0 and inside.examples < run.examples
-        if number or due:
-            inside.loss_sum, inside.counted, inside.bad = sums.tolist()
-        if number:
-            raise Stopped(number)
-        if due:
-            saver.save_step(run.state)
+    # Forward passes of a step that isn't finished draw random numbers too.
+    after_step = random_state() if config.optim.update_freq > 1 else None
+    try:
+        for last in steps(run, epoch):
+            after_step = random_state() if after_step else None
+            finite = torch.isfinite(last.loss)
+            seen = torch.stack([torch.where(finite, last.loss * last.examples, 0.0), finite * last.examples, last.bad])
+            sums += seen
+            inside.steps, inside.examples, inside.lr = inside.steps + 1, inside.examples + last.examples, last.lr
+            if last.step % SCALAR_STEPS == 0 or last.step == end:
+                values = {"train/loss": last.loss.item(), "train/lr": last.lr, "train/grad_norm": last.grad_norm.item()}
+                log.scalars({**values, "train/examples_per_second": progress.speed()}, last.step)
+            progress.update(last.examples, lambda report=last: _shown(report, device))  # type: ignore[misc]
+            number = stop()
+            due = config.run.save_steps and inside.steps % config.run.save_steps == 0 and inside.examples < run.examples
+            if number:
+                raise Stopped(number)
+            if due:
+                inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+                saver.save_step(run.state)
+    except InputError:
+        if after_step:
+            set_random_state(after_step)
+        raise
+    finally:
+        inside.loss_sum, inside.counted, inside.bad = sums.tolist()
     progress.close()
     run.parts.bad_images.put_together()
-    inside.loss_sum, inside.counted, inside.bad = sums.tolist()
     values = {"train_loss": inside.loss_sum / max(1.0, inside.counted), "train_lr": inside.lr}
     if inside.bad:
         print(f"epoch {epoch}: {inside.bad:.0f} steps were skipped, since their gradient wasn't finite")
