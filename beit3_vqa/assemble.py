@@ -13,6 +13,7 @@ from torch import nn
 from beit3_vqa.config import GROUP_OF, RunConfig
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import IndexDataset
+from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.views import InOrders
 from beit3_vqa.engine import memory
@@ -39,10 +40,14 @@ class Parts:
     model: Any
     precision: Precision
     bad_images: BadImages = field(default_factory=BadImages)
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)  # of the splits that `loader` has seen
 
     def loader(self, split: str, *, training: bool = False) -> BatchLoader:
         """Batches of a split; says how long its texts are."""
-        return self._loader(self.task.dataset(split, self.processor, training=training), split, training)
+        maker = FingerprintMaker()
+        loader = self._loader(self.task.dataset(split, self.processor, training=training), split, training, maker)
+        self.fingerprints[split] = maker.done()
+        return loader
 
     def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, InOrders]:
         """Batches of a split for evaluation, each question in every order of its options that `mode` has, and it."""
@@ -50,9 +55,10 @@ class Parts:
         label = split + (", blind" if blind else "") + (", options in other orders too" if mode != "none" else "")
         return self._loader(dataset, label, training=False), dataset
 
-    def _loader(self, dataset: Any, label: str, training: bool) -> BatchLoader:
+    def _loader(self, dataset: Any, label: str, training: bool, maker: FingerprintMaker | None = None) -> BatchLoader:
         config = self.config
-        print(f"{label}: {len(dataset)} {self.task.unit}{self._texts(_with_images(dataset, self.bad_images))}")
+        examples = _with_images(dataset, self.bad_images)
+        print(f"{label}: {len(dataset)} {self.task.unit}{self._texts(maker.watch(examples) if maker else examples)}")
         balanced = training and config.data.balance_answers > 0
         return BatchLoader(
             dataset,

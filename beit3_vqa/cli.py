@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
             return _dispatch(arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.said_elsewhere:
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `... | head`: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -102,6 +102,7 @@ SESSION_OPTIONS = frozenset(
         "resume",
         "auto_resume",
         "resume_weights_only",
+        "data_changed",
         "stop_after_epochs",
         "dry_run",
     }
@@ -114,6 +115,11 @@ def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
     return [
         (group, f, typing.get_type_hints(cls)[f.name]) for group, cls in GROUPS.items() for f in dataclasses.fields(cls)
     ]
+
+
+def option_kinds() -> dict[str, Any]:
+    """Return the resolved type of every option by its name."""
+    return {name: kind for _, name, kind in _kinds()}
 
 
 def _kinds() -> list[tuple[str, str, Any]]:
@@ -150,7 +156,7 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in loaded.items():
         values |= value if name in GROUPS and isinstance(value, dict) else {name: value}
-    types = {name: kind for _, name, kind in _kinds()}
+    types = option_kinds()
     words = {f.name: f.metadata["words"] for _, f, _ in option_fields()}
     for name, value in values.items():
         if name not in types:

@@ -1,14 +1,17 @@
 """Every fold of a prepared folder in turn, each held out once, and what that says about the recipe."""
 
 import json
+import os
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.assemble import make_task
 from beit3_vqa.config import RunConfig
 from beit3_vqa.engine.run_folder import epoch_file
+from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import make_folder, write_text
 from beit3_vqa.run import train
@@ -36,6 +39,12 @@ def cross_validate(config: RunConfig) -> dict[str, Any]:
         raise InputError(f"--{name}: belongs to one run; cross_validate trains every fold, each in its own folder.")
     if not config.run.output_dir:
         raise InputError("--output_dir: say where checkpoints and results go; each fold gets a folder in it.")
+    is_main = os.environ.get("RANK", "0") == "0"  # of several processes, which don't know each other yet
+    with run_lock(config.run.output_dir) if is_main and not config.run.dry_run else nullcontext():
+        return _cross_validate(config)
+
+
+def _cross_validate(config: RunConfig) -> dict[str, Any]:
     task = make_task(config)
     folds = task.folds()
     if not folds:

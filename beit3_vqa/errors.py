@@ -40,7 +40,12 @@ class InputError(Exception):
     The message names the file, row and column where there is one, and says what to do. The command line prints
     it as one `error: ...` and exits with code 2; everything else that is raised is a bug of ours. What it quotes
     from data can neither steer a terminal nor flood it: control characters become escapes, long lines are cut.
+
+    Attributes:
+        said_elsewhere: whether another process of the run prints it.
     """
+
+    said_elsewhere = False
 
     def __init__(self, message: str):
         super().__init__("\n".join(map(_shortened, visible(message).split("\n"))))

@@ -255,12 +255,18 @@ class RunOptions:
     resume: str = option("", "one of your own checkpoints to go on from")
     auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")
     resume_weights_only: bool = option(False, "with --resume: weights and epoch, but a new optimizer")
+    data_changed: str = option(
+        "refuse",
+        "when a run goes on with other rows: refuse it if rows of val were trained on, or if the best score is of "
+        "another val; ok: go on, with a new best score",
+        choices=("refuse", "ok"),
+    )
     stop_after_epochs: int = option(
         0, "stop after that many epochs of this session, to be resumed later; 0: never", within="[0, 1e6]"
     )
     save_ckpt: bool = option(True, "write checkpoints")
     save_ckpt_freq: int = option(
-        1, "epochs between checkpoints (upstream: 5); the last is always written", within="[1, 1e6]"
+        1, "epochs between checkpoints that are kept (upstream: 5); the newest always is", within="[1, 1e6]"
     )
     save_steps: int = option(
         0, "optimizer steps between checkpoints inside an epoch; 0: none but when a signal stops it", within="[0, 1e9]"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from beit3_vqa.assemble import Parts, load_weights
-from beit3_vqa.config import GROUP_OF, RunConfig
+from beit3_vqa.config import RunConfig
 from beit3_vqa.data.index import split_files
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint, set_random_state
@@ -15,8 +15,16 @@ from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.run_folder import checkpoints
 from beit3_vqa.engine.train import steps_per_epoch
-from beit3_vqa.errors import InputError, short
+from beit3_vqa.errors import InputError
 from beit3_vqa.models.pretrained import mismatches, weights_of
+from beit3_vqa.same_run import (
+    begins_anew,
+    check_beginning,
+    check_same_data,
+    check_same_fold,
+    check_same_run,
+    tell_changes,
+)
 from beit3_vqa.saving import InsideEpoch
 from beit3_vqa.tasks import find_task
 from beit3_vqa.training import Training, make_ema
@@ -51,15 +59,22 @@ def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
 def _find(config: RunConfig, read: Read) -> Path | None:
     resume, folder = Path(config.run.resume or "."), Path(config.run.output_dir or ".")
     in_folder = config.run.auto_resume and config.run.output_dir != "" and folder.is_dir()
+    newest = None
     if not config.run.resume:
-        return _own_newest(folder, read) if in_folder else None
-    if in_folder and folder.resolve() != resume.parent.resolve():
-        # Typed again, as one does after a disconnect: what came of FILE in OTHER is newer than FILE.
+        newest = _own_newest(folder, read) if in_folder else None
+        if newest is None or begins_anew(config, options_of(read(newest))):
+            check_beginning(config)
+            return None
+    elif in_folder:
+        # Typed again, as one does after a disconnect: what came of FILE is newer than FILE.
         newest, _ = _newest_whole(folder, read)
         if newest and read(newest).get("resumed_from") == str(resume.resolve()):
             print(f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)")
-            return newest
-    return resume
+        else:
+            newest = resume
+    path = newest or resume
+    check_same_run(config, options_of(read(path)), path)
+    return path
 
 
 def _own_newest(folder: Path, read: Read) -> Path | None:
@@ -117,8 +132,8 @@ def restore_weights(parts: Parts, content: dict[str, Any], path: Path) -> None:
         return
     check_same_answers(parts.task.state(), content)
     check_same_checksums(parts, content)
-    _check_same_fold(parts.config, options_of(content))
-    _tell_changes(parts.config, content)
+    check_same_fold(parts.config, options_of(content))
+    tell_changes(parts.config, content, options_of(content))
     advice = "Another head or resolution? Start from it with --finetune, or resume with --resume_weights_only."
     load_weights(parts.model, weights_of(content), where, advice)
 
@@ -127,12 +142,14 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     """Brings back all else that a checkpoint holds; upstream's hold no best score and no random state.
 
     Raises:
-        InputError: another optimizer or moving average than the run's.
+        InputError: another optimizer or moving average than the run's, or other data, see `check_same_data`.
     """
     parts, where = run.parts, f"--resume {path}"
+    same_val = check_same_data(parts, content, options_of(content), where)
     if not parts.config.run.resume_weights_only:
         _restore_optimizer(run, content, where)
-    if content.get("task_state") == parts.task.state():
+    run.best_is_of_other_data = not same_val
+    if same_val and content.get("task_state") == parts.task.state():
         run.state.best_score = content.get("best_score")
         run.state.best_epoch = content.get("best_epoch")
     if run.ema is not None:
@@ -141,7 +158,7 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     run.state.inside = _inside_epoch(run, content)
     run.state.val_losses = list(content.get("val_losses", []))
     run.state.resumed_from = content.get("resumed_from", "")
-    if path.parent.resolve() != Path(parts.config.run.output_dir).resolve():
+    if parts.config.run.resume and str(Path(parts.config.run.resume).resolve()) == str(path.resolve()):
         run.state.resumed_from = str(path.resolve())
     run.resumed_in = path.parent
     _restore_random_state(run, content)
@@ -157,8 +174,9 @@ def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
     if "inside_epoch" not in content:
         return InsideEpoch()
     inside = InsideEpoch(**content["inside_epoch"])
-    if inside.order != run.order:
-        changed = ", ".join(f"{name} {inside.order.get(name)} -> {value}" for name, value in run.order.items()
+    order = {name: value for name, value in run.order.items() if name in inside.order or name != "data"}
+    if inside.order != order:
+        changed = ", ".join(f"{name} {inside.order.get(name)} -> {value}" for name, value in order.items()
                             if inside.order.get(name) != value)  # fmt: skip
         print(f"the epoch begins again, since its examples come in another order now ({changed})")
         return InsideEpoch()
@@ -230,14 +248,6 @@ def check_same_checksums(parts: Parts, content: dict[str, Any]) -> None:
         raise InputError(problem)
 
 
-def _check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
-    if saved.get("fold", config.data.fold) != config.data.fold:
-        raise InputError(
-            f"--fold {config.data.fold}: the run in --output_dir trains with fold {saved['fold']}, so it has seen this "
-            "one's validation rows. Give each fold its own --output_dir."
-        )
-
-
 def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
     """The options of an evaluation; where val is a fold and none was given, the one the checkpoint was validated on.
 
@@ -258,23 +268,6 @@ def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
     return config
 
 
-def _tell_changes(config: RunConfig, content: dict[str, Any]) -> None:
-    """Prints which options of data, training and task, and how many processes, differ from the checkpoint's."""
-    saved = options_of(content)
-    own = {"task", *find_task(config.run.task).own_options}
-    changed = [
-        f"{name} {short(saved[name])} -> {value}"
-        for name, value in config.flat().items()
-        if (GROUP_OF[name] in ("init", "data", "optim") or name in own)
-        and name in saved
-        and _plain(saved[name]) != _plain(value)
-    ]
-    if content.get("processes", distributed.size()) != distributed.size():
-        changed.append(f"processes {content['processes']} -> {distributed.size()}")
-    if changed:
-        print(f"changed since the checkpoint: {', '.join(changed)}")
-
-
 def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:
     options = run.parts.config.optim
     if options.sched == "cosine" and epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
@@ -283,7 +276,3 @@ def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:
             f"--epochs {options.epochs}, not {epochs_before}: the learning rate follows the longer or shorter cosine "
             f"from here on, at {rate:.2e} of a peak of {options.lr:.2e}"
         )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,6 +1,7 @@
 """Training, evaluation and single answers: where the parts meet. Knows no task and no model by name."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from beit3_vqa.engine.evaluate import NotFiniteError, finite
 from beit3_vqa.engine.host import tune_allocator
 from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest, sha256_of
 from beit3_vqa.engine.precision import pick_device
+from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_fully
 from beit3_vqa.models.families import find_family, with_family_defaults
 from beit3_vqa.questions import EVALUATE, MOST_OPTIONS, Asked, check_question, naming_saved_options
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
+from beit3_vqa.same_run import with_beginning_of
 from beit3_vqa.saving import TrainState
 from beit3_vqa.schema import AttentionMap, Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.tasks import find_task
@@ -55,7 +58,8 @@ def train(config: RunConfig) -> TrainState:
         raise InputError("--output_dir: say where checkpoints and results go.")
     if config.compute.tune_allocator:
         tune_allocator()
-    with processes(pick_device(config.compute.device), config.compute.dist_timeout):
+    lock = nullcontext() if config.run.dry_run else run_lock(config.run.output_dir)
+    with processes(pick_device(config.compute.device), config.compute.dist_timeout), lock:
         found = find_run(config)
         run = _begin(config) if found is None else _go_on(config, *found)
         describe(run)
@@ -75,7 +79,9 @@ def _begin(config: RunConfig) -> Training:
 
 
 def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
-    config = config_of_checkpoint(config, content, f"--resume {path}")
+    where = f"--resume {path}"
+    config = config_of_checkpoint(config, content, where)
+    config = with_beginning_of(config, options_of(content), where)
     parts = assemble(config, make_task(config), path)
     parts = with_batch_size(parts)
     restore_weights(parts, content, path)

@@ -9,10 +9,13 @@ import torch
 from beit3_vqa.assemble import Parts
 from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import random_state, save_checkpoint
+from beit3_vqa.engine.manifest import ROLLING, is_rolling
 from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.run_folder import BEST, epoch_file, prune, prune_steps, step_file
+from beit3_vqa.engine.run_lock import require_lock
 from beit3_vqa.engine.strategy import OneProcess, whole
 from beit3_vqa.errors import InputError
+from beit3_vqa.same_run import data_state
 
 
 @dataclass
@@ -68,14 +71,16 @@ class Saver:
         """Where checkpoints go."""
         return Path(self.parts.config.run.output_dir)
 
-    def save_epoch(self, state: TrainState, score: float | None, improved: bool, last: bool) -> None:
-        """The checkpoint of the epoch before `state.epoch`, if it is due, and the best one.
+    def save_epoch(self, state: TrainState, score: float | None, improved: bool) -> None:
+        """The checkpoint of the epoch before `state.epoch`, and the best one.
+
+        Where `--save_ckpt_freq` doesn't ask for it, the checkpoint stays until the next one is there: a run that is
+        killed loses no epoch.
 
         Args:
             state: after the epoch; its best score is taken back where the best checkpoint can't be written.
             score: of the epoch.
             improved: it is the best so far.
-            last: of the session: the checkpoint is due in any case.
         """
         epoch, run = state.epoch - 1, self.parts.config.run
         weights = self._weights()
@@ -84,10 +89,11 @@ class Saver:
             state.best_score, state.best_epoch = score, epoch
             if not self._write(self.folder / BEST, {**weights, **self._progress(state)}, state, score):
                 state.best_score, state.best_epoch = before
-        if last or state.epoch % run.save_ckpt_freq == 0:
-            content = {**weights, **self._progress(state), **self._session()}
-            if self._write(epoch_file(self.folder, epoch), content, state, score) and distributed.is_main():
-                prune(self.folder, run.keep_checkpoints)
+        rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.parts.config.optim.epochs
+        content = {**weights, **self._progress(state), **self._session()}
+        written = self._write(epoch_file(self.folder, epoch), content, state, score, rolling)
+        if written and distributed.is_main():
+            prune(self.folder, run.keep_checkpoints, is_rolling)
 
     def save_step(self, state: TrainState) -> Path | None:
         """A checkpoint inside an epoch; None where it couldn't be written, or nothing is to be kept."""
@@ -101,6 +107,16 @@ class Saver:
             prune_steps(self.folder)
         return path
 
+    def save_where_it_is(self, state: TrainState) -> str:
+        """Saves a run that is about to stop, unless that has been done; says what there is to go on from."""
+        last = epoch_file(self.folder, state.epoch - 1)
+        if not state.inside.steps and state.epoch and last.exists():
+            return f"{last} has everything; the same command goes on from there"
+        path = self.save_step(state)
+        if path is None:
+            return f"nothing was saved: {self.problem or '--no_save_ckpt'}"
+        return f"saved {path}; the same command goes on from there"
+
     def _weights(self) -> dict[str, Any]:
         weights = {"model": whole(self.parts.model.state_dict())}
         return weights if self.ema is None else {**weights, "model_ema": whole(self.ema.state_dict())}
@@ -113,6 +129,7 @@ class Saver:
             "best_epoch": state.best_epoch,
             "task_state": self.parts.task.state(),
             "val_losses": list(state.val_losses),
+            **data_state(self.parts),
             **self.parts.family.checksums(self.parts.model, self.parts.processor),
         }
         if state.epoch:  # upstream's meaning: the last one that is done
@@ -131,8 +148,11 @@ class Saver:
             **({"random_states": states} if len(states) > 1 else {}),
         }
 
-    def _write(self, path: Path, content: dict[str, Any], state: TrainState, score: float | None) -> bool:
+    def _write(
+        self, path: Path, content: dict[str, Any], state: TrainState, score: float | None, rolling: bool = False
+    ) -> bool:
         about = {
+            **({ROLLING: True} if rolling else {}),
             "epoch": state.epoch - 1 if not state.inside.steps else state.epoch,
             "steps_in_epoch": state.inside.steps or None,
             "score": score,
@@ -141,6 +161,7 @@ class Saver:
             "processes": distributed.size(),
             "config": self.parts.config.to_dict(),
         }
+        distributed.decided(lambda: require_lock(self.folder))
         try:
             distributed.decided(lambda: save_checkpoint(path, content, about))
         except InputError as error:

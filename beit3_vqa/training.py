@@ -12,10 +12,12 @@ from beit3_vqa.assemble import Parts
 from beit3_vqa.config import write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
-from beit3_vqa.engine import distributed
+from beit3_vqa.engine import distributed, run_folder
+from beit3_vqa.engine.checkpoint import random_state, set_random_state
 from beit3_vqa.engine.interrupt import AgreedStop, Stopped, StopSignals
+from beit3_vqa.engine.manifest import is_rolling
 from beit3_vqa.engine.optim import ModelEma, make_optimizer, make_schedule
-from beit3_vqa.engine.run_folder import BEST, epoch_file, prune, set_later_aside, set_previous_run_aside
+from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.engine.strategy import OneProcess, make_strategy
 from beit3_vqa.engine.train import StepReport, steps_per_epoch, train_epoch
 from beit3_vqa.errors import InputError
@@ -39,6 +41,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
     resumed_in: Path | None = None  # folder of the checkpoint that it goes on from
+    best_is_of_other_data: bool = False  # its best checkpoint was chosen on another val split
     state: TrainState = field(default_factory=TrainState)
 
     @property
@@ -60,8 +63,9 @@ class Training:
     @property
     def order(self) -> dict[str, Any]:
         """What decides the order of an epoch's examples."""
-        data = self.parts.config.data
-        return {"rows": self.examples, "seed": self.parts.config.run.seed, "balance_answers": data.balance_answers}
+        seed, balance = self.parts.config.run.seed, self.parts.config.data.balance_answers
+        rows = self.parts.fingerprints["train"].order
+        return {"rows": self.examples, "seed": seed, "balance_answers": balance, "data": rows}
 
     @property
     def stays_in_its_folder(self) -> bool:
@@ -114,7 +118,8 @@ def train_epochs(run: Training) -> TrainState:
     if state.epoch >= config.optim.epochs:
         print(f"nothing left to train: {state.epoch} of {config.optim.epochs} epochs are done; raise --epochs for more")
         if run.stays_in_its_folder and distributed.is_main():
-            prune(folder, config.run.keep_checkpoints)  # a run killed after its last save hadn't come to that
+            # A run that was killed after its last save hadn't come to that.
+            run_folder.prune(folder, config.run.keep_checkpoints, is_rolling)
         return state
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
     if not run.stays_in_its_folder:
@@ -127,7 +132,7 @@ def train_epochs(run: Training) -> TrainState:
         with StopSignals() as signals:
             stop = AgreedStop(signals, run.parts.precision.device)
             for epoch in range(state.epoch, end):
-                _train_one(run, epoch, log, saver, stop, last=epoch + 1 == end)
+                _train_one(run, epoch, log, saver, stop)
             number = stop()
             if number:
                 raise Stopped(number, "every epoch asked for was done and saved before that")
@@ -159,13 +164,16 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
     make_folder(folder)
     remove_stale_temporaries(folder)
     if not run.stays_in_its_folder:
-        aside = set_previous_run_aside(folder)
+        aside = run_folder.set_previous_run_aside(folder, Path(run.parts.config.init.finetune))
         if aside:
             print(f"{folder} held another run; its files are now in {aside}")
     else:
-        aside = set_later_aside(folder, state.epoch, state.inside.steps)
+        aside = run_folder.set_later_aside(folder, state.epoch, state.inside.steps)
         if aside:
             print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
+        aside = run_folder.set_best_aside(folder) if run.best_is_of_other_data else None
+        if aside:
+            print(f"the best checkpoint on the other val is now in {aside}")
     write_config(run.parts.config, folder / "config.json")
     run.parts.family.keep_beside(run.parts.processor, folder)
 
@@ -178,14 +186,19 @@ def _check_places(folder: Path, log_dir: Path) -> None:
     make_folder(log_dir)
 
 
-def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: AgreedStop, *, last: bool) -> None:
+def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: AgreedStop) -> None:
     """An epoch: train, evaluate, save, log."""
     parts, state, config = run.parts, run.state, run.parts.config
     try:
         values = _run_steps(run, epoch, log, saver, stop)
         metrics = _validate(run, epoch, stop)
     except Stopped as stopped:
-        raise Stopped(stopped.number, _save_where_it_is(run, saver)) from None
+        raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
+    except InputError as error:
+        # Of several processes the others don't know of it: they are in the middle of a step.
+        if distributed.size() > 1 or not state.inside.steps:
+            raise
+        raise InputError(f"{error}\n{saver.save_where_it_is(state)}") from None
     score = metrics.get(parts.task.best_metric)
     # Without a score nothing is known to be better than what had one.
     improved = state.best_score is None or (score is not None and score > state.best_score)
@@ -200,7 +213,7 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
     # Before the checkpoint: a line too many is dropped when the run resumes, one that is missing stays missing.
     log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
-        saver.save_epoch(state, score, improved, last)
+        saver.save_epoch(state, score, improved)
     elif improved:
         state.best_score, state.best_epoch = score, epoch
     log.scalars(numbers_of(metrics, "val"), run.step)
@@ -209,22 +222,12 @@ def _train_one(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
         print(f"epoch {epoch}: val {parts.task.best_metric} {score:.2f} ({best})")
 
 
-def _save_where_it_is(run: Training, saver: Saver) -> str:
-    """Saves a run that was asked to stop, unless that has been done; says what there is to go on from."""
-    state, folder = run.state, saver.folder
-    if not state.inside.steps and state.epoch and epoch_file(folder, state.epoch - 1).exists():
-        return f"{epoch_file(folder, state.epoch - 1)} has everything; the same command goes on from there"
-    path = saver.save_step(state)
-    if path is None:
-        return f"nothing was saved: {saver.problem or '--no_save_ckpt'}"
-    return f"saved {path}; the same command goes on from there"
-
-
 def _run_steps(run: Training, epoch: int, log: RunLog, saver: Saver, stop: AgreedStop) -> dict[str, float]:
     """The optimizer steps of an epoch that are left; returns its averages.
 
     Raises:
         Stopped: a signal came.
+        InputError: an example can't be read; the run is as it was after its last step.
     """
     config, device, inside = run.parts.config, run.parts.precision.device, run.state.inside
     inside.order = run.order
@@ -232,26 +235,34 @@ def _run_steps(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
     progress = Progress(label, run.examples, config.run.log_interval, inside.examples)
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     end = (epoch + 1) * run.steps_per_epoch
-    for last in steps(run, epoch):
-        finite = torch.isfinite(last.loss)
-        seen = torch.stack([torch.where(finite, last.loss * last.examples, 0.0), finite * last.examples, last.bad])
-        sums += seen
-        inside.steps, inside.examples, inside.lr = inside.steps + 1, inside.examples + last.examples, last.lr
-        if last.step % SCALAR_STEPS == 0 or last.step == end:
-            values = {"train/loss": last.loss.item(), "train/lr": last.lr, "train/grad_norm": last.grad_norm.item()}
-            log.scalars({**values, "train/examples_per_second": progress.speed()}, last.step)
-        progress.update(last.examples, lambda report=last: _shown(report, device))  # type: ignore[misc]
-        number = stop()
-        due = config.run.save_steps and inside.steps % config.run.save_steps == 0 and inside.examples < run.examples
-        if number or due:
-            inside.loss_sum, inside.counted, inside.bad = sums.tolist()
-        if number:
-            raise Stopped(number)
-        if due:
-            saver.save_step(run.state)
+    # Forward passes of a step that isn't finished draw random numbers too.
+    after_step = random_state() if config.optim.update_freq > 1 else None
+    try:
+        for last in steps(run, epoch):
+            after_step = random_state() if after_step else None
+            finite = torch.isfinite(last.loss)
+            seen = torch.stack([torch.where(finite, last.loss * last.examples, 0.0), finite * last.examples, last.bad])
+            sums += seen
+            inside.steps, inside.examples, inside.lr = inside.steps + 1, inside.examples + last.examples, last.lr
+            if last.step % SCALAR_STEPS == 0 or last.step == end:
+                values = {"train/loss": last.loss.item(), "train/lr": last.lr, "train/grad_norm": last.grad_norm.item()}
+                log.scalars({**values, "train/examples_per_second": progress.speed()}, last.step)
+            progress.update(last.examples, lambda report=last: _shown(report, device))  # type: ignore[misc]
+            number = stop()
+            due = config.run.save_steps and inside.steps % config.run.save_steps == 0 and inside.examples < run.examples
+            if number:
+                raise Stopped(number)
+            if due:
+                inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+                saver.save_step(run.state)
+    except InputError:
+        if after_step:
+            set_random_state(after_step)
+        raise
+    finally:
+        inside.loss_sum, inside.counted, inside.bad = sums.tolist()
     progress.close()
     run.parts.bad_images.put_together()
-    inside.loss_sum, inside.counted, inside.bad = sums.tolist()
     values = {"train_loss": inside.loss_sum / max(1.0, inside.counted), "train_lr": inside.lr}
     if inside.bad:
         print(f"epoch {epoch}: {inside.bad:.0f} steps were skipped, since their gradient wasn't finite")

@@ -19,7 +19,7 @@ RANKS = [
     ["dry_run", "restore"],
     ["training"],
     ["saving"],
-    ["batch_size", "evaluation", "scoring", "questions"],
+    ["batch_size", "evaluation", "scoring", "questions", "same_run"],
     ["assemble"],
     ["tasks", "models", "prepare"],
     ["output"],

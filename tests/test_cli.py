@@ -41,6 +41,7 @@ FLAGS = {
     "task": "vqacustom", "output_dir": "", "log_dir": "", "seed": 0,
     "eval": False, "split": "test", "tta": "none", "blind": False, "temperature": "",
     "resume": "", "auto_resume": True, "resume_weights_only": False,
+    "data_changed": "refuse",
     "stop_after_epochs": 0, "save_ckpt": True, "save_ckpt_freq": 1, "save_steps": 0, "keep_checkpoints": 0,
     "dry_run": False, "log_interval": 10.0,
     "device": "auto", "precision": "auto", "attention": "auto", "checkpoint_activations": False, "checkpoint_every": 1,

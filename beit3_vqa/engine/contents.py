@@ -97,6 +97,20 @@ def _is_inside_epoch(value: Any) -> bool:
     )
 
 
+def _is_rows(value: Any) -> bool:
+    """Whether it is what `data.fingerprint` keeps of each split."""
+    return isinstance(value, dict) and all(
+        isinstance(split, dict)
+        and set(split) == {"rows", "digest"}
+        and isinstance(split["digest"], str)
+        and isinstance(split["rows"], Tensor)
+        and (split["rows"].dtype, split["rows"].ndim, split["rows"].layout) == (torch.int64, 1, torch.strided)
+        and split["rows"].is_contiguous()
+        and not split["rows"].is_meta
+        for split in value.values()
+    )
+
+
 def _is_weights(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
@@ -122,6 +136,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best_epoch": (lambda value: value is None or _is_epoch(value), "a number of epochs"),
     "val_losses": (lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
     "task_state": (lambda value: isinstance(value, dict), "what the task keeps, such as its answers"),
+    "data_rows": (_is_rows, "fingerprints of the rows of its data"),
     "tokenizer_sha256": (lambda value: isinstance(value, str), "a checksum in hexadecimal digits"),
     "base_sha256": (lambda value: isinstance(value, str), "a checksum in hexadecimal digits"),
     "resumed_from": (lambda value: isinstance(value, str), "the name of a file"),

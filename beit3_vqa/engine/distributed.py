@@ -143,6 +143,7 @@ def decided(choose: Callable[[], T]) -> T:
         done = bool(any_of(int(is_main() and not thread.is_alive()), _talking_device()))
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
+        outcome[1].said_elsewhere = not is_main()
         raise outcome[1]
     return outcome[0]
 

@@ -17,6 +17,7 @@ from beit3_vqa.files import require_bounded, write_text
 _PACKAGES = ("beit3_vqa", "torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
 _CHUNK = 2**22
 MAX_MANIFEST = 10_000_000  # bytes
+ROLLING = "rolling"  # whether it is only kept until the next one is there
 TEMPERATURE = "temperature"  # what logits are to be divided by, found by --temperature fit
 
 
@@ -105,6 +106,11 @@ def keep_temperature(path: Path, temperature: float, fit: dict[str, Any]) -> Pat
     """
     content = {**require_manifest(path), TEMPERATURE: temperature, "temperature_fit": fit}
     return write_text(manifest_file(path), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_rolling(path: Path) -> bool:
+    """Return whether the checkpoint was only to be kept until the next one is there."""
+    return _read(path).get(ROLLING) is True
 
 
 def require_manifest(path: Path) -> dict[str, Any]:

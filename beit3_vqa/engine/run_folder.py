@@ -4,6 +4,8 @@
 """
 
 import re
+import shutil
+from collections.abc import Callable, Container
 from pathlib import Path
 
 BEST = "checkpoint-best.pth"
@@ -48,11 +50,18 @@ def _places(folder: Path) -> list[tuple[tuple[int, int], Path]]:
     return [((int(m[1]), int(m[2]) if m[2] else _END), path) for path, m in found if m]
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Deletes all but the `keep` newest epoch checkpoints; 0 keeps all. The best one stays in any case."""
-    if keep:
-        for path in list(epoch_checkpoints(folder).values())[:-keep]:
-            _delete(path)
+def prune_checkpoints(folder: Path, keep: int, is_rolling: Callable[[Path], bool]) -> None:
+    """Deletes the rolling epoch checkpoints but the newest, and all but the `keep` newest of the others; 0 keeps all.
+
+    The best one, and the newest, stay in any case.
+    """
+    *older, newest = [*epoch_checkpoints(folder).values()] or [folder]
+    rolling = [path for path in older if is_rolling(path)]
+    kept = [path for path in older if path not in rolling]
+    places = keep if newest == folder or is_rolling(newest) else keep - 1  # the newest takes one of them
+    surplus = kept[: len(kept) - places] if keep else []
+    for path in rolling + surplus:
+        _delete(path)
 
 
 def prune_steps(folder: Path) -> None:
@@ -66,9 +75,9 @@ def prune_steps(folder: Path) -> None:
             _delete(path)
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int, is_rolling: Callable[[Path], bool]) -> None:
     """Deletes what the checkpoint of an epoch leaves without use: see `prune_checkpoints` and `prune_steps`."""
-    prune_checkpoints(folder, keep)
+    prune_checkpoints(folder, keep, is_rolling)
     prune_steps(folder)
 
 
@@ -78,11 +87,32 @@ def _delete(path: Path) -> None:
     manifest_file(path).unlink(missing_ok=True)
 
 
-def set_previous_run_aside(folder: Path) -> Path | None:
-    """Moves what an earlier run left in `folder` into `folder/previous-N`; None where there are no checkpoints."""
-    if not _places(folder) and not (folder / BEST).exists():
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file has the name of a checkpoint to go on from."""
+    return _CHECKPOINT.fullmatch(path.name) is not None
+
+
+def set_previous_run_aside(folder: Path, named: Path) -> Path | None:
+    """Moves what an earlier run left in `folder` into `folder/previous-N`; None where there are no checkpoints.
+
+    Args:
+        folder: of the run.
+        named: a checkpoint that the command names: typed again, it must find it, so that it stays, and a second name
+            for it, or a copy, goes with the others.
+    """
+    best = folder / BEST
+    if not _places(folder) and not best.exists():
         return None
-    return _move_aside([path for pattern in _RUN_FILES for path in folder.glob(pattern)], folder)
+    stays = {best, manifest_file(best)} if best.exists() and named.exists() and best.samefile(named) else set()
+    if stays and not _places(folder) and any(best.samefile(other) for other in folder.glob(f"previous-*/{BEST}")):
+        return None  # killed before its first checkpoint, and typed again
+    return _move_aside([path for pattern in _RUN_FILES for path in folder.glob(pattern)], folder, stays)
+
+
+def set_best_aside(folder: Path) -> Path | None:
+    """Moves the best checkpoint into `folder/previous-N`; None: there is none."""
+    best = [path for path in (folder / BEST, manifest_file(folder / BEST)) if path.exists()]
+    return _move_aside(best, folder) if best else None
 
 
 def set_later_aside(folder: Path, epoch: int, steps: int) -> Path | None:
@@ -98,12 +128,23 @@ def set_later_aside(folder: Path, epoch: int, steps: int) -> Path | None:
     return _move_aside(later + manifests, folder) if later else None
 
 
-def _move_aside(files: list[Path], folder: Path) -> Path:
+def _move_aside(files: list[Path], folder: Path, stays: Container[Path] = ()) -> Path:
     number = 1
     while (folder / f"previous-{number}").exists():
         number += 1
     aside = folder / f"previous-{number}"
     aside.mkdir()
     for path in files:
-        path.rename(aside / path.name)
+        if path in stays:
+            _give_second_name(path, aside / path.name)
+        else:
+            path.rename(aside / path.name)
     return aside
+
+
+def _give_second_name(path: Path, other: Path) -> None:
+    """A later file takes the first name, and leaves what has the second as it was."""
+    try:
+        other.hardlink_to(path)
+    except OSError:  # not every file system can
+        shutil.copy2(path, other)

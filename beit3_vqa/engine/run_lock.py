@@ -1,0 +1,252 @@
+"""One run at a time writes to a folder. A file there says which; it is worth nothing once that process is dead.
+
+On the same machine the process is looked for, by its number and by when it began, since numbers are used again. What
+runs on another machine, as on a network drive, can't be seen: its run writes a sign of life into the file every few
+seconds, and the file is watched. Clocks aren't compared: those of two machines differ, and one may jump.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.engine import distributed
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.files import make_folder
+
+FILE = "run.lock"
+BEAT = 10.0  # seconds between signs of life
+WATCHED = 45.0  # seconds without one after which another machine's run is taken for dead
+_MAX = 10_000  # bytes of the file
+
+
+@contextmanager
+def run_lock(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for this run; the main process of several does so for all.
+
+    Raises:
+        InputError: another run has it, or nothing can be written there.
+    """
+    lock = _Lock(Path(folder))
+    distributed.decided(lock.take)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_lock(folder: Path) -> None:
+    """Refuse to write where another run has taken over, as when this machine slept and another went on."""
+    path = folder / FILE
+    content = _parsed(_read(path))
+    if content and content.get("token") != _tokens.get(path.absolute()):
+        raise InputError(f"{folder} was taken over by {_who(content)} while this one stood still; it ends, unsaved.")
+
+
+_tokens: dict[Path, str] = {}  # of the locks that this process holds
+
+
+class _Lock:
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / FILE
+        self.token = uuid.uuid4().hex
+        self.beats = 0
+        self._made: list[Path] = []  # folders, the innermost first
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._held = False
+
+    def take(self) -> None:
+        """Write the file, once nobody else's is there."""
+        self._made = [f for f in (self.folder, *self.folder.parents) if not f.exists()]
+        try:
+            make_folder(self.folder)
+            self._held = self._create()
+            while not self._held:
+                self._remove_dead(_read(self.path))
+                # Of several that found a dead one, one may have moved another's new file for a moment.
+                self._held = self._create() and self._stays_own()
+        except OSError as error:
+            raise InputError(f"{self.folder} can't be written to ({error.strerror}); give another folder.") from error
+        finally:
+            if not self._held:
+                self._remove_made()
+        _tokens[self.path.absolute()] = self.token
+        self._thread.start()
+
+    def release(self) -> None:
+        """Remove the file, and the folder if nothing came into it."""
+        if not self._held:
+            return
+        self._stop.set()
+        self._thread.join()
+        _tokens.pop(self.path.absolute(), None)
+        with suppress(OSError):
+            if self._is_own():
+                self.path.unlink()
+        self._remove_made()
+
+    def _create(self) -> bool:
+        with suppress(FileExistsError):
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(self._content())
+            except OSError:  # a disk that is full
+                self.path.unlink()
+                raise
+            return True
+        return False
+
+    def _content(self) -> bytes:
+        about = {
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "machine": _machine(),
+            "started": _started(os.getpid()),
+            "token": self.token,
+        }
+        # The same length each time, so that a reader sees an old sign of life or a new one.
+        return json.dumps({**about, "beat": f"{self.beats:012}"}).encode()
+
+    def _stays_own(self) -> bool:
+        time.sleep(0.3)
+        return self._is_own()
+
+    def _is_own(self) -> bool:
+        return _parsed(_read(self.path)).get("token") == self.token
+
+    def _beat(self) -> None:
+        content = self._content()
+        while not self._stop.wait(BEAT):
+            self.beats += 1
+            content = content[: content.rindex(b'"beat"')] + f'"beat": "{self.beats:012}"}}'.encode()
+            with suppress(OSError):
+                if self._is_own():
+                    with self.path.open("r+b") as file:
+                        file.write(content)
+                elif not self.path.exists():  # deleted by hand, though we live
+                    self._create()
+
+    def _remove_dead(self, seen: bytes | None) -> None:
+        """Remove the file of a run that is dead.
+
+        Raises:
+            InputError: the run lives.
+        """
+        if seen is None:  # it has ended just now
+            return
+        content = _parsed(seen)
+        if not content:  # it is being written
+            time.sleep(0.2)
+            seen = _read(self.path) or seen
+            content = _parsed(seen)
+        lives = _lives(content)
+        if lives is None:
+            lives = self._changes(seen, content)
+        if lives:
+            raise InputError(
+                f"{self.folder} is in use by {_who(content)}. Wait for it, stop it, or give another --output_dir; two "
+                f"runs would take each other's files. If it is certain that nothing runs there, delete {self.path}."
+            )
+        aside = self.path.with_name(f"{FILE}.{self.token}")
+        with suppress(FileNotFoundError):  # somebody else was quicker
+            self.path.rename(aside)
+            if aside.read_bytes() != seen:  # and has it already
+                with suppress(OSError):
+                    self.path.hardlink_to(aside)
+            aside.unlink(missing_ok=True)
+
+    def _changes(self, seen: bytes, content: dict[str, Any]) -> bool:
+        print(f"{self.path} is of {_who(content)}: waiting {WATCHED:.0f} s for a sign of life", flush=True)
+        end = time.monotonic() + WATCHED
+        while time.monotonic() < end:
+            time.sleep(min(1.0, WATCHED / 10))
+            now = _read(self.path)
+            if now != seen:
+                return now is not None
+        print("there is none: it is taken for dead", flush=True)
+        return False
+
+    def _remove_made(self) -> None:
+        with suppress(OSError):  # something is in it
+            for folder in self._made:
+                folder.rmdir()
+
+
+def _read(path: Path) -> bytes | None:
+    """Return what the file holds; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX)
+    except OSError:
+        return None
+
+
+def _parsed(content: bytes | None) -> dict[str, Any]:
+    """Return the content as an object; empty where it is being written, or isn't ours."""
+    try:
+        found = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _who(content: dict[str, Any]) -> str:
+    if "pid" not in content:
+        return "another run, which doesn't say where it is"
+    host, process, since = (short(content.get(name)).strip("'") for name in ("host", "pid", "since"))
+    return f"another run (process {process} on {host}, since {since})"
+
+
+def _lives(content: dict[str, Any]) -> bool | None:
+    """Return whether the process lives; None where that can't be seen from here."""
+    process = content.get("pid")
+    if type(process) is not int or content.get("machine") != _machine() or content.get("started") is None:
+        return None
+    started = _started(process)
+    return None if started is None and _is_hidden(process) else started == content["started"]
+
+
+def _is_hidden(process: int) -> bool:
+    """Return whether it is somebody else's, of whom the system tells nothing but that it is there."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _machine() -> str:
+    """Return what processes have in common that can see each other; not so two containers of the same name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{platform.node()} {uuid.getnode()}"
+
+
+def _started(process: int) -> str | None:
+    """Return when a process began, in whatever unit the system says it; None where it is dead, or can't be asked."""
+    try:
+        # After the name, which may hold anything: the state, and 19 fields later ticks since the machine began.
+        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        command = ["ps", "-o", "lstart=", "-p", str(process)]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,153 @@
+"""Two runs in one folder: the second is told who is there; whoever is dead holds nothing."""
+
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from beit3_vqa.cli import main
+from beit3_vqa.engine import run_lock as locking
+from beit3_vqa.engine.run_lock import FILE, require_lock, run_lock
+from beit3_vqa.errors import InputError
+from tests.conftest import finetune
+from tests.faults.processes import ended, start, torchrun
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(locking, "BEAT", 0.05)
+    monkeypatch.setattr(locking, "WATCHED", 0.5)
+
+
+def other(folder, **changes):
+    """A lock that another run left, or has."""
+    with run_lock(folder):
+        content = json.loads((folder / FILE).read_text())
+        content |= {"token": "another", **changes}
+    folder.mkdir(exist_ok=True)
+    (folder / FILE).write_text(json.dumps(content))
+    return content
+
+
+def test_a_second_run_is_told_who_is_there_and_touches_nothing(scpc, tmp_path, capsys):
+    out = tmp_path / "out"
+    with run_lock(out):
+        before = (out / FILE).read_text()
+        for command in ("finetune", "cross_validate"):
+            assert main([command, *finetune(scpc, out, "--epochs", "1")[1:]]) == 2
+            said = capsys.readouterr().err
+            assert f"process {os.getpid()} on {platform.node()}, since 20" in said
+            assert "another --output_dir" in said
+        assert main(finetune(scpc, out, "--epochs", "1", "--dry_run")) == 0  # it writes nothing
+        assert [path.name for path in out.iterdir()] == [FILE]
+        assert json.loads(before)["token"] in (out / FILE).read_text()
+    assert not out.exists()  # as it was
+
+
+def test_a_killed_run_holds_nothing_reaped_or_not(tmp_path):
+    ready, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        with run_lock(tmp_path):
+            os.write(writing, b".")
+            time.sleep(60)
+    os.read(ready, 1)
+    with pytest.raises(InputError, match=f"process {child} "), run_lock(tmp_path):
+        pass
+    os.kill(child, signal.SIGKILL)
+    while " Z " not in Path(f"/proc/{child}/stat").read_text():
+        time.sleep(0.01)
+    with run_lock(tmp_path):
+        assert (tmp_path / FILE).exists()
+    os.waitpid(child, 0)
+    assert not list(tmp_path.iterdir())
+    os.close(ready)
+    os.close(writing)
+
+
+def test_a_number_that_is_used_again_is_another_process(tmp_path):
+    other(tmp_path, pid=os.getpid(), started="1")
+    with run_lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", [{}, {"machine": "elsewhere 1", "pid": os.getpid()}])
+def test_what_cant_be_seen_is_watched(tmp_path, capsys, content):
+    """A lock without a sign of life is a dead one's, whatever its clock says; with one it is a living one's."""
+    if content:
+        content = other(tmp_path, since="2099-01-01 00:00:00", **content)
+    else:
+        (tmp_path / FILE).write_text("")
+    with run_lock(tmp_path):
+        assert "for a sign of life" in capsys.readouterr().out
+    (tmp_path / FILE).write_text(json.dumps({**content, "beat": 1}))
+    timer = threading.Timer(0.2, (tmp_path / FILE).write_text, [json.dumps({**content, "beat": 2})])
+    timer.start()
+    with pytest.raises(InputError, match="is in use by another run"), run_lock(tmp_path):
+        pass
+    timer.join()
+
+
+def test_it_gives_signs_of_life_and_comes_back_if_deleted(tmp_path):
+    with run_lock(tmp_path):
+        first = json.loads((tmp_path / FILE).read_text())
+        time.sleep(0.2)
+        second = json.loads((tmp_path / FILE).read_text())
+        assert second.pop("beat") > first.pop("beat")
+        assert first == second
+        (tmp_path / FILE).unlink()
+        time.sleep(0.2)
+        assert json.loads((tmp_path / FILE).read_text())["token"] == first["token"]
+    assert not (tmp_path / FILE).exists()
+
+
+def test_who_lost_it_saves_nothing_more_and_leaves_it_alone(tmp_path):
+    with run_lock(tmp_path):
+        require_lock(tmp_path)
+        (tmp_path / FILE).write_text(json.dumps({"token": "another", "pid": 7, "host": "elsewhere", "since": "now"}))
+        with pytest.raises(InputError, match=r"taken over by another run \(process 7 on elsewhere"):
+            require_lock(tmp_path)
+    assert (tmp_path / FILE).exists()
+
+
+def _try(folder, barrier, results):
+    barrier.wait()
+    try:
+        with run_lock(folder):
+            results.put(True)
+            time.sleep(1)
+    except InputError:
+        results.put(False)
+
+
+def test_of_many_that_find_a_dead_one_a_single_one_takes_over(tmp_path):
+    other(tmp_path, pid=os.getpid(), started="1")
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(8), context.Queue()
+    tries = [context.Process(target=_try, args=(tmp_path, barrier, results)) for _ in range(8)]
+    for process in tries:
+        process.start()
+    for process in tries:
+        process.join()
+    assert sorted(results.get() for _ in tries) == [False] * 7 + [True]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cant_be_written_to(scpc, capsys):
+    assert main(finetune(scpc, "/proc/self/net", "--epochs", "1")) == 2
+    assert "can't be written to" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_processes_end_together_with_one_message(scpc, tmp_path):
+    with run_lock(tmp_path / "out"):
+        command = ["run_beit3_finetuning.py", *finetune(scpc, tmp_path / "out", "--epochs", "1")[1:]]
+        code, said = ended(start(command, tmp_path / "log", *torchrun(2)), tmp_path / "log", 120)
+    assert code != 0
+    assert said.count("is in use by") == 1

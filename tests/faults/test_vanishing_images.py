@@ -1,0 +1,62 @@
+"""Images vanish in the middle of an epoch: what was trained is saved, and goes on once they are back."""
+
+import shutil
+
+import pytest
+import torch
+
+from beit3_vqa import training
+from beit3_vqa.cli import main
+from beit3_vqa.training import steps
+from tests.conftest import finetune
+from tests.faults.kills import differences
+
+
+@pytest.mark.parametrize(
+    ("vanish_after", "flags", "steps_done"),
+    [
+        (1, ["--update_freq", "2", "--drop_path", "0.5", "--model_ema"], 1),  # in the middle of the second step
+        (10, ["--skip_bad_images", "1"], 10),  # as the split is about to be validated
+    ],
+)
+def test_an_epoch_whose_images_vanish(scpc, tmp_path, monkeypatch, capsys, vanish_after, flags, steps_done):
+    images, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    shutil.copytree(scpc / "images", images)
+    command = ["--image_root", str(images), "--epochs", "1", "--batch_size", "3", *flags]
+    assert main(finetune(scpc, tmp_path / "undisturbed", *command)) == 0
+
+    def vanishing(run, epoch):
+        for number, report in enumerate(steps(run, epoch), start=1):
+            yield report
+            if number == vanish_after:
+                images.rename(elsewhere)
+
+    monkeypatch.setattr(training, "steps", vanishing)
+    assert main(finetune(scpc, tmp_path / "out", *command)) == 2
+    monkeypatch.undo()
+    said = capsys.readouterr().err
+    saved = tmp_path / "out" / f"checkpoint-0-step{steps_done}.pth"
+    assert "doesn't exist" in said
+    assert f"saved {saved}; the same command goes on from there" in said
+    elsewhere.rename(images)
+    assert main(finetune(scpc, tmp_path / "out", *command)) == 0
+    ours, theirs = (torch.load(tmp_path / name / "checkpoint-0.pth") for name in ("out", "undisturbed"))
+    for content in (ours, theirs):
+        content["args"] = None
+    # Rates are set before each step; with none left they aren't.
+    assert [name for name in differences(theirs, ours) if not name.endswith(".lr")] == []
+
+
+def test_nothing_is_saved_where_no_step_was_done(scpc, tmp_path, monkeypatch, capsys):
+    """Else the command with the right --image_root would go on with it."""
+    images = tmp_path / "images"
+    shutil.copytree(scpc / "images", images)
+
+    def vanishing(run, epoch):
+        shutil.rmtree(images)
+        return steps(run, epoch)
+
+    monkeypatch.setattr(training, "steps", vanishing)
+    assert main(finetune(scpc, tmp_path / "out", "--image_root", str(images), "--epochs", "1")) == 2
+    assert "goes on from there" not in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.pth"))
