@@ -97,7 +97,7 @@ def evaluate(config: RunConfig) -> EvalResult:
 def _evaluate(config: RunConfig) -> EvalResult:
     path, flag = checkpoint_to_evaluate(config)
     config = with_task_defaults(config)
-    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
+    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint, mapped=True)
     where = f"{flag} {path}"
     if flag == "--resume":
         check_contents(content, where)
@@ -267,7 +267,7 @@ def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, p
 def _load(path: Path, given: dict[str, str]) -> Parts:
     """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
     where = f"--checkpoint {path}"
-    content = read_checkpoint(path, "--checkpoint")
+    content = read_checkpoint(path, "--checkpoint", mapped=True)
     check_contents(content, where)
     task_name = options_of(content).get("task")
     if "task_state" not in content or not isinstance(task_name, str):

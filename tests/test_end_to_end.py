@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -157,7 +158,7 @@ def test_finetune_from_another_resolution_and_head(scpc, trained, tmp_path, caps
 
 
 def fork_checkpoint(trained, path):
-    """As upstream's scripts and their forks save: a Namespace, no random state, no best score."""
+    """As upstream and its forks save: a Namespace, learning rates of numpy, no random state, no best score."""
     content = torch.load(trained / "checkpoint-0.pth")
     args = argparse.Namespace(
         model="beit3_tiny_patch8_32", task="vqacustom", input_size=32, lr=5e-4, epochs=2, vocab_size=300,
@@ -165,6 +166,7 @@ def fork_checkpoint(trained, path):
     )  # fmt: skip
     for group in content["optimizer"]["param_groups"]:
         group["fused"] = None
+        group["lr"] = np.float64(group["lr"])
     torch.save({**{name: content[name] for name in ("model", "optimizer", "epoch", "scaler")}, "args": args}, path)
     return path
 
