@@ -104,13 +104,16 @@ def _evaluate(config: RunConfig) -> EvalResult:
     config = config_of_checkpoint(config, content, where)
     config = with_fold_of(config, options_of(content))
     task = make_task(config)
-    check_same_answers(task.state(), content)
+    check_same_answers(task, content, where)
     parts = assemble(config, task, path.parent)
     check_same_checksums(parts, content)
     load_for_inference(parts, content, where, exact=flag == "--resume")
+    average = bool(content.get("model_ema"))
     del content
     parts.model.to(parts.precision.device)
     print(f"evaluating {path}")
+    if average and "model_key" not in config.given:
+        print("its moving average, that is (model_ema); --model_key model takes the weights themselves")
     fit = config.run.temperature == FIT
     if fit:
         require_manifest(path)

@@ -80,6 +80,8 @@ def config_from(parsed: argparse.Namespace) -> RunConfig:
         if name in values:
             values[name] = tuple(values[name])
     from_file = read_config_values(parsed.config) if parsed.config else {}
+    if from_file.get("model_key") == RunConfig().init.model_key:
+        del from_file["model_key"]  # written down as the default, and not asked for
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
     return config_of(from_file | values)
