@@ -186,7 +186,8 @@ def test_nothing_is_evaluated_without_a_head_or_with_other_answers(scpc, trained
     headless = {name: value for name, value in content["model"].items() if name.startswith("beit3.")}
     torch.save({"model": headless, "args": content["args"]}, tmp_path / "headless.pth")
     evaluate = ["finetune", "--eval", "--data_path", str(scpc / "data"), "--num_workers", "0", "--device", "cpu"]
-    assert main([*evaluate, "--finetune", str(tmp_path / "headless.pth")]) == 2
+    table = ["--answer2label", str(scpc / "data" / "answer2label.txt")]
+    assert main([*evaluate, "--finetune", str(tmp_path / "headless.pth"), *table]) == 2
     assert "nothing to evaluate" in capsys.readouterr().err
     torch.save({**content, "task_state": {"answers": ["D", "C", "B", "A"]}}, tmp_path / "other.pth")
     for flag in ("--resume", "--finetune"):
