@@ -151,6 +151,14 @@ def test_wrong_commands_end_with_one_clear_error(arguments, says, capsys, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_abbreviations_are_taken_where_they_can_mean_one_flag(scpc, tmp_path, capsys):
+    short = finetune(scpc, tmp_path / "out", "--dry", "--epo", "1", "--local-rank=0", "--no_shuf", "--ev", "3")
+    assert main(short) == 2
+    assert "--ev could match --eval_batch_size, --eval" in capsys.readouterr().err
+    assert main([*short[:-2], "--eval_b", "3"]) == 0
+    assert "--local_rank has no effect" in capsys.readouterr().out
+
+
 def test_what_no_longer_works_is_accepted_and_said(scpc, tmp_path, capsys):
     old = ["--enable_deepspeed", "--zero_stage", "1", "--dist_eval", "--momentum", "0.9", "--nb_classes", "4"]
     assert main(finetune(scpc, tmp_path / "out", "--dry_run", *old, "--mixup", "0.8", "--num_beams", "5")) == 0

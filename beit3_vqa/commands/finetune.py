@@ -53,7 +53,8 @@ def add_options(parser: Any) -> None:
 
 def _add_ignored(parser: Any, name: str, values: str) -> None:
     action: dict[str, Any] = {"action": "store_true"} if values == "0" else {}
-    parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS, **action)
+    names = [f"--{name}"] + (["--local-rank"] if name == "local_rank" else [])  # as torch.distributed.launch says it
+    parser.add_argument(*names, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **action)
 
 
 def run(parsed: argparse.Namespace) -> int:
