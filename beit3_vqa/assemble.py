@@ -23,7 +23,7 @@ from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.models.families import family_key, find_family, with_family_defaults
 from beit3_vqa.models.family import Family, Processor, TaskShape
-from beit3_vqa.models.pretrained import mismatches, weights_of
+from beit3_vqa.models.pretrained import asked_weights, mismatches
 from beit3_vqa.schema import Example
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
@@ -231,7 +231,7 @@ def evaluation_of_checkpoint(config: RunConfig) -> tuple[RunConfig, int]:
 
 
 def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
-    """The weights to answer with: the moving average if the run kept one.
+    """The weights to answer with: those of `--model_key` if it was given, else the moving average if there is one.
 
     Args:
         parts: whose model is filled.
@@ -242,8 +242,7 @@ def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exa
     Raises:
         InputError: weights that don't fit.
     """
-    options = parts.config.init
-    weights = weights_of(content, f"model_ema|{options.model_key}", options.model_prefix)
+    weights = asked_weights(content, parts.config, where, first="model_ema")
     if exact:
         load_weights(parts.model, weights, where, "Was another model asked for than it is of? Else it is damaged.")
         return

@@ -79,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises InputError, and knows what a misspelt flag may have meant."""
 
     def __init__(self, **options: Any):
-        options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        options |= {"formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:

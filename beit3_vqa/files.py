@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and messages for files that aren't there."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from beit3_vqa.errors import InputError, nearest
 
 _TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.tmp")
 _temporaries: set[Path] = set()
+_CHUNK = 2**22  # bytes
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -179,6 +181,15 @@ def parse_json(content: bytes, path: Path) -> Any:
         raise InputError(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} isn't JSON: {error}.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum.update(chunk)
+    return checksum.hexdigest()
 
 
 def make_folder(path: Path) -> None:

@@ -72,6 +72,9 @@ class DataConfig:
 
     data_path: str = option("", "folder that `beit3-vqa prepare` wrote")
     image_root: str = option("", "folder of the images, where it isn't the one written in dataset.json")
+    answer2label: str = option(
+        "", "answer table of the checkpoint, where it keeps none (upstream's, a fork's) and --data_path has another"
+    )
     fold: int | None = option(
         None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others", within="[0, 1e6]"
     )

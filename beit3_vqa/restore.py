@@ -27,6 +27,7 @@ from beit3_vqa.same_run import (
 )
 from beit3_vqa.saving import InsideEpoch
 from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks.base import Task
 from beit3_vqa.training import Training, make_ema
 
 Read = Callable[[Path], dict[str, Any]]
@@ -130,7 +131,7 @@ def restore_weights(parts: Parts, content: dict[str, Any], path: Path) -> None:
     if parts.config.run.resume_weights_only:
         parts.family.load_pretrained(parts.model, weights_of(content), where)
         return
-    check_same_answers(parts.task.state(), content)
+    check_same_answers(parts.task, content, where)
     check_same_checksums(parts, content)
     check_same_fold(parts.config, options_of(content))
     tell_changes(parts.config, content, options_of(content))
@@ -233,9 +234,11 @@ def _restore_average(run: Training, content: dict[str, Any], where: str) -> None
     run.ema.load_state_dict(average)
 
 
-def check_same_answers(ours: dict[str, Any], content: dict[str, Any]) -> None:
-    """InputError where a checkpoint's outputs mean other answers than the data's; upstream's don't say."""
-    if content.get("task_state", ours) != ours:
+def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
+    """InputError where a checkpoint's outputs mean other answers than the data's, or nothing says what they mean."""
+    if "task_state" not in content:
+        task.vouch(where)
+    elif content["task_state"] != task.state():
         raise InputError(
             "the checkpoint was trained with another answer table than the one in --data_path. Its outputs would be "
             "read as the wrong answers; start from it with --finetune instead."

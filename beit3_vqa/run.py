@@ -105,7 +105,7 @@ def evaluate(config: RunConfig) -> EvalResult:
 def _evaluate(config: RunConfig) -> EvalResult:
     path, flag = checkpoint_to_evaluate(config)
     config = with_task_defaults(config)
-    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
+    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint, mapped=True)
     where = f"{flag} {path}"
     checksum = sha256_of(path)  # now: training may put another in its place before the end
     if flag == "--resume":
@@ -113,13 +113,16 @@ def _evaluate(config: RunConfig) -> EvalResult:
     config = config_of_checkpoint(config, content, where)
     config = with_fold_of(config, options_of(content))
     task = make_task(config)
-    check_same_answers(task.state(), content)
+    check_same_answers(task, content, where)
     parts = assemble(config, task, path)
     check_same_checksums(parts, content)
     load_for_inference(parts, content, where, exact=flag == "--resume")
+    average = bool(content.get("model_ema"))
     del content
     parts.model.to(parts.precision.device)
     print(f"evaluating {path}")
+    if average and "model_key" not in config.given:
+        print("its moving average, that is (model_ema); --model_key model takes the weights themselves")
     fit = config.run.temperature == FIT
     if fit:
         require_manifest(path)
@@ -296,7 +299,7 @@ def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, p
 def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Parts:
     """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
     where = f"--checkpoint {path}"
-    content = read_checkpoint(path, "--checkpoint")
+    content = read_checkpoint(path, "--checkpoint", mapped=True)
     check_contents(content, where)
     task_name = options_of(content).get("task")
     if "task_state" not in content or not isinstance(task_name, str):

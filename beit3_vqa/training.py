@@ -153,6 +153,7 @@ def _evaluation_command(run: Training) -> str:
     folder = Path(config.run.output_dir)
     words = ["--eval", "--task", config.run.task, "--resume", str(folder / BEST)]
     words += ["--data_path", config.data.data_path, "--output_dir", str(folder)]
+    words += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
     words += [] if "test" in run.parts.task.splits() else ["--split", "val"]
     return f"python run_beit3_finetuning.py {shlex.join(words)}"
 

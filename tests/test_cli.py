@@ -23,7 +23,8 @@ FLAGS = {
     "lora_targets": "q_proj,v_proj,out_proj",
     "finetune": "", "model_key": "model|module", "model_prefix": "", "allow_missing": "", "trust_checkpoint": False,
     "init": "auto", "drop_path": 0.1,
-    "data_path": "", "image_root": "", "fold": None, "shuffle_choices": True, "balance_answers": 0.0, "randaug": False,
+    "data_path": "", "image_root": "", "answer2label": "", "fold": None,
+    "shuffle_choices": True, "balance_answers": 0.0, "randaug": False,
     "train_interpolation": "bicubic", "crop_scale": 0.5, "flip": 0.5, "num_workers": None, "fast_decode": False,
     "skip_bad_images": 0,
     "pin_mem": True,
@@ -149,6 +150,14 @@ def test_wrong_commands_end_with_one_clear_error(arguments, says, capsys, tmp_pa
     assert said.startswith("error: ")
     assert says in said
     assert not list(tmp_path.iterdir())
+
+
+def test_abbreviations_are_taken_where_they_can_mean_one_flag(scpc, tmp_path, capsys):
+    short = finetune(scpc, tmp_path / "out", "--dry", "--epo", "1", "--local-rank=0", "--no_shuf", "--ev", "3")
+    assert main(short) == 2
+    assert "--ev could match --eval_batch_size, --eval" in capsys.readouterr().err
+    assert main([*short[:-2], "--eval_b", "3"]) == 0
+    assert "--local_rank has no effect" in capsys.readouterr().out
 
 
 def test_what_no_longer_works_is_accepted_and_said(scpc, tmp_path, capsys):

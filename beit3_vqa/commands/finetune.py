@@ -53,7 +53,8 @@ def add_options(parser: Any) -> None:
 
 def _add_ignored(parser: Any, name: str, values: str) -> None:
     action: dict[str, Any] = {"action": "store_true"} if values == "0" else {}
-    parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS, **action)
+    names = [f"--{name}"] + (["--local-rank"] if name == "local_rank" else [])  # as torch.distributed.launch says it
+    parser.add_argument(*names, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **action)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -80,6 +81,8 @@ def config_from(parsed: argparse.Namespace) -> RunConfig:
         if name in values:
             values[name] = tuple(values[name])
     from_file = read_config_values(parsed.config) if parsed.config else {}
+    if from_file.get("model_key") == RunConfig().init.model_key:
+        del from_file["model_key"]  # written down as the default, and not asked for
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
     return config_of(from_file | values)

@@ -119,13 +119,14 @@ class AnswerTable:
     """The answers a classifier chooses from; an answer's label is its place in `answers`.
 
     Upstream's table for VQAv2 is normalised, so one entry may be the empty string: it stands for every answer that
-    normalises to nothing and has no entry of its own.
+    normalises to nothing and has no entry of its own. Forks' tables are not: where answers share a key (see
+    `answer_key`), each is found by its exact text, and any other spelling means the first of them.
 
     Args:
         answers: the answers in label order, as they are to be written out.
 
     Raises:
-        InputError: there are none, one is not Unicode text, or two share a key (see `answer_key`).
+        InputError: there are none, one is not Unicode text, or one is there twice.
     """
 
     def __init__(self, answers: Sequence[str]) -> None:
@@ -138,16 +139,17 @@ class AnswerTable:
             self._add(answer, label)
 
     def _add(self, answer: str, label: int) -> None:
-        key = answer_key(answer)
         if any("\ud800" <= character <= "\udfff" for character in answer):
             raise InputError(f"The answer {answer!r} (label {label}) holds half a surrogate pair; write it as text.")
-        if key in self._labels:
-            first = self._labels[key]
-            raise InputError(
-                f"The answers {self.answers[first]!r} (label {first}) and {answer!r} (label {label}) are the same "
-                f"after normalisation ({key!r}); keep one of them."
-            )
-        self._labels[key] = label
+        if self._exact[answer] != label:
+            raise InputError(f"The answer {answer!r} has two labels, {label} and {self._exact[answer]}; keep one.")
+        self._labels.setdefault(answer_key(answer), label)
+
+    @property
+    def alike(self) -> list[tuple[str, str]]:
+        """Pairs of answers that share a key, the first of them and each other one."""
+        firsts = [(self.answers[self._labels[answer_key(answer)]], answer) for answer in self.answers]
+        return [(first, answer) for first, answer in firsts if first != answer]
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -186,9 +188,13 @@ class AnswerTable:
                 'Each line must be {"answer": "text", "label": i} with i = 0 on the first line, 1 on the next, ...',
             )
         try:
-            return cls(answers)
+            table = cls(answers)
         except InputError as error:
             raise InputError(f"{path} (line = label + 1): {error}") from None
+        if table.alike:
+            pairs = ", ".join(f"{first!r} and {other!r}" for first, other in table.alike[:3])
+            print(f"{path}: {len(table.alike)} answers equal others but for spelling ({pairs}); each keeps its label")
+        return table
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file that `read` reads; a file already there is replaced whole or not at all.

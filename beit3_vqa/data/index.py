@@ -12,7 +12,7 @@ from typing import Any
 
 from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.files import is_text, require_bounded, write_text
+from beit3_vqa.files import file_sha256, is_text, require_bounded, write_text
 
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "test-dev")  # VQAv2's smaller test
@@ -85,6 +85,7 @@ class DatasetInfo:
         seed: what the split and the shuffles were drawn with.
         splits: rows in each split.
         summary: further numbers, for people to read.
+        written: name -> SHA-256 of the other files that `prepare` wrote there.
     """
 
     image_root: Path
@@ -92,6 +93,14 @@ class DatasetInfo:
     seed: int = 0
     splits: dict[str, int] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
+
+    def wrote(self, path: Path) -> bool:
+        """Return whether `prepare` wrote that file of the folder, as it is now.
+
+        Version 0.1.0 kept no record; what lies beside its dataset.json counts as its own.
+        """
+        return self.written.get(path.name) == file_sha256(path) if self.written else self.format != ""
 
     @classmethod
     def read(cls, data_path: Path) -> "DatasetInfo":
@@ -104,7 +113,10 @@ class DatasetInfo:
             fields = json.loads(path.read_text(encoding="utf-8"))
             if not is_text(fields["image_root"]):
                 raise ValueError(f"image_root can't be {short(fields['image_root'])}")
-            known = {name: fields[name] for name in ("format", "seed", "splits", "summary") if name in fields}
+            if not isinstance(fields.get("written", {}), dict):
+                raise ValueError(f"written can't be {short(fields['written'])}")
+            names = ("format", "seed", "splits", "summary", "written")
+            known = {name: fields[name] for name in names if name in fields}
             return cls(image_root=data_path / fields["image_root"], **known)
         except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             raise InputError(
@@ -122,6 +134,7 @@ class DatasetInfo:
             "seed": self.seed,
             "splits": self.splits,
             "summary": self.summary,
+            "written": self.written,
         }
         text = json.dumps(fields, ensure_ascii=False, indent=2, allow_nan=False)
         write_text((folder or data_path) / INFO_FILE, [text, "\n"])

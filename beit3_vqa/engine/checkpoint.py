@@ -2,10 +2,13 @@
 
 import argparse
 import pickle
+import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import torch
 
 from beit3_vqa.engine.archive import is_packed
@@ -16,6 +19,53 @@ from beit3_vqa.files import replacing, what_is_there
 
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
+# What only going on with the training needs: large, and in other programs' files often of classes of their own.
+_TRAINING_ONLY = ("optimizer", "random_state", "random_states")
+
+
+class _NumpyDtype:
+    """Stand in for numpy.dtype in a pickle: remember the kind of number, and call nothing of numpy's.
+
+    numpy's own constructor may hand out the one float64 that all of a process shares, whose byte order a hostile file
+    could then change; and its scalars of kind `object` are pickles inside the pickle.
+    """
+
+    def __init__(self, code: Any, *flags: Any):
+        if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)|[US][1-9]\d{0,4}", code):
+            raise pickle.UnpicklingError(f"unsupported class: a number of numpy's kind {short(code)}")
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = state[1]
+
+
+def _number(dtype: Any, data: Any) -> Any:
+    """Return a numpy scalar of a pickle as Python's own bool, int, float, complex, str or bytes."""
+    if not isinstance(dtype, _NumpyDtype) or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("unsupported class: a numpy scalar of no kind of number")
+    kind = np.dtype(dtype.order + dtype.code)
+    if len(data) != kind.itemsize:
+        raise pickle.UnpicklingError(f"a numpy scalar of {len(data)} bytes, not {kind.itemsize}")
+    return np.frombuffer(data, kind)[0].item()
+
+
+def _called(name: str, stand_in: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `stand_in` under the full name that a pickle calls it by, where torch looks for it."""
+    stand_in.__module__, _, stand_in.__qualname__ = name.rpartition(".")
+    stand_in.__name__ = stand_in.__qualname__
+    return stand_in
+
+
+# Learning rates of upstream's schedule are numpy's float64, in every checkpoint of mixed precision. Since numpy 2 its
+# module has another name.
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    _called("numpy.dtype", _NumpyDtype),
+    _called("numpy.core.multiarray.scalar", lambda dtype, data: _number(dtype, data)),
+    _called("numpy._core.multiarray.scalar", lambda dtype, data: _number(dtype, data)),
+]
+_PLAIN_NAMES = {f"{item.__module__}.{item.__qualname__}" for item in _PLAIN}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:
@@ -49,7 +99,7 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
         path: the file.
         flag: the option that named it, for messages.
         trust: run what the file brings if it holds more than plain data and `argparse.Namespace`.
-        mapped: leave tensors in the file until they are looked at, for whoever wants the rest.
+        mapped: leave tensors in the file until they are looked at, and the optimizer out, for whoever wants the rest.
 
     Raises:
         InputError: no such file, not a checkpoint, cut short, changed since it was written, or more than plain data
@@ -64,27 +114,28 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
     if problem:
         raise InputError(f"{flag} {path} is damaged: {problem}.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            mmap = mapped and zipfile.is_zipfile(path)  # the format before torch 1.6 can't be mapped
+        mmap = mapped and zipfile.is_zipfile(path)  # the format before torch 1.6 can't be mapped
+        with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        if not _holds_code(path, error):
+        foreign = _foreign_names(path, error)
+        if not foreign:
             raise InputError(_broken(flag, path)) from error
         if not trust:
             # Who answers questions takes no risk: what this package saves is plain data.
             advice = "If you trust the file, add --trust_checkpoint."
             advice = "This package writes no such files." if flag == "--checkpoint" else advice
             raise InputError(
-                f"{flag} {path}: holds more than weights and plain data ({_foreign_names(path)}), which would run "
+                f"{flag} {path}: holds more than weights and plain data ({foreign}), which would run "
                 f"code of whoever made it. {advice}"
             ) from error
-        print(f"{flag} {path}: holds more than plain data ({_foreign_names(path)}); read in full, as a trusted file.")
+        print(f"{flag} {path}: holds more than plain data ({foreign}); read in full, as a trusted file.")
         content = _read_trusted(path, flag)
     except Exception as error:  # a damaged file makes torch raise anything
         raise InputError(_broken(flag, path)) from error
     if not isinstance(content, dict):
         raise InputError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint.")
-    return content
+    return {name: value for name, value in content.items() if not mapped or name not in _TRAINING_ONLY}
 
 
 def _read_trusted(path: Path, flag: str) -> Any:
@@ -122,16 +173,14 @@ def _broken(flag: str, path: Path) -> str:
     return f"{flag} {path} ({size:,} bytes) isn't a readable checkpoint: {reason}."
 
 
-def _holds_code(path: Path, error: Exception) -> bool:
-    return _foreign_names(path) != "" or any(hint in str(error).lower() for hint in _REFUSED)
-
-
-def _foreign_names(path: Path) -> str:
+def _foreign_names(path: Path, error: Exception) -> str:
+    """Return what a pickle wants to import beside plain data; empty where it is something else that is wrong."""
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _PLAIN_NAMES
     except Exception:  # it reads zip files only, and raises anything on a damaged one
-        return ""
-    return ", ".join(sorted(set(names) - {"argparse.Namespace"}))
+        names = set()
+    refused = any(hint in str(error).lower() for hint in _REFUSED)
+    return ", ".join(sorted(names)) or ("other objects" if refused else "")
 
 
 def options_of(content: dict[str, Any]) -> dict[str, Any]:

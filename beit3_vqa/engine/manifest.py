@@ -12,10 +12,9 @@ from beit3_vqa.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from beit3_vqa.engine.archive import is_packed
 from beit3_vqa.engine.run_folder import manifest_file
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.files import require_bounded, write_text
+from beit3_vqa.files import file_sha256, require_bounded, write_text
 
 _PACKAGES = ("beit3_vqa", "torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
-_CHUNK = 2**22
 MAX_MANIFEST = 10_000_000  # bytes
 ROLLING = "rolling"  # whether it is only kept until the next one is there
 TEMPERATURE = "temperature"  # what logits are to be divided by, found by --temperature fit
@@ -153,7 +152,7 @@ def damage(path: Path) -> str:
     advice = f"if the file was replaced on purpose, delete {manifest_file(path).name}"
     if path.stat().st_size != size:
         return f"has {path.stat().st_size:,} bytes, {size:,} were written; {advice}"
-    if _sha256(path) != sha256:
+    if file_sha256(path) != sha256:
         return f"its bytes have changed since it was written (SHA-256); {advice}"
     return ""
 
@@ -161,15 +160,7 @@ def damage(path: Path) -> str:
 def sha256_of(path: Path) -> str:
     """The checksum of a checkpoint that isn't damaged: the one beside it, or the file's own where there is none."""
     expected = _identity(_read(path))
-    return expected[1] if expected else _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    checksum = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum.update(chunk)
-    return checksum.hexdigest()
+    return expected[1] if expected else file_sha256(path)
 
 
 def _bad_record(path: Path) -> str:

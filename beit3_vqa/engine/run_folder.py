@@ -128,11 +128,16 @@ def set_later_aside(folder: Path, epoch: int, steps: int) -> Path | None:
     return _move_aside(later + manifests, folder) if later else None
 
 
-def _move_aside(files: list[Path], folder: Path, stays: Container[Path] = ()) -> Path:
+def next_previous(folder: Path) -> Path:
+    """Return the first `folder/previous-N` that isn't there yet."""
     number = 1
     while (folder / f"previous-{number}").exists():
         number += 1
-    aside = folder / f"previous-{number}"
+    return folder / f"previous-{number}"
+
+
+def _move_aside(files: list[Path], folder: Path, stays: Container[Path] = ()) -> Path:
+    aside = next_previous(folder)
     aside.mkdir()
     for path in files:
         if path in stays:

@@ -21,7 +21,7 @@ from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_we
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.family import Family, TaskShape
 from beit3_vqa.models.lora import add_adapters, keep_names
-from beit3_vqa.models.pretrained import NEW_IN_FINE_TUNING, load_pretrained, weights_of
+from beit3_vqa.models.pretrained import NEW_IN_FINE_TUNING, asked_weights, load_pretrained
 from beit3_vqa.models.processor import BEiT3Processor
 from beit3_vqa.models.registry import HEADS, build_model, parse_name
 from beit3_vqa.options import MAX_BPE_TOKENS
@@ -116,13 +116,13 @@ class BEiT3Family(Family):
             init_unit_scale(model)
         if options.finetune:
             where = f"--finetune {options.finetune}"
-            content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
+            content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint, mapped=True)
             if self.foreign_in(content, model, processor):
                 print(
                     f"{where}: was trained with another tokenizer than {_path(processor)}, so tokens have to "
                     "be learned anew; the right one is the tokenizer.spm beside that checkpoint."
                 )
-            self.load_pretrained(model, weights_of(content, options.model_key, options.model_prefix), where)
+            self.load_pretrained(model, asked_weights(content, self.config, where), where)
 
     def load_pretrained(self, model: Any, weights: dict[str, Tensor], where: str) -> list[str]:
         """Weights of another resolution, head or objective; see `models.pretrained`."""

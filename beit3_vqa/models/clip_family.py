@@ -33,7 +33,7 @@ from beit3_vqa.models.hugging_face import (
     weights_sha256,
 )
 from beit3_vqa.models.lora import add_adapters, hold_frozen_in
-from beit3_vqa.models.pretrained import mismatches, weights_of
+from beit3_vqa.models.pretrained import asked_weights, mismatches
 from beit3_vqa.schema import AttentionMap
 
 # --attention -> transformers' name of the kernel.
@@ -122,10 +122,10 @@ class CLIPFamily(Family):
         if not options.finetune:
             return
         where = f"--finetune {options.finetune}"
-        content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
+        content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint, mapped=True)
         for problem in self.foreign_in(content, model, processor):
             raise InputError(f"{where}: {problem}")
-        self.load_pretrained(model, weights_of(content, options.model_key, options.model_prefix), where)
+        self.load_pretrained(model, asked_weights(content, self.config, where), where)
 
     def load_pretrained(self, model: CLIPForMultipleChoice, weights: dict[str, Tensor], where: str) -> list[str]:
         """Adapters of the same rank and targets, or all weights where all are trained; nothing can be mended."""

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from beit3_vqa.config import RunConfig
 from beit3_vqa.engine.contents import is_plain
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.beit3 import BEiT3Model
 from beit3_vqa.models.multiway import FIRST_POSITION
+from beit3_vqa.options import InitConfig
 
 IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
+TOKEN_TABLE = "beit3.text_embed.weight"
 EXTRA_POSITIONS = FIRST_POSITION + 1  # fairseq's two and [CLS]
 # Heads of the pre-training objectives and of other tasks, dropped where the model has none of that shape.
 PRETRAINING_HEADS = ("mlm_head.", "mim_head.", "lm_head.")
@@ -25,6 +28,11 @@ OTHER_HEADS = ("vision_head.", "language_head.", "logit_scale", "pooler.", "fc_n
 OUTPUT_NORM = "beit3.encoder.layer_norm."
 NEW_IN_FINE_TUNING = ("head.", "pooler.", "fc_norm.", "vision_head.", "language_head.", "logit_scale", "mlm_head.")
 ADAPTER = ".lora_"  # in the names that peft gives
+MODEL_KEY = InitConfig().model_key
+LIGHTNING_KEY = "state_dict"
+WRAPPERS = ("module.", "model.")  # of DDP, DeepSpeed and Lightning, before every name
+# Of torch.compile, FSDP and recomputed layers, which may wrap any part of a model.
+WRAPPERS_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 @dataclass
@@ -32,6 +40,7 @@ class LoadReport:
     """What was done to make a checkpoint fit."""
 
     dropped: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)  # of a head of which another part was dropped
     new: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     interpolated: str = ""
@@ -42,32 +51,79 @@ class LoadReport:
             lines.append(f"image positions interpolated {self.interpolated}")
         if self.dropped:
             lines.append(f"dropped from the checkpoint: {', '.join(self.dropped)}")
+        if self.kept:
+            lines.append(f"kept of its head: {', '.join(self.kept)}")
         if self.unread:
             lines.append(f"not in the checkpoint, and of no influence on this task: {len(self.unread)} weights")
         if self.new:
-            lines.append(f"new, not in the checkpoint: {', '.join(self.new)}")
+            lines.append(f"new, not of the checkpoint: {', '.join(self.new)}")
         return "\n".join(lines) or "every weight taken as it is"
 
 
-def weights_of(content: dict[str, Any], model_key: str = "model|module", model_prefix: str = "") -> dict[str, Tensor]:
-    """The state dict in a checkpoint: under one of `model_key`, or the whole file; `module.` of DDP is taken off."""
-    for key in model_key.split("|"):
-        if isinstance(content.get(key), dict) and content[key]:
-            content = content[key]
-            break
-    weights = {name: v for name, v in content.items() if isinstance(name, str) and isinstance(v, Tensor)}
+def weights_of(
+    content: dict[str, Any],
+    model_key: str = MODEL_KEY,
+    model_prefix: str = "",
+    *,
+    where: str = "the checkpoint",
+    required: bool = False,
+) -> dict[str, Tensor]:
+    """Return the state dict in a checkpoint, without the names that wrappers put around the model's own; says which.
+
+    Args:
+        content: of the file.
+        model_key: entries that may hold it, tried in order; then Lightning's, then the whole file.
+        model_prefix: of the model's names, the only ones that are taken then.
+        where: flag and file, for messages.
+        required: only `model_key` will do, since somebody asked for it.
+
+    Raises:
+        InputError: there are no weights.
+    """
+    keys = model_key.split("|")
+    found = [name for name in (*keys, LIGHTNING_KEY) if isinstance(content.get(name), dict) and content[name]]
+    if required and not set(found) & set(keys):
+        raise InputError(f"{where}: --model_key {model_key} isn't in it; it holds {_dicts_in(content)}.")
+    state = content[found[0]] if found else content
+    weights = {name: v for name, v in state.items() if isinstance(name, str) and isinstance(v, Tensor)}
+    if not weights:
+        raise InputError(f"{where}: no weights where they are looked for ({model_key}); it holds "
+                         f"{_dicts_in(content)}. Name the one that holds them with --model_key.")  # fmt: skip
     if model_prefix:  # as upstream: names without it aren't the model's
         weights = {name.removeprefix(model_prefix): v for name, v in weights.items() if name.startswith(model_prefix)}
-    if weights and all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights, taken_off = _unwrapped(weights)
+    if taken_off:
+        print(f"{where}: taken off the names of its weights: {', '.join(taken_off)}")
     return weights
+
+
+def asked_weights(content: dict[str, Any], config: RunConfig, where: str, first: str = "") -> dict[str, Tensor]:
+    """Return the weights that `--model_key` names; where it wasn't given, those under `first` go before the default."""
+    options, asked = config.init, "model_key" in config.given
+    keys = f"{first}|{options.model_key}" if first and not asked else options.model_key
+    return weights_of(content, keys, options.model_prefix, where=where, required=asked)
+
+
+def _dicts_in(content: dict[str, Any]) -> str:
+    return ", ".join(short(name) for name, value in content.items() if isinstance(value, dict)) or "no state dict"
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under the model's own names, and what was taken off them."""
+    taken_off = [wrapper for wrapper in WRAPPERS_ANYWHERE if any(wrapper in name for name in weights)]
+    for wrapper in taken_off:
+        weights = {name.replace(wrapper, ""): value for name, value in weights.items()}
+    while prefix := next((p for p in WRAPPERS if weights and all(name.startswith(p) for name in weights)), ""):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+        taken_off.append(prefix)
+    return weights, taken_off
 
 
 def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, allow_missing: str = "") -> LoadReport:
     """Copies pretrained weights into a model.
 
-    Image positions of another resolution are interpolated; a head of another number of classes, and heads of other
-    tasks, are dropped; a head that the checkpoint lacks stays new.
+    Image positions of another resolution are interpolated. Of a head of another number of classes what fits is kept, as
+    upstream keeps it; heads of other tasks are dropped; a head that the checkpoint lacks stays new.
 
     Args:
         model: the model to fill.
@@ -79,7 +135,7 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
         InputError: any other missing, unexpected or mis-shaped name, all of them listed.
     """
     own = model.state_dict()
-    weights = dict(weights)
+    before, weights = weights, dict(weights)
     report = LoadReport()
     _drop_other_heads(weights, own, report)
     _fit_positions(weights, own, report)
@@ -92,6 +148,7 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
         for name in [name for name in weights if name not in own and allowed.search(name)]:
             report.dropped.append(f"{name} {tuple(weights.pop(name).shape)}")
     new_parts = tuple(part for part in NEW_IN_FINE_TUNING if not any(name.startswith(part) for name in weights))
+    new_parts += tuple(name for name in own if name not in weights and name in before)  # dropped, of another shape
     missing = [name for name in own if name not in weights]
     if not any(ADAPTER in name for name in weights):
         new_parts += tuple(name for name in own if ADAPTER in name)
@@ -103,21 +160,29 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
         raise InputError.of_problems(
             f"{where} doesn't fit the model:",
             problems,
-            "Is --model the right size and patch? Names that may be missing: --allow_missing REGEX.",
+            f"{_prefix_hint(own, weights)}Is --model the right size and patch? Names that may be missing: "
+            "--allow_missing REGEX.",
         )
     model.load_state_dict({**own, **{name: value.to(own[name].dtype) for name, value in weights.items()}})
     return report
 
 
+def _prefix_hint(own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+    """Say which prefix hides the model's own names, if one does."""
+    found = [name.removesuffix(TOKEN_TABLE) for name in weights if name.endswith(TOKEN_TABLE)]
+    prefix = found[0] if TOKEN_TABLE in own and found else ""
+    return f"Its names begin with {prefix!r}: --model_prefix {prefix}. " if prefix else ""
+
+
 def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
     """What keeps `weights` from filling a model whose state dict is `own`, a line each."""
-    problems = [f"missing: {name}" for name in own if name not in weights]
-    problems += [f"unexpected: {name} {tuple(value.shape)}" for name, value in weights.items() if name not in own]
+    problems = [f"unexpected: {name} {tuple(value.shape)}" for name, value in weights.items() if name not in own]
     problems += [
         f"shape of {name}: {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
         for name, value in weights.items()
         if name in own and value.shape != own[name].shape
     ]
+    problems += [f"missing: {name}" for name in own if name not in weights]
     for name, value in weights.items():
         if name not in own or own[name].is_meta or value.shape != own[name].shape:
             continue
@@ -131,9 +196,10 @@ def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
 def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
     for head in (*PRETRAINING_HEADS, *OTHER_HEADS):
         names = [name for name in weights if name.startswith(head)]
-        fits = all(name in own and weights[name].shape == own[name].shape for name in names)
-        if names and not fits:
-            report.dropped += [f"{name} {tuple(weights.pop(name).shape)}" for name in names]
+        fit = [name for name in names if name in own and weights[name].shape == own[name].shape]
+        if len(fit) < len(names):
+            report.kept += fit
+            report.dropped += [f"{name} {tuple(weights.pop(name).shape)}" for name in names if name not in fit]
     for name in [name for name in weights if name.startswith(OUTPUT_NORM) and name not in own]:
         report.dropped.append(f"{name} {tuple(weights.pop(name).shape)}")
 

@@ -37,7 +37,8 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     folder = Path(values["annotations"])
     rows = {split: _read_questions(folder, split, prepared, options.encoding) for split in _SPLITS}
     people = {split: _read_annotations(folder, split, rows[split], prepared, options.encoding) for split in _ANNOTATED}
-    majorities = Counter(normalize_word(row["answer"]) for of in people for row in rows[of].values() if "answer" in row)
+    # Labels in the order of the annotations, as upstream's checkpoints have them.
+    majorities = Counter(normalize_word(rows[of][number]["answer"]) for of in people for number in people[of])
     prepared.answers = [answer for answer, count in majorities.items() if count >= values["min_count"]]
     if not prepared.answers:
         prepared.problems.append(f"no answer is the majority's {values['min_count']} times; lower --min_count")

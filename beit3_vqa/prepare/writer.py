@@ -1,7 +1,8 @@
 """From what a format read to a prepared folder: every check first, then all files at once or none.
 
 The files are written to a hidden folder inside the prepared one and moved from there when the last of them is
-complete, dataset.json at the very end. An error, Ctrl-C or a full disk before that leaves what was there before.
+complete, dataset.json at the very end. An error, Ctrl-C or a full disk before that leaves what was there before. Files
+that `prepare` didn't write are never replaced; those that it did are kept in `previous-N`.
 """
 
 import os
@@ -23,8 +24,9 @@ from beit3_vqa.data.index import DatasetInfo, image_paths, path_key
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
+from beit3_vqa.engine.run_folder import next_previous
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import missing
+from beit3_vqa.files import file_sha256, missing
 from beit3_vqa.option_field import option
 from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.prepare.source import check_encoding
@@ -136,7 +138,10 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
-        stale = [] if options.check else _stale_files(data_path, files, prepared)
+        stale = _stale_files(data_path, files, prepared)
+        before = _require_own_files(data_path, folder, files, stale)
+        written = {name: sha for name, sha in before.items() if name not in stale}
+        written |= {name: file_sha256(folder / name) for name in files}
         notes += [f"{name} of an earlier run removed" for name in stale]
         every_row = [row for rows in splits.values() for row in rows]
         summary = Summary(
@@ -152,7 +157,8 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             files=(*files, index.INFO_FILE),
             check=options.check,
         )
-        info = DatasetInfo(Path(prepared.image_root), prepared.format, options.seed, summary.rows, summary.numbers())
+        root, numbers = Path(prepared.image_root), summary.numbers()
+        info = DatasetInfo(root, prepared.format, options.seed, summary.rows, numbers, written)
         info.write(data_path, folder)
         if not options.check:
             _publish(folder, data_path, summary.files, stale)
@@ -278,11 +284,57 @@ def _staging(data_path: Path, check: bool) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def _publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[str]) -> None:
-    in_the_way = [str(data_path / name) for name in (*names, *stale) if (data_path / name).is_dir()]
+def _require_own_files(data_path: Path, folder: Path, names: list[str], stale: list[str]) -> dict[str, str]:
+    """Return what an earlier run recorded to have written; InputError where files of others would be replaced.
+
+    A fork's answer2label.txt is the only record of what the outputs of its checkpoints mean.
+    """
+    in_the_way = [str(data_path / name) for name in (*names, *stale, index.INFO_FILE) if (data_path / name).is_dir()]
     if in_the_way:
         raise InputError(f"{', '.join(in_the_way)} must become a file but is a folder: remove it")
+    try:
+        info = DatasetInfo.read(data_path)
+    except InputError:  # its own message says to prepare again; a copy of everything is kept
+        return {}
+    there = [name for name in (*names, *stale) if (data_path / name).exists()]
+    foreign = [
+        name
+        for name in there
+        if not info.wrote(data_path / name) and (name in stale or _differs(folder / name, data_path / name))
+    ]
+    if foreign:
+        raise InputError.of_problems(
+            f"--data_path {data_path} holds files that `prepare` didn't write, or that have changed since:",
+            foreign,
+            "They are left as they are, since they may be the only record of what a checkpoint's outputs mean. Give "
+            "another --data_path, or move them away. Nothing was written.",
+        )
+    return info.written
+
+
+def _differs(one: Path, other: Path) -> bool:
+    return one.stat().st_size != other.stat().st_size or file_sha256(one) != file_sha256(other)
+
+
+def _publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[str]) -> None:
+    there = [name for name in names if (data_path / name).exists()]
+    replaced = [name for name in there if _differs(folder / name, data_path / name)] + stale
+    if replaced:
+        kept = folder / "kept"
+        kept.mkdir()
+        for name in replaced:
+            _keep(data_path / name, kept / name)
+        aside = next_previous(data_path)
+        kept.rename(aside)
+        print(f"{', '.join(replaced)}: what was there before is kept in {aside}")
     for name in stale:
         (data_path / name).unlink()
     for name in names:
         (folder / name).replace(data_path / name)
+
+
+def _keep(path: Path, copy: Path) -> None:
+    try:
+        copy.hardlink_to(path)  # the name is about to mean another file
+    except OSError:  # file systems without links
+        shutil.copy2(path, copy)

@@ -69,6 +69,16 @@ class Task(ABC):
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep to make sense of the model's outputs; plain data."""
 
+    def vouch(self, where: str) -> None:  # noqa: B027 - most tasks' outputs have one order
+        """Say what vouches that the outputs of a checkpoint that keeps no `state()` mean what this task's do.
+
+        Args:
+            where: flag and file of the checkpoint, for messages.
+
+        Raises:
+            InputError: nothing does.
+        """
+
     @property
     def answers_are_options(self) -> bool:
         """Whether a question comes with options, one for each class."""

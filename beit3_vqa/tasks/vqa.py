@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset, truth_of
-from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM
+from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM, DatasetInfo
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_text
@@ -45,6 +45,8 @@ class VQACustom(IndexTask):
     asks = True
     takes_temperature = True
     takes_vqa_loss = True
+    #: formats of `prepare` that put answers in the order of upstream's own checkpoints
+    upstreams_order: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, answers: AnswerTable, config: RunConfig, data_path: Path | None = None):
         super().__init__(config, data_path)
@@ -62,7 +64,7 @@ class VQACustom(IndexTask):
     def from_folder(cls, config: RunConfig) -> "VQACustom":
         """The task on a prepared folder."""
         folder = data_folder(config)
-        return cls(AnswerTable.read(folder / ANSWERS_FILE), config, folder)
+        return cls(AnswerTable.read(config.data.answer2label or folder / ANSWERS_FILE), config, folder)
 
     @classmethod
     def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "VQACustom":
@@ -75,6 +77,26 @@ class VQACustom(IndexTask):
     def state(self) -> dict[str, Any]:
         """The answer table."""
         return {"answers": list(self.answers.answers)}
+
+    def vouch(self, where: str) -> None:
+        """Vouched for is what `--answer2label` names, and a table that `prepare` found no order for.
+
+        A folder's table that `prepare` didn't write came with the checkpoint, as far as anybody can know.
+        """
+        assert self.data_path is not None
+        table = self.data_path / ANSWERS_FILE
+        if self.config.data.answer2label:
+            print(f"{where}: keeps no answer table; its outputs are read by {self.config.data.answer2label}")
+        elif self.outputs == self.num_classes:  # else no output stands for an answer of its own
+            info = DatasetInfo.read(self.data_path)
+            if info.wrote(table) and info.format not in self.upstreams_order:
+                raise InputError(
+                    f"{where}: keeps no answer table, as checkpoints of upstream and its forks, and {table} was "
+                    "written by `beit3-vqa prepare`, whose order of answers need not be the one that it was trained "
+                    "with: its outputs would be read as other answers. Give the answer2label.txt of the folder that "
+                    "it was trained on: --answer2label FILE."
+                )
+            print(f"{where}: keeps no answer table; its outputs are read by {table}")
 
     @property
     def answers_are_options(self) -> bool:
@@ -95,6 +117,7 @@ class VQACustom(IndexTask):
         """
         rows = self.rows(split)
         self._check_choices(rows, split)
+        self._check_labels(rows, split)
         dataset = CustomDataset(
             rows,
             self.answers,
@@ -116,10 +139,25 @@ class VQACustom(IndexTask):
             if "question" in row and len(row.get("choices", ())) != options
         ]
         if wrong:
-            listed = ", ".join(self.answers.answers[:5])
+            listed, table = ", ".join(self.answers.answers[:5]), self.config.data.answer2label or ANSWERS_FILE
             wanted = f"{options} options in each row" if options else "open-ended questions, without options"
             raise InputError.of_problems(
-                f"{split} rows that don't fit {ANSWERS_FILE}, whose answers ({listed}) are for {wanted}:", wrong
+                f"{split} rows that don't fit {table}, whose answers ({listed}) are for {wanted}:",
+                wrong,
+            )
+
+    def _check_labels(self, rows: Rows, split: str) -> None:
+        """InputError where rows name answers by number (upstream's), and the numbers are of another table."""
+        assert self.data_path is not None
+        table = self.data_path / ANSWERS_FILE
+        named = self.config.data.answer2label
+        if not named or not table.is_file() or AnswerTable.read(table).answers == self.answers.answers:
+            return
+        if any(row.get("labels") for row in rows):
+            raise InputError(
+                f"--answer2label {named}: has other answers, or another order, than {table}, whose numbers the "
+                f"{split} rows hold. Give --data_path the folder that the checkpoint was trained on, or rows with "
+                "answers as text."
             )
 
     def _answered(self, dataset: CustomDataset, rows: Rows) -> Rows:

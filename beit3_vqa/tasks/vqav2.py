@@ -22,6 +22,7 @@ class VQAv2(VQACustom):
     head = "vqav2"
     files = IndexFiles("vqav2", UPSTREAMS_VQA)
     defaults = MappingProxyType({"vqa_loss": "bce"})
+    upstreams_order = ("vqav2",)
 
     @property
     def answers_are_options(self) -> bool:

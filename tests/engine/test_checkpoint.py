@@ -5,7 +5,12 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,3 +128,93 @@ def test_pruning_and_setting_aside(tmp_path):
     assert not epoch_checkpoints(tmp_path)
     assert list(epoch_checkpoints(aside)) == [2, 10]
     assert set_previous_run_aside(tmp_path) is None
+
+
+NUMBERS = [
+    np.float64(2e-5),
+    np.float32(0.5),
+    np.int64(-3),
+    np.bool_(True),
+    np.complex128(1j),
+    np.str_("왼쪽"),
+    np.uint8(7),
+]
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numpy_scalars_are_read_as_numbers_under_both_names_of_their_module(tmp_path, module, zipped):
+    torch.save({"epoch": 1, "numbers": NUMBERS}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    rename_in_pickle(tmp_path / "x.pth", np.float64(0).__reduce__()[0].__module__, module)
+    numbers = read_checkpoint(tmp_path / "x.pth", "--finetune")["numbers"]
+    assert numbers == NUMBERS
+    assert [type(number) for number in numbers] == [float, float, int, bool, complex, str, int]
+
+
+def rename_in_pickle(path, old, new):
+    """Save with another numpy: the module's name is a line of text, whose length nothing else depends on."""
+    content = path.read_bytes()
+    if not zipfile.is_zipfile(path):
+        path.write_bytes(content.replace(f"c{old}\n".encode(), f"c{new}\n".encode()))
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data.replace(f"c{old}\n".encode(), f"c{new}\n".encode()))
+
+
+class Calls:
+    """Pickles as the call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_what_numpy_could_be_made_to_do_does_not_happen(tmp_path):
+    scalar, canary = np.float64(0).__reduce__()[0], tmp_path / "canary"
+    hostile = [
+        Calls(scalar, np.dtype(object), pickle.dumps(Malicious(canary))),
+        Calls(scalar, np.dtype(object), Malicious(canary)),
+        Calls(scalar, np.dtype([("x", object)]), pickle.dumps(Malicious(canary))),
+        Calls(scalar, np.dtype("f8"), b"1234"),
+        Calls(scalar, Calls(np.dtype, "V2000000000"), b"1"),
+        np.array([Malicious(canary)], dtype=object),
+    ]
+    for number, bad in enumerate(hostile):
+        torch.save({"model": {"w": torch.ones(2)}, "extra": bad}, tmp_path / f"{number}.pth")
+        with pytest.raises(InputError, match=rf"{number}\.pth"):
+            read_checkpoint(tmp_path / f"{number}.pth", "--finetune")
+    assert not canary.exists()
+
+
+def test_a_pickle_cannot_change_the_float64_of_this_process(tmp_path):
+    class Turned:
+        def __reduce__(self):  # numpy.dtype("f8", False, False) is the one that everybody shares
+            return np.dtype, ("f8", False, False), (3, ">", None, None, None, -1, -1, 0)
+
+    torch.save({"x": Turned()}, tmp_path / "x.pth")
+    read_checkpoint(tmp_path / "x.pth", "--finetune")
+    assert np.array([1.0]).tobytes() == b"\0\0\0\0\0\0\xf0?"
+
+
+def test_whoever_wants_weights_reads_no_optimizer(tmp_path):
+    weights, moments = torch.zeros(2**23), {0: {"exp_avg": torch.zeros(2**23)}}
+    save_checkpoint(tmp_path / "x.pth", {"model": {"w": weights}, "optimizer": {"state": moments}, "epoch": 3})
+    del weights, moments
+    before = own_memory()
+    content = read_checkpoint(tmp_path / "x.pth", "--finetune", mapped=True)
+    assert set(content) == {"model", "epoch"}
+    assert content["model"]["w"].shape == (2**23,)
+    assert own_memory() - before < 2**24  # of 64 MB in the file
+
+
+def own_memory():
+    """Return the bytes that this process holds by itself, not as a file's."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("Linux says how much memory a process has")
+    return 1024 * int(re.findall(r"RssAnon:\s*(\d+)", status.read_text())[0])

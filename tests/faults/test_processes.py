@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,19 @@ def test_two_processes_stopped_together_go_on_as_one(scpc, tmp_path, capsys):
     assert "processes 2 -> 1" in said
     evaluate = finetune(scpc, out, "--eval", "--resume", str(out / "checkpoint-best.pth"))
     assert main(evaluate) == 0
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_upstreams_launcher_which_passes_a_rank_with_a_hyphen(scpc, tmp_path, processes):
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = finetune(scpc, out, "--epochs", "1", "--batch_size", str(8 // processes), "--dist_eval")
+    with socket.create_server(("127.0.0.1", 0)) as free:  # its own default, 29500, may be another test's
+        port = free.getsockname()[1]
+    before = (sys.executable, "-m", "torch.distributed.launch", f"--nproc_per_node={processes}")
+    code, said = ended(start(launcher(command), log, *before, f"--master_port={port}"), log)
+    assert code == 0, said
+    assert "--local_rank has no effect" in said
+    assert torch.load(out / "checkpoint-0.pth")["processes"] == processes
 
 
 @pytest.mark.slow

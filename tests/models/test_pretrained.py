@@ -54,14 +54,74 @@ def test_positions_are_interpolated_bicubically_in_float32(dtype):
     torch.testing.assert_close(interpolate_positions(table, 4)[3:], table[3:], atol=1e-6, rtol=1e-6)
 
 
-def test_head_of_another_class_count_is_dropped_and_named():
-    target = model(classes=4)
-    fresh = {name: value.clone() for name, value in target.state_dict().items() if name.startswith("head.")}
-    report = load_pretrained(target, model(classes=13).state_dict(), "x")
-    assert any(name.startswith("head.3.weight (13, 64)") for name in report.dropped)
-    assert report.new == [name for name in target.state_dict() if name.startswith("head.")]
-    for name, value in fresh.items():
-        torch.testing.assert_close(target.state_dict()[name], value)
+def test_of_a_head_of_another_class_count_what_fits_is_kept():
+    """As upstream, whose load_state_dict prints what has another shape, and takes the rest."""
+    source, target = model(classes=13), model(classes=4)
+    for parameter in source.head.parameters():
+        nn.init.normal_(parameter)
+    fresh = {name: value.clone() for name, value in target.state_dict().items()}
+    report = load_pretrained(target, source.state_dict(), "x")
+    assert report.dropped == ["head.3.weight (13, 64)", "head.3.bias (13,)"]
+    assert report.kept == ["head.0.weight", "head.0.bias", "head.1.weight", "head.1.bias"]
+    assert report.new == ["head.3.weight", "head.3.bias"]
+    assert "kept of its head: head.0.weight" in str(report)
+    given = source.state_dict()
+    for name, value in target.state_dict().items():
+        torch.testing.assert_close(value, fresh[name] if name in report.new else given[name], msg=name)
+
+
+def test_a_head_that_lacks_a_part_is_an_error():
+    weights = model().state_dict()
+    del weights["head.3.bias"]
+    with pytest.raises(InputError, match=r"missing: head\.3\.bias"):
+        load_pretrained(model(), weights, "x")
+
+
+WRAPPERS = {
+    "compiled": lambda module: torch.compile(module).state_dict(),
+    "parallel": lambda module: nn.DataParallel(module).state_dict(),
+    "parallel, compiled": lambda module: nn.DataParallel(torch.compile(module)).state_dict(),
+    "compiled, parallel": lambda module: torch.compile(nn.DataParallel(module)).state_dict(),
+    "lightning": lambda module: {"state_dict": nn.ModuleDict({"model": torch.compile(module)}).state_dict()},
+    "a compiled part": lambda module: _with_compiled_part(module).state_dict(),
+}
+
+
+def _with_compiled_part(module):
+    module.beit3.encoder = torch.compile(module.beit3.encoder)
+    return module
+
+
+@pytest.mark.parametrize("wrapped", WRAPPERS.values(), ids=WRAPPERS)
+def test_names_that_wrappers_gave_are_taken_off_and_that_is_said(wrapped, capsys):
+    source = model()
+    expected = {name: value.clone() for name, value in source.state_dict().items()}
+    weights = weights_of({"epoch": 3, **wrapped(source)}, where="--finetune x")
+    assert list(weights) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+    assert capsys.readouterr().out.startswith("--finetune x: taken off the names of its weights: ")
+
+
+def test_the_models_own_names_are_left_alone(capsys):
+    own = model().state_dict()
+    assert list(weights_of({"model": own})) == list(own)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_prefix_of_somebody_elses_is_named_and_unexpected_names_come_first():
+    weights = {f"net.{name}": value for name, value in model().state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        load_pretrained(model(), weights, "x")
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith("  unexpected: net.")
+    assert "--model_prefix net." in lines[-1]
+
+
+def test_weights_that_are_not_where_they_are_looked_for():
+    with pytest.raises(InputError, match=r"x: no weights .*'model_state_dict', 'args'.*--model_key"):
+        weights_of({"model_state_dict": {"w": torch.ones(1)}, "args": {"lr": 1}}, where="x")
+    with pytest.raises(InputError, match="x: --model_key ema isn't in it; it holds 'model'"):
+        weights_of({"model": {"w": torch.ones(1)}}, "ema", where="x", required=True)
 
 
 def test_head_of_the_same_class_count_is_kept():

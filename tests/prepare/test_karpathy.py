@@ -63,7 +63,7 @@ def test_nothing_stays_of_a_split_that_is_gone(raw, tmp_path):
     fewer = tmp_path / "fewer.json"
     fewer.write_text(json.dumps({"images": [image for image in images if image["split"] != "test"]}))
     prepare("coco", {"json": str(fewer)}, options(raw, tmp_path / "data"))
-    left = {path.name for path in (tmp_path / "data").iterdir()}
+    left = {path.name for path in (tmp_path / "data").iterdir() if path.is_file()}
     assert left == {
         "coco_retrieval.train.jsonl", "coco_retrieval.val.jsonl", "coco_captioning.train.jsonl",
         "coco_captioning.val.jsonl", "coco_karpathy_val_gt.json", "dataset.json",

@@ -4,6 +4,7 @@ import warnings
 import pytest
 from PIL import Image
 
+from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.errors import InputError
@@ -202,8 +203,54 @@ def test_an_earlier_run_is_replaced_and_its_other_splits_removed(tmp_path, train
     prepare("choices", {"train": train, "test": test}, PrepareOptions(out, images))
     (out / "mine.txt").write_text("kept", encoding="utf-8")
     summary = prepare("choices", {"train": train}, PrepareOptions(out, images))
-    assert names(out) == sorted([*summary.files, "mine.txt"])
+    assert names(out) == sorted([*summary.files, "mine.txt", "previous-1"])
     assert "vqacustom.test.jsonl of an earlier run removed" in summary.text()
+    assert names(out / "previous-1") == ["dataset.json", "vqacustom.test.jsonl"]  # the others are the same
+
+
+def test_what_prepare_wrote_is_kept_when_it_writes_something_else(train, images, out, capsys):
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    prepare("choices", {"train": train}, PrepareOptions(out, images, seed=5))
+    assert f"kept in {out / 'previous-1'}" in capsys.readouterr().out
+    kept = {path.name: path.read_bytes() for path in (out / "previous-1").iterdir()}
+    assert set(kept) == {"dataset.json", "vqacustom.train.jsonl", "vqacustom.val.jsonl"}
+    assert all(before[name] == content != (out / name).read_bytes() for name, content in kept.items())
+
+
+@pytest.mark.parametrize("name", ["answer2label.txt", "vqacustom.train.jsonl", "vqacustom.test.jsonl", "tokenizer.spm"])
+@pytest.mark.parametrize("prepared_before", [True, False])
+def test_what_prepare_did_not_write_is_never_replaced(train, images, out, name, prepared_before):
+    out.mkdir(parents=True)
+    if prepared_before:
+        prepare("choices", {"train": train}, PrepareOptions(out, images, train_tokenizer=60))
+    (out / name).write_text("a fork's", encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for check in (True, False):
+        options = PrepareOptions(out, images, train_tokenizer=60, check=check)
+        with pytest.raises(InputError, match=f"didn't write.*\n *{name}\n"):
+            prepare("choices", {"train": train}, options)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_two_formats_share_a_folder(train, images, out):
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+    info = DatasetInfo.read(out)
+    DatasetInfo(out, "other", written={**info.written, "other.train.jsonl": "0"}).write(out)
+    prepare("choices", {"train": train}, PrepareOptions(out, images, seed=5))
+    assert DatasetInfo.read(out).written["other.train.jsonl"] == "0"
+
+
+def test_a_folder_of_version_0_1_0_is_replaced_and_kept(train, images, out):
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+    info = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
+    del info["written"]
+    (out / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
+    (out / "answer2label.txt").write_text("old", encoding="utf-8")
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+    assert (out / "previous-1" / "answer2label.txt").read_text(encoding="utf-8") == "old"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
