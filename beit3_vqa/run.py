@@ -97,7 +97,7 @@ def evaluate(config: RunConfig) -> EvalResult:
 def _evaluate(config: RunConfig) -> EvalResult:
     path, flag = checkpoint_to_evaluate(config)
     config = with_task_defaults(config)
-    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint)
+    content = read_checkpoint(path, flag, trust=config.trusts(path))
     where = f"{flag} {path}"
     if flag == "--resume":
         check_contents(content, where)
@@ -273,7 +273,7 @@ def _load(path: Path, given: dict[str, str]) -> Parts:
     if "task_state" not in content or not isinstance(task_name, str):
         raise InputError(f"{where}: isn't a checkpoint of this package's training; use --eval --resume.")
     find_task(task_name)  # an unknown one is an error of its own
-    config = with_task_defaults(RunConfig().updated({"task": task_name}))
+    config = with_task_defaults(RunConfig(typed_flags=frozenset(given)).updated({"task": task_name}))
     config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
     task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
     parts = assemble(config, task, path.parent)

@@ -16,6 +16,9 @@ from beit3_vqa.files import replacing
 
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
+# What to do about it. `--checkpoint` is of commands that read this package's own checkpoints alone.
+_TRUST = "If you trust the file, add --trust_checkpoint."
+_OF_CODE = {"--checkpoint": "Checkpoints of this package hold plain data only, so it is none, or was tampered with."}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:
@@ -48,7 +51,8 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
     Args:
         path: the file.
         flag: the option that named it, for messages.
-        trust: run what the file brings if it holds more than plain data and `argparse.Namespace`.
+        trust: run what the file brings if it holds more than plain data and `argparse.Namespace`; ask
+            `RunConfig.trusts`.
         mapped: leave tensors in the file until they are looked at, for whoever wants the rest.
 
     Raises:
@@ -70,12 +74,13 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
     except pickle.UnpicklingError as error:
         if not _holds_code(path, error):
             raise InputError(_broken(flag, path)) from error
+        names = _foreign_names(path)
+        more = f"holds more than weights and plain data{f' ({names})' if names else ''}"
         if not trust:
             raise InputError(
-                f"{flag} {path}: holds more than weights and plain data ({_foreign_names(path)}), which would run "
-                f"code of whoever made it. If you trust the file, add --trust_checkpoint."
+                f"{flag} {path}: {more}, which would run code of whoever made it. {_OF_CODE.get(flag, _TRUST)}"
             ) from error
-        print(f"{flag} {path}: holds more than plain data ({_foreign_names(path)}); read in full, as a trusted file.")
+        print(f"{flag} {path}: {more}; read in full, its code is run, as a trusted file.")
         content = _read_trusted(path, flag)
     except Exception as error:  # a damaged file makes torch raise anything
         raise InputError(_broken(flag, path)) from error

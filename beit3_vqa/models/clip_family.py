@@ -121,7 +121,7 @@ class CLIPFamily(Family):
         if not options.finetune:
             return
         where = f"--finetune {options.finetune}"
-        content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint)
+        content = read_checkpoint(options.finetune, "--finetune", trust=self.config.trusts(options.finetune))
         for problem in self.foreign_in(content, model, processor):
             raise InputError(f"{where}: {problem}")
         self.load_pretrained(model, weights_of(content, options.model_key, options.model_prefix), where)
