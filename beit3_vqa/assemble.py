@@ -223,7 +223,7 @@ def evaluation_of_checkpoint(config: RunConfig) -> tuple[RunConfig, int]:
         InputError: as evaluation would: no such checkpoint, a damaged one, data that don't fit.
     """
     path, flag = checkpoint_to_evaluate(config)
-    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint, mapped=True)
+    content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
     saved = options_of(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
     config = config.updated({"task": saved} if isinstance(saved, str) else {})
     evaluated = config_of_checkpoint(with_task_defaults(config), content, f"{flag} {path}")

@@ -17,7 +17,7 @@ from beit3_vqa.options import ComputeConfig, DataConfig, InitConfig, ModelConfig
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All options of a run, and which of them the user gave."""
+    """All options of a run, which of them the user gave, and which of those were typed, not read from a file."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
@@ -27,6 +27,7 @@ class RunConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     run: RunOptions = field(default_factory=RunOptions)
     given: frozenset[str] = frozenset()
+    typed_flags: frozenset[str] = frozenset()
 
     def __post_init__(self):
         _check(self)
@@ -47,7 +48,17 @@ class RunConfig:
             )
             for group in GROUPS
         }
-        return RunConfig(**groups, given=self.given if given is None else given)
+        return RunConfig(**groups, given=self.given if given is None else given, typed_flags=self.typed_flags)
+
+    def trusts(self, path: str | Path) -> bool:
+        """Return whether code that a checkpoint brings may run: the one place that decides it.
+
+        Only for the very file that the user typed after `--resume`, or with `--trust_checkpoint` typed: neither for a
+        file that was found in a folder, nor for one that an ensemble or a `--config` names.
+        """
+        if "trust_checkpoint" in self.typed_flags and self.run.trust_checkpoint:
+            return True
+        return "resume" in self.typed_flags and Path(path) == Path(self.run.resume)
 
     def with_model_of(self, saved: dict[str, Any], where: str) -> "RunConfig":
         """Takes the model options that weren't given from those saved (flat) with the checkpoint `where`.
@@ -103,6 +114,7 @@ SESSION_OPTIONS = frozenset(
         "auto_resume",
         "resume_weights_only",
         "data_changed",
+        "trust_checkpoint",
         "stop_after_epochs",
         "dry_run",
     }

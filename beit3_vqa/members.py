@@ -133,7 +133,8 @@ def _of_predictions(name: str, path: Path, info: PredictionsInfo | None, given: 
 def _of_checkpoint(
     name: str, path: Path, evaluation: Mapping[str, Any], folder: Path, given: Mapping[str, int]
 ) -> Member:
-    config = config_of({**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)})
+    values = {**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)}
+    config = config_of(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
     config, parameters = evaluation_of_checkpoint(config)
     if not find_task(config.run.task).row_by_row:
         raise InputError(f"{name}: was trained on {config.run.task}, whose results aren't answers that can be joined.")

@@ -55,7 +55,6 @@ class InitConfig:
     model_key: str = option("model|module", "keys of that file that may hold the weights, tried in order")
     model_prefix: str = option("", "prefix to strip from its parameter names")
     allow_missing: str = option("", "regular expression of parameter names that --finetune may leave out")
-    trust_checkpoint: bool = option(False, "let --finetune run code that the file brings (pickle); for files you trust")
     init: str = option(
         "auto",
         "scale of fresh weights: upstream's, or unit, for training from scratch; auto: unit without --finetune",
@@ -257,6 +256,11 @@ class RunOptions:
     )
     resume: str = option("", "one of your own checkpoints to go on from")
     auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")
+    trust_checkpoint: bool = option(
+        False,
+        "let every checkpoint run code that it brings (pickle), if it holds more than plain data; without, only a file "
+        "typed after --resume may",
+    )
     resume_weights_only: bool = option(False, "with --resume: weights and epoch, but a new optimizer")
     data_changed: str = option(
         "refuse",

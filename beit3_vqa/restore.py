@@ -46,7 +46,7 @@ def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
     def read(path: Path) -> dict[str, Any]:
         if path not in contents:
             contents.clear()
-            contents[path] = _read(path)
+            contents[path] = _read(path, trust=config.trusts(path))
         return contents[path]
 
     path = distributed.decided(lambda: _find(config, read))
@@ -110,8 +110,8 @@ def _problem_with(path: Path, read: Read) -> str:
     return ""
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content = read_checkpoint(path, "--resume", trust=True)
+def _read(path: Path, *, trust: bool) -> dict[str, Any]:
+    content = read_checkpoint(path, "--resume", trust=trust)
     check_contents(content, f"--resume {path}")
     return content
 

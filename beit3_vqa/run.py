@@ -105,7 +105,7 @@ def evaluate(config: RunConfig) -> EvalResult:
 def _evaluate(config: RunConfig) -> EvalResult:
     path, flag = checkpoint_to_evaluate(config)
     config = with_task_defaults(config)
-    content = read_checkpoint(path, flag, trust=flag == "--resume" or config.init.trust_checkpoint, mapped=True)
+    content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
     where = f"{flag} {path}"
     checksum = sha256_of(path)  # now: training may put another in its place before the end
     if flag == "--resume":
@@ -306,7 +306,7 @@ def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Part
         raise InputError(f"{where}: isn't a checkpoint of this package's training. {EVALUATE}")
     with naming_saved_options(where):
         find_task(task_name)  # an unknown one is an error of its own
-        config = with_task_defaults(RunConfig().updated({"task": task_name}))
+        config = with_task_defaults(RunConfig(typed_flags=frozenset(given)).updated({"task": task_name}))
         config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
         if to_export and not find_family(config.model.model).exports:
             raise InputError(f"{where}: is a {config.model.model}; its checkpoints are its format, there is no other.")

@@ -8,7 +8,7 @@ from beit3_vqa.commands.options import add_option
 
 # Options of finetune's --eval that a checkpoint among the members is evaluated with.
 EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "split", "eval_batch_size", "num_workers")
-EVALUATION += ("skip_bad_images", "sentencepiece_model", "pretrained", "device", "precision", "tta")
+EVALUATION += ("skip_bad_images", "sentencepiece_model", "pretrained", "device", "precision", "tta", "trust_checkpoint")
 DESCRIPTION = """\
 Joins the answers of several models, of any families, folds and epochs, to one submission.csv, with predictions.json
 and its .info.json beside it.

@@ -83,9 +83,11 @@ def config_from(parsed: argparse.Namespace) -> RunConfig:
     from_file = read_config_values(parsed.config) if parsed.config else {}
     if from_file.get("model_key") == RunConfig().init.model_key:
         del from_file["model_key"]  # written down as the default, and not asked for
+    if from_file.pop("trust_checkpoint", False):
+        print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
-    return config_of(from_file | values)
+    return config_of(from_file | values, typed_flags=frozenset(values))
 
 
 def exit_code_of(call: Callable[[], object]) -> int:

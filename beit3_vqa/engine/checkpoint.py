@@ -66,6 +66,9 @@ _PLAIN: list[Any] = [
     _called("numpy._core.multiarray.scalar", lambda dtype, data: _number(dtype, data)),
 ]
 _PLAIN_NAMES = {f"{item.__module__}.{item.__qualname__}" for item in _PLAIN}
+# What to do about it. `--checkpoint` is of commands that read this package's own checkpoints alone.
+_TRUST = "If you trust the file, add --trust_checkpoint."
+_OF_CODE = {"--checkpoint": "Checkpoints of this package hold plain data only, so it is none, or was tampered with."}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:
@@ -98,7 +101,8 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
     Args:
         path: the file.
         flag: the option that named it, for messages.
-        trust: run what the file brings if it holds more than plain data and `argparse.Namespace`.
+        trust: run what the file brings if it holds more than plain data and `argparse.Namespace`; ask
+            `RunConfig.trusts`.
         mapped: leave tensors in the file until they are looked at, and the optimizer out, for whoever wants the rest.
 
     Raises:
@@ -121,15 +125,12 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
         foreign = _foreign_names(path, error)
         if not foreign:
             raise InputError(_broken(flag, path)) from error
+        more = f"holds more than weights and plain data ({foreign})"
         if not trust:
-            # Who answers questions takes no risk: what this package saves is plain data.
-            advice = "If you trust the file, add --trust_checkpoint."
-            advice = "This package writes no such files." if flag == "--checkpoint" else advice
             raise InputError(
-                f"{flag} {path}: holds more than weights and plain data ({foreign}), which would run "
-                f"code of whoever made it. {advice}"
+                f"{flag} {path}: {more}, which would run code of whoever made it. {_OF_CODE.get(flag, _TRUST)}"
             ) from error
-        print(f"{flag} {path}: holds more than plain data ({foreign}); read in full, as a trusted file.")
+        print(f"{flag} {path}: {more}; read in full, its code is run, as a trusted file.")
         content = _read_trusted(path, flag)
     except Exception as error:  # a damaged file makes torch raise anything
         raise InputError(_broken(flag, path)) from error

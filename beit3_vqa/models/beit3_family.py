@@ -116,7 +116,9 @@ class BEiT3Family(Family):
             init_unit_scale(model)
         if options.finetune:
             where = f"--finetune {options.finetune}"
-            content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint, mapped=True)
+            content = read_checkpoint(
+                options.finetune, "--finetune", trust=self.config.trusts(options.finetune), mapped=True
+            )
             if self.foreign_in(content, model, processor):
                 print(
                     f"{where}: was trained with another tokenizer than {_path(processor)}, so tokens have to "

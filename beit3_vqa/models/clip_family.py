@@ -122,7 +122,8 @@ class CLIPFamily(Family):
         if not options.finetune:
             return
         where = f"--finetune {options.finetune}"
-        content = read_checkpoint(options.finetune, "--finetune", trust=options.trust_checkpoint, mapped=True)
+        trust = self.config.trusts(options.finetune)
+        content = read_checkpoint(options.finetune, "--finetune", trust=trust, mapped=True)
         for problem in self.foreign_in(content, model, processor):
             raise InputError(f"{where}: {problem}")
         self.load_pretrained(model, asked_weights(content, self.config, where), where)

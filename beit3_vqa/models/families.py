@@ -69,14 +69,18 @@ def find_family(model: str) -> "type[Family]":
     return getattr(import_module(module), class_name)
 
 
-def config_of(values: dict[str, Any]) -> RunConfig:
+def config_of(values: dict[str, Any], typed_flags: frozenset[str] = frozenset()) -> RunConfig:
     """The options that a user gave, by flat name, on top of the defaults of the model's family.
+
+    Args:
+        values: the options.
+        typed_flags: names of those that were typed on the command line; the others come from a file.
 
     Raises:
         InputError: a value that an option can't have, or two that contradict each other.
     """
     model = values.get("model", RunConfig().model.model)
-    return _updated(RunConfig(), model, _defaults_of(model) | values, frozenset(values))
+    return _updated(RunConfig(typed_flags=typed_flags), model, _defaults_of(model) | values, frozenset(values))
 
 
 def with_family_defaults(config: RunConfig, settled: frozenset[str] = frozenset()) -> RunConfig:
