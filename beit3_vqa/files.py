@@ -160,9 +160,17 @@ def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
     return Path(path)
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a folder is there; False also of a name that is too long for any, where pathlib raises."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def missing(kind: str, path: Path) -> str:
     """The message for a file or folder that isn't there, with the nearest one that is."""
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         return f"there is no {kind} {path}: the folder {path.parent} doesn't exist either."
     return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"
 
