@@ -100,7 +100,7 @@ def test_keys_that_choose_code_are_not_taken(folder, no_network, capsys, old_nam
     assert "stranger" not in repr(vars(made.clip_config))
     for part in (made.clip_config, made.clip_config.text_config, made.clip_config.vision_config):
         assert "stranger" not in json.dumps(part.to_dict(), default=repr)
-        assert part._attn_implementation in (None, "sdpa")
+        assert part._attn_implementation in (None, "sdpa", "eager")
     assert made.count_parameters() > 0
     assert made.build(ON_CPU).base_sha256 == expected
     assert not no_network
