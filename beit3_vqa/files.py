@@ -213,11 +213,19 @@ def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
     return Path(path)
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a folder is there; False also of a name that is too long for any, where pathlib raises."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def missing(kind: str, path: Path) -> str:
     """Return the message for a file or folder that isn't there, or is none, with the nearest one that is."""
     if other := what_is_there(path):
         return f"there is no {kind} {path}: that is {other}."
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         other = what_is_there(path.parent)
         there = f"{path.parent} is {other}" if other else f"the folder {path.parent} doesn't exist either"
         return f"there is no {kind} {path}: {there}."

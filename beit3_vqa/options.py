@@ -38,7 +38,7 @@ class ModelConfig:
     )
     prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question; CLIP: of one option")
     vqa_loss: str = option("ce", "cross entropy, or upstream's binary cross entropy per class", choices=("ce", "bce"))
-    pretrained: str = option("", "CLIP: Hugging Face folder, or name on the hub, of the model to train")
+    pretrained: str = option("", "CLIP: Hugging Face folder of the model to train, or hf:OWNER/NAME on the hub")
     lora_rank: int = option(0, "train low-rank adapters of that rank, nothing else; 0: every weight", within="[0, 1e4]")
     lora_alpha: float | None = option(
         None, "adapters are scaled by this over --lora_rank; default: twice --lora_rank", within="(0, 1e6]"

@@ -185,12 +185,12 @@ def test_contradictions_are_found_before_anything_is_written(scpc, clip_folder, 
 
 
 def test_a_name_on_the_hub_without_a_network(scpc, clip_folder, tmp_path):
-    flags = ["--model", "clip_vit_base_patch32_lora", "--pretrained", "openai/clip-vit-base-patch32"]
+    flags = ["--model", "clip_vit_base_patch32_lora", "--pretrained", "hf:openai/clip-vit-base-patch32"]
     command = [sys.executable, "-m", "beit3_vqa", *finetune_clip(scpc, clip_folder, tmp_path / "out", *flags)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 2
-    assert "error: --pretrained openai/clip-vit-base-patch32: no config.json can be read" in result.stderr
+    assert "error: --pretrained hf:openai/clip-vit-base-patch32: can't be fetched from the hub" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -235,7 +235,7 @@ def damaged(clip_folder, folder, name, change):
     [
         ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:5000]), "its weights can't be read"),
         ("model.safetensors", lambda path: path.unlink(), "its weights can't be read"),
-        ("config.json", lambda path: path.write_text("{"), "no config.json can be read"),
+        ("config.json", lambda path: path.write_text("{"), "config.json isn't JSON"),
         ("config.json", lambda path: path.write_text('{"model_type": "bert"}'), "of type 'bert'"),
         ("config.json", lambda path: path.unlink(), "has no config.json"),
         ("vocab.json", lambda path: path.write_text("[]"), "no CLIP tokenizer there"),

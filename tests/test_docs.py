@@ -189,7 +189,7 @@ def test_readme_lists_the_models():
 
 def test_clips_page_lists_its_models():
     rows = re.findall(
-        r"\| `(clip_\w+)_lora` \| `([\w/-]+)` \| ([\d,]+) \| ([\d,]+) \|",
+        r"\| `(clip_\w+)_lora` \| `([\w/:-]+)` \| ([\d,]+) \| ([\d,]+) \|",
         (ROOT / "get_started" / "clip.md").read_text(encoding="utf-8"),
     )
     assert {name: weights for name, weights, *_ in rows} == LISTED_CLIP

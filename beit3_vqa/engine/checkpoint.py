@@ -68,7 +68,10 @@ _PLAIN: list[Any] = [
 _PLAIN_NAMES = {f"{item.__module__}.{item.__qualname__}" for item in _PLAIN}
 # What to do about it. `--checkpoint` is of commands that read this package's own checkpoints alone.
 _TRUST = "If you trust the file, add --trust_checkpoint."
-_OF_CODE = {"--checkpoint": "Checkpoints of this package hold plain data only, so it is none, or was tampered with."}
+_OF_CODE = {
+    "--checkpoint": "Checkpoints of this package hold plain data only, so it is none, or was tampered with.",
+    "--pretrained": "A model's weights are plain data: fetch it from where its makers published it.",
+}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:

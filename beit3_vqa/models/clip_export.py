@@ -9,19 +9,27 @@ from beit3_vqa.engine.precision import all_finite
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_new_or_empty, make_folder
 from beit3_vqa.models.clip import CLIPForMultipleChoice
+from beit3_vqa.models.clip_folder import HUB
 from beit3_vqa.models.hugging_face import CLIPTexts, optional, read_clip, read_image_settings
 from beit3_vqa.models.lora import lora_config
 from beit3_vqa.options import ModelConfig
 
 
 def export_clip(
-    model: CLIPForMultipleChoice, texts: CLIPTexts, options: ModelConfig, folder: Path, *, merge: bool
+    model: CLIPForMultipleChoice,
+    texts: CLIPTexts,
+    base_folder: Path,
+    options: ModelConfig,
+    folder: Path,
+    *,
+    merge: bool,
 ) -> None:
     """Writes a folder for `PeftModel.from_pretrained` or, with `merge`, for `CLIPModel.from_pretrained`.
 
     Args:
         model: trained, in float32.
         texts: its tokenizer, written along with the image settings.
+        base_folder: of the model that was trained.
         options: of the run, with `--pretrained` and the adapters.
         folder: new or empty; it is there whole or not at all.
         merge: add the adapters to the weights beside them.
@@ -35,7 +43,8 @@ def export_clip(
         raise InputError("the checkpoint has no adapters, every weight was trained: export it with --merge.")
     written: Any = model.clip
     if options.lora_rank:
-        base: Any = read_clip(options.pretrained, model.clip.config, model.clip.config._attn_implementation)
+        base: Any = read_clip(base_folder, model.clip.config, model.clip.config._attn_implementation)
+        base.name_or_path = options.pretrained.removeprefix(HUB)  # peft notes it down for whoever loads the adapters
         written = optional("peft").get_peft_model(base, lora_config(options))
         # The wrapper's names begin with where it keeps the model that ours calls `clip`.
         adapters = {f"base_model.model.{n.removeprefix('clip.')}": value for n, value in model.state_dict().items()}
@@ -49,7 +58,7 @@ def export_clip(
         # peft would look on the hub whether the vocabulary was enlarged; it never is.
         written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
         texts.save(temporary)
-        read_image_settings(options.pretrained, model.clip.config.vision_config.image_size).save_pretrained(temporary)
+        read_image_settings(base_folder, model.clip.config.vision_config.image_size).save_pretrained(temporary)
         temporary.chmod(0o755)
         if folder.exists():
             folder.rmdir()

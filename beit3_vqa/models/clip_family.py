@@ -16,6 +16,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
 from beit3_vqa.models.clip import CLIPForMultipleChoice
 from beit3_vqa.models.clip_export import export_clip
+from beit3_vqa.models.clip_folder import find_clip_folder
 from beit3_vqa.models.clip_names import parse_clip_name
 from beit3_vqa.models.clip_processor import (
     SPECIAL_TOKENS,
@@ -38,6 +39,9 @@ from beit3_vqa.schema import AttentionMap
 
 # --attention -> transformers' name of the kernel.
 KERNELS = {"auto": "sdpa", "sdpa": "sdpa", "matmul": "eager", "reference": "eager"}
+
+# What OpenAI's folders say; transformers then takes the highest id of a text for its end.
+LEGACY_END = 2
 
 
 class CLIPFamily(Family):
@@ -67,8 +71,9 @@ class CLIPFamily(Family):
                 "on these data has none: they are open-ended, or no questions at all. Use BEiT-3 (--model beit3_...), "
                 "or prepare questions with options."
             )
-        self.clip_config = read_clip_config(options.pretrained, self.name, options.model)
-        self.settings = read_image_settings(options.pretrained, self.img_size)
+        self.folder = find_clip_folder(options.pretrained, typed="pretrained" in config.typed_flags)
+        self.clip_config = read_clip_config(self.folder, self.name, options.model)
+        self.settings = read_image_settings(self.folder, self.img_size)
 
     @property
     def img_size(self) -> int:
@@ -77,12 +82,17 @@ class CLIPFamily(Family):
 
     def processor(self, checkpoint_folder: Path | None) -> CLIPOptionsProcessor:
         """The tokenizer of `--pretrained`, its image settings, and the template of an option."""
-        texts = CLIPTexts(self.config.model.pretrained)
         text_config = self.clip_config.text_config
+        texts = CLIPTexts(self.folder, text_config.max_position_embeddings)
         if texts.vocab_size > text_config.vocab_size:
             raise InputError(
                 f"--pretrained {texts.path}: its tokenizer has {texts.vocab_size} ids, its model's embedding "
                 f"{text_config.vocab_size} rows; they don't belong together."
+            )
+        if text_config.eos_token_id not in (LEGACY_END, texts.eos_id):
+            raise InputError(
+                f"--pretrained {texts.path}: its config.json says that texts end with id {text_config.eos_token_id}, "
+                f"its tokenizer ends them with {texts.eos_id}; they don't belong together."
             )
         most = text_config.max_position_embeddings
         max_tokens = self.config.model.num_max_bpe_tokens or most
@@ -96,7 +106,7 @@ class CLIPFamily(Family):
     def build(self, precision: Precision) -> CLIPForMultipleChoice:
         """The pretrained model, with fresh adapters where only those are trained."""
         options = self.config.model
-        clip: Any = read_clip(options.pretrained, self.clip_config, KERNELS[self.config.compute.attention])
+        clip: Any = read_clip(self.folder, self.clip_config, KERNELS[self.config.compute.attention])
         base_sha256 = ""
         if options.lora_rank:
             base_sha256 = weights_sha256(clip)
@@ -182,7 +192,7 @@ class CLIPFamily(Family):
 
     def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
         """peft's adapters, or with `merge` transformers' whole model; see `models.clip_export`."""
-        export_clip(model, processor.texts, self.config.model, folder, merge=merge)
+        export_clip(model, processor.texts, self.folder, self.config.model, folder, merge=merge)
 
 
 def _words(texts: CLIPTexts, ids: list[int], end: int, shares: list[float]) -> tuple[tuple[str, float], ...]:

@@ -32,13 +32,13 @@ CLIP_SIZES: dict[str, CLIPSize | None] = {
     "large": CLIPSize(1024, 24, 16, 768, 12, 12, 768),
     "huge": CLIPSize(1280, 32, 16, 1024, 24, 16, 1024),
 }
-# What `beit3-vqa models` lists, with the hub's name of the weights.
+# What `beit3-vqa models` lists, with the `--pretrained` of the weights.
 LISTED_CLIP = {
-    "clip_vit_base_patch32": "openai/clip-vit-base-patch32",
-    "clip_vit_base_patch16": "openai/clip-vit-base-patch16",
-    "clip_vit_large_patch14": "openai/clip-vit-large-patch14",
-    "clip_vit_large_patch14_336": "openai/clip-vit-large-patch14-336",
-    "clip_vit_huge_patch14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "clip_vit_base_patch32": "hf:openai/clip-vit-base-patch32",
+    "clip_vit_base_patch16": "hf:openai/clip-vit-base-patch16",
+    "clip_vit_large_patch14": "hf:openai/clip-vit-large-patch14",
+    "clip_vit_large_patch14_336": "hf:openai/clip-vit-large-patch14-336",
+    "clip_vit_huge_patch14": "hf:laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
 
 _NAME = re.compile(

@@ -8,9 +8,9 @@ from typing import Any
 
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import make_folder, write_text
+from beit3_vqa.models.clip_folder import BOS, EOS
 from beit3_vqa.models.hugging_face import WORD_END, optional
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MEAN_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 

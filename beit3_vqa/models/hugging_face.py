@@ -1,23 +1,37 @@
-"""transformers and peft, imported when a model needs them; reading a CLIP from a Hugging Face folder or the hub."""
+"""transformers and peft, imported when a model needs them; their CLIP from what `clip_folder` reads."""
 
 import hashlib
 import json
 import os
-import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from beit3_vqa.engine.checkpoint import read_checkpoint
+from beit3_vqa.engine.contents import is_plain
 from beit3_vqa.errors import InputError, first_line
-from beit3_vqa.files import missing
-from beit3_vqa.models.clip_names import CLIP_SIZES, CLIPName, CLIPSize
+from beit3_vqa.files import require_bounded
+from beit3_vqa.models.clip_folder import (
+    BOS,
+    EOS,
+    OLD_WEIGHTS,
+    WEIGHTS,
+    read_byte_pairs,
+    read_config_values,
+    read_image_values,
+)
+from beit3_vqa.models.clip_names import CLIP_SIZES, TEXT_TOKENS, CLIPName, CLIPSize
 
 SAMPLES = 64  # numbers of each weight that its checksum reads
 WORD_END = "</w>"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+MAX_WEIGHTS = 10**12  # bytes
+# What weights may be kept in: safetensors' name and torch's.
+_FLOATS = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
 
 
 def optional(package: str) -> Any:
@@ -36,26 +50,18 @@ def optional(package: str) -> Any:
         ) from error
 
 
-def read_clip_config(source: str, name: CLIPName, model: str) -> Any:
-    """The `CLIPConfig` of a folder or of a model on the hub, checked against the model's name.
+def read_clip_config(folder: Path, name: CLIPName, model: str) -> Any:
+    """The `CLIPConfig` of a folder, checked against the model's name.
 
     Args:
-        source: `--pretrained`.
+        folder: of `--pretrained`.
         name: the parsed `--model`.
         model: the name itself, for messages.
 
     Raises:
         InputError: nothing there, another kind of model, or other sizes than the name says.
     """
-    transformers = optional("transformers")
-    _require_source(source)
-    try:
-        values, _ = transformers.PretrainedConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--pretrained {source}: no config.json can be read there ({first_line(error)}).") from error
-    if values.get("model_type") != "clip":
-        raise InputError(f"--pretrained {source}: is of type {values.get('model_type')!r}, not a CLIP.")
-    config = transformers.CLIPConfig.from_dict(values)
+    config = optional("transformers").CLIPConfig(**read_config_values(folder))
     own = _sizes(config)
     wanted = CLIP_SIZES[name.size]
     fits = (wanted is None or wanted == own) and (
@@ -63,21 +69,8 @@ def read_clip_config(source: str, name: CLIPName, model: str) -> Any:
     )
     if not fits:
         there = f"patches of {config.vision_config.patch_size} at {config.vision_config.image_size} pixels, {own}"
-        raise InputError(f"--pretrained {source} isn't a {model}: it has {there}.{_right_name(config, own)}")
+        raise InputError(f"--pretrained {folder} isn't a {model}: it has {there}.{_right_name(config, own)}")
     return config
-
-
-def _require_source(source: str) -> None:
-    if not source:
-        raise InputError(
-            "--pretrained: a CLIP starts from pretrained weights; give a Hugging Face folder (get_started/clip.md says "
-            "how to fetch one) or a name on the hub, such as openai/clip-vit-large-patch14."
-        )
-    path = Path(source)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"--pretrained {source}: has no config.json, so it is no Hugging Face folder.")
-    if not path.is_dir() and (path.exists() or path.is_absolute() or not _HUB_NAME.fullmatch(source)):
-        raise InputError(f"--pretrained: {missing('folder', path)}")
 
 
 def _sizes(config: Any) -> CLIPSize:
@@ -99,50 +92,94 @@ def _right_name(config: Any, own: CLIPSize) -> str:
     return f" Its name is {right}, or {right}_lora."
 
 
-def read_clip(source: str, config: Any, attention: str) -> nn.Module:
-    """The `CLIPModel` of a folder or of the hub, float32, on the CPU.
+def read_clip(folder: Path, config: Any, attention: str) -> nn.Module:
+    """The `CLIPModel` of a folder, float32, on the CPU.
+
+    transformers gets the weights themselves: given a folder, it would read in its place whatever base model an
+    adapter_config.json there names.
 
     Args:
-        source: `--pretrained`.
+        folder: of `--pretrained`.
         config: its `CLIPConfig`.
         attention: transformers' name of the attention kernel.
 
     Raises:
         InputError: no weights, damaged ones, or not all of them.
     """
-    transformers = optional("transformers")
-    try:
-        model, info = transformers.CLIPModel.from_pretrained(
-            source, config=config, attn_implementation=attention, output_loading_info=True
-        )
-    except Exception as error:  # a damaged file makes the readers raise anything
-        raise InputError(f"--pretrained {source}: its weights can't be read ({first_line(error)}).") from error
-    if info["missing_keys"]:
-        lacking = sorted(info["missing_keys"])
-        raise InputError(f"--pretrained {source}: lacks {len(lacking)} weights, such as {', '.join(lacking[:3])}.")
+    weights = _read_weights(folder, config)
+    model, info = optional("transformers").CLIPModel.from_pretrained(
+        None, config=config, state_dict=weights, attn_implementation=attention, output_loading_info=True
+    )
+    assert not info["missing_keys"]
     broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if broken:
-        raise InputError(f"--pretrained {source}: holds NaN or infinity in {', '.join(broken[:3])}.")
+        raise InputError(f"--pretrained {folder}: holds NaN or infinity in {', '.join(broken[:3])}.")
     return model.float()
 
 
-def read_image_settings(source: str, image_size: int) -> Any:
-    """The `CLIPImageProcessor` that belongs to a model; CLIP's own settings where the folder has none."""
-    transformers = optional("transformers")
+def _read_weights(folder: Path, config: Any) -> dict[str, Tensor]:
+    """The model's weights in float32, once the names, shapes and types that the file lists say that all of them fit."""
+    where = f"--pretrained {folder}"
+    path = next((folder / name for name in (WEIGHTS, OLD_WEIGHTS) if (folder / name).exists()), None)
+    if path is None:
+        raise InputError(
+            f"{where}: its weights can't be read: there is neither {WEIGHTS} nor {OLD_WEIGHTS}. Parts aren't joined: "
+            'save them as one file with transformers, by save_pretrained(FOLDER, max_shard_size="100GB").'
+        )
+    require_bounded(path, MAX_WEIGHTS)
+    with torch.device("meta"):
+        own = {name: tuple(v.shape) for name, v in optional("transformers").CLIPModel(config).state_dict().items()}
+    if path.name == OLD_WEIGHTS:
+        content = read_checkpoint(path, "--pretrained", mapped=True)
+        values = {name: value for name, value in content.items() if name in own and isinstance(value, Tensor)}
+        _require_fit({name: (tuple(v.shape), str(v.dtype), is_plain(v)) for name, v in values.items()}, own, where)
+        return {name: value.float() for name, value in values.items()}
     try:
-        return transformers.CLIPImageProcessor.from_pretrained(source)
-    except (OSError, ValueError):
-        return transformers.CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=image_size)
+        with optional("safetensors").safe_open(path, "pt") as file:
+            there = {name: file.get_slice(name) for name in file.keys() if name in own}  # noqa: SIM118
+            found = {name: (tuple(kept.get_shape()), kept.get_dtype(), True) for name, kept in there.items()}
+            _require_fit(found, own, where)
+            return {name: file.get_tensor(name).float() for name in own}
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file makes its reader raise anything
+        raise InputError(f"{where}: its weights can't be read ({first_line(error)}).") from error
+
+
+def _require_fit(found: dict[str, tuple[Any, str, bool]], own: dict[str, Any], where: str) -> None:
+    """InputError where a weight isn't there, or isn't of the shape and of a type that the model takes.
+
+    Args:
+        found: name -> shape, type, and whether all of its numbers are in the file.
+        own: name -> shape in the model.
+        where: for messages.
+    """
+    lacking = sorted(set(own) - set(found))
+    if lacking:
+        raise InputError(f"{where}: lacks {len(lacking)} weights, such as {', '.join(lacking[:3])}.")
+    problems = [
+        f"{name}: {shape} {kind}, expected {own[name]} in one of {', '.join(_FLOATS)}"
+        for name, (shape, kind, whole) in found.items()
+        if shape != own[name] or _FLOATS.get(kind, kind) not in _FLOATS.values() or not whole
+    ]
+    if problems:
+        raise InputError.of_problems(f"{where}: its weights aren't those that its config.json says:", problems)
+
+
+def read_image_settings(folder: Path, image_size: int) -> Any:
+    """The `CLIPImageProcessor` that belongs to a model; CLIP's own settings where the folder has none."""
+    return optional("transformers").CLIPImageProcessor(**read_image_values(folder, image_size))
 
 
 class CLIPTexts:
     """CLIP's byte-pair encoding, from the files beside the model.
 
     Args:
-        source: `--pretrained`.
+        folder: of `--pretrained`.
+        max_tokens: longest text, for those that an exported tokenizer serves.
 
     Attributes:
-        path: the same, for messages.
+        path: the folder, for messages.
         bos_id, eos_id: ids at the beginning and the end of a text.
         vocab_size: number of ids.
         sha256: of the vocabulary, in hexadecimal digits.
@@ -151,21 +188,31 @@ class CLIPTexts:
         InputError: no such tokenizer there.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, folder: Path, max_tokens: int = TEXT_TOKENS):
         transformers = optional("transformers")
-        self.path = source
+        self.path = folder
         try:
-            self._tokenizer = transformers.CLIPTokenizerFast.from_pretrained(source)
-        except Exception as error:  # missing and damaged files make it raise anything
+            vocabulary, merges = read_byte_pairs(folder)
+            alphabet = optional("tokenizers").pre_tokenizers.ByteLevel.alphabet()
+            lacking = {byte + end for byte in alphabet for end in ("", WORD_END)} - set(vocabulary)
+            if lacking:  # it would stand for the end of the text, in the middle
+                raise InputError(f"its vocabulary lacks {len(lacking)} of the 512 single bytes")
+            ends = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
+            ids = {"bos_token_id": vocabulary[BOS], "eos_token_id": vocabulary[EOS]}
+            # What transformers converts is a tokenizer of its own, of which it asks no more than this.
+            pairs = SimpleNamespace(encoder=vocabulary, bpe_ranks=dict.fromkeys(merges), **ends, **ids)
+            made = optional("transformers.convert_slow_tokenizer").CLIPConverter(pairs).converted()
+            self._tokenizer = transformers.CLIPTokenizerFast(tokenizer_object=made, model_max_length=max_tokens, **ends)
+        except Exception as error:  # what isn't a CLIP's makes it raise anything
             raise InputError(
-                f"--pretrained {source}: no CLIP tokenizer there (vocab.json and merges.txt, or tokenizer.json): "
+                f"--pretrained {folder}: no CLIP tokenizer there (vocab.json and merges.txt, or tokenizer.json): "
                 f"{first_line(error)}"
             ) from error
         self.bos_id: int = self._tokenizer.bos_token_id
         self.eos_id: int = self._tokenizer.eos_token_id
         self.vocab_size = len(self._tokenizer)
-        vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
-        self.sha256 = hashlib.sha256(vocabulary.encode()).hexdigest()
+        listed = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        self.sha256 = hashlib.sha256(listed.encode()).hexdigest()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without the special ones; `<|endoftext|>` in a text is text like any other."""
