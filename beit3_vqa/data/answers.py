@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.files import missing, require_bounded, write_text
+from beit3_vqa.files import missing, one_form, require_bounded, write_text
 
 MAX_TABLE = 100_000_000  # bytes of answer2label.txt
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -99,8 +99,13 @@ def _without_punctuation(text: str) -> str:
 def answer_key(text: str) -> str:
     """What two answers must share to count as the same: `normalize_word`, or the lower-cased text if that is empty.
 
-    Without the second half the letter "A" would be no answer at all.
+    Without the second half the letter "A" would be no answer at all. Beyond ASCII the text has `one_form` first, so
+    that answers that look alike are the same; the official rules compare code points.
     """
+    return _official_key(one_form(text))
+
+
+def _official_key(text: str) -> str:
     return normalize_word(text) or text.strip().lower()
 
 
@@ -125,7 +130,9 @@ class AnswerTable:
         answers: the answers in label order, as they are to be written out.
 
     Raises:
-        InputError: there are none, one is not Unicode text, or two share a key (see `answer_key`).
+        InputError: there are none, one is not Unicode text, or two are the same after `normalize_word`. Two that differ
+            in form alone (see `one_form`) may both be there, as in tables of others: each is found by its exact text,
+            and the first by any other form.
     """
 
     def __init__(self, answers: Sequence[str]) -> None:
@@ -141,13 +148,12 @@ class AnswerTable:
         key = answer_key(answer)
         if any("\ud800" <= character <= "\udfff" for character in answer):
             raise InputError(f"The answer {answer!r} (label {label}) holds half a surrogate pair; write it as text.")
-        if key in self._labels:
-            first = self._labels[key]
+        first = self._labels.setdefault(key, label)
+        if first != label and _official_key(answer) == _official_key(self.answers[first]):
             raise InputError(
                 f"The answers {self.answers[first]!r} (label {first}) and {answer!r} (label {label}) are the same "
                 f"after normalisation ({key!r}); keep one of them."
             )
-        self._labels[key] = label
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -160,7 +166,7 @@ class AnswerTable:
         if answer in self._exact:
             return self._exact[answer]
         label = self._labels.get(answer_key(answer))
-        return self._labels.get(normalize_word(answer)) if label is None else label
+        return self._labels.get(normalize_word(one_form(answer))) if label is None else label
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "AnswerTable":
