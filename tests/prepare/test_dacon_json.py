@@ -57,6 +57,15 @@ def test_an_answer_in_several_unicode_forms_is_one_class_in_the_usual_one(folder
     assert [row["answer"] for row in rows_of(folder, "train")] == [NFD, NFD, NFC, "12"]
 
 
+def test_an_image_folder_may_be_a_link(folder):
+    (folder / "images" / "train").rename(folder / "elsewhere")
+    (folder / "images" / "train").symlink_to(folder / "elsewhere")
+    run(folder, {"val_ratio": 0}, train=[item(0), item(1)])
+    assert [row["image_path"] for row in rows_of(folder, "train")] == ["train/img_0.jpg", "train/img_1.PNG"]
+    with pytest.raises(InputError, match=r"'train/\.\./\.\./elsewhere/img_0\.jpg' leaves the image root"):
+        run(folder, {"val_ratio": 0}, train=[item(0, image="train/../../elsewhere/img_0.jpg")])
+
+
 def test_what_cannot_be_seen_is_no_answer(folder):
     with pytest.raises(InputError, match="answer must be text and not empty"):
         run(folder, train=[item(0, "yes"), item(1, "\u200b")])
