@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and messages for files that aren't there."""
+"""Files that are there whole or not at all, messages for files that aren't there, and text as files hold it."""
 
 import errno
 import hashlib
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,11 @@ _TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.tmp")
 _temporaries: set[Path] = set()
 _CHUNK = 2**22  # bytes
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+# Soft hyphen, joiners, fillers of Hangul, zero-width space, direction marks, variation selectors, byte order mark.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0]"
+)
 
 
 @contextmanager
@@ -256,3 +262,33 @@ def what_is_there(path: Path) -> str:
 def is_text(value: object) -> bool:
     """Whether `value` is a string that can be stored: no NUL and no lone surrogate, which JSON can smuggle in."""
     return isinstance(value, str) and not _UNSTORABLE.search(value)
+
+
+def one_form(text: str) -> str:
+    """Return `text` in the form that all its look-alikes share; ASCII is returned as it is.
+
+    Syllables and accents are composed (NFC), full-width and half-width characters have their ordinary width, every
+    space is a space, and what can't be seen is gone. NFKC would do more: 10² would become 102.
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text).translate(_WIDTHS))
+
+
+class _Widths(dict[int, str]):
+    """Character -> the one of ordinary width, found out when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        width, _, ordinary = unicodedata.decomposition(chr(code)).partition(" ")
+        plain = chr(int(ordinary, 16)) if width in ("<wide>", "<narrow>") else chr(code)
+        self[code] = " " if unicodedata.category(plain) == "Zs" else plain
+        return self[code]
+
+
+_WIDTHS = _Widths()
+
+
+def look_alikes(some: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return a line for each two names that differ in nothing that can be seen, with escapes, which tell them apart."""
+    known = {one_form(name): name for name in some}
+    return [f"{known[one_form(name)]!a} and {name!a}" for name in others if one_form(name) in known]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.files import missing, require_bounded, write_text
+from beit3_vqa.files import missing, one_form, require_bounded, write_text
 
 MAX_TABLE = 100_000_000  # bytes of answer2label.txt
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -99,8 +99,13 @@ def _without_punctuation(text: str) -> str:
 def answer_key(text: str) -> str:
     """What two answers must share to count as the same: `normalize_word`, or the lower-cased text if that is empty.
 
-    Without the second half the letter "A" would be no answer at all.
+    Without the second half the letter "A" would be no answer at all. Beyond ASCII the text has `one_form` first, so
+    that answers that look alike are the same; the official rules compare code points.
     """
+    return _official_key(one_form(text))
+
+
+def _official_key(text: str) -> str:
     return normalize_word(text) or text.strip().lower()
 
 
@@ -162,7 +167,7 @@ class AnswerTable:
         if answer in self._exact:
             return self._exact[answer]
         label = self._labels.get(answer_key(answer))
-        return self._labels.get(normalize_word(answer)) if label is None else label
+        return self._labels.get(normalize_word(one_form(answer))) if label is None else label
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "AnswerTable":

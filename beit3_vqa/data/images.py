@@ -12,6 +12,7 @@ The first frame stands for an animation. Colour profiles are ignored, as upstrea
 
 import math
 import os
+import posixpath
 import re
 import stat
 import warnings
@@ -106,14 +107,17 @@ def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, in
 
 
 def resolve_image_path(image_root: str | Path, relative: str) -> Path:
-    r"""The file that a row's image path means: `image_root / relative`, proven to lie inside `image_root`.
+    r"""Return the file that a row's image path means: `image_root / relative`, with no way out of `image_root` in it.
 
-    Both `images\0.jpg`, as Windows writes it, and `./images/0.jpg` are understood. Whether the file exists is left
-    to `open_image`.
+    Both `images\0.jpg`, as Windows writes it, and `./images/0.jpg` are understood. What comes from a data set are the
+    letters of the path, so they are what is checked. Symbolic links inside the folder are its owner's, who may keep the
+    images elsewhere: they are followed, and only images are read through them. `..` is taken out by its letters, as
+    `path_key` does: behind a link the system would make another folder of it. Whether the file exists is left to
+    `open_image`.
 
     Raises:
         InputError: naming the value, when it is empty or absolute, holds a NUL character, or leaves `image_root`
-            through `..` or a symbolic link.
+            through `..`.
     """
     if "\0" in relative:
         raise InputError(f"image path {relative!r} holds a NUL character: the file it was read from is damaged")
@@ -122,37 +126,22 @@ def resolve_image_path(image_root: str | Path, relative: str) -> Path:
         raise InputError(
             f"image path {relative!r} is absolute: write it relative to the image root ({str(image_root)!r})"
         )
+    portable = posixpath.normpath(portable)
+    if portable == ".":
+        raise InputError(
+            f"image path {relative!r} names no file: write it relative to the image root {str(image_root)!r}"
+        )
+    if portable.split("/", 1)[0] == "..":
+        raise InputError(
+            f"image path {relative!r} leaves the image root {str(image_root)!r}: copy the images into it, or link "
+            "to their folder from there, or name a folder above both as the image root"
+        )
     path = os.path.join(image_root, portable)  # noqa: PTH118 - pathlib is slow, and every example comes by here
     try:
         os.fsencode(path)
-        # Absolute before they are remembered: a relative name means another folder wherever the process goes next.
-        # As it stands, not normalised: `..` behind a link leads elsewhere than its letters say.
-        here = "" if os.path.isabs(path) else os.getcwd()  # noqa: PTH109, PTH117
-        root, target = _real_folder(os.path.join(here, image_root)), _real_path(os.path.join(here, path))  # noqa: PTH118
     except ValueError as error:  # a lone surrogate, which no file system takes
         raise InputError(f"image path {relative!r} can't be the name of a file: {error}") from error
-    if target == root:
-        raise InputError(f"image path {relative!r} names no file: write it relative to the image root {root!r}")
-    if not target.startswith(root.rstrip(os.sep) + os.sep):
-        raise InputError(
-            f"image path {relative!r} leaves the image root: it means {target!r}, outside {root!r}. "
-            "Copy the images into the image root, or name a folder above both as the image root"
-        )
     return Path(path)
-
-
-def _real_path(path: str) -> str:
-    """`os.path.realpath`, asking for each folder's links only once: rows share few folders, and every row asks."""
-    folder, _, name = path.rpartition("/")
-    if name in ("", ".", ".."):
-        return os.path.realpath(path)
-    target = f"{_real_folder(folder)}{os.sep}{name}"
-    return os.path.realpath(target) if os.path.islink(target) else target  # noqa: PTH114
-
-
-@lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
 
 
 @contextmanager

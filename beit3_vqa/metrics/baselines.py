@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from beit3_vqa.files import one_form
 from beit3_vqa.schema import Prediction
 
 
 def same_text(text: str) -> str:
     """What two answers must share to be counted as one here."""
-    return text.strip().casefold()
+    return one_form(text).strip().casefold()
 
 
 def count_answers(answers: Iterable[str]) -> Counter[str]:

@@ -1,10 +1,12 @@
 """The members of an ensemble side by side: what each answered to every question, checked to be the same questions."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from beit3_vqa.errors import InputError, short
+from beit3_vqa.files import look_alikes, one_form
 from beit3_vqa.schema import Prediction
 
 SHOWN_IDS = 5  # of each kind and member, in a message
@@ -58,7 +60,7 @@ def side_by_side(
     Args:
         names: of the members, for messages.
         members: predictions of each, ids unique.
-        key: what two spellings of an answer must share to be the same answer.
+        key: what two spellings of an answer must share to be the same answer; the first member's is taken.
 
     Raises:
         InputError: the members answer other questions than the first, or disagree on what a question's text, options
@@ -67,9 +69,10 @@ def side_by_side(
     by_id = [{p.id: p for p in predictions} for predictions in members]
     _check_ids(names, by_id)
     key = lru_cache(maxsize=1_000_000)(key)
+    spelling: dict[str, str] = {}
     questions, problems = [], []
     for first in members[0]:
-        answers = tuple(predictions[first.id] for predictions in by_id)
+        answers = tuple(_respelt(predictions[first.id], key, spelling) for predictions in by_id)
         problems += [f"row {short(first.id)}: {problem}" for problem in _disagreements(names, answers)]
         questions.append(Question(answers, _label(answers, key)))
     if problems:
@@ -87,6 +90,9 @@ def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]]) -> 
                 listed = [short(i) for i in sorted(those)[:SHOWN_IDS]]
                 more = f", and {len(those) - SHOWN_IDS} more" if len(those) > SHOWN_IDS else ""
                 problems.append(f"{name} {what} {len(those)} ids: {', '.join(listed)}{more}")
+        alike = look_alikes(sorted(first.keys() - ids.keys()), sorted(ids.keys() - first.keys()))
+        if alike:
+            problems.append(f"ids of {name} look alike, but are other characters: {'; '.join(alike[:SHOWN_IDS])}")
     if problems:
         disjoint = any(not first.keys() & ids.keys() for ids in by_id[1:])
         advice = " Validation questions of different folds are different ones: --vote soft or hard needs none."
@@ -99,6 +105,16 @@ def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]]) -> 
         raise InputError(f"{names[0]} holds no predictions.")
 
 
+def _respelt(prediction: Prediction, key: Callable[[str], str], spelling: dict[str, str]) -> Prediction:
+    """Return the prediction with each answer spelt as it was first met, so that the members vote for the same one."""
+    answers = (*prediction.probabilities, prediction.answer)
+    named = {answer: spelling.setdefault(key(answer), answer) for answer in answers}
+    if all(answer == name for answer, name in named.items()) or len(set(named.values())) < len(named):
+        return prediction
+    shares = {named[answer]: share for answer, share in prediction.probabilities.items()}
+    return dataclasses.replace(prediction, answer=named[prediction.answer], probabilities=shares)
+
+
 def _disagreements(names: Sequence[str], answers: Sequence[Prediction]) -> list[str]:
     """What is wrong with a row: members that know another question, other options or another truth."""
     problems = []
@@ -107,7 +123,7 @@ def _disagreements(names: Sequence[str], answers: Sequence[Prediction]) -> list[
         problems += [
             f"its {field} is {short(value)} in {name}, {short(known[0][1])} in {known[0][0]}"
             for name, value in known[1:]
-            if value != known[0][1]
+            if _form(value) != _form(known[0][1])
         ]
     has_options = any(p.choices for p in answers)
     for name, p in zip(names, answers, strict=True):
@@ -120,6 +136,10 @@ def _disagreements(names: Sequence[str], answers: Sequence[Prediction]) -> list[
         elif total > 1 + SUM_TOLERANCE or (has_options and total < 1 - SUM_TOLERANCE):
             problems.append(f"its probabilities in {name} sum to {total:.3f}, not to 1")
     return problems
+
+
+def _form(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return one_form(value) if isinstance(value, str) else tuple(map(one_form, value))
 
 
 def _label(answers: Sequence[Prediction], key: Callable[[str], str]) -> str | None:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import LETTERS as ALL_LETTERS
 from beit3_vqa.data.rows import MAX_WEIGHT, Row
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.files import one_form
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.csv_text import find_columns, parse_csv
 from beit3_vqa.prepare.source import read_text
@@ -76,17 +76,17 @@ def _read_split(path: Path, split: str, prepared: Prepared, encoding: str) -> No
 
 def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]) -> tuple[Row, list[str]]:
     """The index row of one CSV row, and what is wrong with it."""
-    empty = [name for name in COLUMNS if not cells[name].strip()]
+    empty = [name for name in COLUMNS if not one_form(cells[name]).strip()]
     problems = [f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty"] if empty else []
     choices = [cells[letter] for letter in LETTERS]
     row: Row = {
-        "id": cells["ID"] if cells["ID"].strip() else "",
+        "id": cells["ID"] if one_form(cells["ID"]).strip() else "",
         "image_path": cells["img_path"].strip(),
         "question": cells["Question"],
         "choices": choices,
     }
     counts["repeated options"] += len({comparable(choice) for choice in choices}) < len(choices)
-    given = cells.get("answer", "").strip()
+    given = one_form(cells.get("answer", "")).strip()
     if given:
         letter, problem = match_answer(given, choices)
         problems += [problem] if problem else []
@@ -130,7 +130,7 @@ def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
 def comparable(text: str) -> str:
     """What two options must share to be the same text."""
     # macOS and Windows spell Korean syllables in different code points.
-    return unicodedata.normalize("NFC", text).strip().casefold()
+    return one_form(text).strip().casefold()
 
 
 def read_weight(cell: str) -> float | None:

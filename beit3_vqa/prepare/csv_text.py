@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from beit3_vqa.errors import InputError
+from beit3_vqa.files import one_form
 
 MAX_SHOWN = 500  # characters of a header, in a message
 MAX_CELL = 1_000_000
@@ -73,12 +74,12 @@ def _explain(error: str) -> str:
 def find_columns(
     header: Sequence[str], path: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Column name -> position, ignoring case and surrounding space; optional ones only where they are.
+    """Column name -> position, ignoring case, Unicode form and surrounding space; optional ones only where they are.
 
     Raises:
         InputError: a required column is missing, or one is there twice.
     """
-    found = [name.strip().casefold() for name in header]
+    found = [one_form(name).strip().casefold() for name in header]
     shown = ", ".join(name.strip() for name in header)
     shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]} ..."
     missing = [name for name in required if name.casefold() not in found]

@@ -14,7 +14,7 @@ from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.files import is_text
+from beit3_vqa.files import is_text, one_form
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.source import read_json
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
@@ -92,7 +92,7 @@ def _read_item(item: Any, split: str, folders: Mapping[str, Mapping[str, str]]) 
 def _text(value: Any) -> str:
     """A text or whole number as text; an empty string for anything else."""
     text = str(value) if type(value) is int else value
-    return text if is_text(text) and text.strip() else ""
+    return text if is_text(text) and one_form(text).strip() else ""
 
 
 def _image_names(folder: Path) -> dict[str, str]:
@@ -127,7 +127,8 @@ def _make_label_table(prepared: Prepared, min_count: int) -> None:
     )
     counts: Counter[str] = Counter()
     commonest: dict[str, str] = {}
-    for spelling, count in sorted(spellings.items(), key=lambda item: (-item[1], item[0])):
+    # Of spellings that are level, the one in the usual form.
+    for spelling, count in sorted(spellings.items(), key=lambda s: (-s[1], s[0] != one_form(s[0]), s[0])):
         counts[answer_key(spelling)] += count
         commonest.setdefault(answer_key(spelling), spelling)
     frequent = sorted((key for key in counts if counts[key] >= min_count), key=lambda key: (-counts[key], key))

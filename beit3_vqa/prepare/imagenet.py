@@ -1,8 +1,10 @@
 """ImageNet, or any images in folders by class: `train/CLASS/IMAGE` and `val/CLASS/IMAGE` under `--image_root`.
 
-Classes are numbered in the order of their names, as upstream and torchvision have it.
+Classes are numbered in the order of their names, as upstream and torchvision have it. Links are followed. What systems
+and tools leave in folders is no class and no image: it is passed over and counted.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ ARGUMENTS = (
     Argument("val", "folder of the validation images in --image_root", default="val"),
 )
 
+# Of macOS's archives, Windows and Synology; whatever begins with a dot is hidden.
+_LEFT_BY_SYSTEMS = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir"})
+# What people keep beside images. Not all that Pillow can't read: a photograph in HEIC is to be converted, not lost.
+_OTHER_FILES = frozenset({".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".yaml", ".yml", ".log"})
+_SHOWN = 5  # names of what is passed over
+
 
 def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     """Read the folders; without one for validation, `--val_ratio` of the training images are it."""
@@ -26,7 +34,8 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     if not options.image_root or not (root / values["train"]).is_dir():
         prepared.problems.append(missing("folder of training images", root / values["train"]))
         return prepared
-    classes = _subfolders(root / values["train"])
+    passed_over: Counter[str] = Counter()
+    classes = _subfolders(root / values["train"], prepared, passed_over)
     prepared.extra_files = lambda splits: {CLASSES_FILE: classes_text(classes)}
     if not classes:
         prepared.problems.append(f"{root / values['train']} has no folder in it: each class needs one")
@@ -37,20 +46,56 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
         if split == "val" and not folder.is_dir():
             prepared.notes.append(f"{folder} isn't there")
             continue
-        unknown = set(_subfolders(folder)) - set(classes)
-        prepared.problems += [f"{folder / name}: no class of the training images" for name in sorted(unknown)]
+        if split == "val":
+            unknown = set(_subfolders(folder, prepared, passed_over)) - set(classes)
+            prepared.problems += [f"{folder / name}: no class of the training images" for name in sorted(unknown)]
         for label, name in enumerate(classes):
-            _add_class(prepared, split, folder / name, label, root)
+            _add_class(prepared, split, folder / name, label, root, passed_over)
     prepared.notes.append(f"{len(classes):,} classes")
+    if passed_over:
+        shown = ", ".join(sorted(passed_over)[:_SHOWN]) + (", ..." if len(passed_over) > _SHOWN else "")
+        prepared.notes.append(f"{passed_over.total():,} files and folders passed over that are no images: {shown}")
     return prepared
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+def _entries(folder: Path, prepared: Prepared, passed_over: Counter[str]) -> list[Path]:
+    """Return what is in a folder and may be a class or an image; counts the rest."""
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        prepared.problems.append(f"{folder} can't be read: {error.strerror}")
+        return []
+    kept = [entry for entry in found if not _is_left_over(entry.name)]
+    passed_over.update(entry.name for entry in found if _is_left_over(entry.name))
+    return kept
 
 
-def _add_class(prepared: Prepared, split: str, folder: Path, label: int, root: Path) -> None:
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+def _is_left_over(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+
+
+def _subfolders(folder: Path, prepared: Prepared, passed_over: Counter[str]) -> list[str]:
+    return [entry.name for entry in _entries(folder, prepared, passed_over) if entry.is_dir()]
+
+
+def _files(folder: Path, prepared: Prepared, passed_over: Counter[str], above: tuple[Path, ...]) -> list[Path]:
+    """Return the files of a folder and of those in it; a link that leads in a circle, past others, is passed over."""
+    here, found = folder.resolve(), []
+    if any(other.is_relative_to(here) for other in above):
+        passed_over[folder.name] += 1
+        return []
+    for entry in _entries(folder, prepared, passed_over):
+        if entry.is_dir():
+            found += _files(entry, prepared, passed_over, (*above, here))
+        elif entry.suffix.lower() in _OTHER_FILES:
+            passed_over[entry.name] += 1
+        else:  # a link to nothing, or a pipe, is for the check of images to name
+            found.append(entry)
+    return found
+
+
+def _add_class(prepared: Prepared, split: str, folder: Path, label: int, root: Path, passed_over: Counter[str]) -> None:
+    found = sorted(_files(folder, prepared, passed_over, (folder.parent.resolve(),))) if folder.is_dir() else []
     if not found and split == "train":
         prepared.problems.append(f"{folder} holds no image")
     for path in found:

@@ -10,6 +10,7 @@ from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
 from beit3_vqa.data.rows import LETTERS, Row
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.errors import one_line
+from beit3_vqa.files import one_form
 from beit3_vqa.options import MAX_BPE_TOKENS
 
 _ANSWERS_SHOWN = 5
@@ -153,7 +154,8 @@ def count_answers(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, in
     """How often each answer occurs in each split: letters in their order, other answers by frequency."""
     balance = {}
     for split, rows in splits.items():
-        counts = Counter(str(row.get("answer", row.get("label"))) for row in rows if "answer" in row or "label" in row)
+        known = (row for row in rows if "answer" in row or "label" in row)
+        counts = Counter(one_form(str(row.get("answer", row.get("label")))) for row in known)
         if any("choices" in row for row in rows):
             balance[split] = {letter: counts[letter] for letter in LETTERS[:4] if counts}
         else:

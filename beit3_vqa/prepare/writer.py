@@ -26,7 +26,7 @@ from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.engine.run_folder import next_previous
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import file_sha256, missing
+from beit3_vqa.files import file_sha256, missing, one_form
 from beit3_vqa.option_field import option
 from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.prepare.source import check_encoding
@@ -168,11 +168,16 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
 def _repeated_ids(prepared: Prepared) -> list[str]:
     problems = []
     for split, rows in prepared.splits.items():
-        first: dict[str, str] = {}
+        first: dict[str, tuple[str, str]] = {}
         for row, origin in zip(rows, prepared.origins[split], strict=True):
             name = row.get("id", row.get("identifier"))
-            if name is not None and first.setdefault(name, origin) != origin:
-                problems.append(f"{origin}: the ID {name!r} is at {first[name]} too")
+            if name is None:
+                continue
+            other, place = first.setdefault(one_form(name), (name, origin))
+            if place != origin and name == other:
+                problems.append(f"{origin}: the ID {name!r} is at {place} too")
+            elif place != origin:
+                problems.append(f"{origin}: the ID {name!a} looks like {other!a} at {place}: rename one of them")
     return problems
 
 

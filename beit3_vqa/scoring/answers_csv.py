@@ -7,6 +7,7 @@ from pathlib import Path
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
+from beit3_vqa.files import one_form
 from beit3_vqa.prepare.choices_csv import comparable, match_answer, read_weight
 from beit3_vqa.prepare.csv_text import find_columns, parse_csv
 from beit3_vqa.prepare.source import read_text
@@ -75,12 +76,12 @@ def _option_columns(columns: Mapping[str, int], path: Path) -> str:
 
 def _read_row(cells: Mapping[str, str], letters: str, origin: str) -> tuple[KnownAnswer, str]:
     weight = read_weight(cells["weight"]) if "weight" in cells else None
-    empty = [name for name in REQUIRED if not cells[name].strip()]
+    empty = [name for name in REQUIRED if not one_form(cells[name]).strip()]
     problem = f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty" if empty else ""
     if "weight" in cells and weight is None:
         problem = problem or f"weight {short(cells['weight'].strip())} isn't a number from 0 to {MAX_WEIGHT:g}"
     choices = [cells[letter] for letter in letters]
-    while choices and not choices[-1].strip():  # a question of fewer options than the others
+    while choices and not one_form(choices[-1]).strip():  # a question of fewer options than the others
         choices.pop()
     return KnownAnswer(cells["ID"], cells["answer"].strip(), weight, tuple(choices), origin), problem
 
@@ -122,8 +123,9 @@ def _truth(prediction: Prediction, known: KnownAnswer) -> tuple[str, str]:
     if both and [*map(comparable, prediction.choices)] != [*map(comparable, known.choices)]:
         return known.answer, f"its options aren't those of the prediction: {short(list(prediction.choices))}"
     choices = _choices(prediction, known)
+    given = one_form(known.answer).strip()
     if choices:
-        return match_answer(known.answer, choices)
-    if known.answer.upper() in prediction.probabilities:  # letters whose options nobody tells
-        return known.answer.upper(), ""
+        return match_answer(given, choices)
+    if given.upper() in prediction.probabilities:  # letters whose options nobody tells
+        return given.upper(), ""
     return known.answer, ""

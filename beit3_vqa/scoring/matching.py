@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from beit3_vqa.errors import InputError, short
+from beit3_vqa.files import look_alikes
 from beit3_vqa.schema import Prediction
 
 
@@ -22,6 +23,7 @@ def require_same_ids(
     given = {p.id for p in predictions}
     missing = [name for name in wanted if name not in given]
     extra = [p.id for p in predictions if p.id not in wanted]
+    alike = look_alikes(missing, extra)
     parts = (("doubled in it", doubled), ("not predicted", missing), ("predicted, but not in it", extra))
     if any(ids for _, ids in parts):
         counts = ", ".join(f"{len(ids):,} {what}" for what, ids in parts if ids)
@@ -29,6 +31,7 @@ def require_same_ids(
         listed = [
             f"{what}: {', '.join(map(short, ids[:6]))}{', ...' if len(ids) > 6 else ''}" for what, ids in parts if ids
         ]
+        listed += [f"look alike, but are other characters: {'; '.join(alike[:6])}"] if alike else []
         raise InputError.of_problems(
             f"{where} and the predictions aren't of the same questions ({counts}):",
             listed,

@@ -1,5 +1,6 @@
 import json
 import re
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from beit3_vqa.data import answers
 from beit3_vqa.data.answers import AnswerTable, answer_key, normalize_word, soft_score
 from beit3_vqa.errors import InputError
+from beit3_vqa.files import one_form
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/vqa_answer_processing.json").read_text(encoding="utf-8"))
 
@@ -69,6 +71,67 @@ def test_only_32_periods_are_removed():
 )
 def test_answer_key(text, key):
     assert answer_key(text) == key
+
+
+NFC, NFD = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"
+ALIKE = [
+    (NFC, NFD),
+    ("café", "cafe\u0301"),
+    ("12", "\uff11\uff12"),
+    ("tv", "\uff34\uff36"),
+    ("1,000", "\uff11\uff0c\uff10\uff10\uff10"),
+    ("カメラ", "\uff76\uff92\uff97"),
+    ("ガ", "\uff76\uff9e"),
+    ("two dogs", "two\u00a0dogs"),
+    ("두 개", "두\u3000개"),
+    (NFC, f"\ufeff{NFC}"),
+    ("yes", "y\ufeffes"),
+    *((NFC, f"{NFC[0]}{mark}{NFC[1:]}") for mark in "\u200b\u200c\u200d\u200e\u2060\ufeff\u00ad\u3164\ufe0f"),
+    ("A", "\uff21"),
+    ("yes", "yes\u200b "),
+]
+DIFFERENT = [
+    ("10²", "102"),
+    ("½", "12"),
+    ("™", "tm"),
+    ("①", "1"),
+    ("ㄱㅏ", "가"),
+    ("café", "cafe"),
+    ("ﬁ", "fi"),
+    ("🏴", ""),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_answers_that_look_alike_are_the_same(one, other):
+    assert one != other
+    assert answer_key(one) == answer_key(other)
+    assert AnswerTable([one, "cow"]).label(other) == 0
+    assert AnswerTable(["cow", other]).label(one) == 1
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_answers_that_look_different_stay_so(one, other):
+    assert answer_key(one) != answer_key(other)
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_ascii_has_one_form(text):
+    assert one_form(text) == text
+    assert answer_key(text) == (normalize_word(text) or text.strip().lower())
+
+
+@given(st.text(max_size=20), st.sampled_from(["NFC", "NFD"]))
+def test_every_form_has_the_same_key(text, form):
+    assert one_form(unicodedata.normalize(form, text)) == one_form(text)
+    assert one_form(one_form(text)) == one_form(text)
+    assert answer_key(unicodedata.normalize(form, text)) == answer_key(text)
+
+
+def test_a_table_of_others_may_hold_both_forms():
+    """As upstream's scripts and 0.1.0 wrote them; a model that was trained on it has an output for each."""
+    table = AnswerTable([NFC, "yes", NFD])
+    assert [table.label(text) for text in (NFC, NFD, f"{NFD}\u200b")] == [0, 2, 0]
 
 
 def test_soft_score():

@@ -331,11 +331,23 @@ def test_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "real" / "inner").mkdir(parents=True)
     (tmp_path / "root").symlink_to("real")  # the root itself may be a link
     (tmp_path / "real" / "also_inner").symlink_to("inner")
-    (tmp_path / "real" / "out").symlink_to(tmp_path)
+    (tmp_path / "real" / "out").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "real" / "loop").symlink_to("loop")
     assert resolve_image_path(tmp_path / "root", "also_inner/0.jpg") == tmp_path / "root" / "also_inner" / "0.jpg"
-    with pytest.raises(InputError, match=r"'out/0\.jpg' leaves the image root"):
-        resolve_image_path(tmp_path / "root", "out/0.jpg")
+    (tmp_path / "elsewhere" / "images").mkdir(parents=True)
+    for place in ("elsewhere/images/0.png", "elsewhere/1.png", "real/1.png"):
+        Image.new("RGB", (8 + place.count("real"), 8)).save(tmp_path / place)
+    (tmp_path / "real" / "2.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    for inside in ("out/images/0.png", "2.png"):  # the owner's links lead where the owner wants
+        assert open_image(resolve_image_path(tmp_path / "root", inside)).size == (8, 8)
+    # A path can't walk on from there: `..` is what its letters say.
+    assert open_image(resolve_image_path(tmp_path / "root", "out/../1.png")).size == (9, 8)
+    with pytest.raises(InputError, match=r"'out/\.\./\.\./elsewhere/1\.png' leaves the image root"):
+        resolve_image_path(tmp_path / "root", "out/../../elsewhere/1.png")
+    (tmp_path / "real" / "passwd").symlink_to("/etc/passwd")
+    refused(resolve_image_path(tmp_path / "root", "passwd"), "no image that can be read")
+    (tmp_path / "real" / "zero").symlink_to("/dev/zero")
+    refused(resolve_image_path(tmp_path / "root", "zero"), "no regular file")
     refused(resolve_image_path(tmp_path / "root", "loop"), "can't be opened")
     monkeypatch.chdir(tmp_path)
     assert resolve_image_path("root", "0.jpg") == Path("root/0.jpg")

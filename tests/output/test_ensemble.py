@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from beit3_vqa.data.answers import answer_key
+from beit3_vqa.errors import InputError
 from beit3_vqa.output.ensemble import (
     agreement,
     best_prefix,
@@ -17,6 +19,7 @@ from beit3_vqa.output.ensemble import (
     vote_all,
 )
 from beit3_vqa.output.panel import side_by_side
+from beit3_vqa.schema import Prediction
 from tests.output.panels import answered, simulated
 
 
@@ -37,6 +40,27 @@ def test_questions_about_one_image_are_drawn_together():
     together = paired_bootstrap(differences, [str(number // 20) for number in range(1000)], seed=0)
     ratio = (together.high - together.low) / (alone.high - alone.low)
     assert ratio == pytest.approx(20**0.5, rel=0.15)
+
+
+NFC, NFD = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"
+
+
+def test_members_that_spell_an_answer_in_another_form_vote_for_the_same_one():
+    members = [
+        [Prediction("1", f"{answer}?", answer, {answer: share, "no": 1 - share}, truth=truth)]
+        for answer, share, truth in ((NFC, 0.6, NFD), (NFD, 0.7, NFC), ("no", 0.9, f"{NFC}\u200b"))
+    ]
+    members[2] = [dataclasses.replace(members[2][0], probabilities={"no": 0.9}, question=members[0][0].question)]
+    (question,) = side_by_side(["a", "b", "c"], members, answer_key)
+    assert [p.answer for p in question.answers] == [NFC, NFC, "no"]
+    assert question.truth_probabilities() == [0.6, 0.7, 0.0]
+    assert vote_all([question], "hard")[0].answer == NFC
+
+
+def test_members_whose_ids_look_alike_are_told():
+    members = [[Prediction(name, "?", "x", {"x": 1.0})] for name in (NFC, NFD)]
+    with pytest.raises(InputError, match=r"look alike, but are other characters: '\\uac15.* and '\\u1100"):
+        side_by_side(["a", "b"], members)
 
 
 def test_one_image_says_nothing_of_others():

@@ -125,7 +125,7 @@ def test_a_header_of_thousands_of_columns_is_cut_in_the_message(tmp_path):
 
 
 def test_column_names_ignore_case_and_space_and_further_columns(tmp_path):
-    header = [" id", "IMG_PATH ", "question", "a", "b", "c", "d", "ANSWER", "comment", ""]
+    header = [" id", "\ufeffIMG_PATH ", "question", "a", "b", "c", "d", "ANSWER", "comment", ""]
     prepared = read_one(write_csv(tmp_path / "t.csv", [[*csv_rows(1)[0], "x", ""]], header))
     assert prepared.problems == []
     assert prepared.splits["train"][0]["answer"] == "A"
@@ -159,6 +159,9 @@ def test_one_line_for_all_that_is_wrong_with_a_row(tmp_path):
         (("A", "B", "C", "D"), "c", "C"),
         (("1.5", "2", "20", "None"), "none", "D"),
         (("\u1100\u1161", "x", "y", "z"), "\uac00", "A"),
+        (("cat", "dog\u200b", "cow", "hen"), "\ufeffdog", "B"),
+        (("cat", "dog", "cow", "hen"), "\uff23", "C"),
+        (("1", "2", "3", "\uff14"), "\uff12", "B"),
     ],
 )
 def test_answers_that_are_understood(tmp_path, options, answer, letter):
@@ -177,6 +180,8 @@ def test_answers_that_are_understood(tmp_path, options, answer, letter):
         (("cat", "dog", "cow", "hen"), "2", "none of the options"),
         (("cat", "dog", "cow", "hen"), "A.", "none of the options"),
         (("cat", "dog", "cow", "hen"), "  ", "answer is empty"),
+        (("cat", "dog", "cow", "hen"), "\u200b", "answer is empty"),
+        (("cat", "\u200b", "cow", "hen"), "A", "B is empty"),
     ],
 )
 def test_answers_that_are_errors(tmp_path, options, answer, message):

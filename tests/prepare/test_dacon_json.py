@@ -44,6 +44,39 @@ def rows_of(folder, split):
     return read_rows(folder / "out" / f"vqacustom.{split}.jsonl")
 
 
+NFC, NFD = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"
+
+
+def test_an_answer_in_several_unicode_forms_is_one_class_in_the_usual_one(folder):
+    """Of forms that are level; where one is commoner, a submission is compared with that one."""
+    spellings = [NFD, NFC, f"{NFC}\u200b", "\uff11\uff12"]
+    run(folder, {"val_ratio": 0}, train=[item(number, answer) for number, answer in enumerate(spellings)])
+    assert AnswerTable.read(folder / "out" / "answer2label.txt").answers == (NFC, "\uff11\uff12")
+    run(folder, {"val_ratio": 0}, train=[item(number, answer) for number, answer in enumerate([NFD, NFD, NFC, "12"])])
+    assert AnswerTable.read(folder / "out" / "answer2label.txt").answers == (NFD, "12")
+    assert [row["answer"] for row in rows_of(folder, "train")] == [NFD, NFD, NFC, "12"]
+
+
+def test_an_image_folder_may_be_a_link(folder):
+    (folder / "images" / "train").rename(folder / "elsewhere")
+    (folder / "images" / "train").symlink_to(folder / "elsewhere")
+    run(folder, {"val_ratio": 0}, train=[item(0), item(1)])
+    assert [row["image_path"] for row in rows_of(folder, "train")] == ["train/img_0.jpg", "train/img_1.PNG"]
+    with pytest.raises(InputError, match=r"'train/\.\./\.\./elsewhere/img_0\.jpg' leaves the image root"):
+        run(folder, {"val_ratio": 0}, train=[item(0, image="train/../../elsewhere/img_0.jpg")])
+
+
+def test_what_cannot_be_seen_is_no_answer(folder):
+    with pytest.raises(InputError, match="answer must be text and not empty"):
+        run(folder, train=[item(0, "yes"), item(1, "\u200b")])
+
+
+def test_ids_that_look_alike_are_shown_with_escapes(folder):
+    rows = [item(0) | {"question_id": NFC}, item(1) | {"question_id": NFD}]
+    with pytest.raises(InputError, match=r"item 2: the ID '\\u1100.* looks like '\\uac15\\uc544\\uc9c0' at .*item 1"):
+        run(folder, train=rows)
+
+
 def test_rows_and_label_table(folder):
     train = [item(0, "Yes"), item(1, "yes!"), item(2, "No"), item(3, "two")]
     summary = run(

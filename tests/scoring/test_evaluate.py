@@ -91,6 +91,26 @@ def test_open_answers_are_compared_after_normalisation(tmp_path):
     assert evaluated(path, "--answers", answers)["accuracy"] == 50
 
 
+NFC, NFD = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"
+
+
+def test_answers_that_look_alike_are_right(tmp_path):
+    said = [NFC, NFD, "12", f"{NFC}\u200b"]
+    rows = [Prediction(str(place), "?", answer, {answer: 0.9}) for place, answer in enumerate(said)]
+    path = write_predictions(rows, tmp_path / "predictions.json")
+    answers = write(tmp_path / "a.csv", f"ID,answer\n0,{NFD}\n1,{NFC}\n2,\uff11\uff12\n3,{NFC}\n")
+    assert evaluated(path, "--answers", answers)["accuracy"] == 100
+
+
+def test_ids_that_look_alike_are_shown_with_escapes(tmp_path, capsys):
+    path = write_predictions([Prediction(NFC, "?", "x", {"x": 1.0})], tmp_path / "predictions.json")
+    answers = write(tmp_path / "a.csv", f"ID,answer\n{NFD},x\n")
+    assert main(["evaluate", str(path), "--answers", str(answers)]) == 2
+    said = capsys.readouterr().err
+    assert "look alike, but are other characters: '\\u1100" in said
+    assert "and '\\uac15\\uc544\\uc9c0'" in said
+
+
 def test_it_says_what_the_evaluation_said(scpc, trained, tmp_path):
     out = tmp_path / "out"
     resume = ["--eval", "--resume", str(trained / "checkpoint-best.pth"), "--split", "train"]
