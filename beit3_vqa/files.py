@@ -147,6 +147,16 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path} can't be made a folder ({error.strerror}); choose another.") from error
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is such a file; False, not an error, for names that no file can have, as too long ones."""
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib's raises for a name that is too long
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is such a folder, as `is_file` does."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def is_new_or_empty(folder: Path) -> bool:
     """Whether a folder can be filled without touching what somebody else put there."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
@@ -162,7 +172,7 @@ def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
 
 def missing(kind: str, path: Path) -> str:
     """The message for a file or folder that isn't there, with the nearest one that is."""
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         return f"there is no {kind} {path}: the folder {path.parent} doesn't exist either."
     return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"
 
