@@ -21,6 +21,7 @@ from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.precision import Precision, pick_device
 from beit3_vqa.engine.run_folder import BEST
 from beit3_vqa.errors import ImageError, InputError, one_line
+from beit3_vqa.files import is_file
 from beit3_vqa.models.families import family_key, find_family, with_family_defaults
 from beit3_vqa.models.family import Family, Processor, TaskShape
 from beit3_vqa.models.pretrained import asked_weights, mismatches
@@ -99,7 +100,7 @@ def _with_images(dataset: IndexDataset | InOrders, bad_images: BadImages) -> Ite
         for path in example.image_paths:
             row_of.setdefault(path, example.id)
         yield example
-    absent = {path: row for path, row in row_of.items() if path not in bad_images and not Path(path).is_file()}
+    absent = {path: row for path, row in row_of.items() if path not in bad_images and not is_file(path)}
     if len(absent) > bad_images.left:
         problems = sorted(f"row {row}: {path}" for path, row in absent.items())
         raise InputError.of_problems("images that aren't there:", problems, "Is --image_root right?")

@@ -206,6 +206,16 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path} can't be made a folder ({error.strerror}); choose another.") from error
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is such a file; False, not an error, for names that no file can have, as too long ones."""
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib's raises for a name that is too long
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is such a folder, as `is_file` does."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def is_new_or_empty(folder: Path) -> bool:
     """Whether a folder can be filled without touching what somebody else put there."""
     return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
@@ -217,14 +227,6 @@ def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
         for piece in [text] if isinstance(text, str) else text:
             file.write(piece.encode("utf-8"))
     return Path(path)
-
-
-def is_folder(path: Path) -> bool:
-    """Return whether a folder is there; False also of a name that is too long for any, where pathlib raises."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def missing(kind: str, path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from beit3_vqa.engine.evaluate import NotFiniteError
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import refuse_to_replace
+from beit3_vqa.files import is_file, refuse_to_replace
 from beit3_vqa.models.families import check_parameters
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.output.report.collect import ReportRun, read_runs
@@ -89,7 +89,7 @@ def worth_a_look(predictions: Sequence[Prediction], most: int) -> list[Predictio
 def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> dict[str, AttentionMap]:
     """Id -> map of the questions that are worth a look; empty, and it is said why, where the model can't be had."""
     wanted = [(p, image_file(p, image_root or (run.info.image_root if run.info else ""))) for p in run.predictions]
-    file_of = {p.id: path for p, path in wanted if path is not None and path.is_file() and p.question}
+    file_of = {p.id: path for p, path in wanted if path is not None and is_file(path) and p.question}
     chosen = worth_a_look([p for p in run.predictions if p.id in file_of], most)
     if not chosen or run.info is None or not run.info.checkpoint:
         if run.predictions:

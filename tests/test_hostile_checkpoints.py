@@ -212,6 +212,31 @@ def test_an_answer_table_that_is_none(scpc, trained, good, tmp_path, capsys, sta
     assert "answer" in failing(capsys, [*ask, "--image", next((scpc / "images").iterdir())])
 
 
+def four_bits():
+    """A type that this torch may not have: then another that is refused."""
+    return getattr(torch, "float4_e2m1fn_x2", torch.int8)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits_are_read(scpc, trained, good, tmp_path, capsys, kind):
+    """As what they stand for: the same answers as of a checkpoint that holds these numbers in 32 bits."""
+    small = {name: value.to(kind) for name, value in good["model"].items()}
+    wide = {name: value.float() for name, value in small.items()}
+    answers = []
+    for name, weights in (("small", small), ("wide", wide)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tokenizer.spm").write_bytes((trained / "tokenizer.spm").read_bytes())
+        path = altered(good, folder / "x.pth", model=weights, model_ema=GONE)
+        for flag in ("--resume", "--finetune"):
+            evaluate = ["finetune", "--eval", *TINY, flag, path, "--data_path", scpc / "data", "--output_dir", folder]
+            assert main([str(word) for word in evaluate]) == 0
+            answers.append(json.loads((folder / "predictions.json").read_text()))
+        assert main(finetune(scpc, folder / "out", "--finetune", str(path), "--epochs", "1")) == 0
+        capsys.readouterr()
+    assert answers[0] == answers[1] == answers[2] == answers[3]
+
+
 POSITIONS = "beit3.encoder.embed_positions.A.weight"
 
 
@@ -226,6 +251,8 @@ POSITIONS = "beit3.encoder.embed_positions.A.weight"
         ("head.0.weight", lambda value: value.to(torch.int8), "not a plain tensor"),
         ("head.0.weight", lambda value: value.to(torch.complex64), "not a plain tensor"),
         ("head.0.weight", lambda value: value * float("inf"), "not finite"),
+        ("head.0.weight", lambda value: (value * float("nan")).to(torch.float8_e4m3fn), "not finite"),
+        ("head.0.weight", lambda value: value.to(torch.uint8).view(four_bits()), "not a plain tensor"),
     ],
 )
 def test_tensors_that_are_no_weights(scpc, good, tmp_path, capsys, name, change, says):

@@ -15,7 +15,7 @@ from beit3_vqa.engine.archive import is_packed
 from beit3_vqa.engine.manifest import HashingFile, damage, write_manifest
 from beit3_vqa.engine.run_folder import manifest_file
 from beit3_vqa.errors import InputError, nearest, short
-from beit3_vqa.files import replacing, what_is_there
+from beit3_vqa.files import is_file, is_folder, replacing, what_is_there
 
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
@@ -113,7 +113,7 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
             without `trust`.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(_missing(flag, path))
     if is_packed(path):
         raise InputError(f"{flag} {path}: is a packed zip archive, which torch.save never writes; unpack it first.")
@@ -150,10 +150,10 @@ def _read_trusted(path: Path, flag: str) -> Any:
 
 
 def _missing(flag: str, path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
-    siblings = sorted(str(other) for other in folder.glob("*.pt*")) if folder.is_dir() else []
+    folder = path if is_folder(path) else path.parent
+    siblings = sorted(str(other) for other in folder.glob("*.pt*")) if is_folder(folder) else []
     there = f" Checkpoints there: {', '.join(siblings[:8])}." if siblings else ""
-    if path.is_dir():
+    if folder == path:
         return f"{flag} {path}: is a folder; name a checkpoint in it.{there}"
     if other := what_is_there(path):
         return f"{flag} {path}: is {other}; name a checkpoint."

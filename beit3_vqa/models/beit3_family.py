@@ -16,7 +16,7 @@ from beit3_vqa.engine.checkpoint import read_checkpoint
 from beit3_vqa.engine.compiled import compile_model
 from beit3_vqa.engine.precision import Precision
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import replacing
+from beit3_vqa.files import is_file, replacing
 from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
 from beit3_vqa.models.beit3 import MAX_TEXT_TOKENS, init_unit_scale
 from beit3_vqa.models.family import Family, TaskShape
@@ -197,7 +197,7 @@ def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
     if config.model.sentencepiece_model:
         places.insert(1, Path(config.model.sentencepiece_model))
     for place in places:
-        if place.is_file():
+        if is_file(place):
             return place
     advice = (
         "beit3.spm (`beit3-vqa download beit3.spm`), or train one: `beit3-vqa prepare ... --train_tokenizer 8000`."

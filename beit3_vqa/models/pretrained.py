@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit3_vqa.config import RunConfig
-from beit3_vqa.engine.contents import is_plain
+from beit3_vqa.engine.contents import all_finite, is_plain
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.beit3 import BEiT3Model
 from beit3_vqa.models.multiway import FIRST_POSITION
@@ -188,7 +188,7 @@ def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
             continue
         if value.is_meta or not is_plain(value):
             problems.append(f"not a plain tensor of floating-point numbers: {name} ({value.layout}, {value.dtype})")
-        elif not value.isfinite().all():
+        elif not all_finite(value):
             problems.append(f"not finite: {name} holds NaN or infinity")
     return problems
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from beit3_vqa.cli import main
 from beit3_vqa.config import RunConfig, read_config_values
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import open_image
@@ -215,3 +216,32 @@ def test_files_of_another_kind_are_not_read_to_the_end(tmp_path):
         (tmp_path / name).write_bytes(b"x\n" * (MAX_PROBLEMS + 5000))
         with pytest.raises(InputError, match=f"and {MAX_PROBLEMS - 20} more"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "가" * 100, "a/" * 3000], ids=["300 letters", "300 bytes", "a long path"])
+def test_names_that_no_file_can_have(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    train = ["finetune", "--task", "vqacustom", "--model", "beit3_tiny_patch8_32", "--device", "cpu"]
+    ask = ["predict", "--device", "cpu", "--image", "x.jpg", "--question", "?", "--choices", "a", "b", "--checkpoint"]
+    choices = ["prepare", "choices", "--image_root", ".", "--train"]
+    commands = [
+        [*train, "--data_path", name],
+        [*train, "--data_path", ".", "--resume", name],
+        [*train, "--data_path", ".", "--output_dir", name],
+        [*train, "--eval", "--data_path", ".", "--resume", name],
+        [*train, "--config", name],
+        [*ask, name],
+        ["serve", "--checkpoint", name],
+        ["export", "--checkpoint", name, "--output_dir", "out"],
+        ["ensemble", name, "--output", "out/x.csv"],
+        ["evaluate", name, "--answers", "x.csv"],
+        ["report", name],
+        ["report", ".", "--output", name],
+        [*choices, name, "--data_path", "out"],
+        [*choices, "x.csv", "--data_path", name],
+        ["prepare", "imagenet", "--image_root", name, "--data_path", "out"],
+    ]
+    for command in commands:
+        assert main(command) == 2, command
+        assert capsys.readouterr().err.startswith("error: "), command
+    assert not list(tmp_path.iterdir())

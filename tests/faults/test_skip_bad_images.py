@@ -133,6 +133,31 @@ def test_pixels_that_do_not_fit_are_said(scpc, trained, tmp_path, monkeypatch, c
     assert "needs more memory than there is: scale it down" in capsys.readouterr().err
 
 
+def test_rows_whose_image_has_too_long_a_name(scpc, trained, tmp_path, capsys):
+    """255 bytes are what a file system takes, and a Korean syllable is three."""
+    name = "가" * 100 + ".jpg"
+    shutil.copytree(scpc / "data", tmp_path / "data")
+    file = tmp_path / "data" / "vqacustom.test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["image_path"] = name
+    file.write_text("\n".join(map(json.dumps, rows)))
+    command = evaluation(scpc, trained, scpc / "images", tmp_path / "out")
+    command[command.index("--data_path") + 1] = str(tmp_path / "data")
+    assert main(command) == 2
+    assert f"images that aren't there:\n  row {rows[1]['id']}: " in capsys.readouterr().err
+    assert main([*command, "--skip_bad_images", "1"]) == 0
+    answered = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [row["id"] for row in answered if "problem" in row] == [rows[1]["id"]]
+    # Nor do they keep a report from being written, or the name of a checkpoint in it.
+    report = ["report", str(tmp_path / "out"), "--output", str(tmp_path / "report.html"), "--device", "cpu"]
+    assert main(report) == 0
+    assert "1 of " in capsys.readouterr().out
+    info = tmp_path / "out" / "predictions.info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "checkpoint": name}))
+    assert main(report) == 0
+    assert f"{name}: no such file" in capsys.readouterr().out
+
+
 def spoil(scpc, folder):
     """Copy the images, every second of the test rows' spoilt; return the ids of its rows, and how many images it is."""
     shutil.copytree(scpc / "images", folder)

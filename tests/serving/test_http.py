@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from beit3_vqa.data import decoding
 from beit3_vqa.serving import connections, guard
 from beit3_vqa.serving.guard import LOOPBACK_NAMES, refusal
 from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
+from tests.hostile_images import jpeg2000_of_precincts, jpeg_of_scans
 from tests.serving.client import CHOICES, ask, form, running, send
 
 
@@ -67,12 +69,15 @@ BAD_IMAGES = {
     "empty": (b"", "empty"),
     "truncated": (png(2000, 2000)[:90], "truncated"),
     "huge": (png(10_000, 6_000), "10000 x 6000 pixels"),
+    "of a thousand scans": (jpeg_of_scans(10_000, 10_000, 1000), "a JPEG of more than 20 scans"),
+    "decoded for ever": (jpeg2000_of_precincts(7000), "can't be decoded within 1 s"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image that can be read"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
-def test_a_bad_image_is_one_clear_error(url, name):
+def test_a_bad_image_is_one_clear_error(url, name, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_DECODE_SECONDS", 1)
     content, says = BAD_IMAGES[name]
     status, said = ask(url, content)
     assert status == 422
