@@ -5,12 +5,13 @@ import hmac
 import json
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_BODY_SECONDS, MAX_CONNECTIONS
+from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_BODY_SECONDS, MAX_CONNECTIONS, MAX_REFUSED_SECONDS
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 # Everything the page needs comes from this server; nothing it shows may run or fetch anything.
@@ -87,6 +88,8 @@ class Guard:
         if not refused and self.token and scope["path"] not in self.open_paths:
             refused = None if _brings(headers, self.token) else (401, _NO_TOKEN)
         if refused:
+            if refused[0] not in (400, 413) and "expect" not in headers:
+                await _read_on(receive)
             await _refuse(send_guarded, *refused)
             return
         await self.app(scope, _Bounded(receive), send_guarded)
@@ -153,6 +156,17 @@ def _place(origin: str) -> str:
 
 def _too_large() -> str:
     return f"a request may have {MAX_BODY_BYTES:,} bytes: scale the image down."
+
+
+async def _read_on(receive: Receive) -> None:
+    """Read the body for a moment: who is still sending when the connection is closed never sees the reply."""
+
+    async def to_its_end() -> None:
+        while (await receive()).get("more_body", False):
+            pass
+
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(to_its_end(), MAX_REFUSED_SECONDS)
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:

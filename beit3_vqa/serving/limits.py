@@ -4,6 +4,7 @@ MAX_UPLOAD_BYTES = 32 * 2**20  # the image
 MAX_FORM_BYTES = 128 * 2**10  # everything else of a request's body
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + MAX_FORM_BYTES
 MAX_BODY_SECONDS = 60.0  # until the whole body has come
+MAX_REFUSED_SECONDS = 1.0  # that the body of a refused request is still read
 MAX_IDLE_SECONDS = 10.0  # of a connection on which nothing is asked, or not to the end of its headers
 MAX_QUESTION = 1000  # characters
 MAX_OPTION = 300  # characters

@@ -7,6 +7,7 @@ import logging
 import socket
 import string
 import threading
+import time
 from contextlib import closing
 from urllib.parse import urlsplit
 
@@ -371,6 +372,20 @@ def test_only_the_token_opens_the_interface(closed_url, photograph, sent, status
     answered, said = ask(closed_url, photograph, headers=headers)
     assert answered == status
     assert status == 200 or "asks for a token" in said["error"]
+
+
+def test_who_sends_much_and_is_refused_is_told_so(closed_url, monkeypatch):
+    """And isn't cut off in the middle of it."""
+    started = time.monotonic()
+    for _ in range(5):
+        status, said = ask(closed_url, b"\0" * 2**23)
+        assert (status, "asks for a token" in said["error"]) == (401, True)
+    assert time.monotonic() - started < 5
+    monkeypatch.setattr(guard, "MAX_REFUSED_SECONDS", 0.1)
+    place = urlsplit(closed_url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:  # who doesn't go on sending
+        connection.sendall(b"POST /api/answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 401 ")
 
 
 def test_without_the_token_only_the_package_s_own_files_are_seen(closed_url):
