@@ -118,15 +118,19 @@ def _ask(parts: Parts, *, blind: bool) -> tuple[Answers, list[int]]:
     loader, dataset = parts.loader_in_orders(split, mode, blind=blind)
     told = iter(predict_split(parts, loader, label))
     asked = [[undone(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
-    return asked, [rotations(of_question) for of_question in dataset.orders]
+    # Without --tta a question has one order, which is all that is looked at.
+    return asked, [rotations(group[0].choices) if mode != "none" else 1 for group in asked]
 
 
 def _fit(plain: Sequence[Prediction]) -> dict[str, Any]:
     temperature = fit_temperature(plain)
     if temperature is None:
         raise InputError("--temperature fit: no answer of the val split is known. Evaluate one with answers.")
-    if temperature in (LOWEST, HIGHEST):
+    if temperature == HIGHEST:
         print(f"temperature {temperature:g} is as far as is looked: its certainty says nothing of what it gets right")
+    if temperature == LOWEST:
+        print("the temperature stays 1: the likeliest answers are all right, or nearly, so any lower one looks better")
+        temperature = 1.0
     return {
         "temperature": temperature,
         "questions": sum(p.truth is not None for p in plain),

@@ -26,7 +26,7 @@ from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.distributed import processes
-from beit3_vqa.engine.evaluate import NotFiniteError, finite
+from beit3_vqa.engine.evaluate import finite, naming
 from beit3_vqa.engine.host import tune_allocator
 from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest, sha256_of
 from beit3_vqa.engine.precision import pick_device
@@ -128,10 +128,8 @@ def _evaluate(config: RunConfig) -> EvalResult:
         require_manifest(path)
     else:
         _set_temperature(task, path, config.temperature)
-    try:
+    with naming(where):
         result, fitted = evaluate_fully(parts, fit=fit)
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{where}: {error}") from None
     if fit:
         if sha256_of(path) != checksum:
             raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
@@ -292,7 +290,8 @@ def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, p
     """
     given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
     parts = _load(Path(checkpoint), given, to_export=True)
-    parts.family.export(parts.model, parts.processor, Path(folder), merge=merge)
+    with naming(str(checkpoint)):
+        parts.family.export(parts.model, parts.processor, Path(folder), merge=merge)
     print(f"wrote {folder}; the text of an option was {parts.config.model.prompt_template!r}")
 
 

@@ -317,6 +317,22 @@ def test_exports_give_the_same_logits_elsewhere(scpc, clip_folder, trained_clip,
     assert main([*command, "--merge"]) == 2  # it is no longer empty
 
 
+def test_weights_that_are_not_finite_once_they_are_merged_are_not_exported(scpc, trained_clip, tmp_path, capsys):
+    content = torch.load(trained_clip / "checkpoint-best.pth", weights_only=True)
+    for name, value in content["model"].items():
+        content["model"][name] = torch.full_like(value, 3e38) if "lora_" in name else value
+    path = tmp_path / "huge.pth"
+    torch.save(content, path)
+    out = tmp_path / "new" / "export"
+    assert main(["export", "--checkpoint", str(path), "--output_dir", str(out), "--merge"]) == 2
+    assert f"{path}: its weights aren't finite numbers" in capsys.readouterr().err
+    assert not out.exists()
+    image = str(next((scpc / "images").iterdir()))
+    command = ["predict", "--checkpoint", str(path), "--image", image, "--question", "?", "--choices", "a", "b"]
+    assert main(command) == 2
+    assert f"{path}: the model's outputs aren't finite" in capsys.readouterr().err
+
+
 def test_only_clip_is_exported(trained, tmp_path, capsys):
     command = ["export", "--checkpoint", str(trained / "checkpoint-best.pth"), "--output_dir", str(tmp_path / "out")]
     assert main(command) == 2

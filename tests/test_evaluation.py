@@ -91,9 +91,18 @@ def test_other_orders_are_those_of_the_data_reordered(scpc, trained, plain, tmp_
     assert found["circular"]["accuracy"] == pytest.approx(circular)
 
 
-def test_clip_knows_no_order(scpc, clip_folder, tmp_path):
+@pytest.mark.parametrize("equal", [False, True])
+def test_clip_knows_no_order(scpc, clip_folder, tmp_path, equal):
+    """Nor tells options of the same text apart, whichever of them is the annotated one."""
     assert main(finetune_clip(scpc, clip_folder, tmp_path / "out", "--epochs", "1")) == 0
     resume = ["--eval", "--resume", str(tmp_path / "out" / "checkpoint-best.pth"), "--split", "val"]
+    if equal:
+        shutil.copytree(scpc / "data", tmp_path / "data")
+        rows = [json.loads(line) for line in (tmp_path / "data" / "vqacustom.val.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["choices"][3] = row["choices"][1] = row["choices"]["ABCD".index(row["answer"])]
+        (tmp_path / "data" / "vqacustom.val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        resume += ["--data_path", str(tmp_path / "data"), "--image_root", str(scpc / "images")]
     for out, flags in (("plain", []), ("tta", ["--tta", "cyclic", "--blind"])):
         assert main(finetune_clip(scpc, clip_folder, tmp_path / out, *resume, *flags)) == 0
     metrics = metrics_of(tmp_path / "tta")

@@ -1,13 +1,15 @@
 """Files that are there whole or not at all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from beit3_vqa.cli import main
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import is_new_or_empty, missing, write_text
+from beit3_vqa.files import is_new_or_empty, missing, publish, remove_stale_temporaries, staged, write_text
 
 
 def test_a_pipe_keeps_its_place(tmp_path):
@@ -66,3 +68,27 @@ def test_no_command_fails_at_a_link_to_itself(tmp_path, capsys):
         assert "loop" in said
         assert "Did you mean 'loop" not in said
     assert list(tmp_path.iterdir()) == [loop]
+
+
+def test_what_is_staged_comes_together_or_not_at_all(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with staged(tmp_path) as place:
+        write_text(place / "a", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+    with staged(tmp_path) as place:
+        written = publish([write_text(place / name, name) for name in "ab"], tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(written) == [tmp_path / "a", tmp_path / "b"]
+    (tmp_path / "c").mkdir()
+    with pytest.raises(InputError, match="can't be written"), staged(tmp_path) as place:
+        publish([write_text(place / "c", "c")], tmp_path)
+
+
+def test_what_a_killed_process_staged_is_removed_and_a_running_ones_is_not(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    for process in (int(dead.stdout), os.getpid()):
+        folder = tmp_path / f".results.{process}.tmp"
+        folder.mkdir()
+        (folder / "predictions.json").write_text("[]")
+    remove_stale_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f".results.{os.getpid()}.tmp"]

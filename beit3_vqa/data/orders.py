@@ -5,6 +5,9 @@ comes first, its rotations next, other permutations after them.
 
 "All of the above" in the first place asks another question, so it and its like keep their place, in English and in
 Korean; what "both A and B" speaks of stays too.
+
+Options of the same text can't be told apart by whoever reads them, so they keep their order among themselves, and
+orders that read the same are one: else an answer that means the same would count once as right and once as wrong.
 """
 
 import dataclasses
@@ -84,26 +87,29 @@ def orders(choices: Sequence[str], mode: str) -> tuple[Order, ...]:
         choices: the options.
         mode: `none`; `cyclic`, the rotations of what may move; `all`, its permutations.
     """
-    return _orders(len(choices), () if mode == "none" else tuple(movable(choices)), mode)
+    same = tuple(map(list(choices).index, choices))
+    return _orders(same, () if mode == "none" else tuple(movable(choices)), mode)
 
 
 @functools.cache  # most questions of a million have the same ones
-def _orders(options: int, places: Order, mode: str) -> tuple[Order, ...]:
+def _orders(same: Order, places: Order, mode: str) -> tuple[Order, ...]:
+    """`same`: for each option the first one of its text; `places`: the options that may move."""
     moves = [(*places[shift:], *places[:shift]) for shift in range(len(places))] or [()]
     if mode == "all":
         moves += [moved for moved in itertools.permutations(places) if moved not in moves]
-    found = []
+    found: dict[Order, Order] = {}  # by what is read
     for moved in moves:
-        order = list(range(options))
+        alike = {text: iter([option for option in places if same[option] == text]) for text in same}
+        order = list(range(len(same)))
         for place, option in zip(places, moved, strict=True):
-            order[place] = option
-        found.append(tuple(order))
-    return tuple(found)
+            order[place] = next(alike[same[option]])
+        found.setdefault(tuple(same[option] for option in order), tuple(order))
+    return tuple(found.values())
 
 
-def rotations(of_question: Sequence[Order]) -> int:
-    """How many of the orders of a question, which come first, are rotations: as many as there are movable options."""
-    return max(1, sum(new != old for new, old in enumerate(of_question[1]))) if len(of_question) > 1 else 1
+def rotations(choices: Sequence[str]) -> int:
+    """Return how many of a question's orders are rotations; they come first."""
+    return len(orders(choices, "cyclic"))
 
 
 def check_orders(options: int, mode: str) -> None:

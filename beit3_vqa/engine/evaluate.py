@@ -1,6 +1,7 @@
 """One pass over a split without training. Knows neither files nor tasks."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ from beit3_vqa.schema import Batch
 
 class NotFiniteError(InputError):
     """A model's outputs aren't finite numbers, so that there is no answer in them."""
+
+
+@contextmanager
+def naming(checkpoint: str) -> Iterator[None]:
+    """Say of which checkpoint outputs are that aren't finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{checkpoint}: {error}") from None
 
 
 @torch.no_grad()

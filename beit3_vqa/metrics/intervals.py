@@ -30,15 +30,27 @@ def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) 
     """The normal interval of a mean, from the sample's standard error, within [low, high].
 
     For scores that aren't 0 or 1, and for the difference of two models on the same questions. Fewer than two values say
-    nothing: (low, high).
+    nothing: (low, high). Values that are all alike have no standard error, see `unvarying_interval`.
     """
     count = len(values)
     if count < 2:
         return low, high
     mean = math.fsum(values) / count
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    if not variance:
+        return unvarying_interval(mean, count, low, high)
     half = Z * math.sqrt(variance / count)
     return max(low, mean - half), min(high, mean + half)
+
+
+def unvarying_interval(value: float, count: int, low: float, high: float) -> tuple[float, float]:
+    """Return the 95% interval of a mean within [low, high] after `count` values that were all the same.
+
+    Two questions that both gained a point don't prove that every question does: other values may be as frequent as
+    1 - 0.025^(1/count) without one of them having been drawn (the bound of Clopper and Pearson), and lie anywhere.
+    """
+    unseen = 1 - 0.025 ** (1 / count)
+    return value - unseen * (value - low), value + unseen * (high - value)
 
 
 def accuracy_interval(predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -20,11 +20,15 @@ LOWEST, HIGHEST = 0.05, 20.0
 _DIGITS = 3
 _NLL_DIGITS = 5
 _STEPS = 60  # golden sections: they leave a 10^-12th of the interval
+_FLAT = 1e-12  # nats that are rounding
 _SMALLEST = 1e-30  # of a probability that was rounded to 0
 
 
 def fit_temperature(predictions: Sequence[Prediction]) -> float | None:
-    """The temperature under which the truths are likeliest, to 3 decimals; None where no row has what that needs.
+    """Find the temperature under which the truths are likeliest, to 3 decimals; None if no row has what that needs.
+
+    It is 1 if no other is better, as where every option is equally likely; `LOWEST` if every truth is the likeliest, so
+    that the questions set no bound.
 
     Args:
         predictions: made at temperature 1, of multiple choice, whose probabilities are all kept.
@@ -42,7 +46,10 @@ def fit_temperature(predictions: Sequence[Prediction]) -> float | None:
             high = right
         else:
             low = left
-    return round(math.exp((low + high) / 2), _DIGITS)
+    found = math.exp((low + high) / 2)
+    if _nll(log_probabilities, truths, found) > _nll(log_probabilities, truths, 1.0) - _FLAT:
+        return 1.0
+    return round(found, _DIGITS)
 
 
 def mean_nll(predictions: Sequence[Prediction], temperature: float = 1.0) -> float | None:

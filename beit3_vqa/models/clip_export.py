@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.engine.evaluate import NotFiniteError
 from beit3_vqa.engine.precision import all_finite
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import is_new_or_empty, make_folder
@@ -51,7 +52,7 @@ def export_clip(
         written.load_state_dict(adapters, strict=False)
         written = written.merge_and_unload() if merge else written
         if not all_finite(written.state_dict()):
-            raise InputError("the weights aren't finite numbers once the adapters are added: take another checkpoint.")
+            raise NotFiniteError("its weights aren't finite numbers with the adapters added: take another checkpoint.")
     make_folder(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

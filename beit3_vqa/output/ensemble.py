@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from beit3_vqa.metrics.intervals import unvarying_interval
 from beit3_vqa.output.mixture import Floats, cross_fit_weights, log_loss
 from beit3_vqa.output.panel import Question
 from beit3_vqa.output.voting import decide, equal_weights
@@ -119,7 +120,8 @@ def paired_bootstrap(differences: Floats, groups: Sequence[str], seed: int) -> G
     """Mean of paired differences, in percentage points, and the 2.5% and 97.5% points of its bootstrap distribution.
 
     Whole groups are drawn, since questions about one image are right or wrong together (Efron and Tibshirani 1993,
-    An introduction to the bootstrap, chapters 13 and 8.6). One group says nothing: -100 to 100.
+    An introduction to the bootstrap, chapters 13 and 8.6). One group says nothing: -100 to 100. Groups that are all
+    alike would draw the same again and again: see `unvarying_interval`.
 
     Args:
         differences: of each question, in [-1, 1].
@@ -134,6 +136,9 @@ def paired_bootstrap(differences: Floats, groups: Sequence[str], seed: int) -> G
         return Gain(float(100 * differences.mean()), -100.0, 100.0)
     # Equal groups are alike: what matters is how often each kind is drawn, and there are few kinds.
     kinds, counts = np.unique(np.array(list(sums.values())), axis=0, return_counts=True)
+    if len(kinds) == 1:
+        low, high = unvarying_interval(float(differences.mean()), len(sums), -1.0, 1.0)
+        return Gain(float(100 * differences.mean()), 100 * low, 100 * high)
     rng = np.random.default_rng(seed)
     drawn = []
     at_once = max(1, _AT_ONCE // len(kinds))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beit3_vqa.evaluation import _fit
 from beit3_vqa.metrics import (
     accuracy_at_coverage,
     accuracy_metrics,
@@ -22,6 +23,7 @@ from beit3_vqa.metrics import (
     positions,
     tempered,
 )
+from beit3_vqa.metrics.temperature import HIGHEST, LOWEST
 from beit3_vqa.schema import Prediction
 
 CHOICES = ("a red cat", "dog", "owl", "ox")
@@ -140,6 +142,23 @@ def test_tempering_is_dividing_logits(logits, temperature):
     assert list(changed.probabilities.values()) == pytest.approx(expected, abs=1e-4)
     assert (changed.answer, changed.score) == (row.answer, row.score)
     assert math.fsum(changed.probabilities.values()) == pytest.approx(1)
+
+
+def test_a_temperature_that_the_questions_do_not_say_is_one():
+    level, sure = choice("A", "B", 0.25), choice("A", "A", 1.0)
+    assert fit_temperature([level]) == fit_temperature([level] * 50) == 1.0
+    assert fit_temperature([sure]) == fit_temperature([sure] * 9) == 1.0
+    assert fit_temperature([sure, choice("A", "B", 1.0)]) == HIGHEST  # a truth of probability 0
+    assert fit_temperature([choice("A", "B", 0.9)]) == HIGHEST
+    assert fit_temperature([choice("A", "A", 0.5)] * 5) == LOWEST
+
+
+def test_a_temperature_without_a_bound_is_not_kept(capsys):
+    """Five questions that are all right would make every later answer 100% sure."""
+    fitted = _fit([choice("A", "A", 0.5)] * 5)
+    assert (fitted["temperature"], fitted["questions"]) == (1.0, 5)
+    assert fitted["nll_before"] == fitted["nll_after"]
+    assert "the temperature stays 1" in capsys.readouterr().out
 
 
 def test_nothing_to_fit_on():

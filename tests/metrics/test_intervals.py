@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +48,17 @@ def test_the_normal_interval_by_hand():
     assert mean_interval([0.3]) == (0.0, 1.0)
     assert mean_interval([0.9, 1.0, 0.3])[1] == 1.0
     assert mean_interval([-1.0, 1.0], -1.0, 1.0) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 100])
+def test_values_that_are_all_alike_are_not_certain(count):
+    for right in (0.0, 1.0):
+        theirs = scipy.stats.binomtest(int(right) * count, count).proportion_ci(method="exact")
+        assert mean_interval([right] * count) == pytest.approx((theirs.low, theirs.high))
+    low, high = mean_interval([0.0] * count, -1.0, 1.0)
+    assert -1 < low == -high < 0
+    low, high = mean_interval([0.3] * count)
+    assert 0 < low < 0.3 < high < 1
 
 
 def test_intervals_hold_what_they_promise():

@@ -16,8 +16,10 @@ from beit3_vqa.output.ensemble import (
     forward_selection,
     groups_of,
     paired_bootstrap,
+    truth_probabilities,
     vote_all,
 )
+from beit3_vqa.output.mixture import cross_fit_weights, fit_weights
 from beit3_vqa.output.panel import side_by_side
 from beit3_vqa.schema import Prediction
 from tests.output.panels import answered, simulated
@@ -66,6 +68,31 @@ def test_members_whose_ids_look_alike_are_told():
 def test_one_image_says_nothing_of_others():
     gain = paired_bootstrap(np.array([1.0, 0.0]), ["x", "x"], seed=0)
     assert (gain.mean, gain.low, gain.high) == (50.0, -100.0, 100.0)
+
+
+@pytest.mark.parametrize("gain", [-1.0, 0.0, 0.5, 1.0])
+def test_questions_that_all_gain_alike_do_not_prove_it(gain):
+    few, many = (paired_bootstrap(np.full(n, gain), [str(i) for i in range(n)], seed=0) for n in (2, 200))
+    assert few.mean == many.mean == 100 * gain
+    assert -100 <= few.low <= many.low <= 100 * gain <= many.high <= few.high <= 100
+    assert many.high - many.low < 4 < 100 < few.high - few.low
+
+
+def test_weights_and_comparisons_of_degenerate_members():
+    """One question, one image, truths that nobody kept, members that are alike: numbers, and none that isn't one."""
+    for truth in ("A", "D"):
+        one = answered("q", truth, A=1.0, B=0.0)
+        for count, image in ((1, ""), (3, "x"), (3, "")):
+            rows = [dataclasses.replace(one, id=f"q{n}", image=image) for n in range(count)]
+            questions = side_by_side(["m0", "m1"], [rows, rows])
+            weights = fit_weights(truth_probabilities(questions))
+            assert weights == pytest.approx([0.5, 0.5])
+            held_out = cross_fit_weights(truth_probabilities(questions), groups_of(questions), 0)
+            assert held_out == pytest.approx(np.full((count, 2), 0.5))
+            for vote, used in (("hard", None), ("soft", None), ("weighted", held_out)):
+                found = compare(questions, vote, used, seed=0)
+                assert np.isfinite([found.ensemble, found.gain.low, found.gain.high, found.log_loss or 0.0]).all()
+                assert found.gain.low < 0 < found.gain.high
 
 
 def test_many_kinds_of_groups_are_drawn_in_parts(monkeypatch):

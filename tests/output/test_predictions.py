@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -212,12 +213,14 @@ def write(folder, letter):
     VQACustom(AnswerTable(["A", "B"]), RunConfig()).write_results(EvalResult(metrics, rows, blind), info, folder)
 
 root = pathlib.Path(sys.argv[1])
-write(root / "old", "A")
-if sys.argv[2] == "0.1.0":
-    old = '{"task": "vqacustom", "model": "m", "parameters": 1, "checkpoint": "A.pth"}'
-    (root / "old" / "predictions.info.json").write_text(old)
-for place in range(50):
-    shutil.copytree(root / "old", root / str(place))
+write(root / "now", "A")
+shutil.copytree(root / "now", root / "0.1.0")
+old = '{"task": "vqacustom", "model": "m", "parameters": 1, "checkpoint": "A.pth"}'
+(root / "0.1.0" / "predictions.info.json").write_text(old)
+for number in range(100):
+    place, before = number // 2, ("now", "0.1.0")[number % 2]
+    folder = root / f"{before} {place}"
+    shutil.copytree(root / before, folder)
     child = os.fork()
     if not child:
         left = place
@@ -231,23 +234,22 @@ for place in range(50):
             return method
         for name in ("replace", "unlink"):
             setattr(pathlib.Path, name, counted(getattr(pathlib.Path, name)))
-        write(root / str(place), "B")
+        write(folder, "B")
         os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
+    if os.waitpid(child, 0)[1] == 0 and before == "0.1.0":
         print(place)
         break
 """
 
 
-@pytest.mark.parametrize("before", ["now", "0.1.0"])
-def test_a_kill_between_result_files_leaves_none_under_anothers_name(tmp_path, before):
-    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path), before]
+def test_a_kill_between_result_files_leaves_none_under_anothers_name(tmp_path):
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True, text=True)
     places = int(done.stdout.split()[-1])
     assert places >= 12  # temporaries of five files, two to be deleted, five to be renamed
     refused = 0
-    for place in range(places + 1):
-        folder = tmp_path / str(place)
+    for place, before in itertools.product(range(places + 1), ("now", "0.1.0")):
+        folder = tmp_path / f"{before} {place}"
         path = folder / "predictions.json"
         info = read_info(path)
         answers = {row["answer"] for row in json.loads(path.read_text())}
@@ -262,8 +264,8 @@ def test_a_kill_between_result_files_leaves_none_under_anothers_name(tmp_path, b
             refused += 1
             with pytest.raises(InputError, match="killed while it wrote"):
                 read_predictions(path, info)
-    assert refused == 1  # between the two renames
-    last = tmp_path / str(places)
+    assert refused == 2  # one in each series, between the two renames
+    last = tmp_path / f"0.1.0 {places}"
     assert not (last / "predictions_blind.json").exists()
     assert read_info(last / "predictions.json").checkpoint == "B.pth"
     with (last / "submission.csv").open(newline="") as file:
