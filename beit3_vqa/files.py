@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -171,8 +172,23 @@ def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
     return Path(path)
 
 
+def is_address(path: Path) -> bool:
+    """Return whether somebody gave an address of the web where a file is wanted."""
+    return path.parts[:1] in (("https:",), ("http:",))
+
+
+def fetch_first(path: Path) -> str:
+    """Say how to make a file of an address, of which a path has lost a slash."""
+    address = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
+    name = path.name.split("?")[0]
+    command = f"beit3-vqa download {shlex.quote(name)} --url {shlex.quote(address)}"
+    return f"{address}: is an address, not a file. Fetch it with `{command}`, then give checkpoints/{name}."
+
+
 def missing(kind: str, path: Path) -> str:
     """The message for a file or folder that isn't there, with the nearest one that is."""
+    if is_address(path):
+        return fetch_first(path)
     if not path.parent.is_dir():
         return f"there is no {kind} {path}: the folder {path.parent} doesn't exist either."
     return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"

@@ -13,6 +13,7 @@ KEPT_STEPS = 2
 _RUN_FILES: tuple[str, ...] = ("checkpoint-*.pth", "checkpoint-*.json", "config.json", "log.txt", "tensorboard")
 _RUN_FILES += ("tokenizer.spm", "predictions*.json", "metrics*.json", "submission*.csv", "submit_*.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})(?:-step(\d{1,12}))?\.pth")
+_DEEPSPEED = "checkpoint-*/*model_states.pt"
 # Where an epoch's own checkpoint stands among those of its steps.
 _END = 10**12
 
@@ -46,6 +47,12 @@ def _places(folder: Path) -> list[tuple[tuple[int, int], Path]]:
     """((epoch, steps into it), file) of every checkpoint in a folder."""
     found = ((path, _CHECKPOINT.fullmatch(path.name)) for path in folder.glob("checkpoint-*.pth"))
     return [((int(m[1]), int(m[2]) if m[2] else _END), path) for path, m in found if m]
+
+
+def deepspeed_weights(folder: Path) -> list[Path]:
+    """Return the files that DeepSpeed left in `folder/checkpoint-N`, where upstream runs with it, oldest first."""
+    numbers = {path: re.fullmatch(r"checkpoint-(\d{1,9})", path.parent.name) for path in folder.glob(_DEEPSPEED)}
+    return sorted(numbers, key=lambda path: (int(m[1]) if (m := numbers[path]) else -1, path.name))
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
