@@ -13,7 +13,7 @@ from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint, set_random_state
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
-from beit3_vqa.engine.run_folder import checkpoints, deepspeed_weights
+from beit3_vqa.engine.run_folder import checkpoints, tell_deepspeed
 from beit3_vqa.engine.train import steps_per_epoch
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.pretrained import mismatches, weights_of
@@ -55,7 +55,7 @@ def _find(config: RunConfig, read: Read) -> Path | None:
     if not config.run.resume:
         newest = _own_newest(folder, read) if in_folder else None
         if config.run.output_dir:
-            _tell_deepspeed(folder, wanted=in_folder and newest is None)
+            tell_deepspeed(folder, wanted=in_folder and newest is None)
         return newest
     if in_folder and folder.resolve() != resume.parent.resolve():
         # Typed again, as one does after a disconnect: what came of FILE in OTHER is newer than FILE.
@@ -76,23 +76,6 @@ def _own_newest(folder: Path, read: Read) -> Path | None:
             "Bring one back from a copy, or start over with --no_auto_resume, which moves them aside.",
         )
     return newest
-
-
-def _tell_deepspeed(folder: Path, *, wanted: bool) -> None:
-    """Say that a folder holds a run of DeepSpeed's; InputError where that is the run to go on with."""
-    theirs = deepspeed_weights(folder)
-    if not theirs:
-        return
-    if not wanted:
-        print(f"{theirs[-1].parent} is of another run, with DeepSpeed; it isn't used")
-        return
-    in_parts = theirs[-1].name.startswith("zero_")  # stage 3: no file has all weights
-    join = f"Join its parts with {folder / 'zero_to_fp32.py'}, then give the file to --finetune"
-    go_on = f"Go on from its weights with --resume {theirs[-1]} --resume_weights_only and another --output_dir"
-    raise InputError(
-        f"--output_dir {folder} holds a run with DeepSpeed ({theirs[-1].parent.name}), whose optimizer this one "
-        f"can't go on with. {join if in_parts else go_on}; --no_auto_resume starts over beside it."
-    )
 
 
 def _newest_whole(folder: Path, read: Read) -> tuple[Path | None, list[str]]:
@@ -120,10 +103,8 @@ def _read(path: Path, weights_only: bool) -> dict[str, Any]:
     if weights_only:
         content.pop("optimizer", None)
     elif "module" in content and "model" not in content:
-        raise InputError(
-            f"--resume {path}: is of a run with DeepSpeed, whose optimizer this one can't go on with; add "
-            "--resume_weights_only."
-        )
+        hint = "whose optimizer this one can't go on with; add --resume_weights_only."
+        raise InputError(f"--resume {path}: is of a run with DeepSpeed, {hint}")
     check_contents(content, f"--resume {path}")
     return content
 
