@@ -36,7 +36,7 @@ def opened_by_others(path: Path) -> str:
         above, archive, name = (shlex.quote(str(part)) for part in (folder.parent, archive, folder.name))
         pack = f"cd {above} && zip -0 -r -D {archive} {name}"
     elif is_packed(path) and any(name.rpartition("/")[2] == PICKLE for name in _names(path)):
-        what = "is a checkpoint that was unpacked and packed again, compressed"
+        what = "is a packed zip archive, of a checkpoint that somebody unpacked"
         pack = "unzip it, and in the folder that it made, zip -0 -r -D checkpoint.pth *"
     else:
         return ""
