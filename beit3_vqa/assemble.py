@@ -19,7 +19,7 @@ from beit3_vqa.data.views import InOrders
 from beit3_vqa.engine import memory
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
 from beit3_vqa.engine.precision import Precision, pick_device
-from beit3_vqa.engine.run_folder import BEST
+from beit3_vqa.engine.run_folder import BEST, deepspeed_weights
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.files import is_file
 from beit3_vqa.models.families import family_key, find_family, with_family_defaults
@@ -195,7 +195,9 @@ def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
     best = Path(config.run.output_dir) / BEST
     if config.run.output_dir and best.is_file():
         return best, "--resume"
-    raise InputError("--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.")
+    theirs = deepspeed_weights(Path(config.run.output_dir)) if config.run.output_dir else []
+    there = f" {config.run.output_dir} holds {theirs[-1]}, of a run with DeepSpeed." if theirs else ""
+    raise InputError(f"--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.{there}")
 
 
 def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str) -> RunConfig:

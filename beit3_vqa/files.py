@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import unicodedata
@@ -229,8 +230,23 @@ def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
     return Path(path)
 
 
+def is_address(path: Path) -> bool:
+    """Return whether somebody gave an address of the web where a file is wanted."""
+    return path.parts[:1] in (("https:",), ("http:",))
+
+
+def fetch_first(path: Path) -> str:
+    """Say how to make a file of an address, of which a path has lost a slash."""
+    address = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
+    name = path.name.split("?")[0]
+    command = f"beit3-vqa download {shlex.quote(name)} --url {shlex.quote(address)}"
+    return f"{address}: is an address, not a file. Fetch it with `{command}`, then give checkpoints/{name}."
+
+
 def missing(kind: str, path: Path) -> str:
     """Return the message for a file or folder that isn't there, or is none, with the nearest one that is."""
+    if is_address(path):
+        return fetch_first(path)
     if other := what_is_there(path):
         return f"there is no {kind} {path}: that is {other}."
     if not is_folder(path.parent):

@@ -13,7 +13,7 @@ from beit3_vqa.engine import distributed
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint, set_random_state
 from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
-from beit3_vqa.engine.run_folder import checkpoints
+from beit3_vqa.engine.run_folder import checkpoints, tell_deepspeed
 from beit3_vqa.engine.train import steps_per_epoch
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.pretrained import mismatches, weights_of
@@ -46,7 +46,7 @@ def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
     def read(path: Path) -> dict[str, Any]:
         if path not in contents:
             contents.clear()
-            contents[path] = _read(path, trust=config.trusts(path))
+            contents[path] = _read(path, config.run.resume_weights_only, trust=config.trusts(path))
         return contents[path]
 
     path = distributed.decided(lambda: _find(config, read))
@@ -63,6 +63,8 @@ def _find(config: RunConfig, read: Read) -> Path | None:
     newest = None
     if not config.run.resume:
         newest = _own_newest(folder, read) if in_folder else None
+        if config.run.output_dir:
+            tell_deepspeed(folder, wanted=in_folder and newest is None)
         if newest is None or begins_anew(config, options_of(read(newest))):
             check_beginning(config)
             return None
@@ -110,8 +112,13 @@ def _problem_with(path: Path, read: Read) -> str:
     return ""
 
 
-def _read(path: Path, *, trust: bool) -> dict[str, Any]:
+def _read(path: Path, weights_only: bool, *, trust: bool) -> dict[str, Any]:
     content = read_checkpoint(path, "--resume", trust=trust)
+    if weights_only:
+        content.pop("optimizer", None)
+    elif "module" in content and "model" not in content:
+        hint = "whose optimizer this one can't go on with; add --resume_weights_only."
+        raise InputError(f"--resume {path}: is of a run with DeepSpeed, {hint}")
     check_contents(content, f"--resume {path}")
     return content
 

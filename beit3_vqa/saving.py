@@ -143,7 +143,7 @@ class Saver:
         states = distributed.gathered(random_state())
         return {
             "optimizer": self.strategy.optimizer_state(self.optimizer),
-            "scaler": self.parts.precision.scaler.state_dict(),
+            "scaler": self.parts.precision.scaler_state(),
             "random_state": states[0],
             **({"random_states": states} if len(states) > 1 else {}),
         }

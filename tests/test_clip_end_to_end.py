@@ -221,7 +221,7 @@ def test_half_precision_trains(scpc, clip_folder, tmp_path, precision):
     content = torch.load(out / "checkpoint-0.pth")
     assert all(value.dtype == torch.float32 for value in content["model"].values())
     assert any(value.any() for name, value in content["model"].items() if ".lora_B." in name)
-    assert bool(content["scaler"]) == (precision == "fp16")
+    assert content["scaler"]["scale"] > 0  # without fp16 too: a scaler that is on refuses an empty state
 
 
 def damaged(clip_folder, folder, name, change):

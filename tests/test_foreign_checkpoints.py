@@ -191,3 +191,80 @@ def test_the_weights_that_are_asked_for_are_taken(open_ended, tmp_path, capsys):
     train = finetune(open_ended, tmp_path / "train", "--finetune", str(tmp_path / "x.pth"), "--model_key", "model_em")
     assert main(train) == 2
     assert not (tmp_path / "train").exists()
+
+
+# What others leave in a folder
+
+
+@pytest.fixture
+def deepspeeds(trained, tmp_path):
+    """The output folder of a run of upstream's with DeepSpeed, two epochs long."""
+    out = tmp_path / "deepspeed"
+    for tag in ("checkpoint-0", "checkpoint-1", "checkpoint-best"):
+        (out / tag).mkdir(parents=True)
+        content = torch.load(trained / "checkpoint-0.pth")
+        args = argparse.Namespace(model="beit3_tiny_patch8_32", task="vqacustom", vocab_size=300)
+        optimizer = {"cur_scale": 65536.0, "optimizer_state_dict": {"param_groups": [{"lr": np.float64(1e-5)}]}}
+        weights = {name: value.half() for name, value in content["model"].items()}
+        saved = {"module": weights, "csr_tensor_module_names": set(), "optimizer": optimizer, "args": args}
+        epoch = tag.removeprefix("checkpoint-")
+        saved["epoch"] = int(epoch) if epoch.isdigit() else epoch
+        torch.save(saved, out / tag / "mp_rank_00_model_states.pt")
+    (out / "latest").write_text("checkpoint-1")
+    return out
+
+
+def test_a_run_with_deepspeed_is_never_started_over_in_silence(scpc, trained, deepspeeds, tmp_path, capsys):
+    before = sorted(deepspeeds.rglob("*"))
+    assert main(finetune(scpc, deepspeeds, "--epochs", "3")) == 2
+    said = capsys.readouterr().err
+    weights = deepspeeds / "checkpoint-1" / "mp_rank_00_model_states.pt"
+    assert f"--resume {weights} --resume_weights_only" in said
+    assert sorted(deepspeeds.rglob("*")) == before
+
+    tokenizer = ["--sentencepiece_model", str(trained / "tokenizer.spm")]
+    go_on = finetune(scpc, tmp_path / "on", "--epochs", "3", "--resume", str(weights), *tokenizer)
+    assert main(go_on) == 2
+    assert "with DeepSpeed" in capsys.readouterr().err
+    assert main([*go_on, "--resume_weights_only"]) == 0
+    assert "2 epochs done, 1 to go" in capsys.readouterr().out
+
+    best = deepspeeds / "checkpoint-best" / "mp_rank_00_model_states.pt"
+    own = answers_of(tmp_path / "own", "--resume", str(trained / "checkpoint-0.pth"), "--data_path", str(scpc / "data"))
+    theirs = ["--data_path", str(scpc / "data"), *vouched(scpc), *tokenizer]
+    assert answers_of(tmp_path / "theirs", "--finetune", str(best), *theirs) == own
+
+    assert main(finetune(scpc, deepspeeds, "--epochs", "1", "--no_auto_resume")) == 0
+    assert f"{weights.parent} is of another run, with DeepSpeed" in capsys.readouterr().out
+    assert weights.is_file()
+
+
+def test_the_first_of_test_questions_with_one_id_counts(scpc, trained, tmp_path, capsys):
+    folder = tmp_path / "fork"
+    folder.mkdir()
+    for name in ("answer2label.txt", "tokenizer.spm"):
+        shutil.copy(scpc / "data" / name, folder / name)
+    rows = [{"image_path": "0_coffee.jpg", "text_segment": [4, 5 + n], "labels": "", "scores": "", "qid": n % 3}
+            for n in range(5)]  # fmt: skip
+    flags = ["--resume", str(trained / "checkpoint-best.pth"), "--data_path", str(folder)]
+    flags += ["--image_root", str(scpc / "images")]
+    (folder / "vqa.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    firsts = answers_of(tmp_path / "firsts", *flags)
+    predictions = (tmp_path / "firsts" / "predictions.json").read_text()
+    (folder / "vqa.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    assert answers_of(tmp_path / "all", *flags) == firsts
+    assert (tmp_path / "all" / "predictions.json").read_text() == predictions
+    assert "2 rows left out, whose id an earlier row has, such as" in capsys.readouterr().out
+    (folder / "vqa.rest_val.jsonl").write_text((folder / "vqa.test.jsonl").read_text())
+    assert answers_of(tmp_path / "val", *flags, "--split", "val") is None  # a score would count them twice
+    assert "the id '0' is on line 1 too" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scaler_that_is_on_takes_the_state_that_is_saved_without_fp16(trained):
+    saved = torch.load(trained / "checkpoint-0.pth")["scaler"]
+    scaler = torch.amp.GradScaler("cpu")  # upstream's is always on
+    fresh = scaler.state_dict()
+    scaler.load_state_dict(saved)
+    assert scaler.state_dict() == fresh

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from beit3_vqa.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import tempered
 from beit3_vqa.schema import Batch, Example
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.vqa import KEPT_ANSWERS, VQACustom
+from beit3_vqa.tasks.vqav2 import VQAv2
 
 CHOICES = ("red", "blue", "green", "teal")
 EXAMPLE = Example("0", "x", "q")
@@ -176,6 +179,29 @@ def test_missing_splits_name_those_there(tmp_path):
     made = folder(tmp_path, [row(0, answer="A", choices=list(CHOICES))])
     with pytest.raises(InputError, match="has no test split; it has train"):
         made.dataset("test", None, training=False)
+
+
+@pytest.mark.parametrize(
+    ("info", "kind", "vouched"),
+    [
+        (None, VQACustom, True),  # upstream's folder, or a fork's
+        (DatasetInfo(Path("x"), "dacon_json", written={"vqacustom.train.jsonl": "0"}), VQACustom, True),
+        (DatasetInfo(Path("x"), "dacon_json"), VQACustom, False),  # of version 0.1.0, which kept no record
+        (DatasetInfo(Path("x"), "vqav2"), VQACustom, False),
+        (DatasetInfo(Path("x"), "vqav2"), VQAv2, True),  # `prepare vqav2` has upstream's own order
+    ],
+)
+def test_what_vouches_for_the_order_of_answers(tmp_path, info, kind, vouched, capsys):
+    AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
+    if info:
+        info.write(tmp_path)
+    made = kind.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+    if vouched:
+        made.vouch("--resume x")
+        assert f"read by {tmp_path / 'answer2label.txt'}" in capsys.readouterr().out
+        return
+    with pytest.raises(InputError, match=r"--resume x: keeps no answer table.*--answer2label FILE"):
+        made.vouch("--resume x")
 
 
 def test_forks_folders_are_read_as_they_are(tmp_path):

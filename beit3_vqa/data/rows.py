@@ -22,7 +22,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, one_line
 from beit3_vqa.files import is_text, missing, require_bounded, write_text
 
 Row = dict[str, Any]
@@ -121,17 +121,19 @@ class RowFormat:
     name: Callable[[Row], str | None] = row_id
 
 
-def read_rows(path: Path, row_format: RowFormat | None = None) -> Rows:
+def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bool = False) -> Rows:
     """The rows of an index file, every one of them checked; blank lines are skipped.
 
     Args:
         path: the file, ours or upstream's.
         row_format: of its rows; None: questions, as above.
+        keep_first: of rows with the same id keep the first, and say how many were left out.
 
     Raises:
         InputError: listing `file:line` of every row that isn't valid JSON, isn't an object, lacks a field, has one of
             the wrong type, or repeats an id.
     """
+    repeated: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
     problems: list[str] = []
@@ -158,7 +160,10 @@ def read_rows(path: Path, row_format: RowFormat | None = None) -> Rows:
                     continue
                 name = row_format.name(row)
                 if name is not None and first_line.setdefault(name, number) != number:
-                    problems.append(f"{path}:{number}: the id {name!r} is on line {first_line[name]} too")
+                    repeated.append(f"{path}:{number}: the id {name!r} is on line {first_line[name]} too")
+                    if keep_first:
+                        continue
+                    problems.append(repeated[-1])
                 starts.append(start)
                 ends.append(end)
     except FileNotFoundError:
@@ -167,6 +172,8 @@ def read_rows(path: Path, row_format: RowFormat | None = None) -> Rows:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     if problems:
         raise InputError.of_problems(f"{path} is no index that can be used:", problems)
+    if repeated:
+        print(f"{len(repeated)} rows left out, whose id an earlier row has, such as {one_line(repeated[0])}")
     return Rows([path], np.zeros(len(starts), np.uint8), np.array(starts, np.int64), np.array(ends, np.int64))
 
 

@@ -11,11 +11,11 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
-from beit3_vqa.engine.archive import is_packed
+from beit3_vqa.engine.archive import is_packed, opened_by_others
 from beit3_vqa.engine.manifest import HashingFile, damage, write_manifest
 from beit3_vqa.engine.run_folder import manifest_file
 from beit3_vqa.errors import InputError, nearest, short
-from beit3_vqa.files import is_file, is_folder, replacing, what_is_there
+from beit3_vqa.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there
 
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
@@ -113,6 +113,9 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
             without `trust`.
     """
     path = Path(path)
+    opened = opened_by_others(path)
+    if opened:
+        raise InputError(f"{flag} {path}: {opened}")
     if not is_file(path):
         raise InputError(_missing(flag, path))
     if is_packed(path):
@@ -150,6 +153,8 @@ def _read_trusted(path: Path, flag: str) -> Any:
 
 
 def _missing(flag: str, path: Path) -> str:
+    if is_address(path):
+        return f"{flag} {fetch_first(path)}"
     folder = path if is_folder(path) else path.parent
     siblings = sorted(str(other) for other in folder.glob("*.pt*")) if is_folder(folder) else []
     there = f" Checkpoints there: {', '.join(siblings[:8])}." if siblings else ""

@@ -83,6 +83,13 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def scaler_state(self) -> dict[str, Any]:
+        """Return the scaler's state for a checkpoint; without fp16 that of a fresh one.
+
+        A scaler that is on, as upstream's always is, refuses the empty state of one that is off.
+        """
+        return (self.scaler if self.scaler.is_enabled() else torch.amp.GradScaler("cpu")).state_dict()
+
     def step(self, optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> Tensor:
         """An optimizer step that changes nothing where the gradient isn't finite, without asking the device whether.
 

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable, Container
 from pathlib import Path
 
+from beit3_vqa.errors import InputError
+
 BEST = "checkpoint-best.pth"
 # Of those inside an epoch: the newest, and the one to fall back to.
 KEPT_STEPS = 2
@@ -15,6 +17,7 @@ KEPT_STEPS = 2
 _RUN_FILES: tuple[str, ...] = ("checkpoint-*.pth", "checkpoint-*.json", "config.json", "log.txt", "tensorboard")
 _RUN_FILES += ("tokenizer.spm", "predictions*.json", "metrics*.json", "submission*.csv", "submit_*.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})(?:-step(\d{1,12}))?\.pth")
+_DEEPSPEED = "checkpoint-*/*model_states.pt"
 # Where an epoch's own checkpoint stands among those of its steps.
 _END = 10**12
 
@@ -48,6 +51,29 @@ def _places(folder: Path) -> list[tuple[tuple[int, int], Path]]:
     """((epoch, steps into it), file) of every checkpoint in a folder."""
     found = ((path, _CHECKPOINT.fullmatch(path.name)) for path in folder.glob("checkpoint-*.pth"))
     return [((int(m[1]), int(m[2]) if m[2] else _END), path) for path, m in found if m]
+
+
+def deepspeed_weights(folder: Path) -> list[Path]:
+    """Return the files that DeepSpeed left in `folder/checkpoint-N`, where upstream runs with it, oldest first."""
+    numbers = {path: re.fullmatch(r"checkpoint-(\d{1,9})", path.parent.name) for path in folder.glob(_DEEPSPEED)}
+    return sorted(numbers, key=lambda path: (int(m[1]) if (m := numbers[path]) else -1, path.name))
+
+
+def tell_deepspeed(folder: Path, *, wanted: bool) -> None:
+    """Say that a folder holds a run of DeepSpeed's; InputError where that is the run to go on with."""
+    theirs = deepspeed_weights(folder)
+    if not theirs:
+        return
+    if not wanted:
+        print(f"{theirs[-1].parent} is of another run, with DeepSpeed; it isn't used")
+        return
+    in_parts = theirs[-1].name.startswith("zero_")  # stage 3: no file has all weights
+    join = f"Join its parts with {folder / 'zero_to_fp32.py'}, then give the file to --finetune"
+    go_on = f"Go on from its weights with --resume {theirs[-1]} --resume_weights_only and another --output_dir"
+    raise InputError(
+        f"--output_dir {folder} holds a run with DeepSpeed ({theirs[-1].parent.name}), whose optimizer this one "
+        f"can't go on with. {join if in_parts else go_on}; --no_auto_resume starts over beside it."
+    )
 
 
 def prune_checkpoints(folder: Path, keep: int, is_rolling: Callable[[Path], bool]) -> None:

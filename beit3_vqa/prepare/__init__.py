@@ -15,7 +15,7 @@ from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.prepare.summary import Summary
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, finish
 
-_SHARED_FILES = {"csv_text", "karpathy", "source", "summary", "writer"}
+_SHARED_FILES = {"csv_text", "karpathy", "publish", "source", "summary", "writer"}
 
 FORMATS: dict[str, str] = {
     module.name.removesuffix("_csv"): f"{__name__}.{module.name}"

@@ -1,17 +1,13 @@
 """From what a format read to a prepared folder: every check first, then all files at once or none.
 
 The files are written to a hidden folder inside the prepared one and moved from there when the last of them is
-complete, dataset.json at the very end. An error, Ctrl-C or a full disk before that leaves what was there before. Files
-that `prepare` didn't write are never replaced; those that it did are kept in `previous-N`.
+complete, dataset.json at the very end. An error, Ctrl-C or a full disk before that leaves what was there before.
 """
 
 import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
@@ -24,11 +20,11 @@ from beit3_vqa.data.index import DatasetInfo, image_paths, path_key
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
-from beit3_vqa.engine.run_folder import next_previous
 from beit3_vqa.errors import InputError
 from beit3_vqa.files import file_sha256, missing, one_form
 from beit3_vqa.option_field import option
 from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.prepare.publish import publish, require_own_files, staging
 from beit3_vqa.prepare.source import check_encoding
 from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompts_of
 
@@ -128,7 +124,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         raise InputError.of_problems(title, problems, "Nothing was written.")
 
     data_path = Path(options.data_path)
-    with _staging(data_path, options.check) as folder:
+    with staging(data_path, options.check) as folder:
         files = _write(folder, splits, prepared)
         if options.train_tokenizer:
             template = PromptTemplate(options.prompt_template)
@@ -139,7 +135,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
         stale = _stale_files(data_path, files, prepared)
-        before = _require_own_files(data_path, folder, files, stale)
+        before = require_own_files(data_path, folder, files, stale)
         written = {name: sha for name, sha in before.items() if name not in stale}
         written |= {name: file_sha256(folder / name) for name in files}
         notes += [f"{name} of an earlier run removed" for name in stale]
@@ -161,7 +157,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         info = DatasetInfo(root, prepared.format, options.seed, summary.rows, numbers, written)
         info.write(data_path, folder)
         if not options.check:
-            _publish(folder, data_path, summary.files, stale)
+            publish(folder, data_path, summary.files, stale)
     return summary
 
 
@@ -258,88 +254,3 @@ def _write(folder: Path, splits: Splits, prepared: Prepared) -> list[str]:
     for name, text in extra_files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
     return [*(index.split_file(split, prepared.task) for split in splits), *answers, *extra_files]
-
-
-@contextmanager
-def _staging(data_path: Path, check: bool) -> Iterator[Path]:
-    """An empty folder that is gone at the end, with a data path made for it where the block failed.
-
-    It lies in the data path, so that files move from it in one step; for a check it lies elsewhere.
-    """
-    if check:
-        with tempfile.TemporaryDirectory() as elsewhere:
-            yield Path(elsewhere)
-        return
-    created = [folder for folder in (data_path, *data_path.parents) if not folder.exists()]
-    try:
-        data_path.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".prepare-", dir=data_path))
-    except OSError as error:
-        raise InputError(f"--data_path {data_path} can't be written to: {error.strerror}") from error
-    try:
-        yield folder
-    except BaseException as error:
-        shutil.rmtree(folder)
-        with suppress(OSError):  # somebody else may have put a file there meanwhile
-            for new in created:
-                new.rmdir()
-        if isinstance(error, OSError):
-            raise InputError(f"--data_path {data_path} can't be written to: {error.strerror}") from error
-        raise
-    shutil.rmtree(folder)
-
-
-def _require_own_files(data_path: Path, folder: Path, names: list[str], stale: list[str]) -> dict[str, str]:
-    """Return what an earlier run recorded to have written; InputError where files of others would be replaced.
-
-    A fork's answer2label.txt is the only record of what the outputs of its checkpoints mean.
-    """
-    in_the_way = [str(data_path / name) for name in (*names, *stale, index.INFO_FILE) if (data_path / name).is_dir()]
-    if in_the_way:
-        raise InputError(f"{', '.join(in_the_way)} must become a file but is a folder: remove it")
-    try:
-        info = DatasetInfo.read(data_path)
-    except InputError:  # its own message says to prepare again; a copy of everything is kept
-        return {}
-    there = [name for name in (*names, *stale) if (data_path / name).exists()]
-    foreign = [
-        name
-        for name in there
-        if not info.wrote(data_path / name) and (name in stale or _differs(folder / name, data_path / name))
-    ]
-    if foreign:
-        raise InputError.of_problems(
-            f"--data_path {data_path} holds files that `prepare` didn't write, or that have changed since:",
-            foreign,
-            "They are left as they are, since they may be the only record of what a checkpoint's outputs mean. Give "
-            "another --data_path, or move them away. Nothing was written.",
-        )
-    return info.written
-
-
-def _differs(one: Path, other: Path) -> bool:
-    return one.stat().st_size != other.stat().st_size or file_sha256(one) != file_sha256(other)
-
-
-def _publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[str]) -> None:
-    there = [name for name in names if (data_path / name).exists()]
-    replaced = [name for name in there if _differs(folder / name, data_path / name)] + stale
-    if replaced:
-        kept = folder / "kept"
-        kept.mkdir()
-        for name in replaced:
-            _keep(data_path / name, kept / name)
-        aside = next_previous(data_path)
-        kept.rename(aside)
-        print(f"{', '.join(replaced)}: what was there before is kept in {aside}")
-    for name in stale:
-        (data_path / name).unlink()
-    for name in names:
-        (folder / name).replace(data_path / name)
-
-
-def _keep(path: Path, copy: Path) -> None:
-    try:
-        copy.hardlink_to(path)  # the name is about to mean another file
-    except OSError:  # file systems without links
-        shutil.copy2(path, copy)

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import re
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint, save_checkpoint
 from beit3_vqa.engine.run_folder import epoch_checkpoints, prune_checkpoints, set_previous_run_aside
 from beit3_vqa.errors import InputError
@@ -218,3 +221,36 @@ def own_memory():
     if not status.exists():
         pytest.skip("Linux says how much memory a process has")
     return 1024 * int(re.findall(r"RssAnon:\s*(\d+)", status.read_text())[0])
+
+
+def test_an_address_is_to_be_fetched_first():
+    for read in (read_checkpoint, lambda address, flag: Tokenizer(address)):
+        with pytest.raises(InputError) as caught:
+            read("https://example.com/a/beit3.pth?x=1&y=2", "--finetune")
+        command = "beit3-vqa download beit3.pth --url 'https://example.com/a/beit3.pth?x=1&y=2'"
+        assert f"Fetch it with `{command}`, then give checkpoints/beit3.pth." in str(caught.value)
+
+
+def test_a_checkpoint_that_was_unpacked_is_explained_and_can_be_packed_again(tmp_path):
+    weights = {"model": {"w": torch.randn(33), "b": torch.randn(7, dtype=torch.float64)}}
+    torch.save(weights, tmp_path / "checkpoint's.pth")
+    with zipfile.ZipFile(tmp_path / "checkpoint's.pth") as archive:
+        archive.extractall(tmp_path / "un packed")
+    shutil.make_archive(str(tmp_path / "rezipped"), "zip", tmp_path / "un packed")
+    (folder,) = (tmp_path / "un packed").iterdir()
+    said = {}
+    for path in (tmp_path / "un packed", folder, folder / "data.pkl", tmp_path / "rezipped.zip"):
+        with pytest.raises(InputError, match="Download or copy the file anew") as caught:
+            read_checkpoint(path, "--finetune")
+        said[path] = str(caught.value)
+    if shutil.which("zip"):
+        command = said[tmp_path / "un packed"].rpartition("without compression: ")[2]
+        subprocess.run(command, shell=True, check=True, capture_output=True)
+        for mapped in (False, True):
+            again = read_checkpoint(tmp_path / "un packed" / "un packed.pth", "--finetune", mapped=mapped)
+            assert all(torch.equal(again["model"][name], value) for name, value in weights["model"].items())
+
+
+def test_a_file_of_that_name_that_is_a_checkpoint(tmp_path):
+    torch.save({"epoch": 1}, tmp_path / "data.pkl")
+    assert read_checkpoint(tmp_path / "data.pkl", "--finetune") == {"epoch": 1}

@@ -1,6 +1,7 @@
 """The official files of VQAv2 -> index, against scores counted by hand."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -47,6 +48,18 @@ def test_scores_are_those_of_ten_annotators(source, tmp_path):
         wanted = {table.label(answer): {2: 0.6, 8: 1.0}[count] for answer, count in counts.items()}
         assert dict(zip(row["labels"], row["scores"], strict=True)) == wanted
         assert table.label(row["answer"]) == max(wanted, key=wanted.get)
+
+
+def test_labels_follow_the_annotations_as_in_upstreams_checkpoints(source, tmp_path):
+    copy = shutil.copytree(source, tmp_path / "raw")
+    path = copy / "v2_mscoco_train2014_annotations.json"
+    annotations = json.loads(path.read_text())
+    annotations["annotations"].reverse()
+    path.write_text(json.dumps(annotations))
+    options = PrepareOptions(data_path=str(tmp_path / "data"), image_root=str(source))
+    prepare("vqav2", {"annotations": str(copy), "val_images": 10}, options)
+    order = dict.fromkeys(entry["multiple_choice_answer"] for entry in annotations["annotations"])
+    assert AnswerTable.read(tmp_path / "data" / "answer2label.txt").answers == tuple(order)
 
 
 def test_rare_answers_have_no_class(source, tmp_path):

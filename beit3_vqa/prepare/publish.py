@@ -1,0 +1,100 @@
+"""Put what `prepare` wrote into its folder: all of it or nothing, and nothing of anybody else's replaced.
+
+A fork's answer2label.txt is the only record of what the outputs of its checkpoints mean. dataset.json holds the SHA-256
+of every file that `prepare` wrote; what isn't in that record is somebody else's. What it wrote is kept in `previous-N`.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from beit3_vqa.data import index
+from beit3_vqa.data.index import DatasetInfo
+from beit3_vqa.engine.run_folder import next_previous
+from beit3_vqa.errors import InputError
+from beit3_vqa.files import file_sha256
+
+
+@contextmanager
+def staging(data_path: Path, check: bool) -> Iterator[Path]:
+    """An empty folder that is gone at the end, with a data path made for it where the block failed.
+
+    It lies in the data path, so that files move from it in one step; for a check it lies elsewhere.
+    """
+    if check:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere)
+        return
+    created = [folder for folder in (data_path, *data_path.parents) if not folder.exists()]
+    try:
+        data_path.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".prepare-", dir=data_path))
+    except OSError as error:
+        raise InputError(f"--data_path {data_path} can't be written to: {error.strerror}") from error
+    try:
+        yield folder
+    except BaseException as error:
+        shutil.rmtree(folder)
+        with suppress(OSError):  # somebody else may have put a file there meanwhile
+            for new in created:
+                new.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(f"--data_path {data_path} can't be written to: {error.strerror}") from error
+        raise
+    shutil.rmtree(folder)
+
+
+def require_own_files(data_path: Path, folder: Path, names: list[str], stale: list[str]) -> dict[str, str]:
+    """Return what an earlier run recorded to have written; InputError where files of others would be replaced."""
+    in_the_way = [str(data_path / name) for name in (*names, *stale, index.INFO_FILE) if (data_path / name).is_dir()]
+    if in_the_way:
+        raise InputError(f"{', '.join(in_the_way)} must become a file but is a folder: remove it")
+    try:
+        info = DatasetInfo.read(data_path)
+    except InputError:  # its own message says to prepare again; a copy of everything is kept
+        return {}
+    there = [name for name in (*names, *stale) if (data_path / name).exists()]
+    foreign = [
+        name
+        for name in there
+        if not info.wrote(data_path / name) and (name in stale or _differs(folder / name, data_path / name))
+    ]
+    if foreign:
+        raise InputError.of_problems(
+            f"--data_path {data_path} holds files that `prepare` didn't write, or that have changed since:",
+            foreign,
+            "They are left as they are, since they may be the only record of what a checkpoint's outputs mean. Give "
+            "another --data_path, or move them away. Nothing was written.",
+        )
+    return info.written
+
+
+def _differs(one: Path, other: Path) -> bool:
+    return one.stat().st_size != other.stat().st_size or file_sha256(one) != file_sha256(other)
+
+
+def publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[str]) -> None:
+    """Move the files `names` from `folder` to the data path, and remove the `stale` ones from there."""
+    there = [name for name in names if (data_path / name).exists()]
+    replaced = [name for name in there if _differs(folder / name, data_path / name)] + stale
+    if replaced:
+        kept = folder / "kept"
+        kept.mkdir()
+        for name in replaced:
+            _keep(data_path / name, kept / name)
+        aside = next_previous(data_path)
+        kept.rename(aside)
+        print(f"{', '.join(replaced)}: what was there before is kept in {aside}")
+    for name in stale:
+        (data_path / name).unlink()
+    for name in names:
+        (folder / name).replace(data_path / name)
+
+
+def _keep(path: Path, copy: Path) -> None:
+    try:
+        copy.hardlink_to(path)  # the name is about to mean another file
+    except OSError:  # file systems without links
+        shutil.copy2(path, copy)
