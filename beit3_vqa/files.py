@@ -64,13 +64,17 @@ def remove_temporaries() -> None:
             temporary.unlink(missing_ok=True)
 
 
+def stale_temporaries(folder: Path) -> list[Path]:
+    """Return what processes that were killed left half written in a folder."""
+    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(".*.tmp"))
+    return [path for path, match in found if match and not _is_running(int(match[1]))]
+
+
 def remove_stale_temporaries(folder: Path) -> None:
-    """Deletes what processes that were killed left half written in a folder."""
-    for temporary in folder.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(temporary.name)
-        if match and not _is_running(int(match[1])):
-            with suppress(OSError):
-                temporary.unlink()
+    """Deletes them."""
+    for temporary in stale_temporaries(folder):
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _is_running(process: int) -> bool:
@@ -145,6 +149,13 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path} can't be made a folder ({error.strerror}); choose another.") from error
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before hours of work end there; it needn't be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} can't be written to: {there} is read-only; choose another.")
 
 
 def is_new_or_empty(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import refuse_to_replace
+from beit3_vqa.files import refuse_to_replace, require_writable
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.output.report.collect import ReportRun, read_runs
 from beit3_vqa.output.report.content import image_file
@@ -45,6 +45,7 @@ def report(
     """
     if not output.absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
+    require_writable(output.parent)
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: give the file a name, such as {output / 'report.html'}.")
     refuse_to_replace("--output", output, [path for path in paths if path.is_file()])

@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.errors import InputError
-from beit3_vqa.files import is_new_or_empty, make_folder
+from beit3_vqa.errors import InputError, first_line
+from beit3_vqa.files import is_new_or_empty, make_folder, require_writable
 from beit3_vqa.models.clip import CLIPForMultipleChoice
 from beit3_vqa.models.hugging_face import CLIPTexts, optional, read_clip, read_image_settings
 from beit3_vqa.models.lora import lora_config
@@ -41,6 +41,7 @@ def export_clip(
         written.load_state_dict(adapters, strict=False)
         written = written.merge_and_unload() if merge else written
     make_folder(folder.parent)
+    require_writable(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         # peft would look on the hub whether the vocabulary was enlarged; it never is.
@@ -51,5 +52,8 @@ def export_clip(
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
+    except (OSError, optional("safetensors").SafetensorError) as error:  # a disk that is full
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{folder} can't be written ({reason}); choose another.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
