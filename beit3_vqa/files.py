@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and messages for files that aren't there."""
 
+import glob
 import json
 import os
 import re
@@ -30,6 +31,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _temporaries.add(temporary)
     try:
+        for stale in stale_temporaries(path.parent, path.name):  # a process was killed while it wrote this file
+            stale.unlink(missing_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
@@ -64,9 +67,10 @@ def remove_temporaries() -> None:
             temporary.unlink(missing_ok=True)
 
 
-def stale_temporaries(folder: Path) -> list[Path]:
-    """Return what processes that were killed left half written in a folder."""
-    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(".*.tmp"))
+def stale_temporaries(folder: Path, name: str = "") -> list[Path]:
+    """Return what processes that were killed left half written in a folder, or of one file in it."""
+    pattern = f".{glob.escape(name)}.*.tmp" if name else ".*.tmp"
+    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(pattern))
     return [path for path, match in found if match and not _is_running(int(match[1]))]
 
 

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -18,3 +19,13 @@ def test_a_pipe_keeps_its_place(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f".x.json.{dead.pid}.tmp", f".y.json.{dead.pid}.tmp", f".x.json.{os.getpid()}1.tmp.json"):
+        (tmp_path / name).write_text("half")
+    write_text(tmp_path / "x.json", "whole")
+    left = {f".y.json.{dead.pid}.tmp", f".x.json.{os.getpid()}1.tmp.json", "x.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left

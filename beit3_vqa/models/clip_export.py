@@ -1,12 +1,12 @@
 """A trained CLIP as a folder that others read: peft's adapters, or transformers' whole model."""
 
+import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError, first_line
-from beit3_vqa.files import is_new_or_empty, make_folder, require_writable
+from beit3_vqa.files import is_new_or_empty, make_folder, require_writable, stale_temporaries
 from beit3_vqa.models.clip import CLIPForMultipleChoice
 from beit3_vqa.models.hugging_face import CLIPTexts, optional, read_clip, read_image_settings
 from beit3_vqa.models.lora import lora_config
@@ -42,13 +42,15 @@ def export_clip(
         written = written.merge_and_unload() if merge else written
     make_folder(folder.parent)
     require_writable(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    for stale in filter(Path.is_dir, stale_temporaries(folder.parent, folder.name)):  # of an export that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
     try:
         # peft would look on the hub whether the vocabulary was enlarged; it never is.
         written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
         texts.save(temporary)
         read_image_settings(options.pretrained, model.clip.config.vision_config.image_size).save_pretrained(temporary)
-        temporary.chmod(0o755)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
