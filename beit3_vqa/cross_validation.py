@@ -77,8 +77,7 @@ def _run_fold(config: RunConfig, fold: int, metric: str) -> list[float]:
     done = epoch_file(folder, config.optim.epochs - 1).is_file()
     if done and config.run.auto_resume and not config.run.dry_run:
         print(f"{folder}: all {config.optim.epochs} epochs are done")
-    else:
-        train(config.updated(values, config.given | set(values)))
+    train(config.updated(values, config.given | set(values)))  # of a fold that is done: whether it is of this run
     if config.run.dry_run:
         return []
     lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()

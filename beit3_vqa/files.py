@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, messages for files that aren't there, and text as files hold it."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -41,6 +42,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _temporaries.add(temporary)
     try:
+        for stale in stale_temporaries(path.parent, path.name):  # a process was killed while it wrote this file
+            stale.unlink(missing_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
@@ -109,15 +112,20 @@ def remove_temporaries() -> None:
             temporary.unlink(missing_ok=True)
 
 
+def stale_temporaries(folder: Path, name: str = "") -> list[Path]:
+    """Return what processes that were killed left half written in a folder, or of one file in it."""
+    pattern = f".{glob.escape(name)}.*.tmp" if name else ".*.tmp"
+    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(pattern))
+    return [path for path, match in found if match and not _is_running(int(match[1]))]
+
+
 def remove_stale_temporaries(folder: Path) -> None:
-    """Deletes what processes that were killed left half written in a folder."""
-    for temporary in folder.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(temporary.name)
-        if match and not _is_running(int(match[1])):
-            if temporary.is_dir() and not temporary.is_symlink():
-                shutil.rmtree(temporary, ignore_errors=True)
-            with suppress(OSError):
-                temporary.unlink()
+    """Delete what processes that were killed left half written in a folder."""
+    for temporary in stale_temporaries(folder):
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _is_running(process: int) -> bool:
@@ -215,6 +223,13 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Return whether there is such a folder, as `is_file` does."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before hours of work end there; it needn't be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} can't be written to: {there} is read-only; choose another.")
 
 
 def is_new_or_empty(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from beit3_vqa.engine.evaluate import NotFiniteError
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import is_file, refuse_to_replace
+from beit3_vqa.files import is_file, refuse_to_replace, require_writable
 from beit3_vqa.models.families import check_parameters
 from beit3_vqa.output.logging import Progress
 from beit3_vqa.output.report.collect import ReportRun, read_runs
@@ -47,6 +47,7 @@ def report(
     """
     if not output.absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
+    require_writable(output.parent)
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: give the file a name, such as {output / 'report.html'}.")
     refuse_to_replace("--output", output, [path for path in paths if path.is_file()])

@@ -28,11 +28,12 @@ from beit3_vqa.engine.contents import check_contents
 from beit3_vqa.engine.distributed import processes
 from beit3_vqa.engine.evaluate import finite, naming
 from beit3_vqa.engine.host import tune_allocator
-from beit3_vqa.engine.manifest import keep_temperature, read_temperature, require_manifest, sha256_of
+from beit3_vqa.engine.manifest import finish_renames, keep_temperature, read_temperature, require_manifest, sha256_of
 from beit3_vqa.engine.precision import pick_device
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.errors import InputError
 from beit3_vqa.evaluation import evaluate_fully
+from beit3_vqa.files import require_writable
 from beit3_vqa.models.families import find_family, with_family_defaults
 from beit3_vqa.questions import EVALUATE, MOST_OPTIONS, Asked, check_question, naming_saved_options
 from beit3_vqa.restore import check_same_answers, check_same_checksums, find_run, restore, restore_weights, with_fold_of
@@ -60,6 +61,8 @@ def train(config: RunConfig) -> TrainState:
         tune_allocator()
     lock = nullcontext() if config.run.dry_run else run_lock(config.run.output_dir)
     with processes(pick_device(config.compute.device), config.compute.dist_timeout), lock:
+        if not config.run.dry_run:
+            distributed.decided(lambda: finish_renames(Path(config.run.output_dir)))
         found = find_run(config)
         run = _begin(config) if found is None else _go_on(config, *found)
         describe(run)
@@ -104,6 +107,8 @@ def evaluate(config: RunConfig) -> EvalResult:
 
 def _evaluate(config: RunConfig) -> EvalResult:
     path, flag = checkpoint_to_evaluate(config)
+    folder = Path(config.run.output_dir or path.parent)
+    require_writable(folder)
     config = with_task_defaults(config)
     content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
     where = f"{flag} {path}"
@@ -136,7 +141,6 @@ def _evaluate(config: RunConfig) -> EvalResult:
         about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
         kept = distributed.decided(lambda: keep_temperature(path, fitted["temperature"], about))
         print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
-    folder = Path(config.run.output_dir or path.parent)
     info = PredictionsInfo(
         task=task.name,
         model=config.model.model,

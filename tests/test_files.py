@@ -92,3 +92,13 @@ def test_what_a_killed_process_staged_is_removed_and_a_running_ones_is_not(tmp_p
         (folder / "predictions.json").write_text("[]")
     remove_stale_temporaries(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f".results.{os.getpid()}.tmp"]
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f".x.json.{dead.pid}.tmp", f".y.json.{dead.pid}.tmp", f".x.json.{os.getpid()}1.tmp.json"):
+        (tmp_path / name).write_text("half")
+    write_text(tmp_path / "x.json", "whole")
+    left = {f".y.json.{dead.pid}.tmp", f".x.json.{os.getpid()}1.tmp.json", "x.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left

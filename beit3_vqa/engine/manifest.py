@@ -12,7 +12,7 @@ from beit3_vqa.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from beit3_vqa.engine.archive import is_packed
 from beit3_vqa.engine.run_folder import manifest_file
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.files import file_sha256, require_bounded, write_text
+from beit3_vqa.files import file_sha256, require_bounded, stale_temporaries, write_text
 
 _PACKAGES = ("beit3_vqa", "torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
 MAX_MANIFEST = 10_000_000  # bytes
@@ -155,6 +155,28 @@ def damage(path: Path) -> str:
     if file_sha256(path) != sha256:
         return f"its bytes have changed since it was written (SHA-256); {advice}"
     return ""
+
+
+def finish_renames(folder: Path) -> None:
+    """Give checkpoints and log.txt their names where a process was killed just before it did, or in the middle of it.
+
+    On some network drives a file that takes another's name isn't there for a moment, or is copied.
+    """
+    for temporary in stale_temporaries(folder):
+        path = folder / temporary.name.lstrip(".").rsplit(".", 2)[0]
+        is_whole = {".pth": _is_whole, ".txt": Path.exists}.get(path.suffix)
+        if is_whole is not None and is_whole(temporary) and not is_whole(path):
+            manifest_file(path).unlink(missing_ok=True)  # of the one before
+            temporary.replace(path)
+            print(f"{path}: was written, but hadn't got its name yet", flush=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # a damaged file makes zipfile raise anything
+        return False
 
 
 def sha256_of(path: Path) -> str:

@@ -50,7 +50,7 @@ def epoch_checkpoints(folder: Path) -> dict[int, Path]:
 def _places(folder: Path) -> list[tuple[tuple[int, int], Path]]:
     """((epoch, steps into it), file) of every checkpoint in a folder."""
     found = ((path, _CHECKPOINT.fullmatch(path.name)) for path in folder.glob("checkpoint-*.pth"))
-    return [((int(m[1]), int(m[2]) if m[2] else _END), path) for path, m in found if m]
+    return [((int(m[1]), int(m[2]) if m[2] else _END), path) for path, m in found if m and not path.is_dir()]
 
 
 def deepspeed_weights(folder: Path) -> list[Path]:
@@ -108,9 +108,12 @@ def prune(folder: Path, keep: int, is_rolling: Callable[[Path], bool]) -> None:
 
 
 def _delete(path: Path) -> None:
-    # The JSON last: a checkpoint without one is still checked, by its own checksums.
-    path.unlink(missing_ok=True)
-    manifest_file(path).unlink(missing_ok=True)
+    try:
+        # The JSON last: a checkpoint without one is still checked, by its own checksums.
+        path.unlink(missing_ok=True)
+        manifest_file(path).unlink(missing_ok=True)
+    except OSError as error:  # a network drive's whim costs space, not the run
+        print(f"{path} can't be deleted ({error.strerror}); training goes on", flush=True)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -1,14 +1,14 @@
 """A trained CLIP as a folder that others read: peft's adapters, or transformers' whole model."""
 
+import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.engine.evaluate import NotFiniteError
 from beit3_vqa.engine.precision import all_finite
-from beit3_vqa.errors import InputError
-from beit3_vqa.files import is_new_or_empty, make_folder
+from beit3_vqa.errors import InputError, first_line
+from beit3_vqa.files import is_new_or_empty, make_folder, require_writable, stale_temporaries
 from beit3_vqa.models.clip import CLIPForMultipleChoice
 from beit3_vqa.models.clip_folder import HUB
 from beit3_vqa.models.hugging_face import CLIPTexts, optional, read_clip, read_image_settings
@@ -54,15 +54,21 @@ def export_clip(
         if not all_finite(written.state_dict()):
             raise NotFiniteError("its weights aren't finite numbers with the adapters added: take another checkpoint.")
     make_folder(folder.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    require_writable(folder)
+    for stale in filter(Path.is_dir, stale_temporaries(folder.parent, folder.name)):  # of an export that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
     try:
         # peft would look on the hub whether the vocabulary was enlarged; it never is.
         written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
         texts.save(temporary)
         read_image_settings(base_folder, model.clip.config.vision_config.image_size).save_pretrained(temporary)
-        temporary.chmod(0o755)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
+    except (OSError, optional("safetensors").SafetensorError) as error:  # a disk that is full
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{folder} can't be written ({reason}); choose another.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -18,6 +18,7 @@ import torch
 
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint import options_of, read_checkpoint, save_checkpoint
+from beit3_vqa.engine.manifest import is_rolling
 from beit3_vqa.engine.run_folder import epoch_checkpoints, prune_checkpoints, set_previous_run_aside
 from beit3_vqa.errors import InputError
 
@@ -123,14 +124,14 @@ def test_pruning_and_setting_aside(tmp_path):
     for epoch in (0, 1, 2, 10):
         save_checkpoint(tmp_path / f"checkpoint-{epoch}.pth", {})
     save_checkpoint(tmp_path / "checkpoint-best.pth", {})
-    prune_checkpoints(tmp_path, 2)
+    prune_checkpoints(tmp_path, 2, is_rolling)
     assert list(epoch_checkpoints(tmp_path)) == [2, 10]
     assert (tmp_path / "checkpoint-best.pth").exists()
-    aside = set_previous_run_aside(tmp_path)
+    aside = set_previous_run_aside(tmp_path, Path())
     assert aside is not None
     assert not epoch_checkpoints(tmp_path)
     assert list(epoch_checkpoints(aside)) == [2, 10]
-    assert set_previous_run_aside(tmp_path) is None
+    assert set_previous_run_aside(tmp_path, Path()) is None
 
 
 NUMBERS = [

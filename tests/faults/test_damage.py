@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from beit3_vqa import saving
 from beit3_vqa.cli import main
 from beit3_vqa.engine.checkpoint import read_checkpoint
 from beit3_vqa.engine.run_folder import prune_steps
-from tests.conftest import finetune
+from tests.conftest import finetune, finetune_clip
 from tests.faults.processes import ended, long_run, start, wait_until
 
 
@@ -105,8 +106,8 @@ def test_saves_inside_an_epoch_are_overtaken_by_its_own(scpc, tmp_path, monkeypa
     assert names(out) == []
 
 
-def names(folder):
-    return sorted(path.name for path in folder.glob("checkpoint-*-step*.pth"))
+def names(folder, pattern="checkpoint-*-step*.pth"):
+    return sorted(path.name for path in folder.glob(pattern))
 
 
 @pytest.mark.slow
@@ -171,3 +172,77 @@ def test_a_full_disk(scpc, tmp_path):
     for path in whole:
         read_checkpoint(path, "x")
     assert main(finetune(scpc, left, "--epochs", "3", "--batch_size", "15")) == 0
+
+
+def test_a_kill_before_or_in_a_rename_loses_nothing(scpc, trained, tmp_path, capsys):
+    """On a drive where a rename deletes or copies, a whole file may lie there under its temporary name only."""
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    process = subprocess.Popen(["true"])
+    process.wait()
+    before = {}
+    for name in ("checkpoint-1.pth", "checkpoint-best.pth", "log.txt"):
+        before[name] = (out / name).read_bytes()
+        (out / name).rename(out / f".{name}.{process.pid}.tmp")
+    (out / "checkpoint-1.pth").write_bytes(before["checkpoint-1.pth"][:1000])
+    (out / f".checkpoint-0.pth.{process.pid}.tmp").write_bytes((out / "checkpoint-0.pth").read_bytes()[:-9])
+    before["checkpoint-0.pth"] = (out / "checkpoint-0.pth").read_bytes()
+    assert main(finetune(scpc, out, "--epochs", "3")) == 0
+    said = capsys.readouterr().out
+    assert said.count("hadn't got its name yet") == 3
+    assert "2 epochs done, 1 to go" in said
+    for name in ("checkpoint-0.pth", "checkpoint-1.pth"):
+        assert (out / name).read_bytes() == before[name]
+    assert (out / "log.txt").read_bytes().startswith(before["log.txt"])
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_a_checkpoint_that_cant_be_deleted_costs_space_not_the_run(scpc, tmp_path, monkeypatch, capsys):
+    out, unlink = tmp_path / "out", Path.unlink
+
+    def refusing(path, missing_ok=False):
+        if path.name == "checkpoint-0.pth":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    (out / "checkpoint-7.pth").mkdir(parents=True)  # a folder in the way is nobody's checkpoint
+    assert main(finetune(scpc, out, "--epochs", "2", "--keep_checkpoints", "1")) == 0
+    assert "checkpoint-0.pth can't be deleted (Permission denied); training goes on" in capsys.readouterr().out
+    assert names(out, "checkpoint-?.pth") == ["checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-7.pth"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["evaluation", "ensemble", "report", "score", "export", "merge"])
+def test_a_disk_that_is_full_or_read_only_is_one_error(scpc, trained, clip_folder, tmp_path, command):
+    if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    run, tuned, disk = tmp_path / "run", tmp_path / "tuned", tmp_path / "disk"
+    shutil.copytree(trained, run)
+    data = ["--data_path", str(scpc / "data"), "--device", "cpu", "--num_workers", "0"]
+    evaluate = ["finetune", "--eval", "--split", "val", "--resume", str(run / "checkpoint-best.pth"), *data]
+    if command in ("export", "merge"):
+        assert main(finetune_clip(scpc, clip_folder, tuned, "--epochs", "1")) == 0
+    else:
+        assert main(evaluate) == 0
+    disk.mkdir()
+    results = str(run / "predictions_val.json")
+    export = ["export", "--checkpoint", str(tuned / "checkpoint-best.pth"), "--output_dir", str(disk / "new")]
+    arguments = {
+        "evaluation": [*evaluate, "--output_dir", str(disk / "new")],
+        "ensemble": ["ensemble", results, "--output", str(disk / "submission.csv")],
+        "report": ["report", str(run), "--split", "val", "--attention", "0", "--output", str(disk / "page.html")],
+        "score": ["evaluate", results, "--json", str(disk / "metrics.json")],
+        "export": export,
+        "merge": [*export, "--merge"],
+    }[command]
+    for options, says in (("size=4k", "No space left on device"), ("size=4k,ro", "ead-only")):
+        script = f"mount -t tmpfs -o {options} tmpfs {disk}; head -c 9999 /dev/zero > {disk}/filler; "
+        script += f'"$@"; code=$?; ls -A {disk} > {tmp_path}/left; exit $code'
+        inside = ("unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "beit3_vqa")
+        code, said = ended(start(arguments, tmp_path / "log", *inside), tmp_path / "log")
+        assert code == 2, said
+        assert says in said
+        assert said.count("error: ") == 1
+        assert "Traceback" not in said
+        assert ".tmp" not in (tmp_path / "left").read_text()
