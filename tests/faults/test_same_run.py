@@ -160,7 +160,7 @@ def test_rows_that_no_run_saved(run):
     "flags",
     [["--finetune", "other.pth"], ["--init", "upstream"], ["--model", "beit3_tiny_patch8_64"], ["--task", "vqarank"]],
 )
-@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("resume", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_has_no_effect_on_a_run_that_goes_on_is_an_error(run, flags, resume):
     before = contents(run.out)
     named = ["--resume", str(run.out / "checkpoint-0.pth")] if resume else []
@@ -288,6 +288,7 @@ def test_other_threads_go_on_within_rounding(scpc, tmp_path):
         assert (ours[name] - value).abs().max() <= 2e-3, name
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_back(scpc, tmp_path, monkeypatch):
     """Nothing is chosen by time; TensorBoard's curves have each epoch once, in order."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
