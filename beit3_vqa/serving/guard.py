@@ -63,12 +63,22 @@ class Guard:
         self.hosts = hosts
         self.token = token
         self.open_paths = open_paths
+        self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI call."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        self.running += 1
+        try:
+            await self._guarded(scope, receive, send)
+        finally:
+            self.running -= 1
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Requests are counted too: of a client that hung up, the question is still on its way to an answer.
+        crowded = scope.get("state", {}).get(CROWDED) or self.running > MAX_CONNECTIONS
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -80,15 +90,15 @@ class Guard:
         twice = [name for name in _ONCE if names.count(name) > 1]
         # Whoever reads it next might take the other one.
         refused = (400, f"the header {twice[0]} is there twice.") if twice else None
-        if scope.get("state", {}).get(CROWDED):
-            refused = 503, f"{MAX_CONNECTIONS} connections are open already: ask again in a moment."
+        if crowded:
+            refused = 503, f"{MAX_CONNECTIONS} requests or connections are open already: ask again in a moment."
         elif "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] < "1.1"):
             refused = 400, "the end of the body is told in two ways (Content-Length, Transfer-Encoding)."
         refused = refused or refusal(scope["method"], headers, self.hosts)
         if not refused and self.token and scope["path"] not in self.open_paths:
             refused = None if _brings(headers, self.token) else (401, _NO_TOKEN)
         if refused:
-            if refused[0] not in (400, 413) and "expect" not in headers:
+            if not crowded and refused[0] not in (400, 413) and "expect" not in headers:
                 await _read_on(receive)
             await _refuse(send_guarded, *refused)
             return

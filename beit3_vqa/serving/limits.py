@@ -12,6 +12,7 @@ MAX_FIELDS = 40  # of a form; the most options are 26
 
 MAX_CONNECTIONS = 128  # more are told to come back
 MAX_SOCKETS = 512  # more aren't even told: a process may have 1,024 open files
+MAX_PENDING = 32  # connections that the system keeps for us; with uvicorn's 2,048 one that hangs up holds up all others
 MAX_WAITING = 64  # questions that wait for the model; an image of the size that a model sees is a megabyte
 WINDOW_SECONDS = 0.01  # how long the model waits for a second question when it has one
 BATCH_SIZE = 8

@@ -22,7 +22,7 @@ from beit3_vqa.serving.batching import Batcher
 from beit3_vqa.serving.connections import Impatient
 from beit3_vqa.serving.desk import Desk
 from beit3_vqa.serving.guard import LOOPBACK_NAMES, Guard
-from beit3_vqa.serving.limits import BATCH_SIZE, MAX_CONNECTIONS, SHUTDOWN_SECONDS
+from beit3_vqa.serving.limits import BATCH_SIZE, MAX_CONNECTIONS, MAX_PENDING, SHUTDOWN_SECONDS
 from beit3_vqa.serving.panel import Answer, Panel, Question
 
 # What can stand behind the # of an address as it is; shorter ones can be guessed.
@@ -91,7 +91,7 @@ def serving(
         hosts = LOOPBACK_NAMES if is_loopback(listener) else None
         settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
         settings |= {"lifespan": "off", "ws": "none", "http": Impatient, "loop": "asyncio"}
-        settings |= {"timeout_graceful_shutdown": SHUTDOWN_SECONDS}
+        settings |= {"timeout_graceful_shutdown": SHUTDOWN_SECONDS, "backlog": MAX_PENDING}
         # Not behind a proxy: whoever sends X-Forwarded-For isn't believed.
         settings |= {"proxy_headers": False}
         # It reports each malformed form, which the client is told of.

@@ -20,6 +20,7 @@ from beit3_vqa.data import decoding
 from beit3_vqa.serving import connections, guard
 from beit3_vqa.serving.guard import LOOPBACK_NAMES, refusal
 from beit3_vqa.serving.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
+from beit3_vqa.serving.panel import Panel
 from tests.hostile_images import jpeg2000_of_precincts, jpeg_of_scans
 from tests.serving.client import CHOICES, ask, form, running, send
 
@@ -255,6 +256,36 @@ def test_more_connections_than_there_is_place_for_are_told_so(url, photograph, m
         if ask(url, photograph)[0] == 200:
             break
     assert ask(url, photograph)[0] == 200
+
+
+def test_questions_of_clients_that_hung_up_count_too(panel, photograph, monkeypatch):
+    """Else they would pile up before the one thread that reads images, without end."""
+    monkeypatch.setattr(guard, "MAX_CONNECTIONS", 3)
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Slow(Panel):
+        def prepare(self, *arguments, **options):
+            reading.set()
+            assert go_on.wait(20)
+            return super().prepare(*arguments, **options)
+
+    with running(Slow(panel.answerers)) as url:
+        place = urlsplit(url)
+        body, headers = form([("image", photograph.read_bytes()), ("question", "What?")])
+        head = f"POST /api/answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        whole = f"{head}Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body
+        for _ in range(3):
+            with socket.create_connection((place.hostname, place.port)) as connection:
+                connection.sendall(whole)
+        assert reading.wait(20)
+        time.sleep(0.2)
+        assert send(url, "GET", "/api/model")[0] == 503
+        go_on.set()
+        for _ in range(100):
+            if send(url, "GET", "/api/model")[0] == 200:
+                break
+            time.sleep(0.05)
+        assert ask(url, photograph)[0] == 200
 
 
 @pytest.mark.parametrize("lines", [(), ("GET / HTTP/1.1", "Host: loc"), ("GET / HTTP/1.1", "Host: localhost", "X: y")])
