@@ -133,7 +133,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
         require_manifest(path)
     else:
         _set_temperature(task, path, config.temperature)
-    with naming(where):
+    with naming(str(path)):
         result, fitted = evaluate_fully(parts, fit=fit)
     if fit:
         if sha256_of(path) != checksum:

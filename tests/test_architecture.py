@@ -93,11 +93,6 @@ def test_no_family_is_named_outside_models_and_the_demo():
             assert not [name for name in names if name.rstrip("_") in ("beit3", "clip")], path
 
 
-def test_files_are_short():
-    long = {str(p.relative_to(PACKAGE)): n for p in FILES if (n := len(p.read_text().splitlines())) > 300}
-    assert not long
-
-
 def test_only_the_command_line_knows_argparse():
     for path in FILES:
         # Two more read upstream's pickled Namespace.

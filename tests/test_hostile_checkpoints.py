@@ -381,7 +381,9 @@ def test_who_asks_a_checkpoint_is_told_of_no_option_that_only_training_has(
         told(altered(good, tmp_path / "x.pth", args={**good["args"], **changed}))
     assert "`beit3-vqa finetune --eval --resume FILE`" in told(altered(good, tmp_path / "x.pth", task_state=GONE))
     told(altered(good, tmp_path / "x.pth", model={**good["model"], "head.0.weight": torch.zeros(3)}))
-    assert "writes no such files" in told(altered(good, tmp_path / "x.pth", scaler=Path("/")))
+    assert "Checkpoints of this package hold plain data only" in told(
+        altered(good, tmp_path / "x.pth", scaler=Path("/"))
+    )
 
     path = altered(good, tmp_path / "x.pth")
     path.with_suffix(".json").write_text('{"temperature": "hot"}')

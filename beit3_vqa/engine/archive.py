@@ -4,6 +4,8 @@ import shlex
 import zipfile
 from pathlib import Path
 
+from beit3_vqa.files import is_file, is_folder
+
 PICKLE = "data.pkl"  # the entry that makes an archive torch's
 
 
@@ -26,7 +28,9 @@ def opened_by_others(path: Path) -> str:
 
     Some unpack what they download, and a user who finds a folder packs it again, compressed.
     """
-    folders = [path, *path.glob("*/")] if path.is_dir() else [path.parent] if path.name == PICKLE else []
+    if not is_folder(path) and not is_file(path):  # a pipe, say, which would be waited for
+        return ""
+    folders = [path, *path.glob("*/")] if is_folder(path) else [path.parent] if path.name == PICKLE else []
     inside = next(
         (folder for folder in folders if (folder / PICKLE).is_file() and (folder / "version").is_file()), None
     )

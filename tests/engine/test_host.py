@@ -48,44 +48,43 @@ def test_other_systems_are_left_alone(monkeypatch, system, libc):
     assert not host.tune_allocator()
 
 
-# What a process finds in its environment after a command line has run, and whether it loaded torch for that.
-COMMAND_LINE = """
-import os, sys
-from beit3_vqa.cli import main
-sys.argv[1] == "torch first" and __import__("torch")
-main(["models"])
-print([os.environ.get(name) for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")])
-"""
+WITHOUT_LIMITS = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "KMP_", "OMP_WAIT"))}
 
 
 @pytest.mark.parametrize(
-    ("environment", "how", "found"),
+    ("environment", "found"),
     [
-        ({}, "", ["1000", "1", None]),
-        ({"GOMP_SPINCOUNT": "5"}, "", ["5", None, None]),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "", [None, None, "ACTIVE"]),
-        ({}, "torch first", [None, None, None]),  # OpenMP has read its environment
+        ({}, host.SPIN_LIMITS),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
 )
-def test_idle_threads_sleep_early_unless_the_environment_says_otherwise(environment, how, found):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "KMP_", "OMP_WAIT"))}
-    command = [sys.executable, "-c", COMMAND_LINE, how]
-    done = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == str(found)
+def test_idle_threads_sleep_early_unless_the_environment_says_otherwise(monkeypatch, environment, found):
+    monkeypatch.setattr(os, "environ", dict(environment))
+    monkeypatch.delitem(sys.modules, "torch")
+    host.limit_spinning()
+    assert os.environ == found
+    assert host.spin_limits() == " ".join(f"{name}={value}" for name, value in found.items())
+
+
+def test_once_torch_is_loaded_it_is_too_late(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    host.limit_spinning()
+    assert os.environ == {}
+    assert "loaded before" in host.spin_limits()
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="GNU's OpenMP")
-def test_openmp_reads_the_limit_before_torch_is_loaded():
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "KMP_", "OMP_WAIT"))}
-    roads = ("", "import beit3_vqa; beit3_vqa.load", "from beit3_vqa.cli import main; main(['models'])")
-    said = []
-    for road in roads:
-        done = subprocess.run(
-            [sys.executable, "-c", f"{road}\nimport torch"],
-            env={**clean, "OMP_DISPLAY_ENV": "VERBOSE"},  # GNU's OpenMP then tells on stderr what it read
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        said.append(next(line.split("'")[1] for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line))
-    assert said == ["300000", host.SPIN_LIMITS["GOMP_SPINCOUNT"], host.SPIN_LIMITS["GOMP_SPINCOUNT"]]
+@pytest.mark.parametrize(
+    ("road", "spins"),
+    [
+        ("", "300000"),
+        ("import beit3_vqa; beit3_vqa.load", host.SPIN_LIMITS["GOMP_SPINCOUNT"]),
+        ("from beit3_vqa.cli import main; main(['models'])", host.SPIN_LIMITS["GOMP_SPINCOUNT"]),
+    ],
+)
+def test_openmp_reads_the_limit_when_torch_is_loaded(road, spins):
+    tells = {**WITHOUT_LIMITS, "OMP_DISPLAY_ENV": "VERBOSE"}  # on stderr, what it read
+    command = [sys.executable, "-c", f"{road}\nimport torch"]
+    said = subprocess.run(command, env=tells, capture_output=True, text=True, check=True).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said

@@ -276,6 +276,8 @@ def test_a_page_asks_with_the_token_of_its_address(browser, panel, photograph):
         page.wait_for_selector("#error:not(:empty)")
         assert "asks for a token" in page.inner_text("#error")
         page.goto(f"{url}/#token=wrong")  # the same page: only what is behind the # changes
+        page.wait_for_url(f"{url}/")  # it takes the token out of its address and begins anew
+        page.wait_for_selector("#error:not(:empty)")
         page.goto(f"{url}/#token={token}")
         for _ in range(2):
             page.wait_for_selector("#option-3")
