@@ -16,8 +16,8 @@ setup(
         "beit3_vqa.output.report": ["*.j2", "*.css", "*.js"],
     },
     install_requires=[
-        "torch>=2.5",
-        "torchvision>=0.20",
+        "torch>=2.6",  # before it, files read as plain data could run code (CVE-2025-32434)
+        "torchvision>=0.21",
         "timm",
         "torchscale==0.3.0",  # its module names are the checkpoint format
         "sentencepiece>=0.2.2",  # earlier ones crash on hostile model files (CVE-2026-1260 and what followed)
