@@ -9,6 +9,8 @@ from beit3_vqa.data.images import open_image
 
 CACHE_BYTES = 32 * 2**20
 BYTES_PER_PIXEL = 4  # Pillow stores RGB so
+BYTES_PER_ROW = 8  # where it begins
+BYTES_PER_IMAGE = 4096  # the objects around it: without them, millions of single pixels would count as nothing
 
 
 class ImageCache:
@@ -41,9 +43,16 @@ class ImageCache:
             self.bytes += cost
             while self.bytes > self.max_bytes:
                 self.bytes -= _bytes_of(self._images.popitem(last=False)[1])
-            self._images[name] = image
+            self._images[name] = image = _pixels_of(image)
         return image
 
 
 def _bytes_of(image: Image.Image) -> int:
-    return image.width * image.height * BYTES_PER_PIXEL
+    return BYTES_PER_IMAGE + image.height * (BYTES_PER_ROW + image.width * BYTES_PER_PIXEL)
+
+
+def _pixels_of(image: Image.Image) -> Image.Image:
+    """Return the image without the rest of its file: texts, profiles and EXIF may be megabytes beside one pixel."""
+    pixels = image.copy()
+    pixels.info = {}
+    return pixels

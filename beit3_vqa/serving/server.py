@@ -89,7 +89,8 @@ def serving(
         closing(Desk(panel, Path(folder))) as desk,
     ):
         hosts = LOOPBACK_NAMES if is_loopback(listener) else None
-        settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+        # Not of what isn't HTTP: the client is told, and whoever sends it often enough would fill the log.
+        settings: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
         settings |= {"lifespan": "off", "ws": "none", "http": Impatient, "loop": "asyncio"}
         settings |= {"timeout_graceful_shutdown": SHUTDOWN_SECONDS, "backlog": MAX_PENDING}
         # Not behind a proxy: whoever sends X-Forwarded-For isn't believed.

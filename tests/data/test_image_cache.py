@@ -1,13 +1,15 @@
 """Decoded images are kept within a budget, and nobody can tell but by the clock."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from beit3_vqa.data import image_cache
-from beit3_vqa.data.image_cache import BYTES_PER_PIXEL, ImageCache
+from beit3_vqa.data.image_cache import BYTES_PER_IMAGE, BYTES_PER_PIXEL, BYTES_PER_ROW, ImageCache
 from beit3_vqa.data.images import open_image
 from beit3_vqa.errors import InputError
 
@@ -34,7 +36,7 @@ def decoded(monkeypatch):
     return names
 
 
-COST = 10 * 20 * BYTES_PER_PIXEL
+COST = 10 * 20 * BYTES_PER_PIXEL + 10 * BYTES_PER_ROW + BYTES_PER_IMAGE
 
 
 def test_an_image_is_decoded_once_while_it_fits(files, decoded):
@@ -72,3 +74,25 @@ def test_it_reaches_a_worker_that_is_spawned(files):
     cache = ImageCache()
     cache.open(files[0])
     assert np.array_equal(pickle.loads(pickle.dumps(cache)).open(files[0]), open_image(files[0]))
+
+
+def test_what_a_file_holds_beside_its_pixels_is_not_kept(tmp_path, decoded):
+    """Else a few kept pixels hold on to megabytes, of every image that comes."""
+    megabyte = PngInfo()
+    megabyte.add_text("Comment", "x" * 2**20)
+    Image.new("RGB", (1, 1)).save(tmp_path / "0.png", pnginfo=megabyte)
+    Image.new("RGB", (1, 1)).save(tmp_path / "0.jpg", comment=b"x" * 60_000, icc_profile=b"x" * 2**20)
+    cache = ImageCache()
+    tracemalloc.start()
+    for place in range(20):
+        for kind in ("png", "jpg"):
+            path = tmp_path / f"{place}.{kind}"
+            if place:
+                path.write_bytes((tmp_path / f"0.{kind}").read_bytes())
+            assert cache.open(path).info == {}
+            assert type(cache.open(path)) is Image.Image
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(decoded) == 40
+    assert kept < 2**20
+    assert cache.bytes >= 40 * BYTES_PER_IMAGE

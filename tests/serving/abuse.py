@@ -147,9 +147,9 @@ def crowds(client: Abuser) -> None:
     time.sleep(client.draw.uniform(0, 8))  # others want to be heard too
 
 
-def _file(draw: random.Random, format: str, size: tuple[int, int]) -> bytes:
+def _file(draw: random.Random, format: str, size: tuple[int, int], **more: bytes) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, (draw.randrange(256), 0, 0)).save(file, format)
+    Image.new("RGB", size, (draw.randrange(256), 0, 0)).save(file, format, **more)
     return file.getvalue()
 
 
@@ -157,7 +157,7 @@ def shows_trash(client: Abuser) -> None:
     """Images that are damaged, endless, or none."""
     draw = client.draw
     good = draw.choice(client.images).read_bytes()
-    way = draw.randrange(6)
+    way = draw.randrange(7)
     if way == 0:
         image = bytearray(good)
         for _ in range(draw.randrange(1, 50)):
@@ -171,6 +171,8 @@ def shows_trash(client: Abuser) -> None:
     elif way == 4:
         image = bytearray(_file(draw, draw.choice(["GIF", "TIFF", "BMP", "WEBP", "JPEG"]), (300, 200)))
         image[draw.randrange(len(image))] ^= 255
+    elif way == 5:  # a few pixels, and a megabyte beside them
+        image = bytearray(_file(draw, draw.choice(["PNG", "JPEG"]), (2, 2), icc_profile=draw.randbytes(2**20)))
     else:
         image = bytearray(b"<svg xmlns='http://www.w3.org/2000/svg'/>")
     client.send([client.question(bytes(image), attention=draw.choice(["true", "false", "maybe"]))])

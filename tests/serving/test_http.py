@@ -310,7 +310,7 @@ def test_a_body_that_is_no_http_is_no_failure_of_the_server(url):
         assert raw(url, *head, "", "no length", "").startswith(b"HTTP/1.1 400 ")
     finally:
         logging.getLogger("uvicorn.error").removeHandler(handler)
-    assert [record.levelname for record in said] == ["WARNING"]
+    assert said == []  # nor of its log's
 
 
 def test_a_number_of_fields_without_end_is_refused(url):

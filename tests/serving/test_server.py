@@ -14,8 +14,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from beit3_vqa.cli import main
+from beit3_vqa.data.image_cache import BYTES_PER_PIXEL, CACHE_BYTES
 from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
 from beit3_vqa.questions import MOST_OPTIONS
 from beit3_vqa.serving import limits, server
@@ -207,15 +209,18 @@ def test_sixteen_clients_for_a_minute(scpc, trained, clip_checkpoint, tmp_path, 
 
 @pytest.mark.slow
 def test_five_minutes_of_abuse_leave_two_models_answering_and_the_memory_flat(scpc, trained, clip_checkpoint, tmp_path):
-    """After three minutes, in which caches and heaps grow to what they need, two more change nothing."""
+    """Once its caches are full; the heap around them grows a little at first."""
     places = {
         "out/checkpoint-best.pth": trained / "checkpoint-best.pth",
         "out-clip/checkpoint-best.pth": clip_checkpoint,
     }
     images = sorted((scpc / "images").iterdir())
     served = Served(SERVE_TWO, places, tmp_path / "log")
+    for size in range(250, 250 + CACHE_BYTES // (250 * 250 * BYTES_PER_PIXEL) + 10):
+        Image.new("RGB", (size, 250)).save(tmp_path / "large.png")
+        assert ask(served.url, tmp_path / "large.png")[0] == 200
     kept, said = [], []
-    for seconds in (180, 60, 60):
+    for seconds in (100, 100, 100):
         said.append(abuse(served, images, seconds, seed=len(said)))
         time.sleep(2 * limits.MAX_IDLE_SECONDS + 2)  # every connection is closed by now
         assert ask(served.url, images[0])[0] == 200
@@ -224,7 +229,7 @@ def test_five_minutes_of_abuse_leave_two_models_answering_and_the_memory_flat(sc
     print(*said, f"MiB and open files after each: {kept}", log[-2000:], sep="\n")
     for statuses in said:
         assert statuses["good"][200] > 10
-        assert set(statuses["good"]) <= {200, 503, "ConnectionResetError"}
+        assert set(statuses["good"]) <= {200, 503}
         assert not [status for told in statuses.values() for status in told if status in (500, 502)]
     assert max(memory for memory, _ in kept[1:]) - kept[0][0] < 32
     assert max(files for _, files in kept) - kept[0][1] < 3
