@@ -3,7 +3,7 @@
 
 import sys
 
-from beit3_vqa.cli import main
+from beit3_vqa.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["finetune", *sys.argv[1:]]))

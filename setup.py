@@ -12,8 +12,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
     package_data={
-        "beit3_vqa": ["py.typed", "serving/page/*"],
-        "beit3_vqa.output.report": ["*.j2", "*.css", "*.js"],
+        "beit3_vqa": ["py.typed", "apps/serve/page/*"],
+        "beit3_vqa.apps.report": ["*.j2", "*.css", "*.js"],
     },
     install_requires=[
         "torch>=2.6",  # before it, files read as plain data could run code (CVE-2025-32434)
@@ -52,5 +52,5 @@ setup(
             "mypy",
         ],
     },
-    entry_points={"console_scripts": ["beit3-vqa=beit3_vqa.cli:main"]},
+    entry_points={"console_scripts": ["beit3-vqa=beit3_vqa.cli.main.main:main"]},
 )

@@ -11,12 +11,12 @@ After `import beit3_vqa`, `timm.create_model("beit3_base_patch16_480_vqacustom")
 
 from typing import TYPE_CHECKING, Any
 
-from beit3_vqa import timm_hook
-from beit3_vqa.engine.host import limit_spinning
 from beit3_vqa.errors import InputError
+from beit3_vqa.models import timm_hook
+from beit3_vqa.runtime.host import limit_spinning
 
 if TYPE_CHECKING:
-    from beit3_vqa.run import load
+    from beit3_vqa.engine.predictor import load
 
 __version__ = "0.1.0"
 __all__ = ["InputError", "__version__", "load"]
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `--help` shouldn't.
     if name == "load":
         limit_spinning()  # before it loads torch
-        from beit3_vqa.run import load
+        from beit3_vqa.engine.predictor import load
 
         return load
     raise AttributeError(f"module 'beit3_vqa' has no attribute {name!r}")

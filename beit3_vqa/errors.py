@@ -88,3 +88,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     # Its time grows with the square of the length.
     found = get_close_matches(word, list(known), n=1, cutoff=0.5) if len(word) <= MAX_LINE else []
     return f" Did you mean {found[0]!r}?" if found else ""
+
+
+class NotFiniteError(InputError):
+    """A model's outputs aren't finite numbers, so that there is no answer in them."""

@@ -3,6 +3,6 @@
 They run as the command line does: with idle threads that sleep early.
 """
 
-from beit3_vqa.engine.host import limit_spinning
+from beit3_vqa.runtime.host import limit_spinning
 
 limit_spinning()

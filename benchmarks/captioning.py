@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit3_vqa.engine.precision import Precision, pick_device
-from beit3_vqa.models.beam_search import Caption, beam_search
-from beit3_vqa.models.registry import build_model
+from beit3_vqa.models.beit3.beam_search import Caption, beam_search
+from beit3_vqa.models.names import build_model
+from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.paired import arguments, paired, report, rows_of
 
 START, END, MASK = 0, 2, 64001

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beit3_vqa.engine.host import tune_allocator
+from beit3_vqa.config.options import OptimConfig
+from beit3_vqa.config.resolve import config_of
 from beit3_vqa.engine.optim import make_optimizer
-from beit3_vqa.engine.precision import Precision, pick_device
-from beit3_vqa.models.clip import CLIPForMultipleChoice
-from beit3_vqa.models.clip_names import clip_config_values, parse_clip_name
-from beit3_vqa.models.families import config_of
-from beit3_vqa.models.hugging_face import optional
+from beit3_vqa.models.clip.hub import optional
+from beit3_vqa.models.clip.model import CLIPForMultipleChoice
 from beit3_vqa.models.lora import add_adapters, hold_frozen_in
-from beit3_vqa.options import OptimConfig
+from beit3_vqa.models.names import clip_config_values, parse_clip_name
+from beit3_vqa.runtime.host import tune_allocator
+from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.paired import arguments, paired, report, rows_of
 
 OPTIONS = 4

@@ -35,7 +35,7 @@ def train(data: Path, seconds: float, *, loading: bool) -> float:
     if not loading:
         batches = list(run.train.epoch(0))
         run.train.epoch = lambda epoch, first=0: iter(batches)  # type: ignore[method-assign]
-    from beit3_vqa.training import steps
+    from beit3_vqa.engine.trainer import steps
 
     done = itertools.chain.from_iterable(steps(run, epoch) for epoch in itertools.count())
     for _ in itertools.islice(done, WARM_UP):

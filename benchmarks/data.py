@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from beit3_vqa.data.image_cache import ImageCache
-from beit3_vqa.data.images import open_image
+from beit3_vqa.data.images import ImageCache, open_image
 from beit3_vqa.data.rows import Rows, read_rows
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform
 from benchmarks.paired import arguments, paired, report, rows_of

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit3_vqa.engine.precision import Precision, pick_device
+from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.network import (
     Variant,
     flops,

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from beit3_vqa.assemble import assemble, make_task
-from beit3_vqa.cli import main as command_line
+from beit3_vqa.cli.main import main as command_line
+from beit3_vqa.config.resolve import config_of
 from beit3_vqa.data.loader import BatchLoader
-from beit3_vqa.models.families import config_of
-from beit3_vqa.schema import Batch
-from beit3_vqa.training import Training, set_up_training, steps
+from beit3_vqa.data.types import Batch
+from beit3_vqa.engine.build import assemble, make_task
+from beit3_vqa.engine.trainer import Training, set_up_training, steps
 from benchmarks.data import write_photographs
 from benchmarks.paired import arguments, report
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beit3_vqa.engine.losses import contrastive_loss
-from beit3_vqa.engine.precision import Precision
-from beit3_vqa.models.registry import HEADS, build_model, parse_name
+from beit3_vqa.models.names import HEADS, build_model, parse_name
+from beit3_vqa.runtime.precision import Precision
+from beit3_vqa.tasks.losses import contrastive_loss
 
 CLASSES = 4
 MASKED = 0.6  # of a caption's tokens

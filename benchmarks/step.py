@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from beit3_vqa.config.options import OptimConfig
 from beit3_vqa.engine.optim import make_optimizer
-from beit3_vqa.engine.precision import Precision, pick_device
-from beit3_vqa.options import OptimConfig
+from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.network import (
     Loss,
     Variant,

@@ -9,8 +9,8 @@ import skimage
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from beit3_vqa.cli import main
-from beit3_vqa.models.clip_scratch import SmallCLIP, write_small_clip
+from beit3_vqa.cli.main import main
+from beit3_vqa.models.clip.scratch import SmallCLIP, write_small_clip
 
 # Machines are shared and stall now and then: how long a draw takes says nothing about the code.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.files import missing, one_form, require_bounded, write_text
+from beit3_vqa.runtime.files import missing, one_form, require_bounded, write_text
 
 MAX_TABLE = 100_000_000  # bytes of answer2label.txt
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from beit3_vqa.engine import distributed
+from beit3_vqa.data.types import Example
 from beit3_vqa.errors import ImageError, InputError
-from beit3_vqa.schema import Example
+from beit3_vqa.runtime import distributed
 
 # An example and its tensors, None where there is nothing to go on with, and the errors met on the way.
 Item = tuple[Example | None, dict[str, Any] | None, tuple[InputError, ...]]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit3_vqa.data.index import path_key
-from beit3_vqa.schema import Example
+from beit3_vqa.data.types import Example
 
 ANSWER_BITS = 16
 Numbers = NDArray[np.uint64]

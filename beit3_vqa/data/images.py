@@ -7,8 +7,7 @@ Where this differs from upstream, whose loader is `Image.open(path).convert("RGB
   which is arbitrary and often black: black writing on a transparent ground would vanish); opaque pixels are the same;
 - 16-bit, 32-bit and float grey are scaled to 8 bits (Pillow clips some of them, which turns a scan white).
 
-The first frame stands for an animation. Colour profiles are ignored, as upstream does.
-"""
+The first frame stands for an animation. Colour profiles are ignored, as upstream does."""
 
 import math
 import os
@@ -16,6 +15,7 @@ import posixpath
 import re
 import stat
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -265,3 +265,56 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     scale = 255 / ((white if white is not None else high) - black or 1.0)
     # Conversion to L cuts the fraction off: half a level turns that into rounding.
     return image.point(lambda value: value * scale + (0.5 - black * scale)).convert("L")
+
+
+# Decoded images, kept for the next question about them.
+
+CACHE_BYTES = 32 * 2**20
+BYTES_PER_PIXEL = 4  # Pillow stores RGB so
+BYTES_PER_ROW = 8  # where it begins
+BYTES_PER_IMAGE = 4096  # the objects around it: without them, millions of single pixels would count as nothing
+
+
+class ImageCache:
+    """`open_image` with a memory of the images used last.
+
+    In evaluation the questions about an image stand side by side in the index, and it is decoded once. In training
+    they are spread over the epoch: small images, of which thousands fit, are still decoded only now and then.
+
+    Args:
+        max_bytes: memory that the images may take, in each process.
+        at_least: see `open_image`; None: images as they are.
+    """
+
+    def __init__(self, max_bytes: int = CACHE_BYTES, at_least: int | None = None):
+        self.max_bytes = max_bytes
+        self.at_least = at_least
+        self.bytes = 0
+        self._images: OrderedDict[str, Image.Image] = OrderedDict()
+
+    def open(self, path: str | Path) -> Image.Image:
+        """The image of a file, as `open_image` returns it; it is shared, so it must not be changed in place."""
+        name = str(path)
+        image = self._images.get(name)
+        if image is not None:
+            self._images.move_to_end(name)
+            return image
+        image = open_image(path, at_least=self.at_least)
+        cost = _bytes_of(image)
+        if cost <= self.max_bytes:
+            self.bytes += cost
+            while self.bytes > self.max_bytes:
+                self.bytes -= _bytes_of(self._images.popitem(last=False)[1])
+            self._images[name] = image = _pixels_of(image)
+        return image
+
+
+def _bytes_of(image: Image.Image) -> int:
+    return BYTES_PER_IMAGE + image.height * (BYTES_PER_ROW + image.width * BYTES_PER_PIXEL)
+
+
+def _pixels_of(image: Image.Image) -> Image.Image:
+    """Return the image without the rest of its file: texts, profiles and EXIF may be megabytes beside one pixel."""
+    pixels = image.copy()
+    pixels.info = {}
+    return pixels

@@ -12,7 +12,7 @@ from typing import Any
 
 from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.files import file_sha256, is_text, require_bounded, write_text
+from beit3_vqa.runtime.files import file_sha256, is_text, require_bounded, write_text
 
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "test-dev")  # VQAv2's smaller test

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from beit3_vqa.data.bad_images import BadImages, Item, Readable
-from beit3_vqa.engine import distributed
-from beit3_vqa.engine.distributed import share
-from beit3_vqa.engine.interrupt import leave_signals_to_the_parent
+from beit3_vqa.data.types import Batch
 from beit3_vqa.errors import InputError
-from beit3_vqa.schema import Batch
+from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.distributed import share
+from beit3_vqa.runtime.signals import leave_signals_to_the_parent
 
 # Which pass over the data, which draw of it, which row.
 Key = tuple[int, int, int]

@@ -4,7 +4,6 @@ import string
 from collections.abc import Callable, Sequence
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE, OPTION_PROMPT_TEMPLATE
 
 SPECIAL_TOKENS = 2  # <s> and </s>
 
@@ -20,7 +19,7 @@ class PromptTemplate:
         InputError: an unknown or missing field, or a stray brace.
     """
 
-    def __init__(self, template: str = DEFAULT_PROMPT_TEMPLATE, num_choices: int = 4):
+    def __init__(self, template: str, num_choices: int = 4):
         self.template = template
         self.letters = string.ascii_lowercase[:num_choices]
         _check_fields(template, ("question", *self.letters))
@@ -42,7 +41,7 @@ class OptionTemplate:
         InputError: an unknown or missing field, or a stray brace.
     """
 
-    def __init__(self, template: str = OPTION_PROMPT_TEMPLATE):
+    def __init__(self, template: str):
         self.template = template
         _check_fields(template, ("question", "choice"))
 

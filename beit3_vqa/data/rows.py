@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, one_line
-from beit3_vqa.files import is_text, missing, require_bounded, write_text
+from beit3_vqa.runtime.files import is_text, missing, require_bounded, write_text
 
 Row = dict[str, Any]
 

@@ -3,12 +3,12 @@
 XLM-R's (fairseq's) ids put `<s>`, `<pad>`, `</s>`, `<unk>` at 0..3, SentencePiece's own put `<unk>`, `<s>`, `</s>`
 at 0..2; every piece from 3 on is moved up by one, and `<mask>` is added at the end. Ids equal those of transformers 4's
 `XLMRobertaTokenizer`, with one difference on purpose: that one turns `</s>` or `<mask>` inside a question into the
-special id. Here such a question is ordinary text (what transformers calls `split_special_tokens=True`).
-"""
+special id. Here such a question is ordinary text (what transformers calls `split_special_tokens=True`)."""
 
 import hashlib
 import io
 import os
+import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import missing, replacing, require_bounded
+from beit3_vqa.runtime.files import missing, replacing, require_bounded
 
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 
@@ -220,3 +220,38 @@ def _ids(pieces: list[int]) -> list[int]:
 def _encodable(text: str) -> str:
     """`text` with each half of a surrogate pair, which UTF-8 can't hold, replaced by U+FFFD."""
     return _LONE_SURROGATE.sub("\ufffd", text)
+
+
+# Masking words of a caption, for a model that learns to fill them in.
+
+AS_MASK, AS_IT_IS = 0.8, 0.1  # of the masked words; the rest become any word at all
+
+
+def mask_words(
+    ids: Sequence[int], rng: random.Random, probability: float, mask_id: int, vocab_size: int
+) -> tuple[list[int], list[int]]:
+    """A text with some of its words hidden, upstream's way.
+
+    Round(n * probability) of the n tokens are chosen, at least one, never `<s>`; `</s>` may be, since a captioner must
+    learn to stop. Of them 80 % become `<mask>`, 10 % stay, and 10 % become a random word (Devlin et al. 2019, "BERT").
+
+    Args:
+        ids: `<s> text </s>`, at least two.
+        rng: all that is random comes from here.
+        probability: of a token to be chosen.
+        mask_id: of `<mask>`.
+        vocab_size: ids of the tokenizer; random words are any from `<unk>` on.
+
+    Returns:
+        ids as the model sees them, and the positions chosen, in order.
+    """
+    count = min(max(1, int(len(ids) * probability + 0.5)), len(ids) - 1)
+    chosen = sorted(rng.sample(range(1, len(ids)), count))
+    masked = list(ids)
+    for position in chosen:
+        kind = rng.random()
+        if kind < AS_MASK:
+            masked[position] = mask_id
+        elif kind >= AS_MASK + AS_IT_IS:
+            masked[position] = rng.randrange(UNK_ID, vocab_size)
+    return masked, chosen

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from beit3_vqa.engine.strategy import OneProcess, spread_like
-from beit3_vqa.options import OptimConfig
+from beit3_vqa.config.options import OptimConfig
+from beit3_vqa.engine.parallel import OneProcess, spread_like
 
 PLATEAU_THRESHOLD = 1e-4  # by what share of itself the loss must fall to count as lower
 

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.engine import distributed
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.files import make_folder
+from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.files import make_folder
 
 FILE = "run.lock"
 BEAT = 10.0  # seconds between signs of life

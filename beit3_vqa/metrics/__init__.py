@@ -4,15 +4,11 @@ Accuracies, intervals and calibration errors are in percent. Every function look
 known, and what it returns is plain data for JSON.
 """
 
-from beit3_vqa.metrics.accuracy import accuracy_metrics
+from beit3_vqa.metrics.accuracy import QUESTION_WORDS, accuracy_metrics, confusion, positions, question_word
 from beit3_vqa.metrics.baselines import baselines
-from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration
-from beit3_vqa.metrics.full import full_metrics
+from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration, fit_temperature, mean_nll, tempered
 from beit3_vqa.metrics.intervals import accuracy_interval, mean_interval, wilson_interval
-from beit3_vqa.metrics.positions import confusion, positions
-from beit3_vqa.metrics.question_words import QUESTION_WORDS, question_word
-from beit3_vqa.metrics.table import metrics_table
-from beit3_vqa.metrics.temperature import fit_temperature, mean_nll, tempered
+from beit3_vqa.metrics.summary import full_metrics, metrics_table
 
 __all__ = [
     "QUESTION_WORDS",

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from beit3_vqa.files import one_form
-from beit3_vqa.schema import Prediction
+from beit3_vqa.data.types import Prediction
+from beit3_vqa.runtime.files import one_form
 
 
 def same_text(text: str) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from beit3_vqa.schema import Prediction
+from beit3_vqa.data.types import Prediction
 
 LEVEL = 95
 Z = 1.959963984540054  # the normal distribution's 97.5% point

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from beit3_vqa.config.options import ModelConfig
 from beit3_vqa.errors import InputError, nearest
-from beit3_vqa.models.hugging_face import optional
-from beit3_vqa.options import ModelConfig
+from beit3_vqa.models.clip.hub import optional
 
 
 def lora_config(options: ModelConfig, targets: Sequence[str] = ()) -> Any:

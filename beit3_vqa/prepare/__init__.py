@@ -1,4 +1,4 @@
-"""Raw data set -> prepared folder. One file per format; the name of a format is its file's, without `_csv`.
+"""Raw data set -> prepared folder. One file per format, and a line for it in `FORMATS`.
 
 A format module has two names in it: `ARGUMENTS`, its own flags, and `read(values, options)`, which returns the rows and
 every problem it met. What all formats share (images, ids, splits, tokenizer, files, summary) is in writer.py; how CSV
@@ -8,21 +8,25 @@ files are read, in csv_text.py.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any, Protocol
 
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.prepare.summary import Summary
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, finish
 
-_SHARED_FILES = {"csv_text", "karpathy", "publish", "source", "summary", "writer"}
-
+# Format -> file, imported when it is asked for.
 FORMATS: dict[str, str] = {
-    module.name.removesuffix("_csv"): f"{__name__}.{module.name}"
-    for module in iter_modules(__path__)
-    if module.name not in _SHARED_FILES
+    "choices": "choices_csv",
+    "coco": "coco",
+    "dacon_json": "dacon_json",
+    "easy_vqa": "easy_vqa",
+    "flickr30k": "flickr30k",
+    "imagenet": "imagenet",
+    "nlvr2": "nlvr2",
+    "nocaps": "nocaps",
+    "visual7w": "visual7w",
+    "vqav2": "vqav2",
 }
-"""Format name -> module, imported only when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def find_format(name: str) -> Format:
     """The module of a format; InputError names the known ones and the nearest."""
     if name not in FORMATS:
         raise InputError(f"there is no format {name!r}, only {', '.join(sorted(FORMATS))}.{nearest(name, FORMATS)}")
-    module: Any = import_module(FORMATS[name])
+    module: Any = import_module(f"{__name__}.{FORMATS[name]}")
     return module
 
 

@@ -3,19 +3,17 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.index import SPLITS
-from beit3_vqa.data.rows import LETTERS as ALL_LETTERS
 from beit3_vqa.data.rows import MAX_WEIGHT, Row
+from beit3_vqa.data.tables import comparable, find_columns, match_answer, parse_csv, read_text, read_weight
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.files import one_form
 from beit3_vqa.prepare import Argument
-from beit3_vqa.prepare.csv_text import find_columns, parse_csv
-from beit3_vqa.prepare.source import read_text
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.files import one_form
 
 ARGUMENTS = (
     Argument("train", "CSV of training questions: ID,img_path,Question,A,B,C,D,answer[,weight]", required=True),
@@ -102,44 +100,6 @@ def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]
         else:
             row["weight"] = weight
     return row, problems
-
-
-def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
-    """The letter of an answer given as a letter or as an option's text; else an empty string and the problem."""
-    letters = tuple(ALL_LETTERS[: len(choices)])
-    matches = [
-        letter for letter, choice in zip(letters, choices, strict=True) if comparable(choice) == comparable(given)
-    ]
-    if given.upper() in letters:
-        letter = given.upper()
-        others = [match for match in matches if match != letter]
-        if others:
-            return "", (
-                f"answer {given!r} is ambiguous: the letter {letter}, or the text of option {others[0]}? "
-                f"Reword the option, for example as 'letter {letter}'"
-            )
-        return letter, ""
-    if len(matches) > 1:
-        return "", f"answer {given!r} is ambiguous: the text of options {' and '.join(matches)}; give the letter"
-    if not matches:
-        shown = ", ".join(f"{letter} {choice!r}" for letter, choice in zip(letters, choices, strict=True))
-        return "", f"answer {given!r} is none of the options ({shown})"
-    return matches[0], ""
-
-
-def comparable(text: str) -> str:
-    """What two options must share to be the same text."""
-    # macOS and Windows spell Korean syllables in different code points.
-    return one_form(text).strip().casefold()
-
-
-def read_weight(cell: str) -> float | None:
-    """A weight, from 0 to `MAX_WEIGHT`; None where the cell holds none."""
-    try:
-        weight = float(cell)
-    except ValueError:
-        return None
-    return weight if 0 <= weight <= MAX_WEIGHT and "_" not in cell else None
 
 
 def write_csv(rows: Iterable[Row]) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row, is_count
+from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.files import is_text, one_form
 from beit3_vqa.prepare import Argument
-from beit3_vqa.prepare.source import read_json
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.files import is_text, one_form
 
 ARGUMENTS = (
     Argument("train", "JSON list of training questions: image_id, question, answer, question_id", required=True),

@@ -11,9 +11,9 @@ from typing import Any
 
 from beit3_vqa.data.index import CLASSES_FILE, classes_text
 from beit3_vqa.errors import MAX_PROBLEMS
-from beit3_vqa.files import is_text, missing
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.files import is_text, missing
 
 ARGUMENTS = (
     Argument("train", "folder of the training images in --image_root", default="train"),

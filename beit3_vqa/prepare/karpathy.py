@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.rows import Row, is_count
+from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
-from beit3_vqa.files import is_text
-from beit3_vqa.prepare.source import read_json
 from beit3_vqa.prepare.writer import Prepared
+from beit3_vqa.runtime.files import is_text
 
 # COCO's "restval" are images of its validation set that everybody trains on.
 SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.rows import Row, is_count
+from beit3_vqa.data.tables import read_text
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.files import is_text
 from beit3_vqa.prepare import Argument
-from beit3_vqa.prepare.source import read_text
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.files import is_text
 
 ARGUMENTS = (Argument("annotations", "folder of train.json, dev.json and test1.json (nlvr2/data)", required=True),)
 # Split -> its file, and the folder of its images.

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.rows import is_count
+from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.files import is_text
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.karpathy import references
-from beit3_vqa.prepare.source import read_json
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+from beit3_vqa.runtime.files import is_text
 
 ARGUMENTS = (
     Argument("val", "nocaps_val_4500_captions.json; its images are in val/ of --image_root"),

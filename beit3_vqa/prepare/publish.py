@@ -12,9 +12,8 @@ from pathlib import Path
 
 from beit3_vqa.data import index
 from beit3_vqa.data.index import DatasetInfo
-from beit3_vqa.engine.run_folder import next_previous
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import file_sha256
+from beit3_vqa.runtime.files import file_sha256, next_previous
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.config.options import MAX_BPE_TOKENS
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
 from beit3_vqa.data.rows import LETTERS, Row
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.errors import one_line
-from beit3_vqa.files import one_form
-from beit3_vqa.options import MAX_BPE_TOKENS
+from beit3_vqa.runtime.files import one_form
 
 _ANSWERS_SHOWN = 5
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row, is_count
-from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
-from beit3_vqa.files import is_text
+from beit3_vqa.data.tables import read_json
+from beit3_vqa.data.visual7w import image_problem, images_of
+from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
-from beit3_vqa.prepare.source import read_json
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+from beit3_vqa.runtime.files import is_text
 
 _CSV = "visual7w.{split}.csv"
 ARGUMENTS = (Argument("json", "dataset_v7w_telling.json", required=True),)
@@ -54,27 +54,6 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     if repeated:
         prepared.notes.append(f"{repeated:,} rows have the same text in two options")
     return prepared
-
-
-def images_of(data: Any, path: Path) -> list[Any]:
-    """The images of dataset_v7w_telling.json; InputError where it is another file."""
-    images = data.get("images") if isinstance(data, dict) else None
-    if not isinstance(images, list) or not images:
-        raise InputError(f'{path} has no list "images": give dataset_v7w_telling.json')
-    return images
-
-
-def image_problem(image: Any) -> str:
-    """What is wrong with one of its images; empty where nothing is."""
-    if not isinstance(image, dict):
-        return "isn't an object"
-    if image.get("split") not in SPLITS:
-        return f"split {short(image.get('split'))} is none of {', '.join(SPLITS)}"
-    if not is_count(image.get("image_id")) and not is_text(image.get("image_id")):
-        return "image_id must be a number or text"
-    if "filename" in image and (not is_text(image["filename"]) or not image["filename"].strip()):
-        return "filename must be text"
-    return "" if isinstance(image.get("qa_pairs"), list) else "has no list qa_pairs"
 
 
 def _read_question(question: Any, image: Mapping[str, Any], seed: int) -> tuple[Row | None, str]:

@@ -13,11 +13,11 @@ from typing import Any
 
 from beit3_vqa.data.answers import AnswerTable, normalize_word, soft_score
 from beit3_vqa.data.rows import Row, is_count
+from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
-from beit3_vqa.files import is_text
 from beit3_vqa.prepare import Argument
-from beit3_vqa.prepare.source import read_json
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.files import is_text
 
 ARGUMENTS = (
     Argument("annotations", "folder of the official v2_*.json files", required=True),

@@ -13,20 +13,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import image_size, open_image, resolve_image_path
 from beit3_vqa.data.index import DatasetInfo, image_paths, path_key
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.rows import Row, write_rows
+from beit3_vqa.data.tables import check_encoding
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import file_sha256, missing, one_form
-from beit3_vqa.option_field import option
-from beit3_vqa.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.prepare.publish import publish, require_own_files, staging
-from beit3_vqa.prepare.source import check_encoding
 from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompts_of
+from beit3_vqa.runtime.fields import option
+from beit3_vqa.runtime.files import file_sha256, missing, one_form
 
 Splits = dict[str, list[Row]]
 

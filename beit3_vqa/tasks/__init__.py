@@ -1,7 +1,6 @@
-"""Kinds of tasks, found by name: a task is a file here of that name, whose `TASK` is the task's class."""
+"""Kinds of tasks: a task is a class in a file here, and a line in `TASKS`."""
 
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from beit3_vqa.errors import InputError, nearest
@@ -9,18 +8,27 @@ from beit3_vqa.errors import InputError, nearest
 if TYPE_CHECKING:
     from beit3_vqa.tasks.base import Task
 
-# What several tasks have in common, and is none.
-_SHARED_FILES = {"base", "indexed", "classes", "vqa", "retrieval", "recall", "captioning", "caption_rows"}
-
-TASKS = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED_FILES))
+# Name -> file and class; a file is imported when its task is asked for, since torch takes seconds.
+TASKS: dict[str, str] = {
+    "coco_captioning": "captioning:COCOCaptioning",
+    "coco_retrieval": "retrieval:COCORetrieval",
+    "flickr30k": "retrieval:Flickr30k",
+    "imagenet": "imagenet:ImageNet",
+    "nlvr2": "nlvr2:NLVR2",
+    "nocaps": "captioning:NoCaps",
+    "vqacustom": "vqa:VQACustom",
+    "vqarank": "vqa_rank:VQARank",
+    "vqav2": "vqav2:VQAv2",
+}
 
 
 def find_task(name: str) -> "type[Task]":
-    """The class of a task.
+    """Return the class of a task.
 
     Raises:
         InputError: unknown, with the known names and the nearest.
     """
     if name not in TASKS:
         raise InputError(f"--task {name}: the tasks are {', '.join(TASKS)}.{nearest(name, TASKS)}")
-    return import_module(f"{__name__}.{name}").TASK
+    module, class_name = TASKS[name].split(":")
+    return getattr(import_module(f"{__name__}.{module}"), class_name)

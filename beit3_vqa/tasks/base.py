@@ -1,7 +1,6 @@
 """What a kind of task supplies: its data, its loss, its metrics and its result files.
 
-A task that reads index files begins with `tasks.indexed.IndexTask` and has little left to say.
-"""
+A task that reads index files begins with `tasks.indexed.IndexTask` and has little left to say."""
 
 import random
 from abc import ABC, abstractmethod
@@ -13,11 +12,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from beit3_vqa.config import RunConfig
+from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.index import IndexFiles
-from beit3_vqa.errors import InputError
-from beit3_vqa.schema import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
+from beit3_vqa.errors import InputError, NotFiniteError, one_line
 
 
 class Task(ABC):
@@ -173,3 +172,12 @@ class Task(ABC):
     @abstractmethod
     def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
         """Writes the task's result files of the split `info.split` and returns their paths."""
+
+
+def not_finite(batch: Batch) -> NotFiniteError:
+    """Say that a model's outputs aren't finite, or what was made of them on the way."""
+    ids = ", ".join(one_line(example.id) for example in batch.examples[:3])
+    return NotFiniteError(
+        f"the model's outputs aren't finite numbers (rows {ids}, ...). In fp16 they may have grown too large: try "
+        "--precision bf16 or fp32. Else the checkpoint is damaged."
+    )

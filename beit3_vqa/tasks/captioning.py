@@ -11,26 +11,66 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from beit3_vqa.config import RunConfig
+from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
-from beit3_vqa.data.masking import mask_words
-from beit3_vqa.data.rows import Row, RowFormat, Rows, fold_problem, image_problem
-from beit3_vqa.data.tokenizer import Tokenizer
-from beit3_vqa.engine import distributed
-from beit3_vqa.engine.evaluate import not_finite
-from beit3_vqa.engine.losses import caption_loss
+from beit3_vqa.data.index import IndexFiles, split_files
+from beit3_vqa.data.rows import MAX_ID, Row, RowFormat, Rows, fold_problem, id_problem, image_problem, is_count
+from beit3_vqa.data.tokenizer import Tokenizer, mask_words
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
-from beit3_vqa.output.captions import SPICE, read_references, require_scorer, score_captions, write_captions
-from beit3_vqa.schema import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
-from beit3_vqa.tasks.caption_rows import (
-    caption_example,
-    caption_id,
-    caption_problem,
-    has_caption,
-    image_id_problem,
-    text_of,
-)
-from beit3_vqa.tasks.indexed import IndexTask
+from beit3_vqa.metrics.captions import SPICE, read_references, require_scorer, score_captions, write_captions
+from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.files import is_text
+from beit3_vqa.tasks.base import not_finite
+from beit3_vqa.tasks.index_task import IndexTask
+from beit3_vqa.tasks.losses import caption_loss
+
+# Rows of captions, of retrieval and of captioning.
+#
+# `{"id", "image_path", "text_segment": text, "image_id"}`; where the caption is to be written, there is no text, or, in
+# upstream's, null. Upstream's have token ids for the text, and no `id`.
+
+
+def image_id_problem(row: Row) -> str:
+    """What is wrong with the id of a row's image, or with the row's own."""
+    image_id = row.get("image_id")
+    if not is_count(image_id) and not (is_text(image_id) and str(image_id).strip() and len(str(image_id)) <= MAX_ID):
+        return "image_id must be text or a whole number"
+    return id_problem(row["id"]) if "id" in row else ""
+
+
+def caption_problem(row: Row) -> str:
+    """What is wrong with the caption of a row that must have one."""
+    caption = row.get("text_segment")
+    if isinstance(caption, list):
+        return "" if caption and all(map(is_count, caption)) else "text_segment must be a list of token ids, or text"
+    return "" if is_text(caption) and str(caption).strip() else "text_segment must be a caption"
+
+
+def has_caption(row: Row) -> bool:
+    """Whether there is one."""
+    return row.get("text_segment") is not None
+
+
+def caption_id(row: Row) -> str | None:
+    """The row's own id; None where it has none."""
+    return str(row["id"]) if "id" in row else None
+
+
+def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
+    """The caption as text, or as token ids with an empty text; both are empty where there is none."""
+    caption = row.get("text_segment")
+    if caption is None:
+        return "", ()
+    return ("", tuple(caption)) if isinstance(caption, list) else (caption, None)
+
+
+def caption_example(row: Row, place: int) -> Example:
+    """A caption and its image; a row without an id is called by its place."""
+    text, ids = text_of(row)
+    name = caption_id(row)
+    return Example(id=str(place) if name is None else name, image_path=row["image_path"], question=text, token_ids=ids)
+
 
 MASKED = "language_masked_pos"
 
@@ -226,3 +266,26 @@ def _is_new(name: str, seen: set[str]) -> bool:
     new = name not in seen
     seen.add(name)
     return new
+
+
+class COCOCaptioning(Captioning):
+    """Our index and upstream's have the same names; references go by the name of the file that upstream downloads."""
+
+    name = "coco_captioning"
+    files = IndexFiles(name)
+    reference_file = "coco_karpathy_{split}_gt.json"
+
+
+TRAINING = IndexFiles("coco_captioning")
+
+
+class NoCaps(Captioning):
+    """Our index and upstream's have the same names; the training split is COCO's, in the same folder."""
+
+    name = "nocaps"
+    files = IndexFiles(name)
+    reference_file = "nocaps_{split}_gt.json"
+
+    def _files(self, split: str) -> list[Path]:
+        assert self.data_path is not None
+        return split_files(self.data_path, split, TRAINING if split == "train" else self.files)

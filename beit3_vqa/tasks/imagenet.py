@@ -8,16 +8,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from beit3_vqa.config import RunConfig
+from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
+from beit3_vqa.data.imagenet_augment import CentralCrop, Mix, TimmTransform, check_cutmix_minmax
 from beit3_vqa.data.index import CLASSES_FILE, IndexFiles, read_classes
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
-from beit3_vqa.data.timm_augment import CentralCrop, Mix, TimmTransform, check_cutmix_minmax
+from beit3_vqa.data.types import Batch, Example, Inputs, Prediction
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import is_text
-from beit3_vqa.schema import Batch, Example, Inputs, Prediction
-from beit3_vqa.tasks.classes import ClassTask, label_problem
-from beit3_vqa.tasks.indexed import data_folder
+from beit3_vqa.runtime.files import is_text
+from beit3_vqa.tasks.classification import ClassTask, label_problem
+from beit3_vqa.tasks.index_task import data_folder
 
 UPSTREAMS_CLASSES = 1000
 
@@ -93,7 +93,18 @@ class ImageNet(ClassTask):
 
     def _train_transform(self, size: int) -> TimmTransform:
         if size not in self._transforms:
-            self._transforms[size] = TimmTransform(size, self.config.data, self.config.of_task)
+            data, options = self.config.data, self.config.of_task
+            self._transforms[size] = TimmTransform(
+                size,
+                options.aa,
+                scale=(data.crop_scale, 1.0),
+                hflip=data.flip,
+                interpolation=data.train_interpolation,
+                color_jitter=options.color_jitter,
+                re_prob=options.reprob,
+                re_mode=options.remode,
+                re_count=options.recount,
+            )
         return self._transforms[size]
 
     @cached_property
@@ -102,7 +113,17 @@ class ImageNet(ClassTask):
 
     @cached_property
     def _mix(self) -> Mix:
-        return Mix(self.config.of_task, self.num_classes, self.smoothing)
+        options = self.config.of_task
+        return Mix(
+            self.num_classes,
+            self.smoothing,
+            mixup=options.mixup,
+            cutmix=options.cutmix,
+            cutmix_minmax=options.cutmix_minmax,
+            prob=options.mixup_prob,
+            switch_prob=options.mixup_switch_prob,
+            mode=options.mixup_mode,
+        )
 
     def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
         """The batch with its labels; with mixup or cutmix mixed, its labels probabilities."""
@@ -121,6 +142,3 @@ class ImageNet(ClassTask):
         among = 100.0 * sum(p.truth in p.probabilities for p in known) / len(known)
         kept = {name: value for name, value in metrics.items() if name in ("accuracy", "loss")}
         return {"images": len(known), **kept, "top5_accuracy": among}
-
-
-TASK = ImageNet

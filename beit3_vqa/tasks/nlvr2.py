@@ -5,14 +5,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.config import RunConfig
+from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import text_of
 from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, id_problem, image_problem, text_problem
-from beit3_vqa.files import write_text
-from beit3_vqa.schema import EvalResult, Example, Inputs, PredictionsInfo
-from beit3_vqa.tasks.classes import ClassTask, label_problem
-from beit3_vqa.tasks.indexed import data_folder
+from beit3_vqa.data.types import EvalResult, Example, Inputs, PredictionsInfo
+from beit3_vqa.runtime.files import write_text
+from beit3_vqa.tasks.classification import ClassTask, label_problem
+from beit3_vqa.tasks.index_task import data_folder
 
 CLASSES = ("False", "True")
 
@@ -71,6 +71,3 @@ class NLVR2(ClassTask):
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows((p.id, p.answer) for p in result.predictions)
         return [write_text(folder / f"submit_{self.name}_{info.split}.csv", buffer.getvalue())]
-
-
-TASK = NLVR2

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
-from beit3_vqa.engine.losses import contrastive_loss
-from beit3_vqa.schema import Batch, EvalResult, Example, Inputs, Prediction
-from beit3_vqa.tasks.caption_rows import caption_example, caption_id, caption_problem, image_id_problem
-from beit3_vqa.tasks.indexed import IndexTask
-from beit3_vqa.tasks.recall import chance_of_recall, recall_metrics
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction
+from beit3_vqa.metrics.recall import chance_of_recall, recall_metrics
+from beit3_vqa.tasks.captioning import caption_example, caption_id, caption_problem, image_id_problem
+from beit3_vqa.tasks.index_task import IndexTask
+from beit3_vqa.tasks.losses import contrastive_loss
 
 KEPT_IMAGES = 5  # predictions.json would otherwise hold captions times images
 CHUNK = 1024  # captions compared with all images at once
@@ -132,3 +133,17 @@ class Retrieval(IndexTask):
         split = self.config.run.split if self.config.run.eval else "val"
         split = split if split in self.splits() else "train"
         return chance_of_recall(list(Counter(str(row["image_id"]) for row in self.rows(split)).values()))
+
+
+class COCORetrieval(Retrieval):
+    """Our index and upstream's have the same names."""
+
+    name = "coco_retrieval"
+    files = IndexFiles(name)
+
+
+class Flickr30k(Retrieval):
+    """Our index and upstream's have the same names."""
+
+    name = "flickr30k"
+    files = IndexFiles(name)

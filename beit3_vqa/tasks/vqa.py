@@ -11,20 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beit3_vqa.config import RunConfig
+from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import CustomDataset, truth_of
 from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM, DatasetInfo
+from beit3_vqa.data.predictions import write_submission, write_upstream_results
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
+from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
-from beit3_vqa.files import is_text
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
 from beit3_vqa.metrics.baselines import count_answers
-from beit3_vqa.metrics.temperature import temper
-from beit3_vqa.output.predictions import write_upstream_results
-from beit3_vqa.output.submission import write_submission
-from beit3_vqa.schema import Batch, EvalResult, Example, Prediction, PredictionsInfo
-from beit3_vqa.tasks.indexed import IndexTask, data_folder
+from beit3_vqa.metrics.calibration import temper
+from beit3_vqa.runtime.files import is_text
+from beit3_vqa.tasks.index_task import IndexTask, data_folder
 
 # Open-ended predictions keep the likeliest few: predictions.json would otherwise hold rows times vocabulary.
 KEPT_ANSWERS = 5

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from beit3_vqa.data.index import UPSTREAMS_VQA, IndexFiles
-from beit3_vqa.output.predictions import write_upstream_results
-from beit3_vqa.schema import EvalResult, PredictionsInfo
+from beit3_vqa.data.predictions import write_upstream_results
+from beit3_vqa.data.types import EvalResult, PredictionsInfo
 from beit3_vqa.tasks.vqa import VQACustom
 
 
@@ -43,6 +43,3 @@ class VQAv2(VQACustom):
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
         """The JSON that the test server takes."""
         return [write_upstream_results(result.predictions, folder / f"submit_{self.name}_{info.split}.json")]
-
-
-TASK = VQAv2

@@ -27,19 +27,20 @@ from typing import Any
 import torch
 from PIL import Image
 
-from beit3_vqa.config import RunConfig, read_config_values
+from beit3_vqa.config.config import RunConfig, read_config_values
+from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data.images import image_size, open_image
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.data.transforms import EvalTransform
-from beit3_vqa.engine.checkpoint import options_of, read_checkpoint, set_random_state
-from beit3_vqa.engine.contents import check_contents
+from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint, set_random_state
+from beit3_vqa.engine.checkpoint.validate import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_optimizer
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.key_layout import check_key_layout
-from beit3_vqa.models.pretrained import load_pretrained, weights_of
-from beit3_vqa.models.processor import BEiT3Processor
-from beit3_vqa.models.registry import build_model
+from beit3_vqa.models.beit3.download import check_key_layout
+from beit3_vqa.models.beit3.pretrained import load_pretrained, weights_of
+from beit3_vqa.models.beit3.processor import BEiT3Processor
+from beit3_vqa.models.names import build_model
 from beit3_vqa.prepare import prepare
 from beit3_vqa.prepare.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
@@ -70,7 +71,7 @@ def targets(home: Path) -> dict[str, Target]:
     csv = _csv().encode()
     (home / "t.csv").write_bytes(csv)
     _prepare("choices", "train", home / "folder")(home / "t.csv")
-    processor = BEiT3Processor(tokenizer, 64, PromptTemplate(), EvalTransform(32))
+    processor = BEiT3Processor(tokenizer, 64, PromptTemplate(DEFAULT_PROMPT_TEMPLATE), EvalTransform(32))
 
     def open_folder(_: Path) -> None:
         config = RunConfig().updated({"data_path": str(home / "folder")})

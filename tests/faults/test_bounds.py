@@ -13,19 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from beit3_vqa.cli import main
-from beit3_vqa.config import RunConfig, read_config_values
+from beit3_vqa.cli.main import main
+from beit3_vqa.config.config import RunConfig, read_config_values
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import open_image
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.rows import MAX_ROW, read_rows
+from beit3_vqa.data.tables import read_text
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
-from beit3_vqa.engine.checkpoint import options_of, read_checkpoint
-from beit3_vqa.engine.contents import check_contents
+from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
+from beit3_vqa.engine.checkpoint.validate import check_contents
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.models.pretrained import mismatches
+from beit3_vqa.models.beit3.pretrained import mismatches
 from beit3_vqa.prepare import choices_csv, prepare
-from beit3_vqa.prepare.source import read_text
 from beit3_vqa.prepare.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from beit3_vqa import saving
-from beit3_vqa.cli import main
-from beit3_vqa.engine.checkpoint import read_checkpoint
-from beit3_vqa.engine.run_folder import prune_steps
+from beit3_vqa.cli.main import main
+from beit3_vqa.engine.checkpoint import save as saving
+from beit3_vqa.engine.checkpoint.folder import prune_steps
+from beit3_vqa.engine.checkpoint.io import read_checkpoint
 from tests.conftest import finetune, finetune_clip
-from tests.faults.processes import ended, long_run, start, wait_until
+from tests.helpers.processes import ended, long_run, start, wait_until
 
 
 def cut_short(path):

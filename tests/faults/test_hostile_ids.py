@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from beit3_vqa.cli import main
+from beit3_vqa.cli.main import main
 from beit3_vqa.errors import CONTROL
 from tests.conftest import TINY
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.faults.kills import differences
-from tests.faults.processes import ENVIRONMENT, ROOT, ended, long_run, start, wait_until
+from tests.helpers.processes import ENVIRONMENT, ROOT, ended, long_run, start, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def test_a_signal_to_every_process_of_the_run(scpc, tmp_path, undisturbed, numbe
 
 HELD = """
 import sys, time
-from beit3_vqa.engine.interrupt import StopSignals
-from beit3_vqa.files import replacing
+from beit3_vqa.runtime.signals import StopSignals
+from beit3_vqa.runtime.files import replacing
 with StopSignals(), replacing(sys.argv[1]) as file:
     file.write(b"half")
     print("writing", flush=True)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.faults.processes import ENVIRONMENT, ROOT
+from tests.helpers.processes import ENVIRONMENT, ROOT
 
 
 @pytest.mark.parametrize(("kills", "epochs"), [(2, 2), pytest.param(50, 4, marks=pytest.mark.slow)])

@@ -13,10 +13,10 @@ import time
 import pytest
 import torch
 
-from beit3_vqa.cli import main
+from beit3_vqa.cli.main import main
 from tests.conftest import CLIP, finetune, finetune_clip
 from tests.faults.kills import differences
-from tests.faults.processes import ended, long_run, start, torchrun, wait_until
+from tests.helpers.processes import ended, long_run, start, torchrun, wait_until
 
 
 def launcher(arguments: list[str]) -> list[str]:

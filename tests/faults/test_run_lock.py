@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from beit3_vqa.cli import main
+from beit3_vqa.cli.main import main
 from beit3_vqa.engine import run_lock as locking
 from beit3_vqa.engine.run_lock import FILE, require_lock, run_lock
 from beit3_vqa.errors import InputError
 from tests.conftest import finetune
-from tests.faults.processes import ended, start, torchrun
+from tests.helpers.processes import ended, start, torchrun
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,12 @@ import time
 import pytest
 import torch
 
-from beit3_vqa import saving, training
-from beit3_vqa.cli import main
-from beit3_vqa.engine.run_folder import prune
+from beit3_vqa.cli.main import main
+from beit3_vqa.engine import trainer as training
+from beit3_vqa.engine.checkpoint import save as saving
+from beit3_vqa.engine.checkpoint.folder import prune
+from beit3_vqa.engine.trainer import steps
 from beit3_vqa.errors import InputError
-from beit3_vqa.training import steps
 from tests.conftest import finetune
 from tests.faults.kills import differences
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from beit3_vqa.cli import main
+from beit3_vqa.cli.main import main
 from beit3_vqa.data.transforms import EvalTransform
 from tests.conftest import finetune
-from tests.faults.processes import ended, start, torchrun
+from tests.helpers.processes import ended, start, torchrun
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from beit3_vqa import training
-from beit3_vqa.cli import main
-from beit3_vqa.training import steps
+from beit3_vqa.cli.main import main
+from beit3_vqa.engine import trainer as training
+from beit3_vqa.engine.trainer import steps
 from tests.conftest import finetune
 from tests.faults.kills import differences
 

@@ -1,0 +1,195 @@
+"""`beit3-vqa demo`: the whole road on easy-VQA, by the same commands that a user types.
+
+BEiT-3: first open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint, with
+a new head, on four options. Straight to four options from scratch, a model this small hardly leaves chance.
+
+CLIP: a small one with random weights and a tokenizer of its own is written as a Hugging Face folder, where a user has a
+pretrained one; all of its weights are trained, since adapters of random weights would learn little.
+"""
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
+from beit3_vqa.data.index import split_file
+from beit3_vqa.data.prompt import OptionTemplate
+from beit3_vqa.data.rows import read_rows
+from beit3_vqa.engine.logging import format_seconds
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.clip.scratch import SmallCLIP, write_small_clip
+from beit3_vqa.runtime.files import is_new_or_empty
+
+Main = Callable[[Sequence[str]], int]
+
+# Options before the question: each letter then always stands at the same place, which is quicker to learn.
+PROMPT = "A {a} B {b} C {c} D {d} {question}"
+
+
+Step = tuple[str, list[str] | Callable[[], object]]  # a title, and a command line or what Python does
+
+
+@dataclass(frozen=True)
+class CLIPRecipe:
+    """Epochs, sizes of the model, and how many of the training images it sees (0: all)."""
+
+    epochs: int
+    sizes: SmallCLIP
+    train_images: int = 0
+
+
+CLIP_FULL = CLIPRecipe(epochs=3, sizes=SmallCLIP(), train_images=3200)
+CLIP_QUICK = CLIPRecipe(epochs=2, sizes=SmallCLIP(), train_images=1200)
+CLIP_TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
+CLIP_TRAINING += ["--clip_grad", "1", "--sched", "cosine", "--label_smoothing", "0"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Epochs of the two trainings, resolution, and how many of the training images they see (0: all)."""
+
+    open_epochs: int
+    choices_epochs: int
+    model: str
+    train_images: int = 0
+
+
+FULL = Recipe(open_epochs=3, choices_epochs=3, model="beit3_tiny_patch8_40", train_images=3600)
+QUICK = Recipe(open_epochs=2, choices_epochs=2, model="beit3_tiny_patch8_32", train_images=1000)
+MODEL = ["--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
+TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
+TRAINING += ["--clip_grad", "1", "--crop_scale", "1"]
+# Three questions in four are answered yes or no; without this the model has learned colours long before shapes.
+OPEN_ENDED = ["--balance_answers", "0.5"]
+# The second training goes on from here, so the first needn't come to rest.
+OPEN_ENDED += ["--min_lr", "3e-4"]
+
+
+def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = False, seed: int = 0) -> int:
+    """Prepares, trains, stops, resumes, fine-tunes, evaluates and reports; prints accuracy beside chance.
+
+    Args:
+        main: the command line's entry point.
+        output_dir: everything goes there; must be new or empty.
+        model: a key of `ROADS`.
+        quick: fewer images and epochs, and a weaker model.
+        seed: of the trainings.
+
+    Returns:
+        0, or the exit code of the command that failed.
+
+    Raises:
+        InputError: the folder isn't empty, or a package of the extras isn't installed.
+    """
+    missing = [package for package in PACKAGES[model] if find_spec(package) is None]
+    if missing:
+        extras = "demo,clip" if "transformers" in missing else "demo"
+        raise InputError(f'the demo needs {", ".join(missing)}: pip install "beit3_vqa[{extras}]".')
+    if not is_new_or_empty(output_dir):
+        raise InputError(f"{output_dir} isn't an empty folder; name a new one with --output_dir.")
+    return take(ROADS[model](quick, output_dir, seed), main, output_dir)
+
+
+def take(steps: Sequence[Step], main: Main, output_dir: Path) -> int:
+    """Takes the steps one after the other; 0, or the exit code of the command that failed."""
+    started = time.monotonic()
+    for title, step in steps:
+        print(f"\n=== {title}", flush=True)
+        if callable(step):
+            step()
+            continue
+        print(f"$ beit3-vqa {shlex.join(step)}", flush=True)
+        code = main(step)
+        if code:
+            return code
+    _print_outcome(output_dir / "choices", time.monotonic() - started)
+    return 0
+
+
+def beit3_steps(recipe: Recipe, folder: Path, seed: int) -> list[Step]:
+    """Open-ended from scratch, then four options."""
+    open_data, choices_data = str(folder / "data-open"), str(folder / "data-choices")
+    open_out, choices_out = str(folder / "open"), str(folder / "choices")
+    tokenizer = ["--sentencepiece_model", f"{choices_data}/tokenizer.spm"]
+    common = ["--task", "vqacustom", "--model", recipe.model, *MODEL, *TRAINING, *tokenizer, "--seed", str(seed)]
+    first = ["finetune", *common, *OPEN_ENDED, "--data_path", open_data, "--output_dir", open_out]
+    first += ["--epochs", str(recipe.open_epochs)]
+    second = ["finetune", *common, "--data_path", choices_data, "--output_dir", choices_out]
+    second += ["--prompt_template", PROMPT, "--finetune", f"{open_out}/checkpoint-best.pth", "--init", "unit"]
+    second += ["--epochs", str(recipe.choices_epochs)]
+    evaluate = ["finetune", "--task", "vqacustom", "--eval", "--resume", f"{choices_out}/checkpoint-best.pth"]
+    evaluate += ["--data_path", choices_data, "--output_dir", choices_out, "--device", "cpu"]
+    prepare = ["prepare", "easy_vqa", "--train_images", str(recipe.train_images), "--val_ratio", "0.05"]
+    prepare += ["--prompt_template", PROMPT, "--mode"]
+    stop = ["--stop_after_epochs", "1"]
+    report = ["report", choices_out, "--output", str(folder / "report.html"), "--device", "cpu"]
+    return [
+        ("1. prepare: four options", [*prepare, "choices", "--data_path", choices_data, "--train_tokenizer", "200"]),
+        ("2. prepare: open-ended questions", [*prepare, "open", "--data_path", open_data, *tokenizer]),
+        ("3. train from scratch on open-ended questions", first),
+        ("4. fine-tune on four options, and stop after an epoch", [*second, *stop]),
+        ("5. the same command again: it resumes", second),
+        ("6. evaluate the best epoch on the test questions, on one device", evaluate),
+        ("7. a page to look at: curves, metrics, every question", report),
+    ]
+
+
+def clip_steps(recipe: CLIPRecipe, folder: Path, seed: int) -> list[Step]:
+    """Four options, each judged by its own text."""
+    data, out, clip = folder / "data-choices", str(folder / "choices"), folder / "clip"
+    prepare = ["prepare", "easy_vqa", "--train_images", str(recipe.train_images), "--val_ratio", "0.05"]
+    prepare += ["--mode", "choices", "--data_path", str(data)]
+    train = ["finetune", "--task", "vqacustom", "--model", recipe.sizes.name, "--pretrained", str(clip)]
+    train += [*CLIP_TRAINING, "--epochs", str(recipe.epochs), "--seed", str(seed)]
+    train += ["--data_path", str(data), "--output_dir", out]
+    evaluate = ["finetune", "--task", "vqacustom", "--eval", "--resume", f"{out}/checkpoint-best.pth"]
+    evaluate += ["--data_path", str(data), "--output_dir", out, "--device", "cpu"]
+    report = ["report", out, "--output", str(folder / "report.html"), "--device", "cpu"]
+
+    def make_model() -> None:
+        template = OptionTemplate(OPTION_PROMPT_TEMPLATE)
+        rows = read_rows(data / split_file("train"))
+        texts = (template(row["question"], choice) for row in rows for choice in row["choices"])
+        print(f"wrote {write_small_clip(clip, texts, recipe.sizes, seed)}")
+
+    return [
+        ("1. prepare: four options", prepare),
+        ("2. a small CLIP with random weights, and a tokenizer trained on the questions", make_model),
+        ("3. train it from scratch, and stop after an epoch", [*train, "--stop_after_epochs", "1"]),
+        ("4. the same command again: it resumes", train),
+        ("5. evaluate the best epoch on the test questions, on one device", evaluate),
+        ("6. a page to look at: curves, metrics, every question", report),
+    ]
+
+
+ROADS: dict[str, Callable[[bool, Path, int], list[Step]]] = {
+    "beit3": lambda quick, folder, seed: beit3_steps(QUICK if quick else FULL, folder, seed),
+    "clip": lambda quick, folder, seed: clip_steps(CLIP_QUICK if quick else CLIP_FULL, folder, seed),
+}
+# What the steps import on the way; looked for before the first, since the last is minutes away.
+PACKAGES = {"beit3": ("easy_vqa", "jinja2"), "clip": ("easy_vqa", "jinja2", "transformers")}
+
+
+def _print_outcome(out: Path, seconds: float) -> None:
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    print(
+        f"\nTest accuracy with four options: {metrics['accuracy']:.1f}% (chance: 25%), "
+        f"{metrics['questions']} questions, after {format_seconds(seconds)}."
+    )
+    for word, group in metrics["accuracy_by_question_word"].items():
+        print(f"  {word:<6} {group['accuracy']:5.1f}% of {group['questions']}")
+    print("Where everything is:")
+    for name, what in (
+        ("../report.html", "open it in a browser: curves, metrics, every question, where the model looked"),
+        ("submission.csv", "ID,answer of every test question"),
+        ("predictions.json", "with the probability of every option"),
+        ("metrics.json", "accuracy, by question word, answers against truth"),
+        ("checkpoint-best.pth", "ask it: beit3-vqa predict --checkpoint ... --image ... --question ... --choices ..."),
+        ("tensorboard", f"curves: tensorboard --logdir {out.parent}"),
+    ):
+        print(f"  {os.path.normpath(out / name)}: {what}")

@@ -1,0 +1,204 @@
+"""The members of an ensemble: what the command line names, how many parameters they have, and their predictions."""
+
+import gc
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.config.config import RunConfig
+from beit3_vqa.config.resolve import config_of
+from beit3_vqa.data.predictions import info_file, predictions_file, read_info, read_predictions
+from beit3_vqa.data.types import Prediction, PredictionsInfo
+from beit3_vqa.engine.api import evaluate
+from beit3_vqa.engine.build import evaluation_of_checkpoint
+from beit3_vqa.engine.checkpoint.folder import BEST
+from beit3_vqa.engine.checkpoint.manifest import sha256_of
+from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.models.families import check_parameters
+from beit3_vqa.runtime.files import missing, real_path
+from beit3_vqa.tasks import find_task
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of an ensemble.
+
+    Attributes:
+        name: as the user named it.
+        path: its predictions, or its checkpoint.
+        parameters: of its model, all that is loaded.
+        weights: what tells its weights from others: the checkpoint's SHA-256, or its name where that isn't known.
+        info: what is known of its predictions; None of a checkpoint that hasn't been evaluated.
+        config: how to evaluate it; None where it is a file of predictions.
+    """
+
+    name: str
+    path: Path
+    parameters: int
+    weights: str
+    info: PredictionsInfo | None = None
+    config: RunConfig | None = None
+
+
+def find_members(
+    names: Sequence[str], params: Sequence[str], evaluation: Mapping[str, Any], folder: Path
+) -> list[Member]:
+    """The members, each with its number of parameters; nothing is evaluated, and no model is loaded.
+
+    Args:
+        names: predictions.json files, checkpoints, or run folders with a checkpoint-best.pth.
+        params: `FILE=N`, the parameters of members whose files don't say them.
+        evaluation: options of `--eval` by flat name, for checkpoints.
+        folder: where the results of checkpoints go, each in a folder of its own.
+
+    Raises:
+        InputError: no such file, a member named twice, an unknown number of parameters, a checkpoint without data.
+    """
+    paths = [_source(name) for name in names]
+    resolved = [real_path(path) for path in paths]
+    twice = [name for name, path in zip(names, resolved, strict=True) if resolved.count(path) > 1]
+    if twice:
+        raise InputError(f"{twice[-1]} is given twice; a member has one vote.")
+    given = dict(_given_parameters(text, names) for text in params)
+    _require_data([n for n, path in zip(names, paths, strict=True) if not _is_predictions(path)], evaluation)
+    infos = {path: read_info(path) for path in paths if _is_predictions(path)}
+    for path, info in infos.items():
+        if info is not None:
+            check_parameters(info.model, info.parameters, info_file(path))
+    unknown = [
+        n for n, p in zip(names, paths, strict=True) if _is_predictions(p) and infos[p] is None and n not in given
+    ]
+    if unknown:
+        raise InputError.of_problems(
+            "how many parameters do the models of these members have? No .info.json beside them says it:",
+            unknown,
+            f"Say it for each, with --params {unknown[0]}=N (`beit3-vqa models` lists models and their parameters), or "
+            "evaluate them again, which writes it.",
+        )
+    return [
+        _of_predictions(name, path, infos[path], given.get(name))
+        if path in infos
+        else _of_checkpoint(name, path, evaluation, folder / f"{number}-{path.parent.name}-{path.stem}", given)
+        for number, (name, path) in enumerate(zip(names, paths, strict=True), start=1)
+    ]
+
+
+def _is_predictions(path: Path) -> bool:
+    return path.suffix == ".json"
+
+
+def _source(name: str) -> Path:
+    """The file that a name stands for."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / BEST).is_file():
+            raise InputError(
+                f"{name}: has no {BEST}, so it is no run's folder. Name a checkpoint or a predictions.json."
+            )
+        return path / BEST
+    if not path.is_file():
+        raise InputError(missing("predictions, checkpoint or run folder", path))
+    return path
+
+
+def _given_parameters(text: str, names: Sequence[str]) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    digits = number.replace(",", "").replace("_", "")
+    if not name or not digits.isdecimal() or not 0 < len(digits) < 19 or not int(digits):
+        raise InputError(f"--params {text}: write FILE=N, such as {names[0]}=676582404.")
+    if name not in names:
+        raise InputError(f"--params {text}: {name} isn't one of the members.{nearest(name, names)}")
+    return name, int(digits)
+
+
+def _require_data(checkpoints: Sequence[str], evaluation: Mapping[str, Any]) -> None:
+    if checkpoints and not evaluation.get("data_path"):
+        raise InputError(
+            f"{checkpoints[0]} is a checkpoint, which has to be evaluated first: give the prepared folder with "
+            "--data_path, or its predictions.json in its place."
+        )
+
+
+def _of_predictions(name: str, path: Path, info: PredictionsInfo | None, given: int | None) -> Member:
+    if info is not None and given not in (None, info.parameters):
+        raise InputError(
+            f"--params {name}={given}: {info_file(path)} says {info.parameters:,}, as counted when it was evaluated. "
+            "Leave the option out."
+        )
+    parameters = info.parameters if info is not None else given
+    assert parameters is not None
+    return Member(name, path, parameters, info.sha256 if info is not None and info.sha256 else name, info)
+
+
+def _of_checkpoint(
+    name: str, path: Path, evaluation: Mapping[str, Any], folder: Path, given: Mapping[str, int]
+) -> Member:
+    values = {**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)}
+    config = config_of(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
+    config, parameters = evaluation_of_checkpoint(config)
+    if not find_task(config.run.task).row_by_row:
+        raise InputError(f"{name}: was trained on {config.run.task}, whose results aren't answers that can be joined.")
+    if given.get(name, parameters) != parameters:
+        raise InputError(f"--params {name}={given[name]}: its model has {parameters:,}. Leave the option out.")
+    return Member(name, path, parameters, sha256_of(path), config=config)
+
+
+def total_parameters(members: Iterable[Member]) -> int:
+    """Parameters of all models that are loaded, one after the other or not; the same weights count once."""
+    counted: dict[str, int] = {}
+    for member in members:
+        counted[member.weights] = max(member.parameters, counted.get(member.weights, 0))
+    return sum(counted.values())
+
+
+def predictions_of(member: Member, split: str) -> tuple[list[Prediction], PredictionsInfo | None]:
+    """A member's predictions and what is known of them; a checkpoint is evaluated on the split."""
+    if member.config is None:
+        return read_predictions(member.path, member.info), member.info
+    result = evaluate(member.config.updated({"split": split}, member.config.given))
+    gc.collect()  # one model at a time: nothing of this one is left when the next is loaded
+    return result.predictions, read_info(predictions_file(Path(member.config.run.output_dir), split))
+
+
+def validation_of(members: Sequence[Member], given: Sequence[str], *, needed: bool) -> list[list[Prediction]] | None:
+    """Validation predictions of each member: of a checkpoint by evaluating it, else of `--val` or from beside it.
+
+    Args:
+        members: in order.
+        given: `--val`, one for each member that is a file of predictions, in order; empty: predictions_val.json in
+            the member's own folder.
+        needed: else None where they aren't at hand, and no checkpoint is evaluated for them.
+
+    Raises:
+        InputError: a file that isn't there though needed, or is of another checkpoint than the member.
+    """
+    of_files = [member for member in members if member.config is None]
+    if given and len(given) != len(of_files):
+        raise InputError(
+            f"--val: {len(given)} files for {len(of_files)} members with predictions; give one for each, in order."
+        )
+    beside = [predictions_file(member.path.parent, "val") for member in of_files]
+    files = dict(zip((member.name for member in of_files), map(Path, given) if given else beside, strict=True))
+    absent = [name for name, path in files.items() if not path.is_file()]
+    if not needed and (absent or len(of_files) < len(members)):
+        return None
+    if absent:
+        raise InputError.of_problems(
+            "validation predictions, on which weights are fitted and members chosen, aren't there:",
+            [f"of {name}: {files[name]}" for name in absent],
+            "Evaluate each member with --eval --split val, or say where they are with --val FILE..., in order.",
+        )
+    infos = {member.name: read_info(files[member.name]) for member in of_files}
+    for member in of_files:
+        info = infos[member.name]
+        ours = member.info.sha256 if member.info else ""
+        if info is not None and ours and info.sha256 and info.sha256 != ours:
+            raise InputError(
+                f"{files[member.name]}: is of another checkpoint ({info.checkpoint}) than {member.name}. Evaluate both "
+                "splits with one checkpoint."
+            )
+    return [
+        read_predictions(files[m.name], infos[m.name]) if m.config is None else predictions_of(m, "val")[0]
+        for m in members
+    ]

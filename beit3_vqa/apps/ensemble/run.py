@@ -1,0 +1,228 @@
+"""An ensemble from its members' names to its submission: the budget first, then the votes, and what they are worth."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.apps.ensemble.compare import (
+    agreement,
+    agreement_text,
+    best_prefix,
+    compare,
+    comparison_text,
+    forward_selection,
+    groups_of,
+    steps_text,
+    truth_probabilities,
+    vote_all,
+    weights_text,
+)
+from beit3_vqa.apps.ensemble.members import Member, find_members, predictions_of, total_parameters, validation_of
+from beit3_vqa.apps.ensemble.vote import VOTES, Question, absent_answers, side_by_side
+from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, fit_weights
+from beit3_vqa.data.answers import answer_key
+from beit3_vqa.data.predictions import HEADER, publish_results, read_info, write_predictions, write_submission
+from beit3_vqa.data.types import Prediction, PredictionsInfo
+from beit3_vqa.errors import MAX_VALUE, InputError, first_line, nearest
+from beit3_vqa.runtime.files import make_folder, real_path, staged
+
+MAX_PARAMETERS = 3e9  # SCPC's rule, for all models together
+_KIND = "ensemble of "  # how the model of an ensemble's predictions is called
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """What to join, and how.
+
+    Attributes:
+        members: predictions.json files, checkpoints, or run folders.
+        output: the submission; predictions and their info go beside it.
+        vote: hard, soft or weighted.
+        max_params: parameters that all members may have together.
+        greedy: choose members by forward selection on validation.
+        val: validation predictions, for the members that are predictions; empty: predictions_val.json beside each.
+        params: `FILE=N`, for members whose files don't say their parameters.
+        split: that checkpoints are evaluated on.
+        evaluation: options of `--eval` by flat name, for checkpoints.
+        seed: of folds and bootstrap.
+    """
+
+    members: Sequence[str]
+    output: Path
+    vote: str = "soft"
+    max_params: float = MAX_PARAMETERS
+    greedy: bool = False
+    val: Sequence[str] = ()
+    params: Sequence[str] = ()
+    split: str = "test"
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+def ensemble(options: EnsembleOptions) -> list[Prediction]:
+    """Joins members to one submission, prints what that gains, and writes it.
+
+    Raises:
+        InputError: more parameters than allowed, which is found before any model is loaded; members that don't answer
+            the same questions; or whatever else can't be used.
+    """
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise InputError("ensemble works on one device: start it without torchrun.")
+    results = _results_file(options)
+    members = find_members(options.members, options.params, options.evaluation, _members_folder(options.output))
+    _refuse_to_replace(results, options, members)
+    _check_budget(members, options)
+    make_folder(options.output.parent)
+    val = _validation(members, options)
+    if options.greedy:
+        assert val is not None
+        chosen = _choose(val, members, options)
+        members, val = [members[m] for m in chosen], [question.of(chosen) for question in val]
+    names = [member.name for member in members]
+    answered = [predictions_of(member, options.split) for member in members]
+    questions = side_by_side(names, [predictions for predictions, _ in answered], answer_key)
+    weights = _report(questions, val, names, options)
+    predictions = vote_all(questions, options.vote, weights)
+    info = _info(members, [info for _, info in answered], options)
+    folder = results.parent
+    with staged(folder) as place:
+        submission = write_submission(predictions, place / options.output.name)
+        written = publish_results(info, write_predictions(predictions, place / results.name), [submission], folder)
+    print("\n".join(f"wrote {path}" for path in written))
+    return predictions
+
+
+def _results_file(options: EnsembleOptions) -> Path:
+    """`predictions_val.json` for `submission_val.csv`, `x_predictions.json` for `x.csv`; checks the options."""
+    if options.vote not in VOTES:
+        raise InputError(f"--vote {options.vote}: must be one of {', '.join(VOTES)}.{nearest(options.vote, VOTES)}")
+    if options.output.suffix != ".csv" or options.output.is_dir():
+        raise InputError(f"--output {options.output}: give the name of a file that ends in .csv.")
+    if not 0 < options.max_params < float("inf"):
+        raise InputError(f"--max_params {options.max_params}: must be a number of parameters, such as 3e9.")
+    stem = options.output.stem
+    named = stem.replace("submission", "predictions", 1) if stem.startswith("submission") else f"{stem}_predictions"
+    return options.output.with_name(f"{named}.json")
+
+
+def _members_folder(output: Path) -> Path:
+    return output.with_name(f"{output.stem}_members")
+
+
+def _refuse_to_replace(results: Path, options: EnsembleOptions, members: Sequence[Member]) -> None:
+    """InputError where the ensemble's predictions would take the place of a model's."""
+    inputs = {real_path(path) for path in [*(member.path for member in members), *map(Path, options.val)]}
+    info = read_info(results) if real_path(results) not in inputs else None
+    if real_path(results) in inputs or (results.exists() and (info is None or not info.model.startswith(_KIND))):
+        raise InputError(
+            f"--output {options.output}: {results} is there already, and isn't an ensemble's. Write to a folder of its "
+            "own, such as --output ensemble/submission.csv."
+        )
+    if options.output.is_file():
+        with options.output.open("rb") as file:
+            if file.readline(len(HEADER) + 2).rstrip(b"\r\n") != HEADER.encode():
+                raise InputError(f"--output {options.output}: is there already, and isn't a submission; give another.")
+
+
+def _check_budget(members: Sequence[Member], options: EnsembleOptions) -> None:
+    """Prints the parameters of all models; InputError where they are too many. With --greedy: of each alone."""
+    print("parameters")
+    number_of: dict[str, int] = {}
+    for number, member in enumerate(members, start=1):
+        same = number_of.setdefault(member.weights, number)
+        note = f"  (the weights of {same}, counted once)" if same != number else ""
+        print(f"  {number:>3}  {member.parameters:>14,}  {member.name}{note}")
+    total = total_parameters(members)
+    print(f"       {total:>14,}  in all, of {options.max_params:,.0f}", flush=True)
+    least = min(member.parameters for member in members) if options.greedy else total
+    if least > options.max_params:
+        raise InputError(
+            f"the members have {least:,} parameters {'each, or more' if options.greedy else 'together'}, "
+            f"{least - options.max_params:,.0f} more than --max_params {options.max_params:,.0f} allows. Every model "
+            "that is loaded counts, also one after the other. Leave members out, or let --greedy choose."
+        )
+
+
+def _validation(members: Sequence[Member], options: EnsembleOptions) -> list[Question] | None:
+    """The validation questions with known answers; None where there are none, and none are needed."""
+    needed = options.vote == "weighted" or options.greedy
+    names = [f"validation predictions of {member.name}" for member in members]
+    try:
+        found = validation_of(members, options.val, needed=needed or bool(options.val))
+        together = [] if found is None else side_by_side(names, found, answer_key)
+    except InputError as error:
+        if needed or options.val:
+            raise
+        # Nobody named them: they lie beside the members, and folds have questions of their own.
+        print(f"the validation predictions beside the members aren't used: {first_line(error).rstrip(':')}")
+        return None
+    questions = [question for question in together if question.label is not None]
+    if needed and not questions:
+        raise InputError("the validation predictions hold no known answers: evaluate on a split that has them.")
+    return questions or None
+
+
+def _choose(val: Sequence[Question], members: Sequence[Member], options: EnsembleOptions) -> list[int]:
+    """Indices of the members that the forward selection takes, in its order."""
+
+    def parameters_of(subset: Sequence[int]) -> int:
+        return total_parameters(members[m] for m in subset)
+
+    steps = forward_selection(val, options.vote, parameters_of, options.max_params, options.seed)
+    taken = best_prefix(steps)
+    print(steps_text(steps, len(taken), [member.name for member in members]))
+    return [step.member for step in taken]
+
+
+def _report(
+    questions: Sequence[Question], val: Sequence[Question] | None, names: Sequence[str], options: EnsembleOptions
+) -> Floats | None:
+    """Prints what the ensemble is worth; the weights of the weighted vote."""
+    weights = None
+    known = [question for question in questions if question.label is not None]
+    fitted_on: set[tuple[str, str, str]] = set()
+    if val is not None:
+        held_out = None
+        if options.vote == "weighted":
+            of_truth = truth_probabilities(val)
+            weights, held_out = fit_weights(of_truth), cross_fit_weights(of_truth, groups_of(val), options.seed)
+            print(weights_text(weights.tolist(), names, len(val)))
+        if options.vote == "weighted" or options.greedy:
+            fitted_on = set(map(_identity, val))
+        if fitted_on or not known:
+            title = "validation, each question by weights fitted without it" if weights is not None else "validation"
+            print(comparison_text(compare(val, options.vote, held_out, options.seed), names, title, options.vote))
+    if known and fitted_on & set(map(_identity, known)):
+        print("the questions are validation questions: what the ensemble is worth on them stands above")
+    elif known:
+        compared = compare(known, options.vote, weights, options.seed)
+        print(comparison_text(compared, names, f"{len(questions):,} questions", options.vote))
+    print(agreement_text(agreement(questions)))
+    absent = absent_answers(questions)
+    if absent:
+        print(f"{absent:,} questions have answers that not every member's predictions hold; there they count as 0")
+    return weights
+
+
+def _identity(question: Question) -> tuple[str, str, str]:
+    """What tells a question from those of other splits, whose ids may begin at 0 too."""
+    return question.answers[0].id, question.text, question.image
+
+
+def _info(
+    members: Sequence[Member], infos: Sequence[PredictionsInfo | None], options: EnsembleOptions
+) -> PredictionsInfo:
+    known = [info for info in infos if info is not None]
+    models = Counter(info.model[:MAX_VALUE] for info in known)
+    listed = ", ".join(f"{count} x {model}" if count > 1 else model for model, count in models.items())
+    first = known[0] if known else PredictionsInfo(task="", model="", parameters=0)
+    return replace(
+        first,
+        model=f"{_KIND}{len(members)} ({options.vote} vote){': ' if listed else ''}{listed}",
+        parameters=total_parameters(members),
+        checkpoint="",
+        sha256="",
+    )

@@ -1,0 +1,238 @@
+"""The votes of an ensemble: one prediction of M. Ties and absent answers are decided here, and nowhere else."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from beit3_vqa.data.types import Prediction
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.runtime.files import look_alikes, one_form
+
+# The members of an ensemble side by side: what each answered to every question, checked to be the same questions.
+
+SHOWN_IDS = 5  # of each kind and member, in a message
+SUM_TOLERANCE = 0.01  # of the probabilities of a question's options
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, as all members answered it.
+
+    Attributes:
+        answers: a prediction of each of the M members, in their order.
+        label: the truth, spelt as the probabilities spell it where one of them has it; None where it isn't known.
+    """
+
+    answers: tuple[Prediction, ...]
+    label: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The question as text, empty where no member knows."""
+        return next((p.question for p in self.answers if p.question), "")
+
+    @property
+    def image(self) -> str:
+        """The image as the index names it, empty where no member knows."""
+        return next((p.image for p in self.answers if p.image), "")
+
+    def score(self, answer: str) -> float:
+        """What an answer scores in [0, 1]: as for a member that gave it, else whether it is the truth."""
+        told = next((p.answer_scores for p in self.answers if p.answer_scores is not None), None)
+        if told is not None:
+            return told.get(answer, 0.0)
+        known = (p.score for p in self.answers if p.answer == answer and p.score is not None)
+        return next(known, float(answer == self.label))
+
+    def truth_probabilities(self) -> list[float]:
+        """What each member gave the truth; 0 where it isn't among the answers that the member kept."""
+        return [p.probabilities.get(self.label, 0.0) if self.label is not None else 0.0 for p in self.answers]
+
+    def of(self, members: Sequence[int]) -> "Question":
+        """The same question to some of the members."""
+        return Question(tuple(self.answers[m] for m in members), self.label)
+
+
+def side_by_side(
+    names: Sequence[str], members: Sequence[Sequence[Prediction]], key: Callable[[str], str] = str
+) -> list[Question]:
+    """The questions in the first member's order.
+
+    Args:
+        names: of the members, for messages.
+        members: predictions of each, ids unique.
+        key: what two spellings of an answer must share to be the same answer; the first member's is taken.
+
+    Raises:
+        InputError: the members answer other questions than the first, or disagree on what a question's text, options
+            or truth are; every such id is counted, the first of each kind listed.
+    """
+    by_id = [{p.id: p for p in predictions} for predictions in members]
+    _check_ids(names, by_id)
+    key = lru_cache(maxsize=1_000_000)(key)
+    spelling: dict[str, str] = {}
+    questions, problems = [], []
+    for first in members[0]:
+        answers = tuple(_respelt(predictions[first.id], key, spelling) for predictions in by_id)
+        problems += [f"row {short(first.id)}: {problem}" for problem in _disagreements(names, answers)]
+        questions.append(Question(answers, _label(answers, key)))
+    if problems:
+        raise InputError.of_problems(
+            "the members don't answer the same questions:", problems, "Evaluate them on the same prepared folder."
+        )
+    return questions
+
+
+def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]]) -> None:
+    first, problems = by_id[0], []
+    for name, ids in zip(names[1:], by_id[1:], strict=True):
+        for what, those in (("lacks", first.keys() - ids.keys()), ("has beyond it", ids.keys() - first.keys())):
+            if those:
+                listed = [short(i) for i in sorted(those)[:SHOWN_IDS]]
+                more = f", and {len(those) - SHOWN_IDS} more" if len(those) > SHOWN_IDS else ""
+                problems.append(f"{name} {what} {len(those)} ids: {', '.join(listed)}{more}")
+        alike = look_alikes(sorted(first.keys() - ids.keys()), sorted(ids.keys() - first.keys()))
+        if alike:
+            problems.append(f"ids of {name} look alike, but are other characters: {'; '.join(alike[:SHOWN_IDS])}")
+    if problems:
+        disjoint = any(not first.keys() & ids.keys() for ids in by_id[1:])
+        advice = " Validation questions of different folds are different ones: --vote soft or hard needs none."
+        raise InputError.of_problems(
+            f"every member must answer the same questions; compared with {names[0]} ({len(first)} questions):",
+            problems,
+            "Evaluate the members on the same split of the same prepared folder." + (advice if disjoint else ""),
+        )
+    if not first:
+        raise InputError(f"{names[0]} holds no predictions.")
+
+
+def _respelt(prediction: Prediction, key: Callable[[str], str], spelling: dict[str, str]) -> Prediction:
+    """Return the prediction with each answer spelt as it was first met, so that the members vote for the same one."""
+    answers = (*prediction.probabilities, prediction.answer)
+    named = {answer: spelling.setdefault(key(answer), answer) for answer in answers}
+    if all(answer == name for answer, name in named.items()) or len(set(named.values())) < len(named):
+        return prediction
+    shares = {named[answer]: share for answer, share in prediction.probabilities.items()}
+    return dataclasses.replace(prediction, answer=named[prediction.answer], probabilities=shares)
+
+
+def _disagreements(names: Sequence[str], answers: Sequence[Prediction]) -> list[str]:
+    """What is wrong with a row: members that know another question, other options or another truth."""
+    problems = []
+    for field in ("question", "choices", "truth"):
+        known = [(name, value) for name, p in zip(names, answers, strict=True) if (value := getattr(p, field))]
+        problems += [
+            f"its {field} is {short(value)} in {name}, {short(known[0][1])} in {known[0][0]}"
+            for name, value in known[1:]
+            if _form(value) != _form(known[0][1])
+        ]
+    has_options = any(p.choices for p in answers)
+    for name, p in zip(names, answers, strict=True):
+        total = sum(p.probabilities.values())
+        if not p.probabilities:
+            problems.append(f"{name} has no probabilities")
+        elif has_options and p.probabilities.keys() != answers[0].probabilities.keys():
+            there, first = (", ".join(sorted(q.probabilities)) for q in (p, answers[0]))
+            problems.append(f"{name} has probabilities of {short(there)}, {names[0]} of {short(first)}")
+        elif total > 1 + SUM_TOLERANCE or (has_options and total < 1 - SUM_TOLERANCE):
+            problems.append(f"its probabilities in {name} sum to {total:.3f}, not to 1")
+    return problems
+
+
+def _form(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return one_form(value) if isinstance(value, str) else tuple(map(one_form, value))
+
+
+def _label(answers: Sequence[Prediction], key: Callable[[str], str]) -> str | None:
+    truth = next((p.truth for p in answers if p.truth is not None), None)
+    if truth is None or any(truth in p.probabilities for p in answers):
+        return truth
+    spelt = (answer for p in answers for answer in p.probabilities if key(answer) == key(truth))
+    return next(spelt, truth)
+
+
+Shares = dict[str, float]
+
+
+def mean_probabilities(answers: Sequence[Prediction], weights: Sequence[float]) -> Shares:
+    """Weighted mean of the members' probabilities, answers in the order in which they first appear.
+
+    An answer that a member's predictions don't hold counts as 0 there: open-ended predictions keep the likeliest five,
+    so that the means of such questions sum to less than 1.
+
+    Args:
+        answers: of the M members.
+        weights: (M,), summing to 1.
+    """
+    named = dict.fromkeys(answer for p in answers for answer in p.probabilities)
+    pairs = list(zip(weights, answers, strict=True))
+    # fsum, so that the order of the members changes nothing, not even the last digit.
+    return {answer: math.fsum(w * p.probabilities.get(answer, 0.0) for w, p in pairs) for answer in named}
+
+
+def hard(answers: Sequence[Prediction], weights: Sequence[float]) -> tuple[str, Shares]:
+    """The answer of most members, and each answer's share of their votes.
+
+    A tie goes to the answer of higher mean probability; one of those too to the answer that comes first in the first
+    member's predictions. `weights` are the equal ones: every member has one vote.
+    """
+    votes = Counter(p.answer for p in answers)
+    means = mean_probabilities(answers, weights)
+    candidates = dict.fromkeys([*means, *votes])
+    best = max(candidates, key=lambda answer: (votes[answer], means.get(answer, 0.0)))
+    return best, {answer: votes[answer] / len(answers) for answer in candidates}
+
+
+def soft(answers: Sequence[Prediction], weights: Sequence[float]) -> tuple[str, Shares]:
+    """The answer of the highest mean probability, the first of equal ones, and all the means."""
+    means = mean_probabilities(answers, weights)
+    return max(means, key=lambda answer: means[answer]), means
+
+
+#: how the members decide -> the answer and the shares, by their predictions and weights; weighted is soft with others
+VOTES: dict[str, Callable[[Sequence[Prediction], Sequence[float]], tuple[str, Shares]]] = {
+    "hard": hard,
+    "soft": soft,
+    "weighted": soft,
+}
+
+
+def equal_weights(members: int) -> list[float]:
+    """1 / M for each."""
+    return [1.0 / members] * members
+
+
+def decide(question: Question, vote: str, weights: Sequence[float]) -> Prediction:
+    """The ensemble's prediction for a question.
+
+    Args:
+        question: as the M members answered it.
+        vote: a name of `VOTES`.
+        weights: (M,), summing to 1; equal ones for all but the weighted vote.
+    """
+    answer, shares = VOTES[vote](question.answers, weights)
+    first, known = question.answers[0], next((p for p in question.answers if p.choices), None)
+    if known is None:  # open-ended: most likely first
+        shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return dataclasses.replace(
+        first,
+        question=question.text,
+        answer=answer,
+        probabilities={name: min(1.0, share) for name, share in shares.items()},
+        truth=next((p.truth for p in question.answers if p.truth is not None), None),
+        score=None if question.label is None else question.score(answer),
+        weight=next((p.weight for p in question.answers if p.weight is not None), None),
+        problem=next((p.problem for p in question.answers if p.problem), None),
+        loss=None,
+        choices=known.choices if known else (),
+        image=question.image,
+        answer_scores=next((p.answer_scores for p in question.answers if p.answer_scores is not None), None),
+    )
+
+
+def absent_answers(questions: Sequence[Question]) -> int:
+    """Of how many questions some member's predictions lack an answer that another's hold."""
+    return sum(len({frozenset(p.probabilities) for p in question.answers}) > 1 for question in questions)

@@ -1,0 +1,121 @@
+"""What a report is made from: run folders and predictions, read and checked."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.apps.report.curves import read_curves
+from beit3_vqa.data.predictions import predictions_file, read_info, read_predictions
+from beit3_vqa.data.types import AttentionMap, Prediction, PredictionsInfo
+from beit3_vqa.errors import InputError, one_line
+from beit3_vqa.runtime.files import missing, real_path, require_bounded
+
+MAX_RUNS = 8  # colours that can be told apart
+MAX_CONFIG = 10_000_000  # bytes
+SPLITS = ("test", "val")
+
+
+@dataclass
+class ReportRun:
+    """One run, as the report shows it.
+
+    Attributes:
+        name: short, different from every other run's.
+        path: what was named on the command line.
+        curves: see `read_curves`.
+        config: the values of config.json by group, empty where there is none.
+        predictions: in the order of their file; empty where there are none.
+        info: where the predictions come from.
+        attention: id of a question -> where the model looked.
+    """
+
+    name: str
+    path: Path
+    curves: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    predictions: list[Prediction] = field(default_factory=list)
+    info: PredictionsInfo | None = None
+    attention: dict[str, AttentionMap] = field(default_factory=dict)
+
+
+def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun]:
+    """The runs of a report.
+
+    Args:
+        paths: output folders, or predictions.json files.
+        split: whose predictions are wanted; None: the test split's, else the validation's, where there are any.
+
+    Raises:
+        InputError: nothing to show at a path, predictions that can't be used, or other questions under the same ids.
+    """
+    if len(paths) > MAX_RUNS:
+        raise InputError(f"a report shows up to {MAX_RUNS} runs, not {len(paths)}: name fewer.")
+    if len({real_path(path) for path in paths}) < len(paths):
+        raise InputError("a run is named twice; name each once.")
+    runs = [_read_run(path, split) for path in paths]
+    for run, name in zip(runs, _names(paths), strict=True):
+        run.name = name
+    _check_same_questions(runs)
+    return runs
+
+
+def _read_run(path: Path, split: str | None) -> ReportRun:
+    if path.is_file():
+        info = read_info(path)
+        run = ReportRun("", path, predictions=read_predictions(path, info), info=info)
+        if not run.predictions:
+            raise InputError(f"{path} has nothing to show: it holds no predictions.")
+        return run
+    if not path.is_dir():
+        raise InputError(missing("run folder or predictions file", path))
+    run = ReportRun("", path, read_curves(path), _read_config(path / "config.json"))
+    wanted = [predictions_file(path, s) for s in ([split] if split else SPLITS)]
+    file = next(filter(Path.exists, wanted), None)
+    if file is not None:
+        run.info = read_info(file)
+        run.predictions = read_predictions(file, run.info)
+    elif split:
+        raise InputError(f"{path} has no {wanted[0].name}: evaluate with --eval --split {split} first.")
+    if not run.predictions and not run.curves["steps"] and not run.curves["epochs"]:
+        raise InputError(f"{path} has nothing to show: no log.txt, no TensorBoard events, no predictions.json.")
+    return run
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """config.json, which only adds a few facts: one that can't be read is as good as none."""
+    if not path.is_file():
+        return {}
+    require_bounded(path, MAX_CONFIG)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as it takes to tell them apart."""
+    whole = [real_path(path) for path in paths]
+    for parts in range(1, max(len(path.parts) for path in whole) + 1):
+        names = ["/".join(path.parts[-parts:]) for path in whole]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _check_same_questions(runs: Sequence[ReportRun]) -> None:
+    seen: dict[str, tuple[Prediction, str]] = {}
+    problems = []
+    for run in runs:
+        for p in run.predictions:
+            other, where = seen.setdefault(p.id, (p, run.name))
+            if (other.question, other.choices) != (p.question, p.choices):
+                problems.append(f"row {p.id}: {one_line(where)} and {one_line(run.name)}")
+    if problems:
+        raise InputError.of_problems(
+            "the same ids stand for other questions or options:",
+            problems,
+            "Runs on other data, or with options in another order: write a report for each.",
+        )

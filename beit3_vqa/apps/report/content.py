@@ -1,0 +1,160 @@
+"""The data of the page: plain values for JSON, in columns, which are small."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.apps.report.collect import ReportRun
+from beit3_vqa.data.images import resolve_image_path
+from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.data.types import AttentionMap, Prediction
+from beit3_vqa.errors import InputError, visible
+from beit3_vqa.metrics import full_metrics, question_word, wilson_interval
+
+IMAGES_IN_BLOCK = 256
+_PROBABILITY_DIGITS = 4
+
+
+def page_data(runs: Sequence[ReportRun], image_root: str = "") -> tuple[dict[str, Any], list[Path | None]]:
+    """The page's data without its pictures, and the files of those.
+
+    Args:
+        runs: to be shown.
+        image_root: folder of the images, where it isn't the one that the predictions name.
+
+    Returns:
+        plain data (`runs`, `questions`, `images`), and for each image its file, None where it isn't known.
+    """
+    first: dict[str, tuple[Prediction, ReportRun]] = {}
+    for run in runs:
+        for p in run.predictions:
+            first.setdefault(p.id, (p, run))
+    images: dict[str, Path | None] = {}
+    for p, run in first.values():
+        if p.image and images.get(p.image) is None:
+            images[p.image] = image_file(p, image_root or (run.info.image_root if run.info else ""))
+    place_of = {name: place for place, name in enumerate(images)}
+    asked = [p for p, _ in first.values()]
+    rows = {p.id: row for row, p in enumerate(asked)}
+    questions = {
+        "id": [visible(p.id) for p in asked],
+        "question": [visible(p.question) for p in asked],
+        "choices": [[visible(text) for text in p.choices] or None for p in asked],
+        "truth": [p.truth if p.truth is None else visible(p.truth) for p in asked],
+        "image": [place_of.get(p.image) for p in asked],
+        "word": [question_word(p.question) for p in asked],
+    }
+    data = {
+        "runs": [_run(run, rows) for run in runs],
+        "questions": questions,
+        "images": {"names": list(images), "in_block": IMAGES_IN_BLOCK if images else 0},
+    }
+    return data, list(images.values())
+
+
+def image_file(prediction: Prediction, image_root: str) -> Path | None:
+    """The file that a prediction's image is in; None where that isn't known, or would lie outside the folder."""
+    if not prediction.image or not image_root:
+        return None
+    try:
+        return resolve_image_path(image_root, prediction.image)
+    except InputError:
+        return None
+
+
+def blocks(pictures: Sequence[str]) -> list[list[str]]:
+    """The pictures in lists of `IMAGES_IN_BLOCK`, each of which the page reads when it shows one of them."""
+    return [list(pictures[start : start + IMAGES_IN_BLOCK]) for start in range(0, len(pictures), IMAGES_IN_BLOCK)]
+
+
+def _run(run: ReportRun, rows: dict[str, int]) -> dict[str, Any]:
+    info = run.info
+    metrics = _metrics(run.predictions)
+    return {
+        "name": visible(run.name),
+        "facts": _facts(run, metrics),
+        "chance": info.chance if info else None,
+        "curves": run.curves or {"steps": {}, "epochs": {}, "score_name": ""},
+        "metrics": metrics or None,
+        "answers": _answers(run.predictions, rows) if run.predictions else None,
+        "attention": {rows[name]: _map(found) for name, found in run.attention.items()} or None,
+    }
+
+
+def _metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """`full_metrics`, with intervals for the points of the reliability diagram and of the coverage too."""
+    metrics = full_metrics(predictions)
+    calibrated = metrics.get("calibration", {}).get("reliability", [])
+    for point in [*calibrated, *metrics.get("accuracy_at_coverage", [])]:
+        low, high = wilson_interval(point["questions"] * point["accuracy"] / 100, point["questions"])
+        point |= {"low": round(100 * low, 2), "high": round(100 * high, 2)}
+    return metrics
+
+
+def _facts(run: ReportRun, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """What to say of a run beside its score, (name, text)."""
+    info, config = run.info, run.config
+    model = info.model if info else _text(config, "model", "model")
+    epochs = run.curves.get("epochs", {}).get("score", []) if run.curves else []
+    best = max((point for point in epochs if point[1] is not None), key=lambda point: point[1], default=None)
+    facts = [
+        ("Model", model),
+        ("Parameters", f"{info.parameters:,}" if info else ""),
+        ("Task", info.task if info else _text(config, "run", "task")),
+        ("Split", info.split if info else ""),
+        ("Questions", f"{len(run.predictions):,}" if run.predictions else ""),
+        ("Weighted", f"{metrics['weighted_accuracy']:.1f}%" if "weighted_accuracy" in metrics else ""),
+        ("Guessing", f"{info.chance:.1f}%" if info and info.chance is not None else ""),
+        ("Best epoch", f"{best[0]}, validation {best[1]:.2f}" if best else ""),
+        ("Checkpoint", info.checkpoint if info else ""),
+        ("Read from", str(run.path)),
+    ]
+    return [(name, visible(text)) for name, text in facts if text]
+
+
+def _text(config: dict[str, Any], group: str, name: str) -> str:
+    values = config.get(group)
+    value = values.get(name) if isinstance(values, dict) else None
+    return value if isinstance(value, str) else ""
+
+
+def _answers(predictions: Sequence[Prediction], rows: dict[str, int]) -> dict[str, list[Any]]:
+    """Columns over all questions of the report, None where this run has no answer."""
+    columns: dict[str, list[Any]] = {
+        name: [None] * len(rows) for name in ("answer", "score", "probabilities", "problem")
+    }
+    for p in predictions:
+        row = rows[p.id]
+        columns["answer"][row] = visible(p.answer)
+        columns["score"][row] = p.score
+        columns["probabilities"][row] = _probabilities(p)
+        columns["problem"][row] = p.problem and visible(p.problem)
+    if not any(columns["problem"]):
+        del columns["problem"]
+    return columns
+
+
+def _probabilities(p: Prediction) -> list[Any]:
+    """Of the options in their order, or [answer, probability] pairs."""
+    rounded = {visible(name): round(value, _PROBABILITY_DIGITS) for name, value in p.probabilities.items()}
+    if p.choices and list(rounded) == list(LETTERS[: len(p.choices)]):
+        return list(rounded.values())
+    return [list(pair) for pair in rounded.items()]
+
+
+def _map(found: AttentionMap) -> dict[str, Any]:
+    """An attention map, its patches as bytes, 255 for the brightest."""
+    most = float(found.patches.max())
+    scaled = (found.patches * (255 / most if most else 0)).round().byte()
+    return {
+        "rows": found.patches.size(0),
+        "columns": found.patches.size(1),
+        "region": [round(side, 4) for side in found.region],
+        "patches": base64.b64encode(scaled.contiguous().numpy().tobytes()).decode("ascii"),
+        "most": round(most, 5),
+        "image": round(float(found.patches.sum()), 4),
+        "words": round(sum(share for _, share in found.texts[0]), 4) if found.texts else 0,
+        "tower": len(found.texts) > 1,
+        "texts": [[[visible(token), round(share, 5)] for token, share in text] for text in found.texts],
+    }

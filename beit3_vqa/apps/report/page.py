@@ -1,0 +1,86 @@
+"""The data in the template: one file that loads nothing."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.apps.report.collect import ReportRun
+from beit3_vqa.apps.report.content import blocks, page_data
+from beit3_vqa.apps.report.thumbnails import make_thumbnails
+from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.files import write_text
+
+MAX_PAGE = 29_000_000  # characters, pictures included
+MAX_PICTURES = 22_000_000
+SCRIPTS = ("charts.js", "summary.js", "gallery.js", "detail.js", "page.js")
+# What could end a script element, or begin a comment in one. JSON knows these characters in strings alone.
+_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") -> Path:
+    """Writes the report and returns its path.
+
+    Args:
+        runs: to be shown, in this order.
+        path: of the HTML file.
+        image_root: see `page_data`.
+
+    Raises:
+        InputError: jinja2 isn't installed, or the file can't be written.
+    """
+    template = read_template()
+    data, pictures = page_data(runs, image_root)
+    text = page_json(data)
+    thumbnails = make_thumbnails(pictures, max(0, min(MAX_PICTURES, MAX_PAGE - len(text.encode()))))
+    style, script = _part("style.css"), _script()
+    return write_text(
+        path,
+        template.generate(
+            title=_title(runs),
+            version=metadata.version("beit3_vqa"),
+            style=style,
+            style_sha256=_sha256(style),
+            script=script,
+            script_sha256=_sha256(script),
+            data=text,
+            thumbnails=[page_json(block) for block in blocks(thumbnails)],
+        ),
+    )
+
+
+def page_json(value: Any) -> str:
+    """Compact JSON that may stand in an element of the page."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
+
+
+def _title(runs: Sequence[ReportRun]) -> str:
+    return f"{runs[0].name}: report" if len(runs) == 1 else f"{len(runs)} runs compared"
+
+
+def read_template() -> Any:
+    """The page's template; InputError where jinja2 isn't installed, which is best found out first."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise InputError(f'a report needs jinja2 ({error}): pip install "beit3_vqa[report]".') from error
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    # Ours, and page_json's, which is escaped as an element of a page needs it.
+    return environment.from_string(_part("page.html.j2"))
+
+
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    return '(() => {\n"use strict";\n' + "\n".join(map(_part, SCRIPTS)) + "})();\n"
+
+
+def _sha256(text: str) -> str:
+    """As a Content-Security-Policy names an inline element."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

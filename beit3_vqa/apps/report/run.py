@@ -1,0 +1,136 @@
+"""A report from its runs to its file; the attention maps are computed here, with the runs' own checkpoints."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from beit3_vqa.apps.report.collect import ReportRun, read_runs
+from beit3_vqa.apps.report.content import image_file
+from beit3_vqa.apps.report.page import read_template, write_report
+from beit3_vqa.apps.report.scalars import write_scalars
+from beit3_vqa.data.types import AttentionMap, Prediction
+from beit3_vqa.engine.logging import Progress
+from beit3_vqa.engine.predictor import Answerer, Asked, load
+from beit3_vqa.errors import InputError, NotFiniteError
+from beit3_vqa.models.families import check_parameters
+from beit3_vqa.runtime.files import is_file, refuse_to_replace, require_writable
+
+BATCH = 16
+WRONG_SHARE = 0.75  # of the questions that get a map; the others are right, to compare with
+
+
+def report(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    split: str | None = None,
+    attention: int = 200,
+    image_root: str = "",
+    device: str = "auto",
+    tensorboard: str = "",
+) -> Path:
+    """Writes one HTML file about one run or several and returns its path.
+
+    Args:
+        paths: output folders, or predictions.json files.
+        output: the HTML file.
+        split: whose predictions; None: the test split's, else the validation's.
+        attention: for how many questions of each run to compute where the model looked; 0: none.
+        image_root: folder of the images, where they have moved.
+        device: that computes the attention.
+        tensorboard: folder to which the metrics go as scalars too; empty: nowhere.
+
+    Raises:
+        InputError: something that was named can't be used.
+    """
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
+    require_writable(output.parent)
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder: give the file a name, such as {output / 'report.html'}.")
+    refuse_to_replace("--output", output, [path for path in paths if path.is_file()])
+    for path in filter(Path.is_dir, paths):  # nothing of a run, whichever of its files are read
+        refuse_to_replace("--output", output, [file for file in path.iterdir() if file.suffix not in (".html", ".htm")])
+    read_template()
+    runs = read_runs(paths, split)
+    for run in runs:
+        if run.info is not None:
+            check_parameters(run.info.model, run.info.parameters, run.path)
+    if attention:
+        for run in runs:
+            run.attention = _attention_of(run, attention, image_root, device)
+    for folder in write_scalars(runs, Path(tensorboard)) if tensorboard else ():
+        print(f"wrote {folder}")
+    written = write_report(runs, output, image_root)
+    print(f"wrote {written}, {written.stat().st_size / 1e6:.1f} MB")
+    return written
+
+
+def worth_a_look(predictions: Sequence[Prediction], most: int) -> list[Prediction]:
+    """The questions that get a map: wrong and confident ones first, a quarter right ones; else the first ones.
+
+    Args:
+        predictions: of a run.
+        most: how many.
+    """
+
+    def sure(p: Prediction) -> float:
+        return -p.probabilities.get(p.answer, 0.0)
+
+    known = [p for p in predictions if p.score is not None]
+    wrong = sorted((p for p in known if not p.score), key=sure)
+    right = sorted((p for p in known if p.score), key=sure)
+    of_wrong = min(len(wrong), max(round(WRONG_SHARE * most), most - len(right)))
+    chosen = wrong[:of_wrong] + right[: most - of_wrong]
+    return chosen + [p for p in predictions if p.score is None][: most - len(chosen)]
+
+
+def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> dict[str, AttentionMap]:
+    """Id -> map of the questions that are worth a look; empty, and it is said why, where the model can't be had."""
+    wanted = [(p, image_file(p, image_root or (run.info.image_root if run.info else ""))) for p in run.predictions]
+    file_of = {p.id: path for p, path in wanted if path is not None and is_file(path) and p.question}
+    chosen = worth_a_look([p for p in run.predictions if p.id in file_of], most)
+    if not chosen or run.info is None or not run.info.checkpoint:
+        if run.predictions:
+            print(f"{run.name}: no attention maps; its images, or the checkpoint that answered, aren't known")
+        return {}
+    try:
+        model = load(run.info.checkpoint, device)
+    except InputError as error:
+        print(f"{run.name}: no attention maps; {error}")
+        return {}
+    if not model.parts.task.asks:
+        print(f"{run.name}: no attention maps; they are made of answers to questions, not of {model.parts.task.name}")
+        return {}
+    try:
+        return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)
+    except NotFiniteError as error:
+        print(f"{run.name}: no attention maps; {error}")
+        return {}
+
+
+def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str) -> dict[str, AttentionMap]:
+    """The maps of questions and their image files; says how many answers came out otherwise than in the predictions."""
+    found: dict[str, AttentionMap] = {}
+    changed = 0
+    progress = Progress(f"attention of {name}", len(chosen))
+    for start in range(0, len(chosen), BATCH):
+        batch = chosen[start : start + BATCH]
+        asked: dict[str, Asked] = {}
+        for p, path in batch:
+            with suppress(InputError):  # it was answered without its image, say
+                asked[p.id] = model.prepare(path, p.question, p.choices)
+        answer_of = {p.id: p.answer for p, _ in batch}
+        for count in {len(one.example.choices) for one in asked.values()}:  # what is looked at together has as many
+            alike = {row: one for row, one in asked.items() if len(one.example.choices) == count}
+            again, maps = model.look_many(list(alike.values()))
+            changed += sum(answer_of[row] != p.answer for row, p in zip(alike, again, strict=True))
+            found |= dict(zip(alike, maps, strict=True))
+        progress.update(len(batch), dict)
+    progress.close()
+    if changed:
+        print(
+            f"{name}: {changed} of {len(found)} answers came out otherwise than in its predictions: another "
+            "checkpoint, or options asked in several orders (--tta)?"
+        )
+    return found

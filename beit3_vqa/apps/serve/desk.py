@@ -1,0 +1,54 @@
+"""Where images are read, before the questions about them join the queue."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from beit3_vqa.apps.serve.limits import MAX_UPLOAD_BYTES
+from beit3_vqa.apps.serve.panel import Panel, Question
+from beit3_vqa.errors import InputError
+
+
+class TooLargeError(InputError):
+    """The image has too many bytes."""
+
+
+class Desk:
+    """Reads images one at a time: decoding may take a gigabyte for a moment, and a second thread would double that.
+
+    An image has the name of its content while it is on disk, so that the next question about it finds it decoded.
+
+    Args:
+        panel: for whom questions are made ready.
+        folder: for images; each leaves it at once.
+    """
+
+    def __init__(self, panel: Panel, folder: Path):
+        self.panel = panel
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
+
+    async def prepare(self, image: BinaryIO, question: str, choices: Sequence[str], *, attention: bool) -> Question:
+        """The question, ready for the model; InputError where that can't be done."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._prepare, image, question, choices, attention)
+
+    def _prepare(self, image: BinaryIO, question: str, choices: Sequence[str], attention: bool) -> Question:
+        data = image.read(MAX_UPLOAD_BYTES + 1)
+        if len(data) > MAX_UPLOAD_BYTES:
+            raise TooLargeError(f"an image may have {MAX_UPLOAD_BYTES:,} bytes: scale it down.")
+        path = self.folder / hashlib.sha256(data).hexdigest()
+        try:
+            path.write_bytes(data)
+            return self.panel.prepare(path, question, choices, attention=attention)
+        except InputError as error:
+            raise InputError(str(error).replace(f"image {str(path)!r}", "the image")) from None
+        finally:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Reads no more images."""
+        self._thread.shutdown(cancel_futures=True)

@@ -1,0 +1,117 @@
+"""Who answers: one model, or several whose probabilities are averaged (a soft vote)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.data.types import AttentionMap
+from beit3_vqa.engine.predictor import Answerer, Asked
+from beit3_vqa.errors import InputError
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the panel, for people to read.
+
+    Attributes:
+        model: its full name.
+        parameters: all of them.
+        device: where it computes.
+        precision: fp32, bf16 or fp16.
+    """
+
+    model: str
+    parameters: int
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, made ready for each member, in the panel's order.
+
+    Attributes:
+        asked: for each member.
+        attention: whether it is wanted where the models looked.
+    """
+
+    asked: tuple[Asked, ...]
+    attention: bool = False
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """What must be the same for questions that are answered together."""
+        return len(self.asked[0].example.choices), self.attention
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the panel says to a question.
+
+    Attributes:
+        answer: the likeliest: a letter for multiple choice, else text.
+        probabilities: answer -> probability, in the order of the options; the likeliest few first when open-ended.
+        attention: a map for each member; empty where none was wanted.
+    """
+
+    answer: str
+    probabilities: dict[str, float]
+    attention: tuple[AttentionMap, ...] = ()
+
+
+class Panel:
+    """One or several loaded models.
+
+    Args:
+        answerers: at least one.
+
+    Raises:
+        InputError: models that can't answer the same question.
+    """
+
+    def __init__(self, answerers: Sequence[Answerer]):
+        self.answerers = tuple(answerers)
+        ranges = [answerer.option_counts for answerer in self.answerers]
+        if len(ranges) > 1 and not all(ranges):
+            # Each keeps the likeliest few of its vocabulary, which can't be averaged.
+            raise InputError(
+                "--checkpoint: several models vote on multiple-choice questions only; give one that is open-ended."
+            )
+        fewest, most = max(r.start for r in ranges), min(r.stop for r in ranges)
+        if fewest >= most and all(ranges):
+            counts = ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else f"{r[0]}" for r in ranges)
+            raise InputError(f"--checkpoint: the models choose among different numbers of options ({counts}).")
+        self.option_counts = range(fewest, most)
+
+    @property
+    def members(self) -> list[Member]:
+        """Its models."""
+        return [_member(answerer.parts) for answerer in self.answerers]
+
+    def prepare(self, image: Path, question: str, choices: Sequence[str], *, attention: bool) -> Question:
+        """A question, checked; InputError where it can't be answered or the image can't be read."""
+        asked = tuple(answerer.prepare(image, question, choices) for answerer in self.answerers)
+        return Question(asked, attention)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers questions of one kind, all in one forward pass of each model."""
+        attention = questions[0].attention
+        each = [
+            answerer.look_many([question.asked[place] for question in questions])
+            if attention
+            else (answerer.predict_many([question.asked[place] for question in questions]), [])
+            for place, answerer in enumerate(self.answerers)
+        ]
+        answers = []
+        for row in range(len(questions)):
+            votes = [predictions[row].probabilities for predictions, _ in each]
+            mean = {name: sum(vote[name] for vote in votes) / len(votes) for name in votes[0]}
+            maps = tuple(maps[row] for _, maps in each) if attention else ()
+            answers.append(Answer(max(mean, key=lambda name: mean[name]), mean, maps))
+        return answers
+
+
+def _member(parts: Any) -> Member:
+    parameters = sum(parameter.numel() for parameter in parts.model.parameters())
+    return Member(parts.config.model.model, parameters, str(parts.precision.device), parts.precision.name)

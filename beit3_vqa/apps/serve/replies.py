@@ -1,0 +1,97 @@
+"""What the interface says, as types from which its description (OpenAPI) is made."""
+
+from dataclasses import asdict
+
+from pydantic import BaseModel, Field
+
+from beit3_vqa.apps.serve.limits import MAX_OPTION, MAX_QUESTION, MAX_UPLOAD_BYTES
+from beit3_vqa.apps.serve.panel import Answer, Panel
+from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
+from beit3_vqa.data.types import AttentionMap
+
+
+class Problem(BaseModel):
+    """Why a request wasn't answered."""
+
+    error: str
+
+
+class Model(BaseModel):
+    """A model that answers."""
+
+    model: str = Field(description="Its full name.")
+    parameters: int = Field(description="All of them.")
+    device: str = Field(description="Where it computes.")
+    precision: str = Field(description="fp32, bf16 or fp16.")
+
+
+class Description(BaseModel):
+    """Who answers, and within which bounds; several models vote by the mean of their probabilities."""
+
+    models: list[Model]
+    open_ended: bool = Field(description="Questions come without options.")
+    fewest_options: int = Field(description="0 where questions are open-ended.")
+    most_options: int
+    max_upload_bytes: int = Field(default=MAX_UPLOAD_BYTES, description="Of the image.")
+    max_jpeg_pixels: int = Field(default=MAX_JPEG_PIXELS, description="Width times height of a JPEG.")
+    max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, description="The same for other formats.")
+    max_question: int = Field(
+        default=MAX_QUESTION, description="Characters; the model may read fewer and cut the rest off."
+    )
+    max_option: int = Field(default=MAX_OPTION, description="Characters.")
+
+
+class Option(BaseModel):
+    """An answer that was possible."""
+
+    letter: str | None = Field(description="Null where questions are open-ended.")
+    text: str
+    probability: float
+
+
+class Look(BaseModel):
+    """Where a model looked: the attention of its [CLS] token over the last layers."""
+
+    model: str
+    region: tuple[float, float, float, float] = Field(
+        description="Left, top, right and bottom of the part of the image that the model saw, as shares of its sides."
+    )
+    patches: list[list[float]] = Field(description="The share of each patch of that part, row by row.")
+
+
+class Reply(BaseModel):
+    """What the models answer."""
+
+    answer: str = Field(description="The likeliest: a letter, or text where questions are open-ended.")
+    text: str = Field(description="The answer's text.")
+    options: list[Option] = Field(description="As they were given; the likeliest few first where they were not.")
+    attention: list[Look] = Field(description="One for each model where it was wanted, else empty.")
+
+
+def describe(panel: Panel) -> Description:
+    """A panel, for clients."""
+    counts = panel.option_counts
+    return Description(
+        models=[Model(**asdict(member)) for member in panel.members],
+        open_ended=not counts,
+        fewest_options=counts[0] if counts else 0,
+        most_options=counts[-1] if counts else 0,
+    )
+
+
+def reply(answer: Answer, choices: list[str], models: list[Model]) -> Reply:
+    """A panel's answer to a question with these options, for clients."""
+    texts = dict(zip(answer.probabilities, choices, strict=True)) if choices else {}
+    return Reply(
+        answer=answer.answer,
+        text=texts.get(answer.answer, answer.answer),
+        options=[
+            Option(letter=name if choices else None, text=texts.get(name, name), probability=probability)
+            for name, probability in answer.probabilities.items()
+        ],
+        attention=[_look(model.model, seen) for model, seen in zip(models, answer.attention, strict=False)],
+    )
+
+
+def _look(model: str, seen: AttentionMap) -> Look:
+    return Look(model=model, region=seen.region, patches=seen.patches.tolist())

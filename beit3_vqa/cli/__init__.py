@@ -1,0 +1,1 @@
+"""The command line: a command is a file, with its flags and the one call that it makes."""

@@ -1,0 +1,110 @@
+"""`beit3-vqa finetune`, the same as `run_beit3_finetuning.py`: train, resume, evaluate."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from beit3_vqa.cli.flags import add_option
+from beit3_vqa.config.config import GROUPS, RunConfig, option_fields, read_config_values
+from beit3_vqa.config.resolve import DEFAULTS, TITLES, config_of
+
+# Flags of upstream that no longer do anything: how many values they take, and what there is instead.
+REPLACED_FLAGS: dict[str, tuple[str, str]] = {
+    "momentum": ("1", "AdamW has none"),
+    "warmup_lr": ("1", "the warm-up starts at 0, as it always did upstream"),
+    "start_epoch": ("1", "the checkpoint of --resume says it"),
+    "task_cache_path": ("1", "results go to --output_dir"),
+    "dist_eval": ("0", "validation is never truncated or doubled"),
+    "world_size": ("1", "torchrun says it"),
+    "local_rank": ("1", "torchrun says it"),
+    "dist_on_itp": ("0", "torchrun says it"),
+    "dist_url": ("1", "torchrun says it"),
+    "enable_deepspeed": ("0", "torchrun and --strategy do what DeepSpeed was there for"),
+    "initial_scale_power": ("1", "gradient scaling finds its own scale"),
+    "resplit": ("0", "upstream's scripts never used it"),
+    "smoothing": ("1", "upstream's scripts never used it; --label_smoothing is what smooths"),
+}
+# What DeepSpeed's stages are here.
+STRATEGY_OF_STAGE = {"0": "ddp", "1": "zero1", "2": "fsdp", "3": "fsdp"}
+
+
+def add(commands: Any, build: bool) -> None:
+    """Adds the command to the parser; its options only if it is to be built."""
+    parser = commands.add_parser("finetune", help="train, resume and evaluate; the same as run_beit3_finetuning.py")
+    if not build:
+        return
+    parser.set_defaults(function=run)
+    add_options(parser)
+
+
+def add_options(parser: Any) -> None:
+    """The flags of a run: every option, and those of upstream that no longer do anything."""
+    parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags go on top of it")
+    groups = {group: parser.add_argument_group(group, cls.__doc__) for group, cls in GROUPS.items()}
+    for group, field, kind in option_fields():
+        elsewhere = {TITLES[key]: own[field.name] for key, own in DEFAULTS.items() if field.name in own}
+        add_option(groups[group], field, kind, elsewhere)
+    for name, (values, _) in REPLACED_FLAGS.items():
+        _add_ignored(parser, name, values)
+    parser.add_argument("--zero_stage", help=argparse.SUPPRESS, default=argparse.SUPPRESS, choices=STRATEGY_OF_STAGE)
+
+
+def _add_ignored(parser: Any, name: str, values: str) -> None:
+    action: dict[str, Any] = {"action": "store_true"} if values == "0" else {}
+    names = [f"--{name}"] + (["--local-rank"] if name == "local_rank" else [])  # as torch.distributed.launch says it
+    parser.add_argument(*names, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **action)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code."""
+    config = config_from(parsed)
+    from beit3_vqa.engine.api import evaluate, train
+
+    return exit_code_of(lambda: evaluate(config) if config.run.eval else train(config))
+
+
+def config_from(parsed: argparse.Namespace) -> RunConfig:
+    """The options of a command line on top of those of its `--config`."""
+    values = {
+        name: value for name, value in vars(parsed).items() if name not in ("command", "function", "main", "config")
+    }
+    for name in [name for name in values if name in REPLACED_FLAGS]:
+        print(f"--{name} has no effect: {REPLACED_FLAGS[name][1]}")
+        del values[name]
+    if "zero_stage" in values:
+        stage = values.pop("zero_stage")
+        values.setdefault("strategy", STRATEGY_OF_STAGE[stage])
+        print(f"--zero_stage {stage} is --strategy {STRATEGY_OF_STAGE[stage]} here")
+    for name in ("opt_betas", "cutmix_minmax"):
+        if name in values:
+            values[name] = tuple(values[name])
+    from_file = read_config_values(parsed.config) if parsed.config else {}
+    if from_file.get("model_key") == RunConfig().init.model_key:
+        del from_file["model_key"]  # written down as the default, and not asked for
+    if from_file.pop("trust_checkpoint", False):
+        print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
+    if "eval" in values:
+        from_file.pop("finetune", None)  # what that run started from, not what it became
+    return config_of(from_file | values, typed_flags=frozenset(values))
+
+
+def exit_code_of(call: Callable[[], object]) -> int:
+    """0; 3 where training diverged, 4 where another process was lost, 128 + signal where one came, each said."""
+    from beit3_vqa.engine.loop import TrainingDiverged
+    from beit3_vqa.runtime.distributed import ProcessLost
+    from beit3_vqa.runtime.signals import Stopped
+
+    try:
+        call()
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except ProcessLost as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
+    except Stopped as stopped:
+        print(f"stopped by {signal.Signals(stopped.number).name}: {stopped}", file=sys.stderr)
+        return stopped.exit_code
+    return 0

@@ -1,0 +1,107 @@
+"""The command line: finds the command, runs it, and turns what goes wrong into a message and an exit code."""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from beit3_vqa.errors import InputError, nearest, visible
+from beit3_vqa.runtime.host import limit_spinning
+
+# Command -> its file here.
+COMMANDS: dict[str, str] = {
+    "finetune": "finetune",
+    "cross_validate": "cross_validate",
+    "prepare": "prepare",
+    "evaluate": "score",
+    "predict": "predict",
+    "ensemble": "ensemble",
+    "report": "report",
+    "serve": "serve",
+    "export": "export",
+    "models": "models",
+    "download": "download",
+    "demo": "demo",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code: 0, 2 (your input), 3 (training diverged), 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _print_anything()
+    limit_spinning()
+    try:
+        with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
+            return _dispatch(arguments)
+    except InputError as error:
+        if not error.said_elsewhere:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `... | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # a name that is too long, a folder that isn't ours: the system says it well enough
+        if not error.filename:
+            raise
+        print(visible(f"error: {error.filename}: {error.strerror}."), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; training goes on from its last checkpoint with the same command", file=sys.stderr)
+        return 130
+
+
+def _print_anything() -> None:
+    """A terminal that isn't UTF-8 shows what it can't spell as escapes, instead of stopping the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _VisibleText(io.TextIOBase):
+    """Standard output in which text from data (ids, names in a checkpoint) can't steer the terminal."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(visible(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    adders = {name: import_module(f"beit3_vqa.cli.{file}").add for name, file in COMMANDS.items()}
+    # Building only the parser that is called keeps `--help` quick.
+    called = arguments[0] if arguments and arguments[0] in adders else None
+    for name, add in adders.items():
+        add(commands, build=called == name)
+    parsed = parser.parse_args(arguments)
+    parsed.main = main  # for a command that runs others
+    return parsed.function(parsed)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises InputError, and knows what a misspelt flag may have meant."""
+
+    def __init__(self, **options: Any):
+        options |= {"formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. `{self.prog} --help` lists everything.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = super().parse_known_args(args, namespace)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        wrong = [word for word in unknown if word.startswith("--")]
+        if wrong and flags:
+            raise InputError(f"unknown option {wrong[0]}.{nearest(wrong[0].split('=')[0], flags)}")
+        return parsed, unknown

@@ -1,0 +1,35 @@
+"""`beit3-vqa models`: names, resolutions and parameters."""
+
+import argparse
+from typing import Any
+
+
+def add(commands: Any, build: bool) -> None:
+    """Adds the command to the parser; its options only if it is to be built."""
+    commands.add_parser("models", help="names, resolutions and parameters").set_defaults(function=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code."""
+    from beit3_vqa.config.resolve import DEFAULTS
+    from beit3_vqa.models.names import (
+        LISTED_CLIP,
+        count_adapters,
+        count_clip_parameters,
+        count_parameters,
+        listed_names,
+        parse_clip_name,
+        parse_name,
+    )
+
+    print(f"{'model':<31} {'resolution':>10} {'parameters':>13}   (4 classes; any resolution the patch divides works)")
+    for name in listed_names():
+        parsed_name = parse_name(name, head="vqacustom")
+        print(f"{name:<31} {parsed_name.img_size:>10} {count_parameters(parsed_name, num_classes=4):>13,}")
+    print(f"\n{'model':<31} {'resolution':>10} {'parameters':>13} {'trained':>10}   weights for --pretrained")
+    for name, weights in LISTED_CLIP.items():
+        clip = parse_clip_name(name)
+        adapters = count_adapters(clip, DEFAULTS["clip"]["lora_rank"])
+        total = count_clip_parameters(clip) + adapters
+        print(f"{name + '_lora':<31} {clip.img_size:>10} {total:>13,} {adapters:>10,}   {weights}")
+    return 0

@@ -1,0 +1,221 @@
+"""The options of one run, which of them the user gave, and their JSON form: config.json in every output folder."""
+
+import dataclasses
+import json
+import math
+import os
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.config.options import (
+    ComputeConfig,
+    DataConfig,
+    InitConfig,
+    ModelConfig,
+    OptimConfig,
+    RunOptions,
+    TaskConfig,
+)
+from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.runtime.fields import check_option, typed
+from beit3_vqa.runtime.files import missing, require_bounded, write_text
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All options of a run, which of them the user gave, and which of those were typed, not read from a file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    of_task: TaskConfig = field(default_factory=TaskConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    run: RunOptions = field(default_factory=RunOptions)
+    given: frozenset[str] = frozenset()
+    typed_flags: frozenset[str] = frozenset()
+
+    def __post_init__(self):
+        _check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: one object per group."""
+        return {group: dataclasses.asdict(getattr(self, group)) for group in GROUPS}
+
+    def flat(self) -> dict[str, Any]:
+        """Option name -> value, over all groups."""
+        return {name: value for group in self.to_dict().values() for name, value in group.items()}
+
+    def updated(self, values: dict[str, Any], given: frozenset[str] | None = None) -> "RunConfig":
+        """A copy with some options changed, by flat name."""
+        groups = {
+            group: dataclasses.replace(
+                getattr(self, group), **{name: value for name, value in values.items() if GROUP_OF[name] == group}
+            )
+            for group in GROUPS
+        }
+        return RunConfig(**groups, given=self.given if given is None else given, typed_flags=self.typed_flags)
+
+    def trusts(self, path: str | Path) -> bool:
+        """Return whether code that a checkpoint brings may run: the one place that decides it.
+
+        Only for the very file that the user typed after `--resume`, or with `--trust_checkpoint` typed: neither for a
+        file that was found in a folder, nor for one that an ensemble or a `--config` names.
+        """
+        if "trust_checkpoint" in self.typed_flags and self.run.trust_checkpoint:
+            return True
+        return "resume" in self.typed_flags and Path(path) == Path(self.run.resume)
+
+    def with_model_of(self, saved: dict[str, Any], where: str) -> "RunConfig":
+        """Takes the model options that weren't given from those saved (flat) with the checkpoint `where`.
+
+        Raises:
+            InputError: one of them has a value that option can't have.
+        """
+        kinds = {name: kind for group, name, kind in _kinds() if group == "model" and name not in self.given}
+        try:
+            return self.updated({n: typed(saved[n], kind, f"its {n}") for n, kind in kinds.items() if n in saved})
+        except InputError as error:
+            raise InputError(f"{where} was saved with options that no model can have: {error}") from error
+
+    def num_workers(self, beside_model: bool) -> int:
+        """Worker processes of a data loader; fewer where they share the cores with the model (`beside_model`)."""
+        if self.data.num_workers is not None:
+            return self.data.num_workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(10, max(1, cores // 2) if beside_model else cores)
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples in an evaluation pass."""
+        return self.optim.eval_batch_size or max(1, int(self.optim.batch_size * 1.5))
+
+    @property
+    def temperature(self) -> float | None:
+        """The number of `--temperature`; None where it is to be fitted, or read beside the checkpoint."""
+        return float(self.run.temperature) if self.run.temperature not in ("", FIT) else None
+
+
+FIT = "fit"  # a value of --temperature
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1000
+MAX_CONFIG = 1_000_000  # bytes of config.json
+GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "init": InitConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "of_task": TaskConfig,
+    "compute": ComputeConfig,
+    "run": RunOptions,
+}
+GIVEN = "given"  # in config.json: names of the options that the user gave
+SESSION_OPTIONS = frozenset(
+    {
+        "eval",
+        "split",
+        "tta",
+        "blind",
+        "temperature",
+        "resume",
+        "auto_resume",
+        "resume_weights_only",
+        "data_changed",
+        "trust_checkpoint",
+        "stop_after_epochs",
+        "dry_run",
+    }
+)
+GROUP_OF = {f.name: group for group, cls in GROUPS.items() for f in dataclasses.fields(cls)}
+
+
+def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
+    """(group, field, resolved type) of every option, in the order of `--help`."""
+    return [
+        (group, f, typing.get_type_hints(cls)[f.name]) for group, cls in GROUPS.items() for f in dataclasses.fields(cls)
+    ]
+
+
+def option_kinds() -> dict[str, Any]:
+    """Return the resolved type of every option by its name."""
+    return {name: kind for _, name, kind in _kinds()}
+
+
+def _kinds() -> list[tuple[str, str, Any]]:
+    return [(group, f.name, kind) for group, f, kind in option_fields()]
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Writes config.json whole or not at all, without what was meant for one session only."""
+    groups = config.to_dict()
+    groups["run"] = {name: value for name, value in groups["run"].items() if name not in SESSION_OPTIONS}
+    groups[GIVEN] = sorted(config.given - SESSION_OPTIONS)  # for people: the others are defaults, of the model's family
+    write_text(path, json.dumps(groups, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_config_values(path: str | Path) -> dict[str, Any]:
+    """Flat option values of a config.json; groups may be left out, unknown names are an error.
+
+    Raises:
+        InputError: no such file, not JSON, an unknown option, or a value of the wrong type.
+    """
+    path = Path(path)
+    require_bounded(path, MAX_CONFIG)
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"--config: {missing('file', path)}") from None
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--config {path} isn't JSON: {error}.") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"--config {path}: expected an object of options.")
+    loaded.pop(GIVEN, None)
+    values: dict[str, Any] = {}
+    for name, value in loaded.items():
+        values |= value if name in GROUPS and isinstance(value, dict) else {name: value}
+    types = option_kinds()
+    words = {f.name: f.metadata["words"] for _, f, _ in option_fields()}
+    for name, value in values.items():
+        if name not in types:
+            raise InputError(f"--config {path}: unknown option {name!r}.{nearest(name, types)}")
+        number = words[name].get(value, value) if isinstance(value, str) else value
+        values[name] = typed(number, types[name], f"--config {path}: {name}")
+    return values
+
+
+def _check(config: RunConfig) -> None:
+    """Ranges, choices and contradictions that can be told without opening a file."""
+    values = config.flat()
+    for _, f, _ in option_fields():
+        check_option(f, values[f.name])
+    if not config.optim.min_lr <= config.optim.lr:
+        raise InputError(
+            f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where it begins; lower it."
+        )
+    if len(config.optim.opt_betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.opt_betas):
+        raise InputError("--opt_betas: give two numbers from 0 up to, not including, 1.")
+    for name in ("tta", "blind", "temperature"):
+        if not config.run.eval and values[name] != getattr(RunOptions(), name):
+            raise InputError(f"--{name}: belongs to --eval, which evaluates a checkpoint; add it.")
+    _check_temperature(config.run)
+    if config.optim.label_smoothing and config.model.vqa_loss == "bce":
+        raise InputError("--label_smoothing works with --vqa_loss ce, not with bce.")
+
+
+def _check_temperature(options: RunOptions) -> None:
+    if options.temperature == FIT:
+        if options.split != "val":
+            raise InputError(f"--temperature fit: is for --split val, not for {options.split}, which it would flatter.")
+    elif options.temperature:
+        try:
+            value = float(options.temperature)
+        except ValueError:
+            value = math.nan
+        if not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:
+            raise InputError(
+                f"--temperature {options.temperature}: must be fit, or a number from {LOWEST_TEMPERATURE} to "
+                f"{HIGHEST_TEMPERATURE:,}."
+            )

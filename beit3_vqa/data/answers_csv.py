@@ -1,0 +1,136 @@
+"""Answers in a CSV of the SCPC format: `ID,answer[,weight]`, and `A,B,C,D` where it has them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from beit3_vqa.data.answers import answer_key
+from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
+from beit3_vqa.data.tables import (
+    comparable,
+    find_columns,
+    match_answer,
+    parse_csv,
+    read_text,
+    read_weight,
+    require_same_ids,
+)
+from beit3_vqa.data.types import Prediction
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
+from beit3_vqa.runtime.files import one_form
+
+REQUIRED = ("ID", "answer")
+OPTIONAL = ("weight", *LETTERS)
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownAnswer:
+    """A row of the CSV.
+
+    Attributes:
+        id: of the question.
+        answer: a letter, an option's text, or an open answer.
+        weight: how much the row counts; None where the file has no weights.
+        choices: the options; empty where the file has none.
+        origin: file and line.
+    """
+
+    id: str
+    answer: str
+    weight: float | None
+    choices: tuple[str, ...]
+    origin: str
+
+
+def read_answers(path: Path, encoding: str = "") -> list[KnownAnswer]:
+    """The rows of a CSV of answers, in order; an id may be there twice. For `encoding` see `read_text`.
+
+    Raises:
+        InputError: no such file, no such CSV, or rows (listed) without an id or an answer.
+    """
+    lines = parse_csv(read_text(path, encoding), path)
+    _, header = next(lines, (1, []))
+    columns = find_columns(header, path, REQUIRED, OPTIONAL)
+    letters = _option_columns(columns, path)
+    answers, problems = [], []
+    for line, cells in lines:
+        origin = f"{path}:{line}"
+        if len(cells) != len(header):
+            problems.append(f"{origin}: {len(cells)} cells where the header has {len(header)} (a comma needs quotes)")
+        else:
+            answer, problem = _read_row({name: cells[place] for name, place in columns.items()}, letters, origin)
+            answers.append(answer)
+            problems += [f"{origin}: {problem}"] if problem else []
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    if problems:
+        raise InputError.of_problems(f"{path} can't be used as answers:", problems)
+    if not answers:
+        raise InputError(f"{path} has a header but no rows")
+    return answers
+
+
+def _option_columns(columns: Mapping[str, int], path: Path) -> str:
+    """The letters of the options, which begin at A; InputError where one of A to J is left out before another."""
+    count = next((place for place, letter in enumerate(LETTERS) if letter not in columns), len(LETTERS))
+    later = [letter for letter in LETTERS[count:10] if letter in columns]
+    if later:  # of any other meaning there are few columns
+        raise InputError(f"{path}:1: a column {later[0]} but no column {LETTERS[count]}; name options A, B, C, ...")
+    return LETTERS[:count]
+
+
+def _read_row(cells: Mapping[str, str], letters: str, origin: str) -> tuple[KnownAnswer, str]:
+    weight = read_weight(cells["weight"]) if "weight" in cells else None
+    empty = [name for name in REQUIRED if not one_form(cells[name]).strip()]
+    problem = f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty" if empty else ""
+    if "weight" in cells and weight is None:
+        problem = problem or f"weight {short(cells['weight'].strip())} isn't a number from 0 to {MAX_WEIGHT:g}"
+    choices = [cells[letter] for letter in letters]
+    while choices and not one_form(choices[-1]).strip():  # a question of fewer options than the others
+        choices.pop()
+    return KnownAnswer(cells["ID"], cells["answer"].strip(), weight, tuple(choices), origin), problem
+
+
+def with_answers(predictions: Sequence[Prediction], answers: Sequence[KnownAnswer], where: Path) -> list[Prediction]:
+    """The predictions with the truths, scores and weights of the file `where`, in their own order.
+
+    Multiple choice scores 1 for the right letter; an open answer for the same text after the official normalisation.
+
+    Raises:
+        InputError: they aren't of the same questions, an answer is none of the options, or the options differ.
+    """
+    by_id: dict[str, KnownAnswer] = {}
+    doubled = [a.id for a in answers if by_id.setdefault(a.id, a) is not a]
+    require_same_ids(predictions, by_id, where, list(dict.fromkeys(doubled)))
+    found, problems = [], []
+    for p in predictions:
+        known = by_id[p.id]
+        truth, problem = _truth(p, known)
+        problems += [f"{known.origin}: {problem}"] if problem else []
+        right = p.answer == truth if _choices(p, known) else answer_key(p.answer) == answer_key(truth)
+        weight = p.weight if known.weight is None else known.weight
+        p = dataclasses.replace(p, answer_scores=None)  # the file has one truth
+        found.append(dataclasses.replace(p, truth=truth, score=float(right), weight=weight, choices=_choices(p, known)))
+    if problems:
+        raise InputError.of_problems(f"{where} doesn't go with the predictions:", problems)
+    return found
+
+
+def _choices(prediction: Prediction, known: KnownAnswer) -> tuple[str, ...]:
+    """The options, from whichever has them; none where the answers aren't letters."""
+    choices = prediction.choices or known.choices
+    return choices if set(prediction.probabilities) <= set(LETTERS[: len(choices)]) else ()
+
+
+def _truth(prediction: Prediction, known: KnownAnswer) -> tuple[str, str]:
+    """The true letter or text, and what is wrong with it."""
+    both = bool(prediction.choices and known.choices)
+    if both and [*map(comparable, prediction.choices)] != [*map(comparable, known.choices)]:
+        return known.answer, f"its options aren't those of the prediction: {short(list(prediction.choices))}"
+    choices = _choices(prediction, known)
+    given = one_form(known.answer).strip()
+    if choices:
+        return match_answer(given, choices)
+    if given.upper() in prediction.probabilities:  # letters whose options nobody tells
+        return given.upper(), ""
+    return known.answer, ""

@@ -1,0 +1,151 @@
+"""The options of a question in other orders: which may move, and how an answer is read back.
+
+An order is a tuple of positions: place `i` shows the option that the index has at `order[i]`. The index's own order
+comes first, its rotations next, other permutations after them.
+
+"All of the above" in the first place asks another question, so it and its like keep their place, in English and in
+Korean; what "both A and B" speaks of stays too.
+
+Options of the same text can't be told apart by whoever reads them, so they keep their order among themselves, and
+orders that read the same are one: else an answer that means the same would count once as right and once as wrong.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.data.types import Example, Prediction
+from beit3_vqa.errors import InputError
+
+Order = tuple[int, ...]
+MAX_CHARACTERS = 200  # of an option, that are looked at
+MAX_ORDERS = 120  # of five options; ten have 3,628,800
+
+_OTHERS = "above|below|these|those|them|following|preceding|previous|others?"
+_ENDING = r"(?: (?:is|are|applies|apply)(?: (?:right|correct|true))?)?"
+_ABOUT_OTHERS = (
+    # all of the above, none of these, neither of the other options
+    rf"(?:all|none|both|neither|either|any|some|two|not any|more than one)(?: of)?(?: the)? (?:{_OTHERS}){_ENDING}",
+    rf"(?:all|none|both|neither|either|any|some|two)(?: of)?(?: the)? (?:(?:{_OTHERS}|given|listed) )?"
+    rf"(?:option|choice|answer)s?(?: (?:{_OTHERS}))?{_ENDING}",
+    r"both|neither|either",
+    r"(?:all|none|both|neither) (?:is|are) (?:right|correct|true|wrong|false)",
+    r"no (?:correct|right) (?:answer|option|choice)",
+    # 모두 맞다, 위의 보기 모두 정답이다, 둘 다 아니다
+    r"(?:\S+ ){0,3}(?:모두|전부|다|둘 ?다) ?(?:맞|옳|정답|해당|아니|아님|틀)\S*",
+    # 위의 모두, 보기 전부, 둘 다
+    r"(?:위|앞|보기|다음|선택지)\S* ?(?:\S+ ){0,2}(?:모두|전부)",
+    r"둘 ?다",
+    # 정답 없음, 해당 사항 없음, 위에 맞는 것이 없다
+    r"(?:\S+ ){0,3}(?:정답|답|해당|사항|것)(?:이|은|는)? ?(?:없음|없다|없습니다|없어요)",
+    # 위에 없음, 보기 중에 없음, 이 중 없음
+    r"(?:위|보기|다음|이 ?중)\S*(?: 중\S*)? ?(?:없음|없다|없습니다|없어요)",
+)
+_BRACKETED = re.compile(r"\(([a-j])\)|\b([a-j])\)")  # (A), a)
+_OF_OTHERS = re.compile("|".join(_ABOUT_OTHERS))
+_NAME = "[a-j]"
+_NAMED = re.compile(
+    rf"(?:(?:both|either|neither|only|all of|options?|answers?|choices?|보기) ?)*(?P<names>{_NAME}"
+    # One way alone to read each separator: two ways would be 2^n of n.
+    rf"(?: ?(?:(?:, ?)?(?:and|or|nor)\b|&|\+|,|/|와|과|및|또는|하고) ?{_NAME})+)"
+    r"(?: ?(?:(?:are|is) )?(?:both|only|모두|둘 ?다|전부|다|correct|right))*(?: ?(?:맞|옳|정답|해당|아니).*)?"
+)
+
+
+def keeps_its_place(choice: str) -> bool:
+    """Whether an option speaks of the others: "all of the above", "both A and B", "정답 없음"."""
+    text = _plain(choice)
+    return bool(_NAMED.fullmatch(text) or _OF_OTHERS.fullmatch(text))
+
+
+def _plain(choice: str) -> str:
+    """Lower case, one space between words, no mark at the end, letters without brackets; Korean syllables whole."""
+    text = _BRACKETED.sub(r"\1\2", unicodedata.normalize("NFKC", choice).casefold()[:MAX_CHARACTERS])
+    return " ".join(text.split()).strip(" .,;:!?()[]\"'")
+
+
+def movable(choices: Sequence[str]) -> list[int]:
+    """The places of the options that may change them."""
+    held: set[int] = set()
+    for place, choice in enumerate(choices):
+        if keeps_its_place(choice):
+            named = _NAMED.fullmatch(_plain(choice))
+            names = re.findall(rf"\b{_NAME}(?![a-z])", named["names"], flags=re.ASCII) if named else []
+            held |= {place, *(ord(name) - ord("a") for name in names)}
+    return [place for place in range(len(choices)) if place not in held]
+
+
+def orders(choices: Sequence[str], mode: str) -> tuple[Order, ...]:
+    """The orders in which a question is asked; the index's own comes first, and is alone for an open-ended one.
+
+    Args:
+        choices: the options.
+        mode: `none`; `cyclic`, the rotations of what may move; `all`, its permutations.
+    """
+    same = tuple(map(list(choices).index, choices))
+    return _orders(same, () if mode == "none" else tuple(movable(choices)), mode)
+
+
+@functools.cache  # most questions of a million have the same ones
+def _orders(same: Order, places: Order, mode: str) -> tuple[Order, ...]:
+    """`same`: for each option the first one of its text; `places`: the options that may move."""
+    moves = [(*places[shift:], *places[:shift]) for shift in range(len(places))] or [()]
+    if mode == "all":
+        moves += [moved for moved in itertools.permutations(places) if moved not in moves]
+    found: dict[Order, Order] = {}  # by what is read
+    for moved in moves:
+        alike = {text: iter([option for option in places if same[option] == text]) for text in same}
+        order = list(range(len(same)))
+        for place, option in zip(places, moved, strict=True):
+            order[place] = next(alike[same[option]])
+        found.setdefault(tuple(same[option] for option in order), tuple(order))
+    return tuple(found.values())
+
+
+def rotations(choices: Sequence[str]) -> int:
+    """Return how many of a question's orders are rotations; they come first."""
+    return len(orders(choices, "cyclic"))
+
+
+def check_orders(options: int, mode: str) -> None:
+    """InputError where `all` would ask each question more than `MAX_ORDERS` times."""
+    if mode == "all" and math.factorial(options) > MAX_ORDERS:
+        raise InputError(
+            f"--tta all: {options} options have {math.factorial(options):,} orders, more than {MAX_ORDERS}; "
+            f"--tta cyclic asks {options} times."
+        )
+
+
+def reordered(example: Example, order: Order) -> Example:
+    """The question with its options, and the answer with them, in another order."""
+    place = {old: new for new, old in enumerate(order)}
+    targets = tuple((place[label], score) for label, score in example.targets)
+    return dataclasses.replace(
+        example,
+        choices=tuple(example.choices[old] for old in order),
+        answer=LETTERS[targets[0][0]] if targets else example.answer,
+        targets=targets,
+    )
+
+
+def undone(prediction: Prediction, order: Order) -> Prediction:
+    """What was answered to `reordered(example, order)`, as an answer to the example: letters mean its options again."""
+    if not prediction.choices:
+        return prediction
+    letter = {LETTERS[new]: LETTERS[old] for new, old in enumerate(order)}
+    shares = {letter[name]: share for name, share in prediction.probabilities.items()}
+    choices = dict(zip(order, prediction.choices, strict=True))
+    scores = prediction.answer_scores
+    return dataclasses.replace(
+        prediction,
+        answer=letter[prediction.answer],
+        truth=None if prediction.truth is None else letter.get(prediction.truth, prediction.truth),
+        probabilities=dict(sorted(shares.items())),
+        choices=tuple(choices[place] for place in range(len(order))),
+        answer_scores=None if scores is None else {letter[name]: score for name, score in scores.items()},
+    )

@@ -1,0 +1,304 @@
+"""CSV files of others: their rows and their columns, bounded. Their encoding: see source.py."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.data.rows import LETTERS as ALL_LETTERS
+from beit3_vqa.data.rows import MAX_WEIGHT
+from beit3_vqa.data.types import Prediction
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.runtime import files
+from beit3_vqa.runtime.files import look_alikes, one_form
+
+MAX_SHOWN = 500  # characters of a header, in a message
+MAX_CELL = 1_000_000
+"""Characters of the longest cell that is read."""
+MAX_LINE = 4_000_000
+"""Characters of the longest line: a hundred million commas would be as many cells."""
+MAX_BLANK_LINES = 100_000
+"""Blank lines one after the other: a hundred million take minutes to pass over."""
+
+
+@contextmanager
+def _cell_limit(characters: int) -> Iterator[None]:
+    """The csv module has one limit for the whole process: give it back as it was."""
+    before = csv.field_size_limit(characters)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def parse_csv(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line where it starts, cells) of every row that isn't blank.
+
+    Raises:
+        InputError: a line, a cell or the quotes aren't what a CSV file has.
+    """
+    # newline="" keeps line breaks inside quotes as they are.
+    reader = csv.reader(_bounded_lines(text, path), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            with _cell_limit(MAX_CELL):
+                cells = next(reader)
+                while not cells:  # a blank line
+                    line = reader.line_num + 1
+                    cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{path}:{line}: {_explain(str(error))}; the rest of the file wasn't read") from error
+        if "".join(cells).strip() or len(cells) > 1:
+            yield line, cells
+
+
+def _bounded_lines(text: str, path: Path) -> Iterator[str]:
+    blank = 0
+    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
+        if len(line) > MAX_LINE:
+            raise InputError(f"{path}:{number}: a line of more than {MAX_LINE:,} characters: is this a CSV file?")
+        blank = blank + 1 if line.isspace() else 0
+        if blank > MAX_BLANK_LINES:
+            raise InputError(f"{path}:{number}: {MAX_BLANK_LINES:,} blank lines before this one: is this a CSV file?")
+        yield line
+
+
+def _explain(error: str) -> str:
+    if "field larger" in error:
+        return f"a cell has more than {MAX_CELL:,} characters: is a quote missing its partner?"
+    if "unexpected end" in error:
+        return "a quote opens in the row that starts here and never closes"
+    return f"the row that starts here isn't valid CSV ({error}): double the quotes inside a quoted cell"
+
+
+def find_columns(
+    header: Sequence[str], path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, int]:
+    """Column name -> position, ignoring case, Unicode form and surrounding space; optional ones only where they are.
+
+    Raises:
+        InputError: a required column is missing, or one is there twice.
+    """
+    found = [one_form(name).strip().casefold() for name in header]
+    shown = ", ".join(name.strip() for name in header)
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]} ..."
+    missing = [name for name in required if name.casefold() not in found]
+    separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+    if missing and separator:
+        name = {";": "semicolons", "\t": "tabs", "|": "bars"}[separator]
+        raise InputError(f"{path}:1: its cells stand between {name}: save it with commas (CSV, comma delimited)")
+    if missing:
+        raise InputError(f"{path}:1: columns missing: {', '.join(missing)}; columns found: {shown}")
+    known = [name for name in dict.fromkeys((*required, *optional)) if name.casefold() in found]
+    twice = [name for name in known if found.count(name.casefold()) > 1]
+    if twice:
+        raise InputError(f"{path}:1: columns that are there twice: {', '.join(twice)}; columns found: {shown}")
+    return {name: found.index(name.casefold()) for name in known}
+
+
+# The text files that a user names: a limit on their size, and the encoding they are in.
+
+MAX_SOURCE = 2_000_000_000  # bytes; VQAv2's annotations have 400 million
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# What a file that can't be told is shown in, for its owner to pick from.
+_LIKELY = ("cp1252", "cp949", "shift_jis", "big5", "gb18030")
+
+# The 400 syllables that make up 94% of running Korean text. Other encodings' bytes, read as CP949, hit any of the 2,350
+# of KS X 1001 alike, or the 8,822 that only CP949 has.
+_FREQUENT = frozenset(
+    "가각간갈감강같개거건걸검것게겠겨격견결경계고곳공과관광교구국군권규그근글금급기긴길김까께끝끼나난날남"
+    "내냐냥너네녀년노놓누눈뉴느는늘능니님다단달담답당대더던데도독돌동됐되된될두뒤드든들등디따때또라락란람"
+    "랑래러런럼럽렇레려력련렸령로록론료루류르른를름리린릴림립마막만많말망맞매머먹메며면명모목못무문물뭐미"
+    "민및바박반받발방배백버번벌범법베변별병보복본볼봐부북분불브블비빠사산살삼상새색생서석선설성세션셨소속"
+    "손송수순술스슨습승시식신실심싶써쓰씨아악안않알았앞애야약양어억언얼엄업없었에엔여역연열였영예오온올와"
+    "완왔왕왜외요용우운울움워원월위유육으은을음응의이인일임입있자작잘잡장재저적전절점접정제져졌조족존좀종"
+    "좋죠주죽준줄중즈증지직진질집짜째쪽차참창찾채책처천첫청체초총최추축출충취츠치친침카커케코크클키타태터"
+    "테토통투트특티파판패퍼페편평포폭표품프플피필하학한할함합항해했행향험현협형호혼화확환활황회획후희히힘"
+)
+_ENOUGH = 4  # different ones of them: a word or two. Of files of a few Chinese words, one in a thousand has as many.
+_SHARE = 0.6  # of all letters beyond ASCII; lists of loanwords have least, Chinese text has 0.1
+
+
+def read_text(path: Path, encoding: str = "", notes: list[str] | None = None) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Args:
+        path: the file.
+        encoding: its name for Python; empty: UTF-8, UTF-16 with a byte order mark, or CP949 where that is Korean.
+        notes: gets a line where the encoding is another than UTF-8.
+
+    Raises:
+        InputError: it is missing, empty, too large, can't be read, or is in another encoding.
+    """
+    text, found = decode(files.read_bounded(path, MAX_SOURCE), path, encoding)
+    if found != "UTF-8" and notes is not None:
+        notes.append(f"{path} read as {found}")
+    return text
+
+
+def read_json(path: Path, encoding: str = "", notes: list[str] | None = None) -> Any:
+    """Return the content of a JSON file; see `read_text`."""
+    try:
+        return json.loads(read_text(path, encoding, notes))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} isn't JSON: {error}.") from error
+
+
+def check_encoding(name: str) -> None:
+    """Raise InputError unless Python knows a text encoding of that name, or the name is empty."""
+    try:
+        b" ".decode(name or "utf-8")  # not of nothing, for which Python looks up no name
+    except UnicodeError:  # one character of UTF-16 has two bytes
+        pass
+    except (LookupError, ValueError) as error:
+        raise InputError(
+            f"--encoding {name!r}: there is no such encoding; some are utf-8, cp949, cp1252, shift_jis, big5, gb18030."
+        ) from error
+
+
+def decode(content: bytes, path: Path, encoding: str = "") -> tuple[str, str]:
+    """Return the text and the name of its encoding; see `read_text`."""
+    found = encoding or ("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8")
+    try:
+        text = content.decode(found)
+    except UnicodeError as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line = content.count(b"\n", 0, start) + 1
+        if encoding or found != "utf-8":
+            raise InputError(f"{path}:{line}: isn't {found.upper()}: {short(content[start : start + 20])}") from None
+        text, found = _decode_cp949(content, f"{path}:{line}", start), "cp949"
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(
+            f"{path}:{line}: a NUL character, which no text has: is this a text file? Save it as UTF-8 (UTF-16 without "
+            "its mark has them: --encoding utf-16-le)"
+        )
+    return text.removeprefix("\ufeff"), found.upper()
+
+
+def _decode_cp949(content: bytes, where: str, start: int) -> str:
+    """Return the text of a file that isn't UTF-8 from byte `start` on; InputError where it isn't Korean."""
+    replaced = content.decode("utf-8-sig", errors="replace")
+    if sum(character > "\x7f" for character in replaced) > 2 * replaced.count("\ufffd"):
+        # Most of it is good UTF-8. As CP949 it would often decode too, to gibberish.
+        raise InputError(f"{where}: damaged UTF-8, as a cut or badly merged file has: save it as UTF-8 again")
+    try:
+        text = content.decode("cp949")
+    except UnicodeDecodeError:
+        text = ""
+    if _is_korean(text):
+        return text
+    readings = "; ".join(_readings(content, start)) or short(content[start : start + 20])
+    raise InputError(
+        f"{where}: neither UTF-8 nor CP949 that reads as Korean: save the file as UTF-8 (in Excel: CSV UTF-8), or "
+        f"say with --encoding NAME how this is to be read: {readings}"
+    )
+
+
+def _is_korean(text: str) -> bool:
+    """Return whether what CP949 made of some bytes is Korean text."""
+    letters = Counter({c: n for c, n in Counter(text).items() if c > "\x7f" and c.isalpha() and not _is_neutral(c)})
+    frequent = {c: n for c, n in letters.items() if c in _FREQUENT}
+    # A byte of CP1252 and the ASCII letter behind it make one of the syllables that KS X 1001 hadn't room for.
+    rare = "".join(c for c in letters if "가" <= c <= "힣" and min(c.encode("cp949")) < 0xA1)
+    if rare and re.search(f"[A-Za-z][{rare}]|[{rare}][A-Za-z]", text):
+        return False
+    return len(frequent) >= _ENOUGH and sum(frequent.values()) >= _SHARE * letters.total()
+
+
+def _is_neutral(letter: str) -> bool:
+    """Return whether a letter is as likely in other files: ㅋ and ㅠ alone, full-width letters."""
+    return "\u3131" <= letter <= "\u3163" or "\uff01" <= letter <= "\uff5e"
+
+
+def _readings(content: bytes, start: int) -> list[str]:
+    """Return what stands around byte `start` in each of `_LIKELY` that could have written it."""
+    begin = max(content.rfind(b"\n", 0, start) + 1, start - 40)
+    line = content[begin : start + 60].partition(b"\n")[0]
+    readings = []
+    for name in _LIKELY:
+        text = line.decode(name, errors="replace")
+        if "\ufffd" not in text[:-1]:  # the last character may be cut
+            first = next((place for place, character in enumerate(text) if character > "\x7f"), 0)
+            readings.append(f"{name} {short(text[max(0, first - 15) : first + 15].strip())}")
+    return readings
+
+
+# Predictions and answers are of the same questions, or the evaluation says which aren't.
+
+
+def require_same_ids(
+    predictions: Sequence[Prediction], known: Iterable[str], where: Path, doubled: Sequence[str] = ()
+) -> None:
+    """InputError unless every question is predicted and every prediction is of a question; lists what is wrong.
+
+    Args:
+        predictions: their ids differ.
+        known: ids of the answers, in order.
+        where: the file of the answers.
+        doubled: ids that are in it more than once.
+    """
+    wanted = dict.fromkeys(known)
+    given = {p.id for p in predictions}
+    missing = [name for name in wanted if name not in given]
+    extra = [p.id for p in predictions if p.id not in wanted]
+    alike = look_alikes(missing, extra)
+    parts = (("doubled in it", doubled), ("not predicted", missing), ("predicted, but not in it", extra))
+    if any(ids for _, ids in parts):
+        counts = ", ".join(f"{len(ids):,} {what}" for what, ids in parts if ids)
+        # Some of each kind, however many there are of the first.
+        listed = [
+            f"{what}: {', '.join(map(short, ids[:6]))}{', ...' if len(ids) > 6 else ''}" for what, ids in parts if ids
+        ]
+        listed += [f"look alike, but are other characters: {'; '.join(alike[:6])}"] if alike else []
+        raise InputError.of_problems(
+            f"{where} and the predictions aren't of the same questions ({counts}):",
+            listed,
+            "Ids must match character for character. Is it the file of another split?",
+        )
+
+
+def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
+    """The letter of an answer given as a letter or as an option's text; else an empty string and the problem."""
+    letters = tuple(ALL_LETTERS[: len(choices)])
+    matches = [
+        letter for letter, choice in zip(letters, choices, strict=True) if comparable(choice) == comparable(given)
+    ]
+    if given.upper() in letters:
+        letter = given.upper()
+        others = [match for match in matches if match != letter]
+        if others:
+            return "", (
+                f"answer {given!r} is ambiguous: the letter {letter}, or the text of option {others[0]}? "
+                f"Reword the option, for example as 'letter {letter}'"
+            )
+        return letter, ""
+    if len(matches) > 1:
+        return "", f"answer {given!r} is ambiguous: the text of options {' and '.join(matches)}; give the letter"
+    if not matches:
+        shown = ", ".join(f"{letter} {choice!r}" for letter, choice in zip(letters, choices, strict=True))
+        return "", f"answer {given!r} is none of the options ({shown})"
+    return matches[0], ""
+
+
+def comparable(text: str) -> str:
+    """What two options must share to be the same text."""
+    # macOS and Windows spell Korean syllables in different code points.
+    return one_form(text).strip().casefold()
+
+
+def read_weight(cell: str) -> float | None:
+    """A weight, from 0 to `MAX_WEIGHT`; None where the cell holds none."""
+    try:
+        weight = float(cell)
+    except ValueError:
+        return None
+    return weight if 0 <= weight <= MAX_WEIGHT and "_" not in cell else None

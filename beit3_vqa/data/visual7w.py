@@ -1,0 +1,78 @@
+"""Visual7W's file of telling questions (`dataset_v7w_telling.json`), as preparing and scoring read it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.data.index import SPLITS
+from beit3_vqa.data.rows import is_count
+from beit3_vqa.data.tables import read_json
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
+from beit3_vqa.runtime.files import is_text
+
+
+def images_of(data: Any, path: Path) -> list[Any]:
+    """The images of dataset_v7w_telling.json; InputError where it is another file."""
+    images = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(images, list) or not images:
+        raise InputError(f'{path} has no list "images": give dataset_v7w_telling.json')
+    return images
+
+
+def image_problem(image: Any) -> str:
+    """What is wrong with one of its images; empty where nothing is."""
+    if not isinstance(image, dict):
+        return "isn't an object"
+    if image.get("split") not in SPLITS:
+        return f"split {short(image.get('split'))} is none of {', '.join(SPLITS)}"
+    if not is_count(image.get("image_id")) and not is_text(image.get("image_id")):
+        return "image_id must be a number or text"
+    if "filename" in image and (not is_text(image["filename"]) or not image["filename"].strip()):
+        return "filename must be text"
+    return "" if isinstance(image.get("qa_pairs"), list) else "has no list qa_pairs"
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A question of dataset_v7w_telling.json: `qa_id` as it is there, its split, type (what, where, ...) and truth."""
+
+    qa_id: int | str
+    split: str
+    type: str
+    question: str
+    answer: str
+
+
+def read_telling(path: Path) -> dict[str, Telling]:
+    """Id as text -> question, of every split.
+
+    Raises:
+        InputError: no such file, or another; questions (listed) that can't be scored.
+    """
+    found: dict[str, Telling] = {}
+    problems: list[str] = []
+    for place, image in enumerate(images_of(read_json(path), path), start=1):
+        problem = image_problem(image)
+        if problem:
+            problems.append(f"{path}: image {place}: {problem}")
+        for number, pair in enumerate(image["qa_pairs"] if not problem else (), start=1):
+            question, problem = _read_pair(pair, image["split"])
+            if question is not None and found.setdefault(str(question.qa_id), question) is not question:
+                problem = f"qa_id {short(question.qa_id)} is there twice"
+            problems += [f"{path}: image {place}, question {number}: {problem}"] if problem else []
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    if problems:
+        raise InputError.of_problems(f"{path} can't be used for scoring:", problems)
+    return found
+
+
+def _read_pair(pair: Any, split: str) -> tuple[Telling | None, str]:
+    if not isinstance(pair, dict):
+        return None, "isn't an object"
+    qa_id, texts = pair.get("qa_id"), [pair.get(name) for name in ("type", "question", "answer")]
+    if not is_count(qa_id) and not (is_text(qa_id) and str(qa_id).strip()):
+        return None, "qa_id must be a number or text"
+    if not all(is_text(text) and str(text).strip() for text in texts):
+        return None, "type, question and answer must be text and not empty"
+    return Telling(qa_id, split, *map(str, texts)), ""  # type: ignore[arg-type]

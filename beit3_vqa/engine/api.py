@@ -1,0 +1,197 @@
+"""Training, evaluation and single answers: where the parts meet. Knows no task and no model by name."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beit3_vqa.config.config import FIT, RunConfig
+from beit3_vqa.config.resolve import with_family_defaults
+from beit3_vqa.data.types import EvalResult, PredictionsInfo
+from beit3_vqa.engine.batch_size import with_batch_size
+from beit3_vqa.engine.build import (
+    assemble,
+    checkpoint_to_evaluate,
+    config_of_checkpoint,
+    load_for_inference,
+    make_task,
+    with_task_defaults,
+)
+from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
+from beit3_vqa.engine.checkpoint.manifest import (
+    finish_renames,
+    keep_temperature,
+    read_temperature,
+    require_manifest,
+    sha256_of,
+)
+from beit3_vqa.engine.checkpoint.resume import (
+    check_same_answers,
+    check_same_checksums,
+    find_run,
+    restore,
+    restore_weights,
+    with_fold_of,
+)
+from beit3_vqa.engine.checkpoint.same_run import with_beginning_of
+from beit3_vqa.engine.checkpoint.save import TrainState
+from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.dry_run import describe, dry_run
+from beit3_vqa.engine.evaluator import evaluate_fully, naming
+from beit3_vqa.engine.predictor import _load
+from beit3_vqa.engine.run_lock import run_lock
+from beit3_vqa.engine.trainer import Training, set_up_training, train_epochs
+from beit3_vqa.errors import InputError
+from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.distributed import processes
+from beit3_vqa.runtime.files import require_writable
+from beit3_vqa.runtime.host import tune_allocator
+from beit3_vqa.runtime.precision import pick_device
+from beit3_vqa.tasks.base import Task
+
+
+def train(config: RunConfig) -> TrainState:
+    """Trains as `config` says, from scratch, from pretrained weights, or on from a checkpoint.
+
+    Raises:
+        InputError: something the user gave doesn't work.
+        TrainingDiverged: the gradient stays not finite.
+        Stopped: a signal came; the step was finished and saved.
+        ProcessLost: another process of the run ended.
+    """
+    config = with_task_defaults(config)
+    if not config.run.output_dir and not config.run.dry_run:
+        raise InputError("--output_dir: say where checkpoints and results go.")
+    if config.compute.tune_allocator:
+        tune_allocator()
+    lock = nullcontext() if config.run.dry_run else run_lock(config.run.output_dir)
+    with processes(pick_device(config.compute.device), config.compute.dist_timeout), lock:
+        if not config.run.dry_run:
+            distributed.decided(lambda: finish_renames(Path(config.run.output_dir)))
+        found = find_run(config)
+        run = _begin(config) if found is None else _go_on(config, *found)
+        describe(run)
+        if config.run.dry_run:
+            dry_run(run)
+            return run.state
+        return train_epochs(run)
+
+
+def _begin(config: RunConfig) -> Training:
+    config = with_family_defaults(config)
+    parts = assemble(config, make_task(config))
+    finetune = config.init.finetune
+    content = read_checkpoint(finetune, "--finetune", trust=config.trusts(finetune), mapped=True) if finetune else None
+    parts.family.initialise(parts.model, parts.processor, content)
+    del content
+    run = set_up_training(with_batch_size(parts))
+    torch.manual_seed(config.run.seed + distributed.rank())  # the weights are everyone's, stochastic depth each one's
+    return run
+
+
+def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
+    where = f"--resume {path}"
+    config = config_of_checkpoint(config, content, where)
+    config = with_beginning_of(config, options_of(content), where)
+    parts = assemble(config, make_task(config), path)
+    parts = with_batch_size(parts)
+    restore_weights(parts, content, path)
+    run = set_up_training(parts)
+    restore(run, content, path)
+    return run
+
+
+def evaluate(config: RunConfig) -> EvalResult:
+    """Evaluates a checkpoint on `config.run.split` and writes the result files.
+
+    Raises:
+        InputError: something the user gave doesn't work.
+    """
+    if config.compute.tune_allocator:
+        tune_allocator()
+    with processes(pick_device(config.compute.device), config.compute.dist_timeout):
+        return _evaluate(config)
+
+
+def _evaluate(config: RunConfig) -> EvalResult:
+    path, flag = checkpoint_to_evaluate(config)
+    folder = Path(config.run.output_dir or path.parent)
+    require_writable(folder)
+    config = with_task_defaults(config)
+    content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
+    where = f"{flag} {path}"
+    checksum = sha256_of(path)  # now: training may put another in its place before the end
+    if flag == "--resume":
+        check_contents(content, where)
+    config = config_of_checkpoint(config, content, where)
+    config = with_fold_of(config, options_of(content))
+    task = make_task(config)
+    check_same_answers(task, content, where)
+    parts = assemble(config, task, path)
+    check_same_checksums(parts, content)
+    load_for_inference(parts, content, where, exact=flag == "--resume")
+    average = bool(content.get("model_ema"))
+    del content
+    parts.model.to(parts.precision.device)
+    print(f"evaluating {path}")
+    if average and "model_key" not in config.given:
+        print("its moving average, that is (model_ema); --model_key model takes the weights themselves")
+    fit = config.run.temperature == FIT
+    if fit:
+        require_manifest(path)
+    else:
+        _set_temperature(task, path, config.temperature)
+    with naming(str(path)):
+        result, fitted = evaluate_fully(parts, fit=fit)
+    if fit:
+        if sha256_of(path) != checksum:
+            raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
+        about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
+        kept = distributed.decided(lambda: keep_temperature(path, fitted["temperature"], about))
+        print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
+    info = PredictionsInfo(
+        task=task.name,
+        model=config.model.model,
+        parameters=sum(parameter.numel() for parameter in parts.model.parameters()),
+        checkpoint=str(path),
+        split=config.run.split,
+        data_path=config.data.data_path,
+        image_root=str(task.image_root()),
+        best_metric=task.best_metric,
+        chance=task.chance(),
+        sha256=checksum,
+    )
+    for written in distributed.decided(lambda: task.write_results(result, info, folder)):
+        print(f"wrote {written}")
+    if result.metrics:
+        score = result.metrics[task.best_metric]
+        print(f"{config.run.split} {task.best_metric}: {score:.2f} (chance {task.chance():.2f})")
+    return result
+
+
+def _set_temperature(task: Task, checkpoint: Path, given: float | None) -> None:
+    """Sets the temperature that is given, or else what is kept beside the checkpoint."""
+    kept = read_temperature(checkpoint) if given is None and task.takes_temperature else None
+    task.temperature = given or kept or 1.0
+    if kept:
+        print(f"temperature {kept:g}, kept beside the checkpoint")
+
+
+def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, pretrained: str = "") -> None:
+    """Writes a trained model in the format of its family's library.
+
+    Args:
+        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
+        folder: new or empty.
+        merge: the whole model; else the adapters alone.
+        pretrained: the model that was fine-tuned, where it no longer lies where it did.
+
+    Raises:
+        InputError: not such a checkpoint, or a family without such a format.
+    """
+    given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
+    parts = _load(Path(checkpoint), given, to_export=True)
+    with naming(str(checkpoint)):
+        parts.family.export(parts.model, parts.processor, Path(folder), merge=merge)
+    print(f"wrote {folder}; the text of an option was {parts.config.model.prompt_template!r}")

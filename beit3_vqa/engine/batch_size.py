@@ -1,0 +1,241 @@
+"""`--batch_size auto` and `--effective_batch_size`: how many examples a forward pass and a step have."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from beit3_vqa.config.options import AUTO, BATCH_SIZE
+from beit3_vqa.data.dataset import IndexDataset
+from beit3_vqa.data.types import Batch, Example
+from beit3_vqa.engine.build import Parts
+from beit3_vqa.errors import ImageError, InputError
+from beit3_vqa.runtime import distributed, memory
+from beit3_vqa.runtime.memory import NotEnoughMemory
+from beit3_vqa.runtime.precision import in_float32
+
+Sample = tuple[Example, dict[str, Any]]
+
+SHARE = 0.85  # of the memory that is free; the rest is for what varies from batch to batch, and for others
+DRY_RUN_SHARE = 0.95  # the same where the number is the user's own
+TRIED = (1, 2, 4)  # examples: the first pays for what is done once, the others tell what one more costs
+LOOKED_AT = 2000  # rows among which the longest text is looked for
+MOMENTS = 2  # of AdamW, each as large as the weights that are trained
+
+
+def with_batch_size(parts: Parts) -> Parts:
+    """The parts of a run with `batch_size` and `update_freq` settled, and what was chosen said.
+
+    The step is what was asked for, whatever fits into memory: a mean over the same examples, in more forward passes.
+
+    Raises:
+        InputError: an effective batch that can't be made of such batches, or memory for not one example; for a dry run,
+            also for less than a batch.
+    """
+    given = parts.config.optim.batch_size != AUTO
+    parts = _with_size_settled(parts)
+    if given and parts.config.run.dry_run:
+        _require_fitting(parts)
+    return parts
+
+
+def _with_size_settled(parts: Parts) -> Parts:
+    options = parts.config.optim
+    per_process = _examples_per_process(parts)
+    if options.batch_size != AUTO:
+        if options.effective_batch_size is None:
+            return parts
+        if per_process % options.batch_size:
+            raise InputError(
+                f"--effective_batch_size {options.effective_batch_size}: {per_process} examples in each process can't "
+                f"be made of batches of {options.batch_size}; choose a divisor for --batch_size, or write auto."
+            )
+        return _settled(parts, options.batch_size, per_process)
+    if parts.task.compares_rows:
+        raise InputError(
+            f"--batch_size auto: the loss of {parts.task.name} compares the rows of a forward pass with each other, so "
+            "their number is part of the recipe; give it."
+        )
+    device = parts.precision.device
+    if not memory.can_measure(device):
+        raise InputError(f"--batch_size auto: memory can't be measured on {device}; give a number.")
+    fitting = min(distributed.gathered(_largest_that_fits(parts, per_process)))
+    if not fitting:
+        raise InputError(
+            "--batch_size auto: not one example fits into memory. Try --checkpoint_activations, --precision bf16, or "
+            "a smaller model."
+        )
+    batch_size = next(size for size in range(fitting, 0, -1) if per_process % size == 0)
+    print(f"--batch_size auto: {fitting} fit; batches of {batch_size}, {per_process // batch_size} a step")
+    return _settled(parts, batch_size, per_process)
+
+
+def _examples_per_process(parts: Parts) -> int:
+    options, processes = parts.config.optim, distributed.size()
+    wanted = options.effective_batch_size
+    if wanted is None:
+        return (options.batch_size or BATCH_SIZE) * options.update_freq
+    if "update_freq" in parts.config.given:
+        raise InputError("--effective_batch_size and --update_freq say the same in two ways; leave one out.")
+    if wanted % processes:
+        raise InputError(f"--effective_batch_size {wanted}: can't be shared evenly by {processes} processes.")
+    return wanted // processes
+
+
+def _settled(parts: Parts, batch_size: int, per_process: int) -> Parts:
+    parts.config = parts.config.updated({"batch_size": batch_size, "update_freq": per_process // batch_size})
+    return parts
+
+
+def _largest_that_fits(parts: Parts, most: int) -> int:
+    """The number of examples, `most` at most, whose forward and backward pass fits; 0: not even one does.
+
+    A few examples are tried, the peak is a straight line through what they took. On a GPU the number that this gives is
+    tried too, since there a step that doesn't fit can be taken back; on a CPU it would end the process.
+    """
+    with _tried(parts, most, SHARE) as tried:
+        fitting, largest = tried.fitting(most), max(tried.peaks, default=0)
+        on_gpu = parts.precision.device.type == "cuda"
+        while on_gpu and fitting > largest and _peak(parts, tried.samples, fitting) > tried.room:
+            fitting = max(largest, int(fitting * 0.9))
+        return fitting
+
+
+def _require_fitting(parts: Parts) -> None:
+    """InputError where a step of the batch that was asked for would take more memory than there is.
+
+    A CPU's kernel would end the process without a word, and perhaps another one with it.
+    """
+    count, device = parts.config.optim.batch_size, parts.precision.device
+    if distributed.size() > 1 or not memory.can_measure(device):
+        return
+    with _tried(parts, count, DRY_RUN_SHARE) as tried:
+        fitting = tried.fitting(count)
+        if device.type == "cuda" and fitting == count and _peak(parts, tried.samples, count) > tried.room:
+            fitting = count - 1
+    if fitting < count:
+        raise InputError(
+            f"--dry_run: batches of {count} would take about {(tried.peak(count) + tried.later) / 2**30:,.1f} GiB of "
+            f"memory, of which {max(0, tried.room + tried.later) / 2**30:,.1f} GiB can be taken. "
+            f"{f'Batches of {fitting} fit' if fitting else 'Not one example fits'}. Try --batch_size auto, "
+            "--checkpoint_activations, --precision bf16, or a smaller model."
+        )
+
+
+@dataclass
+class _Tried:
+    """What a few examples took, and what there is.
+
+    Attributes:
+        samples: of which batches are made.
+        room: bytes that a forward and backward pass may take, the weights and gradients included.
+        later: bytes that are taken after it, of the optimizer and a moving average.
+        start: bytes of those alone.
+        peaks: number of examples -> bytes.
+        limit: more examples than this have been seen not to fit.
+    """
+
+    samples: list[Sample]
+    room: float
+    later: float
+    start: float
+    peaks: dict[int, float]
+    limit: float = math.inf
+
+    def peak(self, count: int) -> float:
+        """Return the bytes that so many examples take, by a straight line through the two largest batches tried."""
+        most, peak, slope = self._line()
+        return peak + (count - most) * slope
+
+    def fitting(self, most: int) -> int:
+        """Return the largest number of examples, `most` at most, that fits by that line."""
+        count, peak, slope = self._line()
+        return int(max(0, min(most, self.limit, count + (self.room - peak) / slope)))
+
+    def _line(self) -> tuple[int, float, float]:
+        points = [(0, self.start), *sorted(self.peaks.items())][-2:]
+        (less, before), (more, after) = points[0], points[-1]
+        return more, after, max(1.0, (after - before) / max(1, more - less))
+
+
+@contextmanager
+def _tried(parts: Parts, most: int, share: float) -> Iterator[_Tried]:
+    """A context in which a few examples, `most` at most, have been tried.
+
+    Args:
+        parts: whose model is moved to its device.
+        most: examples.
+        share: of the memory that is free, which may be taken.
+    """
+    device = parts.precision.device
+    parts.model.to(device)
+    samples = _longest(parts.task.dataset("train", parts.processor, training=True), most)
+    trained = sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
+    in_use = memory.in_use(device)
+    # The gradients are there for the peaks; what comes later is the optimizer's, and a moving average.
+    later = trained * (MOMENTS + int(parts.config.optim.model_ema))
+    tried = _Tried(samples, share * (memory.free(device) + in_use) - later, later, in_use + trained, {})
+    try:
+        for count in (n for n in TRIED if n <= most):
+            if device.type != "cuda" and tried.peak(count) > tried.room:  # trying it would end the process
+                break
+            peak = _peak(parts, samples, count)
+            if peak == math.inf:
+                tried.limit = max(tried.peaks, default=0)
+                break
+            tried.peaks[count] = peak
+        yield tried
+    finally:
+        parts.model.zero_grad(set_to_none=True)
+
+
+def _longest(dataset: IndexDataset, count: int) -> list[Sample]:
+    """So many rows, as the processor made them: those with the longest texts of many, of an image each where it can be.
+
+    A family may compute what is the same only once, so they mustn't be copies of one.
+    """
+    places = range(0, len(dataset), -(-len(dataset) // LOOKED_AT))
+    length = {place: _length(dataset.example(place)) for place in places}
+    samples: list[Sample] = []
+    images: set[str] = set()
+    for place in sorted(places, key=length.__getitem__, reverse=True):
+        image = dataset.example(place).image_path
+        if image in images:
+            continue
+        images.add(image)
+        with suppress(ImageError):  # the loader will name it
+            samples.append(dataset[(0, 0, place)])
+        if len(samples) == count:
+            break
+    if not samples:
+        raise InputError("--batch_size auto: none of the training images that were tried can be read.")
+    return samples
+
+
+def _length(example: Example) -> int:
+    return len(example.question) + len(example.token_ids or ()) + sum(map(len, example.choices))
+
+
+def _peak(parts: Parts, samples: list[Sample], count: int) -> float:
+    """Bytes at the most while `count` examples go forward and backward; infinity where they don't fit."""
+    examples, tensors = zip(*itertools.islice(itertools.cycle(samples), count), strict=True)
+    batch = Batch(parts.task.collate(tensors, parts.processor), examples, counted=count)
+    batch = parts.task.finish(batch, tensors)
+
+    def step() -> None:
+        on_device = batch.to(parts.precision.device)
+        with parts.precision.autocast():
+            outputs = parts.model(**on_device.inputs)
+        parts.precision.scaler.scale(parts.task.loss(in_float32(outputs), on_device)).backward()
+
+    parts.model.train()
+    try:
+        return memory.peak_of(step, parts.precision.device)
+    except NotEnoughMemory:
+        return math.inf
+    finally:
+        torch.cuda.empty_cache()

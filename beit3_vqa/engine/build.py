@@ -1,0 +1,279 @@
+"""Puts the parts of a run together: task, family, processor, model, loaders, and the weights to answer with."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from beit3_vqa.config.config import GROUP_OF, RunConfig
+from beit3_vqa.config.resolve import with_family_defaults
+from beit3_vqa.data.bad_images import BadImages
+from beit3_vqa.data.dataset import IndexDataset, InOrders
+from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
+from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.types import Example
+from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
+from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
+from beit3_vqa.errors import ImageError, InputError, one_line
+from beit3_vqa.models.base import Family, Processor, TaskShape
+from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
+from beit3_vqa.models.families import family_key, find_family
+from beit3_vqa.runtime import memory
+from beit3_vqa.runtime.files import is_file
+from beit3_vqa.runtime.precision import Precision, pick_device
+from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks.base import Task
+
+
+@dataclass
+class Parts:
+    """A run's parts, the model without weights of its own yet."""
+
+    config: RunConfig
+    task: Task
+    family: Family
+    processor: Processor
+    model: Any
+    precision: Precision
+    bad_images: BadImages = field(default_factory=BadImages)
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)  # of the splits that `loader` has seen
+
+    def loader(self, split: str, *, training: bool = False) -> BatchLoader:
+        """Batches of a split; says how long its texts are."""
+        maker = FingerprintMaker()
+        loader = self._loader(self.task.dataset(split, self.processor, training=training), split, training, maker)
+        self.fingerprints[split] = maker.done()
+        return loader
+
+    def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, InOrders]:
+        """Batches of a split for evaluation, each question in every order of its options that `mode` has, and it."""
+        dataset = InOrders(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
+        label = split + (", blind" if blind else "") + (", options in other orders too" if mode != "none" else "")
+        return self._loader(dataset, label, training=False), dataset
+
+    def _loader(self, dataset: Any, label: str, training: bool, maker: FingerprintMaker | None = None) -> BatchLoader:
+        config = self.config
+        examples = _with_images(dataset, self.bad_images)
+        print(f"{label}: {len(dataset)} {self.task.unit}{self._texts(maker.watch(examples) if maker else examples)}")
+        balanced = training and config.data.balance_answers > 0
+        return BatchLoader(
+            dataset,
+            partial(self.task.collate, processor=self.processor),
+            config.optim.batch_size if training else config.eval_batch_size,
+            shuffle=training,
+            seed=config.run.seed,
+            weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
+            finish=self.task.finish if training else None,
+            num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
+            pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
+            bad_images=self.bad_images,
+        )
+
+    def _texts(self, examples: Iterator[Example]) -> str:
+        """What there is to say of the texts of a split; looks at every example in any case."""
+        texts = (text for example in examples for text in self.task.measured(example))
+        if not self.task.inputs.text:
+            deque(texts, maxlen=0)
+            return ""
+        lengths = self.processor.measure(texts, self.config.model.vocab_size)
+        if not lengths.longest:
+            return ""
+        cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
+        return f", texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
+
+
+def _with_images(dataset: IndexDataset | InOrders, bad_images: BadImages) -> Iterator[Example]:
+    """The examples of a split, one after the other; images that aren't there count as bad ones.
+
+    Raises:
+        InputError: at the end, listing the images that aren't there, if they are more than may be passed over: before
+            hours of training find the first.
+    """
+    row_of: dict[str, str] = {}
+    for index in range(len(dataset)):
+        example = dataset.example(index)
+        for path in example.image_paths:
+            row_of.setdefault(path, example.id)
+        yield example
+    absent = {path: row for path, row in row_of.items() if path not in bad_images and not is_file(path)}
+    if len(absent) > bad_images.left:
+        problems = sorted(f"row {row}: {path}" for path, row in absent.items())
+        raise InputError.of_problems("images that aren't there:", problems, "Is --image_root right?")
+    for path, row in absent.items():
+        bad_images.add(ImageError(f"row {one_line(row)}: image {path!r} doesn't exist", path))
+
+
+def assemble(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Parts:
+    """Everything of a run but its weights and its data.
+
+    Args:
+        config: the run's options.
+        task: what is learned.
+        checkpoint: the file that is to be loaded; the tokenizer beside it is the right one.
+
+    Raises:
+        InputError: options that contradict each other, or a model that can't be in the checkpoint or in memory.
+    """
+    device = pick_device(config.compute.device)
+    family = _family(config, task)
+    if config.model.input_size not in (None, family.img_size):
+        raise InputError(
+            f"--input_size {config.model.input_size} contradicts --model {config.model.model}, which is for "
+            f"{family.img_size} pixels. Change the model's name; --input_size isn't needed."
+        )
+    _require_possible(family, checkpoint)  # before anything is made whose size the model's name says
+    torch.manual_seed(config.run.seed)
+    wanted = config.compute.precision
+    precision = Precision(family.auto_precision.get(device.type, wanted) if wanted == "auto" else wanted, device)
+    _tell_unused(config, family, task)
+    processor = family.processor(checkpoint.parent if checkpoint else None)
+    bad_images = BadImages(config.data.skip_bad_images)
+    return Parts(config, task, family, processor, family.build(precision), precision, bad_images)
+
+
+def _family(config: RunConfig, task: Task) -> Family:
+    outputs_are_options = task.answers_are_options and task.outputs == task.num_classes
+    shape = TaskShape(task.name, task.outputs, outputs_are_options, task.head, task.inputs)
+    return find_family(config.model.model)(config, shape)
+
+
+def _require_possible(family: Family, checkpoint: Path | None) -> int:
+    """Return the model's parameters; InputError where the checkpoint can't hold them, or memory can't."""
+    skeleton = family.skeleton()
+    name = family.config.model.model
+    saved = sum(value.numel() for value in skeleton.state_dict().values())
+    # No type has less than a byte; twice, since image positions may be interpolated to a higher resolution.
+    if checkpoint is not None and saved > 2 * (size := checkpoint.stat().st_size):
+        raise InputError(
+            f"{checkpoint}: has {size:,} bytes, too few for the {saved:,} numbers of a {name} with the sizes that the "
+            "checkpoint says. It is damaged, or of another model."
+        )
+    needed = sum(value.numel() * value.element_size() for value in skeleton.parameters())
+    main_memory = torch.device("cpu")  # where a model is made
+    if memory.can_measure(main_memory) and needed > (free := memory.free(main_memory)):
+        raise InputError(
+            f"--model {name}: its weights alone take {needed / 2**30:,.1f} GiB of memory, of which "
+            f"{free / 2**30:,.1f} GiB are free. Is the name right?"
+        )
+    return sum(parameter.numel() for parameter in skeleton.parameters())
+
+
+def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
+    """Says which of the options that were given mean nothing to the family, or to the task."""
+    before, values = RunConfig().flat(), config.flat()
+    given = sorted(name for name in config.given if values[name] != before[name])  # a config.json gives all of them
+    for name in given:
+        if GROUP_OF[name] == "of_task" and name not in task.own_options:
+            print(f"--{name} has no effect on --task {task.name}")
+    for name in given:
+        if name in family.unused:
+            print(f"--{name} has no effect on {config.model.model}")
+
+
+def with_task_defaults(config: RunConfig) -> RunConfig:
+    """The options with the task's own defaults in the place of those that weren't given."""
+    defaults = find_task(config.run.task).defaults
+    return config.updated({name: value for name, value in defaults.items() if name not in config.given})
+
+
+def make_task(config: RunConfig) -> Task:
+    """The task of `--task` on the data of `--data_path`."""
+    return find_task(config.run.task).from_folder(config)
+
+
+def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
+    """The checkpoint of `--resume`, of `--finetune`, or the best of the output folder, and the flag that named it."""
+    if config.run.resume:
+        return Path(config.run.resume), "--resume"
+    if config.init.finetune:
+        return Path(config.init.finetune), "--finetune"
+    best = Path(config.run.output_dir) / BEST
+    if config.run.output_dir and best.is_file():
+        return best, "--resume"
+    theirs = deepspeed_weights(Path(config.run.output_dir)) if config.run.output_dir else []
+    there = f" {config.run.output_dir} holds {theirs[-1]}, of a run with DeepSpeed." if theirs else ""
+    raise InputError(f"--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.{there}")
+
+
+def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str) -> RunConfig:
+    """The run's options with the model's taken from the checkpoint `where`, where they weren't given."""
+    saved = {name: value for name, value in options_of(content).items() if name not in ("input_size", "num_classes")}
+    if saved and "vqa_loss" not in saved and find_task(config.run.task).takes_vqa_loss:
+        saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
+        if "vqa_loss" not in config.given:
+            print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
+    config = config.with_model_of(saved, where)
+    before = saved.get("model")
+    if isinstance(before, str) and before.split("_")[0] != family_key(config.model.model):
+        raise InputError(
+            f"{where} is a {before}, --model says {config.model.model}: no weight of the one fits the other. Give the "
+            "run another --output_dir, or start over with --no_auto_resume."
+        )
+    return with_family_defaults(config, settled=frozenset(saved))
+
+
+def evaluation_of_checkpoint(config: RunConfig) -> tuple[RunConfig, int]:
+    """The options of an evaluation on the task that its checkpoint is of, and the parameters that it would load.
+
+    No weight is loaded for that.
+
+    Raises:
+        InputError: as evaluation would: no such checkpoint, a damaged one, data that don't fit.
+    """
+    path, flag = checkpoint_to_evaluate(config)
+    content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
+    saved = options_of(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
+    config = config.updated({"task": saved} if isinstance(saved, str) else {})
+    evaluated = config_of_checkpoint(with_task_defaults(config), content, f"{flag} {path}")
+    return config, _require_possible(_family(evaluated, make_task(evaluated)), path)
+
+
+def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
+    """The weights to answer with: those of `--model_key` if it was given, else the moving average if there is one.
+
+    Args:
+        parts: whose model is filled.
+        content: of the checkpoint.
+        where: its name, for messages.
+        exact: every weight must fit; else what `--finetune` mends is mended, but the head must be there.
+
+    Raises:
+        InputError: weights that don't fit.
+    """
+    weights = asked_weights(content, parts.config, where, first="model_ema")
+    if exact:
+        load_weights(parts.model, weights, where, "Was another model asked for than it is of? Else it is damaged.")
+        return
+    missing = parts.family.load_pretrained(parts.model, weights, where)
+    if missing:
+        raise InputError(
+            f"{where}: lacks {', '.join(missing[:4])}, so there is nothing to evaluate. Train first, or give a "
+            "checkpoint that was fine-tuned on these answers."
+        )
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any], where: str, advice: str) -> None:
+    """A state dict that must fit exactly.
+
+    Args:
+        model: to be filled.
+        weights: the state dict.
+        where: the checkpoint's name, for messages.
+        advice: what to do where it doesn't fit.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    problems = mismatches(model.state_dict(), weights)
+    if problems:
+        raise InputError.of_problems(
+            f"{where} doesn't fit the model:",
+            problems,
+            advice,
+        )
+    model.load_state_dict(weights)

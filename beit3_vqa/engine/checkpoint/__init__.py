@@ -1,0 +1,1 @@
+"""Checkpoints: reading, writing, checking, and going on from one."""

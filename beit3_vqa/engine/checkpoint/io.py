@@ -1,0 +1,224 @@
+"""Checkpoints: read from anybody, written whole, found again."""
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+
+from beit3_vqa.engine.checkpoint.folder import manifest_file
+from beit3_vqa.engine.checkpoint.manifest import HashingFile, damage, opened_by_others, write_manifest
+from beit3_vqa.errors import InputError, nearest, short
+from beit3_vqa.runtime.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there
+from beit3_vqa.runtime.tensors import is_packed
+
+# How torch says that a pickle wants to import or run something.
+_REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
+# What only going on with the training needs: large, and in other programs' files often of classes of their own.
+_TRAINING_ONLY = ("optimizer", "random_state", "random_states")
+
+
+class _NumpyDtype:
+    """Stand in for numpy.dtype in a pickle: remember the kind of number, and call nothing of numpy's.
+
+    numpy's own constructor may hand out the one float64 that all of a process shares, whose byte order a hostile file
+    could then change; and its scalars of kind `object` are pickles inside the pickle.
+    """
+
+    def __init__(self, code: Any, *flags: Any):
+        if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)|[US][1-9]\d{0,4}", code):
+            raise pickle.UnpicklingError(f"unsupported class: a number of numpy's kind {short(code)}")
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = state[1]
+
+
+def _number(dtype: Any, data: Any) -> Any:
+    """Return a numpy scalar of a pickle as Python's own bool, int, float, complex, str or bytes."""
+    if not isinstance(dtype, _NumpyDtype) or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("unsupported class: a numpy scalar of no kind of number")
+    kind = np.dtype(dtype.order + dtype.code)
+    if len(data) != kind.itemsize:
+        raise pickle.UnpicklingError(f"a numpy scalar of {len(data)} bytes, not {kind.itemsize}")
+    return np.frombuffer(data, kind)[0].item()
+
+
+def _called(name: str, stand_in: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `stand_in` under the full name that a pickle calls it by, where torch looks for it."""
+    stand_in.__module__, _, stand_in.__qualname__ = name.rpartition(".")
+    stand_in.__name__ = stand_in.__qualname__
+    return stand_in
+
+
+# Learning rates of upstream's schedule are numpy's float64, in every checkpoint of mixed precision. Since numpy 2 its
+# module has another name.
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    _called("numpy.dtype", _NumpyDtype),
+    _called("numpy.core.multiarray.scalar", lambda dtype, data: _number(dtype, data)),
+    _called("numpy._core.multiarray.scalar", lambda dtype, data: _number(dtype, data)),
+]
+_PLAIN_NAMES = {f"{item.__module__}.{item.__qualname__}" for item in _PLAIN}
+# What to do about it. `--checkpoint` is of commands that read this package's own checkpoints alone.
+_TRUST = "If you trust the file, add --trust_checkpoint."
+_OF_CODE = {
+    "--checkpoint": "Checkpoints of this package hold plain data only, so it is none, or was tampered with.",
+}
+
+
+def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:
+    """Writes a checkpoint under its name only when all of it is on disk, and its JSON beside it.
+
+    Args:
+        path: the file.
+        content: tensors and plain data.
+        about: plain data for the JSON.
+
+    Raises:
+        InputError: it can't be written there; what was there before still is.
+    """
+    with replacing(path) as file:
+        written = HashingFile(file)
+        try:
+            torch.save(content, cast(IO[bytes], written))  # it needs no more than to write
+        except RuntimeError:
+            if written.error is None:
+                raise
+            raise written.error from None
+        # From here on the old JSON would be the new file's.
+        manifest_file(path).unlink(missing_ok=True)
+    write_manifest(path, written, about or {})
+
+
+def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint file, tensors in main memory.
+
+    Args:
+        path: the file.
+        flag: the option that named it, for messages.
+        trust: run what the file brings if it holds more than plain data and `argparse.Namespace`; ask
+            `RunConfig.trusts`.
+        mapped: leave tensors in the file until they are looked at, and the optimizer out, for whoever wants the rest.
+
+    Raises:
+        InputError: no such file, not a checkpoint, cut short, changed since it was written, or more than plain data
+            without `trust`.
+    """
+    path = Path(path)
+    opened = opened_by_others(path)
+    if opened:
+        raise InputError(f"{flag} {path}: {opened}")
+    if not is_file(path):
+        raise InputError(_missing(flag, path))
+    if is_packed(path):
+        raise InputError(f"{flag} {path}: is a packed zip archive, which torch.save never writes; unpack it first.")
+    problem = damage(path)
+    if problem:
+        raise InputError(f"{flag} {path} is damaged: {problem}.")
+    try:
+        mmap = mapped and zipfile.is_zipfile(path)  # the format before torch 1.6 can't be mapped
+        with torch.serialization.safe_globals(_PLAIN):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        foreign = _foreign_names(path, error)
+        if not foreign:
+            raise InputError(_broken(flag, path)) from error
+        more = f"holds more than weights and plain data ({foreign})"
+        if not trust:
+            raise InputError(
+                f"{flag} {path}: {more}, which would run code of whoever made it. {_OF_CODE.get(flag, _TRUST)}"
+            ) from error
+        print(f"{flag} {path}: {more}; read in full, its code is run, as a trusted file.")
+        content = _read_trusted(path, flag)
+    except Exception as error:  # a damaged file makes torch raise anything
+        raise InputError(_broken(flag, path)) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint.")
+    return {name: value for name, value in content.items() if not mapped or name not in _TRAINING_ONLY}
+
+
+def _read_trusted(path: Path, flag: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # a pickle may raise anything
+        raise InputError(_broken(flag, path)) from error
+
+
+def _missing(flag: str, path: Path) -> str:
+    if is_address(path):
+        return f"{flag} {fetch_first(path)}"
+    folder = path if is_folder(path) else path.parent
+    siblings = sorted(str(other) for other in folder.glob("*.pt*")) if is_folder(folder) else []
+    there = f" Checkpoints there: {', '.join(siblings[:8])}." if siblings else ""
+    if folder == path:
+        return f"{flag} {path}: is a folder; name a checkpoint in it.{there}"
+    if other := what_is_there(path):
+        return f"{flag} {path}: is {other}; name a checkpoint."
+    return f"{flag} {path}: no such file.{nearest(str(path), siblings)}{there}"
+
+
+def _broken(flag: str, path: Path) -> str:
+    """What a file that torch can't read may be, by its first bytes and its length."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    reason = "it isn't a PyTorch file, or is damaged"
+    if size == 0:
+        reason = "it is empty"
+    elif start.startswith(b"pk"):
+        reason = "it begins as one but is cut short or damaged; copy or download it again"
+    elif start.startswith(b"version https://git-lfs"):
+        reason = "it only points to the real one; fetch that with `git lfs pull`"
+    elif start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        reason = "it is a web page; download the file itself"
+    return f"{flag} {path} ({size:,} bytes) isn't a readable checkpoint: {reason}."
+
+
+def _foreign_names(path: Path, error: Exception) -> str:
+    """Return what a pickle wants to import beside plain data; empty where it is something else that is wrong."""
+    try:
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _PLAIN_NAMES
+    except Exception:  # it reads zip files only, and raises anything on a damaged one
+        names = set()
+    refused = any(hint in str(error).lower() for hint in _REFUSED)
+    return ", ".join(sorted(names)) or ("other objects" if refused else "")
+
+
+def options_of(content: dict[str, Any]) -> dict[str, Any]:
+    """The options (flat) that a checkpoint was trained with: a dict of ours, a Namespace of upstream's, or none.
+
+    Values that no option has (tensors, lists in lists) come as their short form: such text fits no option, so that
+    whoever needs the value refuses it.
+    """
+    options = content.get("args", {})
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    if not isinstance(options, dict):
+        return {}
+    return {name: value if _is_option(value) else short(value) for name, value in options.items()}
+
+
+def _is_option(value: Any) -> bool:
+    plain = (type(None), bool, int, float, str)
+    return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(isinstance(v, plain) for v in value))
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's generators, as plain tensors."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restores what `random_state` gave; GPUs only where their number is the same."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,235 @@
+"""The readable JSON beside a checkpoint, and whether the checkpoint is still what was written."""
+
+import hashlib
+import json
+import platform
+import shlex
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from beit3_vqa.config.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from beit3_vqa.engine.checkpoint.folder import manifest_file
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, require_bounded, stale_temporaries, write_text
+from beit3_vqa.runtime.tensors import is_packed
+
+# A checkpoint file's outside: torch's format is a zip archive whose entries are stored as they are.
+
+PICKLE = "data.pkl"  # the entry that makes an archive torch's
+
+
+def opened_by_others(path: Path) -> str:
+    """Say what happened where a browser or an archive program took a checkpoint for an archive; empty: nothing did.
+
+    Some unpack what they download, and a user who finds a folder packs it again, compressed.
+    """
+    if not is_folder(path) and not is_file(path):  # a pipe, say, which would be waited for
+        return ""
+    folders = [path, *path.glob("*/")] if is_folder(path) else [path.parent] if path.name == PICKLE else []
+    inside = next(
+        (folder for folder in folders if (folder / PICKLE).is_file() and (folder / "version").is_file()), None
+    )
+    if inside is not None:
+        what, folder = "is an unpacked checkpoint", inside.resolve()
+        archive = f"{path.name if path.is_dir() else folder.name}.pth"
+        above, archive, name = (shlex.quote(str(part)) for part in (folder.parent, archive, folder.name))
+        pack = f"cd {above} && zip -0 -r -D {archive} {name}"
+    elif is_packed(path) and any(name.rpartition("/")[2] == PICKLE for name in _names(path)):
+        what = "is a packed zip archive, of a checkpoint that somebody unpacked"
+        pack = "unzip it, and in the folder that it made, zip -0 -r -D checkpoint.pth *"
+    else:
+        return ""
+    return (
+        f"{what}: torch's files are zip archives, which must stay as they are. Download or copy the file anew without "
+        f"opening it (a .zip that a browser made of it may just be renamed to .pth), or pack it again without "
+        f"compression: {pack}"
+    )
+
+
+def _names(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+_PACKAGES = ("beit3_vqa", "torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
+MAX_MANIFEST = 10_000_000  # bytes
+ROLLING = "rolling"  # whether it is only kept until the next one is there
+TEMPERATURE = "temperature"  # what logits are to be divided by, found by --temperature fit
+
+
+class HashingFile:
+    """A file being written that knows the size and the SHA-256 of what went into it.
+
+    Args:
+        file: written from its beginning to its end.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.bytes = 0
+        self.error: OSError | None = None
+        self._hash = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Writes bytes; keeps the error if it can't, since torch.save hides it behind one of its own."""
+        try:
+            written = self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._hash.update(data)
+        self.bytes += written
+        return written
+
+    def flush(self) -> None:
+        """Flushes the file."""
+        self.file.flush()
+
+    @property
+    def sha256(self) -> str:
+        """Checksum so far, in hexadecimal digits."""
+        return self._hash.hexdigest()
+
+
+def write_manifest(path: Path, written: HashingFile, about: dict[str, Any]) -> None:
+    """Writes the JSON beside the checkpoint `path`.
+
+    Args:
+        path: the checkpoint.
+        written: the file as it was written.
+        about: plain data for people: epoch, step, score, options.
+    """
+    content = {
+        "file": path.name,
+        "bytes": written.bytes,
+        "sha256": written.sha256,
+        **about,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+    }
+    write_text(manifest_file(path), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its source
+        return None
+
+
+def read_temperature(path: Path) -> float | None:
+    """The temperature kept beside the checkpoint `path`; None where there is none.
+
+    Raises:
+        InputError: the JSON holds something else under that name.
+    """
+    value = _read(path).get(TEMPERATURE)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:
+        raise InputError(
+            f"{manifest_file(path)}: {TEMPERATURE} {short(value)} must be a number from {LOWEST_TEMPERATURE} to "
+            f"{HIGHEST_TEMPERATURE:,}. Fit it again (`beit3-vqa finetune --eval --split val --temperature fit`), "
+            "or delete the line."
+        )
+    return float(value)
+
+
+def keep_temperature(path: Path, temperature: float, fit: dict[str, Any]) -> Path:
+    """Keeps a temperature, and how it was found, in the JSON beside the checkpoint `path`, whose path it returns.
+
+    Raises:
+        InputError: there is no such JSON, or it can't be written; what was there before still is.
+    """
+    content = {**require_manifest(path), TEMPERATURE: temperature, "temperature_fit": fit}
+    return write_text(manifest_file(path), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_rolling(path: Path) -> bool:
+    """Return whether the checkpoint was only to be kept until the next one is there."""
+    return _read(path).get(ROLLING) is True
+
+
+def require_manifest(path: Path) -> dict[str, Any]:
+    """The JSON beside the checkpoint `path`; InputError where it isn't there or isn't the checkpoint's."""
+    content = _read(path)
+    if not _identity(content):
+        raise InputError(
+            f"{manifest_file(path)} isn't the JSON that is written beside a checkpoint, so a temperature can't be kept "
+            "there. Fit it on one of your own checkpoints, or give the number with each --eval."
+        )
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON beside a checkpoint; empty where there is none that can be read."""
+    try:
+        require_bounded(manifest_file(path), MAX_MANIFEST)
+        content = json.loads(manifest_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, InputError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _identity(content: dict[str, Any]) -> tuple[int, str] | None:
+    """Size and checksum; None where one isn't there."""
+    size, sha256 = content.get("bytes"), content.get("sha256")
+    return (size, sha256) if isinstance(size, int) and isinstance(sha256, str) else None
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint file; empty where it is what was written.
+
+    The JSON beside it says size and SHA-256. Without one, the checksums inside the file are looked at, which torch
+    writes but doesn't check; files of the format before torch 1.6 have none.
+    """
+    expected = _identity(_read(path))
+    if expected is None:
+        return _bad_record(path)
+    size, sha256 = expected
+    advice = f"if the file was replaced on purpose, delete {manifest_file(path).name}"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size:,} bytes, {size:,} were written; {advice}"
+    if file_sha256(path) != sha256:
+        return f"its bytes have changed since it was written (SHA-256); {advice}"
+    return ""
+
+
+def finish_renames(folder: Path) -> None:
+    """Give checkpoints and log.txt their names where a process was killed just before it did, or in the middle of it.
+
+    On some network drives a file that takes another's name isn't there for a moment, or is copied.
+    """
+    for temporary in stale_temporaries(folder):
+        path = folder / temporary.name.lstrip(".").rsplit(".", 2)[0]
+        is_whole = {".pth": _is_whole, ".txt": Path.exists}.get(path.suffix)
+        if is_whole is not None and is_whole(temporary) and not is_whole(path):
+            manifest_file(path).unlink(missing_ok=True)  # of the one before
+            temporary.replace(path)
+            print(f"{path}: was written, but hadn't got its name yet", flush=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # a damaged file makes zipfile raise anything
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a checkpoint that isn't damaged: the one beside it, or the file's own where there is none."""
+    expected = _identity(_read(path))
+    return expected[1] if expected else file_sha256(path)
+
+
+def _bad_record(path: Path) -> str:
+    try:
+        if not zipfile.is_zipfile(path) or is_packed(path):
+            return ""
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception:  # a damaged directory makes zipfile raise anything; whoever reads the file says what it is
+        return ""
+    return f"its part {bad} isn't what was written (CRC-32)" if bad else ""

@@ -1,0 +1,288 @@
+"""Going on from a checkpoint: what comes back from it, what must agree with it, and what may have changed since."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beit3_vqa.config.config import RunConfig
+from beit3_vqa.data.index import split_files
+from beit3_vqa.engine.build import Parts, load_weights
+from beit3_vqa.engine.checkpoint.folder import checkpoints, tell_deepspeed
+from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint, set_random_state
+from beit3_vqa.engine.checkpoint.same_run import (
+    begins_anew,
+    check_beginning,
+    check_same_data,
+    check_same_fold,
+    check_same_run,
+    tell_changes,
+)
+from beit3_vqa.engine.checkpoint.save import InsideEpoch
+from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.loop import steps_per_epoch
+from beit3_vqa.engine.optim import load_optimizer, make_schedule
+from beit3_vqa.engine.trainer import Training, make_ema
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.beit3.pretrained import mismatches, weights_of
+from beit3_vqa.runtime import distributed
+from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks.base import Task
+
+Read = Callable[[Path], dict[str, Any]]
+
+
+def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, and what it holds: of `--resume`, else the newest in `--output_dir`; None: no run.
+
+    With several processes the main one looks, and all of them read what it found.
+
+    Raises:
+        InputError: `--resume` can't be read, or nothing in `--output_dir` can.
+    """
+    contents: dict[Path, dict[str, Any]] = {}  # of the last one that was read: they are large
+
+    def read(path: Path) -> dict[str, Any]:
+        if path not in contents:
+            contents.clear()
+            contents[path] = _read(path, config.run.resume_weights_only, trust=config.trusts(path))
+        return contents[path]
+
+    path = distributed.decided(lambda: _find(config, read))
+    if path is None:
+        return None
+    if not distributed.is_main() and not path.is_file():
+        raise InputError(f"{path} isn't there for process {distributed.rank()}: every machine must see --output_dir.")
+    return path, read(path)
+
+
+def _find(config: RunConfig, read: Read) -> Path | None:
+    resume, folder = Path(config.run.resume or "."), Path(config.run.output_dir or ".")
+    in_folder = config.run.auto_resume and config.run.output_dir != "" and folder.is_dir()
+    newest = None
+    if not config.run.resume:
+        newest = _own_newest(folder, read) if in_folder else None
+        if config.run.output_dir:
+            tell_deepspeed(folder, wanted=in_folder and newest is None)
+        if newest is None or begins_anew(config, options_of(read(newest))):
+            check_beginning(config)
+            return None
+    elif in_folder:
+        # Typed again, as one does after a disconnect: what came of FILE is newer than FILE.
+        newest, _ = _newest_whole(folder, read)
+        if newest and read(newest).get("resumed_from") == str(resume.resolve()):
+            print(f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)")
+        else:
+            newest = resume
+    path = newest or resume
+    check_same_run(config, options_of(read(path)), path)
+    return path
+
+
+def _own_newest(folder: Path, read: Read) -> Path | None:
+    """The newest whole checkpoint of a run's own folder; None where it holds none at all."""
+    newest, problems = _newest_whole(folder, read)
+    if newest is None and problems:
+        raise InputError.of_problems(
+            f"--output_dir {folder} holds checkpoints, but none that training can go on from:",
+            problems,
+            "Bring one back from a copy, or start over with --no_auto_resume, which moves them aside.",
+        )
+    return newest
+
+
+def _newest_whole(folder: Path, read: Read) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with those passed over, which is said."""
+    problems: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        problem = _problem_with(path, read)
+        if not problem:
+            return path, problems
+        print(f"passed over: {problem}", flush=True)
+        problems.append(problem)
+    return None, problems
+
+
+def _problem_with(path: Path, read: Read) -> str:
+    try:
+        read(path)
+    except InputError as error:
+        return str(error).removeprefix("--resume ")
+    return ""
+
+
+def _read(path: Path, weights_only: bool, *, trust: bool) -> dict[str, Any]:
+    content = read_checkpoint(path, "--resume", trust=trust)
+    if weights_only:
+        content.pop("optimizer", None)
+    elif "module" in content and "model" not in content:
+        hint = "whose optimizer this one can't go on with; add --resume_weights_only."
+        raise InputError(f"--resume {path}: is of a run with DeepSpeed, {hint}")
+    check_contents(content, f"--resume {path}")
+    return content
+
+
+def restore_weights(parts: Parts, content: dict[str, Any], path: Path) -> None:
+    """The weights, once everything else that must agree with them does.
+
+    Raises:
+        InputError: another answer table, tokenizer, fold or model than the run's.
+    """
+    where = f"--resume {path}"
+    if content.get("epoch") == "best":
+        raise InputError(
+            f"{where}: has no epoch number, as upstream's checkpoint-best.pth; resume from checkpoint-N.pth, or start "
+            "from it with --finetune."
+        )
+    if parts.config.run.resume_weights_only:
+        parts.family.load_pretrained(parts.model, weights_of(content), where)
+        return
+    check_same_answers(parts.task, content, where)
+    check_same_checksums(parts, content)
+    check_same_fold(parts.config, options_of(content))
+    tell_changes(parts.config, content, options_of(content))
+    advice = "Another head or resolution? Start from it with --finetune, or resume with --resume_weights_only."
+    load_weights(parts.model, weights_of(content), where, advice)
+
+
+def restore(run: Training, content: dict[str, Any], path: Path) -> None:
+    """Brings back all else that a checkpoint holds; upstream's hold no best score and no random state.
+
+    Raises:
+        InputError: another optimizer or moving average than the run's, or other data, see `check_same_data`.
+    """
+    parts, where = run.parts, f"--resume {path}"
+    same_val = check_same_data(parts, content, options_of(content), where)
+    if not parts.config.run.resume_weights_only:
+        _restore_optimizer(run, content, where)
+    run.best_is_of_other_data = not same_val
+    if same_val and content.get("task_state") == parts.task.state():
+        run.state.best_score = content.get("best_score")
+        run.state.best_epoch = content.get("best_epoch")
+    if run.ema is not None:
+        _restore_average(run, content, where)
+    run.state.epoch = content["epoch"] + 1 if "epoch" in content else 0
+    run.state.inside = _inside_epoch(run, content)
+    run.state.val_losses = list(content.get("val_losses", []))
+    run.state.resumed_from = content.get("resumed_from", "")
+    if parts.config.run.resume and str(Path(parts.config.run.resume).resolve()) == str(path.resolve()):
+        run.state.resumed_from = str(path.resolve())
+    run.resumed_in = path.parent
+    _restore_random_state(run, content)
+    _tell_new_schedule(run, options_of(content).get("epochs"))
+    inside = run.state.inside
+    part = f" and {inside.examples} of {run.examples} examples of the next" if inside.examples else ""
+    left = max(0, parts.config.optim.epochs - run.state.epoch)
+    print(f"{where}: {run.state.epoch} epochs{part} done, {left} to go")
+
+
+def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
+    """How far the epoch had come; its beginning where the order of its examples is no longer the same."""
+    if "inside_epoch" not in content:
+        return InsideEpoch()
+    inside = InsideEpoch(**content["inside_epoch"])
+    order = {name: value for name, value in run.order.items() if name in inside.order or name != "data"}
+    if inside.order != order:
+        changed = ", ".join(f"{name} {inside.order.get(name)} -> {value}" for name, value in order.items()
+                            if inside.order.get(name) != value)  # fmt: skip
+        print(f"the epoch begins again, since its examples come in another order now ({changed})")
+        return InsideEpoch()
+    options = run.parts.config.optim
+    # As many steps as this run would have made of them: batches may have another size now.
+    inside.steps = steps_per_epoch(inside.examples, options.batch_size, options.update_freq)
+    return inside
+
+
+def _restore_random_state(run: Training, content: dict[str, Any]) -> None:
+    states = content.get("random_states", [content["random_state"]] if "random_state" in content else [])
+    if len(states) == distributed.size():
+        set_random_state(states[distributed.rank()])
+    else:  # another number of processes: none of them can go on where it was
+        torch.manual_seed(hash((run.parts.config.run.seed, run.step, distributed.rank())) % 2**63)
+
+
+def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
+    if "optimizer" not in content:
+        raise InputError(
+            f"{where}: holds weights without an optimizer (checkpoint-best.pth is for evaluation). Resume from "
+            "checkpoint-N.pth, or add --resume_weights_only for a new optimizer."
+        )
+    try:
+        load_optimizer(run.optimizer, content["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{where}: its optimizer has other parameter groups than this run ({error}). Were --layer_decay, "
+            "--task_head_lr_weight or the head changed? --resume_weights_only starts a new optimizer."
+        ) from error
+    if content.get("scaler"):
+        try:
+            run.parts.precision.scaler.load_state_dict(content["scaler"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"{where}: its gradient scaler can't be read ({error}); --resume_weights_only does without."
+            ) from error
+
+
+def _restore_average(run: Training, content: dict[str, Any], where: str) -> None:
+    assert run.ema is not None
+    if not content.get("model_ema") or run.parts.config.run.resume_weights_only:
+        print(f"{where}: has no moving average to go on from; it starts from the weights")
+        run.ema = make_ema(run.parts)
+        return
+    average = weights_of(content, "model_ema")
+    problems = mismatches(run.ema.average, average)
+    if problems:
+        raise InputError.of_problems(
+            f"{where}: its moving average (model_ema) doesn't fit the model:",
+            problems,
+            "The file is damaged; --resume_weights_only starts a new average.",
+        )
+    run.ema.load_state_dict(average)
+
+
+def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
+    """InputError where a checkpoint's outputs mean other answers than the data's, or nothing says what they mean."""
+    if "task_state" not in content:
+        task.vouch(where)
+    elif content["task_state"] != task.state():
+        raise InputError(
+            "the checkpoint was trained with another answer table than the one in --data_path. Its outputs would be "
+            "read as the wrong answers; start from it with --finetune instead."
+        )
+
+
+def check_same_checksums(parts: Parts, content: dict[str, Any]) -> None:
+    """InputError where the tokenizer, or whatever else a checkpoint rests on, isn't the one it was trained with."""
+    for problem in parts.family.foreign_in(content, parts.model, parts.processor):
+        raise InputError(problem)
+
+
+def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
+    """The options of an evaluation; where val is a fold and none was given, the one the checkpoint was validated on.
+
+    Raises:
+        InputError: another fold's validation rows are asked for, which the checkpoint was trained on.
+    """
+    fold = saved.get("fold")
+    if not isinstance(fold, int) or config.run.split != "val":
+        return config
+    if config.data.fold is None:
+        has_val = split_files(Path(config.data.data_path), "val", find_task(config.run.task).files)
+        return config if has_val else config.updated({"fold": fold})
+    if config.data.fold != fold:
+        raise InputError(
+            f"--fold {config.data.fold}: the checkpoint was trained with fold {fold} held out, so it has seen this "
+            f"one's answers. Evaluate it with --fold {fold}."
+        )
+    return config
+
+
+def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:
+    options = run.parts.config.optim
+    if options.sched == "cosine" and epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
+        rate = make_schedule(options, run.steps_per_epoch)(run.state.epoch * run.steps_per_epoch)
+        print(
+            f"--epochs {options.epochs}, not {epochs_before}: the learning rate follows the longer or shorter cosine "
+            f"from here on, at {rate:.2e} of a peak of {options.lr:.2e}"
+        )

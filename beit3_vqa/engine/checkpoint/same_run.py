@@ -1,0 +1,195 @@
+"""Whether a command goes on with the run that a checkpoint is of: its model, its beginning, its fold, its data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beit3_vqa.config.config import GROUP_OF, RunConfig, option_kinds
+from beit3_vqa.data.fingerprint import ANSWER_BITS, EMPTY, Changes, Fingerprint, Numbers, compare
+from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.checkpoint.folder import BEST, is_checkpoint
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.fields import typed
+from beit3_vqa.tasks import find_task
+
+# What decides how a run begins, and nothing after that.
+_BEGINNING = ("finetune", "model_key", "model_prefix", "allow_missing", "init")
+_DATA = "data_rows"  # in a checkpoint
+_EARLIER = "earlier"  # there: rows that were trained on, and that the training split no longer has
+_ADVICE = "--no_auto_resume begins a new run and keeps the old one's files in previous-N; so does another --output_dir."
+
+
+def begins_anew(config: RunConfig, saved: dict[str, Any]) -> bool:
+    """Return whether `--finetune` names a checkpoint of the run in `--output_dir` as the start of a new run."""
+    return _names_own_checkpoint(config) and not _same_file(config.init.finetune, saved.get("finetune"))
+
+
+def check_beginning(config: RunConfig) -> None:
+    """Refuse to begin a run with a checkpoint in whose place its own would come."""
+    named = Path(config.init.finetune)
+    if _names_own_checkpoint(config) and named.name != BEST:
+        raise InputError(
+            f"--finetune {named}: lies in --output_dir, where the new run's own checkpoints would take its place. Give "
+            "the new run another --output_dir, or go on from that checkpoint with --resume."
+        )
+
+
+def _names_own_checkpoint(config: RunConfig) -> bool:
+    named, folder = config.init.finetune, config.run.output_dir
+    if not named or not folder or Path(named).resolve().parent != Path(folder).resolve():
+        return False
+    return Path(named).name == BEST or is_checkpoint(Path(named))
+
+
+def check_same_run(config: RunConfig, saved: dict[str, Any], path: Path) -> None:
+    """Refuse what was given and has no effect on a run that goes on.
+
+    Args:
+        config: the command's options.
+        saved: the options of the run (flat), with its checkpoint.
+        path: the checkpoint.
+
+    Raises:
+        InputError: another model or task than the run's, or another beginning.
+    """
+    advice = f"--resume goes on with a run; leave one of them out. {_ADVICE}" if config.run.resume else _ADVICE
+    task, model = saved.get("task"), saved.get("model")
+    if config.run.resume_weights_only:
+        return
+    if "task" in config.given and isinstance(task, str) and _is_ours(saved) and task != config.run.task:
+        raise InputError(f"--task {config.run.task}: {path} is of a run of {task}. {advice}")
+    if "model" in config.given and isinstance(model, str) and _bare(model, config) != _bare(config.model.model, config):
+        raise InputError(f"--model {config.model.model}: {path} is of a {model}, whose weights don't fit it. {advice}")
+    values = config.flat()
+    for name in _BEGINNING:
+        value, before = values[name], saved.get(name, "")
+        if name not in config.given or value in ("", before) or (name == "finetune" and _same_file(value, before)):
+            continue
+        if name in saved or name == "finetune":
+            began = f"began with --{name} {short(before)}" if before else "began without"
+            raise InputError(f"--{name} {value}: has no effect, since {path} is of a run that {began}. {advice}")
+
+
+def _is_ours(saved: dict[str, Any]) -> bool:
+    return "save_steps" in saved  # an option that upstream doesn't have
+
+
+def _bare(model: str, config: RunConfig) -> str:
+    """Return a model's name without the task at its end."""
+    task = find_task(config.run.task)
+    return model.removesuffix(f"_{task.name}").removesuffix(f"_{task.head}")
+
+
+def _same_file(one: str, other: object) -> bool:
+    return isinstance(other, str) and (one == other or (other != "" and Path(one).resolve() == Path(other).resolve()))
+
+
+def with_beginning_of(config: RunConfig, saved: dict[str, Any], where: str) -> RunConfig:
+    """Return the options with those of the run's beginning, so that config.json says how it began."""
+    if not _is_ours(saved) or config.run.resume_weights_only:
+        return config
+    kinds = option_kinds()
+    values = {name: typed(saved[name], kinds[name], f"its {name}") for name in _BEGINNING if name in saved}
+    try:
+        return config.updated(values)
+    except InputError as error:
+        raise InputError(f"{where} was saved with options that no run can have: {error}") from error
+
+
+def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
+    """Refuse to go on with another fold held out."""
+    if saved.get("fold", config.data.fold) != config.data.fold:
+        raise InputError(
+            f"--fold {config.data.fold}: the run in --output_dir trains with fold {saved['fold']}, so it has seen this "
+            "one's validation rows. Give each fold its own --output_dir."
+        )
+
+
+def tell_changes(config: RunConfig, content: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Print which options of model, data, training and task, and how many processes, differ from the checkpoint's."""
+    own = {"seed", *find_task(config.run.task).own_options}
+    places = {"data_path", "image_root", "trust_checkpoint"} if _DATA in content else {"trust_checkpoint"}
+    changed = [
+        f"{name} {short(saved[name])} -> {value}"
+        for name, value in config.flat().items()
+        if (GROUP_OF[name] in ("model", "init", "data", "optim") or name in own)
+        and name in saved
+        and name not in places
+        and _plain(saved[name]) != _plain(value)
+    ]
+    if content.get("processes", distributed.size()) != distributed.size():
+        changed.append(f"processes {content['processes']} -> {distributed.size()}")
+    if changed:
+        print(f"changed since the checkpoint: {', '.join(changed)}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def data_state(parts: Parts) -> dict[str, Any]:
+    """Return what a checkpoint keeps of the rows that a run has seen."""
+    return {_DATA: {split: parts.fingerprints[split].state() for split in sorted(parts.fingerprints)}}
+
+
+def check_same_data(parts: Parts, content: dict[str, Any], saved: dict[str, Any], where: str) -> bool:
+    """Compare today's rows with those that the checkpoint was trained and validated on, and say what changed.
+
+    Returns:
+        Whether val is still the one that the best score is of. Checkpoints of old versions don't say: it is.
+
+    Raises:
+        InputError: rows of val were trained on, or val is another, without `--data_changed ok`.
+    """
+    if _DATA not in content:
+        return True
+    before = {split: Fingerprint.from_state(state) for split, state in content[_DATA].items()}
+    now, ours = parts.fingerprints, ("train", "val")
+    changes = {split: compare(before.get(split, EMPTY), now.get(split, EMPTY)) for split in ours}
+    _keep_earlier(parts, before)
+    told = [f"{split}: {changes[split].text()}" for split in ours if changes[split].text()]
+    config = parts.config
+    if not told:
+        if "data_path" in saved and saved["data_path"] != config.data.data_path:
+            print(f"--data_path {config.data.data_path}: the same rows as in {short(saved['data_path'])}")
+        return True
+    print(f"the rows of --data_path have changed since the checkpoint; {'; '.join(told)}", flush=True)
+    problems = _problems(before, now, changes["val"], content)
+    if problems and config.run.data_changed != "ok":
+        raise InputError.of_problems(
+            f"{where}: the rows of --data_path have changed since ({'; '.join(told)}):",
+            problems,
+            "Bring the old data back, or begin a new run with another --output_dir or --no_auto_resume. "
+            "--data_changed ok goes on all the same, with a new best score; the best checkpoint so far is kept.",
+        )
+    return changes["val"].same_content
+
+
+def _problems(
+    before: dict[str, Fingerprint], now: dict[str, Fingerprint], val: Changes, content: dict[str, Any]
+) -> list[str]:
+    """Return what would be wrong with going on."""
+    trained = _trained(before) >> np.uint64(ANSWER_BITS)
+    today, old_val = now.get("val", EMPTY), before.get("val", EMPTY)
+    known = old_val.asked[np.isin(old_val.asked, trained)]  # that val shared with train from the beginning
+    leaks = np.setdiff1d(np.concatenate([trained, now.get("train", EMPTY).asked]), known)
+    problems = []
+    if leaked := today.count_in(leaks):
+        problems.append(f"{leaked:,} of {len(today.rows):,} rows of val are trained on (same image, same question)")
+    if not val.same_content and content.get("best_score") is not None:
+        problems.append("val is another, so that new scores can't be compared with the best one so far")
+    return problems
+
+
+def _keep_earlier(parts: Parts, before: dict[str, Fingerprint]) -> None:
+    """Add to the run's fingerprints the rows that were trained on, and are no longer in the training split."""
+    gone = np.setdiff1d(_trained(before), parts.fingerprints.get("train", EMPTY).rows)
+    if len(gone):
+        parts.fingerprints[_EARLIER] = Fingerprint(gone)
+
+
+def _trained(before: dict[str, Fingerprint]) -> Numbers:
+    """Return every row that was trained on, in the checkpoint's data or in those before them."""
+    return np.concatenate([before.get(split, EMPTY).rows for split in ("train", _EARLIER)])

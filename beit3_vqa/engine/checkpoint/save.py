@@ -1,0 +1,172 @@
+"""What a training run writes down so that it can go on, and what happens where it can't be written."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file, prune, prune_steps, step_file
+from beit3_vqa.engine.checkpoint.io import random_state, save_checkpoint
+from beit3_vqa.engine.checkpoint.manifest import ROLLING, is_rolling
+from beit3_vqa.engine.checkpoint.same_run import data_state
+from beit3_vqa.engine.optim import ModelEma
+from beit3_vqa.engine.parallel import OneProcess, whole
+from beit3_vqa.engine.run_lock import require_lock
+from beit3_vqa.errors import InputError
+from beit3_vqa.runtime import distributed
+
+
+@dataclass
+class InsideEpoch:
+    """How far an epoch has come, and the sums that become its averages.
+
+    Attributes:
+        steps: optimizer steps done.
+        examples: draws done, over all processes.
+        loss_sum: of the examples whose loss was finite.
+        counted: how many those are.
+        bad: steps that were skipped.
+        lr: of the last step.
+        order: what decides the order of the epoch's examples; with another the rest of it can't be found.
+    """
+
+    steps: int = 0
+    examples: int = 0
+    loss_sum: float = 0.0
+    counted: float = 0.0
+    bad: float = 0.0
+    lr: float = 0.0
+    order: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainState:
+    """Where a training run stands, beyond weights and optimizer."""
+
+    epoch: int = 0  # the one being trained, or the next
+    inside: InsideEpoch = field(default_factory=InsideEpoch)
+    best_score: float | None = None
+    best_epoch: int | None = None
+    val_losses: list[float] = field(default_factory=list)  # of the epochs done, which --sched plateau follows
+    resumed_from: str = ""  # the checkpoint in another folder that this run began with
+
+
+@dataclass
+class Saver:
+    """Writes a run's checkpoints. A disk that is full costs one of them, not the run: the next is tried again.
+
+    Every process calls it, since each may hold a part of the state; the main one writes.
+    """
+
+    parts: Parts
+    strategy: OneProcess
+    optimizer: torch.optim.Optimizer
+    ema: ModelEma | None
+    problem: str = ""  # of the last attempt; empty where it was written
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints go."""
+        return Path(self.parts.config.run.output_dir)
+
+    def save_epoch(self, state: TrainState, score: float | None, improved: bool) -> None:
+        """The checkpoint of the epoch before `state.epoch`, and the best one.
+
+        Where `--save_ckpt_freq` doesn't ask for it, the checkpoint stays until the next one is there: a run that is
+        killed loses no epoch.
+
+        Args:
+            state: after the epoch; its best score is taken back where the best checkpoint can't be written.
+            score: of the epoch.
+            improved: it is the best so far.
+        """
+        epoch, run = state.epoch - 1, self.parts.config.run
+        weights = self._weights()
+        if improved:
+            before = state.best_score, state.best_epoch
+            state.best_score, state.best_epoch = score, epoch
+            if not self._write(self.folder / BEST, {**weights, **self._progress(state)}, state, score):
+                state.best_score, state.best_epoch = before
+        rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.parts.config.optim.epochs
+        content = {**weights, **self._progress(state), **self._session()}
+        written = self._write(epoch_file(self.folder, epoch), content, state, score, rolling)
+        if written and distributed.is_main():
+            prune(self.folder, run.keep_checkpoints, is_rolling)
+
+    def save_step(self, state: TrainState) -> Path | None:
+        """A checkpoint inside an epoch; None where it couldn't be written, or nothing is to be kept."""
+        if not self.parts.config.run.save_ckpt:
+            return None
+        path = step_file(self.folder, state.epoch, state.inside.steps)
+        content = {**self._weights(), **self._progress(state), **self._session(), "inside_epoch": asdict(state.inside)}
+        if not self._write(path, content, state, None):
+            return None
+        if distributed.is_main():
+            prune_steps(self.folder)
+        return path
+
+    def save_where_it_is(self, state: TrainState) -> str:
+        """Saves a run that is about to stop, unless that has been done; says what there is to go on from."""
+        last = epoch_file(self.folder, state.epoch - 1)
+        if not state.inside.steps and state.epoch and last.exists():
+            return f"{last} has everything; the same command goes on from there"
+        path = self.save_step(state)
+        if path is None:
+            return f"nothing was saved: {self.problem or '--no_save_ckpt'}"
+        return f"saved {path}; the same command goes on from there"
+
+    def _weights(self) -> dict[str, Any]:
+        weights = {"model": whole(self.parts.model.state_dict())}
+        return weights if self.ema is None else {**weights, "model_ema": whole(self.ema.state_dict())}
+
+    def _progress(self, state: TrainState) -> dict[str, Any]:
+        content: dict[str, Any] = {
+            "args": self.parts.config.flat(),
+            "processes": distributed.size(),
+            "best_score": state.best_score,
+            "best_epoch": state.best_epoch,
+            "task_state": self.parts.task.state(),
+            "val_losses": list(state.val_losses),
+            **data_state(self.parts),
+            **self.parts.family.checksums(self.parts.model, self.parts.processor),
+        }
+        if state.epoch:  # upstream's meaning: the last one that is done
+            content["epoch"] = state.epoch - 1
+        if state.resumed_from:
+            content["resumed_from"] = state.resumed_from
+        return content
+
+    def _session(self) -> dict[str, Any]:
+        """What only going on needs."""
+        states = distributed.gathered(random_state())
+        return {
+            "optimizer": self.strategy.optimizer_state(self.optimizer),
+            "scaler": self.parts.precision.scaler_state(),
+            "random_state": states[0],
+            **({"random_states": states} if len(states) > 1 else {}),
+        }
+
+    def _write(
+        self, path: Path, content: dict[str, Any], state: TrainState, score: float | None, rolling: bool = False
+    ) -> bool:
+        about = {
+            **({ROLLING: True} if rolling else {}),
+            "epoch": state.epoch - 1 if not state.inside.steps else state.epoch,
+            "steps_in_epoch": state.inside.steps or None,
+            "score": score,
+            "best_score": state.best_score,
+            "best_epoch": state.best_epoch,
+            "processes": distributed.size(),
+            "config": self.parts.config.to_dict(),
+        }
+        distributed.decided(lambda: require_lock(self.folder))
+        try:
+            distributed.decided(lambda: save_checkpoint(path, content, about))
+        except InputError as error:
+            self.problem = str(error)
+            print(f"checkpoint not written: {error} Training goes on, and the next one is tried again.", flush=True)
+            return False
+        self.problem = ""
+        return True

@@ -1,0 +1,67 @@
+"""What a run is, before it starts: sizes, tokens, memory, time."""
+
+import itertools
+import time
+
+import torch
+
+from beit3_vqa.engine.evaluator import evaluate_batches
+from beit3_vqa.engine.logging import format_seconds, peak_memory
+from beit3_vqa.engine.trainer import Training, steps
+from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.host import spin_limits
+
+TIMED_STEPS = 2
+
+
+def describe(run: Training) -> None:
+    """Prints what will be trained, on what, and how."""
+    parts, config = run.parts, run.parts.config
+    parameters = sum(p.numel() for p in parts.model.parameters())
+    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    options = config.optim
+    kernel = parts.model.attention_kernel(
+        parts.precision.device, parts.precision.dtype, options.batch_size, parts.processor.max_tokens
+    )
+    together = options.batch_size * options.update_freq * distributed.size()
+    spread = f" in {distributed.size()} processes ({config.compute.strategy})" if distributed.size() > 1 else ""
+    counts = f"{parameters:,} parameters, {trainable:,} trained"
+    classes = f", {parts.task.num_classes} answers" if parts.task.num_classes else ""
+    print(f"model: {config.model.model}, {counts}{classes}")
+    print(
+        f"training: {run.examples} {parts.task.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
+        f"{options.epochs} epochs, on {parts.precision.device} in {parts.precision.name}{spread}, attention: {kernel}"
+    )
+    if parts.precision.device.type == "cpu":
+        print(f"threads: {torch.get_num_threads()}; how long idle ones spin: {spin_limits()}")
+
+
+def dry_run(run: Training) -> None:
+    """Two training and two evaluation steps, then what they cost; writes nothing."""
+    parts = run.parts
+    started = time.monotonic()
+    examples = 0
+    step_seconds = []
+    for report in itertools.islice(steps(run, 0), TIMED_STEPS):
+        step_seconds.append(time.monotonic() - started)
+        started = time.monotonic()
+        examples = report.examples
+        print(f"step {report.step}: loss {report.loss.item():.4f}, {step_seconds[-1]:.2f} s")
+    epoch_seconds = step_seconds[-1] * run.steps_per_epoch
+
+    loader = run.val or run.train
+    started = time.monotonic()
+    batches = list(itertools.islice(loader.epoch(0), TIMED_STEPS))
+    task = parts.task
+    for predictions in evaluate_batches(parts.model, batches, task.predictions, parts.precision, task.infer):
+        print(f"evaluated {len(predictions)} {task.unit}, {time.monotonic() - started:.2f} s")
+    per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
+    tokens = max(parts.model.tokens(batch.inputs) for batch in batches)
+    if run.val is not None:
+        epoch_seconds += per_question * run.val.batches.rows
+    print(f"tokens per example: {tokens} at most (image and text) in these batches")
+    print(f"memory: {peak_memory(parts.precision.device)} at most, with batches of {examples}")
+    print(
+        f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {parts.config.optim.epochs} of them "
+        f"{format_seconds(epoch_seconds * parts.config.optim.epochs)}"
+    )

@@ -1,0 +1,202 @@
+"""A split from its first row to its metrics."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from beit3_vqa.data.choice_order import check_orders, rotations, undone
+from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.types import Batch, EvalResult, Prediction
+from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.logging import Progress
+from beit3_vqa.errors import InputError, NotFiniteError
+from beit3_vqa.metrics.calibration import HIGHEST, LOWEST, fit_temperature, mean_nll, tempered
+from beit3_vqa.metrics.robustness import averaged, blind_metrics, order_metrics
+from beit3_vqa.metrics.summary import metrics_table
+from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.distributed import own_part
+from beit3_vqa.runtime.precision import Precision, all_finite, in_float32
+from beit3_vqa.runtime.signals import Stopped
+from beit3_vqa.tasks.base import not_finite
+
+# One pass over a split without training. Knows neither files nor tasks.
+
+
+@contextmanager
+def naming(checkpoint: str) -> Iterator[None]:
+    """Say of which checkpoint outputs are that aren't finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{checkpoint}: {error}") from None
+
+
+@torch.no_grad()
+def evaluate_batches(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    predict: Callable[[Any, Batch], list[Any]],
+    precision: Precision,
+    infer: Callable[[Any, Batch], Any] | None = None,
+) -> Iterator[list[Any]]:
+    """Yields the predictions of each batch, one per example and in their order.
+
+    Args:
+        model: in evaluation mode.
+        batches: the split, in order.
+        predict: (outputs as float32, batch) -> predictions.
+        precision: autocast.
+        infer: (model, batch) -> outputs; by default the model is called with `batch.inputs`.
+
+    Raises:
+        NotFiniteError: outputs that aren't finite.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            there = batch.to(precision.device)
+            with precision.autocast():
+                outputs = infer(model, there) if infer else model(**there.inputs)
+            outputs = in_float32(outputs)
+            if not all_finite(outputs):
+                raise not_finite(batch)
+            yield predict(outputs, batch)
+    finally:
+        model.train(was_training)
+
+
+def finite(outputs: Any, checkpoint: str) -> Any:
+    """Return outputs as float32; NotFiniteError, naming the checkpoint, if they hold no answer."""
+    outputs = in_float32(outputs)
+    if not all_finite(outputs):
+        raise NotFiniteError(
+            f"{checkpoint}: the model's outputs aren't finite numbers, so there is no answer. Its weights have grown "
+            "too large, for fp16 or at all, or the file is damaged: take another checkpoint."
+        )
+    return outputs
+
+
+Answers = list[list[Any]]  # for each question, to each order of its options
+
+
+def evaluate_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None) -> EvalResult:
+    """Predictions and the short metrics of a split, for validation; see `predict_split`."""
+    return parts.task.conclude(predict_split(parts, loader, label, stop))
+
+
+def predict_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None) -> list[Any]:
+    """What the task predicts of each row of a split, rows in input order, each once, however many processes share it.
+
+    Args:
+        parts: task, model and precision.
+        loader: of the split; this process's part of each batch.
+        label: for the progress display.
+        stop: asked after each batch for the number of a signal that came.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    rows, together = loader.batches.rows, loader.batches.batch_size * distributed.size()
+    own: list[list[Any]] = []
+    progress = Progress(label, rows, parts.config.run.log_interval)
+    task = parts.task
+    for batch in evaluate_batches(parts.model, loader.epoch(0), task.predictions, parts.precision, task.infer):
+        in_batch = min(together, rows - len(own) * together)
+        own.append(batch[: own_part(in_batch)])
+        progress.update(in_batch, dict)
+        number = stop() if stop else 0
+        if number:
+            raise Stopped(number)
+    progress.close()
+    parts.bad_images.put_together()
+    by_batch = zip(*distributed.gathered(own), strict=True)
+    return [prediction for shares in by_batch for share in shares for prediction in share]
+
+
+def evaluate_fully(parts: Parts, *, fit: bool = False) -> tuple[EvalResult, dict[str, Any]]:
+    """Everything there is to say of `--split`, asked in the orders of `--tta`, and once more with `--blind`.
+
+    Args:
+        parts: task, model and precision.
+        fit: find the temperature under which the truths are likeliest, and go on with it; the task has none yet.
+
+    Returns:
+        The result; and of a fitted temperature its value, the questions it is from, and the mean negative
+        log-likelihood of their truths before and after, empty without `fit`.
+
+    Raises:
+        InputError: options that don't go with the data.
+    """
+    run, task = parts.config.run, parts.task
+    _check(parts, fit)
+    answers, rotated = _ask(parts, blind=False)
+    fitted: dict[str, Any] = {}
+    if fit:
+        # On the questions as they stand: what is averaged over orders is another model's certainty.
+        fitted = _fit([group[0] for group in answers])
+        task.temperature = fitted["temperature"]
+        answers = [[tempered(answer, task.temperature) for answer in group] for group in answers]
+    seeing = [averaged(group) for group in answers]
+    blind = [averaged(group) for group in _ask(parts, blind=True)[0]] if run.blind else []
+    beside: dict[str, Any] = {}
+    if task.temperature != 1.0:
+        beside["temperature"] = fitted or {"temperature": task.temperature}
+    if run.tta != "none":
+        beside["tta"] = order_metrics(answers, rotated, run.tta)
+    if blind:
+        beside["blind"] = blind_metrics(seeing, blind)
+    result = task.conclude(seeing)
+    metrics = task.full_metrics(result)
+    if task.row_by_row:
+        print(metrics_table(metrics | beside))
+    return EvalResult(metrics | beside if metrics else {}, result.predictions, tuple(blind)), fitted
+
+
+def _check(parts: Parts, fit: bool) -> None:
+    """InputError where options were given that mean nothing to the task."""
+    mode, task = parts.config.run.tta, parts.task
+    if parts.config.run.blind and not task.row_by_row:
+        raise InputError(f"--blind: {task.name} is nothing without its images.")
+    if parts.config.run.temperature and not task.takes_temperature:
+        raise InputError(f"--temperature: has no effect on {task.name}; leave it out.")
+    if not task.answers_are_options:
+        for flag, given in ((f"--tta {mode}", mode != "none"), ("--temperature fit", fit)):
+            if given:
+                raise InputError(f"{flag}: is for multiple choice; these questions are open-ended.")
+    check_orders(task.num_classes, mode)
+
+
+def _ask(parts: Parts, *, blind: bool) -> tuple[Answers, list[int]]:
+    """The answers to each question in every order, letters as in the index; and how many orders are rotations."""
+    mode, split = parts.config.run.tta, parts.config.run.split
+    label = f"evaluating {split}{', blind' if blind else ''}"
+    if mode == "none" and not blind:
+        predictions = predict_split(parts, parts.loader(split), label)
+        return [[prediction] for prediction in predictions], [1] * len(predictions)
+    loader, dataset = parts.loader_in_orders(split, mode, blind=blind)
+    told = iter(predict_split(parts, loader, label))
+    asked = [[undone(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
+    # Without --tta a question has one order, which is all that is looked at.
+    return asked, [rotations(group[0].choices) if mode != "none" else 1 for group in asked]
+
+
+def _fit(plain: Sequence[Prediction]) -> dict[str, Any]:
+    temperature = fit_temperature(plain)
+    if temperature is None:
+        raise InputError("--temperature fit: no answer of the val split is known. Evaluate one with answers.")
+    if temperature == HIGHEST:
+        print(f"temperature {temperature:g} is as far as is looked: its certainty says nothing of what it gets right")
+    if temperature == LOWEST:
+        print("the temperature stays 1: the likeliest answers are all right, or nearly, so any lower one looks better")
+        temperature = 1.0
+    return {
+        "temperature": temperature,
+        "questions": sum(p.truth is not None for p in plain),
+        "nll_before": mean_nll(plain),
+        "nll_after": mean_nll(plain, temperature),
+    }

@@ -1,0 +1,223 @@
+"""Single questions that somebody asks a trained model: what they must be like, and what is kept of them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beit3_vqa.config.config import GROUP_OF, RunConfig
+from beit3_vqa.data.decoding import memory_for
+from beit3_vqa.data.images import image_size
+from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
+from beit3_vqa.engine.build import (
+    Parts,
+    assemble,
+    config_of_checkpoint,
+    load_for_inference,
+    with_task_defaults,
+)
+from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
+from beit3_vqa.engine.checkpoint.manifest import (
+    read_temperature,
+)
+from beit3_vqa.engine.checkpoint.resume import (
+    check_same_checksums,
+)
+from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.evaluator import finite
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.families import find_family
+from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks.base import Task
+
+MOST_OPTIONS = 10  # that a model which takes any number is asked about
+EVALUATE = "`beit3-vqa finetune --eval --resume FILE` evaluates it on a split."
+# Where a checkpoint's belongings lie now, and where it is to compute: the options of who loads one to ask it.
+_PLACES = frozenset({"sentencepiece_model", "pretrained", "device"})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and its image, checked and ready for the model; see `run.Answerer.prepare`.
+
+    Attributes:
+        example: the question.
+        inputs: what the model's processor made of it, on the CPU.
+        size: width and height of the upright image in pixels.
+    """
+
+    example: Example
+    inputs: dict[str, Any]
+    size: tuple[int, int]
+
+
+def check_question(question: str, choices: Sequence[str], option_counts: range) -> None:
+    """InputError where a question is empty, or its options aren't as many as a model takes, different and not empty."""
+    if not question.strip():
+        raise InputError("the question is empty.")
+    if any(not choice.strip() for choice in choices) or len(set(choices)) < len(choices):
+        raise InputError(f"the options must differ, and none may be empty: {', '.join(map(repr, choices))}.")
+    if not option_counts:
+        if choices:
+            raise InputError("the model answers open-ended questions: leave the choices out.")
+        return
+    fewest, most = option_counts[0], option_counts[-1]
+    wanted = f"{fewest} to {most}" if most > fewest else f"{fewest}"
+    if not choices:
+        raise InputError(f"the model answers multiple-choice questions: give {wanted} choices.")
+    if len(choices) not in option_counts:
+        raise InputError(f"the model chooses among {wanted} options; {len(choices)} were given.")
+
+
+@contextmanager
+def naming_saved_options(where: str) -> Iterator[None]:
+    """Let errors call the options that the checkpoint `where` was saved with its own: who asks it can't give them."""
+
+    def named(flag: re.Match[str]) -> str:
+        return f"its {flag[1]}" if flag[1] in GROUP_OF and flag[1] not in _PLACES else flag[0]
+
+    try:
+        yield
+    except InputError as error:
+        said = re.sub(r"--(\w+)", named, str(error))
+        if said == str(error):
+            raise
+        raise InputError(said if said.startswith(where) else f"{where}: {said}") from error
+
+
+class Answerer:
+    """A trained model, ready for questions; made by `load` from `checkpoint`."""
+
+    def __init__(self, parts: Parts, checkpoint: str):
+        self.parts = parts
+        self.checkpoint = checkpoint
+
+    @property
+    def option_counts(self) -> range:
+        """How many options a question may have; none at all (an empty range) for an open-ended model.
+
+        A head has one output for each option and a prompt one place, so that it takes what it was trained with. A
+        family that scores option by option takes any number; more than `MOST_OPTIONS` nobody reads.
+        """
+        task = self.parts.task
+        if not task.answers_are_options:
+            return range(0)
+        if self.parts.family.any_number_of_options or task.passes > 1:
+            return range(2, max(MOST_OPTIONS, task.num_classes) + 1)
+        return range(task.num_classes, task.num_classes + 1)
+
+    def predict(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Prediction:
+        """Answers one question about one image.
+
+        Args:
+            image: a file.
+            question: as text.
+            choices: the options, of which the model says how many there may be; empty for an open-ended model.
+
+        Raises:
+            InputError: an image that can't be read, another number of options, or a task without questions.
+        """
+        return self.predict_many([self.prepare(image, question, choices)])[0]
+
+    def prepare(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Asked:
+        """The half of `predict` that can fail and that needs no model: one thread at a time may do it.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        task = self.parts.task
+        if not task.asks:
+            raise InputError(f"the model was trained on {task.name}, which has no single questions. {EVALUATE}")
+        check_question(question, choices, self.option_counts)
+        example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
+        with memory_for(str(image)):
+            return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
+
+    def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
+        """Answers B questions in one forward pass; they have the same number of options.
+
+        Raises:
+            NotFiniteError: the model's outputs are no numbers that could be an answer.
+        """
+        task, batch = self._batch(asked)
+        with torch.no_grad(), self.parts.precision.autocast():
+            outputs = task.infer(self.parts.model, batch)
+        return task.predictions(finite(outputs, self.checkpoint), batch)
+
+    def look_many(self, asked: Sequence[Asked]) -> tuple[list[Prediction], list[AttentionMap]]:
+        """`predict_many`, and where the model looked at each image, which takes a little longer.
+
+        Of a task that passes each option through the model it is where it looked with the option that was chosen.
+        """
+        task, batch = self._batch(asked)
+        parts, passes = self.parts, task.passes
+        sizes = [one.size for one in asked for _ in range(passes)]
+        with torch.no_grad(), parts.precision.autocast():
+            outputs, maps = parts.family.attention(parts.model, parts.processor, batch.inputs, sizes)
+        finite([one.patches for one in maps], self.checkpoint)
+        predictions = task.predictions(finite(outputs, self.checkpoint), batch)
+        chosen = [LETTERS.index(p.answer) if passes > 1 else 0 for p in predictions]
+        return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
+
+    def _batch(self, asked: Sequence[Asked]) -> tuple[Task, Batch]:
+        """The questions as a batch, and the task for as many options as they have."""
+        task = self.parts.task
+        options = len(asked[0].example.choices)
+        if options and options != task.num_classes:
+            task = task.with_options(options)
+        inputs = task.collate([one.inputs for one in asked], self.parts.processor)
+        batch = Batch(inputs, tuple(one.example for one in asked))
+        return task, batch.to(self.parts.precision.device)
+
+
+def load(
+    checkpoint: str | Path,
+    device: str = "auto",
+    sentencepiece_model: str = "",
+    pretrained: str = "",
+    precision: str = "auto",
+) -> Answerer:
+    """A trained model from one of your checkpoints, with everything else it needs.
+
+    Args:
+        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        sentencepiece_model: the tokenizer, where tokenizer.spm no longer lies beside the checkpoint.
+        pretrained: the model that was fine-tuned, where it no longer lies where it did (CLIP).
+        precision: auto, fp32, bf16 or fp16; in fp32 an answer is, to 1e-5, the same whatever is asked beside it.
+
+    Raises:
+        InputError: not such a checkpoint, or no tokenizer or pretrained model where it is looked for.
+    """
+    places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
+    given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
+    parts = _load(Path(checkpoint), given)
+    parts.model.to(parts.precision.device).eval()
+    return Answerer(parts, str(checkpoint))
+
+
+def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Parts:
+    """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
+    where = f"--checkpoint {path}"
+    content = read_checkpoint(path, "--checkpoint", mapped=True)
+    check_contents(content, where)
+    task_name = options_of(content).get("task")
+    if "task_state" not in content or not isinstance(task_name, str):
+        raise InputError(f"{where}: isn't a checkpoint of this package's training. {EVALUATE}")
+    with naming_saved_options(where):
+        find_task(task_name)  # an unknown one is an error of its own
+        config = with_task_defaults(RunConfig(typed_flags=frozenset(given)).updated({"task": task_name}))
+        config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
+        if to_export and not find_family(config.model.model).exports:
+            raise InputError(f"{where}: is a {config.model.model}; its checkpoints are its format, there is no other.")
+        task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
+        parts = assemble(config, task, path)
+        check_same_checksums(parts, content)
+    load_for_inference(parts, content, where)
+    task.temperature = read_temperature(path) or 1.0
+    return parts

@@ -1,0 +1,177 @@
+"""Everything at once, for the end of an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from beit3_vqa.data.types import Prediction
+from beit3_vqa.metrics.accuracy import accuracy_metrics, confusion, positions, question_word
+from beit3_vqa.metrics.baselines import baselines
+from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration
+from beit3_vqa.metrics.intervals import accuracy_interval
+
+
+def full_metrics(
+    predictions: Sequence[Prediction], training_answers: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """`accuracy_metrics` and more over the predictions whose truth is known; empty where none is.
+
+    Keys beyond those: `accuracy_interval` and `interval_by_question_word`; `calibration`; `accuracy_at_coverage`;
+    `baselines`; for multiple choice `confusion` and `positions`. Each is explained at the function of its name.
+
+    Args:
+        predictions: of a split.
+        training_answers: see `baselines`.
+    """
+    known = [p for p in predictions if p.score is not None]
+    if not known:
+        return {}
+    metrics = accuracy_metrics(known)
+    metrics["accuracy_interval"] = accuracy_interval(known)
+    by_word: dict[str, list[Prediction]] = {}
+    for p in known:
+        by_word.setdefault(question_word(p.question), []).append(p)
+    metrics["interval_by_question_word"] = {word: accuracy_interval(by_word[word]) for word in sorted(by_word)}
+    found = {
+        "calibration": calibration(known),
+        "accuracy_at_coverage": accuracy_at_coverage(known),
+        "positions": positions(known),
+        "confusion": confusion(known),
+        "baselines": baselines(known, training_answers),
+    }
+    return metrics | {name: value for name, value in found.items() if value}
+
+
+# Metrics as lines for a terminal.
+
+_BAR = 20  # characters of a full bar
+_LISTED = 10  # rows of a part, at most
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """What `full_metrics`, `order_metrics` and `blind_metrics` found, for people; text from data is cut."""
+    scored = _scored(metrics) if "accuracy" in metrics else ["no answer is known: nothing to score"]
+    return "\n".join([*scored, *_orders(metrics.get("tta")), *_blind(metrics.get("blind"))])
+
+
+def _scored(metrics: Mapping[str, Any]) -> list[str]:
+    lines = [f"{name:<28}{metrics[name]:>9,}" for name in ("questions", "images") if name in metrics]
+    lines.append(_accuracy("accuracy", metrics))
+    if "weighted_accuracy" in metrics:
+        lines.append(f"{'weighted accuracy':<28}{metrics['weighted_accuracy']:>9.2f}")
+    if "loss" in metrics:
+        lines.append(f"{'loss':<28}{metrics['loss']:>9.4f}")
+    for name, values in metrics.get("baselines", {}).items():
+        extra = values.get("answer") or values.get("counted_in", "")
+        lines.append(f"{_BASELINES[name] + ', no image':<28}{values['accuracy']:>9.2f}  {_cut(extra)}".rstrip())
+    lines += _question_words(metrics)
+    lines += _positions(metrics.get("positions", {}))
+    lines += _calibration(metrics.get("calibration", {}))
+    if "accuracy_at_coverage" in metrics:
+        lines += ["", "answering only the surest   accuracy   at least this sure"]
+        lines += [
+            f"  {p['coverage']:>3}% ({p['questions']:,})".ljust(26)
+            + f"{p['accuracy']:>10.2f}   {p['confidence']:>8.2f}%"
+            for p in metrics["accuracy_at_coverage"]
+        ]
+    return lines
+
+
+def _orders(tta: Mapping[str, Any] | None) -> list[str]:
+    """What `order_metrics` found."""
+    if tta is None:
+        return []
+    lines = [
+        "",
+        f"options in other orders ({tta['mode']}): {tta['asked']:,} questions asked, each up to {tta['passes']} times",
+    ]
+    return lines + [_accuracy(f"  {label}", tta[name]) for name, label in _ORDERS.items() if name in tta]
+
+
+def _blind(blind: Mapping[str, Any] | None) -> list[str]:
+    """What `blind_metrics` found."""
+    if blind is None:
+        return []
+    lines = ["", f"with grey images, {blind['same_answer']:.2f}% are answered the same"]
+    if "gap" in blind:
+        lines += [_accuracy("  accuracy without image", blind), _accuracy("  the image is worth", _gap(blind["gap"]))]
+    return lines
+
+
+def _gap(gap: Mapping[str, Any]) -> dict[str, Any]:
+    return {"accuracy": gap["accuracy"], "accuracy_interval": gap}
+
+
+_ORDERS = {
+    "plain": "plain, as they stand",
+    "averaged": "averaged over orders",
+    "circular": "circular: in all rotations",
+    "every_order": "right in every order",
+}
+
+
+_BASELINES = {
+    "most_frequent_answer": "likeliest answer",
+    "most_frequent_position": "likeliest place",
+    "longest_option": "longest option",
+}
+
+
+def interval_text(interval: Mapping[str, Any]) -> str:
+    """`70.1 to 75.3 (95%, wilson)`."""
+    return f"{interval['low']:.2f} to {interval['high']:.2f} ({interval['level']}%, {interval['method']})"
+
+
+def _accuracy(name: str, metrics: Mapping[str, Any]) -> str:
+    interval = metrics.get("accuracy_interval")
+    return f"{name:<28}{metrics['accuracy']:>9.2f}  {interval_text(interval) if interval else ''}".rstrip()
+
+
+def _question_words(metrics: Mapping[str, Any]) -> list[str]:
+    if "accuracy_by_question_word" not in metrics:
+        return []
+    lines = ["", "question word      questions   accuracy"]
+    intervals = metrics.get("interval_by_question_word", {})
+    for word, values in sorted(metrics["accuracy_by_question_word"].items(), key=lambda item: -item[1]["questions"]):
+        interval = f"  {interval_text(intervals[word])}" if word in intervals else ""
+        lines.append(f"  {word:<16}{values['questions']:>10,}{values['accuracy']:>11.2f}{interval}")
+    return lines
+
+
+def _positions(positions: Mapping[str, Any]) -> list[str]:
+    lines = ["", "option       true   answered   right where true"] if positions else []
+    for letter, values in list(positions.items())[:_LISTED]:
+        recall = "-" if values["recall"] is None else f"{values['recall']:.2f}"
+        lines.append(f"  {_cut(letter):<6}{values['true']:>9,}{values['answered']:>11,}{recall:>19}")
+    return lines
+
+
+def _calibration(calibration: Mapping[str, Any]) -> list[str]:
+    if not calibration:
+        return []
+    brier = f", Brier {calibration['brier']:.4f}" if "brier" in calibration else ""
+    lines = [
+        "",
+        f"calibration: expected error {calibration['ece']:.2f} ({calibration['bins']} bins){brier}",
+        "  says it is right   questions   is right",
+    ]
+    for part in calibration["reliability"]:
+        bar = "#" * round(_BAR * part["accuracy"] / 100)
+        said = f"{part['from']:.0f}-{part['to']:.0f}%"
+        lines.append(f"  {said:<16}{part['questions']:>12,}{part['accuracy']:>10.2f}%  {bar}".rstrip())
+    return lines
+
+
+def share_table(name: str, score: Mapping[str, Any]) -> str:
+    """A benchmark's own score and its parts, as `scoring.visual7w` and `scoring.vqav2` give them."""
+    split = f", {score['split']}" if "split" in score else ""
+    lines = [f"{name}'s own score{split}", _accuracy(f"  all {score['questions']:,}", score)]
+    if score.get("answered", score["questions"]) < score["questions"]:
+        lines.append(f"  only {score['answered']:,} are answered; the others count as wrong")
+    return "\n".join(
+        lines + [_accuracy(f"  {_cut(kind)} {part['questions']:,}", part) for kind, part in score["by_type"].items()]
+    )
+
+
+def _cut(text: object) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= 40 else line[:37] + "..."

@@ -1,0 +1,1 @@
+"""BEiT-3: the Multiway Transformer, its heads, its weights."""

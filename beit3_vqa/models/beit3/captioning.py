@@ -1,0 +1,254 @@
+"""BEiT-3 that writes captions: masked words predicted from the image and the words before them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from beit3_vqa.models.beit3.attention import Attend
+
+if TYPE_CHECKING:
+    pass
+from typing import Any
+
+from torch import nn
+
+from beit3_vqa.models.beit3.attention import attend
+from beit3_vqa.models.beit3.beam_search import Caption, beam_search
+from beit3_vqa.models.beit3.model import BEiT3Model, init_like_upstream
+
+# What a captioning model computed of an image and the words so far, kept so that a new word costs one word.
+#
+# Shapes: N images, K beams of each, H heads, D width of a head, V image tokens, T text tokens so far.
+
+IncrementalState = dict[int, dict[str, Tensor]]
+PER_STEP = 2  # tokens: the new word, and the <mask> that asks for the next
+
+
+def keeping(state: IncrementalState, layers: int, attend: Attend) -> list[Attend]:
+    """Kernels that put their keys and values into upstream's `incremental_state` and attend to all that are there."""
+    return [_Keeping(state.setdefault(layer, {}), attend) for layer in range(layers)]
+
+
+class _Keeping:
+    def __init__(self, state: dict[str, Tensor], attend: Attend):
+        self.state = state
+        self.attend = attend
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+        if "prev_key" in self.state:
+            k = torch.cat([self.state["prev_key"], k], dim=2)
+            v = torch.cat([self.state["prev_value"], v], dim=2)
+        self.state["prev_key"], self.state["prev_value"] = k, v
+        return self.attend(q, k, v, attended)
+
+
+class _LayerMemory:
+    """Keys and values of a layer: an image's once for all its beams, a beam's own for its words."""
+
+    def __init__(self, attend: Attend):
+        self.attend = attend
+        self.image_key = self.image_value = torch.empty(0)  # (N, H, V, D)
+        self.text_key = self.text_value = torch.empty(0)  # (N, K, H, T, D), no <mask> among them
+
+    def see(self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+        """The kernel for the image, which attends to itself."""
+        self.image_key, self.image_value = k, v
+        self.text_key = self.text_value = k[:, None, :, :0]
+        return self.attend(q, k, v, attended)
+
+    def write(self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+        """The kernel for two tokens of each beam, (N * K, H, 2, D): a word, and the <mask> behind it.
+
+        Attention weights over the image and over the words are two products with one softmax, so that the image's keys
+        needn't be copied for each beam.
+        """
+        images, beams = self.text_key.shape[:2]
+        q, k, v = (x.unflatten(0, (images, beams)) for x in (q * q.size(-1) ** -0.5, k, v))
+        keys, values = torch.cat([self.text_key, k], dim=3), torch.cat([self.text_value, v], dim=3)
+        self.text_key, self.text_value = keys[..., :-1, :], values[..., :-1, :]
+        to_image = _per_image(q) @ self.image_key.transpose(-1, -2)  # (N, H, K * 2, V)
+        to_text = q @ keys.transpose(-1, -2)  # (N, K, H, 2, T + 2)
+        to_text[..., 0, -1] = float("-inf")  # a word doesn't see the <mask> behind it
+        weights = torch.cat([_per_beam(to_image, beams), to_text], dim=-1).float().softmax(dim=-1).to(v.dtype)
+        over_image, over_text = weights.split([to_image.size(-1), to_text.size(-1)], dim=-1)
+        context = _per_beam(_per_image(over_image) @ self.image_value, beams) + over_text @ values
+        return context.flatten(0, 1)
+
+    def follow(self, parents: Tensor) -> None:
+        """Gives each new beam (N, K) the words of the beam it goes on from."""
+        rows = torch.arange(len(parents), device=parents.device)[:, None]
+        self.text_key, self.text_value = self.text_key[rows, parents], self.text_value[rows, parents]
+
+    def keep(self, images: Tensor) -> None:
+        """Forgets all images but these."""
+        self.image_key, self.image_value = self.image_key[images], self.image_value[images]
+        self.text_key, self.text_value = self.text_key[images], self.text_value[images]
+
+
+def _per_image(x: Tensor) -> Tensor:
+    """(N, K, H, 2, ...) -> (N, H, K * 2, ...): the queries of all beams beside each other."""
+    return x.transpose(1, 2).flatten(2, 3)
+
+
+def _per_beam(x: Tensor, beams: int) -> Tensor:
+    """The way back."""
+    return x.unflatten(2, (beams, PER_STEP)).transpose(1, 2)
+
+
+class CaptionDecoder:
+    """Log-probabilities of the next word of each beam, for `beam_search`.
+
+    Args:
+        model: in evaluation mode.
+        image: (N, 3, S, S).
+        start_id: token before the first word.
+        mask_id: token that stands where a word is asked for.
+        forbidden: ids whose probability is 0.
+    """
+
+    def __init__(
+        self, model: "BEiT3ForCaptioning", image: Tensor, start_id: int, mask_id: int, forbidden: Sequence[int] = ()
+    ):
+        from beit3_vqa.models.beit3.attention import attend
+
+        self.model = model
+        self.image = image
+        self.start_id, self.mask_id = start_id, mask_id
+        self.forbidden = list(forbidden)
+        self.words = 0
+        self.memory = [_LayerMemory(attend) for _ in range(model.get_num_layers())]
+
+    def start(self) -> Tensor:
+        """Of the first word: (N, 1, vocabulary)."""
+        self.model.encode(self.image, kernels=[layer.see for layer in self.memory], first_token_only=True)
+        return self._next(torch.full((len(self.image), 1), self.start_id, device=self.image.device))
+
+    def extend(self, parents: Tensor, words: Tensor) -> Tensor:
+        """Of the word after these.
+
+        Args:
+            parents: (N, K), the beams of the step before that go on.
+            words: (N, K), the word that each goes on with.
+
+        Returns:
+            (N, K, vocabulary).
+        """
+        for layer in self.memory:
+            layer.follow(parents)
+        self.words += 1
+        return self._next(words)
+
+    def keep(self, images: Tensor) -> None:
+        """The images that go on, int (N,); what is known of the others is forgotten."""
+        for layer in self.memory:
+            layer.keep(images)
+
+    def _next(self, words: Tensor) -> Tensor:
+        tokens = torch.stack([words, torch.full_like(words, self.mask_id)], dim=-1).flatten(0, 1)
+        kernels = [layer.write for layer in self.memory]
+        features = self.model.encode(text=tokens, kernels=kernels, first_position=self.words)
+        logits = self.model.mlm_head(features[:, 1]).float()
+        logits[:, self.forbidden] = float("-inf")
+        return logits.log_softmax(dim=-1).unflatten(0, words.shape)
+
+
+class BEiT3ForCaptioning(BEiT3Model):
+    """Image and a caption with masked words -> logits of the vocabulary (upstream's `..._captioning` model).
+
+    Image tokens attend to the image, a word to the image and to the words up to itself (sequence to sequence as in
+    Bao et al. 2021, "s2s-ft", arXiv:2110.13640). So what is computed of the image and of earlier words stays true when
+    a word is added.
+    """
+
+    unshardable = "processes write captions of different lengths, and would wait for each other's weights"
+
+    def __init__(self, **sizes: Any):
+        super().__init__(normalize_output=True, **sizes)
+        self.mlm_head = nn.Linear(self.embed_dim, self.vocab_size)
+        self.apply(init_like_upstream)
+
+    def forward(
+        self,
+        image: Tensor | None,
+        text_ids: Tensor,
+        padding_mask: Tensor | None = None,
+        language_masked_pos: Tensor | None = None,
+        text_len: int | None = None,
+        incremental_state: IncrementalState | None = None,
+    ) -> Any:
+        """Logits of the vocabulary at the text's tokens.
+
+        Args:
+            image: (B, 3, S, S), normalised float, or uint8; None where `incremental_state` has it.
+            text_ids: token ids (B, T), masked ones as `<mask>`; without an image, the T tokens that are new.
+            padding_mask: (B, T), 1 at padding; without effect beside `incremental_state`, as upstream.
+            language_masked_pos: (B, T), 1 where logits are wanted; None: everywhere.
+            text_len: tokens of the whole text so far; default: T.
+            incremental_state: an empty dict at first; keys and values of each layer are put there, by layer under
+                `prev_key` and `prev_value` (B, H, L, D / H), and attended to from then on. Whoever adds a word takes
+                the `<mask>`'s off first.
+
+        Returns:
+            (B, T, vocabulary), or with `language_masked_pos` (masked tokens, vocabulary). With `incremental_state`, a
+            pair of that and the state.
+        """
+        image_tokens = self.beit3.vision_embed.num_position_embeddings()
+        text_len = text_ids.size(1) if text_len is None else text_len
+        visible = caption_mask(image_tokens, text_len, text_ids.device)
+        options: dict[str, Any] = {"padding_mask": padding_mask}
+        if incremental_state is not None:
+            kernels = keeping(incremental_state, self.get_num_layers(), attend)
+            options = {"kernels": kernels}
+        if image is None:
+            visible = visible[-text_ids.size(1) :]
+            options["first_position"] = text_len - text_ids.size(1)
+        features = self.encode(image, text_ids, visible=visible, **options)[:, -text_ids.size(1) :]
+        if language_masked_pos is not None:
+            features = features[language_masked_pos.bool()]
+        logits = self.mlm_head(features)
+        return logits if incremental_state is None else (logits, incremental_state)
+
+    def layers(self) -> list[tuple[nn.Module, str]]:
+        """As for every model; here a layer is called by another method where keys and values are kept."""
+        return [(layer, "forward_streams") for layer in self.beit3.encoder.layers]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        image: Tensor,
+        *,
+        start_id: int,
+        mask_id: int,
+        end_id: int,
+        num_beams: int = 3,
+        max_len: int = 64,
+        length_penalty: float = 0.6,
+        forbidden: Sequence[int] = (),
+    ) -> list[Caption]:
+        """The best caption of each image that a beam search finds.
+
+        Args:
+            image: (B, 3, S, S), normalised float, or uint8.
+            start_id: of `<s>`.
+            mask_id: of `<mask>`, which stands where the next word is predicted.
+            end_id: of `</s>`.
+            num_beams: captions that are followed at once, per image.
+            max_len: tokens of the longest caption, with `<s>`, `</s>` and room for one `<mask>`.
+            length_penalty: a caption's score is its log-probability over (words + 2) to this power.
+            forbidden: ids that are never written.
+        """
+        decoder = CaptionDecoder(self, image, start_id, mask_id, forbidden)
+        return beam_search(decoder, num_beams, end_id, max_len - 3, length_penalty)
+
+
+def caption_mask(image_tokens: int, text_tokens: int, device: torch.device | None = None) -> Tensor:
+    """Who may attend to whom, bool (L, L), L image tokens and then text tokens.
+
+    An image token attends to every image token; a text token to those, to itself and to the text before it.
+    """
+    total = image_tokens + text_tokens
+    visible = torch.ones(total, total, dtype=torch.bool, device=device).tril()
+    visible[:, :image_tokens] = True
+    return visible

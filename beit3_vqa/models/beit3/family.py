@@ -1,0 +1,205 @@
+"""BEiT-3 as a family: SentencePiece and our own pixels in, upstream's parameter names, checkpoints of anybody."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit3_vqa.config.config import RunConfig
+from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE, MAX_BPE_TOKENS
+from beit3_vqa.data.index import TOKENIZER_FILE
+from beit3_vqa.data.prompt import PromptTemplate
+from beit3_vqa.data.tokenizer import Tokenizer
+from beit3_vqa.data.transforms import EvalTransform
+from beit3_vqa.data.types import AttentionMap
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
+from beit3_vqa.models.base import Family, TaskShape
+from beit3_vqa.models.beit3.model import MAX_TEXT_TOKENS, init_unit_scale
+from beit3_vqa.models.beit3.pretrained import NEW_IN_FINE_TUNING, asked_weights, load_pretrained
+from beit3_vqa.models.beit3.processor import BEiT3Processor
+from beit3_vqa.models.compile import compile_model
+from beit3_vqa.models.lora import add_adapters, keep_names
+from beit3_vqa.models.names import HEADS, build_model, parse_name
+from beit3_vqa.runtime.files import is_file, replacing
+from beit3_vqa.runtime.precision import Precision
+
+COMPILED_LENGTH_STEP = 16  # tokens
+
+
+class BEiT3Family(Family):
+    """`beit3_{size}_patch{P}_{resolution}`."""
+
+    unused = frozenset({"pretrained"})
+
+    def __init__(self, config: RunConfig, task: TaskShape):
+        super().__init__(config, task)
+        wanted = task.head or task.name
+        self.name = parse_name(config.model.model, head=wanted)
+        if HEADS[self.name.head].build != HEADS[wanted].build:
+            raise InputError(
+                f"--model {config.model.model} is for other tasks than --task {task.name}: leave _{self.name.head} out "
+                f"of the name, or end it with _{wanted}."
+            )
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square image in pixels."""
+        return self.name.img_size
+
+    def processor(self, checkpoint_folder: Path | None) -> BEiT3Processor:
+        """Tokenizer, prompt and image pipelines of a run; no tokenizer where the task has no text."""
+        config = self.config
+        evaluate = EvalTransform(self.img_size)
+        train, fast_decode = self.train_transform(), config.data.fast_decode
+        if not self.task.inputs.text:
+            return BEiT3Processor(
+                None, 0, PromptTemplate(DEFAULT_PROMPT_TEMPLATE), evaluate, train, fast_decode, inputs=self.task.inputs
+            )
+        tokenizer = Tokenizer(find_tokenizer(config, checkpoint_folder))
+        if tokenizer.vocab_size > config.model.vocab_size:
+            beside = "Give the one that lay beside the checkpoint."
+            advice = "Raise --vocab_size." if checkpoint_folder is None else beside
+            raise InputError(
+                f"{tokenizer.path} has {tokenizer.vocab_size} ids, the model's embedding {config.model.vocab_size} "
+                f"rows. {advice}"
+            )
+        max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
+        length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
+        most = MAX_TEXT_TOKENS // length_step * length_step
+        if not 3 <= max_tokens <= most:
+            raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
+        choices = self.task.num_classes if self.task.answers_are_options else 4
+        prompt = PromptTemplate(config.model.prompt_template, choices)
+        return BEiT3Processor(
+            tokenizer, max_tokens, prompt, evaluate, train, fast_decode, length_step, self.task.inputs
+        )
+
+    def build(self, precision: Precision) -> Any:
+        """The model with upstream's fresh weights, adapters where asked for, compiled where `--compile` asks for it.
+
+        With adapters, pooler and head are trained too, and a checkpoint holds all weights, so that it needs no other
+        file to be used.
+        """
+        config = self.config
+        classes = {"num_classes": self.task.num_classes} if self.task.num_classes else {}
+        model = build_model(
+            self.name,
+            **classes,
+            vocab_size=config.model.vocab_size,
+            drop_path_rate=config.init.drop_path,
+            attention=config.compute.attention,
+            checkpoint_every=config.compute.checkpoint_every if config.compute.checkpoint_activations else 0,
+        )
+        if config.model.lora_rank:
+            add_adapters(model, config.model)
+            keep_names(model)
+            for name, parameter in model.named_parameters():
+                if name.startswith(NEW_IN_FINE_TUNING):  # no pretraining has made them
+                    parameter.requires_grad_(True)
+        if config.compute.compile:
+            compile_model(model)
+        return model
+
+    def skeleton(self) -> Any:
+        """Make backbone, pooler and head, and adapters where there are any, without memory for them."""
+        with torch.device("meta"):
+            return self.build(Precision("fp32", torch.device("cpu")))
+
+    def initialise(self, model: Any, processor: BEiT3Processor, content: dict[str, Any] | None) -> None:
+        """Fresh or pretrained weights: `--finetune`, else from scratch."""
+        options = self.config.init
+        if self.config.model.lora_rank and not options.finetune:
+            raise InputError("--lora_rank: adapters need pretrained weights to adapt; give them with --finetune.")
+        if options.init == "unit" or (options.init == "auto" and not options.finetune):
+            init_unit_scale(model)
+        if content is not None:
+            where = f"--finetune {options.finetune}"
+            if self.foreign_in(content, model, processor):
+                print(
+                    f"{where}: was trained with another tokenizer than {_path(processor)}, so tokens have to "
+                    "be learned anew; the right one is the tokenizer.spm beside that checkpoint."
+                )
+            self.load_pretrained(model, asked_weights(content, self.config, where), where)
+
+    def load_pretrained(self, model: Any, weights: dict[str, Tensor], where: str) -> list[str]:
+        """Weights of another resolution, head or objective; see `models.pretrained`."""
+        report = load_pretrained(model, weights, where, self.config.init.allow_missing)
+        print(f"{where}: {report}")
+        return report.new
+
+    def attention(
+        self,
+        model: Any,
+        processor: BEiT3Processor,
+        inputs: dict[str, Tensor],
+        sizes: Sequence[tuple[int, int]],
+        last_layers: int = LAST_LAYERS,
+    ) -> tuple[Tensor, list[AttentionMap]]:
+        """Logits, and the attention of the image's [CLS], which the answer is read from."""
+        if processor.tokenizer is None or set(inputs) != {"image", "question", "padding_mask"}:
+            raise InputError("where a model looked is told of answers to questions about one image, of no other task.")
+        projections = [layer.self_attn for layer in model.beit3.encoder.layers[-last_layers:]]
+        with caught_outputs([side for a in projections for side in (a.q_proj.A, a.k_proj.A, a.k_proj.B)]) as caught:
+            logits = model(**inputs)
+        queries = [q[:, 0] for q in caught[0::3]]  # the last layer has no other
+        keys = [torch.cat(sides, dim=1) for sides in zip(caught[1::3], caught[2::3], strict=True)]
+        of_text = inputs["padding_mask"] == 0
+        image_tokens = caught[1].size(1)
+        attended = torch.cat([of_text.new_ones(len(of_text), image_tokens), of_text], dim=1)
+        shares = mean_weights(queries, keys, projections[0].num_heads, attended).cpu()
+        patches, of_tokens = square(shares[:, 1:image_tokens]), shares[:, image_tokens:].tolist()
+        maps = []
+        for row, ids in enumerate(inputs["question"].tolist()):
+            read = zip(processor.tokenizer.pieces(ids), of_tokens[row], strict=True)
+            maps.append(AttentionMap(patches[row], processor.region(*sizes[row]), (tuple(t for t in read if t[0]),)))
+        return logits, maps
+
+    def checksums(self, model: Any, processor: BEiT3Processor) -> dict[str, str]:
+        """Of the tokenizer's file, where there is a text."""
+        return {"tokenizer_sha256": processor.tokenizer.sha256} if processor.tokenizer else {}
+
+    def foreign(self, name: str, processor: BEiT3Processor) -> str:
+        """The only checksum is the tokenizer's."""
+        return (
+            f"{_path(processor)} isn't the tokenizer that the checkpoint was trained with: its ids would "
+            "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
+        )
+
+    def keep_beside(self, processor: BEiT3Processor, folder: Path) -> None:
+        """Puts the tokenizer beside the checkpoints, so that they can be used anywhere."""
+        if processor.tokenizer is None:
+            return
+        source, target = Path(processor.tokenizer.path), folder / TOKENIZER_FILE
+        if not (target.exists() and target.read_bytes() == source.read_bytes()):
+            with replacing(target) as file:
+                file.write(source.read_bytes())
+
+
+def _path(processor: BEiT3Processor) -> str:
+    return str(processor.tokenizer.path) if processor.tokenizer else ""
+
+
+def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
+    """The SentencePiece file: the one that was given, else the checkpoint's, else the data's.
+
+    Raises:
+        InputError: there is none.
+    """
+    if "sentencepiece_model" in config.given and config.model.sentencepiece_model:
+        return Path(config.model.sentencepiece_model)
+    data_folder = Path(config.data.data_path) if config.data.data_path else None
+    places = [folder / TOKENIZER_FILE for folder in (checkpoint_folder, data_folder) if folder]
+    if config.model.sentencepiece_model:
+        places.insert(1, Path(config.model.sentencepiece_model))
+    for place in places:
+        if is_file(place):
+            return place
+    advice = (
+        "beit3.spm (`beit3-vqa download beit3.spm`), or train one: `beit3-vqa prepare ... --train_tokenizer 8000`."
+        if checkpoint_folder is None
+        else "the tokenizer.spm that lay beside the checkpoint."
+    )
+    raise InputError(f"no tokenizer: looked for {', '.join(map(str, places))}. Give --sentencepiece_model {advice}")

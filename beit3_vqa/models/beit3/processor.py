@@ -1,0 +1,193 @@
+"""What BEiT-3 makes of an example: pixels of its images and one text, or either alone."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from beit3_vqa.data.images import ImageCache
+from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate, cut_question
+from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
+from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
+from beit3_vqa.data.types import Example, Inputs
+from beit3_vqa.errors import ImageError, InputError
+from beit3_vqa.models.base import TextLengths
+
+CHUNK = 4096  # examples whose texts are counted at once
+
+
+class BEiT3Processor:
+    """Example -> images as uint8 (3, S, S) and token ids; a batch of them -> the model's keyword arguments.
+
+    Args:
+        tokenizer: ids of the text; None where there is no text.
+        max_tokens: longest text, `<s>` and `</s>` included; a longer one is cut in the question, never in the options.
+        prompt: text of a multiple-choice question; an open-ended one is its question alone.
+        evaluate: pixels in evaluation.
+        train: pixels in training; None for a processor that only evaluates.
+        fast_decode: decode large JPEGs at a fraction of their size (see `open_image`), still twice the resolution.
+        length_step: texts of a batch are padded to a multiple of it, so that a compiled model meets few shapes.
+        inputs: names of what it makes; an empty `text`: no text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        max_tokens: int,
+        prompt: PromptTemplate,
+        evaluate: EvalTransform,
+        train: TrainTransform | None = None,
+        fast_decode: bool = False,
+        length_step: int = 1,
+        inputs: Inputs | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.inputs = inputs or Inputs()
+        self.max_tokens = max_tokens
+        self.prompt = prompt
+        self.evaluate = evaluate
+        self.train = train
+        self.length_step = length_step
+        self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
+        self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
+
+    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
+        """Images and text of an example, by the names of `inputs`; with an `rng`, the images are augmented.
+
+        Raises:
+            InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
+        """
+        paths = zip(self.inputs.images, example.image_paths, strict=True)
+        item: dict[str, Any] = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
+        return {**item, self.inputs.text: self.token_ids(example)} if self.inputs.text else item
+
+    @property
+    def size(self) -> int:
+        """Side of the square image in pixels."""
+        return self.evaluate.size
+
+    def open(self, example: Example, path: str) -> Image.Image:
+        """An image of an example in mode RGB; a grey one where the example has a problem."""
+        if example.problem:
+            return self.grey
+        try:
+            return self.images.open(path)
+        except ImageError as error:
+            error.path = path  # which of several it was
+            raise
+
+    def pixels(self, image: Image.Image, example: Example, rng: random.Random | None) -> Tensor:
+        """uint8 (3, S, S); with an `rng` augmented, but not mirrored where the example's text speaks of sides."""
+        if rng is None or self.train is None:
+            return self.evaluate(image)
+        question = self._tokenizer.decode(example.token_ids) if example.token_ids else example.question
+        sides_matter = speaks_of_sides((question, *example.choices))
+        return self.train(image, rng, keep_left_right=sides_matter)
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Tensors of B examples -> images (B, 3, S, S), text (B, T) and `padding_mask` (B, T), 1 at padding.
+
+        What the items hold beside that is left out.
+        """
+        batch = {name: torch.stack([item[name] for item in items]) for name in self.inputs.images}
+        return {**batch, **self.padded([item[self.inputs.text] for item in items])} if self.inputs.text else batch
+
+    def padded(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Token ids of B texts -> the model's text (B, T) and `padding_mask` (B, T)."""
+        ids, padding_mask = pad_batch(texts, self._tokenizer.pad_id, self.length_step)
+        return {self.inputs.text: ids, "padding_mask": padding_mask}
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        assert self.tokenizer is not None
+        return self.tokenizer
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The whole image, whatever its proportions."""
+        return 0.0, 0.0, 1.0, 1.0
+
+    def text(self, example: Example, question: str | None = None) -> str:
+        """The text that stands for an example, with another question if one is given."""
+        return self.prompt(example.question if question is None else question, example.choices)
+
+    def token_ids(self, example: Example) -> list[int]:
+        """`<s> text </s>`, at most `max_tokens` of them."""
+        room = self.max_tokens - SPECIAL_TOKENS
+        if example.token_ids is not None:
+            ids = list(example.token_ids[:room])
+        else:
+            ids = self._tokenizer.encode(self.text(example))
+            if len(ids) > room:
+                ids = self._cut_question(example, room)
+        return [self._tokenizer.bos_id, *ids, self._tokenizer.eos_id]
+
+    def fitted(self, question: str, text: Callable[[str], str]) -> list[int]:
+        """`<s> text(question) </s>`, at most `max_tokens` of them; of a question that is too long, its beginning.
+
+        Raises:
+            InputError: the text is too long even with an empty question.
+        """
+        room = self.max_tokens - SPECIAL_TOKENS
+        ids: list[int] | None = self._tokenizer.encode(text(question))
+        if ids is not None and len(ids) > room:
+            ids = cut_question(question, lambda cut: self._tokenizer.encode(text(cut)), room)
+        if ids is None:
+            raise InputError(
+                f"an option takes more than the {self.max_tokens} tokens that the model reads, even without its "
+                "question: shorten it."
+            )
+        return [self._tokenizer.bos_id, *ids, self._tokenizer.eos_id]
+
+    def _cut_question(self, example: Example, room: int) -> list[int]:
+        ids = cut_question(example.question, lambda cut: self._tokenizer.encode(self.text(example, cut)), room)
+        if ids is None:
+            raise InputError(
+                f"the options are too long, shorten them: they alone take {self._needed(example)} tokens, more than "
+                f"the {self.max_tokens} the model reads."
+            )
+        return ids
+
+    def _needed(self, example: Example) -> int:
+        """Return how many tokens an example takes without its question."""
+        return len(self._tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
+
+    def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
+        """Text lengths of many examples, as they will reach the model.
+
+        Raises:
+            InputError: rows whose options alone are too long, or whose token ids aren't among `vocab_size`; all named.
+        """
+        counted: list[int] = []
+        foreign: list[str] = []
+        too_long: list[str] = []
+        for chunk in chunks(examples):
+            given = {e.id: e.token_ids for e in chunk if e.token_ids is not None}
+            highest = [(name, max(ids, default=0)) for name, ids in given.items()]
+            foreign += [f"row {name}: token id {token_id}" for name, token_id in highest if token_id >= vocab_size]
+            counted += [len(ids) + SPECIAL_TOKENS for ids in given.values()]
+            texts = [e for e in chunk if e.token_ids is None]
+            for example, ids in zip(texts, self._tokenizer.encode_batch([self.text(e) for e in texts]), strict=True):
+                counted.append(len(ids) + SPECIAL_TOKENS)
+                if counted[-1] > self.max_tokens and (need := self._needed(example)) > self.max_tokens:
+                    too_long.append(
+                        f"row {example.id}: its options alone take {need} tokens, more than --num_max_bpe_tokens "
+                        f"{self.max_tokens}; set that to {need} or more, better {need + 32}."
+                    )
+        if foreign:
+            raise InputError.of_problems(f"token ids beyond --vocab_size {vocab_size}:", foreign)
+        if too_long:
+            raise InputError.of_problems("options that are longer than the model may read:", too_long)
+        shown = [min(length, self.max_tokens) for length in counted]
+        cut = sum(length > self.max_tokens for length in counted)
+        return TextLengths(max(shown, default=0), sum(shown) / max(1, len(shown)), cut)
+
+
+def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """The examples in lists of `CHUNK`, whose texts are counted at once."""
+    iterator = iter(examples)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        yield chunk

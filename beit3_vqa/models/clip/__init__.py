@@ -1,0 +1,1 @@
+"""CLIP: both towers through transformers, adapters through peft."""

@@ -1,0 +1,73 @@
+"""A trained CLIP as a folder that others read: peft's adapters, or transformers' whole model."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.config.options import ModelConfig
+from beit3_vqa.errors import InputError, NotFiniteError, first_line
+from beit3_vqa.models.clip.folder import HUB
+from beit3_vqa.models.clip.hub import CLIPTexts, optional, read_clip, read_image_settings
+from beit3_vqa.models.clip.model import CLIPForMultipleChoice
+from beit3_vqa.models.lora import lora_config
+from beit3_vqa.runtime.files import is_new_or_empty, make_folder, require_writable, stale_temporaries
+from beit3_vqa.runtime.precision import all_finite
+
+
+def export_clip(
+    model: CLIPForMultipleChoice,
+    texts: CLIPTexts,
+    base_folder: Path,
+    options: ModelConfig,
+    folder: Path,
+    *,
+    merge: bool,
+) -> None:
+    """Writes a folder for `PeftModel.from_pretrained` or, with `merge`, for `CLIPModel.from_pretrained`.
+
+    Args:
+        model: trained, in float32.
+        texts: its tokenizer, written along with the image settings.
+        base_folder: of the model that was trained.
+        options: of the run, with `--pretrained` and the adapters.
+        folder: new or empty; it is there whole or not at all.
+        merge: add the adapters to the weights beside them.
+
+    Raises:
+        InputError: the folder holds something or can't be written, or there are no adapters to write by themselves.
+    """
+    if not is_new_or_empty(folder):
+        raise InputError(f"{folder} isn't an empty folder; name a new one.")
+    if not options.lora_rank and not merge:
+        raise InputError("the checkpoint has no adapters, every weight was trained: export it with --merge.")
+    written: Any = model.clip
+    if options.lora_rank:
+        base: Any = read_clip(base_folder, model.clip.config, model.clip.config._attn_implementation)
+        base.name_or_path = options.pretrained.removeprefix(HUB)  # peft notes it down for whoever loads the adapters
+        written = optional("peft").get_peft_model(base, lora_config(options))
+        # The wrapper's names begin with where it keeps the model that ours calls `clip`.
+        adapters = {f"base_model.model.{n.removeprefix('clip.')}": value for n, value in model.state_dict().items()}
+        written.load_state_dict(adapters, strict=False)
+        written = written.merge_and_unload() if merge else written
+        if not all_finite(written.state_dict()):
+            raise NotFiniteError("its weights aren't finite numbers with the adapters added: take another checkpoint.")
+    make_folder(folder.parent)
+    require_writable(folder)
+    for stale in filter(Path.is_dir, stale_temporaries(folder.parent, folder.name)):  # of an export that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        # peft would look on the hub whether the vocabulary was enlarged; it never is.
+        written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
+        texts.save(temporary)
+        read_image_settings(base_folder, model.clip.config.vision_config.image_size).save_pretrained(temporary)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except (OSError, optional("safetensors").SafetensorError) as error:  # a disk that is full
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{folder} can't be written ({reason}); choose another.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,198 @@
+"""CLIP as a family: transformers' model, peft's adapters, one text per option."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit3_vqa.config.config import RunConfig
+from beit3_vqa.data.prompt import OptionTemplate
+from beit3_vqa.data.types import AttentionMap
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
+from beit3_vqa.models.base import Family, TaskShape
+from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
+from beit3_vqa.models.clip.export import export_clip
+from beit3_vqa.models.clip.folder import find_clip_folder
+from beit3_vqa.models.clip.hub import (
+    CLIPTexts,
+    optional,
+    read_clip,
+    read_clip_config,
+    read_image_settings,
+    weights_sha256,
+)
+from beit3_vqa.models.clip.model import CLIPForMultipleChoice
+from beit3_vqa.models.clip.processor import SPECIAL_TOKENS, CLIPOptionsProcessor, CLIPTrainTransform, CLIPTransform
+from beit3_vqa.models.lora import add_adapters, hold_frozen_in
+from beit3_vqa.models.names import parse_clip_name
+from beit3_vqa.runtime.precision import Precision
+
+# --attention -> transformers' name of the kernel.
+KERNELS = {"auto": "sdpa", "sdpa": "sdpa", "matmul": "eager", "reference": "eager"}
+
+# What OpenAI's folders say; transformers then takes the highest id of a text for its end.
+LEGACY_END = 2
+
+
+class CLIPFamily(Family):
+    """`clip_vit_{size}_patch{P}[_{resolution}][_lora]` around the weights of `--pretrained`.
+
+    The published recipe trains in fp16; a CPU with bf16 in hardware takes that.
+    """
+
+    unused = frozenset({"sentencepiece_model", "vocab_size", "drop_path", "init", "allow_missing", "checkpoint_every"})
+    unused |= {"compile", "task_head_lr_weight"}
+    auto_precision: Mapping[str, str] = MappingProxyType({"cuda": "fp16"})
+    exports = True
+    any_number_of_options = True  # each option is a text of its own
+
+    def __init__(self, config: RunConfig, task: TaskShape):
+        super().__init__(config, task)
+        options = config.model
+        self.name = parse_clip_name(options.model)
+        if self.name.lora and not options.lora_rank:
+            raise InputError(
+                f"--lora_rank 0 trains every weight, but --model {options.model} asks for adapters: leave _lora out of "
+                "the name, or give a rank."
+            )
+        if not task.answers_are_options:
+            raise InputError(
+                f"--model {options.model} chooses among the options of multiple-choice questions; --task {task.name} "
+                "on these data has none: they are open-ended, or no questions at all. Use BEiT-3 (--model beit3_...), "
+                "or prepare questions with options."
+            )
+        self.folder = find_clip_folder(options.pretrained, typed="pretrained" in config.typed_flags)
+        self.clip_config = read_clip_config(self.folder, self.name, options.model)
+        self.settings = read_image_settings(self.folder, self.img_size)
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square image in pixels."""
+        return self.name.img_size
+
+    def processor(self, checkpoint_folder: Path | None) -> CLIPOptionsProcessor:
+        """The tokenizer of `--pretrained`, its image settings, and the template of an option."""
+        text_config = self.clip_config.text_config
+        texts = CLIPTexts(self.folder, text_config.max_position_embeddings)
+        if texts.vocab_size > text_config.vocab_size:
+            raise InputError(
+                f"--pretrained {texts.path}: its tokenizer has {texts.vocab_size} ids, its model's embedding "
+                f"{text_config.vocab_size} rows; they don't belong together."
+            )
+        if text_config.eos_token_id not in (LEGACY_END, texts.eos_id):
+            raise InputError(
+                f"--pretrained {texts.path}: its config.json says that texts end with id {text_config.eos_token_id}, "
+                f"its tokenizer ends them with {texts.eos_id}; they don't belong together."
+            )
+        most = text_config.max_position_embeddings
+        max_tokens = self.config.model.num_max_bpe_tokens or most
+        if not SPECIAL_TOKENS < max_tokens <= most:
+            raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between {SPECIAL_TOKENS + 1} and {most}.")
+        evaluate = CLIPTransform(self.img_size, self.settings.size.get("shortest_edge"))
+        template = OptionTemplate(self.config.model.prompt_template)
+        train = CLIPTrainTransform(evaluate, self.train_transform())
+        return CLIPOptionsProcessor(texts, max_tokens, template, evaluate, train, self.config.data.fast_decode)
+
+    def build(self, precision: Precision) -> CLIPForMultipleChoice:
+        """The pretrained model, with fresh adapters where only those are trained."""
+        options = self.config.model
+        clip: Any = read_clip(self.folder, self.clip_config, KERNELS[self.config.compute.attention])
+        base_sha256 = ""
+        if options.lora_rank:
+            base_sha256 = weights_sha256(clip)
+            add_adapters(clip, options)
+        if self.config.compute.checkpoint_activations:
+            # Not reentrant: with frozen embeddings no input of a layer asks for a gradient.
+            clip.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = CLIPForMultipleChoice(clip, self.settings.image_mean, self.settings.image_std, base_sha256)
+        hold_frozen_in(model, precision.dtype)
+        return model
+
+    def skeleton(self) -> CLIPForMultipleChoice:
+        """Make both towers and the logit scale, and adapters where there are any, without memory for them."""
+        with torch.device("meta"):
+            clip = optional("transformers").CLIPModel(self.clip_config)
+            if self.config.model.lora_rank:
+                add_adapters(clip, self.config.model)
+            return CLIPForMultipleChoice(clip, self.settings.image_mean, self.settings.image_std)
+
+    def initialise(
+        self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor, content: dict[str, Any] | None
+    ) -> None:
+        """Nothing but `--pretrained`, which the model is built around, or another run's `--finetune` on top of it."""
+        options = self.config.init
+        if content is None:
+            return
+        where = f"--finetune {options.finetune}"
+        for problem in self.foreign_in(content, model, processor):
+            raise InputError(f"{where}: {problem}")
+        self.load_pretrained(model, asked_weights(content, self.config, where), where)
+
+    def load_pretrained(self, model: CLIPForMultipleChoice, weights: dict[str, Tensor], where: str) -> list[str]:
+        """Adapters of the same rank and targets, or all weights where all are trained; nothing can be mended."""
+        problems = mismatches(model.state_dict(), weights)
+        if problems:
+            raise InputError.of_problems(
+                f"{where} doesn't fit the model:", problems, "Are --lora_rank and --lora_targets the checkpoint's?"
+            )
+        model.load_state_dict(weights)
+        print(f"{where}: every weight taken as it is")
+        return []
+
+    def attention(
+        self,
+        model: CLIPForMultipleChoice,
+        processor: CLIPOptionsProcessor,
+        inputs: dict[str, Tensor],
+        sizes: Sequence[tuple[int, int]],
+        last_layers: int = LAST_LAYERS,
+    ) -> tuple[Tensor, list[AttentionMap]]:
+        """Logits, the attention of the class token over the patches, and of each option's end over its words."""
+        vision = model.attention_modules("vision")[-last_layers:]
+        text = model.attention_modules("text")[-last_layers:]
+        modules = [projection for a in (*vision, *text) for projection in (a.q_proj, a.k_proj)]
+        with caught_outputs(modules) as caught:
+            logits = model(**inputs)
+        of_image, of_text = caught[: 2 * len(vision)], caught[2 * len(vision) :]
+        images = mean_weights([q[:, 0] for q in of_image[0::2]], of_image[1::2], vision[0].num_heads, None).cpu()
+        ids = inputs["text"]
+        end = (ids == processor.texts.eos_id).int().argmax(dim=1)
+        rows, places = torch.arange(len(ids), device=ids.device), torch.arange(ids.size(1), device=ids.device)
+        queries = [q[rows, end] for q in of_text[0::2]]
+        shares = mean_weights(queries, of_text[1::2], text[0].num_heads, places <= end[:, None]).tolist()
+        texts = [_words(processor.texts, *of) for of in zip(ids.tolist(), end.tolist(), shares, strict=True)]
+        patches, image_of, text_of = square(images[:, 1:]), inputs["image_of"].tolist(), inputs["text_of"].tolist()
+        return logits, [
+            AttentionMap(patches[image_of[row]], processor.region(*size), tuple(texts[place] for place in text_of[row]))
+            for row, size in enumerate(sizes)
+        ]
+
+    def checksums(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> dict[str, str]:
+        """Of the tokenizer's vocabulary and, where they are frozen, of the pretrained weights."""
+        base = {"base_sha256": model.base_sha256} if model.base_sha256 else {}
+        return {"tokenizer_sha256": processor.texts.sha256, **base}
+
+    def foreign(self, name: str, processor: CLIPOptionsProcessor) -> str:
+        """Another tokenizer or other pretrained weights: both come with `--pretrained`."""
+        what = "other weights" if name == "base_sha256" else "another tokenizer"
+        return (
+            f"--pretrained {processor.texts.path} has {what} than the model that the checkpoint was trained on. Give "
+            "--pretrained the folder that was used then."
+        )
+
+    def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
+        """peft's adapters, or with `merge` transformers' whole model; see `models.clip_export`."""
+        export_clip(model, processor.texts, self.folder, self.config.model, folder, merge=merge)
+
+
+def _words(texts: CLIPTexts, ids: list[int], end: int, shares: list[float]) -> tuple[tuple[str, float], ...]:
+    """The words of a text with the sums of their tokens' shares."""
+    found, place = [], 1  # after <|startoftext|>
+    for word, length in texts.words(ids[1:end]):
+        found.append((word, sum(shares[place : place + length])))
+        place += length
+    return tuple(found)

@@ -1,0 +1,262 @@
+"""A CLIP's Hugging Face folder, whoever made it: where it is, and the plain values in it that are taken.
+
+transformers lets such a folder choose code, other files and downloads. Only what is read here reaches it: numbers of
+known names, within bounds, and a vocabulary.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beit3_vqa.errors import InputError, first_line, short
+from beit3_vqa.runtime.files import is_folder, missing, read_bounded, read_json
+
+HUB = "hf:"  # before the name of a model on the hub
+CONFIG, WEIGHTS, IMAGES = "config.json", "model.safetensors", "preprocessor_config.json"
+VOCABULARY, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
+OLD_WEIGHTS = "pytorch_model.bin"  # read as plain data
+FILES = (CONFIG, WEIGHTS, IMAGES, VOCABULARY, MERGES, TOKENIZER)  # all that is read, but for old weights
+MAX_CONFIG, MAX_TOKENIZER = 10**6, 2 * 10**7  # bytes
+MAX_EDGE = 4096  # pixels
+MAX_MERGES = 49152 - 256 - 2  # CLIP's tokenizer reads no more lines
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_CODE = re.compile(r"implementation|auto_map|kernel|experts|quantization|remote_code|transformers_weights")
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number from `low` to `high`, whole ones only where both are."""
+
+    low: float
+    high: float
+
+    def holds(self, value: Any) -> bool:
+        if type(self.low) is int and type(value) is not int:
+            return False
+        return type(value) in (int, float) and math.isfinite(value) and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{'a whole number' if type(self.low) is int else 'a number'} from {self.low:g} to {self.high:,.10g}"
+
+
+@dataclass(frozen=True)
+class _Word:
+    """One of several words."""
+
+    words: tuple[str, ...]
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self.words
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+
+_Known = Mapping[str, _Number | _Word]
+_BOTH: _Known = {
+    "hidden_size": _Number(1, 10**5),
+    "intermediate_size": _Number(1, 10**6),
+    "projection_dim": _Number(1, 10**5),
+    "num_hidden_layers": _Number(1, 1000),
+    "num_attention_heads": _Number(1, 10**5),
+    "hidden_act": _Word(("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")),
+    "layer_norm_eps": _Number(0.0, 1.0),
+    "attention_dropout": _Number(0.0, 1.0),
+    "initializer_range": _Number(0.0, 1e3),
+    "initializer_factor": _Number(0.0, 1e3),
+}
+_TEXT: _Known = {
+    **_BOTH,
+    "vocab_size": _Number(1, 10**7),
+    "max_position_embeddings": _Number(1, 10**5),
+    **{f"{token}_token_id": _Number(0, 10**7) for token in ("pad", "bos", "eos")},
+}
+_VISION: _Known = {
+    **_BOTH,
+    "num_channels": _Number(3, 3),
+    "image_size": _Number(1, 10**4),
+    "patch_size": _Number(1, 10**4),
+}
+_WHOLE: _Known = {
+    "projection_dim": _Number(1, 10**5),
+    "logit_scale_init_value": _Number(-100.0, 100.0),
+    "initializer_factor": _Number(0.0, 1e3),
+}
+_MEAN, _STD, _EDGE = _Number(-1e3, 1e3), _Number(1e-6, 1e3), _Number(1, MAX_EDGE)
+
+
+def find_clip_folder(source: str, *, typed: bool) -> Path:
+    """Return the folder of `--pretrained`; that of a model on the hub is downloaded first.
+
+    Args:
+        source: a folder, or `hf:OWNER/NAME`.
+        typed: whether the user typed it. Nothing is downloaded that a checkpoint or a config file names: anybody may
+            have made them, and anybody may own the name.
+
+    Raises:
+        InputError: no such folder, no CLIP in it, or a name on the hub that wasn't typed or can't be fetched.
+    """
+    if not source:
+        raise InputError(
+            "--pretrained: a CLIP starts from pretrained weights; give a Hugging Face folder (get_started/clip.md says "
+            f"how to fetch one) or a model on the hub, such as {HUB}openai/clip-vit-large-patch14."
+        )
+    if source.startswith(HUB):
+        return _from_hub(source, typed)
+    if not is_folder(Path(source)):
+        kept = "" if typed else " The checkpoint was trained on it; say where it is now with --pretrained."
+        on_hub = f" A model on the hub is typed as --pretrained {HUB}{source}." if _HUB_NAME.fullmatch(source) else ""
+        raise InputError(f"--pretrained: {missing('folder', Path(source))}{kept}{on_hub}")
+    if not Path(source, CONFIG).exists():
+        raise InputError(f"--pretrained {source}: has no {CONFIG}, so it is no Hugging Face folder.")
+    return Path(source)
+
+
+def _from_hub(source: str, typed: bool) -> Path:
+    name = source.removeprefix(HUB)
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(f"--pretrained {source}: write {HUB}OWNER/NAME, such as {HUB}openai/clip-vit-large-patch14.")
+    if not typed:
+        raise InputError(
+            f"--pretrained {source}: a checkpoint or a config file says so, and what those name isn't downloaded. If "
+            f"you trust that model, type it: --pretrained {source}; or give a folder."
+        )
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+        if not (folder / WEIGHTS).exists():
+            folder = Path(snapshot_download(name, allow_patterns=[*FILES, OLD_WEIGHTS]))
+        return folder
+    except Exception as error:  # no network, no such model, no right to it, a full disk: each an error of its own
+        raise InputError(
+            f"--pretrained {source}: can't be fetched from the hub ({first_line(error)}). Where there is no network, "
+            "copy the folder here and give that."
+        ) from error
+
+
+def read_config_values(folder: Path) -> dict[str, Any]:
+    """Return the arguments of `transformers.CLIPConfig` that config.json holds, both towers' in objects of their own.
+
+    Raises:
+        InputError: no such file, another kind of model, or a value that no CLIP has.
+    """
+    path = folder / CONFIG
+    values = _read_object(path)
+    if values.get("model_type") != "clip":
+        raise InputError(f"--pretrained {folder}: is of type {short(values.get('model_type'))}, not a CLIP.")
+    found = _taken(values, _WHOLE, str(path))
+    choosing = _choosing_code(values)
+    for tower, known in (("text_config", _TEXT), ("vision_config", _VISION)):
+        # Older folders say it twice, and then the second counts.
+        name = tower if values.get(f"{tower}_dict") is None else f"{tower}_dict"
+        own = values.get(name)
+        if own is None:
+            own = {}
+        if not isinstance(own, dict):
+            raise InputError(f"{path}: {name} is {short(own)}; expected an object.")
+        choosing += _choosing_code(own)
+        found[tower] = _taken(own, known, f"{path}: {name}")
+        width, heads = found[tower].get("hidden_size"), found[tower].get("num_attention_heads")
+        if width and heads and width % heads:
+            raise InputError(f"{path}: {name}: hidden_size {width} can't be divided by {heads} num_attention_heads.")
+    if choosing:
+        print(f"{path}: chooses code, which isn't taken: {', '.join(sorted(set(choosing)))[:200]}")
+    return found
+
+
+def read_image_values(folder: Path, image_size: int) -> dict[str, Any]:
+    """Return the arguments of `transformers.CLIPImageProcessor`: of preprocessor_config.json, else CLIP's own.
+
+    Raises:
+        InputError: a value that can't be.
+    """
+    path = folder / IMAGES
+    values = _read_object(path) if os.path.lexists(path) else {}
+    found: dict[str, Any] = {"size": {"shortest_edge": image_size}, "crop_size": image_size}
+    if values.get("size") is not None:
+        found["size"] = _size(values["size"], f"{path}: size")
+    for name, kind in (("image_mean", _MEAN), ("image_std", _STD)):
+        value = values.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, list) or len(value) != 3 or not all(map(kind.holds, value)):
+            raise InputError(f"{path}: {name} is {short(value)}; expected a list of three numbers, each {kind}.")
+        found[name] = value
+    return found
+
+
+def _size(value: Any, where: str) -> dict[str, int]:
+    """The shorter side, or height and width."""
+    sides = {"shortest_edge": value} if not isinstance(value, dict) else value
+    names = ("shortest_edge",) if "shortest_edge" in sides else ("height", "width")
+    if not all(_EDGE.holds(sides.get(name)) for name in names):
+        raise InputError(f"{where} is {short(value)}; expected the shorter side, {_EDGE}, or height and width.")
+    return {name: sides[name] for name in names}
+
+
+def read_byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return the vocabulary and the merges of CLIP's tokenizer: of vocab.json and merges.txt, else of tokenizer.json.
+
+    What else a tokenizer.json holds, such as expressions to search for, isn't CLIP's and isn't taken.
+
+    Raises:
+        InputError: no such files, or no vocabulary in them.
+    """
+    if os.path.lexists(folder / VOCABULARY) and os.path.lexists(folder / MERGES):
+        path, vocabulary = folder / VOCABULARY, read_json(folder / VOCABULARY, MAX_TOKENIZER)
+        lines = read_bounded(folder / MERGES, MAX_TOKENIZER).decode("utf-8", errors="replace").strip().split("\n")
+        pairs: Any = lines[1 : MAX_MERGES + 1]  # the first is the version
+    elif os.path.lexists(folder / TOKENIZER):
+        path = folder / TOKENIZER
+        model = _read_object(path, MAX_TOKENIZER).get("model")
+        model = model if isinstance(model, dict) else {}
+        vocabulary, pairs = model.get("vocab"), model.get("merges")
+    else:
+        raise InputError(f"there is neither {VOCABULARY} with {MERGES} nor {TOKENIZER}")
+    if not isinstance(vocabulary, dict) or not all(type(number) is int for number in vocabulary.values()):
+        raise InputError(f"{path} holds no vocabulary, pieces of text with their ids")
+    if set(vocabulary.values()) != set(range(len(vocabulary))):  # the tokenizer would print each id that isn't there
+        raise InputError(f"{path}: the ids of {len(vocabulary)} pieces aren't 0 to {len(vocabulary) - 1}, each once")
+    if BOS not in vocabulary or EOS not in vocabulary:
+        raise InputError(f"{path} has no {BOS} or no {EOS}")
+    return vocabulary, _merges(pairs, path)
+
+
+def _merges(pairs: Any, path: Path) -> list[tuple[str, str]]:
+    if not isinstance(pairs, list):
+        raise InputError(f"{path} holds no list of merges")
+    split: Iterable[Any] = (pair.split() if isinstance(pair, str) else pair for pair in pairs)
+    found = []
+    for number, parts in enumerate(split):
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise InputError(f"merge {number} beside {path} is {short(pairs[number])}, not two pieces of text")
+        found.append((parts[0], parts[1]))
+    return found
+
+
+def _read_object(path: Path, most: int = MAX_CONFIG) -> dict[str, Any]:
+    values = read_json(path, most)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected an object, not {short(values)}.")
+    return values
+
+
+def _taken(values: Mapping[str, Any], known: _Known, where: str) -> dict[str, Any]:
+    """Those of the values whose names are known; null stands for a default."""
+    found = {name: values[name] for name in known if values.get(name) is not None}
+    for name, value in found.items():
+        if not known[name].holds(value):
+            raise InputError(f"{where}: {name} is {short(value)}; expected {known[name]}.")
+    return found
+
+
+def _choosing_code(values: Mapping[str, Any]) -> list[str]:
+    """Names of entries by which transformers would find code or other files."""
+    return [short(name) for name, value in values.items() if _CODE.search(name) and isinstance(value, (str, dict))]

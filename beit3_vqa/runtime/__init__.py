@@ -1,0 +1,1 @@
+"""What a process lives on: files, processes, precision, memory, signals."""

@@ -1,0 +1,216 @@
+"""This process's place among those of a run started by torchrun, and what they tell each other.
+
+W processes share each batch: `--batch_size` is per process, so that a step has W times as many examples. With one
+process everything here is local and free."""
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from beit3_vqa.errors import InputError, first_line
+from beit3_vqa.runtime import distributed
+
+T = TypeVar("T")
+# Seconds between signs of life while one process works and the others wait.
+_HEARTBEAT = 1.0
+
+
+class ProcessLost(Exception):  # noqa: N818 - it reads as what happened
+    """Another process of the run has ended or can't be reached."""
+
+
+def rank() -> int:
+    """Number of this process, 0 to `size() - 1`; 0 writes the files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Number of processes, W."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def share(count: int, of_rank: int, of_size: int) -> tuple[int, int]:
+    """Where the part of a process begins and ends among `count` examples; parts differ by one at most."""
+    return of_rank * count // of_size, (of_rank + 1) * count // of_size
+
+
+def own_part(count: int) -> int:
+    """How many of `count` examples are this process's."""
+    begin, end = share(count, rank(), size())
+    return end - begin
+
+
+@contextmanager
+def processes(device: torch.device, timeout: float) -> Iterator[None]:
+    """A context in which the processes that torchrun started know each other; the main one alone prints.
+
+    Args:
+        device: of this process: nccl talks between GPUs, gloo between CPUs.
+        timeout: seconds that a process waits for another.
+
+    Raises:
+        ProcessLost: one of them ended or can't be reached.
+        InputError: torchrun's variables are missing or can't be right.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if (count.isdecimal() and int(count) <= 1) or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where nccl looks for what has no device of its own
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the processes didn't find each other ({first_line(error)}); start them with torchrun."
+        ) from error
+    try:
+        with open(os.devnull, "w") as nowhere, nullcontext() if is_main() else redirect_stdout(nowhere):  # noqa: PTH123
+            yield
+    except RuntimeError as error:
+        if not _is_of_another(error):
+            raise
+        raise ProcessLost(
+            f"process {rank()} of {size()} lost another one ({first_line(error)}). The checkpoints are as they were; "
+            "the same command goes on from the last."
+        ) from error
+    finally:
+        # With a process lost there is nobody to say goodbye to, and no waiting for it.
+        if sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+def _is_of_another(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    hints = ("connection", "timed out", "timeout", "gloo", "nccl", "peer", "socket", "allreduce", "allgather")
+    return isinstance(error, dist.DistError) or any(hint in text for hint in hints)
+
+
+def any_of(flag: int, device: torch.device) -> int:
+    """The largest of every process's number; each must call it."""
+    if size() == 1:
+        return flag
+    value = torch.tensor(flag, device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def sum_of(value: torch.Tensor) -> torch.Tensor:
+    """The sum over the processes of a tensor, which it replaces; each must call it."""
+    if size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, by rank; each must call it."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def decided(choose: Callable[[], T]) -> T:
+    """What the main process chose, in every process; an InputError of its is raised in each.
+
+    The others wait for as long as it takes: every second all say that they are there.
+    """
+    if size() == 1:
+        return choose()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        thread = threading.Thread(target=_note_outcome, args=(choose, outcome), daemon=True)
+        thread.start()
+    done = False
+    while not done:
+        if is_main():
+            thread.join(_HEARTBEAT)
+        done = bool(any_of(int(is_main() and not thread.is_alive()), _talking_device()))
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        outcome[1].said_elsewhere = not is_main()
+        raise outcome[1]
+    return outcome[0]
+
+
+def _note_outcome(choose: Callable[[], T], outcome: list[Any]) -> None:
+    try:
+        outcome[0] = choose()
+    except InputError as error:
+        outcome[1] = error
+    except Exception:  # its traceback as text: it is raised anew, in every process
+        outcome[1] = RuntimeError(f"the main process failed:\n{traceback.format_exc()}")
+
+
+def _talking_device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def local_device(kind: str) -> torch.device:
+    """This process's device of a kind: each process of a machine has a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    return (
+        torch.device(kind, int(local))
+        if kind == "cuda" and local is not None and local.isdecimal()
+        else torch.device(kind)
+    )
+
+
+# A gather over the processes that gradients go back through.
+
+
+def shares(together: int) -> list[int]:
+    """How many of `together` examples each process has, by rank."""
+    size = distributed.size()
+    return [end - begin for begin, end in (share(together, rank, size) for rank in range(size))]
+
+
+def gather_rows(x: Tensor, together: int) -> Tensor:
+    """The rows of every process, by rank, the same in each; each must call it, and go backward through it.
+
+    Args:
+        x: this process's rows, of which the first `shares(together)[rank]` count; the rest have no part.
+        together: rows that count, over all processes.
+
+    Returns:
+        (together, ...), whose gradient comes back to `x` summed over all processes.
+    """
+    return x[:together] if distributed.size() == 1 else _Gather.apply(x, shares(together))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        own = counts[distributed.rank()]
+        ctx.place, ctx.shape = (sum(counts[: distributed.rank()]), own), x.shape
+        padded = x.new_zeros(max(counts), *x.shape[1:])  # a collective wants equal shapes
+        padded[:own] = x[:own]
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        begin, own = ctx.place
+        ours = total.new_zeros(ctx.shape)
+        ours[:own] = total[begin : begin + own]
+        return ours, None

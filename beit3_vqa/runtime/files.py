@@ -1,0 +1,335 @@
+"""Files that are there whole or not at all, messages for files that aren't there, and text as files hold it."""
+
+import errno
+import glob
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from beit3_vqa.errors import InputError, nearest
+
+_TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.tmp")
+_temporaries: set[Path] = set()
+_CHUNK = 2**22  # bytes
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+# Soft hyphen, joiners, fillers of Hangul, zero-width space, direction marks, variation selectors, byte order mark.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0]"
+)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` when the block ends without an error; until then nothing changes there.
+
+    The content is on disk before the name is: a crash in between leaves the old file.
+
+    Raises:
+        InputError: the folder doesn't exist or can't be written to, or the name is a pipe's or a device's.
+    """
+    path = Path(path)
+    require_replaceable(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _temporaries.add(temporary)
+    try:
+        for stale in stale_temporaries(path.parent, path.name):  # a process was killed while it wrote this file
+            stale.unlink(missing_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _temporaries.discard(temporary)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yield a new folder inside `folder` for files that `publish` is to put there; at the end it is gone.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    temporary = folder / f".results.{os.getpid()}.tmp"
+    make_folder(temporary)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Move files of one file system into a folder, one after the other, and return their new paths.
+
+    Raises:
+        InputError: one of them can't take its place.
+    """
+    places = [folder / path.name for path in files]
+    for path, place in zip(files, places, strict=True):
+        try:
+            path.replace(place)
+        except OSError as error:
+            raise InputError(f"{place} can't be written ({error.strerror}); choose a folder that can.") from error
+        _flush_folder(folder)
+    return places
+
+
+def require_replaceable(path: Path) -> None:
+    """InputError for `/dev/null` and its like, whose place a file would take, where the user may do that."""
+    with suppress(OSError, ValueError):
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind == stat.S_IFDIR:
+            raise InputError(f"{path} is a folder where a file is to be written; move it away.")
+        if kind != stat.S_IFREG:
+            raise InputError(f"{path} is a pipe or a device, which a file would replace: give a file's name.")
+
+
+def refuse_to_replace(flag: str, path: Path, inputs: Iterable[Path]) -> None:
+    """InputError where a file to be written is one of those that are read."""
+    if any(real_path(path) == real_path(other) for other in inputs):
+        raise InputError(f"{flag} {path}: would replace what is read; give another name.")
+
+
+def remove_temporaries() -> None:
+    """Deletes what is half written, for a process that is about to end without unwinding."""
+    for temporary in list(_temporaries):
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def stale_temporaries(folder: Path, name: str = "") -> list[Path]:
+    """Return what processes that were killed left half written in a folder, or of one file in it."""
+    pattern = f".{glob.escape(name)}.*.tmp" if name else ".*.tmp"
+    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(pattern))
+    return [path for path, match in found if match and not _is_running(int(match[1]))]
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete what processes that were killed left half written in a folder."""
+    for temporary in stale_temporaries(folder):
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # signal 0 asks there, and ends the process on Windows
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    """Puts names on disk too; not every system and file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def require_bounded(path: Path, most: int) -> None:
+    """InputError where reading a file could fill the memory or never end: more than `most` bytes, a pipe, a device.
+
+    That a file isn't there, or is a folder, is for whoever opens it to say.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path} is a pipe or a device: give a file.")
+    if status.st_size > most:
+        raise InputError(f"{path} has {status.st_size:,} bytes, more than {most:,}: is it the right file?")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file; InputError when it is missing, empty, of more than `most` bytes, or can't be read."""
+    require_bounded(path, most)
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no file can have that name
+        raise InputError(missing("file", path)) from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+    if not content.strip():
+        raise InputError(f"{path} is empty.")
+    return content
+
+
+def read_json(path: Path, most: int) -> Any:
+    """The content of a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: as `read_bounded`, or it is no JSON.
+    """
+    return parse_json(read_bounded(path, most), path)
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """Return the JSON in `content`, which was read from `path`; InputError as `read_json`."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} isn't JSON: {error}.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum.update(chunk)
+    return checksum.hexdigest()
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; InputError where a file is in the way, or nothing can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} can't be made a folder ({error.strerror}); choose another.") from error
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is such a file; False, not an error, for names that no file can have, as too long ones."""
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib's raises for a name that is too long
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is such a folder, as `is_file` does."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before hours of work end there; it needn't be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} can't be written to: {there} is read-only; choose another.")
+
+
+def is_new_or_empty(folder: Path) -> bool:
+    """Whether a folder can be filled without touching what somebody else put there."""
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
+    """Writes text, or pieces of it, as UTF-8 through `replacing`, and returns the path."""
+    with replacing(path) as file:
+        for piece in [text] if isinstance(text, str) else text:
+            file.write(piece.encode("utf-8"))
+    return Path(path)
+
+
+def is_address(path: Path) -> bool:
+    """Return whether somebody gave an address of the web where a file is wanted."""
+    return path.parts[:1] in (("https:",), ("http:",))
+
+
+def fetch_first(path: Path) -> str:
+    """Say how to make a file of an address, of which a path has lost a slash."""
+    address = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
+    name = path.name.split("?")[0]
+    command = f"beit3-vqa download {shlex.quote(name)} --url {shlex.quote(address)}"
+    return f"{address}: is an address, not a file. Fetch it with `{command}`, then give checkpoints/{name}."
+
+
+def missing(kind: str, path: Path) -> str:
+    """Return the message for a file or folder that isn't there, or is none, with the nearest one that is."""
+    if is_address(path):
+        return fetch_first(path)
+    if other := what_is_there(path):
+        return f"there is no {kind} {path}: that is {other}."
+    if not is_folder(path.parent):
+        other = what_is_there(path.parent)
+        there = f"{path.parent} is {other}" if other else f"the folder {path.parent} doesn't exist either"
+        return f"there is no {kind} {path}: {there}."
+    return f"there is no {kind} {path}.{nearest(path.name, (entry.name for entry in path.parent.iterdir()))}"
+
+
+def real_path(path: Path) -> Path:
+    """Return the path without links, as `Path.resolve`, which before Python 3.13 fails at a link to itself."""
+    return Path(os.path.realpath(path))
+
+
+def what_is_there(path: Path) -> str:
+    """Return what a name is that was taken for another thing, in words; empty if nothing has it."""
+    if not os.path.lexists(path):
+        return ""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            known = {errno.ELOOP: "leads back to itself", errno.ENOENT: "leads to nothing"}
+            return f"a link that {known.get(error.errno or 0, 'leads out of reach')} ({path.readlink()})"
+        return f"out of reach ({error.strerror})"
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a file" if stat.S_ISREG(mode) else "a pipe or a device"
+
+
+def is_text(value: object) -> bool:
+    """Whether `value` is a string that can be stored: no NUL and no lone surrogate, which JSON can smuggle in."""
+    return isinstance(value, str) and not _UNSTORABLE.search(value)
+
+
+def one_form(text: str) -> str:
+    """Return `text` in the form that all its look-alikes share; ASCII is returned as it is.
+
+    Syllables and accents are composed (NFC), full-width and half-width characters have their ordinary width, every
+    space is a space, and what can't be seen is gone. NFKC would do more: 10² would become 102.
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text).translate(_WIDTHS))
+
+
+class _Widths(dict[int, str]):
+    """Character -> the one of ordinary width, found out when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        width, _, ordinary = unicodedata.decomposition(chr(code)).partition(" ")
+        plain = chr(int(ordinary, 16)) if width in ("<wide>", "<narrow>") else chr(code)
+        self[code] = " " if unicodedata.category(plain) == "Zs" else plain
+        return self[code]
+
+
+_WIDTHS = _Widths()
+
+
+def look_alikes(some: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return a line for each two names that differ in nothing that can be seen, with escapes, which tell them apart."""
+    known = {one_form(name): name for name in some}
+    return [f"{known[one_form(name)]!a} and {name!a}" for name in others if one_form(name) in known]
+
+
+def next_previous(folder: Path) -> Path:
+    """Return the first `folder/previous-N` that isn't there yet."""
+    number = 1
+    while (folder / f"previous-{number}").exists():
+        number += 1
+    return folder / f"previous-{number}"

@@ -1,0 +1,76 @@
+"""How much memory a computation takes at most, and how much there is."""
+
+import gc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from beit3_vqa.runtime.host import give_back_freed_memory
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): sets VmHWM to what is resident now
+_CGROUPS = (  # the limit of a container, and what of it is in use: version 2, then version 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+class NotEnoughMemory(Exception):  # noqa: N818 - it reads as what happened
+    """The computation didn't fit."""
+
+
+def can_measure(device: torch.device) -> bool:
+    """Whether `peak_of` and `free` know this device: GPUs of CUDA, and Linux's main memory."""
+    return device.type == "cuda" or (device.type == "cpu" and _CLEAR.exists())
+
+
+def peak_of(compute: Callable[[], object], device: torch.device) -> int:
+    """Bytes in use at the most while something is computed, everything that was there before included.
+
+    Raises:
+        NotEnoughMemory: a GPU hadn't as much.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        give_back_freed_memory()
+        _CLEAR.write_text(_RESET_PEAK)
+    try:
+        compute()
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughMemory from error
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes in use by this process now."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    gc.collect()
+    give_back_freed_memory()
+    return _status("VmRSS")
+
+
+def free(device: torch.device) -> int:
+    """Bytes that this process could still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = [_kibibytes(Path("/proc/meminfo"), "MemAvailable")]
+    for limit, used in _CGROUPS:
+        with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+            available.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, min(available))
+
+
+def _status(name: str) -> int:
+    return _kibibytes(_STATUS, name)
+
+
+def _kibibytes(path: Path, name: str) -> int:
+    """A line such as `VmHWM:   1234 kB`, in bytes."""
+    lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024

@@ -1,0 +1,139 @@
+"""Where and in which precision the model computes."""
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.distributed import local_device
+
+CPU_BF16_VARIABLE = "BEIT3_VQA_CPU_BF16"
+LARGEST = 1e30  # float32 ends at 3.4e38; sums over a few thousand classes must fit
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Where torchrun started several processes, each has the GPU of its number.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return local_device("cuda")
+    if name == "auto":
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: write auto, cpu, cuda, cuda:N or mps.") from error
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(device.type, False):
+        raise InputError(f"--device {name}: not on this machine; --device auto takes what there is.")
+    return device
+
+
+def in_float32(outputs: Any) -> Any:
+    """A model's outputs (a tensor, or several by place or by name) with their floating-point numbers as float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, Mapping):
+        return {name: in_float32(value) for name, value in outputs.items()}
+    return tuple(map(in_float32, outputs)) if isinstance(outputs, (tuple, list)) else outputs
+
+
+def all_finite(outputs: Any) -> bool:
+    """Return whether every number of a model's outputs (as `in_float32` gives them) is finite.
+
+    Numbers beyond `LARGEST` count as not finite: no probability or loss could be made of them that is.
+    """
+    if isinstance(outputs, Tensor):
+        return not outputs.is_floating_point() or bool((outputs.abs() <= LARGEST).all())
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return all(map(all_finite, values)) if isinstance(outputs, (Mapping, tuple, list)) else True
+
+
+class Precision:
+    """Autocast and gradient scaling of a run.
+
+    Weights stay float32; matrix products run in `dtype`. Only fp16 needs its gradients scaled.
+
+    Args:
+        name: fp32, bf16, fp16, or auto.
+        device: where the model is.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        self.device = device
+        self.name = _best_precision(device) if name == "auto" else name
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """Return the scaler's state for a checkpoint; without fp16 that of a fresh one.
+
+        A scaler that is on, as upstream's always is, refuses the empty state of one that is off.
+        """
+        return (self.scaler if self.scaler.is_enabled() else torch.amp.GradScaler("cpu")).state_dict()
+
+    def step(self, optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> Tensor:
+        """An optimizer step that changes nothing where the gradient isn't finite, without asking the device whether.
+
+        With fp16 the scaler sees to that; without, the fused kernel reads the same flag that a scaler would give it.
+
+        Args:
+            optimizer: gradients unscaled; without a fused kernel the device has to be asked after all.
+            grad_norm: of the whole gradient.
+
+        Returns:
+            float32 scalar on the device: 1 where the step was skipped, else 0.
+        """
+        bad = (~torch.isfinite(grad_norm)).to(torch.float32)
+        if self.scaler.is_enabled():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            return bad
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            if not bad:
+                optimizer.step()
+            return bad
+        optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+        return bad
+
+
+def _best_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and _cpu_has_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware; without, bf16 is slower than fp32.
+
+    BEIT3_VQA_CPU_BF16 says it instead of the processor: 1 (it does) or 0 (it doesn't).
+    """
+    said = os.environ.get(CPU_BF16_VARIABLE, "")
+    if said not in ("", "0", "1"):
+        raise InputError(f"{CPU_BF16_VARIABLE}={said}: write 1 (bf16 on a CPU), 0 (never), or leave it unset.")
+    if said:
+        return said == "1"
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)

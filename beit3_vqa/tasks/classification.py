@@ -1,0 +1,117 @@
+"""Tasks whose rows have one label each, one of a few classes: what NLVR2 and ImageNet share."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from beit3_vqa.config.config import RunConfig
+from beit3_vqa.data.rows import Row, Rows, is_count
+from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction
+from beit3_vqa.errors import InputError
+from beit3_vqa.metrics import accuracy_interval, accuracy_metrics
+from beit3_vqa.tasks.index_task import IndexTask
+
+KEPT_CLASSES = 5  # in predictions.json, the likeliest
+
+
+class ClassTask(IndexTask):
+    """Cross entropy over classes, accuracy in percent; `label` of a row is the place of its class.
+
+    Args:
+        classes: their names; the model has one output for each.
+        config: the run's options.
+        data_path: prepared folder.
+    """
+
+    def __init__(self, classes: Sequence[str], config: RunConfig, data_path: Path | None = None):
+        super().__init__(config, data_path)
+        self.classes = tuple(classes)
+        self.num_classes = len(classes)
+        wanted = config.model.num_classes
+        if wanted not in (None, self.num_classes):
+            raise InputError(f"--num_classes {wanted}: the data have {self.num_classes} classes. Leave the option out.")
+
+    def state(self) -> dict[str, Any]:
+        """The classes, in order."""
+        return {"task": self.name, "classes": list(self.classes)}
+
+    @property
+    def smoothing(self) -> float:
+        """Of the labels, in training and in the loss that evaluation reports."""
+        return self.config.optim.label_smoothing
+
+    def learnable(self, rows: Rows, split: str) -> Rows:
+        """All of them; InputError where one has no label."""
+        problems = [f"row {self.example(row, place).id}" for place, row in enumerate(rows) if "label" not in row]
+        if problems:
+            raise InputError.of_problems("training rows without a label:", problems, "Training needs one in each.")
+        return rows
+
+    def labelled(self, row: Row, **fields: Any) -> Example:
+        """An example with the row's label, if there is one; InputError where there is no such class."""
+        label = row.get("label")
+        if label is None:
+            return Example(**fields)
+        if label >= self.num_classes:
+            raise InputError(
+                f"row {fields['id']}: label {label}, but there are {self.num_classes} classes, 0 to "
+                f"{self.num_classes - 1}. Is --num_classes right?"
+            )
+        return Example(**fields, answer=self.classes[label], targets=((label, 1.0),))
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """The label of each example, int64 (B,)."""
+        return torch.tensor([example.targets[0][0] for example in examples])
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean cross entropy against labels (B,), or against probabilities (B, classes), which are smooth already."""
+        assert batch.targets is not None
+        smoothing = 0.0 if batch.targets.is_floating_point() else self.smoothing
+        return F.cross_entropy(outputs, batch.targets, label_smoothing=smoothing)
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+        """The likeliest class of each example, and the few after it."""
+        logits = outputs.cpu()
+        return [self._prediction(*of) for of in zip(logits, logits.softmax(dim=1), batch.examples, strict=True)]
+
+    def _prediction(self, logits: Tensor, probabilities: Tensor, example: Example) -> Prediction:
+        best = probabilities.argsort(descending=True, stable=True)[:KEPT_CLASSES].tolist()
+        known = example.answer is not None
+        loss = F.cross_entropy(logits, self.targets((example,))[0], label_smoothing=self.smoothing) if known else None
+        return Prediction(
+            id=example.id,
+            question=example.question,
+            answer=self.classes[best[0]],
+            probabilities={self.classes[label]: float(probabilities[label]) for label in best},
+            truth=example.answer,
+            score=float(self.classes[best[0]] == example.answer) if known else None,
+            problem=example.problem,
+            loss=None if loss is None else float(loss),
+            image=example.image,
+        )
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """Accuracy in percent, in parts, with the histograms of answers and truths."""
+        return accuracy_metrics(predictions)
+
+    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
+        """`metrics`, and how far the accuracy can be trusted."""
+        known = [p for p in result.predictions if p.score is not None]
+        return result.metrics | ({"accuracy_interval": accuracy_interval(known)} if known else {})
+
+    def chance(self) -> float:
+        """Percent right when always naming the most frequent class of the training rows."""
+        if not self._files("train"):
+            return 100.0 / self.num_classes
+        labels = Counter(row.get("label") for row in self.rows("train"))
+        return 100.0 * max(labels.values()) / labels.total()
+
+
+def label_problem(row: Row) -> str:
+    """What is wrong with the label of a row, which it may lack, or an empty string."""
+    return "" if is_count(row.get("label", 0)) else "label must be a whole number, 0 or more"

@@ -1,0 +1,109 @@
+"""Multiple choice in which no option has a place: each is scored by a forward pass of its own.
+
+The same data as vqacustom's, and a head of one output. The text of an option is its question and itself; the score is
+the model's logit for image and text, and a softmax over the options of a question makes probabilities of them. So the
+order of the options changes nothing, at the cost of a pass for each.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit3_vqa.config.config import RunConfig
+from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
+from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.index import ANSWERS_FILE
+from beit3_vqa.data.prompt import SPECIAL_TOKENS, OptionTemplate
+from beit3_vqa.data.rows import Rows, row_id
+from beit3_vqa.data.types import Batch, Example, Prediction
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.tasks.vqa import VQACustom
+
+TEMPLATE = OptionTemplate(OPTION_PROMPT_TEMPLATE)
+
+
+class VQARank(VQACustom):
+    """Questions with options, one score for each; C below is how many a question has."""
+
+    name = "vqarank"
+
+    @classmethod
+    def from_folder(cls, config: RunConfig) -> VQACustom:
+        """The task on a folder prepared for vqacustom; InputError where its questions are open-ended."""
+        task = super().from_folder(config)
+        if not task.answers_are_options:
+            raise InputError(
+                f"--data_path {config.data.data_path}: {ANSWERS_FILE} isn't of letters, so the questions have no "
+                "options to rank. Use --task vqacustom."
+            )
+        return task
+
+    def _check_choices(self, rows: Rows, split: str) -> None:
+        super()._check_choices(rows, split)
+        whole = [f"row {row_id(row)}" for row in rows if "question" not in row]
+        if whole:
+            raise InputError.of_problems(
+                f"{split} rows with a text_segment, in which options can't be told from the question:",
+                whole,
+                "Use --task vqacustom, or prepare the data anew.",
+            )
+
+    def dataset(self, split: str, processor: Any, *, training: bool) -> CustomDataset:
+        """As vqacustom's; InputError where an option is longer than the model may read."""
+        dataset = super().dataset(split, processor, training=training)
+        problems = (
+            (row, choice, _length_problem(choice, processor)) for row in dataset.rows for choice in row["choices"]
+        )
+        too_long = [f"row {row_id(row)}, {short(choice)}: {problem}" for row, choice, problem in problems if problem]
+        if too_long:
+            raise InputError.of_problems(f"options of {split} rows that are too long:", too_long)
+        return dataset
+
+    @property
+    def outputs(self) -> int:
+        """One score."""
+        return 1
+
+    @property
+    def passes(self) -> int:
+        """One for each option."""
+        return self.num_classes
+
+    def tensors(self, example: Example, processor: Any, rng: random.Random | None) -> dict[str, Any]:
+        """The image, once, and the token ids of each option's text."""
+        image = processor.open(example, example.image_path)
+        texts = [processor.fitted(example.question, partial(TEMPLATE, choice=choice)) for choice in example.choices]
+        return {"image": processor.pixels(image, example, rng), "texts": texts}
+
+    def collate(self, items: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
+        """B examples -> `image` (B * C, 3, S, S) and `question` (B * C, T): the options of one after another's."""
+        images = torch.stack([item["image"] for item in items]).repeat_interleave(self.num_classes, dim=0)
+        return {"image": images, **processor.padded([ids for item in items for ids in item["texts"]])}
+
+    def measured(self, example: Example) -> Iterable[Example]:
+        """A text for each option."""
+        return (replace(example, question=TEMPLATE(example.question, c), choices=()) for c in example.choices)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Of the scores (B * C, 1), as if they were the logits of a head with C outputs."""
+        return super().loss(outputs.view(-1, self.num_classes), batch)
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+        """The option with the highest score."""
+        return super().predictions(outputs.view(-1, self.num_classes), batch)
+
+
+def _length_problem(choice: str, processor: Any) -> str:
+    """What is wrong with an option that is too long even where its question is empty; else an empty string."""
+    if len(TEMPLATE("", choice).encode()) + SPECIAL_TOKENS < processor.max_tokens:
+        return ""  # a token has a byte at least, but for one that may stand before the first word
+    try:
+        processor.fitted("", partial(TEMPLATE, choice=choice))
+    except InputError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,1 @@
+"""What several test files share: data, servers, processes, a browser."""

@@ -1,0 +1,78 @@
+"""Every fold in turn: stopped, gone on with, summed up; for either family."""
+
+import json
+import statistics
+
+import pytest
+
+from beit3_vqa.apps.cross_validation import summarise, table
+from beit3_vqa.cli.main import main
+from tests.conftest import finetune, finetune_clip
+
+
+@pytest.fixture(scope="module")
+def folds(scpc, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folds")
+    prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
+    assert main([*prepare, "--data_path", str(folder / "data"), "--folds", "3", "--train_tokenizer", "300"]) == 0
+    return folder
+
+
+@pytest.fixture(params=[pytest.param("BEiT-3", marks=pytest.mark.slow), "CLIP"])
+def command(request, folds, clip_folder, tmp_path):
+    made = (
+        finetune(folds, tmp_path / "out")
+        if request.param == "BEiT-3"
+        else finetune_clip(folds, clip_folder, tmp_path / "out")
+    )
+    return ["cross_validate", *made[1:]]
+
+
+def test_folds_go_on_where_they_stopped(command, folds, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*command, "--epochs", "2", "--stop_after_epochs", "1"]) == 0
+    assert "not all epochs are done in folds 0, 1, 2" in capsys.readouterr().out
+    assert not (out / "cross_validation.json").exists()
+    assert main([*command, "--epochs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("1 epochs done, 1 to go") == 3
+    results = json.loads((out / "cross_validation.json").read_text())
+    rows = [json.loads(line) for line in (folds / "data" / "vqacustom.train.jsonl").read_text().splitlines()]
+    last = []
+    for fold in range(3):
+        lines = [json.loads(line) for line in (out / f"fold-{fold}" / "log.txt").read_text().splitlines()]
+        assert {line["val_questions"] for line in lines} == {sum(row["fold"] == fold for row in rows)}
+        assert results["folds"][str(fold)] == [line["val_accuracy"] for line in lines]
+        last.append(lines[-1]["val_accuracy"])
+    assert results["epochs"][1] == pytest.approx({"mean": statistics.mean(last), "deviation": statistics.stdev(last)})
+    assert f"{statistics.mean(last):6.2f} +- {statistics.stdev(last):.2f}" in said
+    before = (out / "fold-1" / "checkpoint-1.pth").stat().st_mtime_ns
+    assert main([*command, "--epochs", "2"]) == 0
+    assert capsys.readouterr().out.count("all 2 epochs are done") == 3
+    assert (out / "fold-1" / "checkpoint-1.pth").stat().st_mtime_ns == before
+
+
+def test_what_belongs_to_one_run_is_refused(scpc, folds, tmp_path, capsys):
+    command = ["cross_validate", *finetune(folds, tmp_path / "out")[1:]]
+    for flags in (["--fold", "0"], ["--resume", "x.pth"], ["--eval"]):
+        assert main([*command, *flags]) == 2
+        assert f"{flags[0]}: belongs to one run" in capsys.readouterr().err
+    assert main(["cross_validate", *finetune(scpc, tmp_path / "out")[1:]]) == 2
+    assert "has no folds; prepare the data with --folds K" in capsys.readouterr().err
+    assert main(["cross_validate", "--data_path", str(folds / "data")]) == 2
+    assert "--output_dir" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_tries_one_fold(folds, tmp_path, capsys):
+    assert main(["cross_validate", *finetune(folds, tmp_path / "out")[1:], "--dry_run"]) == 0
+    assert "the other folds cost about the same" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_summary_by_hand():
+    made = summarise({0: [50.0, 70.0], 1: [60.0, 50.0]}, "accuracy")
+    assert [moments["mean"] for moments in made["epochs"]] == [55.0, 60.0]
+    assert made["epochs"][1]["deviation"] == pytest.approx(200**0.5)
+    assert made["best"] == pytest.approx({"mean": 65.0, "deviation": 50**0.5})
+    assert "fold   0: best  70.00 after epoch 1" in table(made)

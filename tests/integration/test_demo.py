@@ -1,0 +1,72 @@
+"""The demo, as a stranger starts it; minutes long, so not part of the default run. `.ci/run` runs the quick one."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from beit3_vqa.apps import demo
+from beit3_vqa.apps.demo import CLIPRecipe, clip_steps, take
+from beit3_vqa.cli.main import main
+from beit3_vqa.models.clip.scratch import SmallCLIP
+
+CHANCE = 25.0
+
+
+@pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.slow), ["--no_such_flag"]])
+def test_clips_road_from_end_to_end(tmp_path, capsys, flags):
+    """With a model and data so small that it learns nothing; a command that fails ends it."""
+    recipe = CLIPRecipe(epochs=2, sizes=SmallCLIP(width=16, layers=1, heads=2, img_size=16), train_images=20)
+    steps = clip_steps(recipe, tmp_path, 0)
+    steps = [(title, [*s, *flags] if isinstance(s, list) and "--eval" in s else s) for title, s in steps]
+    assert take(steps, main, tmp_path) == (2 if flags else 0)
+    said = capsys.readouterr().out
+    assert "1 epochs done, 1 to go" in said
+    assert (tmp_path / "clip" / "model.safetensors").is_file()
+    assert ("Test accuracy with four options" in said) is not bool(flags)
+    assert (tmp_path / "report.html").is_file() is not bool(flags)
+    if not flags:
+        assert json.loads((tmp_path / "choices" / "metrics.json").read_text())["questions"] == 9673
+
+
+@pytest.mark.parametrize(
+    ("model", "absent", "extras"), [("clip", "transformers", "demo,clip"), ("beit3", "jinja2", "demo")]
+)
+def test_a_missing_package_is_named_before_anything_is_done(tmp_path, monkeypatch, capsys, model, absent, extras):
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == absent else object())
+    folder = tmp_path / "demo"
+    assert main(["demo", "--model", model, "--output_dir", str(folder)]) == 2
+    assert f'the demo needs {absent}: pip install "beit3_vqa[{extras}]"' in capsys.readouterr().err
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "floor"), [(["--quick"], CHANCE + 15), ([], 75.0)])
+def test_clips_demo_learns(tmp_path, flags, floor):
+    command = [sys.executable, "-W", "error", "-m", "beit3_vqa", "demo", "--model", "clip", *flags]
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "demo")], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "demo" / "choices" / "metrics.json").read_text())["accuracy"] >= floor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "floor"), [(["--quick"], CHANCE + 15), ([], 75.0)])
+def test_demo_learns(tmp_path, flags, floor):
+    command = [sys.executable, "-W", "error", "-m", "beit3_vqa", "demo", *flags, "--output_dir", str(tmp_path / "demo")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "demo" / "choices"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["questions"] == 9673
+    assert metrics["accuracy"] >= floor
+    with (out / "submission.csv").open(encoding="utf-8") as file:
+        assert len({row["ID"] for row in csv.DictReader(file)}) == 9673
+    assert list((out / "tensorboard").iterdir())
+    assert '"attention":{' in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "1 epochs done" in result.stdout  # it stopped and resumed on the way
+    assert "dropped from the checkpoint: head.0.weight" in result.stdout
+    assert f"Test accuracy with four options: {metrics['accuracy']:.1f}% (chance: 25%)" in result.stdout

@@ -1,0 +1,361 @@
+"""`beit3-vqa ensemble` by the command line: from files of predictions, and from checkpoints of both families."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from beit3_vqa.cli.main import main
+from beit3_vqa.config.resolve import config_of
+from beit3_vqa.data.predictions import info_file, read_info, read_predictions, write_info, write_predictions
+from beit3_vqa.data.types import PredictionsInfo
+from beit3_vqa.engine.build import evaluation_of_checkpoint
+from beit3_vqa.engine.checkpoint.manifest import sha256_of
+from beit3_vqa.models.base import TaskShape
+from beit3_vqa.models.beit3.family import BEiT3Family
+from beit3_vqa.models.clip.family import CLIPFamily
+from beit3_vqa.models.names import clip_config_values, parse_clip_name
+from tests.conftest import finetune_clip
+from tests.helpers.panels import simulated
+
+LARGE = 676_582_404  # beit3_large_patch16_480 with four answers
+FOUR_OPTIONS = TaskShape("vqacustom", 4, True)
+
+
+def write_members(folder, skills, *, parameters=LARGE, seed=0, count=40, sha=None):
+    """A predictions.json, its info and its predictions_val.json for each member, in folders m0, m1, ..."""
+    questions, val = simulated(count, skills, seed), simulated(60, skills, seed + 1, name="val q")
+    paths = []
+    for number in range(len(skills)):
+        (folder / f"m{number}").mkdir()
+        for name, some in (("predictions.json", questions), ("predictions_val.json", val)):
+            path = write_predictions([q.answers[number] for q in some], folder / f"m{number}" / name)
+            given = PredictionsInfo("vqacustom", "beit3_large", parameters, sha256=sha or f"{number}", split="test")
+            write_info(given, path)
+        paths.append(str(folder / f"m{number}" / "predictions.json"))
+    return paths
+
+
+def without_truth(path):
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([{k: v for k, v in row.items() if k not in ("truth", "score")} for row in rows]))
+
+
+def test_predictions_that_are_not_what_their_info_is_of_have_no_vote(tmp_path, capsys):
+    """What is left by an evaluation that was killed while it wrote."""
+    paths = write_members(tmp_path, [1.0] * 2)
+    out = tmp_path / "e" / "submission.csv"
+    for name, votes in (("predictions.json", "soft"), ("predictions_val.json", "weighted")):
+        path = tmp_path / "m1" / name
+        info = read_info(path)
+        write_info(dataclasses.replace(info, predictions_sha256="0" * 64), path)
+        assert main(["ensemble", *paths, "--vote", votes, "--output", str(out)]) == 2
+        assert f"{path} isn't what" in capsys.readouterr().err
+        assert not out.exists()
+        write_info(info, path)
+
+
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [
+        ("beit3_large_patch16_480", LARGE - 1024 * 64_010),
+        ("beit3_base_patch16_480_vqav2", 223_307_524 - 768 * 64_010),
+        ("ensemble of 2 (soft vote): beit3_base_patch16_480, beit3_large_patch16_480", LARGE - 1024 * 64_010),
+        ("clip_vit_large_patch14_lora", 434_104_577 - 6_488_064 - 768 * (49_408 + 77)),
+    ],
+)
+def test_a_model_has_no_fewer_parameters_than_its_name_says(tmp_path, capsys, model, least):
+    paths = write_members(tmp_path, [1.0])
+    path = tmp_path / "m0" / "predictions.json"
+    for parameters, code in ((1, 2), (round(0.98 * least), 2), (least, 0)):
+        write_info(dataclasses.replace(read_info(path), model=model, parameters=parameters), path)
+        command = ["ensemble", *paths, "--vote", "soft", "--output", str(tmp_path / "e" / "submission.csv")]
+        assert main(command) == code
+        report = ["report", str(tmp_path / "m0"), "--output", str(tmp_path / "r.html"), "--attention", "0"]
+        assert main(report) == code
+        assert capsys.readouterr().err.count(f"says {parameters:,} parameters of '{model[:20]}") == (2 if code else 0)
+
+
+def test_four_large_models_are_within_the_rules_and_five_are_not(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.0] * 5)
+    out = tmp_path / "e" / "submission.csv"
+    assert main(["ensemble", *paths[:4], "--vote", "hard", "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "2,706,329,616  in all, of 3,000,000,000" in said
+    info = read_info(tmp_path / "e" / "predictions.json")
+    assert (info.parameters, info.model, info.sha256) == (
+        2_706_329_616,
+        "ensemble of 4 (hard vote): 4 x beit3_large",
+        "",
+    )
+    out = tmp_path / "five" / "submission.csv"
+    assert main(["ensemble", *paths, "--output", str(out)]) == 2
+    assert "3,382,912,020 parameters together, 382,912,020 more than --max_params" in capsys.readouterr().err
+    assert not out.parent.exists()
+    assert main(["ensemble", *paths, "--output", str(out), "--max_params", "3382912020"]) == 0  # the limit itself
+
+
+def test_a_budget_that_is_too_small_for_any(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.0] * 2)
+    arguments = ["ensemble", *paths, "--greedy", "--max_params", "1e8", "--output", str(tmp_path / "submission.csv")]
+    assert main(arguments) == 2
+    assert "676,582,404 parameters each, or more" in capsys.readouterr().err
+
+
+def test_the_same_weights_count_once(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.0] * 5, sha="the same")
+    assert main(["ensemble", *paths, "--output", str(tmp_path / "e" / "submission.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "(the weights of 1, counted once)" in said
+    assert "676,582,404  in all" in said
+    for path in paths:  # the same path and name of a checkpoint prove nothing
+        info = info_file(tmp_path / path)
+        info.write_text(json.dumps({**json.loads(info.read_text()), "sha256": "", "checkpoint": "out/best.pth"}))
+    assert main(["ensemble", *paths, "--output", str(tmp_path / "e" / "submission.csv")]) == 2
+
+
+def test_parameters_that_no_file_says_are_asked_for(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.0] * 3)
+    info_file(tmp_path / "m1" / "predictions.json").unlink()
+    arguments = ["ensemble", *paths, "--output", str(tmp_path / "e" / "submission.csv")]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"--params {paths[1]}=N" in said
+    assert paths[0] not in said
+    assert main([*arguments, "--params", f"{paths[1]}=434,104,577"]) == 0
+    assert f"{2 * LARGE + 434104577:,}  in all" in capsys.readouterr().out
+    for wrong, says in (
+        (f"{paths[1]}=many", "write FILE=N"),
+        ("5", "write FILE=N"),
+        (f"{paths[1]}x=5", "Did you mean"),
+        (f"{paths[0]}=5", "says 676,582,404"),
+    ):
+        assert main([*arguments, "--params", f"{paths[1]}=5", "--params", wrong]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_the_report_of_a_soft_vote(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.0, 1.5, 0.5])
+    out = tmp_path / "e" / "submission.csv"
+    assert main(["ensemble", *paths, "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    members = [read_predictions(tmp_path / path) for path in paths]
+    for path, predictions in zip(paths, members, strict=True):
+        assert f"{100 * np.mean([p.score for p in predictions]):6.2f}  {path}" in said
+    means = np.mean([[[p.probabilities[a] for a in "ABCD"] for p in predictions] for predictions in members], axis=0)
+    answers = ["ABCD"[k] for k in means.argmax(axis=1)]
+    with out.open(newline="") as file:
+        assert list(csv.reader(file)) == [["ID", "answer"], *[[f"q{n}", a] for n, a in enumerate(answers)]]
+    joined = read_predictions(tmp_path / "e" / "predictions.json")
+    assert [list(p.probabilities.values()) for p in joined] == [pytest.approx(row) for row in means.tolist()]
+    assert f"{100 * np.mean([p.score for p in joined]):6.2f}  the ensemble, soft vote, log loss" in said
+    assert "95% interval" in said
+    alike = np.mean([one.answer == two.answer for one, two in zip(members[0], members[1], strict=True)])
+    assert f"{100 * alike:7.1f}" in said.split("the same answer, % of questions")[1]
+    # An ensemble is a member like any other, with all the parameters it is made of.
+    again = tmp_path / "f" / "submission.csv"
+    assert main(["ensemble", str(tmp_path / "e" / "predictions.json"), "--output", str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+    assert read_info(tmp_path / "f" / "predictions.json").parameters == 3 * LARGE
+
+
+def test_where_the_answers_are_unknown_validation_says_what_it_is_worth(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.0, 1.0])
+    for path in paths:
+        without_truth(tmp_path / path)
+    assert main(["ensemble", *paths, "--vote", "hard", "--output", str(tmp_path / "e" / "submission.csv")]) == 0
+    assert "validation: accuracy on 60 questions" in capsys.readouterr().out
+    assert read_predictions(tmp_path / "e" / "predictions.json")[0].score is None
+
+
+def test_weights_are_fitted_on_validation_and_reported_with_and_without(tmp_path, capsys):
+    paths = write_members(tmp_path, [2.0, 0.0, 2.0])
+    arguments = ["ensemble", *paths, "--vote", "weighted", "--output", str(tmp_path / "e" / "submission.csv")]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    weights = {line.split()[1]: float(line.split()[0]) for line in said.splitlines() if line.startswith("  0.")}
+    assert weights[paths[1]] < 0.1
+    assert sum(weights.values()) == pytest.approx(1, abs=2e-4)
+    assert "validation, each question by weights fitted without it: accuracy on 60 questions" in said
+    assert said.count("with equal weights, log loss") == 2
+    # Given in order, they are the same as those beside the members; in another order they are other checkpoints'.
+    val = [path.replace("predictions.json", "predictions_val.json") for path in paths]
+    assert main([*arguments, "--val", *val]) == 0
+    assert capsys.readouterr().out == said
+    assert main([*arguments, "--val", *reversed(val)]) == 2
+    assert "is of another checkpoint" in capsys.readouterr().err
+    assert main([*arguments, "--val", val[0]]) == 2
+    assert "1 files for 3 members" in capsys.readouterr().err
+    (tmp_path / "m2" / "predictions_val.json").unlink()
+    assert main(arguments) == 2
+    assert f"of {paths[2]}: " in capsys.readouterr().err
+
+
+def test_what_was_fitted_on_the_questions_is_not_praised_for_them(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.0, 1.0])
+    val = [path.replace("predictions.json", "predictions_val.json") for path in paths]
+    assert main(["ensemble", *val, "--vote", "weighted", "--output", str(tmp_path / "e" / "submission_val.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "the questions are validation questions" in said
+    assert said.count("accuracy on") == 1
+    assert (tmp_path / "e" / "predictions_val.json").is_file()
+
+
+def test_greedy_keeps_the_budget_and_leaves_the_useless_out(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.2, 0.0, 1.2, 0.0, 1.2, 1.2])
+    out = tmp_path / "e" / "submission.csv"
+    assert main(["ensemble", *paths, "--greedy", "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "greedy selection" in said
+    info = read_info(tmp_path / "e" / "predictions.json")
+    assert info.parameters <= 3e9
+    taken = [line.split(" + ")[1] for line in said.splitlines() if " + " in line and "not taken" not in line]
+    assert info.parameters == len(taken) * LARGE
+    assert 1 < len(taken) <= 4
+    assert not {paths[1], paths[3]} & set(taken)
+
+
+def test_ids_that_do_not_match_are_listed(tmp_path, capsys):
+    paths = write_members(tmp_path, [1.0, 1.0])
+    rows = json.loads((tmp_path / paths[1]).read_text())
+    (tmp_path / paths[1]).write_text(json.dumps([*rows[2:], {**rows[0], "id": "extra"}]))
+    out = tmp_path / "e" / "submission.csv"
+    assert main(["ensemble", *paths, "--output", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "lacks 2 ids: 'q0', 'q1'" in said
+    assert "has beyond it 1 ids: 'extra'" in said
+    (tmp_path / paths[1]).write_text(json.dumps([*rows, rows[3]]))
+    assert main(["ensemble", *paths, "--output", str(out)]) == 2
+    assert "the id 'q3' is in row 4 too" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_folds_with_validation_questions_of_their_own_can_vote(tmp_path, capsys):
+    """Of what lies beside the members, and nobody named, nothing is needed for a soft vote."""
+    paths = write_members(tmp_path, [1.0, 1.0])
+    val = tmp_path / "m1" / "predictions_val.json"
+    val.write_text(val.read_text().replace("val q", "other q"))
+    arguments = ["ensemble", *paths, "--output", str(tmp_path / "e" / "submission.csv")]
+    assert main(arguments) == 0
+    assert "validation predictions beside the members aren't used: " in capsys.readouterr().out
+    val.write_text("{")
+    assert main(arguments) == 0
+    assert main([*arguments, "--greedy"]) == 2
+    assert main([*arguments, "--val", str(tmp_path / "m0" / "predictions_val.json"), str(val)]) == 2
+
+
+def test_one_process_is_enough(tmp_path, monkeypatch, capsys):
+    paths = write_members(tmp_path, [1.0])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["ensemble", *paths, "--output", str(tmp_path / "e" / "submission.csv")]) == 2
+    assert "without torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["m0/predictions.json", "m0/../m0/predictions.json"], "given twice"),
+        (["m0/predictions.jsn"], "Did you mean 'predictions.json'"),
+        (["m0"], "has no checkpoint-best.pth"),
+        (["m0/predictions.json", "--vote", "hart"], "Did you mean 'hard'"),
+        (["m0/predictions.json", "--max_params", "nan"], "--max_params"),
+        (["m0/predictions.json", "--max_params", "-1"], "--max_params"),
+        (["m0/predictions.json", "--seed", "-1"], "--seed"),
+        (["m0/predictions.json", "--output", "e/submission.json"], "ends in .csv"),
+        (["m0/predictions.json", "--output", "m0/submission.csv"], "isn't an ensemble's"),
+        (["m0/predictions.json", "--output", "m1/submission.csv"], "isn't an ensemble's"),
+        (["m0/predictions.json", "--params", "m0/predictions.json=0"], "write FILE=N"),
+        (["m0/predictions.json", "--output", "train.csv"], "isn't a submission"),
+        (["checkpoint.pth"], "--data_path"),
+        (["m0/predictions.json", "checkpoint.pth", "--data_path", "data"], "checkpoint.pth"),
+    ],
+)
+def test_what_cannot_be_joined(tmp_path, monkeypatch, capsys, arguments, says):
+    write_members(tmp_path, [1.0, 1.0])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint.pth").write_text("no checkpoint")
+    (tmp_path / "train.csv").write_text("ID,answers\n1,A\n")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert main(["ensemble", "--output", "e/submission.csv", *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_published_sizes_are_counted_without_a_weight(tmp_path):
+    def count(family, **values):
+        return family(config_of(values), FOUR_OPTIONS).count_parameters()
+
+    assert count(BEiT3Family, model="beit3_large_patch16_480") == LARGE
+    assert count(BEiT3Family, model="beit3_base_patch16_480") == 223_307_524
+    name = "clip_vit_large_patch14"
+    transformers.CLIPConfig(**clip_config_values(parse_clip_name(name))).save_pretrained(tmp_path)
+    assert count(CLIPFamily, model=f"{name}_lora", pretrained=str(tmp_path)) == 434_104_577
+
+
+@pytest.fixture(scope="module")
+def trained_clip(scpc, clip_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained_clip") / "out"
+    assert main(finetune_clip(scpc, clip_folder, out, "--epochs", "1", "--lr", "1e-2")) == 0
+    return out
+
+
+def test_checkpoints_of_both_families(scpc, trained, trained_clip, tmp_path, capsys):
+    out = tmp_path / "e" / "submission.csv"
+    evaluation = ["--data_path", str(scpc / "data"), "--device", "cpu", "--num_workers", "0", "--precision", "fp32"]
+    arguments = ["ensemble", str(trained), str(trained_clip / "checkpoint-0.pth"), "--vote", "weighted", *evaluation]
+    capsys.readouterr()
+    assert main([*arguments, "--max_params", "1e6", "--output", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "evaluating" not in said.out  # nothing has run
+    assert not out.parent.exists()
+    assert main([*arguments, "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("in all, of 3,000,000,000") < said.index("evaluating")
+    folders = sorted((tmp_path / "e" / "submission_members").iterdir())
+    assert [folder.name for folder in folders] == ["1-out-checkpoint-best", "2-out-checkpoint-0"]
+    # What was counted before is what the evaluations then loaded, parameter by parameter.
+    infos = [read_info(folder / "predictions.json") for folder in folders]
+    assert infos[0].parameters > 1e6
+    assert f"{infos[0].parameters + infos[1].parameters:,}  in all" in said
+    assert [info.sha256 for info in infos] == [
+        sha256_of(path) for path in (trained / "checkpoint-best.pth", trained_clip / "checkpoint-0.pth")
+    ]
+    assert read_info(tmp_path / "e" / "predictions.json").data_path == str(scpc / "data")
+    with out.open(newline="") as file:
+        ids = [row["ID"] for row in csv.DictReader(file)]
+    assert ids == [f"test_{number:03}" for number in range(13)]
+    # The results of checkpoints can take their place.
+    again = tmp_path / "again" / "submission.csv"
+    members = [str(folder / "predictions.json") for folder in folders]
+    assert main(["ensemble", *members, "--vote", "weighted", "--output", str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+    assert (tmp_path / "again" / "predictions.json").read_bytes() == (tmp_path / "e" / "predictions.json").read_bytes()
+
+
+def test_checkpoints_are_asked_in_every_order(scpc, trained, tmp_path, capsys):
+    out = tmp_path / "e" / "submission.csv"
+    evaluation = ["--data_path", str(scpc / "data"), "--device", "cpu", "--num_workers", "0", "--precision", "fp32"]
+    alone = ["finetune", "--task", "vqacustom", "--eval", "--resume", str(trained / "checkpoint-best.pth")]
+    assert main([*alone, *evaluation, "--tta", "cyclic", "--output_dir", str(tmp_path / "alone")]) == 0
+    assert main(["ensemble", str(trained), *evaluation, "--tta", "cyclic", "--output", str(out)]) == 0
+    assert out.read_bytes() == (tmp_path / "alone" / "submission.csv").read_bytes()
+    # With and without rotations it is one model, whose parameters count once.
+    assert main([*alone, *evaluation, "--output_dir", str(tmp_path / "plain")]) == 0
+    members = [str(tmp_path / folder / "predictions.json") for folder in ("alone", "plain")]
+    capsys.readouterr()
+    assert main(["ensemble", *members, "--output", str(tmp_path / "both" / "submission.csv")]) == 0
+    assert "counted once" in capsys.readouterr().out
+    assert read_info(tmp_path / "both" / "predictions.json").parameters == read_info(tmp_path / members[0]).parameters
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_counting_a_checkpoint_leaves_its_tensors_in_the_file(scpc, trained, tmp_path, legacy):
+    path = tmp_path / "checkpoint-best.pth"
+    content = torch.load(trained / "checkpoint-best.pth", weights_only=True)
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    given = {"eval": True, "resume": str(path), "data_path": str(scpc / "data")}
+    assert evaluation_of_checkpoint(config_of(given))[1] == sum(v.numel() for v in content["model"].values())

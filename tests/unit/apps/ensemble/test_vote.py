@@ -1,0 +1,94 @@
+"""Votes by table, and what must hold whatever the table."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beit3_vqa.apps.ensemble.vote import Question, absent_answers, decide, equal_weights, side_by_side
+from beit3_vqa.data.types import Prediction
+from tests.helpers.panels import answered, simulated
+
+
+def shares(*values):
+    return dict(zip("ABCD", values, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("vote", "weights", "members", "answer"),
+    [
+        # the majority, however sure the others are
+        ("hard", None, [shares(0.4, 0.3, 0.3), shares(0.4, 0.3, 0.3), shares(0, 0, 1)], "A"),
+        ("soft", None, [shares(0.4, 0.3, 0.3), shares(0.4, 0.3, 0.3), shares(0, 0, 1)], "C"),
+        # two votes each: A has 0.35 on average, B 0.4
+        ("hard", None, [shares(0.6, 0.4), shares(0.6, 0.4), shares(0.1, 0.9), shares(0.1, 0.9)], "B"),
+        ("hard", None, [shares(0.6, 0.4), shares(0.6, 0.4), shares(0.45, 0.55), shares(0.45, 0.55)], "A"),
+        # a tie of all three: the highest mean, C
+        ("hard", None, [shares(0.5, 0.1, 0.4), shares(0.1, 0.5, 0.4), shares(0.1, 0.1, 0.8)], "C"),
+        # a tie in both: the first member's order
+        ("hard", None, [shares(0.3, 0.7), shares(0.7, 0.3)], "A"),
+        ("soft", None, [shares(0.3, 0.7), shares(0.7, 0.3)], "A"),
+        ("weighted", [0.9, 0.1], [shares(0.4, 0.6), shares(0.9, 0.1)], "B"),
+        ("weighted", [0.1, 0.9], [shares(0.4, 0.6), shares(0.9, 0.1)], "A"),
+        ("weighted", [0.0, 1.0], [shares(0.0, 1.0), shares(0.51, 0.49)], "A"),
+    ],
+)
+def test_votes_by_table(vote, weights, members, answer):
+    predictions = [[answered("1", "A", **member)] for member in members]
+    (question,) = side_by_side([str(i) for i in range(len(members))], predictions)
+    decided = decide(question, vote, weights or equal_weights(len(members)))
+    assert decided.answer == answer
+    assert decided.score == float(answer == "A")
+    assert sum(decided.probabilities.values()) == pytest.approx(1)
+    assert list(decided.probabilities) == list(members[0])  # options stay in their order
+
+
+@given(seed=st.integers(0, 2**32), vote=st.sampled_from(["hard", "soft"]))
+def test_the_order_of_members_changes_nothing(seed, vote):
+    (question,) = simulated(1, [0.5] * 5, seed)
+    shuffled = list(question.answers)
+    random.Random(seed).shuffle(shuffled)
+    weights = equal_weights(5)
+    assert decide(question, vote, weights) == decide(Question(tuple(shuffled), question.label), vote, weights)
+
+
+@given(seed=st.integers(0, 2**32), vote=st.sampled_from(["hard", "soft", "weighted"]))
+def test_members_that_agree_are_followed(seed, vote):
+    (question,) = simulated(1, [1.0], seed)
+    alike = Question(question.answers * 3, question.label)
+    assert decide(alike, vote, [0.2, 0.3, 0.5]).answer == question.answers[0].answer
+
+
+def open_ended(score, truth, **probabilities):
+    return Prediction("1", "What?", max(probabilities, key=probabilities.__getitem__), probabilities, truth, score)
+
+
+def test_open_ended_answers_that_are_not_held_count_as_0():
+    one = open_ended(0.3, "dog", cat=0.5, cow=0.1)
+    two = open_ended(1.0, "dog", dog=0.6, cat=0.3)
+    (question,) = side_by_side(["one", "two"], [[one], [two]])
+    decided = decide(question, "soft", equal_weights(2))
+    assert list(decided.probabilities.items()) == [("cat", 0.4), ("dog", 0.3), ("cow", 0.05)]  # most likely first
+    assert (decided.answer, decided.score) == ("cat", 0.3)  # as it was scored for the member that gave it
+    assert decide(question, "weighted", [0.1, 0.9]).score == 1.0
+    assert absent_answers([question]) == 1
+    assert question.truth_probabilities() == [0.0, 0.6]
+
+
+def test_the_truth_is_found_however_it_is_spelt():
+    one = open_ended(1.0, "A Dog.", dog=0.6, cat=0.3)
+    (question,) = side_by_side(["one"], [[one]], key=lambda text: text.lower().removeprefix("a ").rstrip("."))
+    assert question.truth_probabilities() == [0.6]
+    assert question.label == "dog"
+
+
+def test_what_the_ensemble_knows_of_a_question():
+    plain = Prediction("1", "", "B", shares(0.2, 0.8))
+    full = Prediction(
+        "1", "What?", "A", shares(0.6, 0.4), "B", 0.0, 2.0, "no image", 0.7, choices=("x", "y"), image="1.jpg"
+    )
+    (question,) = side_by_side(["plain", "full"], [[plain], [full]])
+    decided = decide(question, "soft", equal_weights(2))
+    assert (decided.question, decided.truth, decided.score, decided.weight) == ("What?", "B", 1.0, 2.0)
+    assert (decided.problem, decided.choices, decided.image, decided.loss) == ("no image", ("x", "y"), "1.jpg", None)

@@ -1,0 +1,93 @@
+"""Weights of a mixture: against scipy's optimiser, and honest where members are useless."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from beit3_vqa.apps.ensemble.compare import groups_of, truth_probabilities
+from beit3_vqa.apps.ensemble.weights import FOLDS, IMAGINED, cross_fit_weights, fit_weights, log_loss
+from tests.helpers.panels import simulated
+
+
+def by_scipy(probabilities):
+    """The maximum of the likelihood, imagined questions included, by another road."""
+    members = probabilities.shape[1]
+
+    def loss(marks):
+        weights = np.exp(marks - marks.max())
+        weights = weights / weights.sum()
+        return -(np.log(probabilities @ weights).sum() + IMAGINED * np.log(weights).sum())
+
+    marks = minimize(loss, np.zeros(members), options={"gtol": 1e-9}).x
+    return np.exp(marks) / np.exp(marks).sum()
+
+
+@pytest.mark.parametrize("skills", [[1.0, 1.0], [2.0, 1.0, 0.0], [1.5, 1.5, 1.4, 0.2]])
+def test_the_weights_are_scipys(skills):
+    probabilities = truth_probabilities(simulated(300, skills, seed=1))
+    assert fit_weights(probabilities) == pytest.approx(by_scipy(probabilities), abs=1e-4)
+
+
+def test_a_member_that_guesses_weighs_nothing():
+    probabilities = truth_probabilities(simulated(2000, [2.0, 2.0, 0.0], seed=2))
+    weights = fit_weights(probabilities)
+    assert weights[2] < 0.02
+    assert min(weights[:2]) > 0.4
+
+
+def test_a_question_that_nobody_knows_says_nothing():
+    probabilities = truth_probabilities(simulated(50, [2.0, 1.0], seed=3))
+    more = np.concatenate([probabilities, np.zeros((10, 2))])
+    assert fit_weights(more) == pytest.approx(fit_weights(probabilities))
+    assert fit_weights(np.zeros((5, 3))) == pytest.approx(np.full(3, 1 / 3))
+    assert np.isfinite(log_loss(more, fit_weights(more)))
+
+
+@given(rows=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), max_size=30))
+def test_weights_are_weights(rows):
+    weights = fit_weights(np.array(rows).reshape(-1, 3))
+    assert (weights > 0).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    skills=st.lists(st.floats(0, 3), min_size=2, max_size=5),
+    count=st.integers(60, 400),
+)
+def test_cross_validated_weights_are_never_much_worse_than_equal_ones(seed, skills, count):
+    """A fit of M - 1 numbers to N questions may lose about (M - 1) / N nats to the best; twenty times that is a bug."""
+    questions = simulated(count, skills, seed)
+    probabilities = truth_probabilities(questions)
+    held_out = log_loss(probabilities, cross_fit_weights(probabilities, groups_of(questions), seed=0))
+    equal = log_loss(probabilities, np.full(len(skills), 1 / len(skills)))
+    assert held_out <= equal + 20 * (len(skills) - 1) / count
+
+
+def test_no_question_is_judged_by_weights_that_saw_its_image():
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(size=(60, 2))
+    groups = [f"image {number // 4}" for number in range(60)]
+    weights = cross_fit_weights(probabilities, groups, seed=0)
+    assert 1 < len(np.unique(weights[:, 0])) <= FOLDS
+    for image in set(groups):
+        own = np.array([group == image for group in groups])
+        changed = probabilities.copy()
+        changed[own] = rng.uniform(size=(own.sum(), 2))
+        assert (cross_fit_weights(changed, groups, seed=0)[own] == weights[own]).all()
+        assert not (cross_fit_weights(changed, groups, seed=0) == weights).all()
+
+
+def test_an_estimate_on_the_fitted_questions_would_lie():
+    """Members that only guess, few questions: the fit flatters itself, the cross-validated one doesn't."""
+    flattered, honest = [], []
+    for seed in range(20):
+        questions = simulated(25, [0.0] * 6, seed)
+        probabilities = truth_probabilities(questions)
+        equal = log_loss(probabilities, np.full(6, 1 / 6))
+        flattered.append(log_loss(probabilities, fit_weights(probabilities)) - equal)
+        honest.append(log_loss(probabilities, cross_fit_weights(probabilities, groups_of(questions), seed)) - equal)
+    assert np.mean(flattered) < 0 < np.mean(honest)

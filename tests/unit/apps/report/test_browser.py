@@ -1,0 +1,376 @@
+"""The report in a real Chromium, opened from disk."""
+
+import json
+import time
+from contextlib import contextmanager
+
+import pytest
+from PIL import Image
+
+from beit3_vqa.cli.main import main
+from tests.helpers.browser import needs_chromium, wait_for
+from tests.unit.apps.report.conftest import HOSTILE, some_predictions, write_run
+
+pytestmark = needs_chromium
+
+FIRST = "button.question >> nth=0"
+
+# Every piece of text that can be seen: its colour against what lies behind it, as WCAG 2 counts.
+CONTRAST = """() => {
+  const parse = (text) => {
+    const n = text.match(/[\\d.e-]+/g).map(Number);
+    const scale = text.startsWith("color(") ? 1 : 255;
+    return [n[0] / scale, n[1] / scale, n[2] / scale, n.length > 3 ? n[3] : 1];
+  };
+  const over = (top, under) => [0, 1, 2].map((k) => top[k] * top[3] + under[k] * (1 - top[3]));
+  const light = (c) => {
+    const [r, g, b] = c.slice(0, 3).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      layers.push(colour);
+      if (colour[3] === 1) break;
+    }
+    return layers.reverse().reduce((under, top) => over(top, under), [1, 1, 1]);
+  };
+  const bad = [];
+  let seen = 0;
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !element.getClientRects().length) continue;
+    if (element.closest("script, style, noscript, title, [disabled]")) continue;
+    const style = getComputedStyle(element);
+    const under = behind(element);
+    const text = over(parse(element instanceof SVGElement ? style.fill : style.color), under);
+    const [one, two] = [light(text), light(under)].sort((a, b) => b - a);
+    const ratio = (one + 0.05) / (two + 0.05);
+    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    seen++;
+    if (ratio < (large ? 3 : 4.5)) bad.push([walker.currentNode.data.slice(0, 40), ratio.toFixed(2)]);
+  }
+
+  return { seen, bad };
+}"""
+
+
+@contextmanager
+def opened(browser, path, width=1400, scheme="light", until="load"):
+    """The page in a window of its own; it may neither complain nor ask for anything beyond itself."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    said, asked = [], []
+    try:
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri(), wait_until=until)
+        page.wait_for_selector("html[data-ready=yes]")
+        yield page
+        assert not said
+        assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    finally:
+        context.close()
+
+
+def count(page) -> int:
+    return int(page.text_content("#count").split(" of ")[0].replace(",", ""))
+
+
+def test_shows_what_the_runs_left(browser, page):
+    with opened(browser, page) as shown:
+        assert shown.title() == "3 runs compared"
+        assert shown.locator(".run").count() == 3
+        titles = shown.locator("#training h3").all_text_contents()
+        assert titles == ["Training loss", "Validation score", "Validation loss", "Learning rate", "Throughput"]
+        titles = shown.locator("#metrics h3").all_text_contents()
+        assert titles[:3] == ["Accuracy by question word", "Reliability", "Accuracy at coverage"]
+        assert titles[3:] == [
+            f"{what}: {run}" for what in ("Positions", "Confusion") for run in ("real", "first", "second")
+        ]
+        assert shown.locator("svg path.curve").count() > 5
+        assert "30" in shown.locator(".run >> nth=0").inner_text()
+        assert count(shown) == 90
+        assert shown.locator(".card").count() == 24
+        assert shown.locator(".card img").evaluate_all(
+            "all => all.every((one) => one.complete && one.naturalWidth > 0)"
+        )
+
+
+def test_text_from_data_stays_text(browser, page):
+    with opened(browser, page) as shown:
+        shown.fill("#f-text", "onerror")
+        assert count(shown) == 12
+        assert "<img src=x onerror=" in shown.locator(FIRST).text_content()
+        assert "\\u202e" in shown.locator(FIRST).text_content()  # turned around, it could look like another text
+        shown.locator(FIRST).click()
+        assert shown.locator("#detail-question").text_content().startswith(HOSTILE[:40])
+        assert shown.title() == "3 runs compared"
+        assert shown.locator("img[src=x]").count() == 0
+        assert shown.locator("body script").count() == 1 + shown.locator("script[type='application/json']").count()
+
+
+def test_filters(browser, page):
+    with opened(browser, page) as shown:
+        shown.select_option("#f-run", label="first")
+        shown.fill("#f-text", "q")
+        everything = count(shown)
+        parts = []
+        for result in ("right", "wrong"):
+            shown.select_option("#f-result", result)
+            parts.append(count(shown))
+        assert sum(parts) == everything
+        assert all(parts)
+        assert set(shown.locator(".card .head .badge").all_text_contents()) == {"✗ wrong"}
+        shown.click("#f-reset")
+        assert count(shown) == 90
+
+        shown.select_option("#f-word", "where")
+        assert count(shown) == 12
+        assert set(shown.locator("button.question").all_text_contents()) == {"Where was this taken?"}
+        shown.select_option("#f-word", "what")
+        assert "무엇이 보이나요?" in shown.locator("button.question").all_text_contents()
+        shown.click("#f-reset")
+
+        shown.select_option("#f-run", label="second")
+        shown.fill("#f-low", "60")
+        shown.fill("#f-high", "80")
+        sure = shown.locator(".card .option.chosen .percent").all_text_contents()
+        assert sure
+        assert all(60 <= float(text.rstrip("%")) <= 80 for text in sure[:10])
+        shown.click("#f-reset")
+
+        shown.select_option("#f-answer", "C")
+        shown.select_option("#f-truth", "A")
+        assert count(shown) > 0
+        marks = shown.locator(".card >> nth=0 >> .marks").all_text_contents()
+        assert marks == ["✓ true", "✗ answered"]
+        shown.fill("#f-text", "no such text anywhere")
+        assert count(shown) == 0
+        assert "No question fits" in shown.locator("#gallery").inner_text()
+
+
+def test_where_runs_disagree(browser, page):
+    with opened(browser, page) as shown:
+        assert "first and second" in shown.locator("#between").inner_text()
+        shown.select_option("#f-run", label="first")
+        counts = {}
+        for wanted in ("differ", "same", "some", "only", "none"):
+            shown.select_option("#f-others", wanted)
+            counts[wanted] = count(shown)
+            if wanted == "only":
+                votes = shown.locator(".card >> nth=0 >> .votes .badge").all_text_contents()
+                assert [("✓" in vote) for vote in votes] == [True, False]
+        assert counts["differ"] + counts["same"] == 60  # of two runs; the third answered other questions
+        row = shown.locator("#between tr", has_text="first and second").locator("td").all_text_contents()
+        assert counts["only"] == int(row[2])
+
+
+def test_arrow_keys_walk_and_enter_opens(browser, page):
+    with opened(browser, page) as shown:
+        focused = "document.activeElement.dataset.place"
+        shown.locator(FIRST).focus()
+        for key, place in (
+            ("ArrowRight", "1"),
+            ("ArrowDown", "5"),
+            ("ArrowLeft", "4"),
+            ("ArrowUp", "0"),
+            ("ArrowLeft", "0"),
+        ):
+            shown.keyboard.press(key)
+            assert shown.evaluate(focused) == place, key
+        for _ in range(24):
+            shown.keyboard.press("ArrowRight")
+        assert shown.evaluate(focused) == "24"  # on the next page
+        assert shown.text_content("#page") == "page 2 of 4"
+        shown.keyboard.press("Enter")
+        assert shown.evaluate("document.getElementById('detail').open")
+        assert "25 of 90" in shown.text_content(".detail-top")
+        for _ in range(30):
+            shown.keyboard.press("ArrowRight")
+        assert "55 of 90" in shown.text_content(".detail-top")
+        shown.keyboard.press("Escape")
+        wait_for(shown, f"!document.getElementById('detail').open && {focused} === '54'")
+        assert shown.text_content("#page") == "page 3 of 4"
+
+
+def test_everything_can_be_reached_with_the_keyboard(browser, page):
+    with opened(browser, page) as shown:
+        reached = set()
+        for _ in range(60):
+            shown.keyboard.press("Tab")
+            reached.add(
+                shown.evaluate(
+                    "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
+                )
+            )
+            if shown.evaluate("document.activeElement === document.body"):
+                break  # once around
+            outline = shown.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert outline != "none", reached
+        names = {
+            "theme",
+            "skip",
+            "f-text",
+            "f-run",
+            "f-result",
+            "f-others",
+            "f-word",
+            "f-answer",
+            "f-truth",
+            "f-low",
+            "f-high",
+        }
+        assert names | {"f-order", "f-reset", "next", "question data-text"} <= reached
+
+
+def test_overlay_fades(browser, page, evaluated):
+    with opened(browser, page) as shown:
+        shown.select_option("#f-result", "map")
+        assert count(shown) == 30
+        shown.locator(FIRST).click()
+        overlay = shown.locator("#overlay")
+        assert overlay.evaluate("(c) => c.style.opacity") == "0.8"
+        box, picture = overlay.bounding_box(), shown.locator(".stage img").bounding_box()
+        assert box["width"] == pytest.approx(picture["width"], abs=1.5)
+        assert box["height"] == pytest.approx(picture["height"], abs=1.5)
+        painted = """(c) => {
+          const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+          return pixels.filter((_, place) => place % 4 === 3).reduce((a, b) => Math.max(a, b));
+        }"""
+        assert overlay.evaluate(painted) > 150
+        shown.locator("#fade").focus()
+        shown.keyboard.press("Home")
+        assert overlay.evaluate("(c) => c.style.opacity") == "0"
+        shown.keyboard.press("ArrowRight")  # the slider's key here, not the next question's
+        assert overlay.evaluate("(c) => c.style.opacity") == "0.01"
+        assert "1 of 30" in shown.text_content(".detail-top")
+        read = shown.locator(".tokens").text_content()
+        assert "Choices: A. " in read
+        assert shown.locator(".tokens span").count() > 10
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1400, "light"),
+        (400, "dark"),
+        pytest.param(1400, "dark", marks=pytest.mark.slow),
+        pytest.param(400, "light", marks=pytest.mark.slow),
+    ],
+)
+def test_contrast_and_width(browser, page, width, scheme):
+    with opened(browser, page, width, scheme) as shown:
+        for detail in (False, True):
+            if detail:
+                shown.select_option("#f-result", "map")
+                shown.locator(FIRST).click()
+            found = shown.evaluate(CONTRAST)
+            assert found["seen"] > 200
+            assert not found["bad"]
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            inside = "(d) => [d.scrollWidth, d.clientWidth]"
+            wide, room = shown.locator("#detail").evaluate(inside)
+            assert wide <= room
+        dark = shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 18, 24)"
+        assert dark == (scheme == "dark")
+
+
+def test_theme_button(browser, page):
+    with opened(browser, page) as shown:
+        colours = []
+        for _ in range(4):
+            colours.append(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
+            shown.click("#theme")
+        light, dark = "rgb(244, 246, 249)", "rgb(14, 18, 24)"
+        assert colours == [light, light, dark, light]  # as the system has it, light, dark, and around
+
+
+def test_pictures_and_plots_have_words_for_them(browser, page):
+    with opened(browser, page) as shown:
+        alts = shown.locator("img").evaluate_all("all => all.map((one) => one.alt)")
+        assert len(alts) == 24
+        assert all(alt.startswith("Picture of the question: ") for alt in alts)
+        labels = shown.locator("[role=img]").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
+        assert len(labels) >= 11
+        assert any("95% intervals" in label and "what: " in label for label in labels)
+        named = "(one) => one.labels?.length || one.getAttribute('aria-label') || one.textContent.trim()"
+        unnamed = f"all => all.filter((one) => !({named})(one)).length"
+        assert shown.locator("button, select, input").evaluate_all(unnamed) == 0
+
+
+def test_a_run_without_predictions_gives_curves(browser, trained, tmp_path):
+    copy = tmp_path / "curves"
+    copy.mkdir()
+    (copy / "log.txt").write_bytes((trained / "log.txt").read_bytes())
+    assert main(["report", str(copy), "--output", str(tmp_path / "r.html")]) == 0
+    with opened(browser, tmp_path / "r.html") as shown:
+        titles = shown.locator("#training h3").all_text_contents()
+        assert titles == ["Training loss", "Validation score", "Validation loss", "Learning rate", "Throughput"]
+        assert not shown.locator("#questions").is_visible()
+        assert not shown.locator("#metrics").is_visible()
+
+
+def test_open_ended_answers_and_unknown_truths(browser, tmp_path):
+    rows = [
+        {"id": str(n), "question": "what is it?", "answer": "a cat", "probabilities": {"a cat": 0.6, "A": 0.1}}
+        for n in range(3)
+    ]
+    rows[1] |= {"truth": "a dog", "score": 0.0}
+    (tmp_path / "predictions.json").write_text(json.dumps(rows))
+    assert main(["report", str(tmp_path / "predictions.json"), "--output", str(tmp_path / "r.html")]) == 0
+    with opened(browser, tmp_path / "r.html") as shown:
+        texts = shown.locator(".card >> nth=1 >> .option").all_inner_texts()
+        assert [text.split("\n")[0] for text in texts] == ["a cat", "A", "a dog"]
+        badges = shown.locator(".card .head .badge").all_text_contents()
+        assert badges == ["answer not known", "✗ wrong", "answer not known"]
+        assert not shown.locator("#training").is_visible()
+
+
+@pytest.mark.slow
+def test_ten_thousand_questions_open_in_three_seconds(browser, tmp_path, capsys):
+    """About ten thousand pictures, as noisy as photographs at best are."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    names = []
+    for number in range(10_000):
+        small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC)
+        names.append(f"{number}.jpg")
+        picture.save(tmp_path / "images" / names[-1], quality=80)
+    predictions = some_predictions(names, 10_000, 1)
+    write_run(tmp_path / "run", predictions, tmp_path / "images")
+    output = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "run"), "--output", str(output)]) == 0
+    size = output.stat().st_size
+    assert size < 30_000_000
+    seconds, whole = [], []
+    for _ in range(3):  # the quickest is the page's own time, others have the machine's in them
+        started = time.monotonic()
+        with opened(browser, output, until="commit") as shown:
+            wait_for(shown, "document.querySelector('.card img')?.complete")
+            seconds.append(time.monotonic() - started)
+            assert shown.text_content("#count") == "10,000 of 10,000 questions"
+            shown.wait_for_load_state("load")
+            whole.append(time.monotonic() - started)
+    with capsys.disabled():
+        print(f"\n{size / 1e6:.1f} MB, usable after {min(seconds):.2f} s, all of it there after {min(whole):.2f} s")
+    assert min(seconds) < 3
+    with opened(browser, output, until="commit") as shown:  # its pictures are filled in when they have arrived
+        shown.select_option("#f-order", "worst")
+        shown.wait_for_load_state("load")
+        pictures = "all => all.length === 24 && all.every((one) => one.src.length > 500)"
+        wait_for(shown, f"({pictures})([...document.querySelectorAll('.card img')])")
+    with opened(browser, output) as shown:
+        assert shown.text_content("#count") == "10,000 of 10,000 questions"
+        for key in ("#next", "#next"):
+            shown.click(key)
+        assert shown.locator(".card img").evaluate_all("all => all.every((one) => one.src.length > 500)")

@@ -1,0 +1,311 @@
+"""What a report is made of: what is read, what it refuses, what goes into the page."""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import shutil
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from beit3_vqa.apps.report import run as reporting
+from beit3_vqa.apps.report.collect import read_runs
+from beit3_vqa.apps.report.curves import MAX_POINTS, read_curves
+from beit3_vqa.apps.report.page import page_json
+from beit3_vqa.apps.report.run import WRONG_SHARE, worth_a_look
+from beit3_vqa.apps.report.scalars import CELL, confusion_image
+from beit3_vqa.apps.report.thumbnails import STEPS, make_thumbnails
+from beit3_vqa.cli.main import main
+from beit3_vqa.data.predictions import read_info, read_predictions, write_info
+from beit3_vqa.data.types import Example, Prediction
+from beit3_vqa.engine.predictor import Asked
+from beit3_vqa.metrics import accuracy_interval, full_metrics
+from tests.unit.apps.report.conftest import some_predictions, write_run
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def elements(text: str, kind: str) -> list[str]:
+    return re.findall(rf"<{kind}>(.*?)</{kind}>", text, flags=re.S)
+
+
+def data_of(page) -> dict:
+    text = page.read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, flags=re.S)[1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(JSON)
+def test_json_in_the_page_comes_back_and_cannot_leave_its_element(value):
+    text = page_json(value)
+    assert json.loads(text) == value
+    assert not set("<>&\u2028\u2029") & set(text)
+
+
+def test_the_policy_names_just_the_pages_own_script_and_style(page):
+    text = page.read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]
+    for kind in ("script", "style"):
+        (content,) = elements(text, kind)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+    rest = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert not re.search(r"https?://|src=|@import|url\(", rest)
+
+
+def test_the_page_holds_what_was_predicted(page, evaluated):
+    data = data_of(page)
+    predictions = read_predictions(evaluated / "predictions.json")
+    assert data["questions"]["id"][:30] == [p.id for p in predictions]
+    answers = data["runs"][0]["answers"]
+    assert answers["answer"] == [p.answer for p in predictions] + [None] * 60
+    assert answers["probabilities"][3] == [round(q, 4) for q in predictions[3].probabilities.values()]
+    metrics = data["runs"][0]["metrics"]
+    assert metrics["accuracy"] == full_metrics(predictions)["accuracy"]
+    assert metrics["accuracy_interval"] == accuracy_interval(predictions)
+    assert len(data["runs"][0]["attention"]) == 30
+    assert data["runs"][1]["attention"] is None  # its checkpoint isn't known
+    steps, epochs = (data["runs"][0]["curves"][name] for name in ("steps", "epochs"))
+    lines = [json.loads(line) for line in (evaluated / "log.txt").read_text().splitlines()]
+    assert [point[1] for point in epochs["score"]] == [pytest.approx(line["val_accuracy"], rel=1e-5) for line in lines]
+    assert steps["lr"][-1][1] == pytest.approx(lines[-1]["train_lr"], rel=1e-4)
+
+
+def test_attention_is_the_models_own_answer(evaluated, tmp_path, capsys):
+    """Every map comes with an answer; they are the ones of predictions.json, unless the checkpoint is another."""
+    assert (
+        main(["report", str(evaluated), "--output", str(tmp_path / "r.html"), "--attention", "7", "--device", "cpu"])
+        == 0
+    )
+    assert "otherwise" not in capsys.readouterr().out
+    maps = data_of(tmp_path / "r.html")["runs"][0]["attention"]
+    assert len(maps) == 7
+    for found in maps.values():
+        assert (found["rows"], found["columns"]) == (4, 4)
+        assert len(base64.b64decode(found["patches"])) == 16
+        assert 0 < found["image"] + found["words"] < 1
+    copy = tmp_path / "copy"
+    shutil.copytree(evaluated, copy)
+    rows = json.loads((copy / "predictions.json").read_text())
+    for row in rows:
+        row["answer"] = "ABCD"[("ABCD".index(row["answer"]) + 1) % 4]
+        *shares, last = row["probabilities"].values()
+        row["probabilities"] = dict(zip("ABCD", [last, *shares], strict=True))
+        row["score"] = float(row["answer"] == row["truth"])
+    (copy / "predictions.json").write_text(json.dumps(rows))
+    command = ["report", str(copy), "--output", str(tmp_path / "r.html"), "--attention", "7", "--device", "cpu"]
+    assert main(command) == 2  # the info knows the SHA-256 of the predictions that it is of
+    assert "isn't what" in capsys.readouterr().err
+    info = read_info(copy / "predictions.json")
+    checksum = hashlib.sha256((copy / "predictions.json").read_bytes()).hexdigest()
+    write_info(dataclasses.replace(info, predictions_sha256=checksum), copy / "predictions.json")
+    assert main(command) == 0
+    assert "7 of 7 answers came out otherwise" in capsys.readouterr().out
+
+
+def test_without_a_checkpoint_or_pictures_there_is_a_report_all_the_same(evaluated, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(evaluated / "predictions.json", copy)
+    info = json.loads((evaluated / "predictions.info.json").read_text())
+    for changed, said in (
+        ({"checkpoint": "/no/such.pth"}, "no such file"),
+        ({"image_root": "/no/such"}, "aren't known"),
+    ):
+        (copy / "predictions.info.json").write_text(json.dumps(info | changed))
+        assert main(["report", str(copy), "--output", str(tmp_path / "r.html")]) == 0
+        assert said in capsys.readouterr().out
+        assert data_of(tmp_path / "r.html")["runs"][0]["attention"] is None
+
+
+def test_wrong_and_confident_ones_are_worth_a_look():
+    predictions = some_predictions(["a.jpg"], 400, 3)
+    chosen = worth_a_look(predictions, 40)
+    assert len({p.id for p in chosen}) == 40
+    wrong = [p for p in chosen if not p.score]
+    assert len(wrong) == WRONG_SHARE * 40
+    others = [p for p in predictions if not p.score and p not in chosen]
+    assert min(p.probabilities[p.answer] for p in wrong) >= max(p.probabilities[p.answer] for p in others)
+    right = [p for p in predictions if p.score]
+    assert len(worth_a_look(right, 40)) == 40
+    assert len(worth_a_look(predictions, 1000)) == 400
+    assert worth_a_look(predictions, 0) == []
+
+
+def test_questions_with_other_numbers_of_options_are_looked_at_apart(tmp_path):
+    class Model:
+        def prepare(self, path, question, choices):
+            return Asked(Example("0", str(path), question, tuple(choices)), {}, (1, 1))
+
+        def look_many(self, asked):
+            assert len({len(one.example.choices) for one in asked}) == 1
+            return [Prediction("0", "", "A", {}) for _ in asked], [len(one.example.choices) for one in asked]
+
+    counts = {str(number): number % 3 + 2 for number in range(40)}
+    chosen = [(Prediction(name, "?", "A", {}, choices=("x",) * n), tmp_path) for name, n in counts.items()]
+    assert reporting._maps(Model(), chosen, "run") == counts
+
+
+def test_curves_of_a_run_that_was_killed(tmp_path):
+    lines = [
+        '{"epoch": 0, "train_loss": NaN, "val_accuracy": 50, "val_questions": 9}',
+        "[1]",
+        '{"epoch": "x"}',
+        f'{{"epoch": 1, "train_loss": 1{"0" * 400}}}',
+        f'{{"epoch": 1{"0" * 400}, "train_loss": 1}}',
+        '{"epoch": 0, "train_loss": NaN, "val_accuracy": 50, "val_questions": 9}',
+        '{"epo',
+    ]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1.x").write_bytes(b"\x18\0\0\0damaged")
+    curves = read_curves(tmp_path)
+    assert curves == {
+        "steps": {},
+        "epochs": {"train_loss": [[0, None], [1, None], [0, None]], "score": [[0, 50.0], [0, 50.0]]},
+        "score_name": "accuracy",
+    }
+
+
+def test_long_curves_are_thinned_and_what_was_overtaken_is_hidden(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "tensorboard")) as writer:
+        for step in range(1, 3001):
+            writer.add_scalar("train/loss", 1.0, step)
+    with SummaryWriter(str(tmp_path / "tensorboard"), purge_step=2001) as writer:
+        for step in range(2001, 2501):
+            writer.add_scalar("train/loss", 2.0, step)
+    points = read_curves(tmp_path)["steps"]["loss"]
+    assert len(points) <= MAX_POINTS
+    assert points[-1] == [2500, 2.0]
+    assert {value for step, value in points if step <= 1996} == {1.0}
+
+
+def test_pictures_fit_the_budget(tmp_path):
+    paths = []
+    for number in range(8):
+        path = tmp_path / f"{number}.png"
+        Image.effect_noise((150, 100), 80).convert("RGB").save(path)
+        paths.append(path)
+    (tmp_path / "3.png").write_bytes(b"no image")
+    paths[5] = None
+    large = make_thumbnails(paths, 10_000_000)
+    assert [place for place, picture in enumerate(large) if not picture] == [3, 5]
+    assert Image.open(io.BytesIO(base64.b64decode(large[0]))).size == (150, 100)  # never enlarged
+    for budget in (20_000, 6_000):
+        found = make_thumbnails(paths, budget)
+        assert sum(map(len, found)) <= budget
+        assert sum(map(bool, found)) == 6
+    least = make_thumbnails(paths, 900)
+    assert 0 < sum(map(bool, least)) < 6
+    assert sum(map(len, least)) <= 900
+    assert STEPS[0][0] > STEPS[-1][0]
+    assert not any(make_thumbnails(paths, 0))
+
+
+def test_names_tell_runs_apart(tmp_path):
+    for name in ("a/out", "b/out"):
+        (tmp_path / name).mkdir(parents=True)
+        write_run(tmp_path / name, some_predictions(["x"], 3, 0), tmp_path)
+    assert [run.name for run in read_runs([tmp_path / "a/out", tmp_path / "b/out"])] == ["a/out", "b/out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{run}", "{run}"], "named twice"),
+        (["{run}/../runs"], "Did you mean 'run'"),
+        (["{empty}"], "nothing to show"),
+        (["{run}", "--split", "val"], "has no predictions_val.json"),
+        (["{run}", "--split", "vla"], "invalid choice"),
+        (["{run}", "--output", "{empty}"], "is a folder"),
+        (["{run}", "--output", "{empty}/no/such.html"], "make it first"),
+        (["{run}", "--output", "{run}/predictions.json"], "would replace what is read"),
+        (["{run}/predictions.json", "--output", "{run}/predictions.json"], "would replace what is read"),
+        (["{none}"], "holds no predictions"),
+        (["{run}", "--attention", "-1"], "--attention -1"),
+        (["{run}", "{other}"], "row q1: run and other"),
+        (["{run}/predictions.info.json"], "isn't a list"),
+        (["{run}"] * 9, "up to 8 runs"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_clear_error(arguments, says, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "run", some_predictions(["x"], 3, 0), tmp_path)
+    write_run(tmp_path / "other", some_predictions(["x"], 3, 0)[:1] + some_predictions(["x"], 9, 0)[5:], tmp_path)
+    text = (tmp_path / "other" / "predictions.json").read_text().replace('"q5"', '"q1"')
+    (tmp_path / "other" / "predictions.json").write_text(text)
+    (tmp_path / "none.json").write_text("[]")
+    places = {name: str(tmp_path / name) for name in ("run", "other", "empty")} | {"none": str(tmp_path / "none.json")}
+    assert main(["report", *(word.format(**places) for word in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert says in said
+
+
+def test_without_jinja2_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "run", some_predictions(["x"], 3, 0), tmp_path)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "r.html")]) == 2
+    assert 'pip install "beit3_vqa[report]"' in capsys.readouterr().err
+
+
+def test_metrics_go_to_tensorboard(page, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    run = page.parent / "first"
+    arguments = ["report", str(run), "--output", str(tmp_path / "r.html"), "--tensorboard", str(tmp_path / "tb")]
+    (tmp_path / "tb" / "first").mkdir(parents=True)
+    with SummaryWriter(str(tmp_path / "tb" / "first")) as writer:  # a training's, whose --log_dir it is
+        writer.add_scalar("train/loss", 1.0, 1)
+    for _ in range(2):  # written again, it replaces
+        assert main(arguments) == 0
+    events = EventAccumulator(str(tmp_path / "tb" / "first")).Reload()
+    metrics = full_metrics(read_predictions(run / "predictions.json"))
+
+    def values(tag):
+        return [(event.step, pytest.approx(event.value, rel=1e-5)) for event in events.Scalars(tag)]
+
+    assert values("train/loss") == [(1, 1.0)]
+    assert values("report/accuracy") == [(0, metrics["accuracy"])]
+    coverage = {point["coverage"]: point["accuracy"] for point in metrics["accuracy_at_coverage"]}
+    assert dict(values("report/accuracy_at_coverage")) == coverage
+    words = metrics["accuracy_by_question_word"]
+    assert values("report_accuracy_by_question_word/where") == [(0, words["where"]["accuracy"])]
+    assert values("report_positions_answered/A") == [(0, metrics["positions"]["A"]["answered"])]
+    (matrix,) = events.Images("report/confusion")
+    side = CELL * len(metrics["confusion"])
+    assert Image.open(io.BytesIO(matrix.encoded_image_string)).size == (side, side)
+
+
+def test_training_writes_accuracy_by_question_word(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (trained / "log.txt").read_text().splitlines()]
+    for name in ("accuracy", "loss"):
+        assert [e.value for e in events.Scalars(f"val/{name}")] == [
+            pytest.approx(line[f"val_{name}"]) for line in lines
+        ]
+    for word, group in lines[-1]["val_accuracy_by_question_word"].items():
+        assert events.Scalars(f"val/accuracy_by_question_word/{word}")[-1].value == pytest.approx(group["accuracy"])
+
+
+def test_the_confusion_matrix_as_an_image():
+    image = confusion_image({"A": {"A": 3, "B": 1}, "B": {"A": 0, "B": 0}})
+    assert image.shape == (3, 2 * CELL, 2 * CELL)
+    right, wrong, none = image[:, 0, 0], image[:, 0, -1], image[:, -1, 0]
+    assert right.sum() < wrong.sum() < none.sum() == 3 * 255

@@ -1,0 +1,64 @@
+"""The queue before the model."""
+
+import threading
+import time
+
+import pytest
+
+from beit3_vqa.apps.serve.batching import Batcher, Overloaded
+
+
+def test_items_that_wait_are_answered_together_and_in_their_places():
+    batches = []
+
+    def square(items):
+        batches.append(items)
+        time.sleep(0.02)
+        return [item * item for item in items]
+
+    with Batcher(square, lambda item: item % 2, most=4, window=0.2) as batcher:
+        futures = [batcher.submit(item) for item in range(20)]
+        assert [future.result(10) for future in futures] == [item * item for item in range(20)]
+    assert sorted(map(len, batches)) == [2, 2, 4, 4, 4, 4]
+    assert all(len({item % 2 for item in batch}) == 1 for batch in batches)
+    assert batches[0] == [0, 2, 4, 6]  # of the first one's kind, in the order they came
+
+
+def test_a_single_item_waits_no_longer_than_the_window():
+    with Batcher(list, lambda item: None, most=8, window=0.05) as batcher:
+        started = time.monotonic()
+        assert batcher.submit(1).result(10) == 1
+        assert 0.04 < time.monotonic() - started < 5
+
+
+def test_one_that_fails_spoils_nothing_for_the_others():
+    def divide(items):
+        return [10 / item for item in items]
+
+    with Batcher(divide, lambda item: None, most=4, window=0.2) as batcher:
+        futures = [batcher.submit(item) for item in (1, 0, 5, 2)]
+        with pytest.raises(ZeroDivisionError):
+            futures[1].result(10)
+        assert [futures[place].result(10) for place in (0, 2, 3)] == [10, 2, 5]
+        assert batcher.submit(4).result(10) == 2.5  # and the thread lives on
+
+
+def test_more_than_may_wait_is_refused_and_what_waits_is_answered_at_the_end():
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(items):
+        started.set()
+        assert go_on.wait(10)
+        return items
+
+    with Batcher(slow, lambda item: None, most=1, window=0, waiting=3) as batcher:
+        futures = [batcher.submit(0)]
+        assert started.wait(10)
+        futures += [batcher.submit(item) for item in (1, 2, 3)]
+        with pytest.raises(Overloaded, match="3 questions are waiting"):
+            batcher.submit(4)
+        futures[2].cancel()
+        go_on.set()
+    assert [future.result(0) for future in futures if not future.cancelled()] == [0, 1, 3]
+    with pytest.raises(Overloaded, match="stopped"):
+        batcher.submit(5)

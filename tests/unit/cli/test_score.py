@@ -1,0 +1,285 @@
+"""`beit3-vqa evaluate` on files: SCPC's CSV, Visual7W, bad input."""
+
+import csv
+import json
+import string
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beit3_vqa.cli.main import main
+from beit3_vqa.data.answers_csv import read_answers
+from beit3_vqa.data.predictions import write_predictions
+from beit3_vqa.data.types import Prediction
+from beit3_vqa.data.visual7w import read_telling
+from beit3_vqa.errors import InputError
+from beit3_vqa.metrics.vqav2 import read_annotations
+from tests.conftest import finetune
+
+KEYS = ["annotations", "question_id", "answers", "answer", "images", "qa_pairs", "qa_id", "split", "type", "question"]
+CHOICES = ("red", "blue", "green", "teal")
+
+
+def choice(name, answer, **more):
+    shares = {letter: 0.7 if letter == answer else 0.1 for letter in "ABCD"}
+    return Prediction(name, "What colour?", answer, shares, choices=CHOICES, **more)
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    return write_predictions([choice("q1", "A"), choice("q2", "B"), choice("q3", "C")], tmp_path / "predictions.json")
+
+
+def evaluated(predictions, *flags):
+    out = predictions.parent / "metrics.json"
+    assert main(["evaluate", str(predictions), "--json", str(out), *map(str, flags)]) == 0
+    return json.loads(out.read_text())
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_answers_as_letters_and_as_text_with_weights(predictions, tmp_path, capsys):
+    answers = write(tmp_path / "answers.csv", "weight,ID,Answer\n3,q3,C\n1,q1,Blue\n4,q2, b \n")
+    metrics = evaluated(predictions, "--answers", answers)
+    assert metrics["accuracy"] == pytest.approx(200 / 3)
+    assert metrics["weighted_accuracy"] == pytest.approx(100 * 7 / 8)
+    assert metrics["truths"] == {"B": 2, "C": 1}
+    assert "95%, wilson" in capsys.readouterr().out
+
+
+def test_options_of_the_csv_where_predictions_have_none(tmp_path):
+    path = tmp_path / "predictions.json"
+    path.write_text(json.dumps([{"id": "q", "answer": "D", "probabilities": {"A": 0.3, "D": 0.7}}]))
+    answers = write(tmp_path / "a.csv", "ID,A,B,C,D,answer\nq,w,x,y,z,Z\n")
+    assert evaluated(path, "--answers", answers)["accuracy"] == 100
+    assert evaluated(path, "--answers", write(tmp_path / "b.csv", "ID,answer\nq,d\n"))["accuracy"] == 100
+    assert evaluated(path, "--answers", write(tmp_path / "b.csv", "ID,answer\nq,A\n"))["accuracy"] == 0
+
+
+def test_any_number_of_options_of_the_csv(tmp_path):
+    """Cells at the end stay empty where a question has fewer."""
+    letters, texts = string.ascii_uppercase, tuple(f"option {number}" for number in range(26))
+    some = [
+        Prediction(f"q{count}", "?", "B", dict.fromkeys(letters[:count], 0.03), choices=texts[:count])
+        for count in (2, 12, 26)
+    ]
+    rows = ["ID,answer," + ",".join(letters)]
+    rows += [f"{p.id},option 1,{','.join(p.choices)}{',' * (26 - len(p.choices))}" for p in some]
+    predictions = write_predictions(some, tmp_path / "predictions.json")
+    assert evaluated(predictions, "--answers", write(tmp_path / "a.csv", "\n".join(rows)))["accuracy"] == 100
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "predictions.info.json", "a.csv"])
+def test_what_is_read_is_not_replaced(predictions, tmp_path, capsys, name):
+    answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,C\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    flags = ["--answers", str(answers), "--json", str(tmp_path / "." / name)]
+    assert main(["evaluate", str(predictions), *flags]) == 2
+    assert "would replace what is read" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_open_answers_are_compared_after_normalisation(tmp_path):
+    rows = [Prediction("1", "How many?", "two", {"two": 0.6, "3": 0.4}), Prediction("2", "?", "a", {"a": 1.0})]
+    path = write_predictions(rows, tmp_path / "predictions.json")
+    answers = write(tmp_path / "a.csv", "ID,answer\n1,2\n2,the\n")
+    assert evaluated(path, "--answers", answers)["accuracy"] == 50
+
+
+NFC, NFD = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"
+
+
+def test_answers_that_look_alike_are_right(tmp_path):
+    said = [NFC, NFD, "12", f"{NFC}\u200b"]
+    rows = [Prediction(str(place), "?", answer, {answer: 0.9}) for place, answer in enumerate(said)]
+    path = write_predictions(rows, tmp_path / "predictions.json")
+    answers = write(tmp_path / "a.csv", f"ID,answer\n0,{NFD}\n1,{NFC}\n2,\uff11\uff12\n3,{NFC}\n")
+    assert evaluated(path, "--answers", answers)["accuracy"] == 100
+
+
+def test_ids_that_look_alike_are_shown_with_escapes(tmp_path, capsys):
+    path = write_predictions([Prediction(NFC, "?", "x", {"x": 1.0})], tmp_path / "predictions.json")
+    answers = write(tmp_path / "a.csv", f"ID,answer\n{NFD},x\n")
+    assert main(["evaluate", str(path), "--answers", str(answers)]) == 2
+    said = capsys.readouterr().err
+    assert "look alike, but are other characters: '\\u1100" in said
+    assert "and '\\uac15\\uc544\\uc9c0'" in said
+
+
+def test_it_says_what_the_evaluation_said(scpc, trained, tmp_path):
+    out = tmp_path / "out"
+    resume = ["--eval", "--resume", str(trained / "checkpoint-best.pth"), "--split", "train"]
+    assert main(finetune(scpc, out, *resume)) == 0
+    before = json.loads((out / "metrics_train.json").read_text())
+    (out / "metrics.json").unlink(missing_ok=True)
+    for flags in ([], ["--answers", scpc / "train.csv"]):
+        if flags:  # the CSV has the validation rows too
+            names = {p["id"] for p in json.loads((out / "predictions_train.json").read_text())}
+            with (scpc / "train.csv").open(encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if row[0] in {"ID", *names}]
+            with (tmp_path / "answers.csv").open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(rows)
+            flags = ["--answers", tmp_path / "answers.csv"]
+        after = evaluated(out / "predictions_train.json", *flags)
+        named = set(before) - {"loss", "baselines"}  # losses aren't kept, nor is what training answered
+        assert {name: after[name] for name in named} == {name: before[name] for name in named}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("ID,answer\nq1,A\nq1,B\nq2,A\nq4,A\n", "1 doubled in it, 1 not predicted, 1 predicted, but not in it"),
+        ("ID,answer\nq1,A\nq2,B\nq3 ,C\n", "not predicted: 'q3 '"),
+        ("ID,answer\nq1,A\nq2,B\nq3,purple\n", "a.csv:4: answer 'purple' is none of the options"),
+        ("ID,answer\nq1,A\nq2,\nq3,C\n", "a.csv:3: answer is empty"),
+        ("ID,answer,weight\nq1,A,1\nq2,B,-1\nq3,C,1\n", "a.csv:3: weight '-1'"),
+        ("ID,answer,weight\nq1,A,1e308\nq2,B,1e308\nq3,C,1\n", "a.csv:2: weight '1e308'"),
+        ("ID,answer,A,B,D\nq1,A,red,blue,teal\n", "a.csv:1: a column D but no column C"),
+        ("ID,answer\nq1,A,7\n", "a.csv:2: 3 cells"),
+        ("ID,ans\nq1,A\n", "columns missing: answer"),
+        ("ID,answer\n", "no rows"),
+        ("ID,A,B,C,D,answer\nq1,blue,red,green,teal,A\nq2,*,*,*,*,A\nq3,*,*,*,*,A\n", "a.csv:2: its options aren't"),
+    ],
+)
+def test_answers_that_cannot_be_used(predictions, tmp_path, capsys, content, says):
+    answers = write(tmp_path / "a.csv", content.replace("*,*,*,*", ",".join(CHOICES)))
+    assert main(["evaluate", str(predictions), "--answers", str(answers), "--json", str(tmp_path / "m.json")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "Give them with --answers"),
+        (["--answers", "/no/such.csv"], "such.csv"),
+        (["--visual7w_results", "r.json"], "needs --visual7w"),
+        (["--visual7w", "/no/such.json"], "such.json"),
+        (["--vqav2", "/no/such.json"], "such.json"),
+    ],
+)
+def test_bad_commands(predictions, capsys, flags, says):
+    assert main(["evaluate", str(predictions), *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"truth": "B", "score": 1.0}, "scores 1, but its answer 'A' to the truth 'B' is 0"),
+        ({"answer": "E"}, "'E' is none of its 4 options"),
+        ({"answer": "C"}, "answers 'C', but 'A' has the highest probability"),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_named_and_not_counted(predictions, tmp_path, capsys, changed, says):
+    rows = json.loads(predictions.read_text())
+    predictions.write_text(json.dumps([rows[0] | {"truth": "A", "score": 1.0} | changed, *rows[1:]]))
+    answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,C\n")
+    for flags in ([], ["--answers", str(answers)]):
+        assert main(["evaluate", str(predictions), *flags]) == 2
+        assert f"predictions.json, row 1 ('q1'): {says}" in capsys.readouterr().err
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200), st.lists(st.sampled_from(["ID", "answer", "A", ",", "\n", '"', "x"])).map("".join)
+    )
+)
+def test_any_file_is_answers_or_one_clear_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with suppress(InputError):
+        assert all(answer.id and answer.answer for answer in read_answers(path))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_any_json_is_a_benchmark_or_one_clear_error(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    for content in (
+        value,
+        {"annotations": [value]},
+        {"images": [{"split": "val", "image_id": 1, "qa_pairs": [value]}]},
+    ):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        for read in (read_annotations, read_telling):
+            with suppress(InputError):
+                assert read(path) is not None
+
+
+def telling(path, **changes):
+    pairs = [
+        {"qa_id": 1, "question": "What?", "answer": "Red", "type": "what", "multiple_choices": ["a", "b", "c"]},
+        {"qa_id": 2, "question": "Who?", "answer": "blue.", "type": "who", "multiple_choices": ["a", "b", "c"]},
+        {
+            "qa_id": 3,
+            "question": "Who?",
+            "answer": "teal",
+            "type": "who",
+            "multiple_choices": ["a", "b", "c"],
+            **changes,
+        },
+    ]
+    other = [{"qa_id": 9, "question": "Why?", "answer": "x", "type": "why", "multiple_choices": ["a", "b", "c"]}]
+    images = [
+        {"image_id": 5, "split": "test", "qa_pairs": pairs},
+        {"image_id": 6, "split": "val", "qa_pairs": other},
+    ]
+    return write(path, json.dumps({"images": images}))
+
+
+def test_visual7w_counts_every_question(tmp_path, capsys):
+    dataset = telling(tmp_path / "v7w.json")
+    # red is Red, blue isn't "blue.", and question 3 has no answer
+    path = write_predictions([choice("1", "A"), choice("2", "B")], tmp_path / "predictions.json")
+    found = evaluated(path, "--visual7w", dataset, "--visual7w_results", tmp_path / "results.json")["visual7w"]
+    assert (found["split"], found["questions"], found["answered"]) == ("test", 3, 2)
+    assert found["accuracy"] == pytest.approx(100 / 3)
+    assert {word: part["accuracy"] for word, part in found["by_type"].items()} == {"what": 100, "who": 0}
+    assert "only 2 are answered" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text()) == [
+        {"qa_id": 1, "question": "What?", "candidates": [{"answer": "red"}]},
+        {"qa_id": 2, "question": "Who?", "candidates": [{"answer": "blue"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "says"),
+    [
+        (("1", "7"), {}, "'7'"),
+        (("1", "9"), {}, "2 splits"),
+        (("1",), {"qa_id": 2}, "qa_id 2 is there twice"),
+        (("1",), {"answer": ""}, "question 3: type, question and answer"),
+        (("1",), {"qa_id": None}, "qa_id must be"),
+    ],
+)
+def test_visual7w_files_that_cannot_be_used(tmp_path, capsys, names, changes, says):
+    dataset = telling(tmp_path / "v7w.json", **changes)
+    path = write_predictions([choice(name, "A") for name in names], tmp_path / "predictions.json")
+    assert main(["evaluate", str(path), "--visual7w", str(dataset)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_letters_without_options_have_no_text(tmp_path, capsys):
+    path = write_predictions([Prediction("1", "q", "A", {"A": 1.0})], tmp_path / "predictions.json")
+    assert main(["evaluate", str(path), "--visual7w", str(telling(tmp_path / "v7w.json"))]) == 2
+    assert "without saying its options" in capsys.readouterr().err
+
+
+def test_vqav2_from_the_command_line(tmp_path, capsys):
+    path = write_predictions([Prediction("7", "q", "yes", {"yes": 1.0})], tmp_path / "predictions.json")
+    rows = [{"question_id": 7, "answers": [{"answer": a} for a in ["yes"] * 3 + ["no"] * 7], "answer_type": "yes/no"}]
+    annotations = write(tmp_path / "v2.json", json.dumps({"annotations": rows}))
+    assert evaluated(path, "--vqav2", annotations)["vqav2"]["accuracy"] == pytest.approx(90)
+    assert "vqav2's own score" in capsys.readouterr().out

@@ -1,0 +1,168 @@
+"""Order and randomness depend on seed, epoch and draw alone."""
+
+import gc
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.dataset import CustomDataset, permute_choices
+from beit3_vqa.data.loader import BatchLoader, EpochBatches
+from beit3_vqa.data.types import Example
+from beit3_vqa.errors import InputError
+
+LETTERS = AnswerTable(["A", "B", "C", "D"])
+
+
+def fake_processor(example, rng):
+    """Stands in for pixels: one random number per example."""
+    if example.question == "bad":
+        raise InputError("x.jpg: can't be read")
+    return {"noise": torch.tensor(0.0 if rng is None else rng.random())}
+
+
+def collate(items):
+    return {"noise": torch.stack([item["noise"] for item in items])}
+
+
+def dataset(rows=23, *, training=True, seed=3, bad=()):
+    made = [
+        {
+            "id": f"r{i}",
+            "image_path": "x.jpg",
+            "question": "bad" if i in bad else f"q{i}",
+            "choices": [f"{i}-{letter}" for letter in "abcd"],
+            "answer": "ABCD"[i % 4],
+        }
+        for i in range(rows)
+    ]
+    return CustomDataset(made, LETTERS, Path(), fake_processor, training=training, shuffle_choices=training, seed=seed)
+
+
+def pass_over(epoch, *, workers=0, training=True, seed=3, batch_size=5):
+    loader = BatchLoader(dataset(training=training, seed=seed), collate, batch_size, shuffle=training, seed=seed,
+                         num_workers=workers)  # fmt: skip
+    batches = list(loader.epoch(epoch))
+    examples = [example for batch in batches for example in batch.examples]
+    return examples, torch.cat([batch.inputs["noise"] for batch in batches])
+
+
+def test_every_row_once_and_a_new_order_each_epoch():
+    first, second = pass_over(0)[0], pass_over(1)[0]
+    assert sorted(e.id for e in first) == sorted(e.id for e in second) == sorted(f"r{i}" for i in range(23))
+    assert [e.id for e in first] != [e.id for e in second]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers):
+    ours, theirs = pass_over(2), pass_over(2, workers=workers)
+    assert ours[0] == theirs[0]
+    assert torch.equal(ours[1], theirs[1])
+
+
+def test_a_resumed_epoch_is_the_same_epoch():
+    loader = BatchLoader(dataset(), collate, 5, shuffle=True, seed=3)
+    for epoch in range(2):
+        list(loader.epoch(epoch))
+    after_two = [example for batch in loader.epoch(2) for example in batch.examples]
+    assert after_two == pass_over(2)[0]
+
+
+def test_seeds_differ():
+    assert [e.id for e in pass_over(0, seed=1)[0]] != [e.id for e in pass_over(0, seed=2)[0]]
+
+
+def test_the_models_random_state_is_left_alone():
+    torch.manual_seed(0)
+    expected = torch.get_rng_state()
+    pass_over(0, workers=1)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_evaluation_keeps_order_and_options():
+    examples, noise = pass_over(0, training=False, workers=2)
+    assert [e.id for e in examples] == [f"r{i}" for i in range(23)]
+    assert [e.choices[0] for e in examples] == [f"{i}-a" for i in range(23)]
+    assert not noise.any()
+
+
+def test_options_are_permuted_anew_and_the_answer_with_them():
+    places = set()
+    for epoch in range(12):
+        for example in pass_over(epoch)[0]:
+            number = int(example.id[1:])
+            ((label, score),) = example.targets
+            assert score == 1.0
+            assert example.choices[label] == f"{number}-{'abcd'[number % 4]}"
+            places.add((example.id, label))
+    assert len(places) > 80  # of 92: nearly every answer was seen at every place
+
+
+@given(st.integers(2, 8), st.integers(0, 99))
+def test_permuting_keeps_the_answers_text(count, seed):
+    choices = tuple(f"c{i}" for i in range(count))
+    example = Example("0", "x", "q", choices, "B", ((1, 1.0),))
+    permuted = permute_choices(example, random.Random(seed))
+    assert sorted(permuted.choices) == sorted(choices)
+    assert permuted.choices[permuted.targets[0][0]] == "c1"
+    assert permuted.answer == "ABCDEFGH"[permuted.targets[0][0]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_example_that_cannot_be_read_is_one_clear_error(workers):
+    loader = BatchLoader(dataset(bad={7}), collate, 5, num_workers=workers)
+    with pytest.raises(InputError, match=r"^row r7: x\.jpg: can't be read$"):
+        list(loader.epoch(0))
+
+
+def test_balancing_makes_answers_equally_likely_and_keeps_draws_apart():
+    rows = [{"id": str(i), "image_path": "x", "question": "q", "answer": "A" if i else "B"} for i in range(60)]
+    made = CustomDataset(rows, LETTERS, Path(), fake_processor, training=True)
+    weights = made.balancing_weights(1.0)
+    assert weights[0] == pytest.approx(weights[1:].sum())
+    assert made.balancing_weights(0.0).unique().tolist() == [1.0]
+    loader = BatchLoader(made, collate, 60, shuffle=True, weights=weights)
+    (batch,) = loader.epoch(0)
+    drawn = [example.id for example in batch.examples]
+    assert 15 < drawn.count("0") < 45
+    assert len(batch.inputs["noise"].unique()) == 60  # a row drawn twice is augmented twice
+    (again,) = BatchLoader(made, collate, 60, shuffle=True, weights=weights).epoch(0)
+    assert again.examples == batch.examples
+
+
+def test_batches_are_counted_right():
+    for rows in range(1, 30):
+        batches = EpochBatches(rows, 7, shuffle=True)
+        assert len(batches) == len(list(batches))
+
+
+def test_rows_of_upstreams_scripts():
+    rows = [
+        {"image_path": "a.jpg", "text_segment": [5, 6], "labels": [2, 0], "scores": [0.6, 1.0], "qid": 17},
+        {"image_path": "a.jpg", "text_segment": "what?", "labels": "", "scores": "", "qid": "TEST_1"},
+        {"image_path": "a.jpg", "text_segment": [5], "labels": [9], "scores": [1.0], "qid": 18},
+    ]
+    made = CustomDataset(rows, AnswerTable(["red", "blue", "green"]), Path("/data"), fake_processor)
+    first = made.example(0)
+    assert (first.id, first.token_ids, first.answer) == ("17", (5, 6), "red")
+    assert first.targets == ((2, 0.6), (0, 1.0))
+    assert (made.example(1).question, made.example(1).answer) == ("what?", None)
+    with pytest.raises(InputError, match="row 18: label 9"):
+        made.example(2)
+
+
+def test_after_an_error_the_workers_end_at_once():
+    """A loader caught in a cycle with its error would be left to the garbage collector, which waits for them."""
+    loader = BatchLoader(dataset(bad={7}), collate, 5, num_workers=2)
+    with pytest.raises(InputError) as caught:
+        list(loader.epoch(0))
+    assert "r7" in str(caught.value)
+    started = time.monotonic()
+    del caught, loader
+    gc.collect()
+    assert time.monotonic() - started < 4

@@ -1,0 +1,170 @@
+"""`--batch_size auto`: as many examples in a pass as fit, the same step whatever that is."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from beit3_vqa.cli.main import main
+from beit3_vqa.runtime import memory
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+def test_a_peak_is_what_was_allocated():
+    """Whatever was there, and freed, before: here twice as much, which a tuned allocator keeps."""
+    torch.ones(128 * 2**20).sum()
+    before = memory.in_use(CPU)
+    peak = memory.peak_of(lambda: torch.ones(64 * 2**20).sum(), CPU)
+    assert 0.8 * 256 * 2**20 < peak - before < 1.5 * 256 * 2**20
+    assert 0 < memory.free(CPU) < 2**50
+
+
+def train(scpc, out, *flags):
+    return main(
+        ["finetune", *TINY, "--data_path", str(scpc / "data"), "--output_dir", str(out), "--epochs", "1", *flags]
+    )
+
+
+def config(out):
+    return json.loads((out / "config.json").read_text())["optim"]
+
+
+def test_the_step_is_the_same_in_smaller_batches(scpc, tmp_path, monkeypatch, capsys):
+    """Memory for few: the step's mean is over the same examples, so the weights are the same up to rounding."""
+    drop = ["--drop_path", "0"]
+    assert train(scpc, tmp_path / "whole", "--batch_size", "8", *drop) == 0
+    peaks = iter((GIB, 2 * GIB, 4 * GIB))  # a GiB for each example
+    monkeypatch.setattr(memory, "peak_of", lambda compute, device: (compute(), next(peaks))[1])
+    monkeypatch.setattr(memory, "in_use", lambda device: 0)
+    monkeypatch.setattr(memory, "free", lambda device: 4.5 * GIB / 0.85)
+    assert train(scpc, tmp_path / "auto", "--batch_size", "auto", "--effective_batch_size", "8", *drop) == 0
+    assert "--batch_size auto: 4 fit; batches of 4, 2 a step" in capsys.readouterr().out
+    assert (config(tmp_path / "auto")["batch_size"], config(tmp_path / "auto")["update_freq"]) == (4, 2)
+    whole, auto = (torch.load(tmp_path / name / "checkpoint-0.pth")["model"] for name in ("whole", "auto"))
+    for name, weight in whole.items():
+        torch.testing.assert_close(auto[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_where_all_of_it_fits(scpc, tmp_path, capsys):
+    assert train(scpc, tmp_path / "out", "--batch_size", "auto") == 0
+    assert "batches of 64, 1 a step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch_size", "0"], "write a larger number, or auto"),
+        (["--batch_size", "some"], "invalid int value"),
+        (["--batch_size", "3", "--effective_batch_size", "8"], "can't be made of batches of 3"),
+        (["--batch_size", "4", "--effective_batch_size", "8", "--update_freq", "2"], "leave one out"),
+    ],
+)
+def test_contradictions(scpc, tmp_path, capsys, flags, message):
+    assert train(scpc, tmp_path / "out", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_effective_batch_of_given_ones(scpc, tmp_path):
+    assert train(scpc, tmp_path / "out", "--batch_size", "4", "--effective_batch_size", "12") == 0
+    assert config(tmp_path / "out")["update_freq"] == 3
+
+
+def test_memory_for_one_and_not_for_two(scpc, tmp_path, monkeypatch, capsys):
+    """As on a GPU, where a step that doesn't fit is an error that can be caught."""
+    tried = iter((GIB, None))
+
+    def peak_of(compute, device):
+        peak = next(tried)
+        if peak is None:
+            raise memory.NotEnoughMemory
+        compute()
+        return peak
+
+    monkeypatch.setattr(memory, "peak_of", peak_of)
+    assert train(scpc, tmp_path / "out", "--batch_size", "auto", "--effective_batch_size", "4") == 0
+    assert "--batch_size auto: 1 fit; batches of 1, 4 a step" in capsys.readouterr().out
+
+
+def memory_for_the_weights_alone(monkeypatch):
+    answers = iter([2**40])
+    monkeypatch.setattr(memory, "free", lambda device: next(answers, -(2**40)))
+
+
+def test_memory_for_not_one(scpc, tmp_path, monkeypatch, capsys):
+    memory_for_the_weights_alone(monkeypatch)
+    assert train(scpc, tmp_path / "out", "--batch_size", "auto") == 2
+    assert "not one example fits" in capsys.readouterr().err
+
+
+LIMIT = 2 * GIB
+CHOSEN = f"""
+import sys
+from beit3_vqa.engine import batch_size
+from beit3_vqa.engine.build import assemble, make_task
+from beit3_vqa.runtime import memory
+from beit3_vqa.config.resolve import config_of
+
+memory.free = lambda device, free=memory.free: min(free(device), {LIMIT} - memory.in_use(device))
+model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
+config = config_of({{**model, "data_path": sys.argv[1], "batch_size": 0, "effective_batch_size": 2**16}})
+parts = batch_size.with_batch_size(assemble(config, make_task(config)))
+chosen = parts.config.optim.batch_size
+samples = batch_size._longest(parts.task.dataset("train", parts.processor, training=True), 64)
+print(chosen, batch_size._peak(parts, samples, chosen))
+"""
+
+
+def test_a_real_limit_is_kept(scpc):
+    """A step with the number chosen stays under what was said to be there, and uses a good part of it."""
+    command = [sys.executable, "-c", CHOSEN, str(scpc / "data")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    chosen, peak = map(int, said.split())
+    assert chosen > 16
+    assert LIMIT / 4 < peak < LIMIT
+
+
+def test_a_dry_run_of_what_does_not_fit_says_so(scpc, tmp_path, monkeypatch, capsys):
+    # A share of what is in use is kept free too, and other tests have made this process large.
+    monkeypatch.setattr(memory, "free", lambda device: memory.in_use(device) // 10 + 64 * 2**20)
+    big = ["--model", "beit3_tiny_patch8_64", "--dry_run", "--batch_size"]
+    assert train(scpc, tmp_path / "out", *big, "4096") == 2
+    captured = capsys.readouterr()
+    assert "--dry_run: batches of 4096 would take about " in captured.err
+    fitting = int(captured.err.split("Batches of ")[1].split(" fit")[0])
+    assert 0 < fitting < 4096
+    assert "step 1" not in captured.out
+    assert train(scpc, tmp_path / "out", *big, str(max(1, fitting // 2))) == 0  # what is in use has changed a little
+    assert "step 1" in capsys.readouterr().out
+    memory_for_the_weights_alone(monkeypatch)
+    assert train(scpc, tmp_path / "out", *big, "1") == 2
+    assert "Not one example fits" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+PREDICTED = f"""
+import sys
+from beit3_vqa.engine import batch_size
+from beit3_vqa.engine.build import assemble, make_task
+from beit3_vqa.config.resolve import config_of
+
+model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
+parts = assemble(config := config_of({{**model, "data_path": sys.argv[1]}}), make_task(config))
+with batch_size._tried(parts, {(count := 128)}, 0.9) as tried:
+    start = tried.start
+    print(start, tried.peak({count}), batch_size._peak(parts, tried.samples, {count}))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_step_takes_is_foretold(scpc):
+    command = [sys.executable, "-c", PREDICTED, str(scpc / "data")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    start, predicted, peak = map(float, said.split())
+    assert peak - start > 2**27
+    assert abs(predicted - peak) < 0.2 * (peak - start)

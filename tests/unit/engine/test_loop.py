@@ -1,0 +1,124 @@
+"""The training step on a model small enough to check by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from beit3_vqa.data.types import Batch, Example
+from beit3_vqa.engine.loop import TrainingDiverged, steps_per_epoch, train_epoch
+from beit3_vqa.engine.optim import CosineSchedule
+from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.precision import Precision, pick_device
+
+CPU = torch.device("cpu")
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def batches(x, y, size):
+    for start in range(0, len(x), size):
+        rows = x[start : start + size]
+        examples = tuple(Example(str(v), "", "", targets=((0, float(v)),)) for v in y[start : start + size])
+        yield Batch({"x": rows}, examples)
+
+
+def loss_of(outputs, batch):
+    wanted = torch.tensor([[e.targets[0][1]] for e in batch.examples])
+    return (outputs - wanted).square().mean()
+
+
+def run(x, y, size, update_freq, **options):
+    torch.manual_seed(0)
+    model = Linear()
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.0)
+    reports = list(
+        train_epoch(
+            model,
+            batches(x, y, size),
+            loss_of,
+            optimizer,
+            CosineSchedule(0.1, 0.1, 0, 100),
+            Precision("fp32", CPU),
+            examples=len(x),
+            batch_size=size,
+            update_freq=update_freq,
+            **options,
+        )
+    )
+    return model, reports
+
+
+@pytest.mark.parametrize("rows", [24, 23, 17, 5, 1])
+def test_accumulated_batches_equal_one_large_batch(rows):
+    x, y = torch.randn(rows, 2), torch.randn(rows)
+    large, reports = run(x, y, 12, 1)
+    small, small_reports = run(x, y, 4, 3)
+    assert [r.examples for r in reports] == [r.examples for r in small_reports]
+    assert sum(r.examples for r in reports) == rows  # the last partial group is not lost
+    assert len(reports) == steps_per_epoch(rows, 4, 3)
+    for a, b in zip(reports, small_reports, strict=True):
+        torch.testing.assert_close(a.loss, b.loss)
+    torch.testing.assert_close(large.linear.weight, small.linear.weight)
+
+
+def test_clipping():
+    x, y = 100 * torch.randn(4, 2), 100 * torch.randn(4)
+    torch.manual_seed(0)
+    before = Linear().linear.weight.clone()
+    model, reports = run(x, y, 4, 1, clip_grad=0.5)
+    assert reports[0].grad_norm > 0.5
+    assert (model.linear.weight - before).norm() <= 0.1 * 0.5 + 1e-6
+
+
+def adam_epoch(model, x, most=10):
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
+    schedule = CosineSchedule(0.1, 0.1, 0, 100)
+    for report in train_epoch(model, batches(x, torch.zeros(len(x)), 1), loss_of, optimizer, schedule,
+                              Precision("fp32", CPU), examples=len(x), batch_size=1, max_bad_steps=most):  # fmt: skip
+        yield report, {name: p.detach().clone() for name, p in model.named_parameters()}, optimizer
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(value):
+    torch.manual_seed(0)
+    x = torch.ones(4, 2)
+    x[1] = value
+    weights = [(report, after, optimizer.state_dict()) for report, after, optimizer in adam_epoch(Linear(), x)]
+    assert [report.bad.item() for report, *_ in weights] == [0, 1, 0, 0]
+    assert all(torch.equal(weights[0][1][name], weights[1][1][name]) for name in weights[0][1])
+    assert not torch.equal(weights[1][1]["linear.weight"], weights[2][1]["linear.weight"])
+    assert {state["step"].item() for state in weights[-1][2]["state"].values()} == {3}
+
+
+def test_too_many_bad_steps_in_a_row_end_the_training():
+    x = torch.full((9, 2), math.nan)
+    x[2] = 1
+    with pytest.raises(TrainingDiverged, match=r"3 steps in a row, last at step 5 \(learning rate 0.1, rows tensor\(0"):
+        list(adam_epoch(Linear(), x, most=3))
+    assert len(list(adam_epoch(Linear(), x[:5], most=3))) == 5
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_precisions_on_a_cpu(name):
+    precision = Precision(name, CPU)
+    with precision.autocast():
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == precision.dtype
+
+
+def test_devices():
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(InputError, match="--device"):
+        pick_device("gpu0")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="not on this machine"):
+            pick_device("cuda")

@@ -1,0 +1,54 @@
+"""The attention kernels against each other, against torchscale's, and which one is taken where."""
+
+import pytest
+import torch
+
+from beit3_vqa.models.beit3 import multiway
+from beit3_vqa.models.beit3.attention import KERNELS, pick
+from tests.unit.models.test_parity import ragged_batch, small_model
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("queries", [1, 7])
+def test_kernels_agree(masked, queries):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, queries, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
+    attended = torch.rand(3, 1, 1, 7) < 0.6 if masked else None
+    if attended is not None:
+        attended[..., 0] = True
+    one, two = (kernel(q, k, v, attended) for kernel in KERNELS.values())
+    torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["auto", "sdpa", "matmul"])
+def test_every_kernel_gives_torchscales_logits(kind):
+    inputs = ragged_batch()
+    logits = []
+    for attention_kind in ("reference", kind):
+        torch.manual_seed(0)
+        model = small_model(attention=attention_kind).eval()
+        with torch.no_grad():
+            logits.append(model(*inputs))
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
+
+
+def test_reference_is_torchscales_forward_pass(monkeypatch):
+    monkeypatch.setattr(multiway, "_layer_forward", lambda *_, **__: pytest.fail("our forward pass"))
+    model = small_model(attention="reference")
+    image, text, padding_mask = ragged_batch()
+    for given, tokens in (
+        ((image, text, padding_mask), 26),
+        ((image, None, None), 17),
+        ((None, text, padding_mask), 9),
+    ):
+        whole = model.beit3.encode(*given)
+        assert whole.shape[1] == tokens
+        torch.testing.assert_close(model.beit3.encode(*given, first_token_only=True), whole[:, 0])
+
+
+def test_what_auto_takes():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert pick(cpu, torch.float32, 1000) == "sdpa"
+    assert pick(cpu, torch.bfloat16, 1000) == "matmul"
+    assert pick(cpu, torch.bfloat16, 10**10) == "sdpa"
+    assert pick(cuda, torch.bfloat16, 1000) == "sdpa"

@@ -1,0 +1,55 @@
+"""torch.compile: the same numbers, or a line that says why not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from beit3_vqa.models.compile import compile_model
+from tests.conftest import finetune
+from tests.unit.models.test_parity import ragged_batch, small_model
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_logits_and_gradients_are_the_same(backend):
+    torch.manual_seed(0)
+    model = small_model()
+    inputs = ragged_batch()
+    results = []
+    for compiled in (False, True):
+        if compiled:
+            names = list(model.state_dict())
+            compile_model(model, backend)
+            assert list(model.state_dict()) == names
+        logits = model(*inputs)
+        logits.square().sum().backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append((logits.detach(), gradients))
+        model.zero_grad()
+    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=1e-5)
+    largest = max(gradient.abs().max() for gradient in results[0][1].values())
+    for name, gradient in results[0][1].items():
+        assert (results[1][1][name] - gradient).abs().max() <= 1e-5 * largest, name
+
+
+def test_a_compiler_that_fails_is_done_without(capsys):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    model, inputs = small_model().eval(), ragged_batch()
+    expected = model(*inputs)
+    compile_model(model, broken)
+    for _ in range(2):
+        torch.testing.assert_close(model(*inputs), expected)
+    assert capsys.readouterr().out.count("going on without it") == 1
+
+
+@pytest.mark.slow
+def test_training_compiled(scpc, tmp_path):
+    # A process of its own, since the compiler fails where warnings it means to ignore are errors, as they are here.
+    command = [sys.executable, "-m", "beit3_vqa", *finetune(scpc, tmp_path / "out", "--epochs", "1", "--compile")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "epoch 0: val accuracy" in result.stdout
+    assert "going on without it" not in result.stdout

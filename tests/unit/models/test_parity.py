@@ -1,0 +1,236 @@
+"""Our forward pass against upstream's numbers and against torchscale's own forward pass."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchscale.model.BEiT3 import BEiT3
+
+from beit3_vqa.models.names import build_model, count_parameters
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+sys.path.insert(0, str(GOLDEN))
+import fill  # noqa: E402
+
+UPSTREAM = json.loads((GOLDEN / "upstream.json").read_text())
+CONFIG = UPSTREAM["config"]
+SIZES = {
+    "embed_dim": CONFIG["dim"],
+    "depth": CONFIG["layers"],
+    "num_heads": CONFIG["heads"],
+    "vocab_size": CONFIG["vocab_size"],
+}
+
+
+def small_model(**overrides):
+    return build_model("beit3_base_patch16_64_vqacustom", **{**SIZES, **overrides})
+
+
+def golden_inputs():
+    image = torch.from_numpy(fill.draw("image", (3, 3, 64, 64))).clamp(-3, 3)
+    text = torch.from_numpy(fill.draw_ints("tokens", (3, 12), 4, CONFIG["vocab_size"] - 10))
+    text[:, 0] = 0
+    padding_mask = torch.zeros(3, 12, dtype=torch.long)
+    for row, length in enumerate(UPSTREAM["cases"]["vqa"]["lengths"]):
+        text[row, length - 1] = 2
+        text[row, length:] = 1
+        padding_mask[row, length:] = 1
+    return image, text, padding_mask
+
+
+def test_state_dict_is_upstreams():
+    state = small_model().state_dict()
+    assert {name: list(value.shape) for name, value in state.items()} == UPSTREAM["state_dict_keys_vqa"]
+    assert list(state) == list(UPSTREAM["state_dict_keys_vqa"])
+    assert sum(value.numel() for value in state.values()) == UPSTREAM["params"]["vqa"]
+
+
+def test_logits_and_losses_are_upstreams():
+    model = fill.fill(small_model(drop_path_rate=0.1)).eval()
+    case = UPSTREAM["cases"]["vqa"]
+    with torch.no_grad():
+        logits = model(*golden_inputs())
+    torch.testing.assert_close(logits, torch.tensor(case["logits"]), atol=1e-5, rtol=1e-5)
+    labels = torch.tensor(case["labels"])
+    one_hot = torch.nn.functional.one_hot(labels, 4).float()
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, one_hot) * 4
+    assert bce.item() == pytest.approx(case["bce_loss"], abs=1e-5)
+    assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(case["ce_loss"], abs=1e-5)
+
+
+HEADS_NAMES = {
+    "nlvr2": {
+        "beit3.encoder.layer_norm.A.weight": [48],
+        "beit3.encoder.layer_norm.A.bias": [48],
+        "beit3.encoder.layer_norm.B.weight": [48],
+        "beit3.encoder.layer_norm.B.bias": [48],
+        "head.norm1.weight": [192],
+        "head.norm1.bias": [192],
+        "head.dense1.weight": [96, 192],
+        "head.dense1.bias": [96],
+        "head.norm2.weight": [96],
+        "head.norm2.bias": [96],
+        "head.dense2.weight": [2, 96],
+        "head.dense2.bias": [2],
+    },
+    "imageclassification": {
+        "fc_norm.weight": [48],
+        "fc_norm.bias": [48],
+        "head.weight": [10, 48],
+        "head.bias": [10],
+    },
+}
+
+
+def other_model(head, **overrides):
+    classes = {"nlvr2": 2, "imageclassification": 10}[head]
+    return build_model(f"beit3_base_patch16_64_{head}", **{**SIZES, "num_classes": classes, **overrides})
+
+
+@pytest.mark.parametrize(("head", "case"), [("nlvr2", "nlvr2"), ("imageclassification", "imagenet")])
+def test_state_dicts_of_other_heads_are_upstreams(head, case):
+    """The backbone's keys are those of the VQA model; the head's are in upstream's order, and as many numbers."""
+    state = other_model(head).state_dict()
+    backbone = {name: shape for name, shape in UPSTREAM["state_dict_keys_vqa"].items() if name.startswith("beit3.")}
+    assert {name: list(value.shape) for name, value in state.items()} == {**backbone, **HEADS_NAMES[head]}
+    assert list(state) == [*backbone, *HEADS_NAMES[head]]
+    assert sum(value.numel() for value in state.values()) == UPSTREAM["params"][case]
+
+
+@pytest.mark.parametrize("attention", ["auto", "reference"])
+def test_logits_of_two_images_are_upstreams(attention):
+    model = fill.fill(other_model("nlvr2", attention=attention)).eval()
+    image, text, padding_mask = golden_inputs()
+    second = torch.from_numpy(fill.draw("image2", (3, 3, 64, 64))).clamp(-3, 3)
+    with torch.no_grad():
+        logits = model(image_a=image, image_b=second, text_description=text, padding_mask=padding_mask)
+    torch.testing.assert_close(logits, torch.tensor(UPSTREAM["cases"]["nlvr2"]["logits"]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["auto", "reference"])
+def test_logits_of_an_image_alone_are_upstreams(attention):
+    model = fill.fill(other_model("imageclassification", attention=attention)).eval()
+    with torch.no_grad():
+        logits = model(image=golden_inputs()[0])
+    torch.testing.assert_close(logits, torch.tensor(UPSTREAM["cases"]["imagenet"]["logits"]), atol=1e-5, rtol=1e-5)
+
+
+def test_first_tokens_of_both_have_the_gradients_of_the_whole():
+    torch.manual_seed(0)
+    backbone = other_model("nlvr2").beit3.train()
+    image, text, padding_mask = ragged_batch()
+    both = backbone.encode(image, text, padding_mask)[:, [0, 17]]
+    both.square().sum().backward()
+    whole = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+    backbone.zero_grad()
+    only = backbone.encode(image, text, padding_mask, first_of_each=True)
+    torch.testing.assert_close(only, both, atol=1e-6, rtol=1e-5)
+    only.square().sum().backward()
+    for name, p in backbone.named_parameters():
+        assert (p.grad is None) == (name not in whole), name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, whole[name], atol=1e-5, rtol=1e-4)
+
+
+def test_bytes_are_normalised_as_imagenet_has_it():
+    from torchvision.transforms.functional import normalize
+
+    model = fill.fill(other_model("imageclassification")).eval()
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    floats = normalize(pixels / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), model(floats), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("beit3_base_patch16_480_vqacustom", 223_307_524), ("beit3_large_patch16_480_vqacustom", 676_582_404)],
+)
+def test_published_sizes(name, parameters):
+    assert count_parameters(name, num_classes=4) == parameters
+
+
+def ragged_batch():
+    image = torch.randn(4, 3, 64, 64)
+    text = torch.randint(4, CONFIG["vocab_size"], (4, 9))
+    padding_mask = torch.zeros(4, 9, dtype=torch.bool)
+    for row, length in enumerate((9, 3, 5, 1)):
+        padding_mask[row, length:] = True
+    return image, text, padding_mask
+
+
+@pytest.mark.parametrize("given", ["both", "image", "text"])
+@pytest.mark.parametrize("attention", ["auto", "matmul"])
+@pytest.mark.parametrize("checkpoint_every", [0, 1, 2])
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.4])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_outputs_and_gradients_are_torchscales(given, attention, checkpoint_every, drop_path_rate, normalized):
+    torch.manual_seed(0)
+    model = small_model(drop_path_rate=drop_path_rate, attention=attention, checkpoint_every=checkpoint_every)
+    backbone = model.beit3.train()
+    if normalized:
+        from torchscale.component.multiway_network import MultiwayNetwork
+
+        backbone.encoder.layer_norm = MultiwayNetwork(torch.nn.LayerNorm(CONFIG["dim"]))
+    image, text, padding_mask = ragged_batch()
+    image = None if given == "text" else image
+    text, padding_mask = (None, None) if given == "image" else (text, padding_mask)
+
+    torch.manual_seed(1)
+    expected = BEiT3.forward(backbone, textual_tokens=text, visual_tokens=image, text_padding_position=padding_mask)[
+        "encoder_out"
+    ]
+    expected.square().sum().backward()
+    gradients = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+    backbone.zero_grad()
+
+    torch.manual_seed(1)
+    ours = backbone.encode(image, text, padding_mask)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    ours.square().sum().backward()
+    # Relative to the largest gradient: a key's bias has none but rounding, since softmax ignores it.
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for name, p in backbone.named_parameters():
+        wanted = gradients.get(name, torch.zeros_like(p))
+        got = torch.zeros_like(p) if p.grad is None else p.grad
+        assert (got - wanted).abs().max() <= 1e-5 * largest, name
+
+
+def test_first_token_only_is_the_first_token_with_the_same_gradients():
+    torch.manual_seed(0)
+    backbone = small_model().beit3.train()
+    image, text, padding_mask = ragged_batch()
+    backbone.encode(image, text, padding_mask)[:, 0].square().sum().backward()
+    whole = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+    first = backbone.encode(image, text, padding_mask)[:, 0]
+    backbone.zero_grad()
+    only = backbone.encode(image, text, padding_mask, first_token_only=True)
+    torch.testing.assert_close(only, first, atol=1e-6, rtol=1e-5)
+    only.square().sum().backward()
+    for name, p in backbone.named_parameters():
+        if p.grad is None:  # of the last layer's text half, on which nothing depends
+            assert not whole.get(name, torch.zeros(1)).any(), name
+        else:
+            torch.testing.assert_close(p.grad, whole[name], atol=1e-5, rtol=1e-4)
+
+
+def test_padding_does_not_matter():
+    model = fill.fill(small_model()).eval()
+    image, text, padding_mask = golden_inputs()
+    with torch.no_grad():
+        together = model(image, text, padding_mask)
+        alone = model(image[1:2], text[1:2, :7], padding_mask[1:2, :7])
+        unmasked = model(image[1:2], text[1:2, :7])
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone, unmasked, atol=1e-6, rtol=1e-6)
+
+
+def test_pixels_may_come_as_bytes():
+    model = fill.fill(small_model()).eval()
+    _, text, padding_mask = golden_inputs()
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        as_floats = model((pixels / 255 - 0.5) / 0.5, text, padding_mask)
+        torch.testing.assert_close(model(pixels, text, padding_mask), as_floats, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from beit3_vqa.errors import InputError
+from beit3_vqa.models.beit3.model import init_unit_scale
+from beit3_vqa.models.names import build_model, listed_names, parse_name
+
+
+@pytest.mark.parametrize("order", ["import beit3_vqa, timm", "import timm, beit3_vqa"])
+def test_timm_builds_our_models(order):
+    code = f"""
+import warnings
+warnings.simplefilter("ignore")
+{order}
+model = timm.create_model("beit3_base_patch16_480_vqacustom", num_classes=4, vocab_size=70, drop_path_rate=0.0,
+                          embed_dim=32, depth=2, num_heads=2, img_size=64)
+assert model.beit3.encoder.embed_positions.A.weight.shape == (19, 32)
+assert "beit3_large_patch16_768_vqav2" in timm.list_models("beit3*")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_full_name_and_task_mean_the_same():
+    assert parse_name("beit3_large_patch16_480", head="vqacustom") == parse_name("beit3_large_patch16_480_vqacustom")
+    assert str(parse_name("beit3_large_patch16_480", head="vqacustom")) == "beit3_large_patch16_480_vqacustom"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("beit_base_patch16_224", "beit3_base_patch16_224"),
+        ("beit3_huge_patch16_224", "tiny, base, large"),
+        ("beit3_base_patch16_230", "multiple of the patch"),
+        ("beit3_base_patch16_224_vqacustm", "vqacustom"),
+        ("beit3_base_patch0_0", "multiple of the patch"),
+    ],
+)
+def test_wrong_names_say_what_is_right(name, says):
+    with pytest.raises(InputError, match=says):
+        parse_name(name, head="vqacustom")
+
+
+def test_any_resolution_the_patch_divides():
+    with torch.device("meta"):
+        model = build_model("beit3_base_patch16_592_vqacustom", vocab_size=100)
+    assert model.beit3.vision_embed.num_patches == 37 * 37
+    assert "beit3_base_patch16_480" in listed_names()
+
+
+def test_fresh_weights_have_upstreams_scale_or_one():
+    model = build_model("beit3_tiny_patch8_32_vqacustom", vocab_size=300)
+    positions = model.beit3.encoder.embed_positions
+    assert positions.B.weight.std().item() == pytest.approx(1.0, rel=0.1)  # torchscale's own
+    assert model.beit3.text_embed.weight.std().item() == pytest.approx(128**-0.5, rel=0.1)
+    assert model.head[0].weight.abs().max().item() <= 0.02
+    init_unit_scale(model)
+    for table in (model.beit3.text_embed, positions.A, positions.B):
+        assert table.weight.std().item() == pytest.approx(1.0, rel=0.1)
+    with torch.no_grad():
+        features = model.beit3.encode(torch.randn(4, 3, 32, 32), torch.randint(4, 300, (4, 9)))
+    assert 0.5 < features.std().item() < 4

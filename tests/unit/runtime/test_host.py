@@ -1,0 +1,90 @@
+"""The allocator: what changes, where it may not, and by real processes."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from beit3_vqa.runtime import host
+
+# Page faults of thirty tensors of 64 MiB, one after the other; up to 32 MiB glibc learns to keep some by itself.
+FAULTS = """
+import resource, sys, torch
+from beit3_vqa.runtime.host import tune_allocator
+print(tune_allocator() if sys.argv[1] == "tuned" else "as it was")
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(30):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+IS_GLIBC = platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
+
+
+def faults(how, **environment):
+    command, environment = [sys.executable, "-c", FAULTS, how], {**os.environ, **environment}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done, count = result.stdout.split("\n")[:2]
+    return done, int(count)
+
+
+@pytest.mark.skipif(not IS_GLIBC, reason="glibc's allocator")
+def test_a_tuned_process_faults_its_memory_in_once():
+    (done, tuned), (_, plain) = faults("tuned"), faults("plain")
+    assert done == "True"
+    assert tuned * 4 < plain, (tuned, plain)
+    done, off = faults("tuned", BEIT3_VQA_TUNE_ALLOCATOR="0")
+    assert done == "False"
+    assert tuned * 4 < off
+
+
+@pytest.mark.parametrize(("system", "libc"), [("Darwin", ""), ("Windows", ""), ("Linux", "musl")])
+def test_other_systems_are_left_alone(monkeypatch, system, libc):
+    monkeypatch.setattr(host.platform, "system", lambda: system)
+    monkeypatch.setattr(host.platform, "libc_ver", lambda: (libc, ""))
+    monkeypatch.setattr(host.ctypes, "CDLL", lambda name: pytest.fail("touched the C library"))
+    assert not host.tune_allocator()
+
+
+WITHOUT_LIMITS = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "KMP_", "OMP_WAIT"))}
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, host.SPIN_LIMITS),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_idle_threads_sleep_early_unless_the_environment_says_otherwise(monkeypatch, environment, found):
+    monkeypatch.setattr(os, "environ", dict(environment))
+    monkeypatch.delitem(sys.modules, "torch")
+    host.limit_spinning()
+    assert os.environ == found
+    assert host.spin_limits() == " ".join(f"{name}={value}" for name, value in found.items())
+
+
+def test_once_torch_is_loaded_it_is_too_late(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    host.limit_spinning()
+    assert os.environ == {}
+    assert "loaded before" in host.spin_limits()
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="GNU's OpenMP")
+@pytest.mark.parametrize(
+    ("road", "spins"),
+    [
+        ("", "300000"),
+        ("import beit3_vqa; beit3_vqa.load", host.SPIN_LIMITS["GOMP_SPINCOUNT"]),
+        ("from beit3_vqa.cli.main import main; main(['models'])", host.SPIN_LIMITS["GOMP_SPINCOUNT"]),
+    ],
+)
+def test_openmp_reads_the_limit_when_torch_is_loaded(road, spins):
+    tells = {**WITHOUT_LIMITS, "OMP_DISPLAY_ENV": "VERBOSE"}  # on stderr, what it read
+    command = [sys.executable, "-c", f"{road}\nimport torch"]
+    said = subprocess.run(command, env=tells, capture_output=True, text=True, check=True).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said

@@ -1,0 +1,35 @@
+"""The precision that `auto` takes on a CPU: the processor's, unless the environment says it."""
+
+import pytest
+import torch
+
+import beit3_vqa
+from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.precision import CPU_BF16_VARIABLE, Precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_the_environment_forces_or_denies_bf16(monkeypatch, hardware):
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: hardware, raising=False)
+    monkeypatch.delenv(CPU_BF16_VARIABLE, raising=False)
+    assert Precision("auto", CPU).name == ("bf16" if hardware else "fp32")
+    for said, name in (("1", "bf16"), ("0", "fp32")):
+        monkeypatch.setenv(CPU_BF16_VARIABLE, said)
+        assert Precision("auto", CPU).name == name
+        assert Precision("fp32", CPU).name == "fp32"  # what is asked for is taken
+    monkeypatch.setenv(CPU_BF16_VARIABLE, "yes")
+    with pytest.raises(InputError, match="write 1"):
+        Precision("auto", CPU)
+
+
+def test_a_loaded_model_computes_as_precisely_as_asked(trained, scpc, monkeypatch):
+    monkeypatch.setenv(CPU_BF16_VARIABLE, "1")
+    image, best = next((scpc / "images").iterdir()), trained / "checkpoint-best.pth"
+    rough, exact = beit3_vqa.load(best, "cpu"), beit3_vqa.load(best, "cpu", precision="fp32")
+    assert (rough.parts.precision.name, exact.parts.precision.name) == ("bf16", "fp32")
+    first, second = (model.predict(image, "What?", list("abcd")).probabilities for model in (rough, exact))
+    assert first == pytest.approx(second, abs=0.05)
+    assert first != pytest.approx(second, abs=1e-6)
