@@ -32,7 +32,8 @@ setup(
         "report": ["jinja2"],  # `beit3-vqa report`
         # `beit3-vqa serve`. FastAPI checks requests and describes itself in OpenAPI from the same types; uvicorn serves
         # it in this process, beside the model, and stops in order; python-multipart is what FastAPI reads uploads with.
-        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18"],
+        # h11 and starlette are what these two stand on, from where CVE-2025-43859 and CVE-2025-62727 are mended.
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18", "h11>=0.16", "starlette>=0.49.1"],
         "demo": ["easy-vqa", "jinja2"],  # the 48k questions that `beit3-vqa demo` learns, and its report
         "test": [
             "pytest",
@@ -47,6 +48,8 @@ setup(
             "fastapi>=0.115",
             "uvicorn>=0.30",
             "python-multipart>=0.0.18",
+            "h11>=0.16",
+            "starlette>=0.49.1",
             "playwright",  # drives the Chromium in which pages are looked at
             "ruff",
             "mypy",
