@@ -55,5 +55,5 @@ setup(
             "mypy",
         ],
     },
-    entry_points={"console_scripts": ["beit3-vqa=beit3_vqa.cli.main.main:main"]},
+    entry_points={"console_scripts": ["beit3-vqa=beit3_vqa.cli.main:main"]},
 )
