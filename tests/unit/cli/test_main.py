@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 
@@ -60,6 +61,11 @@ UPSTREAMS = """
     crop_pct reprob remode recount resplit captioning_mask_prob drop_worst_ratio drop_worst_after num_beams
     length_penalty label_smoothing enable_deepspeed initial_scale_power zero_stage
 """
+
+
+def test_the_installed_command_is_this_one():
+    (script,) = metadata.entry_points(group="console_scripts", name="beit3-vqa")
+    assert script.load() is main
 
 
 def test_flags_are_frozen():
