@@ -51,7 +51,7 @@ def variants(device: torch.device, precisions: list[str]) -> dict[str, Variant]:
 
 
 def set_allocator(tuned: bool) -> None:
-    """glibc's allocator as `engine.host` tunes it, or as it comes: 65,536 maps, 128 KiB trimmed, no padding."""
+    """glibc's allocator as `runtime.host` tunes it, or as it comes: 65,536 maps, 128 KiB trimmed, no padding."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except OSError:

@@ -1,4 +1,4 @@
-"""CSV files of others: their rows and their columns, bounded. Their encoding: see source.py."""
+"""Text files that a user names, CSV and JSON: their encoding, their rows and columns, within bounds."""
 
 import csv
 import io

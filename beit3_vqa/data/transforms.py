@@ -1,7 +1,7 @@
 """From a decoded image to pixels for the model: uint8 (3, S, S), the red, green and blue planes.
 
 S is the model's resolution. Pixels travel as uint8, a quarter of the bytes, and the model normalises them on its own
-device. The pipelines are upstream's (DESIGN.md, section 3)."""
+device. The pipelines are upstream's."""
 
 import math
 import random

@@ -43,7 +43,7 @@ _PLACES = frozenset({"sentencepiece_model", "pretrained", "device"})
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and its image, checked and ready for the model; see `run.Answerer.prepare`.
+    """A question and its image, checked and ready for the model; see `Answerer.prepare`.
 
     Attributes:
         example: the question.

@@ -118,7 +118,7 @@ def _percent(share: float) -> float:
 # Source: Guo et al. 2017, On calibration of modern neural networks.
 
 LOWEST, HIGHEST = 0.05, 20.0
-_DIGITS_temperature = 3
+_TEMPERATURE_DIGITS = 3
 _NLL_DIGITS = 5
 _STEPS = 60  # golden sections: they leave a 10^-12th of the interval
 _FLAT = 1e-12  # nats that are rounding
@@ -150,7 +150,7 @@ def fit_temperature(predictions: Sequence[Prediction]) -> float | None:
     found = math.exp((low + high) / 2)
     if _nll(log_probabilities, truths, found) > _nll(log_probabilities, truths, 1.0) - _FLAT:
         return 1.0
-    return round(found, _DIGITS_temperature)
+    return round(found, _TEMPERATURE_DIGITS)
 
 
 def mean_nll(predictions: Sequence[Prediction], temperature: float = 1.0) -> float | None:

@@ -188,7 +188,7 @@ LISTED_CLIP = {
     "clip_vit_huge_patch14": "hf:laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
 
-_NAME_clip_names = re.compile(
+_CLIP_NAME = re.compile(
     r"clip_vit_(?P<size>[a-z]+)_patch(?P<patch>[0-9]{1,5})(?:_(?P<resolution>[0-9]{1,5}))?(?P<lora>_lora)?"
 )
 
@@ -209,7 +209,7 @@ def parse_clip_name(name: str) -> CLIPName:
     Raises:
         InputError: not such a name, an unknown size, or a resolution that the patch doesn't divide.
     """
-    match = _NAME_clip_names.fullmatch(name)
+    match = _CLIP_NAME.fullmatch(name)
     if match is None:
         raise InputError(
             f"model {name!r} isn't of the form clip_vit_SIZE_patchP[_RESOLUTION][_lora], for example "

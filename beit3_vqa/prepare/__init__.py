@@ -2,7 +2,7 @@
 
 A format module has two names in it: `ARGUMENTS`, its own flags, and `read(values, options)`, which returns the rows and
 every problem it met. What all formats share (images, ids, splits, tokenizer, files, summary) is in writer.py; how CSV
-files are read, in csv_text.py.
+files are read, in data/tables.py.
 """
 
 from collections.abc import Mapping

@@ -13,7 +13,8 @@ _NEVER = 2**31 - 1
 _TOP_PAD_BYTES = 64 * 2**20
 
 # How long an idle OpenMP thread spins before it sleeps: GNU's library counts turns (300,000 by default), Intel's and
-# LLVM's milliseconds (200 by default). `python -m benchmarks.contention` is where these two come from.
+# LLVM's milliseconds (200 by default). `python -m benchmarks.contention` measures what they gain and cost; the second
+# hasn't been measured yet.
 SPIN_LIMITS: dict[str, str] = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 # Who sets one of these has decided; GOMP_SPINCOUNT would override their OMP_WAIT_POLICY.
 _SPIN_VARIABLES: tuple[str, ...] = (*SPIN_LIMITS, "OMP_WAIT_POLICY", "KMP_LIBRARY")
@@ -23,8 +24,8 @@ def limit_spinning() -> None:
     """Let idle threads sleep early, unless the environment says how long they should spin.
 
     A thread that spins takes a core from whoever has work. Beside another process, a step then waits for a thread that
-    isn't running: two trainings on two cores came to a thirtieth of the speed of one. OpenMP reads its environment when
-    torch is loaded, so nothing is done after that. Processes that are started from here inherit it.
+    isn't running: each of two trainings on two cores came to a fourteenth of the speed of one alone. OpenMP reads its
+    environment when torch is loaded, so nothing is done after that. Processes that are started from here inherit it.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _SPIN_VARIABLES):
         os.environ.update(SPIN_LIMITS)

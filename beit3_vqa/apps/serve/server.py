@@ -99,8 +99,8 @@ def serve(
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, fp32, bf16 or fp16.
         batch_size: most questions that are answered together.
-        sentencepiece_model: see `run.load`.
-        pretrained: see `run.load`.
+        sentencepiece_model: see `predictor.load`.
+        pretrained: see `predictor.load`.
         token: what requests must bring; empty: one is made and printed where others can reach the address, else none.
 
     Raises:
