@@ -37,8 +37,8 @@ from beit3_vqa.tasks.base import Task
 
 MOST_OPTIONS = 10  # that a model which takes any number is asked about
 EVALUATE = "`beit3-vqa finetune --eval --resume FILE` evaluates it on a split."
-# Where a checkpoint's belongings lie now, and where it is to compute: the options of who loads one to ask it.
-_PLACES = frozenset({"sentencepiece_model", "pretrained", "device"})
+# Where a checkpoint's belongings lie now, where and how it is to compute: the options of who loads one to ask it.
+_PLACES = frozenset({"sentencepiece_model", "pretrained", "device", "precision"})
 
 
 @dataclass(frozen=True)

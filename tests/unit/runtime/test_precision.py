@@ -33,3 +33,8 @@ def test_a_loaded_model_computes_as_precisely_as_asked(trained, scpc, monkeypatc
     first, second = (model.predict(image, "What?", list("abcd")).probabilities for model in (rough, exact))
     assert first == pytest.approx(second, abs=0.05)
     assert first != pytest.approx(second, abs=1e-6)
+
+
+def test_a_precision_that_is_none_is_the_askers_not_the_checkpoints(trained):
+    with pytest.raises(InputError, match=r"^--precision fp8: must be one of"):
+        beit3_vqa.load(trained / "checkpoint-best.pth", "cpu", precision="fp8")
