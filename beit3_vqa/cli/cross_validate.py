@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from beit3_vqa.cli.finetune import add_options, config_from, exit_code_of
+from beit3_vqa.cli.finetune import add_options, exit_code_of, options_from
 
 
 def add(commands: Any, build: bool) -> None:
@@ -16,7 +16,7 @@ def add(commands: Any, build: bool) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    config = config_from(parsed)
+    given = options_from(parsed)
     from beit3_vqa.apps.cross_validation import cross_validate
 
-    return exit_code_of(lambda: cross_validate(config))
+    return exit_code_of(lambda: cross_validate(given))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from beit3_vqa.cli.flags import add_option
-from beit3_vqa.config.config import GROUPS, RunConfig, option_fields, read_config_values
-from beit3_vqa.config.resolve import DEFAULTS, TITLES, config_of
+from beit3_vqa.config.config import DEFAULT_OF, GROUPS, option_fields, read_config_values
+from beit3_vqa.config.resolve import DEFAULTS, TITLES, GivenOptions
 
 # Flags of upstream that no longer do anything: how many values they take, and what there is instead.
 REPLACED_FLAGS: dict[str, tuple[str, str]] = {
@@ -59,13 +59,13 @@ def _add_ignored(parser: Any, name: str, values: str) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    config = config_from(parsed)
+    given = options_from(parsed)
     from beit3_vqa.engine.api import evaluate, train
 
-    return exit_code_of(lambda: evaluate(config) if config.run.eval else train(config))
+    return exit_code_of(lambda: evaluate(given) if given["eval"] else train(given))
 
 
-def config_from(parsed: argparse.Namespace) -> RunConfig:
+def options_from(parsed: argparse.Namespace) -> GivenOptions:
     """The options of a command line on top of those of its `--config`."""
     values = {
         name: value for name, value in vars(parsed).items() if name not in ("command", "function", "main", "config")
@@ -81,13 +81,13 @@ def config_from(parsed: argparse.Namespace) -> RunConfig:
         if name in values:
             values[name] = tuple(values[name])
     from_file = read_config_values(parsed.config) if parsed.config else {}
-    if from_file.get("model_key") == RunConfig().init.model_key:
+    if from_file.get("model_key") == DEFAULT_OF["model_key"]:
         del from_file["model_key"]  # written down as the default, and not asked for
     if from_file.pop("trust_checkpoint", False):
         print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
-    return config_of(from_file | values, typed_flags=frozenset(values))
+    return GivenOptions(from_file | values, typed_flags=frozenset(values))
 
 
 def exit_code_of(call: Callable[[], object]) -> int:

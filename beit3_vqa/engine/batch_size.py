@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from beit3_vqa.config.options import AUTO, BATCH_SIZE
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.types import Batch, Example
-from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.build import Parts, StepSize
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed, memory
 from beit3_vqa.runtime.memory import NotEnoughMemory
@@ -28,7 +28,7 @@ MOMENTS = 2  # of AdamW, each as large as the weights that are trained
 
 
 def with_batch_size(parts: Parts) -> Parts:
-    """The parts of a run with `batch_size` and `update_freq` settled, and what was chosen said.
+    """Return the parts of a run with their `step_size` settled, and say what was chosen.
 
     The step is what was asked for, whatever fits into memory: a mean over the same examples, in more forward passes.
 
@@ -36,25 +36,24 @@ def with_batch_size(parts: Parts) -> Parts:
         InputError: an effective batch that can't be made of such batches, or memory for not one example; for a dry run,
             also for less than a batch.
     """
-    given = parts.config.optim.batch_size != AUTO
-    parts = _with_size_settled(parts)
-    if given and parts.config.run.dry_run:
+    parts = replace(parts, step_size=_step_size(parts))
+    if parts.config.optim.batch_size != AUTO and parts.config.run.dry_run:
         _require_fitting(parts)
     return parts
 
 
-def _with_size_settled(parts: Parts) -> Parts:
+def _step_size(parts: Parts) -> StepSize:
     options = parts.config.optim
     per_process = _examples_per_process(parts)
     if options.batch_size != AUTO:
         if options.effective_batch_size is None:
-            return parts
+            return parts.step_size
         if per_process % options.batch_size:
             raise InputError(
                 f"--effective_batch_size {options.effective_batch_size}: {per_process} examples in each process can't "
                 f"be made of batches of {options.batch_size}; choose a divisor for --batch_size, or write auto."
             )
-        return _settled(parts, options.batch_size, per_process)
+        return StepSize(options.batch_size, per_process // options.batch_size)
     if parts.task.compares_rows:
         raise InputError(
             f"--batch_size auto: the loss of {parts.task.name} compares the rows of a forward pass with each other, so "
@@ -71,24 +70,19 @@ def _with_size_settled(parts: Parts) -> Parts:
         )
     batch_size = next(size for size in range(fitting, 0, -1) if per_process % size == 0)
     print(f"--batch_size auto: {fitting} fit; batches of {batch_size}, {per_process // batch_size} a step")
-    return _settled(parts, batch_size, per_process)
+    return StepSize(batch_size, per_process // batch_size)
 
 
 def _examples_per_process(parts: Parts) -> int:
     options, processes = parts.config.optim, distributed.size()
     wanted = options.effective_batch_size
     if wanted is None:
-        return (options.batch_size or BATCH_SIZE) * options.update_freq
+        return (BATCH_SIZE if options.batch_size == AUTO else options.batch_size) * options.update_freq
     if "update_freq" in parts.config.given:
         raise InputError("--effective_batch_size and --update_freq say the same in two ways; leave one out.")
     if wanted % processes:
         raise InputError(f"--effective_batch_size {wanted}: can't be shared evenly by {processes} processes.")
     return wanted // processes
-
-
-def _settled(parts: Parts, batch_size: int, per_process: int) -> Parts:
-    parts.config = parts.config.updated({"batch_size": batch_size, "update_freq": per_process // batch_size})
-    return parts
 
 
 def _largest_that_fits(parts: Parts, most: int) -> int:
@@ -110,7 +104,7 @@ def _require_fitting(parts: Parts) -> None:
 
     A CPU's kernel would end the process without a word, and perhaps another one with it.
     """
-    count, device = parts.config.optim.batch_size, parts.precision.device
+    count, device = parts.step_size.batch_size, parts.precision.device
     if distributed.size() > 1 or not memory.can_measure(device):
         return
     with _tried(parts, count, DRY_RUN_SHARE) as tried:

@@ -19,18 +19,19 @@ def describe(run: Training) -> None:
     parts, config = run.parts, run.parts.config
     parameters = sum(p.numel() for p in parts.model.parameters())
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
-    options = config.optim
+    step_size = parts.step_size
     kernel = parts.model.attention_kernel(
-        parts.precision.device, parts.precision.dtype, options.batch_size, parts.processor.max_tokens
+        parts.precision.device, parts.precision.dtype, step_size.batch_size, parts.processor.max_tokens
     )
-    together = options.batch_size * options.update_freq * distributed.size()
+    together = step_size.batch_size * step_size.update_freq * distributed.size()
     spread = f" in {distributed.size()} processes ({config.compute.strategy})" if distributed.size() > 1 else ""
     counts = f"{parameters:,} parameters, {trainable:,} trained"
     classes = f", {parts.task.num_classes} answers" if parts.task.num_classes else ""
     print(f"model: {config.model.model}, {counts}{classes}")
+    where = f"{parts.precision.device} in {parts.precision.name}{spread}"
     print(
         f"training: {run.examples} {parts.task.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
-        f"{options.epochs} epochs, on {parts.precision.device} in {parts.precision.name}{spread}, attention: {kernel}"
+        f"{config.optim.epochs} epochs, on {where}, attention: {kernel}"
     )
     if parts.precision.device.type == "cpu":
         print(f"threads: {torch.get_num_threads()}; how long idle ones spin: {spin_limits()}")

@@ -53,8 +53,8 @@ class Training:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        options = self.parts.config.optim
-        return steps_per_epoch(self.examples, options.batch_size, options.update_freq)
+        step_size = self.parts.step_size
+        return steps_per_epoch(self.examples, step_size.batch_size, step_size.update_freq)
 
     @property
     def step(self) -> int:
@@ -176,7 +176,7 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
         aside = run_folder.set_best_aside(folder) if run.best_is_of_other_data else None
         if aside:
             print(f"the best checkpoint on the other val is now in {aside}")
-    write_config(run.parts.config, folder / "config.json")
+    write_config(run.parts.config, folder / "config.json", run.parts.found)
     run.parts.family.keep_beside(run.parts.processor, folder)
 
 
@@ -238,7 +238,7 @@ def _run_steps(run: Training, epoch: int, log: RunLog, saver: Saver, stop: Agree
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     end = (epoch + 1) * run.steps_per_epoch
     # Forward passes of a step that isn't finished draw random numbers too.
-    after_step = random_state() if config.optim.update_freq > 1 else None
+    after_step = random_state() if run.parts.step_size.update_freq > 1 else None
     try:
         for last in steps(run, epoch):
             after_step = random_state() if after_step else None
@@ -287,8 +287,8 @@ def steps(run: Training, epoch: int) -> Iterator[StepReport]:
         make_schedule(options, run.steps_per_epoch, run.state.val_losses),
         run.parts.precision,
         examples=run.examples,
-        batch_size=options.batch_size,
-        update_freq=options.update_freq,
+        batch_size=run.parts.step_size.batch_size,
+        update_freq=run.parts.step_size.update_freq,
         clip_grad=options.clip_grad,
         ema=run.ema,
         first_example=inside.examples,

@@ -123,7 +123,7 @@ class Saver:
 
     def _progress(self, state: TrainState) -> dict[str, Any]:
         content: dict[str, Any] = {
-            "args": self.parts.config.flat(),
+            "args": self.parts.config.flat(self.parts.found),
             "processes": distributed.size(),
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
@@ -159,7 +159,7 @@ class Saver:
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
             "processes": distributed.size(),
-            "config": self.parts.config.to_dict(),
+            "config": self.parts.config.to_dict(self.parts.found),
         }
         distributed.decided(lambda: require_lock(self.folder))
         try:

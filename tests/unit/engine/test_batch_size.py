@@ -108,13 +108,13 @@ import sys
 from beit3_vqa.engine import batch_size
 from beit3_vqa.engine.build import assemble, make_task
 from beit3_vqa.runtime import memory
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import GivenOptions, resolve
 
 memory.free = lambda device, free=memory.free: min(free(device), {LIMIT} - memory.in_use(device))
 model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
-config = config_of({{**model, "data_path": sys.argv[1], "batch_size": 0, "effective_batch_size": 2**16}})
+config = resolve(GivenOptions({{**model, "data_path": sys.argv[1], "batch_size": 0, "effective_batch_size": 2**16}}))
 parts = batch_size.with_batch_size(assemble(config, make_task(config)))
-chosen = parts.config.optim.batch_size
+chosen = parts.step_size.batch_size
 samples = batch_size._longest(parts.task.dataset("train", parts.processor, training=True), 64)
 print(chosen, batch_size._peak(parts, samples, chosen))
 """
@@ -151,10 +151,10 @@ PREDICTED = f"""
 import sys
 from beit3_vqa.engine import batch_size
 from beit3_vqa.engine.build import assemble, make_task
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import GivenOptions, resolve
 
 model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
-parts = assemble(config := config_of({{**model, "data_path": sys.argv[1]}}), make_task(config))
+parts = assemble(config := resolve(GivenOptions({{**model, "data_path": sys.argv[1]}})), make_task(config))
 with batch_size._tried(parts, {(count := 128)}, 0.9) as tried:
     start = tried.start
     print(start, tried.peak({count}), batch_size._peak(parts, tried.samples, {count}))
