@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from beit3_vqa.errors import InputError, nearest, visible
-from beit3_vqa.runtime.host import limit_spinning
 
 # Command -> its file here.
 COMMANDS: dict[str, str] = {
@@ -33,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 2 (your input), 3 (training diverged), 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
-    limit_spinning()
     try:
         with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
             return _dispatch(arguments)

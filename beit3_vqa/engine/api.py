@@ -48,6 +48,7 @@ from beit3_vqa.runtime.distributed import processes
 from beit3_vqa.runtime.files import require_writable
 from beit3_vqa.runtime.host import tune_allocator
 from beit3_vqa.runtime.precision import pick_device
+from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks.base import Task
 
 
@@ -65,6 +66,7 @@ def train(config: RunConfig) -> TrainState:
         raise InputError("--output_dir: say where checkpoints and results go.")
     if config.compute.tune_allocator:
         tune_allocator()
+    watch_spinning()
     lock = nullcontext() if config.run.dry_run else run_lock(config.run.output_dir)
     with processes(pick_device(config.compute.device), config.compute.dist_timeout), lock:
         if not config.run.dry_run:
@@ -110,6 +112,7 @@ def evaluate(config: RunConfig) -> EvalResult:
     """
     if config.compute.tune_allocator:
         tune_allocator()
+    watch_spinning()
     with processes(pick_device(config.compute.device), config.compute.dist_timeout):
         return _evaluate(config)
 
