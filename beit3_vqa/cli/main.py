@@ -17,7 +17,7 @@ COMMANDS: dict[str, str] = {
     "finetune": "finetune",
     "cross_validate": "cross_validate",
     "prepare": "prepare",
-    "evaluate": "score",
+    "score": "score",
     "predict": "predict",
     "ensemble": "ensemble",
     "report": "report",
@@ -27,6 +27,9 @@ COMMANDS: dict[str, str] = {
     "download": "download",
     "demo": "demo",
 }
+# `score` was called `evaluate`, a word that now means a model.
+RENAMED = "`beit3-vqa evaluate` is called `beit3-vqa score` now."
+EVALUATE_A_MODEL = "To evaluate a model, use `beit3-vqa finetune --eval --resume CHECKPOINT --data_path FOLDER`."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +79,9 @@ class _VisibleText(io.TextIOBase):
 
 
 def _dispatch(arguments: list[str]) -> int:
+    former = arguments[:1] == ["evaluate"]
+    if former:
+        arguments = ["score", *arguments[1:]]
     parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     adders = {name: import_module(f"beit3_vqa.cli.{file}").add for name, file in COMMANDS.items()}
@@ -83,7 +89,14 @@ def _dispatch(arguments: list[str]) -> int:
     called = arguments[0] if arguments and arguments[0] in adders else None
     for name, add in adders.items():
         add(commands, build=called == name)
-    parsed = parser.parse_args(arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+    except InputError as error:
+        if not former:
+            raise
+        raise InputError(f"{RENAMED} {EVALUATE_A_MODEL} {error}") from error
+    if former:
+        print(RENAMED, file=sys.stderr)
     parsed.main = main  # for a command that runs others
     return parsed.function(parsed)
 

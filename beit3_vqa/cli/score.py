@@ -1,4 +1,4 @@
-"""`beit3-vqa evaluate`: the metrics of a predictions.json, from files alone."""
+"""`beit3-vqa score`: the metrics of a predictions.json, from files alone."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 def add(commands: Any, build: bool) -> None:
     """Adds the command to the parser; its options only if it is to be built."""
-    parser = commands.add_parser("evaluate", help="the metrics of a predictions.json, from files alone")
+    parser = commands.add_parser("score", help="the metrics of a predictions.json, from files alone")
     if not build:
         return
     parser.set_defaults(function=run)
