@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "cross_validate": "cross_validate",
     "prepare": "prepare",
     "score": "score",
+    "evaluate": "evaluate",
     "predict": "predict",
     "ensemble": "ensemble",
     "report": "report",
@@ -27,9 +28,6 @@ COMMANDS: dict[str, str] = {
     "download": "download",
     "demo": "demo",
 }
-# `score` was called `evaluate`, a word that now means a model.
-RENAMED = "`beit3-vqa evaluate` is called `beit3-vqa score` now."
-EVALUATE_A_MODEL = "To evaluate a model, use `beit3-vqa finetune --eval --resume CHECKPOINT --data_path FOLDER`."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,9 +77,6 @@ class _VisibleText(io.TextIOBase):
 
 
 def _dispatch(arguments: list[str]) -> int:
-    former = arguments[:1] == ["evaluate"]
-    if former:
-        arguments = ["score", *arguments[1:]]
     parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     adders = {name: import_module(f"beit3_vqa.cli.{file}").add for name, file in COMMANDS.items()}
@@ -89,32 +84,28 @@ def _dispatch(arguments: list[str]) -> int:
     called = arguments[0] if arguments and arguments[0] in adders else None
     for name, add in adders.items():
         add(commands, build=called == name)
-    try:
-        parsed = parser.parse_args(arguments)
-    except InputError as error:
-        if not former:
-            raise
-        raise InputError(f"{RENAMED} {EVALUATE_A_MODEL} {error}") from error
-    if former:
-        print(RENAMED, file=sys.stderr)
+    parsed = parser.parse_args(arguments)
     parsed.main = main  # for a command that runs others
     return parsed.function(parsed)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises InputError, and knows what a misspelt flag may have meant."""
+    """Raises InputError with the parser's epilog, and knows what a misspelt flag may have meant."""
 
     def __init__(self, **options: Any):
         options |= {"formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. `{self.prog} --help` lists everything.")
+        raise InputError(f"{message}.{self._hint()} `{self.prog} --help` lists everything.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)
         flags = [flag for action in self._actions for flag in action.option_strings]
         wrong = [word for word in unknown if word.startswith("--")]
         if wrong and flags:
-            raise InputError(f"unknown option {wrong[0]}.{nearest(wrong[0].split('=')[0], flags)}")
+            raise InputError(f"unknown option {wrong[0]}.{nearest(wrong[0].split('=')[0], flags)}{self._hint()}")
         return parsed, unknown
+
+    def _hint(self) -> str:
+        return f" {self.epilog}" if self.epilog else ""

@@ -305,6 +305,7 @@ def test_evaluate_without_predictions_names_what_evaluates_a_model(flags, capsys
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert "To evaluate a model, use `beit3-vqa finetune --eval" in said
+    assert "Did you mean" not in said
 
 
 def test_only_evaluate_speaks_of_evaluating_a_model(capsys):
