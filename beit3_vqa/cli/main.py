@@ -16,7 +16,8 @@ COMMANDS: dict[str, str] = {
     "finetune": "finetune",
     "cross_validate": "cross_validate",
     "prepare": "prepare",
-    "evaluate": "score",
+    "score": "score",
+    "evaluate": "evaluate",
     "predict": "predict",
     "ensemble": "ensemble",
     "report": "report",
@@ -87,19 +88,22 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises InputError, and knows what a misspelt flag may have meant."""
+    """Raises InputError with the parser's epilog, and knows what a misspelt flag may have meant."""
 
     def __init__(self, **options: Any):
         options |= {"formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. `{self.prog} --help` lists everything.")
+        raise InputError(f"{message}.{self._hint()} `{self.prog} --help` lists everything.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)
         flags = [flag for action in self._actions for flag in action.option_strings]
         wrong = [word for word in unknown if word.startswith("--")]
         if wrong and flags:
-            raise InputError(f"unknown option {wrong[0]}.{nearest(wrong[0].split('=')[0], flags)}")
+            raise InputError(f"unknown option {wrong[0]}.{nearest(wrong[0].split('=')[0], flags)}{self._hint()}")
         return parsed, unknown
+
+    def _hint(self) -> str:
+        return f" {self.epilog}" if self.epilog else ""

@@ -1,4 +1,4 @@
-"""`beit3-vqa evaluate`: the metrics of a predictions.json, from files alone."""
+"""`beit3-vqa score`: the metrics of a predictions.json, from files alone."""
 
 import argparse
 from pathlib import Path
@@ -7,10 +7,14 @@ from typing import Any
 
 def add(commands: Any, build: bool) -> None:
     """Adds the command to the parser; its options only if it is to be built."""
-    parser = commands.add_parser("evaluate", help="the metrics of a predictions.json, from files alone")
-    if not build:
-        return
-    parser.set_defaults(function=run)
+    parser = commands.add_parser("score", help="the metrics of a predictions.json, from files alone")
+    if build:
+        parser.set_defaults(function=run)
+        add_options(parser)
+
+
+def add_options(parser: Any) -> None:
+    """Adds the flags of a command that reads a predictions.json."""
     parser.add_argument("predictions", type=Path, metavar="predictions.json", help="as --eval writes it")
     parser.add_argument(
         "--answers", type=Path, metavar="CSV", help="ID,answer[,weight]; default: the truths in the file"

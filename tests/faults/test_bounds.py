@@ -234,7 +234,7 @@ def test_names_that_no_file_can_have(tmp_path, monkeypatch, capsys, name):
         ["serve", "--checkpoint", name],
         ["export", "--checkpoint", name, "--output_dir", "out"],
         ["ensemble", name, "--output", "out/x.csv"],
-        ["evaluate", name, "--answers", "x.csv"],
+        ["score", name, "--answers", "x.csv"],
         ["report", name],
         ["report", ".", "--output", name],
         [*choices, name, "--data_path", "out"],

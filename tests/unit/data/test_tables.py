@@ -192,11 +192,11 @@ def test_answers_in_another_encoding(tmp_path, capsys):
     path = write_predictions(predictions[:1], tmp_path / "predictions.json")
     answers = tmp_path / "answers.csv"
     answers.write_bytes("ID,answer\n1,café\n".encode("cp1252"))
-    command = ["evaluate", str(path), "--answers", str(answers)]
+    command = ["score", str(path), "--answers", str(answers)]
     assert main(command) == 2
     assert "--encoding" in capsys.readouterr().err
     assert main([*command, "--encoding", "cp1252"]) == 0
-    assert main(["evaluate", str(path), "--encoding", "cp1252"]) == 2
+    assert main(["score", str(path), "--encoding", "cp1252"]) == 2
     assert main([*command, "--encoding", "klingon"]) == 2
     path = write_predictions(predictions[1:], tmp_path / "predictions.json")
     answers.write_bytes("ID,answer,주석\n2,커피,마시는 것\n".encode("cp949"))
