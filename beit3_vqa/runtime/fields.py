@@ -101,5 +101,5 @@ def typed(value: Any, kind: Any, where: str) -> Any:
 
 
 def _short(value: float) -> str:
-    """The number, for a message: of one with hundreds of digits only how many there are."""
+    """Return the number for a message; of one with hundreds of digits only how many bits it has."""
     return str(value) if isinstance(value, float) or abs(value) < 10**30 else f"with {value.bit_length()} bits"
