@@ -83,7 +83,6 @@ def _dispatch(arguments: list[str]) -> int:
     for name, add in adders.items():
         add(commands, build=called == name)
     parsed = parser.parse_args(arguments)
-    parsed.main = main  # for a command that runs others
     return parsed.function(parsed)
 
 

@@ -78,7 +78,7 @@ def _examples_per_process(parts: Parts) -> int:
     options, processes = parts.config.optim, distributed.size()
     wanted = options.effective_batch_size
     if wanted is None:
-        return (options.batch_size or BATCH_SIZE) * options.update_freq
+        return (BATCH_SIZE if options.batch_size == AUTO else options.batch_size) * options.update_freq
     if "update_freq" in parts.config.given:
         raise InputError("--effective_batch_size and --update_freq say the same in two ways; leave one out.")
     if wanted % processes:
@@ -110,7 +110,7 @@ def _require_fitting(parts: Parts) -> None:
 
     A CPU's kernel would end the process without a word, and perhaps another one with it.
     """
-    count, device = parts.config.optim.batch_size, parts.precision.device
+    count, device = parts.config.optim.settled_batch_size, parts.precision.device
     if distributed.size() > 1 or not memory.can_measure(device):
         return
     with _tried(parts, count, DRY_RUN_SHARE) as tried:

@@ -64,7 +64,7 @@ class Parts:
         return BatchLoader(
             dataset,
             partial(self.task.collate, processor=self.processor),
-            config.optim.batch_size if training else config.eval_batch_size,
+            config.optim.settled_batch_size if training else config.eval_batch_size,
             shuffle=training,
             seed=config.run.seed,
             weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,

@@ -54,7 +54,7 @@ class Training:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         options = self.parts.config.optim
-        return steps_per_epoch(self.examples, options.batch_size, options.update_freq)
+        return steps_per_epoch(self.examples, options.settled_batch_size, options.update_freq)
 
     @property
     def step(self) -> int:
@@ -287,7 +287,7 @@ def steps(run: Training, epoch: int) -> Iterator[StepReport]:
         make_schedule(options, run.steps_per_epoch, run.state.val_losses),
         run.parts.precision,
         examples=run.examples,
-        batch_size=options.batch_size,
+        batch_size=options.settled_batch_size,
         update_freq=options.update_freq,
         clip_grad=options.clip_grad,
         ema=run.ema,

@@ -190,7 +190,7 @@ def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
         return InsideEpoch()
     options = run.parts.config.optim
     # As many steps as this run would have made of them: batches may have another size now.
-    inside.steps = steps_per_epoch(inside.examples, options.batch_size, options.update_freq)
+    inside.steps = steps_per_epoch(inside.examples, options.settled_batch_size, options.update_freq)
     return inside
 
 

@@ -153,9 +153,10 @@ def test_every_format_reads_in_the_encoding_that_is_named(tmp_path, name):
         (tmp_path / file).write_bytes(content)
     values = {key: str(tmp_path / value) if isinstance(value, str) else value for key, value in FILES[name].items()}
     module = find_format(name)
-    values = {argument.name: argument.default for argument in module.ARGUMENTS} | values
     for encoding in ("", "cp1252"):
-        said = "\n".join(module.read(values, PrepareOptions("out", "images", encoding=encoding)).problems)
+        said = "\n".join(
+            module.read(module.Arguments(**values), PrepareOptions("out", "images", encoding=encoding)).problems
+        )
         assert ("neither UTF-8 nor CP949" in said) == (not encoding)
         assert said
 
