@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from beit3_vqa.errors import InputError
 from beit3_vqa.models import timm_hook
-from beit3_vqa.runtime.host import limit_spinning
 
 if TYPE_CHECKING:
     from beit3_vqa.engine.predictor import load
@@ -27,7 +26,6 @@ timm_hook.install()
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `--help` shouldn't.
     if name == "load":
-        limit_spinning()  # before it loads torch
         from beit3_vqa.engine.predictor import load
 
         return load

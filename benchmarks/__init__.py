@@ -1,8 +1,8 @@
 """Paired measurements that anyone can repeat: `python -m benchmarks.step`, `.evaluate`, `.data`, `.startup`.
 
-They run as the command line does: with idle threads that sleep early.
+They run as the command line does: with idle threads that spin until others want the cores.
 """
 
-from beit3_vqa.runtime.host import limit_spinning
+from beit3_vqa.runtime.spinning import watch_spinning
 
-limit_spinning()
+watch_spinning()

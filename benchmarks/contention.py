@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from beit3_vqa.runtime.spinning import VARIABLES
 from benchmarks.loader import prepare, set_up
 from benchmarks.paired import arguments, report
 
 MODEL, BATCH = "beit3_tiny_patch8_40", 64  # the demo's
 IMAGES = 512
 WARM_UP = 5  # steps
-VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
+WATCH = "watch"  # the environment says nothing, and the package watches
 # GNU's OpenMP counts turns; 300,000 is what it does by itself.
-SETTINGS = ["GOMP_SPINCOUNT=300000", "GOMP_SPINCOUNT=10000", "GOMP_SPINCOUNT=1000", "GOMP_SPINCOUNT=100"]
-SETTINGS += ["OMP_WAIT_POLICY=PASSIVE"]
+SETTINGS = [WATCH, "GOMP_SPINCOUNT=300000", "GOMP_SPINCOUNT=10000", "GOMP_SPINCOUNT=1000", "OMP_WAIT_POLICY=PASSIVE"]
 
 
 def train(data: Path, seconds: float, *, loading: bool) -> float:
@@ -63,8 +63,10 @@ def busy(loops: int) -> Iterator[None]:
 
 def speeds(setting: str, data: Path, seconds: float, preload: str, *, at_once: int = 1, loading: bool = False) -> str:
     """Examples a second of `at_once` trainings under a setting of the environment."""
-    name, value = setting.split("=")
-    environment = {key: text for key, text in os.environ.items() if key not in VARIABLES} | {name: value}
+    environment = {key: text for key, text in os.environ.items() if key not in VARIABLES}
+    if setting != WATCH:
+        name, value = setting.split("=")
+        environment[name] = value
     if preload:
         environment["LD_PRELOAD"] = preload
     command = [sys.executable, "-m", "benchmarks.contention", "--data", str(data), "--seconds", str(seconds)]
@@ -92,7 +94,7 @@ def speeds(setting: str, data: Path, seconds: float, preload: str, *, at_once: i
 def main() -> None:
     """`python -m benchmarks.contention`."""
     parser = arguments(__doc__ or "", rounds=1)
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="NAME=VALUE", help="of the environment")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="NAME=VALUE", help=f"or {WATCH}")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each trial")
     parser.add_argument("--preload", default="", help="another OpenMP, such as libiomp5.so, in place of torch's")
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)

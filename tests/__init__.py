@@ -1,5 +1,5 @@
-"""Tests; idle threads sleep early in all of them, since there is a process of tests on every core."""
+"""Tests; idle threads sleep early in all of them and in what they start, since there is a process on every core."""
 
-from beit3_vqa.runtime.host import limit_spinning
+import os
 
-limit_spinning()  # here, before a test file imports torch
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # here, before a test file imports torch

@@ -1,17 +1,9 @@
 """`beit3-vqa cross_validate`: every fold of `prepare --folds K`, with the options of finetune."""
 
 import argparse
-from typing import Any
 
 from beit3_vqa.cli.finetune import add_options, exit_code_of, options_from
-
-
-def add(commands: Any, build: bool) -> None:
-    """Adds the command to the parser; its options only if it is to be built."""
-    parser = commands.add_parser("cross_validate", help="train every fold of `prepare --folds K`; mean and deviation")
-    if build:
-        parser.set_defaults(function=run)
-        add_options(parser)
+from beit3_vqa.cli.flags import command
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -20,3 +12,6 @@ def run(parsed: argparse.Namespace) -> int:
     from beit3_vqa.apps.cross_validation import cross_validate
 
     return exit_code_of(lambda: cross_validate(given))
+
+
+add = command("cross_validate", "train every fold of `prepare --folds K`; mean and deviation", add_options, run)

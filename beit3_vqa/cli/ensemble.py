@@ -1,10 +1,10 @@
 """`beit3-vqa ensemble`: several models' predictions as one submission."""
 
 import argparse
-from pathlib import Path
-from typing import Any
 
-from beit3_vqa.cli.flags import add_option
+from beit3_vqa.apps.ensemble.options import EnsembleOptions
+from beit3_vqa.cli.flags import add_option, add_options, command, given
+from beit3_vqa.config.config import option_fields
 
 # Options of finetune's --eval that a checkpoint among the members is evaluated with.
 EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "split", "eval_batch_size", "num_workers")
@@ -28,58 +28,21 @@ Open-ended predictions hold the likeliest five answers; soft and weighted count 
 """
 
 
-def add(commands: Any, build: bool) -> None:
-    """Adds the command to the parser; its options only if it is to be built."""
-    parser = commands.add_parser(
-        "ensemble", help="join several models' answers to one submission", description=DESCRIPTION
-    )
-    if not build:
-        return
-    from beit3_vqa.config.config import option_fields
-
-    parser.set_defaults(function=run)
-    parser.add_argument("members", nargs="+", metavar="MEMBER", help="predictions (.json), checkpoint, or run folder")
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="the submission, such as e/submission.csv"
-    )
-    parser.add_argument("--vote", default="soft", help="hard, soft or weighted (default: soft)")
-    parser.add_argument(
-        "--max_params", type=float, default=3e9, help="of all models together (default: 3e9, as in SCPC)"
-    )
-    parser.add_argument(
-        "--greedy", action="store_true", help="choose members by forward selection on validation, within --max_params"
-    )
-    parser.add_argument(
-        "--val",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="validation predictions of the members that are predictions, "
-        "in their order (default: predictions_val.json beside each)",
-    )
-    parser.add_argument(
-        "--params",
-        action="append",
-        default=[],
-        metavar="FILE=N",
-        help="parameters of a member whose file doesn't say them",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default: 0)")
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, EnsembleOptions)
     group = parser.add_argument_group("evaluation", "for members that are checkpoints, as in `finetune --eval`")
-    for _, field, kind in option_fields():
+    for _, field, _ in option_fields():
         if field.name in EVALUATION:
-            add_option(group, field, kind)
+            add_option(group, field)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Runs the command and returns its exit code."""
-    from beit3_vqa.apps.ensemble.run import EnsembleOptions, ensemble
-    from beit3_vqa.errors import InputError
+    """Run the command and return its exit code."""
+    options = EnsembleOptions(**given(EnsembleOptions, parsed))
+    from beit3_vqa.apps.ensemble.run import ensemble
 
-    if parsed.seed < 0:
-        raise InputError(f"--seed {parsed.seed}: must be at least 0.")
-    evaluation = {name: value for name, value in vars(parsed).items() if name in EVALUATION}
-    names = ("members", "output", "vote", "max_params", "greedy", "val", "params", "seed")
-    given = {name: getattr(parsed, name) for name in names}
-    ensemble(EnsembleOptions(**given, split=evaluation.get("split", "test"), evaluation=evaluation))
+    ensemble(options, {name: value for name, value in vars(parsed).items() if name in EVALUATION})
     return 0
+
+
+add = command("ensemble", "join several models' answers to one submission", _add_flags, run, DESCRIPTION)

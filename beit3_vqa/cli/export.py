@@ -1,25 +1,28 @@
 """`beit3-vqa export`: a trained CLIP as a folder for peft or transformers."""
 
-import argparse
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+
+from beit3_vqa.cli.flags import command_with
+from beit3_vqa.runtime.fields import Options, option
 
 
-def add(commands: Any, build: bool) -> None:
-    """Adds the command to the parser; its options only if it is to be built."""
-    parser = commands.add_parser("export", help="a trained CLIP as a folder for peft or transformers")
-    if not build:
-        return
-    parser.set_defaults(function=run)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="one of your checkpoints")
-    parser.add_argument("--output_dir", required=True, metavar="FOLDER", type=Path, help="new or empty")
-    parser.add_argument("--merge", action="store_true", help="the whole model, adapters added to its weights")
-    parser.add_argument("--pretrained", default="", metavar="FOLDER", help="default: the one it was trained on")
+@dataclass(frozen=True)
+class ExportOptions(Options):
+    """What to export, and where to."""
+
+    checkpoint: str = option(MISSING, "one of your checkpoints", metavar="FILE")
+    output_dir: Path = option(MISSING, "new or empty", metavar="FOLDER")
+    merge: bool = option(False, "the whole model, adapters added to its weights")
+    pretrained: str = option("", "default: the one it was trained on", metavar="FOLDER")
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Runs the command and returns its exit code."""
+def run(options: ExportOptions) -> int:
+    """Run the command and return its exit code."""
     from beit3_vqa.engine.api import export
 
-    export(parsed.checkpoint, parsed.output_dir, merge=parsed.merge, pretrained=parsed.pretrained)
+    export(options.checkpoint, options.output_dir, merge=options.merge, pretrained=options.pretrained)
     return 0
+
+
+add = command_with(ExportOptions, "export", "a trained CLIP as a folder for peft or transformers", run)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from beit3_vqa.cli.flags import add_option
+from beit3_vqa.cli.flags import add_option, command, given
 from beit3_vqa.config.config import DEFAULT_OF, GROUPS, option_fields, read_config_values
 from beit3_vqa.config.resolve import DEFAULTS, TITLES, GivenOptions
 
@@ -30,22 +30,13 @@ REPLACED_FLAGS: dict[str, tuple[str, str]] = {
 STRATEGY_OF_STAGE = {"0": "ddp", "1": "zero1", "2": "fsdp", "3": "fsdp"}
 
 
-def add(commands: Any, build: bool) -> None:
-    """Adds the command to the parser; its options only if it is to be built."""
-    parser = commands.add_parser("finetune", help="train, resume and evaluate; the same as run_beit3_finetuning.py")
-    if not build:
-        return
-    parser.set_defaults(function=run)
-    add_options(parser)
-
-
 def add_options(parser: Any) -> None:
     """The flags of a run: every option, and those of upstream that no longer do anything."""
     parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags go on top of it")
     groups = {group: parser.add_argument_group(group, cls.__doc__) for group, cls in GROUPS.items()}
-    for group, field, kind in option_fields():
+    for group, field, _ in option_fields():
         elsewhere = {TITLES[key]: own[field.name] for key, own in DEFAULTS.items() if field.name in own}
-        add_option(groups[group], field, kind, elsewhere)
+        add_option(groups[group], field, elsewhere)
     for name, (values, _) in REPLACED_FLAGS.items():
         _add_ignored(parser, name, values)
     parser.add_argument("--zero_stage", help=argparse.SUPPRESS, default=argparse.SUPPRESS, choices=STRATEGY_OF_STAGE)
@@ -59,27 +50,21 @@ def _add_ignored(parser: Any, name: str, values: str) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    given = options_from(parsed)
+    options = options_from(parsed)
     from beit3_vqa.engine.api import evaluate, train
 
-    return exit_code_of(lambda: evaluate(given) if given["eval"] else train(given))
+    return exit_code_of(lambda: evaluate(options) if options["eval"] else train(options))
 
 
 def options_from(parsed: argparse.Namespace) -> GivenOptions:
     """The options of a command line on top of those of its `--config`."""
-    values = {
-        name: value for name, value in vars(parsed).items() if name not in ("command", "function", "main", "config")
-    }
-    for name in [name for name in values if name in REPLACED_FLAGS]:
+    values = {name: value for cls in GROUPS.values() for name, value in given(cls, parsed).items()}
+    for name in (name for name in REPLACED_FLAGS if name in parsed):
         print(f"--{name} has no effect: {REPLACED_FLAGS[name][1]}")
-        del values[name]
-    if "zero_stage" in values:
-        stage = values.pop("zero_stage")
-        values.setdefault("strategy", STRATEGY_OF_STAGE[stage])
-        print(f"--zero_stage {stage} is --strategy {STRATEGY_OF_STAGE[stage]} here")
-    for name in ("opt_betas", "cutmix_minmax"):
-        if name in values:
-            values[name] = tuple(values[name])
+    if "zero_stage" in parsed:
+        strategy = STRATEGY_OF_STAGE[parsed.zero_stage]
+        values.setdefault("strategy", strategy)
+        print(f"--zero_stage {parsed.zero_stage} is --strategy {strategy} here")
     from_file = read_config_values(parsed.config) if parsed.config else {}
     if from_file.get("model_key") == DEFAULT_OF["model_key"]:
         del from_file["model_key"]  # written down as the default, and not asked for
@@ -108,3 +93,6 @@ def exit_code_of(call: Callable[[], object]) -> int:
         print(f"stopped by {signal.Signals(stopped.number).name}: {stopped}", file=sys.stderr)
         return stopped.exit_code
     return 0
+
+
+add = command("finetune", "train, resume and evaluate; the same as run_beit3_finetuning.py", add_options, run)

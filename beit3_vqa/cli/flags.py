@@ -1,35 +1,83 @@
-"""Dataclass fields as command-line flags."""
+"""Options as flags: a command is a dataclass of options, and a function that takes it and returns the exit code."""
 
 import argparse
 import dataclasses
-import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from beit3_vqa.runtime.fields import Options, scalar_of, words_of
+
+Given = TypeVar("Given", bound=Options)
+Adder = Callable[[Any, bool], None]
 
 
-def add_option(group: Any, field: dataclasses.Field, kind: Any, elsewhere: Mapping[str, Any] | None = None) -> None:
-    """A flag for a field that `option_field.option` made.
+def command(
+    name: str, help: str, add_flags: Callable[[Any], None], run: Callable[[Any], int], description: str | None = None
+) -> Adder:
+    """Return the function that adds a command to the parser, and its flags if it is to be built.
+
+    Args:
+        name: of the command.
+        help: a line about it.
+        add_flags: takes the command's own parser.
+        run: takes the parsed flags and returns the exit code.
+        description: more about it.
+    """
+
+    def add(commands: Any, build: bool) -> None:
+        parser = commands.add_parser(name, help=help, description=description)
+        if build:
+            add_flags(parser)
+            parser.set_defaults(function=run)
+
+    return add
+
+
+def command_with(options: type[Given], name: str, help: str, run: Callable[[Given], int]) -> Adder:
+    """Return the same for a command whose flags are the fields of one dataclass, which `run` takes."""
+    return command(
+        name, help, lambda parser: add_options(parser, options), lambda parsed: run(options(**given(options, parsed)))
+    )
+
+
+def given(options: type[Options], parsed: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a dataclass that a command line gives."""
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(options) if field.name in parsed}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def add_options(group: Any, options: type[Options]) -> None:
+    """Add the flags of a dataclass to a parser or a group of it."""
+    for field in dataclasses.fields(options):
+        add_option(group, field)
+
+
+def add_option(group: Any, field: dataclasses.Field, elsewhere: Mapping[str, Any] | None = None) -> None:
+    """Add the flag of one field.
 
     Args:
         group: of the parser.
         field: the option.
-        kind: its resolved type.
         elsewhere: families of models with another default -> that default.
     """
     names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
-    text = field.metadata["help"] + _default_and_unit(field, elsewhere or {})
-    if kind is bool:
-        group.add_argument(*names, dest=field.name, action="store_true", default=argparse.SUPPRESS, help=text)
-        off: dict[str, Any] = {"action": "store_false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-        group.add_argument(*(f"--no_{name[2:]}" for name in names), dest=field.name, **off)
+    text = (field.metadata["help"] + _default_and_unit(field, elsewhere or {})).replace("%", "%%")
+    more: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+    if field.type is bool:
+        group.add_argument(*names, dest=field.name, action="store_true", **more)
+        more["help"] = argparse.SUPPRESS
+        group.add_argument(*(f"--no_{name[2:]}" for name in names), dest=field.name, action="store_false", **more)
         return
-    words, scalar = field.metadata["words"], _scalar_type(kind)
-    options: dict[str, Any] = {"type": _or_word(scalar, words), "metavar": "|".join([scalar.__name__.upper(), *words])}
-    options["required"] = field.default is dataclasses.MISSING
-    if typing.get_origin(kind) is tuple:
-        options["nargs"] = "+"
-    group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **options)
+    scalar, words = scalar_of(field.type), words_of(field.type)
+    more["type"] = _or_word(scalar, words)
+    more["metavar"] = field.metadata["metavar"] or "|".join((scalar.__name__.upper(), *words))
+    if typing.get_origin(field.type) is tuple:
+        more |= {"action": "append"} if field.metadata["repeated"] else {"nargs": "+"}
+    if field.metadata["positional"]:
+        group.add_argument(field.name, **more)
+    else:
+        group.add_argument(*names, dest=field.name, required=field.default is dataclasses.MISSING, **more)
 
 
 def _default_and_unit(field: dataclasses.Field, elsewhere: Mapping[str, Any]) -> str:
@@ -47,25 +95,11 @@ def _default_and_unit(field: dataclasses.Field, elsewhere: Mapping[str, Any]) ->
     return f" ({'; '.join(shown)})" if shown else ""
 
 
-def _scalar_type(kind: Any) -> type:
-    """int of `int | None`, float of `tuple[float, ...]`."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is tuple:
-        return next(k for k in typing.get_args(kind) if k is not type(None))
-    return kind
-
-
-def _or_word(kind: type, words: Mapping[str, int]) -> Callable[[str], Any]:
-    """`kind`, for argparse, that also takes words that stand for numbers."""
-    if not words:
-        return kind
+def _or_word(scalar: type, words: tuple[str, ...]) -> Callable[[str], Any]:
+    """Return what argparse turns a text into a value with: `scalar`, but for the words that stand in its place."""
 
     def parse(text: str) -> Any:
-        if text in words:
-            return words[text]
-        number = kind(text)
-        if number in words.values():
-            raise argparse.ArgumentTypeError(f"{text}: write a larger number, or {' or '.join(words)}")
-        return number
+        return text if text in words else scalar(text)
 
-    parse.__name__ = kind.__name__  # argparse names it when a value doesn't fit
+    parse.__name__ = scalar.__name__  # argparse names it if a value doesn't fit
     return parse

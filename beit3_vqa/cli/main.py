@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from beit3_vqa.errors import InputError, nearest, visible
-from beit3_vqa.runtime.host import limit_spinning
 
 # Command -> its file here.
 COMMANDS: dict[str, str] = {
     "finetune": "finetune",
     "cross_validate": "cross_validate",
     "prepare": "prepare",
-    "evaluate": "score",
+    "score": "score",
+    "evaluate": "evaluate",
     "predict": "predict",
     "ensemble": "ensemble",
     "report": "report",
@@ -33,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 2 (your input), 3 (training diverged), 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
-    limit_spinning()
     try:
         with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
             return _dispatch(arguments)
@@ -84,24 +83,26 @@ def _dispatch(arguments: list[str]) -> int:
     for name, add in adders.items():
         add(commands, build=called == name)
     parsed = parser.parse_args(arguments)
-    parsed.main = main  # for a command that runs others
     return parsed.function(parsed)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises InputError, and knows what a misspelt flag may have meant."""
+    """Raises InputError with the parser's epilog, and knows what a misspelt flag may have meant."""
 
     def __init__(self, **options: Any):
         options |= {"formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. `{self.prog} --help` lists everything.")
+        raise InputError(f"{message}.{self._hint()} `{self.prog} --help` lists everything.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)
         flags = [flag for action in self._actions for flag in action.option_strings]
         wrong = [word for word in unknown if word.startswith("--")]
         if wrong and flags:
-            raise InputError(f"unknown option {wrong[0]}.{nearest(wrong[0].split('=')[0], flags)}")
+            raise InputError(f"unknown option {wrong[0]}.{nearest(wrong[0].split('=')[0], flags)}{self._hint()}")
         return parsed, unknown
+
+    def _hint(self) -> str:
+        return f" {self.epilog}" if self.epilog else ""

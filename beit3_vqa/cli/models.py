@@ -1,16 +1,11 @@
 """`beit3-vqa models`: names, resolutions and parameters."""
 
-import argparse
-from typing import Any
+from beit3_vqa.cli.flags import command_with
+from beit3_vqa.runtime.fields import Options
 
 
-def add(commands: Any, build: bool) -> None:
-    """Adds the command to the parser; its options only if it is to be built."""
-    commands.add_parser("models", help="names, resolutions and parameters").set_defaults(function=run)
-
-
-def run(parsed: argparse.Namespace) -> int:
-    """Runs the command and returns its exit code."""
+def run(options: Options) -> int:
+    """Run the command and return its exit code."""
     from beit3_vqa.config.resolve import DEFAULTS
     from beit3_vqa.models.names import (
         LISTED_CLIP,
@@ -33,3 +28,6 @@ def run(parsed: argparse.Namespace) -> int:
         total = count_clip_parameters(clip) + adapters
         print(f"{name + '_lora':<31} {clip.img_size:>10} {total:>13,} {adapters:>10,}   {weights}")
     return 0
+
+
+add = command_with(Options, "models", "names, resolutions and parameters", run)

@@ -1,34 +1,37 @@
 """`beit3-vqa predict`: answer one question about one image."""
 
-import argparse
-from typing import Any
+from dataclasses import MISSING, dataclass
+
+from beit3_vqa.cli.flags import command_with
+from beit3_vqa.runtime.fields import Options, option
 
 
-def add(commands: Any, build: bool) -> None:
-    """Adds the command to the parser; its options only if it is to be built."""
-    parser = commands.add_parser("predict", help="answer one question about one image")
-    if not build:
-        return
-    parser.set_defaults(function=run)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="one of your checkpoints")
-    parser.add_argument("--image", required=True, metavar="FILE", help="the image")
-    parser.add_argument("--question", required=True, metavar="TEXT", help="the question")
-    parser.add_argument("--choices", nargs="+", default=[], metavar="TEXT", help="the options, in order")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
-    parser.add_argument("--sentencepiece_model", default="", metavar="FILE", help="default: beside the checkpoint")
-    parser.add_argument("--pretrained", default="", metavar="FOLDER", help="CLIP; default: the one it was trained on")
+@dataclass(frozen=True)
+class PredictOptions(Options):
+    """What to ask, and whom."""
+
+    checkpoint: str = option(MISSING, "one of your checkpoints", metavar="FILE")
+    image: str = option(MISSING, "the image", metavar="FILE")
+    question: str = option(MISSING, "the question", metavar="TEXT")
+    choices: tuple[str, ...] = option((), "the options, in order", metavar="TEXT")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16")
+    sentencepiece_model: str = option("", "default: beside the checkpoint", metavar="FILE")
+    pretrained: str = option("", "CLIP; default: the one it was trained on", metavar="FOLDER")
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Runs the command and returns its exit code."""
+def run(options: PredictOptions) -> int:
+    """Run the command and return its exit code."""
     from beit3_vqa.engine.predictor import load
     from beit3_vqa.errors import one_line
 
-    model = load(parsed.checkpoint, parsed.device, parsed.sentencepiece_model, parsed.pretrained, parsed.precision)
-    prediction = model.predict(parsed.image, parsed.question, parsed.choices)
-    texts = dict(zip(prediction.probabilities, parsed.choices, strict=False))
+    model = load(options.checkpoint, options.device, options.sentencepiece_model, options.pretrained, options.precision)
+    prediction = model.predict(options.image, options.question, options.choices)
+    texts = dict(zip(prediction.probabilities, options.choices, strict=False))
     for answer, probability in prediction.probabilities.items():
         chosen = "<- " if answer == prediction.answer else ""
         print(f"{one_line(answer)}  {probability:6.1%}  {chosen}{texts.get(answer, '')}".rstrip())
     return 0
+
+
+add = command_with(PredictOptions, "predict", "answer one question about one image", run)

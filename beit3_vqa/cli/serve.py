@@ -1,38 +1,37 @@
 """`beit3-vqa serve`: a page and an HTTP interface to ask trained models."""
 
-import argparse
-from typing import Any
+from dataclasses import MISSING, dataclass
 
+from beit3_vqa.cli.flags import command_with
 from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.fields import Options, option
 
 
-def add(commands: Any, build: bool) -> None:
-    """Adds the command to the parser; its options only if it is to be built."""
-    parser = commands.add_parser("serve", help="a page, and an HTTP interface, to ask a model about images")
-    if not build:
-        return
-    parser.set_defaults(function=run)
-    many = "one of your checkpoints, or several that vote by the mean of their probabilities"
-    parser.add_argument("--checkpoint", required=True, nargs="+", metavar="FILE", help=many)
-    others = "address to listen on; another than this machine's own lets others in, with a token (default: 127.0.0.1)"
-    parser.add_argument("--host", default="127.0.0.1", help=others)
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    brings = "what each request must bring (default: made, and printed, where --host lets others in; else none)"
-    parser.add_argument("--token", default="", metavar="TEXT", help=brings)
-    together = "most questions that are answered in one pass (default: 8)"
-    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help=together)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
-    parser.add_argument("--sentencepiece_model", default="", metavar="FILE", help="default: beside the checkpoint")
-    parser.add_argument("--pretrained", default="", metavar="FOLDER", help="CLIP; default: the one it was trained on")
+@dataclass(frozen=True)
+class ServeOptions(Options):
+    """Who answers, and whom."""
+
+    checkpoint: tuple[str, ...] = option(
+        MISSING, "one of your checkpoints, or several that vote by the mean of their probabilities", metavar="FILE"
+    )
+    host: str = option(
+        "127.0.0.1", "address to listen on; another than this machine's own lets others in, with a token"
+    )
+    port: int = option(8000, "0 takes a free one", low=0, high=65535)
+    token: str = option(
+        "",
+        "what each request must bring; default: made, and printed, where --host lets others in; else none",
+        metavar="TEXT",
+    )
+    batch_size: int = option(8, "most questions that are answered in one pass", low=1, high=1024, metavar="N")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16")
+    sentencepiece_model: str = option("", "default: beside the checkpoint", metavar="FILE")
+    pretrained: str = option("", "CLIP; default: the one it was trained on", metavar="FOLDER")
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Runs the command and returns its exit code."""
-    if not 0 <= parsed.port <= 65535:
-        raise InputError(f"--port {parsed.port}: must lie between 0 and 65535.")
-    if not 1 <= parsed.batch_size <= 1024:
-        raise InputError(f"--batch_size {parsed.batch_size}: must lie between 1 and 1024.")
+def run(options: ServeOptions) -> int:
+    """Run the command and return its exit code."""
     try:
         import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
@@ -41,15 +40,8 @@ def run(parsed: argparse.Namespace) -> int:
         raise InputError(f'`beit3-vqa serve` needs {error.name}: pip install "beit3_vqa[serve]".') from error
     from beit3_vqa.apps.serve.server import serve
 
-    serve(
-        parsed.checkpoint,
-        host=parsed.host,
-        port=parsed.port,
-        device=parsed.device,
-        precision=parsed.precision,
-        batch_size=parsed.batch_size,
-        sentencepiece_model=parsed.sentencepiece_model,
-        pretrained=parsed.pretrained,
-        token=parsed.token,
-    )
+    serve(**vars(options))
     return 0
+
+
+add = command_with(ServeOptions, "serve", "a page, and an HTTP interface, to ask a model about images", run)

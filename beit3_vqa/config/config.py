@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from beit3_vqa.config.options import (
+    AUTO,
     ComputeConfig,
     DataConfig,
     InitConfig,
@@ -21,8 +22,8 @@ from beit3_vqa.config.options import (
     TaskConfig,
 )
 from beit3_vqa.errors import InputError, nearest
-from beit3_vqa.runtime.fields import check_option, typed
-from beit3_vqa.runtime.files import missing, require_bounded, write_text
+from beit3_vqa.runtime.fields import Options, typed
+from beit3_vqa.runtime.files import is_text, missing, require_bounded, write_text
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -71,7 +72,7 @@ class RunConfig:
 FIT = "fit"  # a value of --temperature
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1000
 MAX_CONFIG = 1_000_000  # bytes of config.json
-GROUPS: dict[str, type] = {
+GROUPS: dict[str, type[Options]] = {
     "model": ModelConfig,
     "init": InitConfig,
     "data": DataConfig,
@@ -150,20 +151,21 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
     for name, value in loaded.items():
         values |= value if name in GROUPS and isinstance(value, dict) else {name: value}
     types = option_kinds()
-    words = {f.name: f.metadata["words"] for _, f, _ in option_fields()}
     for name, value in values.items():
         if name not in types:
             raise InputError(f"--config {path}: unknown option {name!r}.{nearest(name, types)}")
-        number = words[name].get(value, value) if isinstance(value, str) else value
-        values[name] = typed(number, types[name], f"--config {path}: {name}")
+        if name == "batch_size" and type(value) is int and value == 0:
+            value = AUTO  # which version 0.1.0 wrote so
+        values[name] = typed(value, types[name], f"--config {path}: {name}")
     return values
 
 
 def _check(config: RunConfig) -> None:
     """Ranges, choices and contradictions that can be told without opening a file."""
     values = config.flat()
-    for _, f, _ in option_fields():
-        check_option(f, values[f.name])
+    for name, value in values.items():
+        if isinstance(value, str) and not is_text(value):
+            raise InputError(f"--{name} {value!r}: isn't text in UTF-8. Is a file or folder named so? Rename it.")
     if not config.optim.min_lr <= config.optim.lr:
         raise InputError(
             f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where it begins; lower it."

@@ -1,35 +1,35 @@
 """Every option of a run: its name, default, unit, limits and meaning, in one place.
 
-`commands/finetune.py` makes the flags and `--help` from these dataclasses, and `config.py` reads and writes them as
+`cli/finetune.py` makes the flags and `--help` from these dataclasses, and `config.py` reads and writes them as
 config.json. Names are upstream's where upstream has the option; what differs is said in `help`.
 """
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
-from beit3_vqa.runtime.fields import option
+from beit3_vqa.runtime.fields import Options, option
 
 DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
 OPTION_PROMPT_TEMPLATE = "Question: {question} Answer: {choice}"
 MAX_BPE_TOKENS = 64
 BATCH_SIZE = 64
-AUTO = 0  # stands for the word `auto` where a number is wanted
+AUTO: Final = "auto"  # a value of --batch_size
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Options):
     """What the weights mean: saved with every checkpoint and taken from there by --eval and --resume."""
 
     model: str = option("beit3_base_patch16_480", "name of the model, with or without the task at its end")
     input_size: int | None = option(None, "only checked: the model's name decides the resolution", unit="pixels")
     sentencepiece_model: str = option("", "SentencePiece file; default: tokenizer.spm in --data_path, if it's there")
-    vocab_size: int = option(
-        64010, "rows of the token embedding; 64,010 in the official checkpoints", within="[4, 1e8]"
-    )
+    vocab_size: int = option(64010, "rows of the token embedding; 64,010 in the official checkpoints", low=4, high=1e8)
     num_classes: int | None = option(
         None,
         "answers; default: as many as answer2label.txt has, else an error if it differs",
         aliases=("nb_classes",),
-        within="[1, 1e7]",
+        low=1,
+        high=1e7,
     )
     num_max_bpe_tokens: int | None = option(
         None,
@@ -39,16 +39,16 @@ class ModelConfig:
     prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question; CLIP: of one option")
     vqa_loss: str = option("ce", "cross entropy, or upstream's binary cross entropy per class", choices=("ce", "bce"))
     pretrained: str = option("", "CLIP: Hugging Face folder of the model to train, or hf:OWNER/NAME on the hub")
-    lora_rank: int = option(0, "train low-rank adapters of that rank, nothing else; 0: every weight", within="[0, 1e4]")
+    lora_rank: int = option(0, "train low-rank adapters of that rank, nothing else; 0: every weight", low=0, high=1e4)
     lora_alpha: float | None = option(
-        None, "adapters are scaled by this over --lora_rank; default: twice --lora_rank", within="(0, 1e6]"
+        None, "adapters are scaled by this over --lora_rank; default: twice --lora_rank", above=0, high=1e6
     )
-    lora_dropout: float = option(0.0, "dropout before an adapter", unit="probability", within="[0, 1)")
+    lora_dropout: float = option(0.0, "dropout before an adapter", unit="probability", low=0, below=1)
     lora_targets: str = option("q_proj,v_proj,out_proj", "names of the Linear layers that get an adapter")
 
 
 @dataclass(frozen=True)
-class InitConfig:
+class InitConfig(Options):
     """Where the weights come from."""
 
     finetune: str = option("", "checkpoint to start from, official or anybody's")
@@ -61,12 +61,12 @@ class InitConfig:
         choices=("auto", "unit", "upstream"),
     )
     drop_path: float = option(
-        0.1, "stochastic depth of the last layer, growing linearly from 0", unit="probability", within="[0, 1)"
+        0.1, "stochastic depth of the last layer, growing linearly from 0", unit="probability", low=0, below=1
     )
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Options):
     """Where the questions are and how they are read."""
 
     data_path: str = option("", "folder that `beit3-vqa prepare` wrote")
@@ -75,27 +75,29 @@ class DataConfig:
         "", "answer table of the checkpoint, where it keeps none (upstream's, a fork's) and --data_path has another"
     )
     fold: int | None = option(
-        None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others", within="[0, 1e6]"
+        None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others", low=0, high=1e6
     )
     shuffle_choices: bool = option(True, "permute the options, and the answer with them, anew in every epoch")
     balance_answers: float = option(
         0.0,
         "draw training rows in proportion to (rows with the same answer)^-this; 0: every row once an epoch, "
         "1: answers equally often",
-        within="[0, 1]",
+        low=0,
+        high=1,
     )
     randaug: bool = option(False, "RandAugment(2, 7) on training images")
     train_interpolation: str = option("bicubic", "of the training crop", choices=("bicubic", "bilinear", "random"))
     crop_scale: float = option(
-        0.5, "smallest share of the image that a training crop keeps; 1: no cropping", within="(0, 1]"
+        0.5, "smallest share of the image that a training crop keeps; 1: no cropping", above=0, high=1
     )
     flip: float = option(
-        0.5, "horizontal flips in training, never where left or right matters", unit="probability", within="[0, 1]"
+        0.5, "horizontal flips in training, never where left or right matters", unit="probability", low=0, high=1
     )
     num_workers: int | None = option(
         None,
         "processes that load data; default: one per core, at most 10; on a CPU half of them; 0: none",
-        within="[0, 1000]",
+        low=0,
+        high=1000,
     )
     fast_decode: bool = option(
         False, "decode large JPEGs at a half, a quarter or an eighth of their size, at least twice the resolution"
@@ -103,103 +105,103 @@ class DataConfig:
     skip_bad_images: int = option(
         0,
         "distinct images that can't be read which training and evaluation go on past, each named; 0: stop at the first",
-        within="[0, 1e9]",
+        low=0,
+        high=1e9,
     )
     pin_mem: bool = option(True, "page-locked memory for faster copies to a GPU")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Options):
     """The optimiser and its schedule."""
 
-    epochs: int = option(20, "passes over the training data", within="[1, 1e6]")
-    batch_size: int = option(
-        BATCH_SIZE,
-        "examples in a forward pass of each process; auto: as many as fit into memory",
-        within="[0, 1e6]",
-        words={"auto": AUTO},
+    epochs: int = option(20, "passes over the training data", low=1, high=1e6)
+    batch_size: int | Literal["auto"] = option(
+        BATCH_SIZE, "examples in a forward pass of each process; auto: as many as fit into memory", low=1, high=1e6
     )
     effective_batch_size: int | None = option(
         None,
         "examples in an optimizer step, over all processes and forward passes, instead of --update_freq; default: "
         "--batch_size (64 where that is auto) times --update_freq times processes",
-        within="[1, 1e8]",
+        low=1,
+        high=1e8,
     )
-    update_freq: int = option(1, "forward passes per optimizer step", within="[1, 1e6]")
+    update_freq: int = option(1, "forward passes per optimizer step", low=1, high=1e6)
     eval_batch_size: int | None = option(
-        None, "examples in an evaluation pass; default: 1.5 times --batch_size", within="[1, 1e6]"
+        None, "examples in an evaluation pass; default: 1.5 times --batch_size", low=1, high=1e6
     )
-    lr: float = option(5e-4, "peak learning rate", within="[0, 1e6]")
-    min_lr: float = option(1e-6, "lowest learning rate: where the cosine ends, or a plateau's last", within="[0, 1e6]")
+    lr: float = option(5e-4, "peak learning rate", low=0, high=1e6)
+    min_lr: float = option(1e-6, "lowest learning rate: where the cosine ends, or a plateau's last", low=0, high=1e6)
     sched: str = option(
         "cosine",
         "learning rate after the warm-up: a cosine, or constant and lowered when the validation loss stops falling",
         choices=("cosine", "plateau"),
     )
-    plateau_factor: float = option(0.5, "of the learning rate, where the validation loss stays", within="(0, 1)")
-    plateau_patience: int = option(2, "epochs without a lower validation loss that are waited for", within="[0, 1e6]")
+    plateau_factor: float = option(0.5, "of the learning rate, where the validation loss stays", above=0, below=1)
+    plateau_patience: int = option(2, "epochs without a lower validation loss that are waited for", low=0, high=1e6)
     warmup_epochs: float | None = option(
         None,
         "linear warm-up, fractions allowed; default: 5, and at most a quarter of --epochs",
         unit="epochs",
-        within="[0, 1e6]",
+        low=0,
+        high=1e6,
     )
     warmup_steps: int = option(
-        -1, "warm-up in optimizer steps, instead of --warmup_epochs, if positive", within="[-1, 1e12]"
+        -1, "warm-up in optimizer steps, instead of --warmup_epochs, if positive", low=-1, high=1e12
     )
-    layer_decay: float = option(0.9, "factor of the learning rate from one layer to the one below", within="(0, 1]")
+    layer_decay: float = option(0.9, "factor of the learning rate from one layer to the one below", above=0, high=1)
     task_head_lr_weight: float = option(
-        0.0, "factor of the head's learning rate, on top of --layer_decay; 0: none", within="[0, 1e6]"
+        0.0, "factor of the head's learning rate, on top of --layer_decay; 0: none", low=0, high=1e6
     )
-    weight_decay: float = option(0.05, "AdamW's; none on biases, norms, [CLS] and image positions", within="[0, 1e6]")
+    weight_decay: float = option(0.05, "AdamW's; none on biases, norms, [CLS] and image positions", low=0, high=1e6)
     opt: str = option("adamw", "optimizer", choices=("adamw",))
-    opt_eps: float = option(1e-8, "AdamW's epsilon", within="[0, 1]")
+    opt_eps: float = option(1e-8, "AdamW's epsilon", low=0, high=1)
     opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
-    clip_grad: float | None = option(None, "largest norm of the gradient; default: no clipping", within="[0, 1e12]")
+    clip_grad: float | None = option(None, "largest norm of the gradient; default: no clipping", low=0, high=1e12)
     max_bad_steps: int = option(
-        10, "steps in a row with a gradient that isn't finite, each skipped, that end the training", within="[1, 1e6]"
+        10, "steps in a row with a gradient that isn't finite, each skipped, that end the training", low=1, high=1e6
     )
-    label_smoothing: float = option(0.0, "for cross entropy", unit="probability", within="[0, 1)")
+    label_smoothing: float = option(0.0, "for cross entropy", unit="probability", low=0, below=1)
     model_ema: bool = option(False, "keep a moving average of the weights, and evaluate that")
-    model_ema_decay: float = option(0.9999, "of the moving average, per optimizer step", within="[0, 1)")
+    model_ema_decay: float = option(0.9999, "of the moving average, per optimizer step", low=0, below=1)
     model_ema_force_cpu: bool = option(False, "keep the moving average in main memory")
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Options):
     """What single tasks have of their own; without effect on others."""
 
-    mixup: float = option(0.0, "imagenet: alpha of mixup; 0: none", within="[0, 1e3]")
-    cutmix: float = option(0.0, "imagenet: alpha of cutmix; 0: none", within="[0, 1e3]")
+    mixup: float = option(0.0, "imagenet: alpha of mixup; 0: none", low=0, high=1e3)
+    cutmix: float = option(0.0, "imagenet: alpha of cutmix; 0: none", low=0, high=1e3)
     cutmix_minmax: tuple[float, ...] = option(
         (), "imagenet: smallest and largest share of a side that cutmix replaces, instead of --cutmix"
     )
-    mixup_prob: float = option(1.0, "imagenet: of mixup or cutmix in a batch", unit="probability", within="[0, 1]")
-    mixup_switch_prob: float = option(0.5, "imagenet: of cutmix where both are on", unit="probability", within="[0, 1]")
+    mixup_prob: float = option(1.0, "imagenet: of mixup or cutmix in a batch", unit="probability", low=0, high=1)
+    mixup_switch_prob: float = option(0.5, "imagenet: of cutmix where both are on", unit="probability", low=0, high=1)
     mixup_mode: str = option(
         "batch", "imagenet: one mix for the batch, for each pair, or for each image", choices=("batch", "pair", "elem")
     )
-    color_jitter: float = option(0.4, "imagenet: colour jitter, where --aa is none", within="[0, 1e2]")
+    color_jitter: float = option(0.4, "imagenet: colour jitter, where --aa is none", low=0, high=1e2)
     aa: str = option("rand-m9-mstd0.5-inc1", "imagenet: timm's auto-augment policy; none: no policy")
     crop_pct: float = option(
-        1.0, "imagenet: share of the shorter side that evaluation's central crop keeps", within="(0, 1]"
+        1.0, "imagenet: share of the shorter side that evaluation's central crop keeps", above=0, high=1
     )
-    reprob: float = option(0.25, "imagenet: random erasing", unit="probability", within="[0, 1]")
+    reprob: float = option(0.25, "imagenet: random erasing", unit="probability", low=0, high=1)
     remode: str = option("pixel", "imagenet: what erased parts are filled with", choices=("pixel", "rand", "const"))
-    recount: int = option(1, "imagenet: parts that are erased at most", within="[1, 1e3]")
+    recount: int = option(1, "imagenet: parts that are erased at most", low=1, high=1e3)
     captioning_mask_prob: float = option(
-        0.6, "captioning: share of a caption's tokens that training hides", within="(0, 1]"
+        0.6, "captioning: share of a caption's tokens that training hides", above=0, high=1
     )
-    drop_worst_ratio: float = option(0.2, "captioning: share of the largest losses that is left out", within="[0, 1)")
-    drop_worst_after: int = option(12000, "captioning: from that optimizer step on", within="[0, 1e12]")
-    num_beams: int = option(3, "captioning: width of the beam search", within="[1, 1e3]")
+    drop_worst_ratio: float = option(0.2, "captioning: share of the largest losses that is left out", low=0, below=1)
+    drop_worst_after: int = option(12000, "captioning: from that optimizer step on", low=0, high=1e12)
+    num_beams: int = option(3, "captioning: width of the beam search", low=1, high=1e3)
     length_penalty: float = option(
-        0.6, "captioning: exponent of the length that a score is divided by", within="[0, 100]"
+        0.6, "captioning: exponent of the length that a score is divided by", low=0, high=100
     )
 
 
 @dataclass(frozen=True)
-class ComputeConfig:
+class ComputeConfig(Options):
     """How it is computed: what changes speed and memory, not what is learned."""
 
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
@@ -215,7 +217,7 @@ class ComputeConfig:
     )
     checkpoint_activations: bool = option(False, "recompute activations in the backward pass to save memory")
     checkpoint_every: int = option(
-        1, "with --checkpoint_activations: recompute every n-th layer only", unit="layers", within="[1, 1000]"
+        1, "with --checkpoint_activations: recompute every n-th layer only", unit="layers", low=1, high=1000
     )
     compile: bool = option(False, "compile the model with torch.compile; texts are padded to few lengths")
     strategy: str = option(
@@ -225,7 +227,7 @@ class ComputeConfig:
         choices=("ddp", "zero1", "fsdp"),
     )
     dist_timeout: float = option(
-        600.0, "with torchrun: how long a process waits for another", unit="seconds", within="[1, 1e6]"
+        600.0, "with torchrun: how long a process waits for another", unit="seconds", low=1, high=1e6
     )
     tune_allocator: bool = option(
         True, "on Linux: keep freed memory for the next step (BEIT3_VQA_TUNE_ALLOCATOR=0 turns it off too)"
@@ -233,13 +235,13 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Options):
     """The run itself: what to do, where, and what to keep."""
 
     task: str = option("vqacustom", "kind of task")
     output_dir: str = option("", "folder for checkpoints, logs and results")
     log_dir: str = option("", "TensorBoard folder; default: --output_dir/tensorboard")
-    seed: int = option(0, "of everything random", within="[0, 4294967295]")
+    seed: int = option(0, "of everything random", low=0, high=4294967295)
     eval: bool = option(False, "no training: evaluate --resume or --finetune on --split")
     split: str = option("test", "what --eval evaluates", choices=("test", "test-dev", "val", "train"))
     tta: str = option(
@@ -269,17 +271,17 @@ class RunOptions:
         choices=("refuse", "ok"),
     )
     stop_after_epochs: int = option(
-        0, "stop after that many epochs of this session, to be resumed later; 0: never", within="[0, 1e6]"
+        0, "stop after that many epochs of this session, to be resumed later; 0: never", low=0, high=1e6
     )
     save_ckpt: bool = option(True, "write checkpoints")
     save_ckpt_freq: int = option(
-        1, "epochs between checkpoints that are kept (upstream: 5); the newest always is", within="[1, 1e6]"
+        1, "epochs between checkpoints that are kept (upstream: 5); the newest always is", low=1, high=1e6
     )
     save_steps: int = option(
-        0, "optimizer steps between checkpoints inside an epoch; 0: none but when a signal stops it", within="[0, 1e9]"
+        0, "optimizer steps between checkpoints inside an epoch; 0: none but when a signal stops it", low=0, high=1e9
     )
-    keep_checkpoints: int = option(0, "newest epoch checkpoints to keep beside the best; 0: all", within="[0, 1e6]")
+    keep_checkpoints: int = option(0, "newest epoch checkpoints to keep beside the best; 0: all", low=0, high=1e6)
     dry_run: bool = option(False, "two training and two evaluation steps, sizes and a time estimate, then stop")
     log_interval: float = option(
-        10.0, "between progress lines where there's no terminal", unit="seconds", within="[0, 1e9]"
+        10.0, "between progress lines where there's no terminal", unit="seconds", low=0, high=1e9
     )

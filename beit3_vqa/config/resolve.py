@@ -133,11 +133,11 @@ def _blame(saved: SavedOptions, of: str) -> str:
 
 def _made(values: Mapping[str, Any], given: GivenOptions, before: str = "", after: str = "") -> RunConfig:
     """Return the options with these values, by name; an error is framed by `before` and `after`."""
-    groups = {
-        group: cls(**{name: value for name, value in values.items() if GROUP_OF[name] == group})
-        for group, cls in GROUPS.items()
-    }
     try:
+        groups: dict[str, Any] = {
+            group: cls(**{name: value for name, value in values.items() if GROUP_OF[name] == group})
+            for group, cls in GROUPS.items()
+        }
         return RunConfig(**groups, given=frozenset(given.values), typed_flags=given.typed_flags)
     except InputError as error:
         raise InputError(f"{before}{error}{after}") from error

@@ -47,6 +47,7 @@ from beit3_vqa.runtime.distributed import processes
 from beit3_vqa.runtime.files import require_writable
 from beit3_vqa.runtime.host import tune_allocator
 from beit3_vqa.runtime.precision import pick_device
+from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
@@ -65,6 +66,7 @@ def train(given: GivenOptions) -> TrainState:
         raise InputError("--output_dir: say where checkpoints and results go.")
     if given["tune_allocator"]:
         tune_allocator()
+    watch_spinning()
     lock = nullcontext() if given["dry_run"] else run_lock(given["output_dir"])
     with processes(pick_device(given["device"]), given["dist_timeout"]), lock:
         if not given["dry_run"]:
@@ -109,6 +111,7 @@ def evaluate(given: GivenOptions) -> EvalResult:
     """
     if given["tune_allocator"]:
         tune_allocator()
+    watch_spinning()
     with processes(pick_device(given["device"]), given["dist_timeout"]):
         return _evaluate(given)
 

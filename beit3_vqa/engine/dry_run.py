@@ -9,7 +9,7 @@ from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.engine.logging import format_seconds, peak_memory
 from beit3_vqa.engine.trainer import Training, steps
 from beit3_vqa.runtime import distributed
-from beit3_vqa.runtime.host import spin_limits
+from beit3_vqa.runtime.spinning import spinning_in_words
 
 TIMED_STEPS = 2
 
@@ -34,7 +34,7 @@ def describe(run: Training) -> None:
         f"{config.optim.epochs} epochs, on {where}, attention: {kernel}"
     )
     if parts.precision.device.type == "cpu":
-        print(f"threads: {torch.get_num_threads()}; how long idle ones spin: {spin_limits()}")
+        print(f"threads: {torch.get_num_threads()}; idle ones spin: {spinning_in_words()}")
 
 
 def dry_run(run: Training) -> None:

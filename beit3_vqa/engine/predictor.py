@@ -32,6 +32,7 @@ from beit3_vqa.engine.checkpoint.validate import check_contents
 from beit3_vqa.engine.evaluator import finite
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.families import find_family
+from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
@@ -194,6 +195,7 @@ def load(
     Raises:
         InputError: not such a checkpoint, or no tokenizer or pretrained model where it is looked for.
     """
+    watch_spinning()
     places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
     parts = _load(Path(checkpoint), given)

@@ -4,34 +4,38 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import MAX_WEIGHT, Row
 from beit3_vqa.data.tables import comparable, find_columns, match_answer, parse_csv, read_text, read_weight
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import one_form
 
-ARGUMENTS = (
-    Argument("train", "CSV of training questions: ID,img_path,Question,A,B,C,D,answer[,weight]", required=True),
-    Argument("val", "CSV of validation questions; default: --val_ratio of the training images"),
-    Argument("test", "CSV of test questions; its answer column may be missing"),
-)
+
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The files to read."""
+
+    train: str = option(MISSING, "CSV of training questions: ID,img_path,Question,A,B,C,D,answer[,weight]")
+    val: str = option("", "CSV of validation questions; default: --val_ratio of the training images")
+    test: str = option("", "CSV of test questions; its answer column may be missing")
+
 
 LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("ID", "img_path", "Question", *LETTERS)
 OPTIONAL_COLUMNS = ("answer", "weight")
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the CSV of each split; rows of train and val need an answer, those of test may have one."""
     prepared = Prepared("choices", list(LETTERS), options.image_root)
     for split in SPLITS:
-        if values[split]:
-            path = Path(values[split])
+        if file := getattr(arguments, split):
+            path = Path(file)
             try:
                 _read_split(path, split, prepared, options.encoding)
             except InputError as error:

@@ -6,23 +6,28 @@ images go into `coco_karpathy_SPLIT_gt.json`, in the format of COCO's own evalua
 downloads it by.
 """
 
-from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.karpathy import json_lines, one_row_per_image, read_karpathy, references
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+from beit3_vqa.runtime.fields import Options, option
 
 _INDEX, _REFERENCES = "coco_captioning.{split}.jsonl", "coco_karpathy_{split}_gt.json"
-ARGUMENTS = (Argument("json", "dataset_coco.json", required=True),)
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The file to read."""
+
+    json: str = option(MISSING, "dataset_coco.json")
+
+
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the captions; `--image_root` holds train2014/ and val2014/."""
     prepared = Prepared("coco", [], options.image_root, extra_files=_captioning_files, task="coco_retrieval")
     prepared.extra_names = (_INDEX, _REFERENCES)
-    read_karpathy(prepared, Path(values["json"]), image_id="cocoid", folder="", encoding=options.encoding)
+    read_karpathy(prepared, Path(arguments.json), image_id="cocoid", folder="", encoding=options.encoding)
     return prepared
 
 

@@ -7,6 +7,7 @@ converter dropped them without a word, which made its validation score look bett
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text, one_form
 
-ARGUMENTS = (
-    Argument("train", "JSON list of training questions: image_id, question, answer, question_id", required=True),
-    Argument("val", "JSON list of validation questions; default: --val_ratio of the training images"),
-    Argument("test", "JSON list of test questions; answers may be missing"),
-    Argument("min_count", "times an answer must occur to be in the label table", default=1, type=int),
-)
+
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The files to read, and how many answers to keep."""
+
+    train: str = option(MISSING, "JSON list of training questions: image_id, question, answer, question_id")
+    val: str = option("", "JSON list of validation questions; default: --val_ratio of the training images")
+    test: str = option("", "JSON list of test questions; answers may be missing")
+    min_count: int = option(1, "times an answer must occur to be in the label table", low=1)
+
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -33,18 +38,16 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 _FOLDERS = {"train": ("train", ""), "val": ("val", "train", ""), "test": ("test", "")}
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the list of each split; images are `train/{image_id}.jpg` and the like, or lie in the image root itself."""
     prepared = Prepared("dacon_json", [], options.image_root)
-    if values["min_count"] < 1:
-        raise InputError(f"--min_count must be 1 or more, not {values['min_count']}")
     for split in SPLITS:
-        if values[split]:
+        if file := getattr(arguments, split):
             try:
-                _read_split(Path(values[split]), split, prepared, options.encoding)
+                _read_split(Path(file), split, prepared, options.encoding)
             except InputError as error:
                 prepared.problems.append(str(error))
-    _make_label_table(prepared, values["min_count"])
+    _make_label_table(prepared, arguments.min_count)
     return prepared
 
 

@@ -6,29 +6,31 @@ colour against colours) and filled up from the other answers.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.index import split_by_image
 from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.choices_csv import LETTERS
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.fields import Options, option
 
-ARGUMENTS = (
-    Argument(
-        "mode", "open: open-ended, 13 answers; choices: four options each", default="open", choices=("open", "choices")
-    ),
-    Argument("train_images", "only the questions of so many training images; 0: all 4,000", default=0, type=int),
-)
+
+@dataclass(frozen=True)
+class Arguments(Options):
+    """What to make of the package's questions."""
+
+    mode: str = option("open", "open: open-ended, 13 answers; choices: four options each", choices=("open", "choices"))
+    train_images: int = option(0, "only the questions of so many training images; 0: all 4,000", low=0)
+
 
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
 YES_NO = frozenset({"yes", "no"})
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the installed package; its own train and test split, the validation split is cut from train."""
     try:
         import easy_vqa
@@ -39,16 +41,14 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
     if options.image_root:
         raise InputError("the format easy_vqa brings its own images: leave --image_root out")
     answers = easy_vqa.get_answers()
-    is_open = values["mode"] == "open"
+    is_open = arguments.mode == "open"
     prepared = Prepared("easy_vqa", answers if is_open else list(LETTERS), Path(easy_vqa.__file__).parent / "data")
     splits = {
         "train": _open_rows("train", *easy_vqa.get_train_questions()),
         "test": _open_rows("test", *easy_vqa.get_test_questions()),
     }
-    if values["train_images"] < 0:
-        raise InputError(f"--train_images {values['train_images']}: must be a number of images, or 0 for all")
-    if values["train_images"]:
-        kept = set(sorted({row["image_path"] for row in splits["train"]})[: values["train_images"]])
+    if arguments.train_images:
+        kept = set(sorted({row["image_path"] for row in splits["train"]})[: arguments.train_images])
         splits["train"] = [row for row in splits["train"] if row["image_path"] in kept]
     if options.val_ratio and not options.folds:
         # Cut here, by the open-ended answers, so that both modes validate on the same images: a model trained on the

@@ -5,20 +5,23 @@ and tools leave in folders is no class and no image: it is passed over and count
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.index import CLASSES_FILE, classes_text
 from beit3_vqa.errors import MAX_PROBLEMS
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text, missing
 
-ARGUMENTS = (
-    Argument("train", "folder of the training images in --image_root", default="train"),
-    Argument("val", "folder of the validation images in --image_root", default="val"),
-)
+
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The folders to read."""
+
+    train: str = option("train", "folder of the training images in --image_root")
+    val: str = option("val", "folder of the validation images in --image_root")
+
 
 # Of macOS's archives, Windows and Synology; whatever begins with a dot is hidden.
 _LEFT_BY_SYSTEMS = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir"})
@@ -27,22 +30,22 @@ _OTHER_FILES = frozenset({".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html
 _SHOWN = 5  # names of what is passed over
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the folders; without one for validation, `--val_ratio` of the training images are it."""
     prepared = Prepared("imagenet", [], options.image_root, task="imagenet")
     root = Path(options.image_root)
-    if not options.image_root or not (root / values["train"]).is_dir():
-        prepared.problems.append(missing("folder of training images", root / values["train"]))
+    if not options.image_root or not (root / arguments.train).is_dir():
+        prepared.problems.append(missing("folder of training images", root / arguments.train))
         return prepared
     passed_over: Counter[str] = Counter()
-    classes = _subfolders(root / values["train"], prepared, passed_over)
+    classes = _subfolders(root / arguments.train, prepared, passed_over)
     prepared.extra_files = lambda splits: {CLASSES_FILE: classes_text(classes)}
     if not classes:
-        prepared.problems.append(f"{root / values['train']} has no folder in it: each class needs one")
+        prepared.problems.append(f"{root / arguments.train} has no folder in it: each class needs one")
     unnameable = [name for name in classes if not is_text(name)]
     prepared.problems += [f"class folder {name!r}: its name isn't text in UTF-8; rename it" for name in unnameable]
     for split in ("train", "val"):
-        folder = root / values[split]
+        folder = root / getattr(arguments, split)
         if split == "val" and not folder.is_dir():
             prepared.notes.append(f"{folder} isn't there")
             continue

@@ -5,28 +5,34 @@ validation split, test1 (test-P) the test split.
 """
 
 import json
-from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_text
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text
 
-ARGUMENTS = (Argument("annotations", "folder of train.json, dev.json and test1.json (nlvr2/data)", required=True),)
+
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The files to read."""
+
+    annotations: str = option(MISSING, "folder of train.json, dev.json and test1.json (nlvr2/data)")
+
+
 # Split -> its file, and the folder of its images.
 _SOURCES = {"train": ("train.json", "images/train"), "val": ("dev.json", "dev"), "test": ("test1.json", "test1")}
 _LABELS = {"True": 1, "False": 0}
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the three files; test1.json may be missing."""
     prepared = Prepared("nlvr2", [], options.image_root, task="nlvr2")
     for split, (name, images) in _SOURCES.items():
-        path = Path(values["annotations"]) / name
+        path = Path(arguments.annotations) / name
         if split == "test" and not path.exists():
             prepared.notes.append(f"{name} isn't there: no test split")
             continue

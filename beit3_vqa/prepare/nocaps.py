@@ -5,25 +5,28 @@ The validation file's captions go into `nocaps_val_gt.json`; those of the test i
 Source: Agrawal et al. 2019, "nocaps: novel object captioning at scale", https://nocaps.org
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.rows import is_count
 from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.karpathy import references
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text
 
-ARGUMENTS = (
-    Argument("val", "nocaps_val_4500_captions.json; its images are in val/ of --image_root"),
-    Argument("test", "nocaps_test_image_info.json; its images are in test/ of --image_root"),
-)
+
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The files to read."""
+
+    val: str = option("", "nocaps_val_4500_captions.json; its images are in val/ of --image_root")
+    test: str = option("", "nocaps_test_image_info.json; its images are in test/ of --image_root")
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the lists of images, a row for each, and the captions where there are any."""
     captions: list[tuple[int, str]] = []
 
@@ -32,11 +35,11 @@ def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
 
     prepared = Prepared("nocaps", [], options.image_root, extra_files=files, task="nocaps")
     prepared.extra_names = ("nocaps_{split}_gt.json",)
-    if not (values["val"] or values["test"]):
+    if not (arguments.val or arguments.test):
         raise InputError("prepare nocaps needs --val, --test or both.")
     for split in ("val", "test"):
-        if values[split]:
-            found = _read(prepared, split, Path(values[split]), options.encoding)
+        if file := getattr(arguments, split):
+            found = _read(prepared, split, Path(file), options.encoding)
             captions += found if split == "val" else []
     return prepared
 

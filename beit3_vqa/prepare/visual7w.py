@@ -8,6 +8,7 @@ Source: Zhu et al., Visual7W, https://ai.stanford.edu/~yukez/visual7w/
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,26 @@ from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
 from beit3_vqa.data.visual7w import image_problem, images_of
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text
 
 _CSV = "visual7w.{split}.csv"
-ARGUMENTS = (Argument("json", "dataset_v7w_telling.json", required=True),)
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The file to read."""
+
+    json: str = option(MISSING, "dataset_v7w_telling.json")
+
+
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the questions; each split is written as a CSV in the SCPC format too (visual7w.train.csv, ...)."""
     prepared = Prepared("visual7w", list(LETTERS), options.image_root, extra_files=_split_csvs)
     prepared.extra_names = (_CSV,)
-    path = Path(values["json"])
+    path = Path(arguments.json)
     try:
         images = images_of(read_json(path, options.encoding, prepared.notes), path)
     except InputError as error:

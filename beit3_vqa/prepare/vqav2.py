@@ -7,7 +7,7 @@ train and, as in ViLT, those of val but for 1,000 of its images are trained on; 
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,41 @@ from beit3_vqa.data.answers import AnswerTable, normalize_word, soft_score
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
-from beit3_vqa.prepare import Argument
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text
 
-ARGUMENTS = (
-    Argument("annotations", "folder of the official v2_*.json files", required=True),
-    Argument("min_count", "majority answers that are rarer have no class", default=9, type=int),
-    Argument("val_images", "images of val2014 to validate on; the others are trained on", default=1000, type=int),
-)
+
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The files to read, and what to make of them."""
+
+    annotations: str = option(MISSING, "folder of the official v2_*.json files")
+    min_count: int = option(9, "majority answers that are rarer have no class", low=1)
+    val_images: int = option(1000, "images of val2014 to validate on; the others are trained on", low=1)
+
+
 _SPLITS = ("train2014", "val2014", "test2015", "test-dev2015")
 _ANNOTATED = _SPLITS[:2]
 
 
-def read(values: Mapping[str, Any], options: PrepareOptions) -> Prepared:
+def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read train and val, and test and test-dev where their files are there."""
     prepared = Prepared("vqav2", [], options.image_root, task="vqav2")
-    for name in ("min_count", "val_images"):
-        if values[name] < 1:
-            raise InputError(f"--{name} {values[name]}: must be 1 or more")
-    folder = Path(values["annotations"])
+    folder = Path(arguments.annotations)
     rows = {split: _read_questions(folder, split, prepared, options.encoding) for split in _SPLITS}
     people = {split: _read_annotations(folder, split, rows[split], prepared, options.encoding) for split in _ANNOTATED}
     # Labels in the order of the annotations, as upstream's checkpoints have them.
     majorities = Counter(normalize_word(rows[of][number]["answer"]) for of in people for number in people[of])
-    prepared.answers = [answer for answer, count in majorities.items() if count >= values["min_count"]]
+    prepared.answers = [answer for answer, count in majorities.items() if count >= arguments.min_count]
     if not prepared.answers:
-        prepared.problems.append(f"no answer is the majority's {values['min_count']} times; lower --min_count")
+        prepared.problems.append(f"no answer is the majority's {arguments.min_count} times; lower --min_count")
         return prepared
     table = AnswerTable(prepared.answers)
     for split, answers in people.items():
         for number, given in answers.items():
             rows[split][number] |= _targets(given, table)
-    _add_rows(prepared, rows, values["val_images"], options.seed)
+    _add_rows(prepared, rows, arguments.val_images, options.seed)
     return prepared
 
 

@@ -25,26 +25,26 @@ from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare.publish import publish, require_own_files, staging
 from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompts_of
-from beit3_vqa.runtime.fields import option
+from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import file_sha256, missing, one_form
 
 Splits = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
+class PrepareOptions(Options):
     """What every format has in common; a wrong or contradictory option raises InputError."""
 
     data_path: str = option(MISSING, "folder to write")
     image_root: str = option("", "folder that image paths start from; easy_vqa brings its own images")
     val_ratio: float = option(
-        0.15, "share of the training images for validation, where there is no validation file; 0: none"
+        0.15, "share of the training images for validation, where there is no validation file; 0: none", low=0, below=1
     )
     seed: int = option(41, "of the split, the folds and the shuffles")
     encoding: str = option("", "of the text files, such as cp949 or cp1252; none: UTF-8, or CP949 that reads as Korean")
-    folds: int = option(0, "assign the training rows to K folds instead of splitting off validation; 0: none")
+    folds: int = option(0, "assign the training rows to K folds instead of splitting off validation; 0: none", low=0)
     sentencepiece_model: str = option("", "tokenizer to count tokens with, such as beit3.spm")
-    train_tokenizer: int = option(0, "train a tokenizer of that many ids on the training texts; 0: none")
+    train_tokenizer: int = option(0, "train a tokenizer of that many ids on the training texts; 0: none", low=0)
     check: bool = option(False, "read every row, open every image, report every problem, and write nothing")
     verify_images: bool = option(True, "decode every image, not only its header")
     prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question, to count tokens")
@@ -52,12 +52,9 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if not os.fspath(self.data_path):
             raise InputError("--data_path is missing: the folder to write to")
-        if not 0 <= self.val_ratio < 1:
-            raise InputError(f"--val_ratio must be 0 or more and less than 1, not {self.val_ratio}")
-        if self.folds < 0 or self.folds == 1:
-            raise InputError(f"--folds must be 2 or more, or 0 for none, not {self.folds}")
-        if self.train_tokenizer < 0:
-            raise InputError(f"--train_tokenizer must be a number of ids, not {self.train_tokenizer}")
+        super().__post_init__()
+        if self.folds == 1:
+            raise InputError("--folds 1: must be at least 2, or 0 for none.")
         if self.train_tokenizer and self.sentencepiece_model:
             raise InputError(
                 "--train_tokenizer makes a tokenizer and --sentencepiece_model names one: give one of them"

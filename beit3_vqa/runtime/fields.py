@@ -1,12 +1,15 @@
-"""One option of a run: a dataclass field that knows its flag's help, the values it may have, and how to check them."""
+"""One option: a dataclass field that knows its flag's help, the values it may have, and how to check them."""
 
 import contextlib
 import dataclasses
+import operator
 import typing
+from dataclasses import dataclass
 from typing import Any
 
 from beit3_vqa.errors import InputError, nearest, short
-from beit3_vqa.runtime.files import is_text
+
+_HOLDS = {"at least": operator.ge, "more than": operator.gt, "at most": operator.le, "less than": operator.lt}
 
 
 def option(
@@ -14,72 +17,89 @@ def option(
     help: str,
     *,
     unit: str = "",
-    within: str = "",
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
     choices: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
-    words: dict[str, int] | None = None,
+    metavar: str = "",
+    positional: bool = False,
+    repeated: bool = False,
 ) -> Any:
-    """A dataclass field that is also a command-line flag.
+    """Make a dataclass field that is also a command-line flag.
 
     Args:
-        default: its value where none is given; `dataclasses.MISSING` makes the flag required.
+        default: its value if none is given; `dataclasses.MISSING` makes the flag required.
         help: for `--help`, which adds default, unit and choices.
         unit: of a number.
-        within: the interval a number must lie in, as in `[0, 1)`: 0 is in it, 1 isn't.
+        low, above: the smallest number it may be, or one that it must be larger than.
+        high, below: the largest number it may be, or one that it must be smaller than.
         choices: the only values there are.
         aliases: other names of the flag.
-        words: what may be written for a number, and the number that stands for it.
+        metavar: what `--help` calls the value; else its type.
+        positional: the value stands on the command line without a flag.
+        repeated: of a tuple: the flag is given once for each value, not once for all.
     """
-    metadata: dict[str, Any] = {"help": help, "unit": unit, "within": within, "choices": choices, "aliases": aliases}
-    metadata["words"] = words or {}
+    bounds = {words: bound for words, bound in zip(_HOLDS, (low, above, high, below), strict=True) if bound is not None}
+    metadata: dict[str, Any] = {"help": help, "unit": unit, "bounds": bounds, "choices": choices, "aliases": aliases}
+    metadata |= {"metavar": metavar, "positional": positional, "repeated": repeated}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_option(field: dataclasses.Field, value: Any) -> None:
-    """InputError where an option can't have this value, whatever the others are."""
-    name, choices, within = f"--{field.name}", field.metadata["choices"], field.metadata["within"]
+@dataclass(frozen=True)
+class Options:
+    """Options that belong together: a dataclass of `option` fields.
+
+    Raises:
+        InputError: an option can't have its value, whatever the others are.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    choices, bounds, words = field.metadata["choices"], field.metadata["bounds"], words_of(field.type)
+    if value is None or value in words:
+        return
     if choices and value not in choices:
-        raise InputError(f"{name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
-    if within and value is not None and not _lies_within(value, within):
-        raise InputError(f"{name} {_short(value)}: must be {_words_of(within)}.")
-    if isinstance(value, str) and not is_text(value):
-        raise InputError(f"{name} {value!r}: isn't text in UTF-8. Is a file or folder named so? Rename it.")
+        raise InputError(f"--{field.name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
+    if not all(_HOLDS[says](value, bound) for says, bound in bounds.items()):
+        interval = " and ".join(f"{says} {bound:,.0f}" for says, bound in bounds.items())
+        raise InputError(f"--{field.name} {_short(value)}: must be {', or '.join((interval, *words))}.")
+
+
+def scalar_of(kind: Any) -> type:
+    """Return int of `int | None`, of `int | Literal["auto"]` and of `tuple[int, ...]`."""
+    kinds = (k for k in typing.get_args(kind) or (kind,) if k is not type(None) and not typing.get_args(k))
+    return next(kinds)
+
+
+def words_of(kind: Any) -> tuple[str, ...]:
+    """Return the words that may stand in the place of a number: `auto` of `int | Literal["auto"]`."""
+    return tuple(word for k in typing.get_args(kind) for word in typing.get_args(k))
 
 
 def typed(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the option's type; JSON has lists for tuples and integers for floats."""
+    """Return `value` as the option's type; JSON has lists for tuples and integers for floats."""
     accepted = typing.get_args(kind) or (kind,)
+    expected = " or ".join((scalar_of(kind).__name__, *words_of(kind)))
     if typing.get_origin(kind) is tuple:
+        expected = f"a list of {expected}"
         if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
             return tuple(float(v) for v in value)
-    elif value is None and type(None) in accepted:
-        return None
+    elif (value is None and type(None) in accepted) or value in words_of(kind):
+        return value
     elif float in accepted and isinstance(value, (int, float)) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             return float(value)
     elif any(type(value) is a for a in accepted):
         return value
-    raise InputError(f"{where} can't be {short(value)}; expected {getattr(kind, '__name__', kind)}.")
-
-
-def _lies_within(value: float, interval: str) -> bool:
-    low, high = _ends(interval)
-    above = value >= low if interval[0] == "[" else value > low
-    return above and (value <= high if interval[-1] == "]" else value < high)
-
-
-def _words_of(interval: str) -> str:
-    """`(0, 1]` -> `more than 0 and at most 1`."""
-    low, high = (f"{end:,.0f}" for end in _ends(interval))
-    lower = f"at least {low}" if interval[0] == "[" else f"more than {low}"
-    return f"{lower} and " + (f"at most {high}" if interval[-1] == "]" else f"less than {high}")
-
-
-def _ends(interval: str) -> tuple[float, float]:
-    low, high = interval[1:-1].split(",")
-    return float(low), float(high)
+    raise InputError(f"{where} can't be {short(value)}; expected {expected}.")
 
 
 def _short(value: float) -> str:
-    """The number, for a message: of one with hundreds of digits only how many there are."""
+    """Return the number for a message; of one with hundreds of digits only how many bits it has."""
     return str(value) if isinstance(value, float) or abs(value) < 10**30 else f"with {value.bit_length()} bits"

@@ -194,9 +194,9 @@ def test_an_image_of_a_few_bytes_that_fills_the_memory(tmp_path):
 )
 def test_csvs_without_bounds(tmp_path, content, says):
     (tmp_path / "x.csv").write_bytes(content)
-    values = {"train": str(tmp_path / "x.csv"), "val": "", "test": ""}
+    arguments = choices_csv.Arguments(train=str(tmp_path / "x.csv"))
     started = time.perf_counter()
-    problems = choices_csv.read(values, PrepareOptions(data_path="out", image_root=str(tmp_path))).problems
+    problems = choices_csv.read(arguments, PrepareOptions(data_path="out", image_root=str(tmp_path))).problems
     assert time.perf_counter() - started < 5
     assert any(says in problem for problem in problems)
     assert len(problems) <= MAX_PROBLEMS + 1
@@ -236,7 +236,7 @@ def test_names_that_no_file_can_have(tmp_path, monkeypatch, capsys, name):
         ["serve", "--checkpoint", name],
         ["export", "--checkpoint", name, "--output_dir", "out"],
         ["ensemble", name, "--output", "out/x.csv"],
-        ["evaluate", name, "--answers", "x.csv"],
+        ["score", name, "--answers", "x.csv"],
         ["report", name],
         ["report", ".", "--output", name],
         [*choices, name, "--data_path", "out"],

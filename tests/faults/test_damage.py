@@ -232,7 +232,7 @@ def test_a_disk_that_is_full_or_read_only_is_one_error(scpc, trained, clip_folde
         "evaluation": [*evaluate, "--output_dir", str(disk / "new")],
         "ensemble": ["ensemble", results, "--output", str(disk / "submission.csv")],
         "report": ["report", str(run), "--split", "val", "--attention", "0", "--output", str(disk / "page.html")],
-        "score": ["evaluate", results, "--json", str(disk / "metrics.json")],
+        "score": ["score", results, "--json", str(disk / "metrics.json")],
         "export": export,
         "merge": [*export, "--merge"],
     }[command]

@@ -1,7 +1,7 @@
 """Every command in README.md and get_started/ is run, in order, in a folder such as their reader has.
 
 What differs from the reader's run: the model is tiny and has weights of its own, and downloads come from this machine.
-The two commands that install are run by `.ci/run` and tests/test_demo.py.
+The two commands that install are run by `.ci/run` and tests/integration/test_demo.py.
 """
 
 import ast
@@ -44,8 +44,9 @@ PAGES += ["README.ko.md"]
 _TASKS = ("vqav2", "nlvr2", "image_classification", "retrieval", "captioning")
 SLOW_PAGES = ["get_started/ensembles.md", *(f"get_started/get_started_for_{name}.md" for name in _TASKS)]
 PAGES += SLOW_PAGES
-# serve.md: tests/serving/test_server.py runs its commands, which don't end by themselves.
+# serve.md: tests/unit/apps/serve/test_server.py runs its commands, which don't end by themselves.
 OTHER_PAGES = ["get_started/serve.md", "get_started/several_gpus.md", "get_started/reliability.md"]
+OTHER_PAGES += [f"get_started/{name}.md" for name in ("models", "results", "benchmarks", "differences")]
 OTHER_PAGES += ["CONTRIBUTING.md", "CHANGELOG.md"]
 LARGE = "beit3_large_indomain_patch16_224.pth"
 BASE = "beit3_base_patch16_224.pth"
@@ -158,7 +159,7 @@ def test_commands_of(page, reader, release, monkeypatch, tmp_path):
     ran = 0
     for command in commands(page):
         if command[0] in ("pip", "pytest", "ruff", "hf"):
-            continue  # these install (.ci/run and tests/test_demo.py run them) or download
+            continue  # these install (.ci/run and test_demo.py run them) or download
         if command[1] == "download":
             name = command[2]
             assert name in OFFICIAL_WEIGHTS
@@ -187,8 +188,9 @@ def test_commands_for_several_gpus(scpc, reader, tmp_path):
     assert (tmp_path / "work" / "out" / "submission.csv").is_file()
 
 
-def test_readme_lists_the_models():
-    rows = re.findall(r"\| `(beit3_\w+)` \| (\d+) \| ([\d,]+) \|", (ROOT / "README.md").read_text(encoding="utf-8"))
+def test_the_page_on_models_lists_them():
+    page = (ROOT / "get_started" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| `(beit3_\w+)` \| (\d+) \| ([\d,]+) \|", page)
     assert [name for name, _, _ in rows] == listed_names()
     for name, resolution, parameters in rows:
         parsed = parse_name(name, head="vqacustom")
@@ -218,9 +220,17 @@ def test_readme_names_the_python_interface(trained, scpc):
 
 def test_links_lead_somewhere():
     for page in [*PAGES, *OTHER_PAGES]:
-        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        for link, _, heading in re.findall(r"\]\(([^)#]+)(#([^)]*))?\)", (ROOT / page).read_text(encoding="utf-8")):
             if not link.startswith("http"):
-                assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+                target = (ROOT / page).parent / link
+                assert target.exists(), f"{page}: {link}"
+                assert not heading or heading in anchors_of(target), f"{page}: {link}#{heading}"
+
+
+def anchors_of(page: Path) -> list[str]:
+    """What follows # in a link to each heading of a page, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def test_the_korean_pages_errors_are_what_the_program_says():

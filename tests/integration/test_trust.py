@@ -189,7 +189,7 @@ def test_files_of_predictions_and_reports_run_no_code(scpc, evaluated, scene, ca
     assert "no attention maps" in said
     assert REFUSED in said
     scene.evil(scene.folder / "predictions.json")
-    for command in (["evaluate"], ["report"], ["ensemble", "--output", str(scene.folder / "e" / "submission.csv")]):
+    for command in (["score"], ["report"], ["ensemble", "--output", str(scene.folder / "e" / "submission.csv")]):
         assert main([*command, str(scene.folder / "predictions.json")]) == 2
         assert capsys.readouterr().err.count("error:") == 1
     with pytest.raises(beit3_vqa.InputError, match=REFUSED):

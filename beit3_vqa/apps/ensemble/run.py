@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +21,24 @@ from beit3_vqa.apps.ensemble.compare import (
     weights_text,
 )
 from beit3_vqa.apps.ensemble.members import Member, find_members, predictions_of, total_parameters, validation_of
-from beit3_vqa.apps.ensemble.vote import VOTES, Question, absent_answers, side_by_side
+from beit3_vqa.apps.ensemble.options import EnsembleOptions
+from beit3_vqa.apps.ensemble.vote import Question, absent_answers, side_by_side
 from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, fit_weights
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.predictions import HEADER, publish_results, read_info, write_predictions, write_submission
 from beit3_vqa.data.types import Prediction, PredictionsInfo
-from beit3_vqa.errors import MAX_VALUE, InputError, first_line, nearest
+from beit3_vqa.errors import MAX_VALUE, InputError, first_line
 from beit3_vqa.runtime.files import make_folder, real_path, staged
 
-MAX_PARAMETERS = 3e9  # SCPC's rule, for all models together
 _KIND = "ensemble of "  # how the model of an ensemble's predictions is called
 
 
-@dataclass(frozen=True)
-class EnsembleOptions:
-    """What to join, and how.
+def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Prediction]:
+    """Join members to one submission, print what that gains, and write it.
 
-    Attributes:
-        members: predictions.json files, checkpoints, or run folders.
-        output: the submission; predictions and their info go beside it.
-        vote: hard, soft or weighted.
-        max_params: parameters that all members may have together.
-        greedy: choose members by forward selection on validation.
-        val: validation predictions, for the members that are predictions; empty: predictions_val.json beside each.
-        params: `FILE=N`, for members whose files don't say their parameters.
-        split: that checkpoints are evaluated on.
-        evaluation: options of `--eval` by flat name, for checkpoints.
-        seed: of folds and bootstrap.
-    """
-
-    members: Sequence[str]
-    output: Path
-    vote: str = "soft"
-    max_params: float = MAX_PARAMETERS
-    greedy: bool = False
-    val: Sequence[str] = ()
-    params: Sequence[str] = ()
-    split: str = "test"
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-
-def ensemble(options: EnsembleOptions) -> list[Prediction]:
-    """Joins members to one submission, prints what that gains, and writes it.
+    Args:
+        options: what to join, and how.
+        evaluation: options of `--eval` by flat name, for the members that are checkpoints.
 
     Raises:
         InputError: more parameters than allowed, which is found before any model is loaded; members that don't answer
@@ -72,7 +47,7 @@ def ensemble(options: EnsembleOptions) -> list[Prediction]:
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise InputError("ensemble works on one device: start it without torchrun.")
     results = _results_file(options)
-    members = find_members(options.members, options.params, options.evaluation, _members_folder(options.output))
+    members = find_members(options.members, options.params, evaluation, _members_folder(options.output))
     _refuse_to_replace(results, options, members)
     _check_budget(members, options)
     make_folder(options.output.parent)
@@ -82,7 +57,7 @@ def ensemble(options: EnsembleOptions) -> list[Prediction]:
         chosen = _choose(val, members, options)
         members, val = [members[m] for m in chosen], [question.of(chosen) for question in val]
     names = [member.name for member in members]
-    answered = [predictions_of(member, options.split) for member in members]
+    answered = [predictions_of(member, evaluation.get("split", "test")) for member in members]
     questions = side_by_side(names, [predictions for predictions, _ in answered], answer_key)
     weights = _report(questions, val, names, options)
     predictions = vote_all(questions, options.vote, weights)
@@ -97,12 +72,8 @@ def ensemble(options: EnsembleOptions) -> list[Prediction]:
 
 def _results_file(options: EnsembleOptions) -> Path:
     """`predictions_val.json` for `submission_val.csv`, `x_predictions.json` for `x.csv`; checks the options."""
-    if options.vote not in VOTES:
-        raise InputError(f"--vote {options.vote}: must be one of {', '.join(VOTES)}.{nearest(options.vote, VOTES)}")
     if options.output.suffix != ".csv" or options.output.is_dir():
         raise InputError(f"--output {options.output}: give the name of a file that ends in .csv.")
-    if not 0 < options.max_params < float("inf"):
-        raise InputError(f"--max_params {options.max_params}: must be a number of parameters, such as 3e9.")
     stem = options.output.stem
     named = stem.replace("submission", "predictions", 1) if stem.startswith("submission") else f"{stem}_predictions"
     return options.output.with_name(f"{named}.json")

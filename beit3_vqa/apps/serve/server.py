@@ -80,7 +80,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,200}")
 
 
 def serve(
-    checkpoints: Sequence[str],
+    checkpoint: Sequence[str],
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "auto",
@@ -93,7 +93,7 @@ def serve(
     """Loads models and answers questions until a signal (SIGTERM, SIGINT) comes; what was asked is still answered.
 
     Args:
-        checkpoints: one, or several that vote.
+        checkpoint: one, or several that vote.
         host: address to listen on; one that others can reach serves them too, if they have the token.
         port: 0 takes a free one.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -112,7 +112,7 @@ def serve(
             "makes one where --host lets others in."
         )
     with closing(listen(host, port)) as listener:
-        panel = Panel([_answerer(path, device, sentencepiece_model, pretrained, precision) for path in checkpoints])
+        panel = Panel([_answerer(path, device, sentencepiece_model, pretrained, precision) for path in checkpoint])
         made = "" if token or is_loopback(listener) else secrets.token_urlsafe()
         with serving(panel, listener, batch_size, token or made) as server, _signals_end_only(server):
             print(f"{greeting(panel, listener, made)}\nCtrl-C stops the server.", flush=True)

@@ -1,4 +1,4 @@
-"""`beit3-vqa evaluate` on files: SCPC's CSV, Visual7W, bad input."""
+"""`beit3-vqa score` on files: SCPC's CSV, Visual7W, bad input."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def predictions(tmp_path):
 
 def evaluated(predictions, *flags):
     out = predictions.parent / "metrics.json"
-    assert main(["evaluate", str(predictions), "--json", str(out), *map(str, flags)]) == 0
+    assert main(["score", str(predictions), "--json", str(out), *map(str, flags)]) == 0
     return json.loads(out.read_text())
 
 
@@ -79,7 +79,7 @@ def test_what_is_read_is_not_replaced(predictions, tmp_path, capsys, name):
     answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,C\n")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     flags = ["--answers", str(answers), "--json", str(tmp_path / "." / name)]
-    assert main(["evaluate", str(predictions), *flags]) == 2
+    assert main(["score", str(predictions), *flags]) == 2
     assert "would replace what is read" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -105,7 +105,7 @@ def test_answers_that_look_alike_are_right(tmp_path):
 def test_ids_that_look_alike_are_shown_with_escapes(tmp_path, capsys):
     path = write_predictions([Prediction(NFC, "?", "x", {"x": 1.0})], tmp_path / "predictions.json")
     answers = write(tmp_path / "a.csv", f"ID,answer\n{NFD},x\n")
-    assert main(["evaluate", str(path), "--answers", str(answers)]) == 2
+    assert main(["score", str(path), "--answers", str(answers)]) == 2
     said = capsys.readouterr().err
     assert "look alike, but are other characters: '\\u1100" in said
     assert "and '\\uac15\\uc544\\uc9c0'" in said
@@ -148,7 +148,7 @@ def test_it_says_what_the_evaluation_said(scpc, trained, tmp_path):
 )
 def test_answers_that_cannot_be_used(predictions, tmp_path, capsys, content, says):
     answers = write(tmp_path / "a.csv", content.replace("*,*,*,*", ",".join(CHOICES)))
-    assert main(["evaluate", str(predictions), "--answers", str(answers), "--json", str(tmp_path / "m.json")]) == 2
+    assert main(["score", str(predictions), "--answers", str(answers), "--json", str(tmp_path / "m.json")]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "m.json").exists()
 
@@ -164,7 +164,7 @@ def test_answers_that_cannot_be_used(predictions, tmp_path, capsys, content, say
     ],
 )
 def test_bad_commands(predictions, capsys, flags, says):
-    assert main(["evaluate", str(predictions), *flags]) == 2
+    assert main(["score", str(predictions), *flags]) == 2
     assert says in capsys.readouterr().err
 
 
@@ -181,7 +181,7 @@ def test_a_row_that_contradicts_itself_is_named_and_not_counted(predictions, tmp
     predictions.write_text(json.dumps([rows[0] | {"truth": "A", "score": 1.0} | changed, *rows[1:]]))
     answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,C\n")
     for flags in ([], ["--answers", str(answers)]):
-        assert main(["evaluate", str(predictions), *flags]) == 2
+        assert main(["score", str(predictions), *flags]) == 2
         assert f"predictions.json, row 1 ('q1'): {says}" in capsys.readouterr().err
 
 
@@ -267,13 +267,13 @@ def test_visual7w_counts_every_question(tmp_path, capsys):
 def test_visual7w_files_that_cannot_be_used(tmp_path, capsys, names, changes, says):
     dataset = telling(tmp_path / "v7w.json", **changes)
     path = write_predictions([choice(name, "A") for name in names], tmp_path / "predictions.json")
-    assert main(["evaluate", str(path), "--visual7w", str(dataset)]) == 2
+    assert main(["score", str(path), "--visual7w", str(dataset)]) == 2
     assert says in capsys.readouterr().err
 
 
 def test_letters_without_options_have_no_text(tmp_path, capsys):
     path = write_predictions([Prediction("1", "q", "A", {"A": 1.0})], tmp_path / "predictions.json")
-    assert main(["evaluate", str(path), "--visual7w", str(telling(tmp_path / "v7w.json"))]) == 2
+    assert main(["score", str(path), "--visual7w", str(telling(tmp_path / "v7w.json"))]) == 2
     assert "without saying its options" in capsys.readouterr().err
 
 
@@ -283,3 +283,38 @@ def test_vqav2_from_the_command_line(tmp_path, capsys):
     annotations = write(tmp_path / "v2.json", json.dumps({"annotations": rows}))
     assert evaluated(path, "--vqav2", annotations)["vqav2"]["accuracy"] == pytest.approx(90)
     assert "vqav2's own score" in capsys.readouterr().out
+
+
+def test_evaluate_is_still_taken_for_score(predictions, tmp_path, capsys):
+    answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,D\n")
+    command = [str(predictions), "--answers", str(answers)]
+    assert main(["score", *command]) == 0
+    score = capsys.readouterr()
+    assert main(["evaluate", *command]) == 0
+    evaluate = capsys.readouterr()
+    assert "66.67" in score.out
+    assert (evaluate.out, score.err) == (score.out, "")
+    assert evaluate.err == "`beit3-vqa evaluate` is called `beit3-vqa score` now.\n"
+    assert main(["evaluate", str(tmp_path / "none.json")]) == main(["score", str(tmp_path / "none.json")]) == 2
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume", "out/checkpoint-best.pth", "--data_path", "data"], ["--json", "m"]])
+def test_evaluate_without_predictions_names_what_evaluates_a_model(flags, capsys):
+    assert main(["evaluate", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "To evaluate a model, use `beit3-vqa finetune --eval" in said
+    assert "Did you mean" not in said
+
+
+def test_only_evaluate_speaks_of_evaluating_a_model(capsys):
+    assert main(["score"]) == 2
+    said = capsys.readouterr().err
+    assert "required: predictions.json" in said
+    assert "finetune" not in said
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out
+    assert "\n    score " in listed
+    assert "\n    evaluate" not in listed

@@ -58,7 +58,7 @@ def test_where_all_of_it_fits(scpc, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch_size", "0"], "write a larger number, or auto"),
+        (["--batch_size", "0"], "--batch_size 0: must be at least 1 and at most 1,000,000, or auto."),
         (["--batch_size", "some"], "invalid int value"),
         (["--batch_size", "3", "--effective_batch_size", "8"], "can't be made of batches of 3"),
         (["--batch_size", "4", "--effective_batch_size", "8", "--update_freq", "2"], "leave one out"),
@@ -112,7 +112,8 @@ from beit3_vqa.config.resolve import GivenOptions, resolve
 
 memory.free = lambda device, free=memory.free: min(free(device), {LIMIT} - memory.in_use(device))
 model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
-config = resolve(GivenOptions({{**model, "data_path": sys.argv[1], "batch_size": 0, "effective_batch_size": 2**16}}))
+given = {{**model, "data_path": sys.argv[1], "batch_size": "auto", "effective_batch_size": 2**16}}
+config = resolve(GivenOptions(given))
 parts = batch_size.with_batch_size(assemble(config, make_task(config)))
 chosen = parts.step_size.batch_size
 samples = batch_size._longest(parts.task.dataset("train", parts.processor, training=True), 64)

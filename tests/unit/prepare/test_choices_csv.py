@@ -10,7 +10,7 @@ from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import PrepareOptions, prepare
-from beit3_vqa.prepare.choices_csv import read
+from beit3_vqa.prepare.choices_csv import Arguments, read
 from tests.helpers.scpc import HEADER, copy_photographs, csv_rows, write_csv
 
 
@@ -22,7 +22,7 @@ def images(tmp_path):
 def read_one(path, split="train"):
     """What the format alone makes of one CSV, images unseen."""
     values = {"train": "", "val": "", "test": ""} | {split: str(path)}
-    return read(values, PrepareOptions("out", "images"))
+    return read(Arguments(**values), PrepareOptions("out", "images"))
 
 
 def problems_of(path, split="train"):

@@ -7,6 +7,7 @@ from PIL import Image
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare import PrepareOptions, prepare
+from beit3_vqa.prepare.choices_csv import Arguments
 from beit3_vqa.prepare.choices_csv import read as read_choices
 
 
@@ -65,7 +66,7 @@ def test_each_split_is_a_csv_that_choices_reads_back(run):
     images = [image(1, "train", [question(n) for n in range(9)]), image(2, "test", [question(20, question=" @what")])]
     run(images, val_ratio=0)
     values = {"train": str(run.out / "visual7w.train.csv"), "val": "", "test": str(run.out / "visual7w.test.csv")}
-    prepared = read_choices(values, PrepareOptions("x", "images"))
+    prepared = read_choices(Arguments(**values), PrepareOptions("x", "images"))
     assert prepared.problems == []
     for split in ("train", "test"):
         rows = read_rows(run.out / f"vqacustom.{split}.jsonl")

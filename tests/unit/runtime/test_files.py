@@ -56,8 +56,8 @@ def test_no_command_fails_at_a_link_to_itself(tmp_path, capsys):
     for command in (
         ["report", loop, "--output", f"{out}.html"],
         ["ensemble", loop, loop, "--output", f"{out}.csv"],
-        ["evaluate", loop, "--answers", loop],
-        ["evaluate", loop, "--answers", loop, "--json", loop],
+        ["score", loop, "--answers", loop],
+        ["score", loop, "--answers", loop, "--json", loop],
         ["finetune", "--output_dir", out, "--data_path", loop],
         ["finetune", "--output_dir", out, "--data_path", tmp_path, "--resume", loop / "x.pth"],
         ["finetune", "--config", loop],

@@ -229,7 +229,7 @@ def test_names_tell_runs_apart(tmp_path):
         (["{run}/../runs"], "Did you mean 'run'"),
         (["{empty}"], "nothing to show"),
         (["{run}", "--split", "val"], "has no predictions_val.json"),
-        (["{run}", "--split", "vla"], "invalid choice"),
+        (["{run}", "--split", "vla"], "--split vla: must be one of test, val. Did you mean 'val'?"),
         (["{run}", "--output", "{empty}"], "is a folder"),
         (["{run}", "--output", "{empty}/no/such.html"], "make it first"),
         (["{run}", "--output", "{run}/predictions.json"], "would replace what is read"),

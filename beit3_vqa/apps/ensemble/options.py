@@ -1,0 +1,30 @@
+"""The options of an ensemble."""
+
+import math
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from beit3_vqa.runtime.fields import Options, option
+
+
+@dataclass(frozen=True)
+class EnsembleOptions(Options):
+    """What to join, and how."""
+
+    members: tuple[str, ...] = option(
+        MISSING, "predictions (.json), checkpoint, or run folder", positional=True, metavar="MEMBER"
+    )
+    output: Path = option(MISSING, "the submission, such as e/submission.csv", metavar="FILE")
+    vote: str = option("soft", "how the members decide", choices=("hard", "soft", "weighted"))
+    max_params: float = option(3e9, "of all models together; default: 3e9, as in SCPC", above=0, below=math.inf)
+    greedy: bool = option(False, "choose members by forward selection on validation, within --max_params")
+    val: tuple[str, ...] = option(
+        (),
+        "validation predictions of the members that are predictions, in their order; default: predictions_val.json "
+        "beside each",
+        metavar="FILE",
+    )
+    params: tuple[str, ...] = option(
+        (), "parameters of a member whose file doesn't say them", repeated=True, metavar="FILE=N"
+    )
+    seed: int = option(0, "of folds and bootstrap", low=0)

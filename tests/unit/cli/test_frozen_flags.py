@@ -1,0 +1,31 @@
+"""What people have typed since version 0.1.0 goes on meaning the same."""
+
+from pathlib import Path
+
+import pytest
+
+from beit3_vqa.config.config import read_config_values
+from beit3_vqa.errors import InputError
+from tests.golden.flags import flags
+
+FROZEN = Path(__file__).parents[2] / "golden" / "flags_0.1.0.txt"
+
+
+def test_no_flag_of_0_1_0_is_lost_or_takes_or_defaults_to_something_else():
+    frozen = FROZEN.read_text(encoding="utf-8").splitlines()
+    assert len(frozen) > 400
+    assert sorted(set(frozen) - set(flags())) == []
+
+
+@pytest.mark.parametrize(("written", "means"), [("0", "auto"), ('"auto"', "auto"), ("48", 48)])
+def test_a_config_of_0_1_0_means_the_same_batch_size(tmp_path, written, means):
+    for content in (f'{{"batch_size": {written}}}', f'{{"optim": {{"batch_size": {written}}}}}'):
+        (tmp_path / "config.json").write_text(content)
+        assert read_config_values(tmp_path / "config.json") == {"batch_size": means}
+
+
+@pytest.mark.parametrize("written", ["false", "0.0", "null", '"some"'])
+def test_what_was_no_batch_size_in_0_1_0_is_none_now(tmp_path, written):
+    (tmp_path / "config.json").write_text(f'{{"batch_size": {written}}}')
+    with pytest.raises(InputError, match="batch_size can't be"):
+        read_config_values(tmp_path / "config.json")
