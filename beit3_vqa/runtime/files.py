@@ -49,7 +49,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
     finally:
@@ -85,7 +85,7 @@ def publish(files: Sequence[Path], folder: Path) -> list[Path]:
             path.replace(place)
         except OSError as error:
             raise InputError(f"{place} can't be written ({error.strerror}); choose a folder that can.") from error
-        _flush_folder(folder)
+        flush_folder(folder)
     return places
 
 
@@ -140,8 +140,8 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _flush_folder(folder: Path) -> None:
-    """Puts names on disk too; not every system and file system can."""
+def flush_folder(folder: Path) -> None:
+    """Put names on disk too; not every system and file system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -24,7 +26,9 @@ import pytest
 import torch
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS, RELEASES, KeyLayout, check_key_layout, download
+from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS, RELEASES, download
+from beit3_vqa.models.beit3.key_layout import KeyLayout, check_key_layout
+from beit3_vqa.runtime.transfer import SafeRedirects
 
 ROOT = Path(__file__).parents[3]
 NAME = "beit3_base_indomain_patch16_224.pth"
@@ -362,43 +366,41 @@ def test_redirects_away_from_https_are_refused(
     assert names_in(tmp_path) == set()
 
 
-class Detour(urllib.request.OpenerDirector):
-    """Asks the local server in place of github.com, and says that the answer came from `landed`."""
-
-    def __init__(self, server: FileServer, landed: str) -> None:
-        self.server, self.landed, self.asked = server, landed, ""
-
-    def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
-        self.asked, self.server.behaviour.etag = fullurl.full_url, None
-        response = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.server.url, timeout=timeout)
-        response.url = self.landed
-        return response
+def test_without_url_the_official_address_is_asked(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official = dataclasses.replace(OFFICIAL_WEIGHTS[NAME], address=server.url.replace(NAME, "of-the-catalogue"))
+    monkeypatch.setitem(OFFICIAL_WEIGHTS, NAME, official)
+    download(NAME, tmp_path, say=lambda text: None)
+    assert [request["path"] for request in server.behaviour.requests] == ["/of-the-catalogue"]
 
 
-def test_without_url_the_official_address_is_asked(server: FileServer, tmp_path: Path) -> None:
-    detour = Detour(server, "https://objects.example.org/x")
-    download(NAME, tmp_path, using=detour, say=lambda text: None)
-    assert detour.asked == OFFICIAL_WEIGHTS[NAME].address
-
-
-def test_an_opener_of_ones_own_cannot_leave_https(server: FileServer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="refused"):
-        download(NAME, tmp_path, using=Detour(server, "http://example.org/x"), say=lambda text: None)
-    assert names_in(tmp_path) == set()
+def test_a_known_sha256_is_verified(
+    fetch: Callable[..., Path], server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = hashlib.sha256(server.behaviour.body).hexdigest()
+    for sha256 in ("0" * 64, right):
+        monkeypatch.setitem(OFFICIAL_WEIGHTS, NAME, dataclasses.replace(OFFICIAL_WEIGHTS[NAME], sha256=sha256))
+        if sha256 == right:
+            assert fetch() == tmp_path / NAME
+        else:
+            with pytest.raises(InputError, match="SHA-256 should be 0000"):
+                fetch()
+            assert names_in(tmp_path) == {f"{NAME}.part.rejected"}
 
 
 def test_from_https_not_even_this_machine_may_be_redirected_to() -> None:
-    from beit3_vqa.models.beit3.download import opener
-
-    handler = next(h for h in opener("https://example.org/x").handlers if type(h).__name__ == "_SafeRedirects")
+    asked = urllib.request.Request("https://example.org/x")
     with pytest.raises(InputError, match="refused"):
-        handler.redirect_request(None, None, 302, "", {}, "http://127.0.0.1/x")  # type: ignore[attr-defined]
+        SafeRedirects().redirect_request(asked, None, 302, "", {}, "http://127.0.0.1/x")
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "http://example.org/x.pth",
+        "http://127.0.0.1@example.org/x.pth",
+        "http://localhost.example.org/x.pth",
         "http://10.0.0.1/x.pth",
         "file:///tmp/x.pth",
         "ftp://example.org/x.pth",
