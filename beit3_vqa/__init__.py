@@ -6,22 +6,21 @@ From Python, three lines:
     model = beit3_vqa.load("OUT/checkpoint-best.pth")
     print(model.predict("cat.jpg", "What is on the mat?", ["a cat", "a dog", "a hat", "nothing"]))
 
-After `import beit3_vqa`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.
+After `beit3_vqa.register_with_timm()`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.
+Importing the package changes nothing outside it.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models import timm_hook
 from beit3_vqa.runtime.host import limit_spinning
 
 if TYPE_CHECKING:
     from beit3_vqa.engine.predictor import load
+    from beit3_vqa.models.names import register_with_timm
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "__version__", "load"]
-
-timm_hook.install()
+__all__ = ["InputError", "__version__", "load", "register_with_timm"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,6 +30,11 @@ def __getattr__(name: str) -> Any:
         from beit3_vqa.engine.predictor import load
 
         return load
+    if name == "register_with_timm":
+        limit_spinning()
+        from beit3_vqa.models.names import register_with_timm
+
+        return register_with_timm
     raise AttributeError(f"module 'beit3_vqa' has no attribute {name!r}")
 
 
