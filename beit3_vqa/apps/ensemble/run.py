@@ -21,12 +21,13 @@ from beit3_vqa.apps.ensemble.compare import (
     weights_text,
 )
 from beit3_vqa.apps.ensemble.members import Member, find_members, predictions_of, total_parameters, validation_of
-from beit3_vqa.apps.ensemble.vote import VOTES, Question, absent_answers, side_by_side
+from beit3_vqa.apps.ensemble.vote import Question, absent_answers, side_by_side
 from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, fit_weights
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.predictions import HEADER, publish_results, read_info, write_predictions, write_submission
 from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.errors import MAX_VALUE, InputError, first_line, nearest
+from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.runtime.files import make_folder, real_path, staged
 
 MAX_PARAMETERS = 3e9  # SCPC's rule, for all models together
