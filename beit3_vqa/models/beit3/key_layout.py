@@ -2,11 +2,11 @@
 
 import argparse
 import re
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.archives import damaged_entry, read_archive
 
 VOCAB_ROWS = 64_010
 
@@ -89,18 +89,14 @@ def require_torch_zip(path: Path, every_byte: bool = False) -> None:
     """Tell a web page, a damaged file and a zip bomb from torch's format: a zip whose entries are all stored as is."""
     if not path.is_file():
         raise InputError(f"{path} isn't a file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            stored = stored and sum(entry.file_size for entry in entries) <= path.stat().st_size
-            damaged = archive.testzip() if stored and every_byte else None
-    except Exception as error:  # a broken directory makes zipfile raise nearly anything
+    archive = read_archive(path)
+    if archive and archive.packed:
+        raise InputError(f"{path} is a zip archive, but not one that torch.save wrote")
+    damaged = damaged_entry(path) if archive and every_byte else ""
+    if archive is None or damaged is None:
         with path.open("rb") as file:
             page = file.read(100).lstrip().startswith(b"<")
         what = "is a web page or XML" if page else "is damaged or not in torch's zip format"
-        raise InputError(f"{path} {what}: it isn't a BEiT-3 checkpoint") from error
-    if not stored:
-        raise InputError(f"{path} is a zip archive, but not one that torch.save wrote")
+        raise InputError(f"{path} {what}: it isn't a BEiT-3 checkpoint")
     if damaged:
         raise InputError(f"{path} is damaged: the check sum of {damaged} in it is wrong. Fetch it again")
