@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import stat
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -65,8 +66,12 @@ def staged(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: it can't be made.
     """
-    temporary = folder / f".results.{os.getpid()}.tmp"
-    make_folder(temporary)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # `remove_stale_temporaries` knows it by the process's number.
+        temporary = Path(tempfile.mkdtemp(prefix=".staged.", suffix=f".{os.getpid()}.tmp", dir=folder))
+    except OSError as error:
+        raise InputError(f"{folder} can't be written to ({error.strerror}); choose another.") from error
     try:
         yield temporary
     finally:
