@@ -193,10 +193,10 @@ def read_json(path: Path, most: int) -> Any:
     return parse_json(read_bounded(path, most), path)
 
 
-def parse_json(content: bytes, path: Path) -> Any:
+def parse_json(content: bytes | str, path: Path) -> Any:
     """Return the JSON in `content`, which was read from `path`; InputError as `read_json`."""
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
