@@ -15,9 +15,10 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime.files import write_text
+from beit3_vqa.runtime.files import read_json, write_text
 
 _CHUNK = 1 << 18  # bytes
+_MAX_NOTE = 100_000  # bytes
 _VERSION = {"etag": "ETag", "last_modified": "Last-Modified"}  # in the note: in the headers
 
 
@@ -157,7 +158,7 @@ def _attempt(address: str, part: Path, limit: int, timeout: float) -> None:
 def _known(address: str, part: Path) -> dict[str, Any]:
     """Return what `part` is the beginning of; empty if nobody knows, or one can't go on from there."""
     with contextlib.suppress(Exception):  # a damaged note only costs a fresh start
-        note = json.loads(Path(f"{part}.json").read_text(encoding="utf-8"))
+        note = read_json(Path(f"{part}.json"), _MAX_NOTE)
         strong = note["etag"] and not note["etag"].startswith("W/")  # a weak one doesn't promise the same bytes
         validator = note["etag"] if strong else note["last_modified"]
         if note["address"] == shown(address) and validator and part.stat().st_size <= note["total"]:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from beit3_vqa.runtime import host
+from beit3_vqa.runtime import host, memory
 
 # Page faults of thirty tensors of 64 MiB, one after the other; up to 32 MiB glibc learns to keep some by itself.
 FAULTS = """
@@ -88,3 +88,15 @@ def test_openmp_reads_the_limit_when_torch_is_loaded(road, spins):
     command = [sys.executable, "-c", f"{road}\nimport torch"]
     said = subprocess.run(command, env=tells, capture_output=True, text=True, check=True).stderr
     assert f"GOMP_SPINCOUNT = '{spins}'" in said
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Linux's /proc")
+def test_the_peak_of_memory_is_told_with_and_without_proc(monkeypatch, tmp_path):
+    import resource
+
+    before = memory.peak()
+    block = b"x" * before  # with what there is, more than there ever was
+    assert memory.peak() > before
+    del block
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    assert memory.peak() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
