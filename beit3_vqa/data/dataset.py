@@ -155,8 +155,12 @@ class CustomDataset(IndexDataset):
 
 def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
     """The text of a row, or an empty one and the token ids that stand for it in upstream's index files."""
-    text = row["question"] if "question" in row else row["text_segment"]
-    return (text, None) if isinstance(text, str) else ("", tuple(text))
+    return text_or_ids(row["question"] if "question" in row else row["text_segment"])
+
+
+def text_or_ids(segment: str | Sequence[int]) -> tuple[str, tuple[int, ...] | None]:
+    """Return a segment as a text and None, or as an empty text and its token ids."""
+    return (segment, None) if isinstance(segment, str) else ("", tuple(segment))
 
 
 def truth_of(row: Row, table: AnswerTable) -> tuple[str | None, tuple[tuple[int, float], ...]]:

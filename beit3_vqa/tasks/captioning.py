@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from beit3_vqa.config.config import RunConfig
-from beit3_vqa.data.dataset import IndexDataset
+from beit3_vqa.data.dataset import IndexDataset, text_or_ids
 from beit3_vqa.data.index import IndexFiles, split_files
 from beit3_vqa.data.rows import MAX_ID, Row, RowFormat, Rows, fold_problem, id_problem, image_problem, is_count
 from beit3_vqa.data.tokenizer import Tokenizer, mask_words
@@ -57,17 +57,9 @@ def caption_id(row: Row) -> str | None:
     return str(row["id"]) if "id" in row else None
 
 
-def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
-    """The caption as text, or as token ids with an empty text; both are empty where there is none."""
-    caption = row.get("text_segment")
-    if caption is None:
-        return "", ()
-    return ("", tuple(caption)) if isinstance(caption, list) else (caption, None)
-
-
 def caption_example(row: Row, place: int) -> Example:
     """A caption and its image; a row without an id is called by its place."""
-    text, ids = text_of(row)
+    text, ids = text_or_ids(row.get("text_segment") or ())
     name = caption_id(row)
     return Example(id=str(place) if name is None else name, image_path=row["image_path"], question=text, token_ids=ids)
 
@@ -167,7 +159,7 @@ class Captioning(IndexTask):
         return found
 
     def _text(self, row: Row) -> str:
-        text, ids = text_of(row)
+        text, ids = text_or_ids(row["text_segment"])
         return text if not ids or self._tokenizer is None else self._tokenizer.decode(ids)
 
     def measured(self, example: Example) -> Iterable[Example]:

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beit3_vqa.apps.ensemble.compare import vote_all
-from beit3_vqa.apps.ensemble.vote import VOTES
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.dataset import CustomDataset
@@ -27,6 +26,7 @@ from beit3_vqa.data.predictions import (
 )
 from beit3_vqa.data.types import Batch, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
+from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.tasks.vqa import VQACustom
 from tests.helpers.panels import simulated
 from tests.helpers.processes import ENVIRONMENT, ROOT
