@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from beit3_vqa.config.resolve import config_of
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Batch
 from beit3_vqa.engine.build import assemble, make_task
-from beit3_vqa.engine.trainer import Training, set_up_training, steps
+from beit3_vqa.engine.loop import StepReport, train_epoch
+from beit3_vqa.engine.trainer import Training, set_up_training
 from benchmarks.data import write_photographs
 from benchmarks.paired import arguments, report
 
@@ -79,13 +79,14 @@ def main() -> None:
         run = set_up(options.model, options.batch_size, prepare(Path(folder), count))
         watch = Watch(run.train)
         run.train.epoch = watch.epoch  # type: ignore[method-assign]
-        done = steps(run, 0)
-        for _ in itertools.islice(done, WARM_UP):
-            pass
-        waited, started = watch.seconds, time.perf_counter()
-        for report_of_step in itertools.islice(done, options.rounds):
-            report_of_step.loss.item()  # a GPU's step is over when its loss is there
-        seconds, waited = time.perf_counter() - started, watch.seconds - waited
+        after: list[tuple[float, float]] = []  # each step: what the clock says, and how long was waited so far
+
+        def after_step(report: StepReport) -> None:
+            report.loss.item()  # a GPU's step is over when its loss is there
+            after.append((time.perf_counter(), watch.seconds))
+
+        train_epoch(run, run.train.epoch(0), run.schedule, after_step)
+        seconds, waited = (end - begin for begin, end in zip(after[WARM_UP - 1], after[-1], strict=True))
     row = {
         "model": options.model,
         "batch": options.batch_size,

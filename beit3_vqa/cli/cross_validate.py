@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from beit3_vqa.cli.finetune import add_options, config_from, exit_code_of
+from beit3_vqa.cli.finetune import add_options, config_from
 
 
 def add(commands: Any, build: bool) -> None:
@@ -19,4 +19,5 @@ def run(parsed: argparse.Namespace) -> int:
     config = config_from(parsed)
     from beit3_vqa.apps.cross_validation import cross_validate
 
-    return exit_code_of(lambda: cross_validate(config))
+    cross_validate(config)
+    return 0

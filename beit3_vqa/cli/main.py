@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from beit3_vqa.errors import InputError, nearest, visible
+from beit3_vqa.errors import InputError, RunEnded, nearest, visible
 from beit3_vqa.runtime.host import limit_spinning
 
 # Command -> its file here.
@@ -30,17 +30,25 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code: 0, 2 (your input), 3 (training diverged), 130 (interrupted)."""
+    """Run a command line and return its exit code.
+
+    0: it is done; 2: your input; 3: training diverged; 4: another process was lost; 141: whoever read the output closed
+    it; 128 + N: signal N came, so 130 for Ctrl-C and 143 for SIGTERM.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
     limit_spinning()
     try:
         with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
-            return _dispatch(arguments)
+            parsed = _parse(arguments)
+            return parsed.function(parsed)
     except InputError as error:
         if not error.said_elsewhere:
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunEnded as ended:
+        print(f"{ended.title}: {ended}", file=sys.stderr)
+        return ended.exit_code
     except BrokenPipeError:  # `... | head`: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -75,7 +83,8 @@ class _VisibleText(io.TextIOBase):
         self.stream.flush()
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the command's flags, and as `function` what runs it."""
     parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     adders = {name: import_module(f"beit3_vqa.cli.{file}").add for name, file in COMMANDS.items()}
@@ -85,7 +94,7 @@ def _dispatch(arguments: list[str]) -> int:
         add(commands, build=called == name)
     parsed = parser.parse_args(arguments)
     parsed.main = main  # for a command that runs others
-    return parsed.function(parsed)
+    return parsed
 
 
 class _Parser(argparse.ArgumentParser):
