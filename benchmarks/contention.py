@@ -33,12 +33,12 @@ def train(data: Path, seconds: float, *, loading: bool) -> float:
     """
     run = set_up(MODEL, BATCH, data, vocab_size=300)
     if not loading:
-        batches = list(run.train.epoch(0))
-        run.train.epoch = lambda epoch, first=0: iter(batches)  # type: ignore[method-assign]
+        loaded = list(run.train.epoch(0))
+        run.train.epoch = lambda epoch, first=0: iter(loaded)  # type: ignore[method-assign]
     from beit3_vqa.engine.loop import train_epoch
 
     schedule = run.schedule
-    run.examples = sys.maxsize  # one epoch that never ends, of as many whole batches as there are
+    run.examples = sys.maxsize  # one epoch that never ends, of whole batches
     batches = itertools.chain.from_iterable(map(run.train.epoch, itertools.count()))
     train_epoch(run, itertools.islice(batches, WARM_UP), schedule, lambda report: None)
     print("ready", flush=True)
