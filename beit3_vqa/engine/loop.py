@@ -94,7 +94,7 @@ class StepReport:
 
 @dataclass
 class Learner:
-    """Hold a model and what changes it.
+    """A model and what makes it learn.
 
     Attributes:
         model: called with `batch.inputs`, as the strategy wrapped it.
@@ -173,7 +173,7 @@ def train_epoch(
         in_group += in_batch
         batch = replace(batch.to(precision.device), counted=counted, together=in_batch, step=step)
 
-        # Gradients meet once a step, in the backward pass of its last batch.
+        # Processes put their gradients together once a step, in the backward pass of its last batch.
         with nullcontext() if in_group == group_examples else run.strategy.accumulating(model):
             with precision.autocast():
                 outputs = model(**batch.inputs)
@@ -190,16 +190,16 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
-        # Scaled gradients have another norm. It is taken without clipping too, since it tells whether all are finite.
+        # The norm is that of unscaled gradients. Without clipping too it is needed: it tells whether all are finite.
         scaler.unscale_(optimizer)
         grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if run.clip_grad:
             nn.utils.clip_grads_with_norm_(parameters, run.clip_grad, grad_norm)
         if isinstance(grad_norm, DTensor):  # fsdp: of this process's part
             grad_norm = grad_norm.full_tensor()
-        distributed.sum_of(loss_sum)
+        distributed.sum_of(loss_sum)  # for the report: so far it is of this process's examples
 
-        # One infinite gradient would ruin every weight and moment, so such a step changes nothing and is counted.
+        # A gradient that isn't finite would ruin weights and moments for good: that step changes nothing, and counts.
         bad = (~torch.isfinite(grad_norm)).to(torch.float32)
         with precision.skipping(optimizer, bad) as wanted:
             if wanted:

@@ -199,10 +199,10 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
 def _after_steps(
     run: Training, progress: Progress, log: RunLog, saver: Saver, stop: AgreedStop
 ) -> Iterator[Callable[[StepReport], None]]:
-    """Return a context with what is to be called after each optimizer step of an epoch: it counts, shows, logs, saves.
+    """Return a context with what to call after each optimizer step of an epoch: it counts, shows, logs and saves.
 
-    After the context, however it ends, `run.state.inside` says how far the epoch has come; if an example can't be read,
-    random numbers go on after the last step, too.
+    However the context ends, `run.state.inside` then says how far the epoch has come. If it ends with an InputError,
+    the random state is that after the last step, where the run can go on.
 
     Raises:
         Stopped: in the call, if a signal came.
