@@ -41,7 +41,7 @@ from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import evaluate_fully, naming
 from beit3_vqa.engine.predictor import _load
 from beit3_vqa.engine.run_lock import run_lock
-from beit3_vqa.engine.trainer import Training, set_up_training, train_epochs
+from beit3_vqa.engine.trainer import Training, fit, set_up_training
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import processes
@@ -77,7 +77,7 @@ def train(config: RunConfig) -> TrainState:
         if config.run.dry_run:
             dry_run(run)
             return run.state
-        return train_epochs(run)
+        return fit(run)
 
 
 def _begin(config: RunConfig) -> Training:

@@ -7,7 +7,8 @@ import torch
 
 from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.engine.logging import format_seconds, peak_memory
-from beit3_vqa.engine.trainer import Training, steps
+from beit3_vqa.engine.loop import StepReport, train_epoch
+from beit3_vqa.engine.trainer import Training
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.spinning import spinning_in_words
 
@@ -39,15 +40,20 @@ def describe(run: Training) -> None:
 def dry_run(run: Training) -> None:
     """Two training and two evaluation steps, then what they cost; writes nothing."""
     parts = run.parts
-    started = time.monotonic()
+    times = [time.monotonic()]
     examples = 0
-    step_seconds = []
-    for report in itertools.islice(steps(run, 0), TIMED_STEPS):
-        step_seconds.append(time.monotonic() - started)
-        started = time.monotonic()
+
+    def after_step(report: StepReport) -> None:
+        nonlocal examples
+        loss = report.loss.item()  # waits for the device, so that the step is over
+        times.append(time.monotonic())
         examples = report.examples
-        print(f"step {report.step}: loss {report.loss.item():.4f}, {step_seconds[-1]:.2f} s")
-    epoch_seconds = step_seconds[-1] * run.steps_per_epoch
+        print(f"step {report.step}: loss {loss:.4f}, {times[-1] - times[-2]:.2f} s")
+
+    inside = run.state.inside
+    first_batches = itertools.islice(run.train.epoch(0, inside.examples), TIMED_STEPS * run.update_freq)
+    train_epoch(run, first_batches, run.schedule, after_step, first_example=inside.examples, first_step=inside.steps)
+    epoch_seconds = (times[-1] - times[-2]) * run.steps_per_epoch
 
     loader = run.val or run.train
     started = time.monotonic()
