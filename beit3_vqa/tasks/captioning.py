@@ -48,7 +48,7 @@ def caption_problem(row: Row) -> str:
 
 
 def has_caption(row: Row) -> bool:
-    """Return whether there is one."""
+    """Return whether a row has a caption."""
     return row.get("text_segment") is not None
 
 
@@ -195,7 +195,7 @@ class COCOCaptioning(Task):
         return replace(batch, targets=torch.tensor([word for item in items for word in item["words"]]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return that of the masked words, label-smoothed, after `--drop_worst_after` without this process's worst."""
+        """Return the smoothed loss of masked words; after `--drop_worst_after` steps without this process's worst."""
         assert batch.targets is not None
         options = self.config.of_task
         drop = options.drop_worst_ratio if batch.step > options.drop_worst_after else 0.0

@@ -54,7 +54,7 @@ class VQARank(VQACustom):
             )
 
     def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
-        """Return what vqacustom does; InputError if an option is longer than the model may read."""
+        """Return a split as vqacustom does; InputError if an option is longer than the model may read."""
         dataset = super().dataset(split, processor, training=training)
         problems = (
             (row, choice, _length_problem(choice, processor)) for row in dataset.rows for choice in row["choices"]
