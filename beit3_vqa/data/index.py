@@ -30,10 +30,14 @@ class IndexFiles:
     Attributes:
         name: what ours begin with: `NAME.SPLIT.jsonl`.
         others: split -> the files that upstream's scripts wrote for it.
+        train_name: what ours of the training split begin with, if it is another task's; empty: as the others.
+        tests_on_val: whether the val split is the test split too, if there is no other.
     """
 
     name: str
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    train_name: str = ""
+    tests_on_val: bool = False
 
 
 # Upstream trains on the larger part of VQAv2's validation set too and validates on the rest of it.
@@ -52,12 +56,14 @@ def split_file(split: str, name: str = VQACUSTOM.name) -> str:
 
 
 def split_files(data_path: Path, split: str, files: IndexFiles = VQACUSTOM) -> list[Path]:
-    """The files that hold `split`: ours or, in a folder without any of ours, upstream's; empty when there are none."""
-    if any((data_path / split_file(known, files.name)).is_file() for known in ALL_SPLITS):
-        names: tuple[str, ...] = (split_file(split, files.name),)
+    """Return the files of a split: ours or, in a folder without any of ours, upstream's; empty if there are none."""
+    name = files.train_name if split == "train" and files.train_name else files.name
+    if any((data_path / split_file(known, name)).is_file() for known in ALL_SPLITS):
+        names: tuple[str, ...] = (split_file(split, name),)
     else:
         names = files.others.get(split, ())
-    return [data_path / name for name in names if (data_path / name).is_file()]
+    found = [data_path / name for name in names if (data_path / name).is_file()]
+    return split_files(data_path, "val", files) if not found and split == "test" and files.tests_on_val else found
 
 
 def image_key(row: Mapping[str, Any]) -> str:

@@ -55,10 +55,10 @@ def _with_size_settled(parts: Parts) -> Parts:
                 f"be made of batches of {options.batch_size}; choose a divisor for --batch_size, or write auto."
             )
         return _settled(parts, options.batch_size, per_process)
-    if parts.task.compares_rows:
+    if parts.task.spec.compares_rows:
         raise InputError(
-            f"--batch_size auto: the loss of {parts.task.name} compares the rows of a forward pass with each other, so "
-            "their number is part of the recipe; give it."
+            f"--batch_size auto: the loss of {parts.task.spec.name} compares the rows of a forward pass with each "
+            "other, so their number is part of the recipe; give it."
         )
     device = parts.precision.device
     if not memory.can_measure(device):

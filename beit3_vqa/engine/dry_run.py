@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from functools import partial
 
 import torch
 
@@ -30,7 +31,7 @@ def describe(run: Training) -> None:
     classes = f", {parts.task.num_classes} answers" if parts.task.num_classes else ""
     print(f"model: {config.model.model}, {counts}{classes}")
     print(
-        f"training: {run.examples} {parts.task.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
+        f"training: {run.examples} {parts.task.spec.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
         f"{options.epochs} epochs, on {parts.precision.device} in {parts.precision.name}{spread}, attention: {kernel}"
     )
     if parts.precision.device.type == "cpu":
@@ -59,8 +60,9 @@ def dry_run(run: Training) -> None:
     started = time.monotonic()
     batches = list(itertools.islice(loader.epoch(0), TIMED_STEPS))
     task = parts.task
-    for predictions in evaluate_batches(parts.model, batches, task.predictions, parts.precision, task.infer):
-        print(f"evaluated {len(predictions)} {task.unit}, {time.monotonic() - started:.2f} s")
+    infer = partial(task.infer, processor=parts.processor)
+    for predictions in evaluate_batches(parts.model, batches, task.predictions, parts.precision, infer):
+        print(f"evaluated {len(predictions)} {task.spec.unit}, {time.monotonic() - started:.2f} s")
     per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
     tokens = max(parts.model.tokens(batch.inputs) for batch in batches)
     if run.val is not None:

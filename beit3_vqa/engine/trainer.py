@@ -71,10 +71,10 @@ def set_up_training(parts: Parts) -> Training:
     config, options = parts.config, parts.config.optim
     parts.model.to(parts.precision.device)
     train_loader = parts.loader("train", training=True)
-    val_loader = parts.loader("val") if "val" in parts.task.splits() else None
+    val_loader = parts.loader("val") if "val" in parts.task.folder.splits() else None
     if val_loader is None:
         print("no val split: nothing to choose the best epoch by, the last one counts as the best")
-        if parts.task.folds():
+        if parts.task.folder.folds():
             print("the training rows have folds: --fold K holds one of them out as val")
         if options.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
@@ -250,16 +250,16 @@ def _after_steps(
 
 def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any], log: RunLog, saver: Saver) -> None:
     """Save and log an epoch; `values` are its averages in training, `metrics` those of validation."""
-    task, state, config, epoch = run.parts.task, run.state, run.parts.config, run.state.epoch
-    score = metrics.get(task.best_metric)
+    spec, state, config, epoch = run.parts.task.spec, run.state, run.parts.config, run.state.epoch
+    score = metrics.get(spec.best_metric)
     # Without a score nothing is known to be better than what had one.
     improved = state.best_score is None or (score is not None and score > state.best_score)
     if run.val is not None and score is None and state.best_epoch is None:
-        print(f"the val split has nothing to compare with, so no {task.best_metric}: the last epoch is the best one")
+        print(f"the val split has nothing to compare with, so no {spec.best_metric}: the last epoch is the best one")
     state.epoch, state.inside = epoch + 1, InsideEpoch()
     state.val_losses += [metrics["loss"]] if "loss" in metrics else []
     if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
-        print(f"--sched plateau: {task.name} has no validation loss to follow: the learning rate stays as it is")
+        print(f"--sched plateau: {spec.name} has no validation loss to follow: the learning rate stays as it is")
     # Before the checkpoint: a line too many is dropped when the run resumes, one that is missing stays missing.
     log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
@@ -269,7 +269,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
     log.scalars(numbers_of(metrics, "val"), run.step)
     if score is not None:
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
-        print(f"epoch {epoch}: val {task.best_metric} {score:.2f} ({best})")
+        print(f"epoch {epoch}: val {spec.best_metric} {score:.2f} ({best})")
 
 
 def _evaluation_command(run: Training) -> str:
@@ -279,5 +279,5 @@ def _evaluation_command(run: Training) -> str:
     words = ["--eval", "--task", config.run.task, "--resume", str(folder / BEST)]
     words += ["--data_path", config.data.data_path, "--output_dir", str(folder)]
     words += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
-    words += [] if "test" in run.parts.task.splits() else ["--split", "val"]
+    words += [] if "test" in run.parts.task.folder.splits() else ["--split", "val"]
     return f"python run_beit3_finetuning.py {shlex.join(words)}"

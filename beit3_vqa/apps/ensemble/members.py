@@ -137,7 +137,7 @@ def _of_checkpoint(
     values = {**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)}
     config = config_of(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
     config, parameters = evaluation_of_checkpoint(config)
-    if not find_task(config.run.task).row_by_row:
+    if not find_task(config.run.task).spec.row_by_row:
         raise InputError(f"{name}: was trained on {config.run.task}, whose results aren't answers that can be joined.")
     if given.get(name, parameters) != parameters:
         raise InputError(f"--params {name}={given[name]}: its model has {parameters:,}. Leave the option out.")

@@ -268,7 +268,7 @@ def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
     if not isinstance(fold, int) or config.run.split != "val":
         return config
     if config.data.fold is None:
-        has_val = split_files(Path(config.data.data_path), "val", find_task(config.run.task).files)
+        has_val = split_files(Path(config.data.data_path), "val", find_task(config.run.task).spec.files)
         return config if has_val else config.updated({"fold": fold})
     if config.data.fold != fold:
         raise InputError(
