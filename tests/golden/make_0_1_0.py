@@ -4,7 +4,7 @@ A prepared folder, a training that stopped after the first of its two epochs, th
 and what the second epoch made of the weights. It was run with the code of 0.1.0 (commit 595c452) beside it, in an
 empty folder, on one thread, and isn't run again:
 
-    git worktree add ../0.1.0 595c452
+    mkdir ../0.1.0 && git archive 595c452 | tar x -C ../0.1.0
     mkdir made && cd made
     OMP_NUM_THREADS=1 PYTHONPATH=../../0.1.0 python ../tests/golden/make_0_1_0.py ../tests/golden/files_of_0_1_0
 
