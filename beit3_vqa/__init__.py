@@ -6,29 +6,30 @@ From Python, three lines:
     model = beit3_vqa.load("OUT/checkpoint-best.pth")
     print(model.predict("cat.jpg", "What is on the mat?", ["a cat", "a dog", "a hat", "nothing"]))
 
-After `import beit3_vqa`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.
+After `beit3_vqa.register_with_timm()`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.
+Importing the package changes nothing outside it.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models import timm_hook
 
 if TYPE_CHECKING:
     from beit3_vqa.engine.predictor import load
+    from beit3_vqa.models.names import register_with_timm
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "__version__", "load"]
+__all__ = ["InputError", "__version__", "load", "register_with_timm"]
 
-timm_hook.install()
+
+# Name -> its module, imported when it is asked for: torch takes seconds to load, and `--help` shouldn't.
+_LATER = {"load": "beit3_vqa.engine.predictor", "register_with_timm": "beit3_vqa.models.names"}
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `--help` shouldn't.
-    if name == "load":
-        from beit3_vqa.engine.predictor import load
-
-        return load
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'beit3_vqa' has no attribute {name!r}")
 
 

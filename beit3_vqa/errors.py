@@ -92,3 +92,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 class NotFiniteError(InputError):
     """A model's outputs aren't finite numbers, so that there is no answer in them."""
+
+
+class RunEnded(Exception):  # noqa: N818 - what is derived from it reads as what happened
+    """Something other than the user's input ended a run before its time.
+
+    Attributes:
+        exit_code: of the command line.
+        title: what stands before the message there.
+    """
+
+    exit_code = 1
+    title = "error"

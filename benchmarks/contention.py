@@ -33,20 +33,20 @@ def train(data: Path, seconds: float, *, loading: bool) -> float:
     """
     run = set_up(MODEL, BATCH, data, vocab_size=300)
     if not loading:
-        batches = list(run.train.epoch(0))
-        run.train.epoch = lambda epoch, first=0: iter(batches)  # type: ignore[method-assign]
-    from beit3_vqa.engine.trainer import steps
+        loaded = list(run.train.epoch(0))
+        run.train.epoch = lambda epoch, first=0: iter(loaded)  # type: ignore[method-assign]
+    from beit3_vqa.engine.loop import train_epoch
 
-    done = itertools.chain.from_iterable(steps(run, epoch) for epoch in itertools.count())
-    for _ in itertools.islice(done, WARM_UP):
-        pass
+    schedule = run.schedule
+    run.examples = sys.maxsize  # one epoch that never ends, of whole batches
+    batches = itertools.chain.from_iterable(map(run.train.epoch, itertools.count()))
+    train_epoch(run, itertools.islice(batches, WARM_UP), schedule, lambda report: None)
     print("ready", flush=True)
     sys.stdin.readline()  # those that run at once begin at once
-    started, count = time.perf_counter(), 0
-    for count, _ in enumerate(done, start=1):  # noqa: B007
-        if time.perf_counter() - started >= seconds:
-            break
-    return count * BATCH / (time.perf_counter() - started)
+    started, ends = time.perf_counter(), []
+    in_time = itertools.takewhile(lambda batch: time.perf_counter() - started < seconds, batches)
+    train_epoch(run, in_time, schedule, lambda report: ends.append(time.perf_counter()))
+    return len(ends) * BATCH / (ends[-1] - started)
 
 
 @contextmanager

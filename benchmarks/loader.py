@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from beit3_vqa.cli.main import main as command_line
 from beit3_vqa.config.resolve import GivenOptions, resolve
-from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Batch
 from beit3_vqa.engine.build import assemble, make_task
-from beit3_vqa.engine.trainer import Training, set_up_training, steps
+from beit3_vqa.engine.loop import StepReport, train_epoch
+from beit3_vqa.engine.trainer import Training, set_up_training
 from benchmarks.data import write_photographs
 from benchmarks.paired import arguments, report
 
@@ -22,22 +21,20 @@ WARM_UP = 2  # steps: workers start, memory is taken
 
 
 class Watch:
-    """Adds up the seconds between asking a loader for a batch and getting it.
+    """Batches that add up the seconds between asking for one and getting it.
 
     Args:
-        loader: whose epochs are watched.
+        batches: of an epoch.
     """
 
-    def __init__(self, loader: BatchLoader):
+    def __init__(self, batches: Iterator[Batch]):
         self.seconds = 0.0
-        self.epoch_of = loader.epoch
+        self.batches = batches
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch."""
-        batches = iter(self.epoch_of(epoch, first))
+    def __iter__(self) -> Iterator[Batch]:
         while True:
             started = time.perf_counter()
-            batch = next(batches, None)
+            batch = next(self.batches, None)
             self.seconds += time.perf_counter() - started
             if batch is None:
                 return
@@ -77,15 +74,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         count = (WARM_UP + options.rounds) * options.batch_size
         run = set_up(options.model, options.batch_size, prepare(Path(folder), count))
-        watch = Watch(run.train)
-        run.train.epoch = watch.epoch  # type: ignore[method-assign]
-        done = steps(run, 0)
-        for _ in itertools.islice(done, WARM_UP):
-            pass
-        waited, started = watch.seconds, time.perf_counter()
-        for report_of_step in itertools.islice(done, options.rounds):
-            report_of_step.loss.item()  # a GPU's step is over when its loss is there
-        seconds, waited = time.perf_counter() - started, watch.seconds - waited
+        watch = Watch(run.train.epoch(0))
+        after: list[tuple[float, float]] = []  # each step: what the clock says, and how long was waited so far
+
+        def after_step(report: StepReport) -> None:
+            report.loss.item()  # a GPU's step is over when its loss is there
+            after.append((time.perf_counter(), watch.seconds))
+
+        train_epoch(run, watch, run.schedule, after_step)
+        seconds, waited = (end - begin for begin, end in zip(after[WARM_UP - 1], after[-1], strict=True))
     row = {
         "model": options.model,
         "batch": options.batch_size,

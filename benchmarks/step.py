@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from beit3_vqa.config.options import OptimConfig
 from beit3_vqa.engine.optim import make_optimizer
+from beit3_vqa.runtime import memory
 from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.network import (
     Loss,
@@ -83,13 +83,7 @@ def print_memory(options: argparse.Namespace, device: torch.device, wanted: dict
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**30)
     else:
-        print(resident_peak())
-
-
-def resident_peak() -> float:
-    """Peak GiB of this process (Linux); getrusage's figure would begin with that of the process that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+        print((memory.peak() or 0) / 2**30)
 
 
 def main() -> None:

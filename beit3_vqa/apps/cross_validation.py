@@ -47,15 +47,15 @@ def cross_validate(given: GivenOptions) -> dict[str, Any]:
 
 
 def _cross_validate(given: GivenOptions) -> dict[str, Any]:
-    config = resolve(given, find_task(given["task"]).defaults)  # what all of the runs have in common
+    config = resolve(given, find_task(given["task"]).spec.defaults)  # what all of the runs have in common
     task = make_task(config)
-    folds = task.folds()
+    folds = task.folder.folds()
     if not folds:
         raise InputError(f"--data_path {config.data.data_path}: has no folds; prepare the data with --folds K.")
     histories = []
     for fold in folds:
         print(f"\n=== fold {fold} of {len(folds)}", flush=True)
-        histories.append(_run_fold(given, config, fold, task.best_metric))
+        histories.append(_run_fold(given, config, fold, task.spec.best_metric))
         if config.run.dry_run:
             print("the other folds cost about the same")
             return {}
@@ -63,7 +63,7 @@ def _cross_validate(given: GivenOptions) -> dict[str, Any]:
     if unfinished:
         print(f"not all epochs are done in folds {', '.join(map(str, unfinished))}; the same command goes on with them")
         return {}
-    summary = summarise(dict(zip(folds, histories, strict=True)), task.best_metric)
+    summary = summarise(dict(zip(folds, histories, strict=True)), task.spec.best_metric)
     folder = Path(config.run.output_dir)
     make_folder(folder)
     print(f"\n{table(summary)}")

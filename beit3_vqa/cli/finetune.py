@@ -1,9 +1,6 @@
 """`beit3-vqa finetune`, the same as `run_beit3_finetuning.py`: train, resume, evaluate."""
 
 import argparse
-import signal
-import sys
-from collections.abc import Callable
 from typing import Any
 
 from beit3_vqa.cli.flags import add_option, command, given
@@ -49,11 +46,15 @@ def _add_ignored(parser: Any, name: str, values: str) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Runs the command and returns its exit code."""
+    """Train, or with `--eval` evaluate; return the exit code."""
     options = options_from(parsed)
     from beit3_vqa.engine.api import evaluate, train
 
-    return exit_code_of(lambda: evaluate(options) if options["eval"] else train(options))
+    if options["eval"]:
+        evaluate(options)
+    else:
+        train(options)
+    return 0
 
 
 def options_from(parsed: argparse.Namespace) -> GivenOptions:
@@ -73,26 +74,6 @@ def options_from(parsed: argparse.Namespace) -> GivenOptions:
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
     return GivenOptions(from_file | values, typed_flags=frozenset(values))
-
-
-def exit_code_of(call: Callable[[], object]) -> int:
-    """0; 3 where training diverged, 4 where another process was lost, 128 + signal where one came, each said."""
-    from beit3_vqa.engine.loop import TrainingDiverged
-    from beit3_vqa.runtime.distributed import ProcessLost
-    from beit3_vqa.runtime.signals import Stopped
-
-    try:
-        call()
-    except TrainingDiverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except ProcessLost as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 4
-    except Stopped as stopped:
-        print(f"stopped by {signal.Signals(stopped.number).name}: {stopped}", file=sys.stderr)
-        return stopped.exit_code
-    return 0
 
 
 add = command("finetune", "train, resume and evaluate; the same as run_beit3_finetuning.py", add_options, run)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from beit3_vqa.errors import InputError, nearest, visible
+from beit3_vqa.errors import InputError, RunEnded, nearest, visible
 
 # Command -> its file here.
 COMMANDS: dict[str, str] = {
@@ -30,16 +30,24 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code: 0, 2 (your input), 3 (training diverged), 130 (interrupted)."""
+    """Run a command line and return its exit code.
+
+    0: it is done; 2: your input; 3: training diverged; 4: another process was lost; 141: whoever read the output closed
+    it; 128 + N: signal N came, so 130 for Ctrl-C and 143 for SIGTERM.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
     try:
         with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
-            return _dispatch(arguments)
+            parsed = _parse(arguments)
+            return parsed.function(parsed)
     except InputError as error:
         if not error.said_elsewhere:
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunEnded as ended:
+        print(f"{ended.title}: {ended}", file=sys.stderr)
+        return ended.exit_code
     except BrokenPipeError:  # `... | head`: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -74,7 +82,8 @@ class _VisibleText(io.TextIOBase):
         self.stream.flush()
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the command's flags, and as `function` what runs it."""
     parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     adders = {name: import_module(f"beit3_vqa.cli.{file}").add for name, file in COMMANDS.items()}
@@ -82,8 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
     called = arguments[0] if arguments and arguments[0] in adders else None
     for name, add in adders.items():
         add(commands, build=called == name)
-    parsed = parser.parse_args(arguments)
-    return parsed.function(parsed)
+    return parser.parse_args(arguments)
 
 
 class _Parser(argparse.ArgumentParser):

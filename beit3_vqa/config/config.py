@@ -23,7 +23,7 @@ from beit3_vqa.config.options import (
 )
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.runtime.fields import Options, typed
-from beit3_vqa.runtime.files import is_text, missing, require_bounded, write_text
+from beit3_vqa.runtime.files import is_text, read_json, write_text
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -134,16 +134,10 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not JSON, an unknown option, or a value of the wrong type.
     """
-    path = Path(path)
-    require_bounded(path, MAX_CONFIG)
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"--config: {missing('file', path)}") from None
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--config {path} isn't JSON: {error}.") from error
+        loaded = read_json(Path(path), MAX_CONFIG)
+    except InputError as error:
+        raise InputError(f"--config: {error}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"--config {path}: expected an object of options.")
     loaded.pop(GIVEN, None)

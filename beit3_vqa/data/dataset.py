@@ -36,6 +36,7 @@ class IndexDataset(Dataset):
         image_root: folder that the examples' image paths start from.
         processor: `processor(example, rng)` -> tensors; `rng` is None in evaluation.
         training: whether to augment.
+        shuffle_choices: whether training sees the options of a question in another order each time.
         seed: of everything random.
     """
 
@@ -47,6 +48,7 @@ class IndexDataset(Dataset):
         processor: TensorsOf,
         *,
         training: bool = False,
+        shuffle_choices: bool = False,
         seed: int = 0,
     ):
         self.rows = rows
@@ -54,6 +56,7 @@ class IndexDataset(Dataset):
         self.image_root = image_root
         self.processor = processor
         self.training = training
+        self.shuffle_choices = shuffle_choices
         self.seed = seed
 
     def __len__(self) -> int:
@@ -63,7 +66,9 @@ class IndexDataset(Dataset):
         epoch, draw, index = key
         example = self.example(index)
         rng = random.Random(f"{self.seed}/{epoch}/{draw}") if self.training else None
-        return self._processed(example if rng is None else self.varied(example, rng), rng)
+        if rng is not None and self.shuffle_choices:
+            example = permute_choices(example, rng)
+        return self._processed(example, rng)
 
     def _processed(self, example: Example, rng: random.Random | None) -> tuple[Example, dict[str, Any]]:
         try:
@@ -73,10 +78,6 @@ class IndexDataset(Dataset):
             raise ImageError(f"row {one_line(example.id)}: {error}", error.path or example.image_path) from error
         except InputError as error:
             raise InputError(f"row {one_line(example.id)}: {error}") from error
-
-    def varied(self, example: Example, rng: random.Random) -> Example:
-        """The example as an epoch of training sees it."""
-        return example
 
     def without_image(self, index: int, problem: str) -> tuple[Example, dict[str, Any]]:
         """A row whose image can't be read, as evaluation sees it: flagged with the `problem`, its image grey."""
@@ -106,57 +107,30 @@ class IndexDataset(Dataset):
         return reordered(example, order) if order and example.choices else example
 
 
-class CustomDataset(IndexDataset):
-    """Questions of one split of a prepared folder.
-
-    Args:
-        rows: index rows (see `data.rows`).
-        answers: answer table; for multiple choice its labels are the positions of the options.
-        image_root: folder that the rows' image paths start from.
-        processor: `processor(example, rng)` -> tensors; `rng` is None in evaluation.
-        training: whether to augment, and to permute the options with `shuffle_choices`.
-        seed: of everything random.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        answers: AnswerTable,
-        image_root: Path,
-        processor: TensorsOf,
-        *,
-        training: bool = False,
-        shuffle_choices: bool = False,
-        seed: int = 0,
-    ):
-        super().__init__(rows, self.question_of, image_root, processor, training=training, seed=seed)
-        self.answers = answers
-        self.shuffle_choices = shuffle_choices
-
-    def varied(self, example: Example, rng: random.Random) -> Example:
-        """The options in another order, with `shuffle_choices`."""
-        return permute_choices(example, rng) if self.shuffle_choices else example
-
-    def question_of(self, row: Row, place: int) -> Example:
-        """The example of a row."""
-        answer, targets = truth_of(row, self.answers)
-        text, token_ids = text_of(row)
-        return Example(
-            id=row_id(row),
-            image_path=row["image_path"],
-            question=text,
-            choices=tuple(row.get("choices", ())) if "question" in row else (),
-            answer=answer,
-            targets=targets,
-            weight=row.get("weight"),
-            token_ids=token_ids,
-        )
+def question_of(row: Row, answers: AnswerTable) -> Example:
+    """Return the question of a row; its answer is looked up in the table, for multiple choice the options' letters."""
+    answer, targets = truth_of(row, answers)
+    text, token_ids = text_of(row)
+    return Example(
+        id=row_id(row),
+        image_path=row["image_path"],
+        question=text,
+        choices=tuple(row.get("choices", ())) if "question" in row else (),
+        answer=answer,
+        targets=targets,
+        weight=row.get("weight"),
+        token_ids=token_ids,
+    )
 
 
 def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
     """The text of a row, or an empty one and the token ids that stand for it in upstream's index files."""
-    text = row["question"] if "question" in row else row["text_segment"]
-    return (text, None) if isinstance(text, str) else ("", tuple(text))
+    return text_or_ids(row["question"] if "question" in row else row["text_segment"])
+
+
+def text_or_ids(segment: str | Sequence[int]) -> tuple[str, tuple[int, ...] | None]:
+    """Return a segment as a text and None, or as an empty text and its token ids."""
+    return (segment, None) if isinstance(segment, str) else ("", tuple(segment))
 
 
 def truth_of(row: Row, table: AnswerTable) -> tuple[str | None, tuple[tuple[int, float], ...]]:

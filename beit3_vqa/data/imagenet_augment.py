@@ -12,13 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from timm.data import Mixup, auto_augment, create_transform
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms import functional as F
 
 from beit3_vqa.data.transforms import resize_and_crop
 from beit3_vqa.errors import InputError, first_line
+from beit3_vqa.runtime.libraries import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    Mixup,
+    auto_augment,
+    create_transform,
+)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.runtime.files import file_sha256, is_text, require_bounded, write_text
+from beit3_vqa.runtime.files import file_sha256, is_text, read_json, write_text
 
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "test-dev")  # VQAv2's smaller test
@@ -30,10 +30,14 @@ class IndexFiles:
     Attributes:
         name: what ours begin with: `NAME.SPLIT.jsonl`.
         others: split -> the files that upstream's scripts wrote for it.
+        train_name: what ours of the training split begin with, if it is another task's; empty: as the others.
+        tests_on_val: whether the val split is the test split too, if there is no other.
     """
 
     name: str
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    train_name: str = ""
+    tests_on_val: bool = False
 
 
 # Upstream trains on the larger part of VQAv2's validation set too and validates on the rest of it.
@@ -52,12 +56,14 @@ def split_file(split: str, name: str = VQACUSTOM.name) -> str:
 
 
 def split_files(data_path: Path, split: str, files: IndexFiles = VQACUSTOM) -> list[Path]:
-    """The files that hold `split`: ours or, in a folder without any of ours, upstream's; empty when there are none."""
-    if any((data_path / split_file(known, files.name)).is_file() for known in ALL_SPLITS):
-        names: tuple[str, ...] = (split_file(split, files.name),)
+    """Return the files of a split: ours or, in a folder without any of ours, upstream's; empty if there are none."""
+    name = files.train_name if split == "train" and files.train_name else files.name
+    if any((data_path / split_file(known, name)).is_file() for known in ALL_SPLITS):
+        names: tuple[str, ...] = (split_file(split, name),)
     else:
         names = files.others.get(split, ())
-    return [data_path / name for name in names if (data_path / name).is_file()]
+    found = [data_path / name for name in names if (data_path / name).is_file()]
+    return split_files(data_path, "val", files) if not found and split == "test" and files.tests_on_val else found
 
 
 def image_key(row: Mapping[str, Any]) -> str:
@@ -108,9 +114,8 @@ class DatasetInfo:
         path = data_path / INFO_FILE
         if not path.exists():
             return cls(image_root=data_path)
-        require_bounded(path, MAX_INFO)
+        fields = _read(path)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
             if not is_text(fields["image_root"]):
                 raise ValueError(f"image_root can't be {short(fields['image_root'])}")
             if not isinstance(fields.get("written", {}), dict):
@@ -118,7 +123,7 @@ class DatasetInfo:
             names = ("format", "seed", "splits", "summary", "written")
             known = {name: fields[name] for name in names if name in fields}
             return cls(image_root=data_path / fields["image_root"], **known)
-        except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(
                 f"can't read {path} ({type(error).__name__}: {error}); run `beit3-vqa prepare` again to write it anew"
             ) from error
@@ -140,6 +145,14 @@ class DatasetInfo:
         write_text((folder or data_path) / INFO_FILE, [text, "\n"])
 
 
+def _read(path: Path) -> Any:
+    """Return the JSON that `prepare` wrote; InputError if it can't be read."""
+    try:
+        return read_json(path, MAX_INFO)
+    except InputError as error:
+        raise InputError(f"can't read {path}: {error} Run `beit3-vqa prepare` again to write it anew") from error
+
+
 def _portable_path(image_root: Path, data_path: Path) -> str:
     images, home = image_root.resolve(), data_path.resolve()
     beside = home.parent in (images, images.parent)
@@ -154,11 +167,7 @@ def classes_text(classes: Sequence[str]) -> str:
 def read_classes(data_path: Path) -> list[str]:
     """The names in `CLASSES_FILE`; InputError where they can't be read, aren't text, or one is there twice."""
     path = data_path / CLASSES_FILE
-    require_bounded(path, MAX_INFO)
-    try:
-        classes = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"can't read {path} ({type(error).__name__}: {error}); prepare the data again") from error
+    classes = _read(path)
     if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):
         raise InputError(f"{path} must be a list of texts, one for each class; prepare the data again")
     if len(set(classes)) < len(classes):

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -146,10 +145,7 @@ def read_text(path: Path, encoding: str = "", notes: list[str] | None = None) ->
 
 def read_json(path: Path, encoding: str = "", notes: list[str] | None = None) -> Any:
     """Return the content of a JSON file; see `read_text`."""
-    try:
-        return json.loads(read_text(path, encoding, notes))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON: {error}.") from error
+    return files.parse_json(read_text(path, encoding, notes), path)
 
 
 def check_encoding(name: str) -> None:

@@ -40,7 +40,7 @@ from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import evaluate_fully, naming
 from beit3_vqa.engine.predictor import _load
 from beit3_vqa.engine.run_lock import run_lock
-from beit3_vqa.engine.trainer import Training, set_up_training, train_epochs
+from beit3_vqa.engine.trainer import Training, fit, set_up_training
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import processes
@@ -77,11 +77,11 @@ def train(given: GivenOptions) -> TrainState:
         if given["dry_run"]:
             dry_run(run)
             return run.state
-        return train_epochs(run)
+        return fit(run)
 
 
 def _begin(given: GivenOptions) -> Training:
-    config = resolve(given, find_task(given["task"]).defaults)
+    config = resolve(given, find_task(given["task"]).spec.defaults)
     parts = assemble(config, make_task(config))
     finetune = config.init.finetune
     content = read_checkpoint(finetune, "--finetune", given, mapped=True) if finetune else None
@@ -138,45 +138,46 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     print(f"evaluating {path}")
     if average and "model_key" not in given:
         print("its moving average, that is (model_ema); --model_key model takes the weights themselves")
-    fit = config.run.temperature == FIT
+    fit, temperature = config.run.temperature == FIT, None
     if fit:
         require_manifest(path)
     else:
-        _set_temperature(task, path, config.temperature)
+        temperature = _temperature(task, path, config.temperature)
     with naming(str(path)):
-        result, fitted = evaluate_fully(parts, fit=fit)
+        result, fitted = evaluate_fully(parts, temperature)
     if fit:
         if sha256_of(path) != checksum:
             raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
         about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
         kept = distributed.decided(lambda: keep_temperature(path, fitted["temperature"], about))
         print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
+    chance = task.chance(config.run.split, parts.processor)
     info = PredictionsInfo(
-        task=task.name,
+        task=task.spec.name,
         model=config.model.model,
         parameters=sum(parameter.numel() for parameter in parts.model.parameters()),
         checkpoint=str(path),
         split=config.run.split,
         data_path=config.data.data_path,
-        image_root=str(task.image_root()),
-        best_metric=task.best_metric,
-        chance=task.chance(),
+        image_root=str(task.folder.image_root()),
+        best_metric=task.spec.best_metric,
+        chance=chance,
         sha256=checksum,
     )
     for written in distributed.decided(lambda: task.write_results(result, info, folder)):
         print(f"wrote {written}")
     if result.metrics:
-        score = result.metrics[task.best_metric]
-        print(f"{config.run.split} {task.best_metric}: {score:.2f} (chance {task.chance():.2f})")
+        score = result.metrics[task.spec.best_metric]
+        print(f"{config.run.split} {task.spec.best_metric}: {score:.2f} (chance {chance:.2f})")
     return result
 
 
-def _set_temperature(task: Task, checkpoint: Path, given: float | None) -> None:
-    """Sets the temperature that is given, or else what is kept beside the checkpoint."""
-    kept = read_temperature(checkpoint) if given is None and task.takes_temperature else None
-    task.temperature = given or kept or 1.0
+def _temperature(task: Task, checkpoint: Path, given: float | None) -> float:
+    """Return the temperature that is given, or else what is kept beside the checkpoint."""
+    kept = read_temperature(checkpoint) if given is None and task.spec.takes_temperature else None
     if kept:
         print(f"temperature {kept:g}, kept beside the checkpoint")
+    return given or kept or 1.0
 
 
 def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, pretrained: str = "") -> None:

@@ -54,10 +54,10 @@ def _step_size(parts: Parts) -> StepSize:
                 f"be made of batches of {options.batch_size}; choose a divisor for --batch_size, or write auto."
             )
         return StepSize(options.batch_size, per_process // options.batch_size)
-    if parts.task.compares_rows:
+    if parts.task.spec.compares_rows:
         raise InputError(
-            f"--batch_size auto: the loss of {parts.task.name} compares the rows of a forward pass with each other, so "
-            "their number is part of the recipe; give it."
+            f"--batch_size auto: the loss of {parts.task.spec.name} compares the rows of a forward pass with each "
+            "other, so their number is part of the recipe; give it."
         )
     device = parts.precision.device
     if not memory.can_measure(device):

@@ -79,7 +79,8 @@ class Parts:
     def _loader(self, dataset: Any, label: str, training: bool, maker: FingerprintMaker | None = None) -> BatchLoader:
         config = self.config
         examples = _with_images(dataset, self.bad_images)
-        print(f"{label}: {len(dataset)} {self.task.unit}{self._texts(maker.watch(examples) if maker else examples)}")
+        texts = self._texts(maker.watch(examples) if maker else examples)
+        print(f"{label}: {len(dataset)} {self.task.spec.unit}{texts}")
         balanced = training and config.data.balance_answers > 0
         return BatchLoader(
             dataset,
@@ -100,7 +101,7 @@ class Parts:
     def _texts(self, examples: Iterator[Example]) -> str:
         """What there is to say of the texts of a split; looks at every example in any case."""
         texts = (text for example in examples for text in self.task.measured(example))
-        if not self.task.inputs.text:
+        if not self.task.spec.inputs.text:
             deque(texts, maxlen=0)
             return ""
         lengths = self.processor.measure(texts, self.config.model.vocab_size)
@@ -163,7 +164,8 @@ def assemble(config: RunConfig, task: Task, checkpoint: Path | None = None) -> P
 
 def _family(config: RunConfig, task: Task) -> Family:
     outputs_are_options = task.answers_are_options and task.outputs == task.num_classes
-    shape = TaskShape(task.name, task.outputs, outputs_are_options, task.head, task.inputs)
+    spec = task.spec
+    shape = TaskShape(spec.name, task.outputs, outputs_are_options, spec.head, spec.inputs)
     return find_family(config.model.model)(config, shape)
 
 
@@ -193,8 +195,8 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
     values = config.flat()
     given = sorted(name for name in config.given if values[name] != DEFAULT_OF[name])  # a config.json gives all of them
     for name in given:
-        if GROUP_OF[name] == "of_task" and name not in task.own_options:
-            print(f"--{name} has no effect on --task {task.name}")
+        if GROUP_OF[name] == "of_task" and name not in task.spec.own_options:
+            print(f"--{name} has no effect on --task {task.spec.name}")
     for name in given:
         if name in family.unused:
             print(f"--{name} has no effect on {config.model.model}")
@@ -234,13 +236,13 @@ def config_of_checkpoint(
     Raises:
         InputError: options that contradict each other, or a checkpoint of another family of models.
     """
-    task = find_task(given["task"])
+    spec = find_task(given["task"]).spec
     saved = {name: value for name, value in options_of(content).items() if name not in ("input_size", "num_classes")}
-    if saved and "vqa_loss" not in saved and task.takes_vqa_loss:
+    if saved and "vqa_loss" not in saved and spec.takes_vqa_loss:
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in given:
             print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
-    config = resolve(given, task.defaults, SavedOptions(saved, where, kept))
+    config = resolve(given, spec.defaults, SavedOptions(saved, where, kept))
     before = saved.get("model")
     if isinstance(before, str) and before.split("_")[0] != family_key(config.model.model):
         raise InputError(

@@ -2,12 +2,14 @@
 
 import itertools
 import time
+from functools import partial
 
 import torch
 
 from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.engine.logging import format_seconds, peak_memory
-from beit3_vqa.engine.trainer import Training, steps
+from beit3_vqa.engine.loop import StepReport, train_epoch
+from beit3_vqa.engine.trainer import Training
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.spinning import spinning_in_words
 
@@ -30,7 +32,7 @@ def describe(run: Training) -> None:
     print(f"model: {config.model.model}, {counts}{classes}")
     where = f"{parts.precision.device} in {parts.precision.name}{spread}"
     print(
-        f"training: {run.examples} {parts.task.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
+        f"training: {run.examples} {parts.task.spec.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
         f"{config.optim.epochs} epochs, on {where}, attention: {kernel}"
     )
     if parts.precision.device.type == "cpu":
@@ -40,22 +42,28 @@ def describe(run: Training) -> None:
 def dry_run(run: Training) -> None:
     """Two training and two evaluation steps, then what they cost; writes nothing."""
     parts = run.parts
-    started = time.monotonic()
+    times = [time.monotonic()]
     examples = 0
-    step_seconds = []
-    for report in itertools.islice(steps(run, 0), TIMED_STEPS):
-        step_seconds.append(time.monotonic() - started)
-        started = time.monotonic()
+
+    def after_step(report: StepReport) -> None:
+        nonlocal examples
+        loss = report.loss.item()  # waits for the device, so that the step is over
+        times.append(time.monotonic())
         examples = report.examples
-        print(f"step {report.step}: loss {report.loss.item():.4f}, {step_seconds[-1]:.2f} s")
-    epoch_seconds = step_seconds[-1] * run.steps_per_epoch
+        print(f"step {report.step}: loss {loss:.4f}, {times[-1] - times[-2]:.2f} s")
+
+    inside = run.state.inside
+    first_batches = itertools.islice(run.train.epoch(0, inside.examples), TIMED_STEPS * run.update_freq)
+    train_epoch(run, first_batches, run.schedule, after_step, first_example=inside.examples, first_step=inside.steps)
+    epoch_seconds = (times[-1] - times[-2]) * run.steps_per_epoch
 
     loader = run.val or run.train
     started = time.monotonic()
     batches = list(itertools.islice(loader.epoch(0), TIMED_STEPS))
     task = parts.task
-    for predictions in evaluate_batches(parts.model, batches, task.predictions, parts.precision, task.infer):
-        print(f"evaluated {len(predictions)} {task.unit}, {time.monotonic() - started:.2f} s")
+    infer = partial(task.infer, processor=parts.processor)
+    for predictions in evaluate_batches(parts.model, batches, task.predictions, parts.precision, infer):
+        print(f"evaluated {len(predictions)} {task.spec.unit}, {time.monotonic() - started:.2f} s")
     per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
     tokens = max(parts.model.tokens(batch.inputs) for batch in batches)
     if run.val is not None:

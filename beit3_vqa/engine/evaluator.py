@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -85,11 +86,13 @@ Answers = list[list[Any]]  # for each question, to each order of its options
 
 
 def evaluate_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None) -> EvalResult:
-    """Predictions and the short metrics of a split, for validation; see `predict_split`."""
-    return parts.task.conclude(predict_split(parts, loader, label, stop))
+    """Predictions and the short metrics of the val split; see `predict_split`."""
+    return parts.task.conclude(predict_split(parts, loader, label, stop), "val", parts.processor)
 
 
-def predict_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None) -> list[Any]:
+def predict_split(
+    parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None, temperature: float = 1.0
+) -> list[Any]:
     """What the task predicts of each row of a split, rows in input order, each once, however many processes share it.
 
     Args:
@@ -97,6 +100,7 @@ def predict_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[
         loader: of the split; this process's part of each batch.
         label: for the progress display.
         stop: asked after each batch for the number of a signal that came.
+        temperature: see `Task.predictions`.
 
     Raises:
         Stopped: a signal came.
@@ -104,8 +108,9 @@ def predict_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[
     rows, together = loader.batches.rows, loader.batches.batch_size * distributed.size()
     own: list[list[Any]] = []
     progress = Progress(label, rows, parts.config.run.log_interval)
-    task = parts.task
-    for batch in evaluate_batches(parts.model, loader.epoch(0), task.predictions, parts.precision, task.infer):
+    predict = partial(parts.task.predictions, temperature=temperature)
+    infer = partial(parts.task.infer, processor=parts.processor)
+    for batch in evaluate_batches(parts.model, loader.epoch(0), predict, parts.precision, infer):
         in_batch = min(together, rows - len(own) * together)
         own.append(batch[: own_part(in_batch)])
         progress.update(in_batch, dict)
@@ -118,52 +123,53 @@ def predict_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[
     return [prediction for shares in by_batch for share in shares for prediction in share]
 
 
-def evaluate_fully(parts: Parts, *, fit: bool = False) -> tuple[EvalResult, dict[str, Any]]:
+def evaluate_fully(parts: Parts, temperature: float | None) -> tuple[EvalResult, dict[str, Any]]:
     """Everything there is to say of `--split`, asked in the orders of `--tta`, and once more with `--blind`.
 
     Args:
         parts: task, model and precision.
-        fit: find the temperature under which the truths are likeliest, and go on with it; the task has none yet.
+        temperature: what logits are divided by before they become probabilities; None: find the one under which the
+            truths are likeliest, and go on with it.
 
     Returns:
         The result; and of a fitted temperature its value, the questions it is from, and the mean negative
-        log-likelihood of their truths before and after, empty without `fit`.
+        log-likelihood of their truths before and after, empty if it was given.
 
     Raises:
         InputError: options that don't go with the data.
     """
     run, task = parts.config.run, parts.task
-    _check(parts, fit)
-    answers, rotated = _ask(parts, blind=False)
+    _check(parts, fit=temperature is None)
+    answers, rotated = _ask(parts, temperature or 1.0, blind=False)
     fitted: dict[str, Any] = {}
-    if fit:
+    if temperature is None:
         # On the questions as they stand: what is averaged over orders is another model's certainty.
         fitted = _fit([group[0] for group in answers])
-        task.temperature = fitted["temperature"]
-        answers = [[tempered(answer, task.temperature) for answer in group] for group in answers]
+        temperature = fitted["temperature"]
+        answers = [[tempered(answer, temperature) for answer in group] for group in answers]
     seeing = [averaged(group) for group in answers]
-    blind = [averaged(group) for group in _ask(parts, blind=True)[0]] if run.blind else []
+    blind = [averaged(group) for group in _ask(parts, temperature, blind=True)[0]] if run.blind else []
     beside: dict[str, Any] = {}
-    if task.temperature != 1.0:
-        beside["temperature"] = fitted or {"temperature": task.temperature}
+    if temperature != 1.0:
+        beside["temperature"] = fitted or {"temperature": temperature}
     if run.tta != "none":
         beside["tta"] = order_metrics(answers, rotated, run.tta)
     if blind:
         beside["blind"] = blind_metrics(seeing, blind)
-    result = task.conclude(seeing)
+    result = task.conclude(seeing, run.split, parts.processor)
     metrics = task.full_metrics(result)
-    if task.row_by_row:
+    if task.spec.row_by_row:
         print(metrics_table(metrics | beside))
     return EvalResult(metrics | beside if metrics else {}, result.predictions, tuple(blind)), fitted
 
 
-def _check(parts: Parts, fit: bool) -> None:
+def _check(parts: Parts, *, fit: bool) -> None:
     """InputError where options were given that mean nothing to the task."""
     mode, task = parts.config.run.tta, parts.task
-    if parts.config.run.blind and not task.row_by_row:
-        raise InputError(f"--blind: {task.name} is nothing without its images.")
-    if parts.config.run.temperature and not task.takes_temperature:
-        raise InputError(f"--temperature: has no effect on {task.name}; leave it out.")
+    if parts.config.run.blind and not task.spec.row_by_row:
+        raise InputError(f"--blind: {task.spec.name} is nothing without its images.")
+    if parts.config.run.temperature and not task.spec.takes_temperature:
+        raise InputError(f"--temperature: has no effect on {task.spec.name}; leave it out.")
     if not task.answers_are_options:
         for flag, given in ((f"--tta {mode}", mode != "none"), ("--temperature fit", fit)):
             if given:
@@ -171,15 +177,15 @@ def _check(parts: Parts, fit: bool) -> None:
     check_orders(task.num_classes, mode)
 
 
-def _ask(parts: Parts, *, blind: bool) -> tuple[Answers, list[int]]:
+def _ask(parts: Parts, temperature: float, *, blind: bool) -> tuple[Answers, list[int]]:
     """The answers to each question in every order, letters as in the index; and how many orders are rotations."""
     mode, split = parts.config.run.tta, parts.config.run.split
     label = f"evaluating {split}{', blind' if blind else ''}"
     if mode == "none" and not blind:
-        predictions = predict_split(parts, parts.loader(split), label)
+        predictions = predict_split(parts, parts.loader(split), label, temperature=temperature)
         return [[prediction] for prediction in predictions], [1] * len(predictions)
     loader, dataset = parts.loader_in_orders(split, mode, blind=blind)
-    told = iter(predict_split(parts, loader, label))
+    told = iter(predict_split(parts, loader, label, temperature=temperature))
     asked = [[undone(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
     # Without --tta a question has one order, which is all that is looked at.
     return asked, [rotations(group[0].choices) if mode != "none" else 1 for group in asked]

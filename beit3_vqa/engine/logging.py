@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from beit3_vqa.data.predictions import json_text
 from beit3_vqa.errors import InputError
+from beit3_vqa.runtime import memory
 from beit3_vqa.runtime.distributed import is_main
 from beit3_vqa.runtime.files import write_text
 
@@ -162,17 +163,5 @@ def peak_memory(device: torch.device) -> str:
     """Peak memory of this process: the GPU's if it has one, else main memory."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
-    return _peak_main_memory()
-
-
-def _peak_main_memory() -> str:
-    with suppress(OSError, StopIteration):  # Linux; getrusage counts what the parent had before exec, too
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-        return f"{kibibytes / 2**20:.2f} GiB"
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return "unknown"
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
-    return f"{kibibytes / 2**20:.2f} GiB"
+    peak = memory.peak()
+    return "unknown" if peak is None else f"{peak / 2**30:.2f} GiB"

@@ -1,8 +1,8 @@
 """One epoch of training. Knows neither files nor tasks."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from beit3_vqa.data.types import Batch
 from beit3_vqa.engine.optim import ModelEma, Schedule
 from beit3_vqa.engine.parallel import OneProcess
-from beit3_vqa.errors import one_line
+from beit3_vqa.errors import RunEnded, one_line
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import own_part
 from beit3_vqa.runtime.precision import Precision, in_float32
@@ -23,8 +23,10 @@ from beit3_vqa.runtime.precision import Precision, in_float32
 # optimizer's kernel reads it, and is looked at once every few steps.
 
 
-class TrainingDiverged(Exception):  # noqa: N818 - it reads as what happened
+class TrainingDiverged(RunEnded):
     """Too many steps in a row had a gradient that isn't finite."""
+
+    exit_code = 3
 
 
 class BadSteps:
@@ -90,100 +92,126 @@ class StepReport:
     bad: Tensor
 
 
+@dataclass
+class Learner:
+    """A model and what makes it learn.
+
+    Attributes:
+        model: called with `batch.inputs`, as the strategy wrapped it.
+        loss: (outputs as float32, batch) -> mean loss over this process's examples; called in every process at once, so
+            that it may look at the outputs of all.
+        optimizer: its groups have `lr_scale`.
+        precision: autocast and gradient scaling.
+        examples: in an epoch, over all processes.
+        batch_size: of every batch but the last, in each process.
+        update_freq: batches per optimizer step.
+        clip_grad: largest gradient norm; None: no clipping.
+        max_bad_steps: steps in a row with a gradient that isn't finite, each of them skipped, that end the training.
+        ema: moving average to update.
+        strategy: how processes share the work.
+    """
+
+    model: Any
+    loss: Callable[[Any, Batch], Tensor]
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    examples: int
+    batch_size: int
+    update_freq: int = 1
+    clip_grad: float | None = None
+    max_bad_steps: int = 10
+    ema: ModelEma | None = None
+    strategy: OneProcess = field(default_factory=OneProcess)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return steps_per_epoch(self.examples, self.batch_size, self.update_freq)
+
+
 def steps_per_epoch(examples: int, batch_size: int, update_freq: int) -> int:
-    """Optimizer steps in a pass over the data, with this many processes; the last may have fewer examples."""
+    """Return the optimizer steps in a pass over the data; the last may have fewer examples."""
     return -(-examples // (batch_size * update_freq * distributed.size()))
 
 
 def train_epoch(
-    model: nn.Module,
+    run: Learner,
     batches: Iterable[Batch],
-    loss_of: Callable[[Any, Batch], Tensor],
-    optimizer: torch.optim.Optimizer,
     schedule: Schedule,
-    precision: Precision,
+    after_step: Callable[[StepReport], object],
     *,
-    examples: int,
-    batch_size: int,
-    update_freq: int = 1,
-    clip_grad: float | None = None,
-    ema: ModelEma | None = None,
     first_example: int = 0,
     first_step: int = 0,
-    max_bad_steps: int = 10,
-    strategy: OneProcess | None = None,
-) -> Iterator[StepReport]:
-    """Trains on every batch and yields after each optimizer step.
-
-    `update_freq` batches of every process make a step; their mean is over examples, so a short last batch or group
-    counts for what it holds and is not lost.
+) -> None:
+    """Train on every batch, with an optimizer step for each `update_freq` batches of every process.
 
     Args:
-        model: called with `batch.inputs`, as the strategy wrapped it.
+        run: what is trained.
         batches: of one epoch, or of what is left of it; this process's part of each.
-        loss_of: (outputs as float32, batch) -> mean loss over this process's examples; called in every process at
-            once, so that it may look at the outputs of all.
-        optimizer: its groups have `lr_scale`.
         schedule: step -> learning rate.
-        precision: autocast and gradient scaling.
-        examples: in the epoch.
-        batch_size: of every batch but the last, in each process.
-        update_freq: batches per optimizer step.
-        clip_grad: largest gradient norm; None: no clipping.
-        ema: moving average to update.
+        after_step: called after each optimizer step.
         first_example: examples of the epoch that are done.
         first_step: optimizer steps done before.
-        max_bad_steps: steps in a row with a gradient that isn't finite, each of them skipped, that end the training.
-        strategy: how processes share the work.
 
     Raises:
-        TrainingDiverged: there were so many.
+        TrainingDiverged: `max_bad_steps` steps in a row had a gradient that isn't finite.
     """
+    model, optimizer, precision, scaler = run.model, run.optimizer, run.precision, run.precision.scaler
     model.train()
-    strategy = strategy or OneProcess()
-    bad_steps = BadSteps(max_bad_steps, precision.device)
+    bad_steps = BadSteps(run.max_bad_steps, precision.device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    together = batch_size * distributed.size()
+    together = run.batch_size * distributed.size()  # examples of a batch in all processes
     step, done, in_group = first_step, first_example, 0
     loss_sum = torch.zeros((), device=precision.device)
     ids: list[str] = []
     for batch in batches:
-        group_examples = min(together * update_freq, examples - done)
+        # The last batch of an epoch may be short, and the last group of batches too. The step's loss is a mean over its
+        # examples, so each batch weighs what it holds, and none is lost.
+        group_examples = min(together * run.update_freq, run.examples - done)
         in_batch = min(together, group_examples - in_group)
-        counted = own_part(in_batch)  # none where a short last batch has nothing for this process
+        counted = own_part(in_batch)  # none if a short last batch has nothing for this process
         in_group += in_batch
         batch = replace(batch.to(precision.device), counted=counted, together=in_batch, step=step)
-        with nullcontext() if in_group == group_examples else strategy.accumulating(model):
+
+        # Processes put their gradients together once a step, in the backward pass of its last batch.
+        with nullcontext() if in_group == group_examples else run.strategy.accumulating(model):
             with precision.autocast():
                 outputs = model(**batch.inputs)
-            loss = loss_of(in_float32(outputs), batch) * (counted / group_examples)
-            # Every strategy takes the mean over the processes; the loss is a sum over them already.
-            precision.scaler.scale(loss * distributed.size()).backward()
+            loss = run.loss(in_float32(outputs), batch) * (counted / group_examples)
+            # Every strategy takes the mean over the processes; this loss is a sum over them already.
+            scaler.scale(loss * distributed.size()).backward()
+        # What is shown and logged stays on the device: reading it here would make the host wait in each step.
         loss_sum += loss.detach()
         ids += [example.id for example in batch.examples[:counted]]
         if in_group < group_examples:
-            continue
+            continue  # gradients accumulate
+
         lr = schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        precision.scaler.unscale_(optimizer)
-        grad_norm = _clip(parameters, clip_grad)
-        distributed.sum_of(loss_sum)
-        bad = precision.step(optimizer, grad_norm)
+
+        # The norm is that of unscaled gradients. Without clipping too it is needed: it tells whether all are finite.
+        scaler.unscale_(optimizer)
+        grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if run.clip_grad:
+            nn.utils.clip_grads_with_norm_(parameters, run.clip_grad, grad_norm)
+        if isinstance(grad_norm, DTensor):  # fsdp: of this process's part
+            grad_norm = grad_norm.full_tensor()
+        distributed.sum_of(loss_sum)  # for the report: so far it is of this process's examples
+
+        # A gradient that isn't finite would ruin weights and moments for good: that step changes nothing, and counts.
+        bad = (~torch.isfinite(grad_norm)).to(torch.float32)
+        with precision.skipping(optimizer, bad) as wanted:
+            if wanted:
+                scaler.step(optimizer)  # without fp16, where nothing is scaled, just optimizer.step()
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        if ema is not None:
-            ema.update()
-        done += in_group
-        step += 1
-        yield StepReport(step, in_group, loss_sum, lr, grad_norm, bad)
+        if run.ema is not None:
+            run.ema.update()
+
+        step, done = step + 1, done + in_group
+        after_step(StepReport(step, in_group, loss_sum, lr, grad_norm, bad))
+        # After the report: what the last step did is known and logged even if it ends the training.
         bad_steps.add(bad, step - 1, lr, ids)
         loss_sum, in_group, ids = torch.zeros_like(loss_sum), 0, []
     bad_steps.check()
-
-
-def _clip(parameters: list[nn.Parameter], clip_grad: float | None) -> Tensor:
-    """Norm of the whole gradient, which is cut to `clip_grad` where that is given."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if clip_grad:
-        nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -94,9 +94,10 @@ def naming_saved_options(where: str) -> Iterator[None]:
 class Answerer:
     """A trained model, ready for questions; made by `load` from `checkpoint`."""
 
-    def __init__(self, parts: Parts, checkpoint: str):
+    def __init__(self, parts: Parts, checkpoint: str, temperature: float = 1.0):
         self.parts = parts
         self.checkpoint = checkpoint
+        self.temperature = temperature
 
     @property
     def option_counts(self) -> range:
@@ -132,12 +133,12 @@ class Answerer:
             InputError: as `predict`.
         """
         task = self.parts.task
-        if not task.asks:
-            raise InputError(f"the model was trained on {task.name}, which has no single questions. {EVALUATE}")
+        if not task.spec.asks:
+            raise InputError(f"the model was trained on {task.spec.name}, which has no single questions. {EVALUATE}")
         check_question(question, choices, self.option_counts)
         example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
         with memory_for(str(image)):
-            return Asked(example, task.tensors(example, self.parts.processor, None), image_size(image))
+            return Asked(example, task.tensors(example, None, self.parts.processor), image_size(image))
 
     def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
         """Answers B questions in one forward pass; they have the same number of options.
@@ -147,8 +148,8 @@ class Answerer:
         """
         task, batch = self._batch(asked)
         with torch.no_grad(), self.parts.precision.autocast():
-            outputs = task.infer(self.parts.model, batch)
-        return task.predictions(finite(outputs, self.checkpoint), batch)
+            outputs = task.infer(self.parts.model, batch, self.parts.processor)
+        return task.predictions(finite(outputs, self.checkpoint), batch, self.temperature)
 
     def look_many(self, asked: Sequence[Asked]) -> tuple[list[Prediction], list[AttentionMap]]:
         """`predict_many`, and where the model looked at each image, which takes a little longer.
@@ -161,7 +162,7 @@ class Answerer:
         with torch.no_grad(), parts.precision.autocast():
             outputs, maps = parts.family.attention(parts.model, parts.processor, batch.inputs, sizes)
         finite([one.patches for one in maps], self.checkpoint)
-        predictions = task.predictions(finite(outputs, self.checkpoint), batch)
+        predictions = task.predictions(finite(outputs, self.checkpoint), batch, self.temperature)
         chosen = [LETTERS.index(p.answer) if passes > 1 else 0 for p in predictions]
         return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
 
@@ -200,7 +201,7 @@ def load(
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
     parts = _load(Path(checkpoint), given)
     parts.model.to(parts.precision.device).eval()
-    return Answerer(parts, str(checkpoint))
+    return Answerer(parts, str(checkpoint), read_temperature(Path(checkpoint)) or 1.0)
 
 
 def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Parts:
@@ -221,5 +222,4 @@ def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Part
         parts = assemble(config, task, path)
         check_same_checksums(parts, content)
     load_for_inference(parts, content, where)
-    task.temperature = read_temperature(path) or 1.0
     return parts

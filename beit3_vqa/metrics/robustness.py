@@ -8,6 +8,7 @@ from typing import Any
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.metrics.accuracy import percent
 from beit3_vqa.metrics.intervals import LEVEL, accuracy_interval, mean_interval
+from beit3_vqa.metrics.vote import soft
 
 
 def averaged(answers: Sequence[Prediction]) -> Prediction:
@@ -20,9 +21,7 @@ def averaged(answers: Sequence[Prediction]) -> Prediction:
     if len(answers) == 1:
         return answers[0]
     first = answers[0]
-    names = list(first.probabilities)
-    shares = {name: math.fsum(a.probabilities[name] for a in answers) / len(answers) for name in names}
-    answer = max(names, key=lambda name: shares[name])
+    answer, shares = soft(answers)
     losses = [a.loss for a in answers if a.loss is not None]
     scores = {first.truth: 1.0} if first.answer_scores is None else first.answer_scores
     return dataclasses.replace(

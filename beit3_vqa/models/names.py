@@ -50,7 +50,7 @@ HEADS = {
     "captioning": Head("beit3_vqa.models.beit3.captioning:BEiT3ForCaptioning", num_classes=None),
 }
 SMALLEST_HEAD = "imageclassification"
-# What timm and `beit3-vqa models` list; the parser takes any other resolution too.
+# What `register_with_timm` and `beit3-vqa models` list; the parser takes any other resolution too.
 LISTED = (
     ("tiny", 8, (32, 48, 64)),
     ("base", 16, (224, 384, 480, 768)),
@@ -108,7 +108,7 @@ def build_model(name: ModelName | str, **overrides: Any) -> "nn.Module":
     arguments = {**vars(size), "img_size": name.img_size, "patch_size": name.patch_size}
     if head.num_classes is not None:
         arguments["num_classes"] = head.num_classes
-    # Imported here, since the names are wanted before torch: by `--help`, and by timm while it is being imported.
+    # Imported here, since the names are wanted before torch, by `--help`.
     module, class_name = head.build.split(":")
     return getattr(import_module(module), class_name)(**(arguments | overrides))
 
@@ -123,7 +123,7 @@ def count_parameters(name: ModelName | str, **overrides: Any) -> int:
 
 
 def listed_names(head: str = "") -> list[str]:
-    """The names that timm knows, for every head or for one; without the head's suffix if `head` is empty."""
+    """The names that timm is told of, for every head or for one; without the head's suffix if `head` is empty."""
     suffix = f"_{head}" if head else ""
     return [
         f"beit3_{size}_patch{patch}_{resolution}{suffix}"
@@ -133,12 +133,13 @@ def listed_names(head: str = "") -> list[str]:
 
 
 def register_with_timm() -> None:
-    """Makes `timm.create_model` build every listed name."""
-    from timm.models.registry import register_model
+    """Make `timm.create_model` build every listed name; again does nothing."""
+    from beit3_vqa.runtime.libraries import is_model, register_model
 
     for head in HEADS:
         for name in listed_names(head):
-            register_model(_entrypoint(name))
+            if not is_model(name):
+                register_model(_entrypoint(name))
 
 
 def _entrypoint(name: str) -> "Callable[..., nn.Module]":

@@ -13,12 +13,13 @@ from pathlib import Path
 from beit3_vqa.data import index
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime.files import file_sha256, next_previous
+from beit3_vqa.runtime import files
+from beit3_vqa.runtime.files import file_sha256, next_previous, remove_stale_temporaries, staged
 
 
 @contextmanager
 def staging(data_path: Path, check: bool) -> Iterator[Path]:
-    """An empty folder that is gone at the end, with a data path made for it where the block failed.
+    """Yield an empty folder that is gone at the end; if the block failed, a data path made for it is gone too.
 
     It lies in the data path, so that files move from it in one step; for a check it lies elsewhere.
     """
@@ -28,21 +29,16 @@ def staging(data_path: Path, check: bool) -> Iterator[Path]:
         return
     created = [folder for folder in (data_path, *data_path.parents) if not folder.exists()]
     try:
-        data_path.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".prepare-", dir=data_path))
-    except OSError as error:
-        raise InputError(f"--data_path {data_path} can't be written to: {error.strerror}") from error
-    try:
-        yield folder
+        remove_stale_temporaries(data_path)  # of a `prepare` that was killed
+        with staged(data_path) as folder:
+            yield folder
     except BaseException as error:
-        shutil.rmtree(folder)
         with suppress(OSError):  # somebody else may have put a file there meanwhile
             for new in created:
                 new.rmdir()
         if isinstance(error, OSError):
             raise InputError(f"--data_path {data_path} can't be written to: {error.strerror}") from error
         raise
-    shutil.rmtree(folder)
 
 
 def require_own_files(data_path: Path, folder: Path, names: list[str], stale: list[str]) -> dict[str, str]:
@@ -88,8 +84,7 @@ def publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[s
         print(f"{', '.join(replaced)}: what was there before is kept in {aside}")
     for name in stale:
         (data_path / name).unlink()
-    for name in names:
-        (folder / name).replace(data_path / name)
+    files.publish([folder / name for name in names], data_path)
 
 
 def _keep(path: Path, copy: Path) -> None:

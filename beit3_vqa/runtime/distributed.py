@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from beit3_vqa.errors import InputError, first_line
+from beit3_vqa.errors import InputError, RunEnded, first_line
 from beit3_vqa.runtime import distributed
 
 T = TypeVar("T")
@@ -24,8 +24,10 @@ T = TypeVar("T")
 _HEARTBEAT = 1.0
 
 
-class ProcessLost(Exception):  # noqa: N818 - it reads as what happened
+class ProcessLost(RunEnded):
     """Another process of the run has ended or can't be reached."""
+
+    exit_code = 4
 
 
 def rank() -> int:

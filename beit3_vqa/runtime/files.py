@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import stat
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -49,7 +50,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror}); choose a folder that can.") from error
     finally:
@@ -65,8 +66,12 @@ def staged(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: it can't be made.
     """
-    temporary = folder / f".results.{os.getpid()}.tmp"
-    make_folder(temporary)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # `remove_stale_temporaries` knows it by the process's number.
+        temporary = Path(tempfile.mkdtemp(prefix=".staged.", suffix=f".{os.getpid()}.tmp", dir=folder))
+    except OSError as error:
+        raise InputError(f"{folder} can't be written to ({error.strerror}); choose another.") from error
     try:
         yield temporary
     finally:
@@ -85,7 +90,7 @@ def publish(files: Sequence[Path], folder: Path) -> list[Path]:
             path.replace(place)
         except OSError as error:
             raise InputError(f"{place} can't be written ({error.strerror}); choose a folder that can.") from error
-        _flush_folder(folder)
+        flush_folder(folder)
     return places
 
 
@@ -140,8 +145,8 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _flush_folder(folder: Path) -> None:
-    """Puts names on disk too; not every system and file system can."""
+def flush_folder(folder: Path) -> None:
+    """Put names on disk too; not every system and file system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -188,10 +193,10 @@ def read_json(path: Path, most: int) -> Any:
     return parse_json(read_bounded(path, most), path)
 
 
-def parse_json(content: bytes, path: Path) -> Any:
+def parse_json(content: bytes | str, path: Path) -> Any:
     """Return the JSON in `content`, which was read from `path`; InputError as `read_json`."""
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """How much memory a computation takes at most, and how much there is."""
 
 import gc
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,17 @@ def free(device: torch.device) -> int:
         with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
             available.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
     return max(0, min(available))
+
+
+def peak() -> int | None:
+    """Return the most bytes of main memory that this process has had; None if the system doesn't say."""
+    with suppress(OSError, StopIteration):  # Linux; getrusage counts what the parent had before exec, too
+        return _status("VmHWM")
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _status(name: str) -> int:

@@ -1,8 +1,8 @@
 """Where and in which precision the model computes."""
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -90,31 +90,26 @@ class Precision:
         """
         return (self.scaler if self.scaler.is_enabled() else torch.amp.GradScaler("cpu")).state_dict()
 
-    def step(self, optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> Tensor:
-        """An optimizer step that changes nothing where the gradient isn't finite, without asking the device whether.
-
-        With fp16 the scaler sees to that; without, the fused kernel reads the same flag that a scaler would give it.
+    @contextmanager
+    def skipping(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> Iterator[bool]:
+        """Return a context in which an optimizer step changes nothing if its gradient isn't finite.
 
         Args:
             optimizer: gradients unscaled; without a fused kernel the device has to be asked after all.
-            grad_norm: of the whole gradient.
+            bad: float32 scalar on the device: 1 if the gradient isn't finite, else 0.
 
-        Returns:
-            float32 scalar on the device: 1 where the step was skipped, else 0.
+        Yields:
+            Whether the step is to be called.
         """
-        bad = (~torch.isfinite(grad_norm)).to(torch.float32)
-        if self.scaler.is_enabled():
-            self.scaler.step(optimizer)
-            self.scaler.update()
-            return bad
-        if not getattr(optimizer, "_step_supports_amp_scaling", False):
-            if not bad:
-                optimizer.step()
-            return bad
-        optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
-        return bad
+        if self.scaler.is_enabled():  # it sees to that
+            yield True
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            # The fused kernel reads the flag that a scaler would give it, so the host needn't wait for the device.
+            optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+            yield True
+            del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+        else:
+            yield not bad
 
 
 def _best_precision(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from beit3_vqa.errors import RunEnded
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import remove_temporaries
 
@@ -21,7 +22,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_REQUEST = 1.0
 
 
-class Stopped(Exception):  # noqa: N818 - it reads as what happened
+class Stopped(RunEnded):
     """A signal asked the run to stop, and it has.
 
     Args:
@@ -32,11 +33,8 @@ class Stopped(Exception):  # noqa: N818 - it reads as what happened
     def __init__(self, number: int, left: str = ""):
         super().__init__(left)
         self.number = number
-
-    @property
-    def exit_code(self) -> int:
-        """As shells have it: 143 for SIGTERM, 130 for SIGINT."""
-        return 128 + self.number
+        self.exit_code = 128 + number  # as shells have it: 143 for SIGTERM, 130 for SIGINT
+        self.title = f"stopped by {signal.Signals(number).name}"
 
 
 class StopSignals:

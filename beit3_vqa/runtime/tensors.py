@@ -1,7 +1,5 @@
-"""What a tensor must be like, and a file of tensors, before it is used."""
+"""What a tensor must be like before it is used."""
 
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,17 +22,3 @@ def is_plain(value: Any) -> bool:
 def all_finite(value: Tensor) -> bool:
     """Return whether a plain tensor holds neither NaN nor infinity; torch can't say it of 8-bit floats as they are."""
     return bool((value.float() if value.element_size() == 1 else value).isfinite().all())
-
-
-def is_packed(path: Path) -> bool:
-    """Whether it is a zip archive that would take more memory than it has bytes: packed, or entries over one another.
-
-    `torch.save` packs nothing, but `torch.load` unpacks: a file of a megabyte can fill the memory.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except Exception:  # no zip archive, or a damaged one, of which torch has its own opinion
-        return False
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    return packed or sum(entry.file_size for entry in entries) > path.stat().st_size

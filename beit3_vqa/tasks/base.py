@@ -1,72 +1,152 @@
-"""What a kind of task supplies: its data, its loss, its metrics and its result files.
+"""What a kind of task supplies: a spec, and methods that lead from a row of its index to its metrics.
 
-A task that reads index files begins with `tasks.indexed.IndexTask` and has little left to say."""
+A task is a file here with a subclass of `Task`, and a line in `tasks.TASKS`. It says its `spec` and writes `example`,
+`loss`, `predictions`, `conclude` and `chance`; the rest has a default, which it replaces if it differs there. A task
+is made once and never changed: whatever varies (split, processor, temperature) is handed to its methods.
+"""
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.index import IndexFiles
-from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
+from beit3_vqa.data.predictions import predictions_file, publish_results, suffix_of, write_metrics, write_predictions
+from beit3_vqa.data.rows import QUESTIONS, Row, RowFormat, Rows
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, PredictionsInfo
 from beit3_vqa.errors import InputError, NotFiniteError, one_line
+from beit3_vqa.runtime.files import staged
+from beit3_vqa.tasks.folder import PreparedFolder
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Say what holds of a kind of task, whatever its data and the run's options."""
+
+    #: what `--task` calls it, and what its result files are named after
+    name: str
+    #: kind of the model's head: a key of `models.names.HEADS`
+    head: str
+    #: names of its index files
+    files: IndexFiles
+    #: what a row of them is
+    row_format: RowFormat = QUESTIONS
+    #: names of the model's inputs
+    inputs: Inputs = field(default_factory=Inputs)
+    #: which of the metrics of `conclude` chooses the best epoch; higher is better
+    best_metric: str = "accuracy"
+    #: what it counts, for messages
+    unit: str = "questions"
+    #: whether what it predicts of an example is a `Prediction` that hangs on no other example
+    row_by_row: bool = True
+    #: whether the loss compares the rows of a forward pass, so that smaller batches are another loss
+    compares_rows: bool = False
+    #: whether a single question about an image can be asked
+    asks: bool = False
+    #: whether answers that are the letters A, B, ... stand for the options of a question
+    has_options: bool = False
+    #: whether each option goes through the model in a pass of its own, which gives one score
+    option_by_option: bool = False
+    #: whether `--temperature` means something to it
+    takes_temperature: bool = False
+    #: whether `--vqa_loss` chooses its loss
+    takes_vqa_loss: bool = False
+    #: options whose default isn't the one of options.py
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    #: options of `options.TaskConfig` that mean something to it
+    own_options: frozenset[str] = frozenset()
+    #: formats of `prepare` that put answers in the order of upstream's own checkpoints
+    upstreams_order: tuple[str, ...] = ()
+    #: name of a split's file of reference captions, in COCO's format; `{split}` stands for the split
+    reference_file: str = ""
 
 
 class Task(ABC):
-    """A kind of task, set up for one prepared folder (or for one checkpoint, see `from_checkpoint`)."""
+    """Define a kind of task, set up on a prepared folder, or on a checkpoint alone to answer questions.
 
-    name: ClassVar[str]
-    #: kind of the model's head: a key of `models.registry.HEADS`
-    head: ClassVar[str]
-    #: names of the model's inputs
-    inputs: ClassVar[Inputs] = Inputs()
-    #: names of its index files
-    files: ClassVar[IndexFiles]
-    #: key of `metrics()` by which the best epoch is chosen; higher is better
-    best_metric: ClassVar[str] = "accuracy"
-    #: what it counts, for messages
-    unit: ClassVar[str] = "questions"
-    #: whether what it predicts of an example is a `Prediction` that hangs on no other example
-    row_by_row: ClassVar[bool] = True
-    #: whether the loss compares the rows of a forward pass, so that smaller batches are another loss
-    compares_rows: ClassVar[bool] = False
-    #: whether a single question about an image can be asked
-    asks: ClassVar[bool] = False
-    #: whether `temperature` means something to it
-    takes_temperature: ClassVar[bool] = False
-    #: whether `--vqa_loss` chooses its loss
-    takes_vqa_loss: ClassVar[bool] = False
-    #: options whose default isn't the one of options.py
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    #: options of `options.TaskConfig` that mean something to it
-    own_options: ClassVar[frozenset[str]] = frozenset()
-    #: the answers or classes that it knows; 0 where there is no such number
-    num_classes: int = 0
-    #: what logits are divided by before they become probabilities; changes no answer and no loss
-    temperature: float = 1.0
+    Args:
+        config: the run's options.
+        folder: the data; None for a task that only answers questions.
+        num_classes: the answers or classes that it knows; 0 if there is no such number.
+        answers_are_options: whether a question comes with options, one for each class.
+    """
 
-    # Its data
+    spec: ClassVar[TaskSpec]
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: PreparedFolder | None = None,
+        *,
+        num_classes: int = 0,
+        answers_are_options: bool = False,
+    ):
+        self.config = config
+        self.num_classes = num_classes
+        self.answers_are_options = answers_are_options
+        self._folder = folder
+
+    # What a task must write: from a row to its metrics
+
+    @abstractmethod
+    def example(self, row: Row, place: int) -> Example:
+        """Return the example of a row, images relative to the image root; `place` counts the split's rows from 0."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch of training, a scalar.
+
+        Every process calls it at the same time with its part of the batch, so it may gather the others' outputs;
+        only the first `batch.counted` examples of a process are its own.
+        """
+
+    @abstractmethod
+    def predictions(self, outputs: Any, batch: Batch, temperature: float = 1.0) -> list[Any]:
+        """Predict each example of a batch.
+
+        Args:
+            outputs: of `infer`, as float32.
+            batch: whose examples they are of.
+            temperature: what logits are divided by before they become probabilities, if the spec `takes_temperature`;
+                it changes no answer and no loss.
+
+        Returns:
+            for each example a `Prediction`, or whatever `conclude` makes one of; it can be pickled.
+        """
+
+    @abstractmethod
+    def conclude(self, predictions: list[Any], split: str, processor: Any) -> EvalResult:
+        """Return the predictions of a whole split with metrics that are cheap and few; none if no answer is known.
+
+        Every process calls it with the same predictions, in input order, each example once.
+        """
+
+    @abstractmethod
+    def chance(self, split: str, processor: Any) -> float:
+        """Return the best metric of blind guessing on a split."""
+
+    # What it may write: how it is set up, for tasks with a table of answers or classes
 
     @classmethod
-    @abstractmethod
     def from_folder(cls, config: RunConfig) -> "Task":
-        """The task on the data of `config.data.data_path`; InputError where they don't fit the task."""
+        """Set the task up on the data of `--data_path`; InputError if they don't fit it."""
+        return cls(config, cls.prepared_folder(config))
 
     @classmethod
-    @abstractmethod
     def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "Task":
-        """The task as `state()` saved it, without its data: enough to answer a question."""
+        """Set the task up as `state` saved it, without data: enough to answer a question."""
+        return cls(config)
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep to make sense of the model's outputs; plain data."""
+        """Return plain data that a checkpoint keeps: it fits other data of the task if their state is equal."""
+        return {"task": self.spec.name}
 
     def vouch(self, where: str) -> None:  # noqa: B027 - most tasks' outputs have one order
         """Say what vouches that the outputs of a checkpoint that keeps no `state()` mean what this task's do.
@@ -78,100 +158,104 @@ class Task(ABC):
             InputError: nothing does.
         """
 
-    @property
-    def answers_are_options(self) -> bool:
-        """Whether a question comes with options, one for each class."""
-        return False
-
-    @property
-    def outputs(self) -> int:
-        """Outputs of the model's head; 0 for a head that has no such number."""
-        return self.num_classes
-
-    @property
-    def passes(self) -> int:
-        """Rows of the model's inputs for an example: more than one where options pass through it one by one."""
-        return 1
-
     def with_options(self, number: int) -> "Task":
-        """The task for questions of another number of options, which some models answer too."""
+        """Return the task for questions of another number of options, which some models answer too."""
         raise InputError(f"the model chooses among {self.num_classes} options; {number} were given.")
 
-    @abstractmethod
+    # What it may write: data, batches, outputs and results that are out of the ordinary
+
     def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
-        """A split of the data; InputError where it doesn't exist."""
+        """Return a split of the data; InputError if it doesn't exist or can't be used."""
+        return self.dataset_of(self.folder.rows(split), processor, training=training)
 
-    @abstractmethod
-    def image_root(self) -> Path:
-        """The folder that rows name their images from; InputError where it isn't there."""
+    def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
+        """Return what the model's inputs are made of; an `rng`, as in training, is the only source of randomness.
 
-    @abstractmethod
-    def splits(self) -> list[str]:
-        """The splits that the data have."""
-
-    def folds(self) -> list[int]:
-        """The folds of the training rows, empty where there are none."""
-        return []
-
-    # From examples to batches; where the data are loaded, which may be another process
-
-    def tensors(self, example: Example, processor: Any, rng: random.Random | None) -> dict[str, Any]:
-        """What the model's inputs are made of; with an `rng`, the only source of randomness, as in training."""
+        This, `collate` and `finish` run where the data are loaded, which may be another process.
+        """
         return processor(example, rng)
 
     def collate(self, items: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
-        """`tensors` of B examples -> the model's keyword arguments."""
+        """Return the model's keyword arguments for the `tensors` of B examples."""
         return processor.collate(items)
 
     def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
-        """A batch of training with what is learned; `items` are the `tensors` of its examples."""
-        return replace(batch, targets=self.targets(batch.examples))
-
-    def targets(self, examples: Sequence[Example]) -> Tensor | None:
-        """What the loss compares outputs with, (B, ...)."""
-        return None
+        """Return a batch of training with its targets; `items` are the `tensors` of its examples."""
+        return batch
 
     def measured(self, example: Example) -> Iterable[Example]:
-        """What of an example is one text each for the model, to be counted before training."""
+        """Return what of an example is one text each for the model, to be counted before training."""
         return (example,)
 
-    # From batches to numbers
-
-    @abstractmethod
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Mean loss of a batch of training, a scalar.
-
-        Every process calls it at the same time with its part of the batch, so it may gather the others' outputs;
-        only the first `batch.counted` examples of a process are its own.
-        """
-
-    def infer(self, model: Any, batch: Batch) -> Any:
-        """The outputs that `predictions` reads, by default those of a forward pass."""
+    def infer(self, model: Any, batch: Batch, processor: Any) -> Any:
+        """Return the outputs that `predictions` reads, by default those of a forward pass."""
         return model(**batch.inputs)
 
-    @abstractmethod
-    def predictions(self, outputs: Any, batch: Batch) -> list[Any]:
-        """One for each example: a `Prediction`, or whatever `conclude` makes one of; it can be pickled."""
-
-    def conclude(self, predictions: list[Any]) -> EvalResult:
-        """Of a whole split, in input order, each example once; every process calls it with the same."""
-        return EvalResult(self.metrics(predictions), predictions)
-
-    @abstractmethod
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Metrics of a split, cheap and few; empty where no answer is known."""
-
     def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Everything there is to say of a split; empty where no answer is known."""
+        """Return everything there is to say of a split; empty if no answer is known."""
         return result.metrics
 
-    @abstractmethod
-    def chance(self) -> float:
-        """The best metric of blind guessing."""
+    def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
+        """Write what else the task has to hand in; `suffix` is of the split."""
+        return []
 
-    @abstractmethod
+    # What all tasks share
+
+    @property
+    def folder(self) -> PreparedFolder:
+        """Return the data; a task that only answers questions has none."""
+        assert self._folder is not None
+        return self._folder
+
+    @property
+    def passes(self) -> int:
+        """Return how many rows of the model's inputs an example has."""
+        return self.num_classes if self.spec.option_by_option else 1
+
+    @property
+    def outputs(self) -> int:
+        """Return the outputs of the model's head; 0 for a head that has no such number."""
+        return 1 if self.spec.option_by_option else self.num_classes
+
+    @final
+    @classmethod
+    def prepared_folder(cls, config: RunConfig) -> PreparedFolder:
+        """Return the data of `--data_path`; InputError if there is no such folder."""
+        return PreparedFolder(config.data, cls.spec.files, cls.spec.row_format)
+
+    @final
+    def dataset_of(
+        self,
+        rows: Rows,
+        processor: Any,
+        *,
+        training: bool,
+        example_of: Callable[[Row, int], Example] | None = None,
+    ) -> IndexDataset:
+        """Return the examples of some rows, by default those of `example`."""
+        return IndexDataset(
+            rows,
+            example_of or self.example,
+            self.folder.image_root(),
+            partial(self.tensors, processor=processor),
+            training=training,
+            shuffle_choices=self.config.data.shuffle_choices,
+            seed=self.config.run.seed,
+        )
+
+    @final
     def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
-        """Writes the task's result files of the split `info.split` and returns their paths."""
+        """Write predictions.json, what it comes from, the task's own files and, if answers are known, metrics.json."""
+        suffix = suffix_of(info.split)
+        blind, metrics = f"predictions{suffix}_blind.json", f"metrics{suffix}.json"
+        with staged(folder) as place:
+            predictions = write_predictions(result.predictions, predictions_file(place, info.split))
+            others = self.own_results(result, info, place, suffix)
+            if result.blind:
+                others.append(write_predictions(result.blind, place / blind))
+            if result.metrics:
+                others.append(write_metrics(result.metrics, place / metrics))
+            return publish_results(info, predictions, others, folder, [blind, metrics])
 
 
 def not_finite(batch: Batch) -> NotFiniteError:

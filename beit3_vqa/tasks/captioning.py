@@ -6,23 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from beit3_vqa.config.config import RunConfig
-from beit3_vqa.data.dataset import IndexDataset
-from beit3_vqa.data.index import IndexFiles, split_files
-from beit3_vqa.data.rows import MAX_ID, Row, RowFormat, Rows, fold_problem, id_problem, image_problem, is_count
+from beit3_vqa.data.dataset import IndexDataset, text_or_ids
+from beit3_vqa.data.index import IndexFiles
+from beit3_vqa.data.rows import MAX_ID, Row, RowFormat, fold_problem, id_problem, image_problem, is_count
 from beit3_vqa.data.tokenizer import Tokenizer, mask_words
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.captions import SPICE, read_references, require_scorer, score_captions, write_captions
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import is_text
-from beit3_vqa.tasks.base import not_finite
-from beit3_vqa.tasks.index_task import IndexTask
+from beit3_vqa.tasks.base import Task, TaskSpec, not_finite
+from beit3_vqa.tasks.folder import PreparedFolder
 from beit3_vqa.tasks.losses import caption_loss
 
 # Rows of captions, of retrieval and of captioning.
@@ -32,7 +32,7 @@ from beit3_vqa.tasks.losses import caption_loss
 
 
 def image_id_problem(row: Row) -> str:
-    """What is wrong with the id of a row's image, or with the row's own."""
+    """Say what is wrong with the id of a row's image, or with the row's own."""
     image_id = row.get("image_id")
     if not is_count(image_id) and not (is_text(image_id) and str(image_id).strip() and len(str(image_id)) <= MAX_ID):
         return "image_id must be text or a whole number"
@@ -40,7 +40,7 @@ def image_id_problem(row: Row) -> str:
 
 
 def caption_problem(row: Row) -> str:
-    """What is wrong with the caption of a row that must have one."""
+    """Say what is wrong with the caption of a row that must have one."""
     caption = row.get("text_segment")
     if isinstance(caption, list):
         return "" if caption and all(map(is_count, caption)) else "text_segment must be a list of token ids, or text"
@@ -48,26 +48,18 @@ def caption_problem(row: Row) -> str:
 
 
 def has_caption(row: Row) -> bool:
-    """Whether there is one."""
+    """Return whether a row has a caption."""
     return row.get("text_segment") is not None
 
 
 def caption_id(row: Row) -> str | None:
-    """The row's own id; None where it has none."""
+    """Return the row's own id; None if it has none."""
     return str(row["id"]) if "id" in row else None
 
 
-def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
-    """The caption as text, or as token ids with an empty text; both are empty where there is none."""
-    caption = row.get("text_segment")
-    if caption is None:
-        return "", ()
-    return ("", tuple(caption)) if isinstance(caption, list) else (caption, None)
-
-
 def caption_example(row: Row, place: int) -> Example:
-    """A caption and its image; a row without an id is called by its place."""
-    text, ids = text_of(row)
+    """Return a caption and its image; a row without an id is called by its place."""
+    text, ids = text_or_ids(row.get("text_segment") or ())
     name = caption_id(row)
     return Example(id=str(place) if name is None else name, image_path=row["image_path"], question=text, token_ids=ids)
 
@@ -80,164 +72,157 @@ def _problem(row: Row) -> str:
     return image_problem(row) or image_id_problem(row) or caption or fold_problem(row)
 
 
-class Captioning(IndexTask):
-    """In training a row is an image and one of its captions; in evaluation each image is described once.
+CAPTIONING = TaskSpec(
+    name="coco_captioning",
+    head="captioning",
+    files=IndexFiles("coco_captioning"),  # ours and upstream's have the same names
+    row_format=RowFormat(_problem, caption_id),
+    inputs=Inputs(text="text_ids"),
+    best_metric="CIDEr",
+    unit="captions",
+    row_by_row=False,
+    defaults={"label_smoothing": 0.1},
+    own_options=frozenset(
+        {"captioning_mask_prob", "drop_worst_ratio", "drop_worst_after", "num_beams", "length_penalty"}
+    ),
+    reference_file="coco_karpathy_{split}_gt.json",  # which upstream downloads
+)
 
-    What a caption is worth is measured against people's: those of the split's file of references, or, where there is
-    none, the captions of the split's own rows.
+
+class COCOCaptioning(Task):
+    """Describe images: in training a row is an image and one of its captions; evaluation describes each image once.
+
+    What a caption is worth is measured against people's: those of the split's file of references or, if there is none,
+    the captions of the split's own rows.
     """
 
-    head = "captioning"
-    inputs = Inputs(text="text_ids")
-    best_metric = "CIDEr"
-    unit = "captions"
-    defaults = {"label_smoothing": 0.1}  # noqa: RUF012 - read only
-    own_options = frozenset(
-        {"captioning_mask_prob", "drop_worst_ratio", "drop_worst_after", "num_beams", "length_penalty"}
-    )
-    row_by_row = False
-    row_format = RowFormat(_problem, caption_id)
-    #: name of a split's file of references, in COCO's format; `{split}` stands for the split
-    reference_file: ClassVar[str]
+    spec = CAPTIONING
 
-    def __init__(self, config: RunConfig, data_path: Path | None = None):
-        super().__init__(config, data_path)
-        self._tokenizer: Tokenizer | None = None
-        self._max_len = 0
-        self._split = ""
-        self._references: dict[str, dict[str, list[str]]] = {}  # by split
+    def __init__(self, config: RunConfig, folder: PreparedFolder | None = None):
+        super().__init__(config, folder)
+        self._references: dict[str, dict[str, list[str]]] = {}  # by split, since they are asked for in every epoch
 
     def state(self) -> dict[str, Any]:
-        """The kind of head: what is learned on one data set can be asked of another."""
-        return {"head": self.head}
+        """Return the kind of head: what is learned on one data set can be asked of another."""
+        return {"head": self.spec.head}
 
     def example(self, row: Row, place: int) -> Example:
-        """A caption to be learned, or an image to be described."""
+        """Return a caption to be learned."""
         return caption_example(row, place)
 
     def _image(self, row: Row, place: int) -> Example:
-        """An image to be described: its id is the image's, and its captions aren't looked at."""
+        """Return an image to be described: its id is the image's, and its captions aren't looked at."""
         return Example(id=str(row["image_id"]), image_path=row["image_path"], question="", token_ids=())
 
-    def learnable(self, rows: Rows, split: str) -> Rows:
-        """The rows that have a caption; InputError where none has."""
-        captioned = rows.where(map(has_caption, rows))
-        if not captioned:
-            raise InputError(f"no row of the {split} split has a caption: there is nothing to learn from.")
-        return captioned
-
     def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
-        """A split: in training its captions, else its images, each once."""
-        self._tokenizer, self._max_len = processor.tokenizer, processor.max_tokens
-        dataset = super().dataset(split, processor, training=training)
-        if not training:
-            rows, seen = self.rows(split), set[str]()
-            dataset.rows = rows.where(_is_new(str(row["image_id"]), seen) for row in rows)
-            dataset.example_of = self._image
-            self._split = split
-            self._check_references(seen, split)
-        return dataset
+        """Return a split: in training its captions, else its images, each once.
 
-    def _check_references(self, images: set[str], split: str) -> None:
-        """InputError where captions couldn't be scored, before hours of training end in them."""
-        references = self.references(split)
+        Raises:
+            InputError: no such split, nothing to learn from, or captions that couldn't be scored.
+        """
+        rows = self.folder.rows(split)
+        if training:
+            captioned = rows.where(map(has_caption, rows))
+            if not captioned:
+                raise InputError(f"no row of the {split} split has a caption: there is nothing to learn from.")
+            return self.dataset_of(captioned, processor, training=True)
+        seen = set[str]()
+        images = rows.where(_is_new(str(row["image_id"]), seen) for row in rows)
+        self._check_references(seen, split, processor.tokenizer)
+        return self.dataset_of(images, processor, training=False, example_of=self._image)
+
+    def _check_references(self, images: set[str], split: str, tokenizer: Tokenizer) -> None:
+        """Refuse captions that couldn't be scored, before hours of training end in them."""
+        references = self.references(split, tokenizer)
         if not references:
             return
         require_scorer()
         lacking = [f"image {image}" for image in sorted(images) if image not in references]
         if lacking:
             title = f"images of the {split} split without a caption to compare with:"
-            file = self.reference_file.format(split=split)
+            file = self.spec.reference_file.format(split=split)
             raise InputError.of_problems(title, lacking, f"Are the index and {file} of one data set?")
 
-    def references(self, split: str) -> dict[str, list[str]]:
-        """Image id -> captions of a split; empty where there are none."""
+    def references(self, split: str, tokenizer: Tokenizer) -> dict[str, list[str]]:
+        """Return image id -> captions of a split; empty if there are none."""
         if split not in self._references:
-            assert self.data_path is not None
-            path = self.data_path / self.reference_file.format(split=split)
+            path = self.folder.path / self.spec.reference_file.format(split=split)
             is_fold = split == "val" and self.config.data.fold is not None  # whose images are of the training split
             use_file = path.is_file() and not is_fold
-            self._references[split] = read_references(path) if use_file else self._captions(split)
+            self._references[split] = read_references(path) if use_file else self._captions(split, tokenizer)
         return self._references[split]
 
-    def _captions(self, split: str) -> dict[str, list[str]]:
+    def _captions(self, split: str, tokenizer: Tokenizer) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for row in filter(has_caption, self.rows(split)):
-            found.setdefault(str(row["image_id"]), []).append(self._text(row))
+        for row in filter(has_caption, self.folder.rows(split)):
+            found.setdefault(str(row["image_id"]), []).append(_text(row, tokenizer))
         return found
 
-    def _text(self, row: Row) -> str:
-        text, ids = text_of(row)
-        return text if not ids or self._tokenizer is None else self._tokenizer.decode(ids)
-
     def measured(self, example: Example) -> Iterable[Example]:
-        """The caption, where there is one."""
+        """Return the caption, if there is one."""
         return (example,) if example.question or example.token_ids else ()
 
-    def tensors(self, example: Example, processor: Any, rng: random.Random | None) -> dict[str, Any]:
-        """Pixels, the caption with words masked, and which; in evaluation the pixels alone count."""
+    def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
+        """Return pixels, the caption with words masked, and which; in evaluation the pixels alone count."""
         item = processor(example, rng)
         if rng is None:
             return item
-        ids, tokenizer = item[self.inputs.text], processor.tokenizer
-        probability = self.config.of_task.captioning_mask_prob
+        name, tokenizer = self.spec.inputs.text, processor.tokenizer
+        ids, probability = item[name], self.config.of_task.captioning_mask_prob
         masked, places = mask_words(ids, rng, probability, tokenizer.mask_id, tokenizer.vocab_size)
-        return {**item, self.inputs.text: masked, "places": places, "words": [ids[place] for place in places]}
+        return {**item, name: masked, "places": places, "words": [ids[place] for place in places]}
 
     def collate(self, items: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
-        """The model's keyword arguments; in evaluation only `image` is looked at."""
+        """Return the model's keyword arguments; in evaluation only `image` is looked at."""
         batch = processor.collate(items)
         if "places" in items[0]:
-            masked = torch.zeros_like(batch[self.inputs.text])
+            masked = torch.zeros_like(batch[self.spec.inputs.text])
             for row, item in enumerate(items):
                 masked[row, item["places"]] = 1
             batch[MASKED] = masked
         return batch
 
     def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
-        """Targets: ids of the masked words of all captions, one after the other."""
+        """Return the batch with the ids of the masked words of all captions, one after the other."""
         return replace(batch, targets=torch.tensor([word for item in items for word in item["words"]]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Of the masked words, label-smoothed, without the worst of this process's after `--drop_worst_after` steps."""
+        """Return the smoothed loss of masked words; after `--drop_worst_after` steps without this process's worst."""
         assert batch.targets is not None
         options = self.config.of_task
         drop = options.drop_worst_ratio if batch.step > options.drop_worst_after else 0.0
         return caption_loss(outputs, batch.targets, self.config.optim.label_smoothing, drop)
 
-    def infer(self, model: Any, batch: Batch) -> list[Any]:
-        """Captions, by beam search; InputError where the model's outputs aren't finite, so that it found none."""
-        assert self._tokenizer is not None
-        options = self.config.of_task
+    def infer(self, model: Any, batch: Batch, processor: Any) -> list[str]:
+        """Describe the images by beam search; NotFiniteError if the outputs aren't finite, so that it found nothing."""
+        options, tokenizer = self.config.of_task, processor.tokenizer
         captions = model.generate(
             batch.inputs["image"],
-            start_id=self._tokenizer.bos_id,
-            mask_id=self._tokenizer.mask_id,
-            end_id=self._tokenizer.eos_id,
+            start_id=tokenizer.bos_id,
+            mask_id=tokenizer.mask_id,
+            end_id=tokenizer.eos_id,
             num_beams=options.num_beams,
-            max_len=self._max_len,
+            max_len=processor.max_tokens,
             length_penalty=options.length_penalty,
         )
         if not all(math.isfinite(caption.score) for caption in captions):
             raise not_finite(batch)
-        return captions
+        return [tokenizer.decode(caption.ids) for caption in captions]
 
-    def predictions(self, outputs: Sequence[Any], batch: Batch) -> list[Prediction]:
-        """A caption for each image."""
-        assert self._tokenizer is not None
-        texts = [self._tokenizer.decode(caption.ids) for caption in outputs]
+    def predictions(self, outputs: Sequence[str], batch: Batch, temperature: float = 1.0) -> list[Prediction]:
+        """Return the caption of each image."""
         return [
             Prediction(e.id, e.question, text, probabilities={}, problem=e.problem, image=e.image)
-            for text, e in zip(texts, batch.examples, strict=True)
+            for text, e in zip(outputs, batch.examples, strict=True)
         ]
 
-    def conclude(self, predictions: list[Prediction]) -> EvalResult:
-        """Scored by one process for all."""
-        return EvalResult(distributed.decided(lambda: self.metrics(predictions)), predictions)
+    def conclude(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+        """Return the captions with CIDEr, BLEU and ROUGE-L, and in an evaluation METEOR, if there are references."""
+        # One process scores for all.
+        metrics = distributed.decided(lambda: self._metrics(predictions, self.references(split, processor.tokenizer)))
+        return EvalResult(metrics, predictions)
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """CIDEr, BLEU and ROUGE-L, and in an evaluation METEOR; empty where there are no references."""
-        references = self.references(self._split)
+    def _metrics(self, predictions: list[Prediction], references: dict[str, list[str]]) -> dict[str, Any]:
         if not references:
             return {}
         captions = {p.id: p.answer for p in predictions}
@@ -245,21 +230,26 @@ class Captioning(IndexTask):
             print(SPICE)
         return {"images": len(captions), **score_captions(captions, references, meteor=self.config.run.eval)}
 
-    def chance(self) -> float:
-        """CIDEr of describing every image by the training split's most frequent caption."""
-        return distributed.decided(self._chance)
+    def chance(self, split: str, processor: Any) -> float:
+        """Return the CIDEr of describing every image by the training split's most frequent caption."""
+        return distributed.decided(lambda: self._chance(split, processor.tokenizer))
 
-    def _chance(self) -> float:
-        references = self.references(self._split) if self._split else {}
-        if not references or "train" not in self.splits():
+    def _chance(self, split: str, tokenizer: Tokenizer) -> float:
+        references = self.references(split, tokenizer)
+        if not references or "train" not in self.folder.splits():
             return 0.0
-        texts = Counter(self._text(row) for row in self.rows("train") if has_caption(row))
+        texts = Counter(_text(row, tokenizer) for row in self.folder.rows("train") if has_caption(row))
         likeliest = texts.most_common(1)[0][0]
-        return score_captions(dict.fromkeys(references, likeliest), references)[self.best_metric]
+        return score_captions(dict.fromkeys(references, likeliest), references)[self.spec.best_metric]
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
-        """Upstream's result file, to be handed in or scored."""
-        return [write_captions(result.predictions, folder / f"submit_{self.name}_{info.split}.json")]
+        """Write upstream's result file, to be handed in or scored."""
+        return [write_captions(result.predictions, folder / f"submit_{self.spec.name}_{info.split}.json")]
+
+
+def _text(row: Row, tokenizer: Tokenizer) -> str:
+    text, ids = text_or_ids(row["text_segment"])
+    return tokenizer.decode(ids) if ids else text
 
 
 def _is_new(name: str, seen: set[str]) -> bool:
@@ -268,24 +258,12 @@ def _is_new(name: str, seen: set[str]) -> bool:
     return new
 
 
-class COCOCaptioning(Captioning):
-    """Our index and upstream's have the same names; references go by the name of the file that upstream downloads."""
+class NoCaps(COCOCaptioning):
+    """Describe nocaps' images; the training split is COCO's, in the same folder."""
 
-    name = "coco_captioning"
-    files = IndexFiles(name)
-    reference_file = "coco_karpathy_{split}_gt.json"
-
-
-TRAINING = IndexFiles("coco_captioning")
-
-
-class NoCaps(Captioning):
-    """Our index and upstream's have the same names; the training split is COCO's, in the same folder."""
-
-    name = "nocaps"
-    files = IndexFiles(name)
-    reference_file = "nocaps_{split}_gt.json"
-
-    def _files(self, split: str) -> list[Path]:
-        assert self.data_path is not None
-        return split_files(self.data_path, split, TRAINING if split == "train" else self.files)
+    spec = replace(
+        CAPTIONING,
+        name="nocaps",
+        files=IndexFiles("nocaps", train_name="coco_captioning"),
+        reference_file="nocaps_{split}_gt.json",
+    )

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,50 +10,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit3_vqa.config.config import RunConfig
-from beit3_vqa.data.rows import Row, Rows, is_count
+from beit3_vqa.data.dataset import IndexDataset
+from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import accuracy_interval, accuracy_metrics
-from beit3_vqa.tasks.index_task import IndexTask
+from beit3_vqa.tasks.base import Task
+from beit3_vqa.tasks.folder import PreparedFolder
 
 KEPT_CLASSES = 5  # in predictions.json, the likeliest
 
 
-class ClassTask(IndexTask):
-    """Cross entropy over classes, accuracy in percent; `label` of a row is the place of its class.
+class ClassTask(Task):
+    """Learn by cross entropy over classes; `label` of a row is the place of its class.
 
     Args:
         classes: their names; the model has one output for each.
         config: the run's options.
-        data_path: prepared folder.
+        folder: the data; None for a task that only answers questions.
     """
 
-    def __init__(self, classes: Sequence[str], config: RunConfig, data_path: Path | None = None):
-        super().__init__(config, data_path)
+    def __init__(self, classes: Sequence[str], config: RunConfig, folder: PreparedFolder | None = None):
+        super().__init__(config, folder, num_classes=len(classes))
         self.classes = tuple(classes)
-        self.num_classes = len(classes)
         wanted = config.model.num_classes
         if wanted not in (None, self.num_classes):
             raise InputError(f"--num_classes {wanted}: the data have {self.num_classes} classes. Leave the option out.")
 
     def state(self) -> dict[str, Any]:
-        """The classes, in order."""
-        return {"task": self.name, "classes": list(self.classes)}
+        """Return the classes, in order."""
+        return {"task": self.spec.name, "classes": list(self.classes)}
 
     @property
     def smoothing(self) -> float:
-        """Of the labels, in training and in the loss that evaluation reports."""
+        """Return how far labels are smoothed, in training and in the loss that evaluation reports."""
         return self.config.optim.label_smoothing
 
-    def learnable(self, rows: Rows, split: str) -> Rows:
-        """All of them; InputError where one has no label."""
-        problems = [f"row {self.example(row, place).id}" for place, row in enumerate(rows) if "label" not in row]
+    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
+        """Return a split of the data; InputError if it doesn't exist, or a row of training has no label."""
+        rows = self.folder.rows(split)
+        must_have_one = enumerate(rows if training else ())
+        problems = [f"row {self.example(row, place).id}" for place, row in must_have_one if "label" not in row]
         if problems:
             raise InputError.of_problems("training rows without a label:", problems, "Training needs one in each.")
-        return rows
+        return self.dataset_of(rows, processor, training=training)
 
     def labelled(self, row: Row, **fields: Any) -> Example:
-        """An example with the row's label, if there is one; InputError where there is no such class."""
+        """Return an example with the row's label, if there is one; InputError if there is no such class."""
         label = row.get("label")
         if label is None:
             return Example(**fields)
@@ -64,18 +67,22 @@ class ClassTask(IndexTask):
             )
         return Example(**fields, answer=self.classes[label], targets=((label, 1.0),))
 
+    def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+        """Return the batch with its labels, int64 (B,)."""
+        return replace(batch, targets=self.targets(batch.examples))
+
     def targets(self, examples: Sequence[Example]) -> Tensor:
-        """The label of each example, int64 (B,)."""
+        """Return the label of each example, int64 (B,)."""
         return torch.tensor([example.targets[0][0] for example in examples])
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean cross entropy against labels (B,), or against probabilities (B, classes), which are smooth already."""
+        """Return the mean cross entropy against labels (B,) or probabilities (B, classes), which are smooth already."""
         assert batch.targets is not None
         smoothing = 0.0 if batch.targets.is_floating_point() else self.smoothing
         return F.cross_entropy(outputs, batch.targets, label_smoothing=smoothing)
 
-    def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
-        """The likeliest class of each example, and the few after it."""
+    def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Prediction]:
+        """Predict the likeliest class of each example, and the few after it."""
         logits = outputs.cpu()
         return [self._prediction(*of) for of in zip(logits, logits.softmax(dim=1), batch.examples, strict=True)]
 
@@ -95,23 +102,23 @@ class ClassTask(IndexTask):
             image=example.image,
         )
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Accuracy in percent, in parts, with the histograms of answers and truths."""
-        return accuracy_metrics(predictions)
+    def conclude(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+        """Return the predictions with the accuracy in percent, in parts, and the histograms of answers and truths."""
+        return EvalResult(accuracy_metrics(predictions), predictions)
 
     def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """`metrics`, and how far the accuracy can be trusted."""
+        """Return the metrics, and how far the accuracy can be trusted."""
         known = [p for p in result.predictions if p.score is not None]
         return result.metrics | ({"accuracy_interval": accuracy_interval(known)} if known else {})
 
-    def chance(self) -> float:
-        """Percent right when always naming the most frequent class of the training rows."""
-        if not self._files("train"):
+    def chance(self, split: str, processor: Any) -> float:
+        """Return the percent right when always naming the most frequent class of the training rows."""
+        if not self.folder.files("train"):
             return 100.0 / self.num_classes
-        labels = Counter(row.get("label") for row in self.rows("train"))
+        labels = Counter(row.get("label") for row in self.folder.rows("train"))
         return 100.0 * max(labels.values()) / labels.total()
 
 
 def label_problem(row: Row) -> str:
-    """What is wrong with the label of a row, which it may lack, or an empty string."""
+    """Say what is wrong with the label of a row, which it may lack, or return an empty string."""
     return "" if is_count(row.get("label", 0)) else "label must be a whole number, 0 or more"

@@ -4,20 +4,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.imagenet_augment import CentralCrop, Mix, TimmTransform, check_cutmix_minmax
 from beit3_vqa.data.index import CLASSES_FILE, IndexFiles, read_classes
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
-from beit3_vqa.data.types import Batch, Example, Inputs, Prediction
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import is_text
+from beit3_vqa.tasks.base import TaskSpec
 from beit3_vqa.tasks.classification import ClassTask, label_problem
-from beit3_vqa.tasks.index_task import data_folder
 
 UPSTREAMS_CLASSES = 1000
 
@@ -31,61 +29,61 @@ def _name(row: Row) -> str:
 
 
 class ImageNet(ClassTask):
-    """Rows `{"image_path", "label"}`. Upstream's index has 1,000 classes, or as many as `--num_classes` says.
+    """Classify rows `{"image_path", "label"}`. Upstream's index has 1,000 classes, or as many as `--num_classes` says.
 
-    Upstream validates and tests on the same images; so does this where there is no test split.
+    Upstream validates and tests on the same images; so does this if there is no test split.
     """
 
-    name = "imagenet"
-    head = "imageclassification"
-    inputs = Inputs(text="")
-    files = IndexFiles(
-        "imagenet",
-        {
-            "train": ("imagenet.train.index.jsonl",),
-            "val": ("imagenet.val.index.jsonl",),
-            "test": ("imagenet.val.index.jsonl",),
-        },
-    )
-    row_format = RowFormat(_problem, _name)
-    unit = "images"
-    defaults = MappingProxyType({"crop_scale": 0.08, "label_smoothing": 0.1})
-    own_options = frozenset(
-        {"mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "color_jitter", "aa"}
-        | {"crop_pct", "reprob", "remode", "recount"}
+    spec = TaskSpec(
+        name="imagenet",
+        head="imageclassification",
+        files=IndexFiles(
+            "imagenet",
+            {
+                "train": ("imagenet.train.index.jsonl",),
+                "val": ("imagenet.val.index.jsonl",),
+                "test": ("imagenet.val.index.jsonl",),
+            },
+            tests_on_val=True,
+        ),
+        row_format=RowFormat(_problem, _name),
+        inputs=Inputs(text=""),
+        unit="images",
+        defaults={"crop_scale": 0.08, "label_smoothing": 0.1},
+        own_options=frozenset(
+            {"mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "color_jitter", "aa"}
+            | {"crop_pct", "reprob", "remode", "recount"}
+        ),
     )
 
     @classmethod
-    def from_folder(cls, config: RunConfig) -> "ImageNet":
-        """The task on a prepared folder, whose classes it reads."""
-        folder = data_folder(config)
+    def from_folder(cls, config: RunConfig) -> Self:
+        """Set the task up on a prepared folder, whose classes it reads."""
+        folder = cls.prepared_folder(config)
         numbered = map(str, range(config.model.num_classes or UPSTREAMS_CLASSES))
-        classes = read_classes(folder) if (folder / CLASSES_FILE).exists() else list(numbered)
+        classes = read_classes(folder.path) if (folder.path / CLASSES_FILE).exists() else list(numbered)
         return cls(classes, config, folder)
 
     @classmethod
-    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "ImageNet":
-        """The task with the classes that the checkpoint `where` keeps."""
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> Self:
+        """Set the task up with the classes that the checkpoint `where` keeps."""
         classes = saved.get("classes")
         if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):
             raise InputError(f"{where}: its task_state holds no classes; the file is damaged.")
         return cls(classes, config)
 
-    def _files(self, split: str) -> list[Path]:
-        return super()._files(split) or (super()._files("val") if split == "test" else [])
-
     def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
-        """A split of the data; InputError where it doesn't exist, or can't be mixed as was asked."""
+        """Return a split of the data; InputError if it doesn't exist, or can't be mixed as was asked."""
         if training:
             check_cutmix_minmax(self.config.of_task.cutmix_minmax, processor.size)
         return super().dataset(split, processor, training=training)
 
     def example(self, row: Row, place: int) -> Example:
-        """An image, named by its path."""
+        """Return an image, named by its path."""
         return self.labelled(row, id=_name(row), image_path=row["image_path"], question="")
 
-    def tensors(self, example: Example, processor: Any, rng: random.Random | None) -> dict[str, Any]:
-        """In training floats from timm's pipeline and a seed for the mix of a batch, else bytes."""
+    def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
+        """Return in training floats from timm's pipeline and a seed for the mix of a batch, else bytes."""
         image, size = processor.open(example, example.image_path), processor.size
         if rng is None:
             return {"image": CentralCrop(size, self.config.of_task.crop_pct)(image)}
@@ -126,19 +124,19 @@ class ImageNet(ClassTask):
         )
 
     def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
-        """The batch with its labels; with mixup or cutmix mixed, its labels probabilities."""
+        """Return the batch with its labels; with mixup or cutmix mixed, its labels probabilities."""
         labels = self.targets(batch.examples)
         if not self._mix.on:
             return replace(batch, targets=labels)
         images, targets = self._mix(batch.inputs["image"], labels, items[0]["seed"])
         return replace(batch, inputs={"image": images}, targets=targets)
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """`accuracy` (top 1) and `top5_accuracy` in percent, and the loss."""
-        metrics = super().metrics(predictions)
+    def conclude(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+        """Return the predictions with `accuracy` (top 1) and `top5_accuracy` in percent, and the loss."""
+        result = super().conclude(predictions, split, processor)
         known = [p for p in predictions if p.truth is not None]
         if not known:
-            return metrics
+            return result
         among = 100.0 * sum(p.truth in p.probabilities for p in known) / len(known)
-        kept = {name: value for name, value in metrics.items() if name in ("accuracy", "loss")}
-        return {"images": len(known), **kept, "top5_accuracy": among}
+        kept = {name: value for name, value in result.metrics.items() if name in ("accuracy", "loss")}
+        return EvalResult({"images": len(known), **kept, "top5_accuracy": among}, predictions)

@@ -11,7 +11,7 @@ from beit3_vqa.runtime.distributed import gather_rows, shares
 
 
 def contrastive_loss(features: Tensor, together: int | None = None) -> Tensor:
-    """How well each image finds its text among all of the batch, and each text its image.
+    """Measure how well each image finds its text among all of the batch, and each text its image.
 
     Every other row is a wrong answer, a second caption of the same image too, as upstream has it. Processes compare
     with each other's rows: their losses, weighted by the rows of each, add up to the loss of one process with all rows,
@@ -40,7 +40,7 @@ def contrastive_loss(features: Tensor, together: int | None = None) -> Tensor:
 
 
 def caption_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, drop_worst: float = 0.0) -> Tensor:
-    """Divergence of the predicted words from the smoothed true ones, without the words predicted worst.
+    """Return the divergence of the predicted words from the smoothed true ones, without the words predicted worst.
 
     Args:
         logits: (M, V), of M masked words.

@@ -3,7 +3,6 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import text_of
@@ -11,8 +10,9 @@ from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, id_problem, image_problem, text_problem
 from beit3_vqa.data.types import EvalResult, Example, Inputs, PredictionsInfo
 from beit3_vqa.runtime.files import write_text
+from beit3_vqa.tasks.base import TaskSpec
 from beit3_vqa.tasks.classification import ClassTask, label_problem
-from beit3_vqa.tasks.index_task import data_folder
+from beit3_vqa.tasks.folder import PreparedFolder
 
 CLASSES = ("False", "True")
 
@@ -28,34 +28,29 @@ def _name(row: Row) -> str:
 
 
 class NLVR2(ClassTask):
-    """Rows `{"image_path", "image2_path", "text_segment", "label", "identifier"}`, the text as text or token ids."""
+    """Judge rows `{"image_path", "image2_path", "text_segment", "label", "identifier"}`, text as text or token ids."""
 
-    name = "nlvr2"
-    head = "nlvr2"
-    inputs = Inputs(images=("image_a", "image_b"), text="text_description")
-    files = IndexFiles(
-        "nlvr2",
-        {
-            "train": ("nlvr2.train.index.jsonl",),
-            "val": ("nlvr2.dev.index.jsonl",),
-            "test": ("nlvr2.test-P.index.jsonl",),
-        },
+    spec = TaskSpec(
+        name="nlvr2",
+        head="nlvr2",
+        files=IndexFiles(
+            "nlvr2",
+            {
+                "train": ("nlvr2.train.index.jsonl",),
+                "val": ("nlvr2.dev.index.jsonl",),
+                "test": ("nlvr2.test-P.index.jsonl",),
+            },
+        ),
+        row_format=RowFormat(_problem, _name),
+        inputs=Inputs(images=("image_a", "image_b"), text="text_description"),
+        unit="sentences",
     )
-    row_format = RowFormat(_problem, _name)
-    unit = "sentences"
 
-    @classmethod
-    def from_folder(cls, config: RunConfig) -> "NLVR2":
-        """The task on a prepared folder."""
-        return cls(CLASSES, config, data_folder(config))
-
-    @classmethod
-    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "NLVR2":
-        """The task alone."""
-        return cls(CLASSES, config)
+    def __init__(self, config: RunConfig, folder: PreparedFolder | None = None):
+        super().__init__(CLASSES, config, folder)
 
     def example(self, row: Row, place: int) -> Example:
-        """A sentence about two images."""
+        """Return a sentence about two images."""
         text, token_ids = text_of(row)
         return self.labelled(
             row,
@@ -67,7 +62,7 @@ class NLVR2(ClassTask):
         )
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
-        """The CSV of NLVR2's own evaluation script: identifier and answer on each line."""
+        """Write the CSV of NLVR2's own evaluation script: identifier and answer on each line."""
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows((p.id, p.answer) for p in result.predictions)
-        return [write_text(folder / f"submit_{self.name}_{info.split}.csv", buffer.getvalue())]
+        return [write_text(folder / f"submit_{self.spec.name}_{info.split}.csv", buffer.getvalue())]

@@ -1,7 +1,6 @@
 """Finding images by text and texts by image: what Flickr30k's and COCO's tasks have in common."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +13,8 @@ from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction
 from beit3_vqa.metrics.recall import chance_of_recall, recall_metrics
+from beit3_vqa.tasks.base import Task, TaskSpec
 from beit3_vqa.tasks.captioning import caption_example, caption_id, caption_problem, image_id_problem
-from beit3_vqa.tasks.index_task import IndexTask
 from beit3_vqa.tasks.losses import contrastive_loss
 
 KEPT_IMAGES = 5  # predictions.json would otherwise hold captions times images
@@ -28,38 +27,44 @@ def _problem(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Features:
-    """What the model made of a row: float32 vectors (D,), the image's times the learned scale."""
+    """Hold what the model made of a row: float32 vectors (D,), the image's times the learned scale."""
 
     example: Example
     image: NDArray[np.float32]
     text: NDArray[np.float32]
 
 
-class Retrieval(IndexTask):
-    """A row is an image and one of its captions; rows of one `image_id` are of one image."""
+def _spec(name: str) -> TaskSpec:
+    return TaskSpec(
+        name=name,
+        head="retrieval",
+        files=IndexFiles(name),  # ours and upstream's have the same names
+        row_format=RowFormat(_problem, caption_id),
+        inputs=Inputs(text="text_description"),
+        best_metric="average_score",
+        unit="captions",
+        row_by_row=False,
+        compares_rows=True,
+    )
 
-    head = "retrieval"
-    inputs = Inputs(text="text_description")
-    best_metric = "average_score"
-    unit = "captions"
-    row_by_row = False
-    compares_rows = True
-    row_format = RowFormat(_problem, caption_id)
+
+class Retrieval(Task):
+    """Find images by captions and captions by images; rows of one `image_id` are captions of one image."""
 
     def state(self) -> dict[str, Any]:
-        """The kind of head: what is learned on one data set can be asked of another."""
-        return {"head": self.head}
+        """Return the kind of head: what is learned on one data set can be asked of another."""
+        return {"head": self.spec.head}
 
     def example(self, row: Row, place: int) -> Example:
-        """A caption, whose answer is the id of its image."""
+        """Return a caption, whose answer is the id of its image."""
         return replace(caption_example(row, place), answer=str(row["image_id"]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Contrastive, with the features of every process; `outputs` are (B, 2, D)."""
+        """Return the contrastive loss with the features of every process; `outputs` are (B, 2, D)."""
         return contrastive_loss(outputs, batch.together or None)  # outside of training each process is alone
 
-    def infer(self, model: Any, batch: Batch) -> Tensor:
-        """Features (B, 2, D) as a forward pass gives them, but each distinct image is looked at once."""
+    def infer(self, model: Any, batch: Batch, processor: Any) -> Tensor:
+        """Return features (B, 2, D) as a forward pass gives them, but each distinct image is looked at once."""
         rows: dict[str, int] = {}
         of_row = [rows.setdefault(example.image_path, len(rows)) for example in batch.examples]
         first = [of_row.index(number) for number in range(len(rows))]
@@ -68,13 +73,13 @@ class Retrieval(IndexTask):
         _, language = model(**texts, only_infer=True)
         return torch.stack([vision[of_row] * model.logit_scale.exp(), language], dim=1)
 
-    def predictions(self, outputs: Tensor, batch: Batch) -> list[Features]:
-        """The features of each row, for `conclude`."""
+    def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Features]:
+        """Return the features of each row, for `conclude`."""
         vectors = outputs.cpu().numpy()
         return [Features(example, *pair) for example, pair in zip(batch.examples, vectors, strict=True)]
 
-    def conclude(self, predictions: list[Features]) -> EvalResult:
-        """Recall both ways, and for each caption the images that fit it best."""
+    def conclude(self, predictions: list[Features], split: str, processor: Any) -> EvalResult:
+        """Return recall both ways, and for each caption the images that fit it best."""
         numbers: dict[str, int] = {}
         first: list[Features] = []
         image_of = []
@@ -116,34 +121,26 @@ class Retrieval(IndexTask):
             image=example.image,
         )
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """What the predictions alone show: how often the first image is the caption's own, in percent."""
-        right = [p.score for p in predictions if p.score is not None]
-        return {"ir_r1": 100.0 * sum(right) / len(right)} if right else {}
-
     def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Those of the result; says how much hangs on ties."""
-        lost, decided = (of[self.best_metric] for of in (result.metrics, result.metrics["topk"]))
+        """Return the metrics of the result, and say how much hangs on ties."""
+        name = self.spec.best_metric
+        lost, decided = result.metrics[name], result.metrics["topk"][name]
         if lost != decided:
-            print(f"{self.best_metric} {decided:.2f} if ties are left to topk's order, as upstream's script does")
+            print(f"{name} {decided:.2f} if ties are left to topk's order, as upstream's script does")
         return result.metrics
 
-    def chance(self) -> float:
-        """`average_score` of guessing on the split that is evaluated."""
-        split = self.config.run.split if self.config.run.eval else "val"
-        split = split if split in self.splits() else "train"
-        return chance_of_recall(list(Counter(str(row["image_id"]) for row in self.rows(split)).values()))
+    def chance(self, split: str, processor: Any) -> float:
+        """Return the `average_score` of guessing."""
+        return chance_of_recall(list(Counter(str(row["image_id"]) for row in self.folder.rows(split)).values()))
 
 
 class COCORetrieval(Retrieval):
-    """Our index and upstream's have the same names."""
+    """Find COCO's images and captions."""
 
-    name = "coco_retrieval"
-    files = IndexFiles(name)
+    spec = _spec("coco_retrieval")
 
 
 class Flickr30k(Retrieval):
-    """Our index and upstream's have the same names."""
+    """Find Flickr30k's images and captions."""
 
-    name = "flickr30k"
-    files = IndexFiles(name)
+    spec = _spec("flickr30k")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
-from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.index import ANSWERS_FILE
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, OptionTemplate
 from beit3_vqa.data.rows import Rows, row_id
@@ -28,13 +28,13 @@ TEMPLATE = OptionTemplate(OPTION_PROMPT_TEMPLATE)
 
 
 class VQARank(VQACustom):
-    """Questions with options, one score for each; C below is how many a question has."""
+    """Answer questions with options, one score for each; C below is how many a question has."""
 
-    name = "vqarank"
+    spec = replace(VQACustom.spec, name="vqarank", option_by_option=True)
 
     @classmethod
-    def from_folder(cls, config: RunConfig) -> VQACustom:
-        """The task on a folder prepared for vqacustom; InputError where its questions are open-ended."""
+    def from_folder(cls, config: RunConfig) -> "VQACustom":
+        """Set the task up on a folder prepared for vqacustom; InputError if its questions are open-ended."""
         task = super().from_folder(config)
         if not task.answers_are_options:
             raise InputError(
@@ -53,8 +53,8 @@ class VQARank(VQACustom):
                 "Use --task vqacustom, or prepare the data anew.",
             )
 
-    def dataset(self, split: str, processor: Any, *, training: bool) -> CustomDataset:
-        """As vqacustom's; InputError where an option is longer than the model may read."""
+    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
+        """Return a split as vqacustom does; InputError if an option is longer than the model may read."""
         dataset = super().dataset(split, processor, training=training)
         problems = (
             (row, choice, _length_problem(choice, processor)) for row in dataset.rows for choice in row["choices"]
@@ -64,42 +64,32 @@ class VQARank(VQACustom):
             raise InputError.of_problems(f"options of {split} rows that are too long:", too_long)
         return dataset
 
-    @property
-    def outputs(self) -> int:
-        """One score."""
-        return 1
-
-    @property
-    def passes(self) -> int:
-        """One for each option."""
-        return self.num_classes
-
-    def tensors(self, example: Example, processor: Any, rng: random.Random | None) -> dict[str, Any]:
-        """The image, once, and the token ids of each option's text."""
+    def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
+        """Return the image, once, and the token ids of each option's text."""
         image = processor.open(example, example.image_path)
         texts = [processor.fitted(example.question, partial(TEMPLATE, choice=choice)) for choice in example.choices]
         return {"image": processor.pixels(image, example, rng), "texts": texts}
 
     def collate(self, items: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
-        """B examples -> `image` (B * C, 3, S, S) and `question` (B * C, T): the options of one after another's."""
+        """Return `image` (B * C, 3, S, S) and `question` (B * C, T): the options of one example after another's."""
         images = torch.stack([item["image"] for item in items]).repeat_interleave(self.num_classes, dim=0)
         return {"image": images, **processor.padded([ids for item in items for ids in item["texts"]])}
 
     def measured(self, example: Example) -> Iterable[Example]:
-        """A text for each option."""
+        """Return a text for each option."""
         return (replace(example, question=TEMPLATE(example.question, c), choices=()) for c in example.choices)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Of the scores (B * C, 1), as if they were the logits of a head with C outputs."""
+        """Return the loss of the scores (B * C, 1) as if they were the logits of a head with C outputs."""
         return super().loss(outputs.view(-1, self.num_classes), batch)
 
-    def predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
-        """The option with the highest score."""
-        return super().predictions(outputs.view(-1, self.num_classes), batch)
+    def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Prediction]:
+        """Predict the option with the highest score."""
+        return super().predictions(outputs.view(-1, self.num_classes), batch, temperature)
 
 
 def _length_problem(choice: str, processor: Any) -> str:
-    """What is wrong with an option that is too long even where its question is empty; else an empty string."""
+    """Say what is wrong with an option that is too long even if its question is empty; else return an empty string."""
     if len(TEMPLATE("", choice).encode()) + SPECIAL_TOKENS < processor.max_tokens:
         return ""  # a token has a byte at least, but for one that may stand before the first word
     try:

@@ -1,8 +1,9 @@
 """VQAv2: open-ended questions that ten people answered, over a vocabulary of frequent answers."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 from beit3_vqa.data.index import UPSTREAMS_VQA, IndexFiles
 from beit3_vqa.data.predictions import write_upstream_results
@@ -11,29 +12,28 @@ from beit3_vqa.tasks.vqa import VQACustom
 
 
 class VQAv2(VQACustom):
-    """Questions of which each answer of the table has a score: 0, 0.3, 0.6, 0.9 or 1, by how many gave it.
+    """Answer questions of which each answer of the table has a score: 0, 0.3, 0.6, 0.9 or 1, by how many gave it.
 
     The metric is the mean score of the answers, in percent, as upstream computes it; the test server's figure leaves
     each annotator out in turn, which makes it a little lower. One output for each row of answer2label.txt (upstream's
     has 3,129).
     """
 
-    name = "vqav2"
-    head = "vqav2"
-    files = IndexFiles("vqav2", UPSTREAMS_VQA)
-    defaults = MappingProxyType({"vqa_loss": "bce"})
-    upstreams_order = ("vqav2",)
+    spec = replace(
+        VQACustom.spec,
+        name="vqav2",
+        head="vqav2",
+        files=IndexFiles("vqav2", UPSTREAMS_VQA),
+        has_options=False,  # an answer "A" would be one
+        defaults={"vqa_loss": "bce"},
+        upstreams_order=("vqav2",),
+    )
 
-    @property
-    def answers_are_options(self) -> bool:
-        """Never: an answer "A" would be one."""
-        return False
-
-    def chance(self) -> float:
-        """The score in percent of always giving the one answer that scores most on the training rows."""
-        if not self._files("train"):
+    def chance(self, split: str, processor: Any) -> float:
+        """Return the score in percent of always giving the one answer that scores most on the training rows."""
+        if not self.folder.files("train"):
             return 100.0 / self.num_classes
-        rows = self.rows("train")
+        rows = self.folder.rows("train")
         scores: Counter[int] = Counter()
         for row in rows:
             for label, score in zip(row.get("labels") or (), row.get("scores") or (), strict=True):
@@ -41,5 +41,5 @@ class VQAv2(VQACustom):
         return 100.0 * max(scores.values(), default=0.0) / len(rows)
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
-        """The JSON that the test server takes."""
-        return [write_upstream_results(result.predictions, folder / f"submit_{self.name}_{info.split}.json")]
+        """Write the JSON that the test server takes."""
+        return [write_upstream_results(result.predictions, folder / f"submit_{self.spec.name}_{info.split}.json")]

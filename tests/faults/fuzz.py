@@ -38,7 +38,7 @@ from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint, set_rand
 from beit3_vqa.engine.checkpoint.validate import check_contents
 from beit3_vqa.engine.optim import load_optimizer, make_optimizer
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3.download import check_key_layout
+from beit3_vqa.models.beit3.key_layout import check_key_layout
 from beit3_vqa.models.beit3.pretrained import load_pretrained, weights_of
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.names import build_model

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.engine import trainer as training
+from beit3_vqa.engine import trainer
 from beit3_vqa.engine.checkpoint import save as saving
 from beit3_vqa.engine.checkpoint.folder import prune
-from beit3_vqa.engine.trainer import steps
+from beit3_vqa.engine.loop import train_epoch
 from beit3_vqa.errors import InputError
 from tests.conftest import finetune
 from tests.faults.kills import differences
@@ -255,13 +255,15 @@ def test_other_workers_go_on_bit_for_bit(scpc, tmp_path, monkeypatch):
     flags = ["--epochs", "1", "--batch_size", "3", "--drop_path", "0.2", "--randaug"]
     assert main(finetune(scpc, tmp_path / "undisturbed", *flags)) == 0
 
-    def vanishing(run, epoch):
-        for number, report in enumerate(steps(run, epoch), start=1):
-            yield report
-            if number == 4:
+    def vanishing(run, batches, schedule, after_step, **begin):
+        def vanish(report):
+            after_step(report)
+            if report.step == 4:
                 raise InputError("the images are gone")
 
-    monkeypatch.setattr(training, "steps", vanishing)
+        train_epoch(run, batches, schedule, vanish, **begin)
+
+    monkeypatch.setattr(trainer, "train_epoch", vanishing)
     assert main(finetune(scpc, tmp_path / "out", *flags, "--num_workers", "2")) == 2
     monkeypatch.undo()
     assert main(finetune(scpc, tmp_path / "out", *flags)) == 0

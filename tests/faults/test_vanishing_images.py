@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.engine import trainer as training
-from beit3_vqa.engine.trainer import steps
+from beit3_vqa.engine import trainer
+from beit3_vqa.engine.loop import train_epoch
 from tests.conftest import finetune
 from tests.faults.kills import differences
 
@@ -25,13 +25,15 @@ def test_an_epoch_whose_images_vanish(scpc, tmp_path, monkeypatch, capsys, vanis
     command = ["--image_root", str(images), "--epochs", "1", "--batch_size", "3", *flags]
     assert main(finetune(scpc, tmp_path / "undisturbed", *command)) == 0
 
-    def vanishing(run, epoch):
-        for number, report in enumerate(steps(run, epoch), start=1):
-            yield report
-            if number == vanish_after:
+    def vanishing(run, batches, schedule, after_step, **begin):
+        def vanish(report):
+            after_step(report)
+            if report.step == vanish_after:
                 images.rename(elsewhere)
 
-    monkeypatch.setattr(training, "steps", vanishing)
+        train_epoch(run, batches, schedule, vanish, **begin)
+
+    monkeypatch.setattr(trainer, "train_epoch", vanishing)
     assert main(finetune(scpc, tmp_path / "out", *command)) == 2
     monkeypatch.undo()
     said = capsys.readouterr().err
@@ -52,11 +54,11 @@ def test_nothing_is_saved_where_no_step_was_done(scpc, tmp_path, monkeypatch, ca
     images = tmp_path / "images"
     shutil.copytree(scpc / "images", images)
 
-    def vanishing(run, epoch):
+    def vanishing(*arguments, **begin):
         shutil.rmtree(images)
-        return steps(run, epoch)
+        train_epoch(*arguments, **begin)
 
-    monkeypatch.setattr(training, "steps", vanishing)
+    monkeypatch.setattr(trainer, "train_epoch", vanishing)
     assert main(finetune(scpc, tmp_path / "out", "--image_root", str(images), "--epochs", "1")) == 2
     assert "goes on from there" not in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.pth"))

@@ -8,12 +8,13 @@ import torch.distributed as dist
 
 from beit3_vqa.config.options import OptimConfig
 from beit3_vqa.data.types import Batch, Example
-from beit3_vqa.engine.loop import train_epoch
+from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
 from beit3_vqa.engine.optim import CosineSchedule, ModelEma, load_optimizer, make_optimizer
 from beit3_vqa.engine.parallel import STRATEGIES, OneProcess, whole
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import processes
 from beit3_vqa.runtime.precision import Precision
+from tests.helpers.calls import calls_of_each_step
 from tests.unit.models.test_parity import small_model
 
 CPU = torch.device("cpu")
@@ -51,12 +52,10 @@ def train(strategy: OneProcess, freq: int, first: dict | None = None) -> tuple[d
     ema = ModelEma(model, 0.9)
     if first is not None:
         load_optimizer(optimizer, copy.deepcopy(first))  # it goes on in the tensors it is given
-    reports = train_epoch(
+    learner = Learner(
         wrapped,
-        batches(distributed.rank(), distributed.size()),
         lambda outputs, batch: torch.nn.functional.cross_entropy(outputs, batch.targets),
         optimizer,
-        CosineSchedule(1e-3, 1e-3, 0, 10),
         Precision("fp32", CPU),
         examples=ROWS,
         batch_size=BATCH,
@@ -65,6 +64,12 @@ def train(strategy: OneProcess, freq: int, first: dict | None = None) -> tuple[d
         ema=ema,
         strategy=strategy,
     )
+    reports: list[StepReport] = []
+    own_batches = batches(distributed.rank(), distributed.size())
+    with calls_of_each_step() as calls:
+        train_epoch(learner, own_batches, CosineSchedule(1e-3, 1e-3, 0, 10), reports.append)
+    assert calls, "no optimizer step"
+    assert all(names == ["engine.loop.train_epoch"] for names in calls), f"between the loop and the step: {calls}"
     losses = [float(report.loss) for report in reports]
     state = strategy.optimizer_state(optimizer)
     return whole(model.state_dict()), whole(ema.state_dict()), state, losses

@@ -65,8 +65,7 @@ def test_soft_scores_become_a_distribution_for_cross_entropy():
 def test_a_temperature_changes_probabilities_and_nothing_else(loss, logits, temperature):
     made, rows = task(vqa_loss=loss), torch.tensor(logits)
     plain = made.predictions(rows, batch(1, 3))
-    made.temperature = temperature
-    for before, after in zip(plain, made.predictions(rows, batch(1, 3)), strict=True):
+    for before, after in zip(plain, made.predictions(rows, batch(1, 3), temperature), strict=True):
         assert (after.answer, after.score, after.loss) == (before.answer, before.score, before.loss)
         assert after.probabilities == pytest.approx(tempered(before, temperature).probabilities, abs=1e-6)
 
@@ -74,8 +73,7 @@ def test_a_temperature_changes_probabilities_and_nothing_else(loss, logits, temp
 def test_a_temperature_is_over_the_whole_vocabulary():
     made = task(answers=[f"answer {i}" for i in range(9)])
     logits = torch.arange(9.0)[None]
-    made.temperature = 4.0
-    (found,) = made.predictions(logits, Batch({}, (Example("0", "x", "q"),)))
+    (found,) = made.predictions(logits, Batch({}, (Example("0", "x", "q"),)), temperature=4.0)
     expected = (logits / 4).softmax(1)[0].flip(0)[:KEPT_ANSWERS].tolist()
     assert list(found.probabilities.values()) == pytest.approx(expected, abs=1e-6)
     assert found.answer == "answer 8"
@@ -111,7 +109,8 @@ def test_the_validation_loss_is_trainings(options):
     made, shown = task(**options), batch(1, 3, 0)
     logits = torch.randn(3, 4)
     predictions = made.predictions(logits, shown)
-    assert made.metrics(predictions)["loss"] == pytest.approx(made.loss(logits, shown).item(), abs=1e-5)
+    result = made.conclude(predictions, "val", None)
+    assert result.metrics["loss"] == pytest.approx(made.loss(logits, shown).item(), abs=1e-5)
     untold = dataclasses.replace(shown.examples[0], answer=None, targets=())
     without = made.predictions(logits, Batch({}, (untold, *shown.examples[1:])))
     assert [p.loss for p in without] == [None, *(p.loss for p in predictions[1:])]
@@ -210,11 +209,11 @@ def test_forks_folders_are_read_as_they_are(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
     AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
     made = VQACustom.from_folder(config_of({"data_path": str(tmp_path)}))
-    assert made.splits() == ["train", "val", "test"]
+    assert made.folder.splits() == ["train", "val", "test"]
     train = made.dataset("train", None, training=True)
     assert [train.example(i).id for i in range(len(train))] == ["0", "1"]
     assert train.example(0).image_path == str(tmp_path / "train" / "x.jpg")
-    assert made.chance() == 100.0  # both training answers are `blue`
+    assert made.chance("val", None) == 100.0  # both training answers are `blue`
     other = {"image_path": "x.jpg", "text_segment": [7], "labels": [0], "scores": [1.0], "qid": 9}
     (tmp_path / "vqa.trainable_val.jsonl").write_text(json.dumps(other) + "\n")
-    assert made.chance() == 50.0
+    assert made.chance("val", None) == 50.0

@@ -1,5 +1,6 @@
 """What messages quote from data: no control characters, no flood, no lines that aren't ours."""
 
+import argparse
 import sys
 
 import pytest
@@ -60,12 +61,12 @@ def test_the_terminal_gets_no_control_characters(arguments, capsys):
 
 
 def test_standard_output_is_guarded_while_a_command_runs(monkeypatch, capsys):
-    def command(arguments):
+    def command(parsed):
         print(HOSTILE)
         return 0
 
     stream = sys.stdout
-    monkeypatch.setattr("beit3_vqa.cli.main._dispatch", command)
+    monkeypatch.setattr("beit3_vqa.cli.main._parse", lambda arguments: argparse.Namespace(function=command))
     assert main([]) == 0
     assert capsys.readouterr().out == visible(HOSTILE) + "\n"
     assert sys.stdout is stream

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beit3_vqa.apps.ensemble.vote import Question, decide, equal_weights
+from beit3_vqa.apps.ensemble.vote import Question, decide
 from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, log_loss
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.metrics.intervals import unvarying_interval
+from beit3_vqa.metrics.vote import equal_weights
 
 RESAMPLES = 10_000
 _AT_ONCE = 1_000_000  # numbers drawn in one go
@@ -87,7 +88,7 @@ def compare(questions: Sequence[Question], vote: str, weights: Floats | None, se
 
     Args:
         questions: all with a `label`.
-        vote: a name of `VOTES`.
+        vote: a name of `metrics.vote.VOTES`.
         weights: of the weighted vote: (N, M), each question's fitted without it, or (M,), fitted on other questions.
         seed: of the bootstrap.
     """
@@ -164,7 +165,7 @@ def forward_selection(
 
     Args:
         questions: all with a `label`.
-        vote: a name of `VOTES`; the weighted vote is judged by weights fitted without the question.
+        vote: a name of `metrics.vote.VOTES`; the weighted vote is judged by weights fitted without the question.
         parameters_of: of some members together.
         most: parameters that the ensemble may have.
         seed: of the folds.

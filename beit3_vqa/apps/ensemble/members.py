@@ -137,7 +137,7 @@ def _of_checkpoint(
     options = GivenOptions(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
     options, parameters = evaluation_of_checkpoint(options)
     task = options["task"]
-    if not find_task(task).row_by_row:
+    if not find_task(task).spec.row_by_row:
         raise InputError(f"{name}: was trained on {task}, whose results aren't answers that can be joined.")
     if given.get(name, parameters) != parameters:
         raise InputError(f"--params {name}={given[name]}: its model has {parameters:,}. Leave the option out.")

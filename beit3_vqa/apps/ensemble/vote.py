@@ -1,14 +1,13 @@
-"""The votes of an ensemble: one prediction of M. Ties and absent answers are decided here, and nowhere else."""
+"""The votes of an ensemble: one prediction of M."""
 
 import dataclasses
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import InputError, short
+from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.runtime.files import look_alikes, one_form
 
 # The members of an ensemble side by side: what each answered to every question, checked to be the same questions.
@@ -154,63 +153,12 @@ def _label(answers: Sequence[Prediction], key: Callable[[str], str]) -> str | No
     return next(spelt, truth)
 
 
-Shares = dict[str, float]
-
-
-def mean_probabilities(answers: Sequence[Prediction], weights: Sequence[float]) -> Shares:
-    """Weighted mean of the members' probabilities, answers in the order in which they first appear.
-
-    An answer that a member's predictions don't hold counts as 0 there: open-ended predictions keep the likeliest five,
-    so that the means of such questions sum to less than 1.
-
-    Args:
-        answers: of the M members.
-        weights: (M,), summing to 1.
-    """
-    named = dict.fromkeys(answer for p in answers for answer in p.probabilities)
-    pairs = list(zip(weights, answers, strict=True))
-    # fsum, so that the order of the members changes nothing, not even the last digit.
-    return {answer: math.fsum(w * p.probabilities.get(answer, 0.0) for w, p in pairs) for answer in named}
-
-
-def hard(answers: Sequence[Prediction], weights: Sequence[float]) -> tuple[str, Shares]:
-    """The answer of most members, and each answer's share of their votes.
-
-    A tie goes to the answer of higher mean probability; one of those too to the answer that comes first in the first
-    member's predictions. `weights` are the equal ones: every member has one vote.
-    """
-    votes = Counter(p.answer for p in answers)
-    means = mean_probabilities(answers, weights)
-    candidates = dict.fromkeys([*means, *votes])
-    best = max(candidates, key=lambda answer: (votes[answer], means.get(answer, 0.0)))
-    return best, {answer: votes[answer] / len(answers) for answer in candidates}
-
-
-def soft(answers: Sequence[Prediction], weights: Sequence[float]) -> tuple[str, Shares]:
-    """The answer of the highest mean probability, the first of equal ones, and all the means."""
-    means = mean_probabilities(answers, weights)
-    return max(means, key=lambda answer: means[answer]), means
-
-
-#: how the members decide -> the answer and the shares, by their predictions and weights; weighted is soft with others
-VOTES: dict[str, Callable[[Sequence[Prediction], Sequence[float]], tuple[str, Shares]]] = {
-    "hard": hard,
-    "soft": soft,
-    "weighted": soft,
-}
-
-
-def equal_weights(members: int) -> list[float]:
-    """1 / M for each."""
-    return [1.0 / members] * members
-
-
 def decide(question: Question, vote: str, weights: Sequence[float]) -> Prediction:
     """The ensemble's prediction for a question.
 
     Args:
         question: as the M members answered it.
-        vote: a name of `VOTES`.
+        vote: a name of `metrics.vote.VOTES`.
         weights: (M,), summing to 1; equal ones for all but the weighted vote.
     """
     answer, shares = VOTES[vote](question.answers, weights)

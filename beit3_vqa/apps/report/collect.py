@@ -1,6 +1,5 @@
 """What a report is made from: run folders and predictions, read and checked."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from beit3_vqa.apps.report.curves import read_curves
 from beit3_vqa.data.predictions import predictions_file, read_info, read_predictions
 from beit3_vqa.data.types import AttentionMap, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError, one_line
-from beit3_vqa.runtime.files import missing, real_path, require_bounded
+from beit3_vqa.runtime.files import missing, read_json, real_path
 
 MAX_RUNS = 8  # colours that can be told apart
 MAX_CONFIG = 10_000_000  # bytes
@@ -87,10 +86,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     """config.json, which only adds a few facts: one that can't be read is as good as none."""
     if not path.is_file():
         return {}
-    require_bounded(path, MAX_CONFIG)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        content = read_json(path, MAX_CONFIG)
+    except InputError:
         return {}
     return content if isinstance(content, dict) else {}
 

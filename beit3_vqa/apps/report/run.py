@@ -99,8 +99,9 @@ def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> di
     except InputError as error:
         print(f"{run.name}: no attention maps; {error}")
         return {}
-    if not model.parts.task.asks:
-        print(f"{run.name}: no attention maps; they are made of answers to questions, not of {model.parts.task.name}")
+    spec = model.parts.task.spec
+    if not spec.asks:
+        print(f"{run.name}: no attention maps; they are made of answers to questions, not of {spec.name}")
         return {}
     try:
         return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)

@@ -8,6 +8,7 @@ from typing import Any
 from beit3_vqa.data.types import AttentionMap
 from beit3_vqa.engine.predictor import Answerer, Asked
 from beit3_vqa.errors import InputError
+from beit3_vqa.metrics.vote import soft
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,9 @@ class Panel:
         ]
         answers = []
         for row in range(len(questions)):
-            votes = [predictions[row].probabilities for predictions, _ in each]
-            mean = {name: sum(vote[name] for vote in votes) / len(votes) for name in votes[0]}
+            answer, means = soft([predictions[row] for predictions, _ in each])
             maps = tuple(maps[row] for _, maps in each) if attention else ()
-            answers.append(Answer(max(mean, key=lambda name: mean[name]), mean, maps))
+            answers.append(Answer(answer, means, maps))
         return answers
 
 

@@ -123,8 +123,8 @@ def serve(
 def _answerer(checkpoint: str, *options: str) -> Answerer:
     answerer = load(checkpoint, *options)
     task = answerer.parts.task
-    if not task.asks:
-        raise InputError(f"--checkpoint {checkpoint}: was trained on {task.name}, which has no single questions.")
+    if not task.spec.asks:
+        raise InputError(f"--checkpoint {checkpoint}: was trained on {task.spec.name}, which has no single questions.")
     return answerer
 
 

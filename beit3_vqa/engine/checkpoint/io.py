@@ -15,8 +15,8 @@ from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.checkpoint.folder import manifest_file
 from beit3_vqa.engine.checkpoint.manifest import HashingFile, damage, opened_by_others, write_manifest
 from beit3_vqa.errors import InputError, nearest, short
+from beit3_vqa.runtime.archives import is_packed
 from beit3_vqa.runtime.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there
-from beit3_vqa.runtime.tensors import is_packed
 
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
@@ -67,11 +67,8 @@ _PLAIN: list[Any] = [
     _called("numpy._core.multiarray.scalar", lambda dtype, data: _number(dtype, data)),
 ]
 _PLAIN_NAMES = {f"{item.__module__}.{item.__qualname__}" for item in _PLAIN}
-# What to do about it. `--checkpoint` is of commands that read this package's own checkpoints alone.
 _TRUST = "If you trust the file, add --trust_checkpoint."
-_OF_CODE = {
-    "--checkpoint": "Checkpoints of this package hold plain data only, so it is none, or was tampered with.",
-}
+_TAMPERED = "Checkpoints of this package hold plain data only, so it is none, or was tampered with."
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:
@@ -134,9 +131,9 @@ def read_checkpoint(
             raise InputError(_broken(flag, path)) from error
         more = f"holds more than weights and plain data ({foreign})"
         if not _trusted(path, given):
-            raise InputError(
-                f"{flag} {path}: {more}, which would run code of whoever made it. {_OF_CODE.get(flag, _TRUST)}"
-            ) from error
+            # Commands with --checkpoint read this package's own checkpoints alone.
+            advice = _TAMPERED if flag == "--checkpoint" else _TRUST
+            raise InputError(f"{flag} {path}: {more}, which would run code of whoever made it. {advice}") from error
         print(f"{flag} {path}: {more}; read in full, its code is run, as a trusted file.")
         content = _read_trusted(path, flag)
     except Exception as error:  # a damaged file makes torch raise anything

@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 import shlex
-import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -12,10 +11,8 @@ from typing import IO, Any
 from beit3_vqa.config.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from beit3_vqa.engine.checkpoint.folder import manifest_file
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, require_bounded, stale_temporaries, write_text
-from beit3_vqa.runtime.tensors import is_packed
-
-# A checkpoint file's outside: torch's format is a zip archive whose entries are stored as they are.
+from beit3_vqa.runtime.archives import damaged_entry, is_packed, read_archive
+from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, read_json, stale_temporaries, write_text
 
 PICKLE = "data.pkl"  # the entry that makes an archive torch's
 
@@ -31,12 +28,13 @@ def opened_by_others(path: Path) -> str:
     inside = next(
         (folder for folder in folders if (folder / PICKLE).is_file() and (folder / "version").is_file()), None
     )
+    archive = read_archive(path)
     if inside is not None:
         what, folder = "is an unpacked checkpoint", inside.resolve()
-        archive = f"{path.name if path.is_dir() else folder.name}.pth"
-        above, archive, name = (shlex.quote(str(part)) for part in (folder.parent, archive, folder.name))
-        pack = f"cd {above} && zip -0 -r -D {archive} {name}"
-    elif is_packed(path) and any(name.rpartition("/")[2] == PICKLE for name in _names(path)):
+        packed = f"{path.name if path.is_dir() else folder.name}.pth"
+        above, packed, name = (shlex.quote(str(part)) for part in (folder.parent, packed, folder.name))
+        pack = f"cd {above} && zip -0 -r -D {packed} {name}"
+    elif archive and archive.packed and any(name.rpartition("/")[2] == PICKLE for name in archive.names):
         what = "is a packed zip archive, of a checkpoint that somebody unpacked"
         pack = "unzip it, and in the folder that it made, zip -0 -r -D checkpoint.pth *"
     else:
@@ -46,11 +44,6 @@ def opened_by_others(path: Path) -> str:
         f"opening it (a .zip that a browser made of it may just be renamed to .pth), or pack it again without "
         f"compression: {pack}"
     )
-
-
-def _names(path: Path) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
 
 
 _PACKAGES = ("beit3_vqa", "torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
@@ -165,9 +158,8 @@ def require_manifest(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """The JSON beside a checkpoint; empty where there is none that can be read."""
     try:
-        require_bounded(manifest_file(path), MAX_MANIFEST)
-        content = json.loads(manifest_file(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, InputError):
+        content = read_json(manifest_file(path), MAX_MANIFEST)
+    except (OSError, InputError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -211,11 +203,7 @@ def finish_renames(folder: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # a damaged file makes zipfile raise anything
-        return False
+    return damaged_entry(path) == ""
 
 
 def sha256_of(path: Path) -> str:
@@ -225,11 +213,5 @@ def sha256_of(path: Path) -> str:
 
 
 def _bad_record(path: Path) -> str:
-    try:
-        if not zipfile.is_zipfile(path) or is_packed(path):
-            return ""
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except Exception:  # a damaged directory makes zipfile raise anything; whoever reads the file says what it is
-        return ""
+    bad = "" if is_packed(path) else damaged_entry(path)  # None: whoever reads the file says what it is
     return f"its part {bad} isn't what was written (CRC-32)" if bad else ""

@@ -268,7 +268,7 @@ def fold_of_evaluation(given: GivenOptions, saved: dict[str, Any]) -> tuple[str,
     if not isinstance(fold, int) or given["split"] != "val":
         return ()
     if given["fold"] is None:
-        has_val = split_files(Path(given["data_path"]), "val", find_task(given["task"]).files)
+        has_val = split_files(Path(given["data_path"]), "val", find_task(given["task"]).spec.files)
         return () if has_val else ("fold",)
     if given["fold"] != fold:
         raise InputError(

@@ -77,8 +77,8 @@ def _is_ours(saved: dict[str, Any]) -> bool:
 
 def _bare(model: str, given: GivenOptions) -> str:
     """Return a model's name without the task at its end."""
-    task = find_task(given["task"])
-    return model.removesuffix(f"_{task.name}").removesuffix(f"_{task.head}")
+    spec = find_task(given["task"]).spec
+    return model.removesuffix(f"_{spec.name}").removesuffix(f"_{spec.head}")
 
 
 def _same_file(one: str, other: object) -> bool:
@@ -101,7 +101,7 @@ def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
 
 def tell_changes(parts: Parts, content: dict[str, Any], saved: dict[str, Any]) -> None:
     """Print which options of model, data, training and task, and how many processes, differ from the checkpoint's."""
-    own = {"seed", *parts.task.own_options}
+    own = {"seed", *parts.task.spec.own_options}
     places = {"data_path", "image_root", "trust_checkpoint"} if _DATA in content else {"trust_checkpoint"}
     changed = [
         f"{name} {short(saved[name])} -> {value}"

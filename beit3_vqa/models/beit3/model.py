@@ -3,14 +3,11 @@
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
-from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
-from timm.models.layers import trunc_normal_
 from torch import Tensor, nn
-from torchscale.architecture.config import EncoderConfig
 
 from beit3_vqa.models.beit3.attention import pick
 from beit3_vqa.models.beit3.multiway import Multiway
+from beit3_vqa.runtime.libraries import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, EncoderConfig, trunc_normal_
 
 # Task heads on top of the Multiway Transformer, under upstream's parameter names.
 
@@ -246,9 +243,8 @@ class BEiT3ForImageClassification(BEiT3Model):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 -> float32 with ImageNet's mean and standard deviation of each channel."""
-        mean, std = (
-            pixels.new_tensor(v, dtype=torch.float32).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD)
-        )
+        statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        mean, std = (pixels.new_tensor(v, dtype=torch.float32).view(3, 1, 1) * 255 for v in statistics)
         return (pixels.to(torch.float32) - mean) / std
 
     def forward(self, image: Tensor) -> Tensor:

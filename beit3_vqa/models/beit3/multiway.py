@@ -20,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from torchscale.architecture.config import EncoderConfig
-from torchscale.model.BEiT3 import BEiT3
 
 from beit3_vqa.models.beit3.attention import KERNELS, Attend, attend
+from beit3_vqa.runtime.libraries import BEiT3, EncoderConfig
 
 # Positions 0 and 1 are fairseq's, never used for a token.
 FIRST_POSITION = 2

@@ -24,8 +24,9 @@ from beit3_vqa.models.clip.folder import (
     read_image_values,
 )
 from beit3_vqa.models.names import CLIP_SIZES, TEXT_TOKENS, CLIPName, CLIPSize
+from beit3_vqa.runtime.archives import is_packed
 from beit3_vqa.runtime.files import require_bounded
-from beit3_vqa.runtime.tensors import is_packed, is_plain
+from beit3_vqa.runtime.tensors import is_plain
 
 SAMPLES = 64  # numbers of each weight that its checksum reads
 WORD_END = "</w>"

@@ -9,7 +9,7 @@ import torch
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.bad_images import BadImages
-from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.dataset import IndexDataset, question_of
 from beit3_vqa.data.images import open_image
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.errors import ImageError, InputError
@@ -29,12 +29,16 @@ def collate(items):
     return {"noise": torch.stack([item["noise"] for item in items])}
 
 
+def question(row, place):
+    return question_of(row, AnswerTable(["A", "B"]))
+
+
 def loader_of(allowed, *, bad=frozenset(BAD), training=True, workers=0):
     rows = [
         {"id": f"r{i}", "image_path": f"{'bad' if i in bad else 'good'}_{i}.jpg", "question": "?", "answer": "A"}
         for i in range(ROWS)
     ]
-    made = CustomDataset(rows, AnswerTable(["A", "B"]), Path(), read_image, training=training, seed=3)
+    made = IndexDataset(rows, question, Path(), read_image, training=training, seed=3)
     return BatchLoader(made, collate, 5, shuffle=training, seed=3, num_workers=workers, bad_images=BadImages(allowed))
 
 

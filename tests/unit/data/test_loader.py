@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.dataset import CustomDataset, permute_choices
+from beit3_vqa.data.dataset import IndexDataset, permute_choices, question_of
 from beit3_vqa.data.loader import BatchLoader, EpochBatches
 from beit3_vqa.data.types import Example
 from beit3_vqa.errors import InputError
@@ -30,6 +30,10 @@ def collate(items):
     return {"noise": torch.stack([item["noise"] for item in items])}
 
 
+def lettered(row, place):
+    return question_of(row, LETTERS)
+
+
 def dataset(rows=23, *, training=True, seed=3, bad=()):
     made = [
         {
@@ -41,7 +45,7 @@ def dataset(rows=23, *, training=True, seed=3, bad=()):
         }
         for i in range(rows)
     ]
-    return CustomDataset(made, LETTERS, Path(), fake_processor, training=training, shuffle_choices=training, seed=seed)
+    return IndexDataset(made, lettered, Path(), fake_processor, training=training, shuffle_choices=training, seed=seed)
 
 
 def pass_over(epoch, *, workers=0, training=True, seed=3, batch_size=5):
@@ -122,7 +126,7 @@ def test_an_example_that_cannot_be_read_is_one_clear_error(workers):
 
 def test_balancing_makes_answers_equally_likely_and_keeps_draws_apart():
     rows = [{"id": str(i), "image_path": "x", "question": "q", "answer": "A" if i else "B"} for i in range(60)]
-    made = CustomDataset(rows, LETTERS, Path(), fake_processor, training=True)
+    made = IndexDataset(rows, lettered, Path(), fake_processor, training=True)
     weights = made.balancing_weights(1.0)
     assert weights[0] == pytest.approx(weights[1:].sum())
     assert made.balancing_weights(0.0).unique().tolist() == [1.0]
@@ -147,7 +151,8 @@ def test_rows_of_upstreams_scripts():
         {"image_path": "a.jpg", "text_segment": "what?", "labels": "", "scores": "", "qid": "TEST_1"},
         {"image_path": "a.jpg", "text_segment": [5], "labels": [9], "scores": [1.0], "qid": 18},
     ]
-    made = CustomDataset(rows, AnswerTable(["red", "blue", "green"]), Path("/data"), fake_processor)
+    colours = AnswerTable(["red", "blue", "green"])
+    made = IndexDataset(rows, lambda row, place: question_of(row, colours), Path("/data"), fake_processor)
     first = made.example(0)
     assert (first.id, first.token_ids, first.answer) == ("17", (5, 6), "red")
     assert first.targets == ((2, 0.6), (0, 1.0))

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beit3_vqa.apps.ensemble.compare import vote_all
-from beit3_vqa.apps.ensemble.vote import VOTES
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.dataset import CustomDataset
+from beit3_vqa.data.dataset import question_of
 from beit3_vqa.data.predictions import (
     info_file,
     plain_score,
@@ -26,6 +25,7 @@ from beit3_vqa.data.predictions import (
 )
 from beit3_vqa.data.types import Batch, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
+from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.tasks.vqa import VQACustom
 from tests.helpers.options import config_of
 from tests.helpers.panels import simulated
@@ -74,13 +74,12 @@ def test_whatever_a_task_answers_can_be_read(tmp_path_factory, loss, logits, tem
     """Ties, answers that were annotated several times, an empty answer, and options of any temperature."""
     table = AnswerTable("ABCDEFG" if letters else ["yes", "no", "", "red", "blue", "green", "teal"])
     task = VQACustom(table, config_of({"vqa_loss": loss}))
-    task.temperature = temperature
     row = {"id": "q1", "image_path": "x", "question": "?"} | ({} if truth is None else {"answer": truth})
     if scores is not None:
         row |= {"labels": list(range(len(scores))), "scores": scores}
-    example = CustomDataset([row], table, tmp_path_factory.getbasetemp(), None).question_of(row, 0)
+    example = question_of(row, table)
     example = dataclasses.replace(example, choices=tuple("tuvwxyz") if letters else ())
-    (found,) = task.predictions(torch.tensor([logits]), Batch({}, (example,)))
+    (found,) = task.predictions(torch.tensor([logits]), Batch({}, (example,)), temperature)
     path = write_predictions([found], tmp_path_factory.getbasetemp() / f"{loss}.json")
     assert read_predictions(path) == [dataclasses.replace(found, loss=None)]
 

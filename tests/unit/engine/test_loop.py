@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from beit3_vqa.data.types import Batch, Example
-from beit3_vqa.engine.loop import TrainingDiverged, steps_per_epoch, train_epoch
+from beit3_vqa.engine.loop import Learner, TrainingDiverged, steps_per_epoch, train_epoch
 from beit3_vqa.engine.optim import CosineSchedule
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.precision import Precision, pick_device
@@ -40,20 +40,18 @@ def run(x, y, size, update_freq, **options):
     torch.manual_seed(0)
     model = Linear()
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.0)
-    reports = list(
-        train_epoch(
-            model,
-            batches(x, y, size),
-            loss_of,
-            optimizer,
-            CosineSchedule(0.1, 0.1, 0, 100),
-            Precision("fp32", CPU),
-            examples=len(x),
-            batch_size=size,
-            update_freq=update_freq,
-            **options,
-        )
+    learner = Learner(
+        model,
+        loss_of,
+        optimizer,
+        Precision("fp32", CPU),
+        examples=len(x),
+        batch_size=size,
+        update_freq=update_freq,
+        **options,
     )
+    reports = []
+    train_epoch(learner, batches(x, y, size), CosineSchedule(0.1, 0.1, 0, 100), reports.append)
     return model, reports
 
 
@@ -79,32 +77,38 @@ def test_clipping():
     assert (model.linear.weight - before).norm() <= 0.1 * 0.5 + 1e-6
 
 
-def adam_epoch(model, x, most=10):
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
-    schedule = CosineSchedule(0.1, 0.1, 0, 100)
-    for report in train_epoch(model, batches(x, torch.zeros(len(x)), 1), loss_of, optimizer, schedule,
-                              Precision("fp32", CPU), examples=len(x), batch_size=1, max_bad_steps=most):  # fmt: skip
-        yield report, {name: p.detach().clone() for name, p in model.named_parameters()}, optimizer
+def adam_epoch(x, most=10, precision="fp32", kernel="fused"):
+    """For each step its report, the weights after it, and the optimizer."""
+    torch.manual_seed(0)
+    model, found = Linear(), []
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], **{kernel: True})
+    learner = Learner(model, loss_of, optimizer, Precision(precision, CPU), len(x), 1, max_bad_steps=most)
+
+    def after_step(report):
+        found.append((report, {name: p.detach().clone() for name, p in model.named_parameters()}, optimizer))
+
+    train_epoch(learner, batches(x, torch.zeros(len(x)), 1), CosineSchedule(0.1, 0.1, 0, 100), after_step)
+    return found
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(value):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("how", [{}, {"kernel": "foreach"}, {"precision": "fp16"}])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(value, how):
     x = torch.ones(4, 2)
     x[1] = value
-    weights = [(report, after, optimizer.state_dict()) for report, after, optimizer in adam_epoch(Linear(), x)]
-    assert [report.bad.item() for report, *_ in weights] == [0, 1, 0, 0]
-    assert all(torch.equal(weights[0][1][name], weights[1][1][name]) for name in weights[0][1])
-    assert not torch.equal(weights[1][1]["linear.weight"], weights[2][1]["linear.weight"])
-    assert {state["step"].item() for state in weights[-1][2]["state"].values()} == {3}
+    steps = adam_epoch(x, **how)
+    assert [report.bad.item() for report, *_ in steps] == [0, 1, 0, 0]
+    assert all(torch.equal(steps[0][1][name], steps[1][1][name]) for name in steps[0][1])
+    assert not torch.equal(steps[1][1]["linear.weight"], steps[2][1]["linear.weight"])
+    assert {state["step"].item() for state in steps[-1][2].state_dict()["state"].values()} == {3}
 
 
 def test_too_many_bad_steps_in_a_row_end_the_training():
     x = torch.full((9, 2), math.nan)
     x[2] = 1
     with pytest.raises(TrainingDiverged, match=r"3 steps in a row, last at step 5 \(learning rate 0.1, rows tensor\(0"):
-        list(adam_epoch(Linear(), x, most=3))
-    assert len(list(adam_epoch(Linear(), x[:5], most=3))) == 5
+        adam_epoch(x, most=3)
+    assert len(adam_epoch(x[:5], most=3)) == 5
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])

@@ -9,18 +9,47 @@ from beit3_vqa.models.beit3.model import init_unit_scale
 from beit3_vqa.models.names import build_model, listed_names, parse_name
 
 
-@pytest.mark.parametrize("order", ["import beit3_vqa, timm", "import timm, beit3_vqa"])
-def test_timm_builds_our_models(order):
-    code = f"""
+def in_a_fresh_process(code):
+    subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", code], check=True)
+
+
+def test_importing_the_package_changes_nothing_outside_it():
+    in_a_fresh_process("""
+import sys
+before = list(sys.meta_path), list(sys.path_hooks), {name for name in sys.modules if name[:5] in ("torch", "timm")}
+import beit3_vqa
+assert (list(sys.meta_path), list(sys.path_hooks)) == before[:2]
+assert not {"torch", "timm"} & set(sys.modules)
 import warnings
-warnings.simplefilter("ignore")
-{order}
-model = timm.create_model("beit3_base_patch16_480_vqacustom", num_classes=4, vocab_size=70, drop_path_rate=0.0,
+warnings.simplefilter("ignore")  # of timm's own import
+import timm
+assert not timm.list_models("beit3*") and not timm.models.is_model("beit3_base_patch16_480_vqacustom")
+""")
+
+
+@pytest.mark.parametrize("timm_before", [True, False])
+def test_timm_builds_our_models_once_it_is_told_of_them(timm_before):
+    in_a_fresh_process(f"""
+import beit3_vqa, warnings
+if {timm_before}:
+    warnings.simplefilter("ignore")  # of timm's own import
+    import timm
+beit3_vqa.register_with_timm()
+import timm
+known = timm.list_models()
+model = timm.create_model("beit3_base_patch16_480_vqacustom", num_classes=4, vocab_size=64010, drop_path_rate=0.0,
                           embed_dim=32, depth=2, num_heads=2, img_size=64)
 assert model.beit3.encoder.embed_positions.A.weight.shape == (19, 32)
+assert model.beit3.text_embed.weight.shape == (64010, 32)
 assert "beit3_large_patch16_768_vqav2" in timm.list_models("beit3*")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+beit3_vqa.register_with_timm()  # again does no harm
+assert timm.list_models() == known and len(set(known)) == len(known)
+""")
+
+
+@pytest.mark.parametrize("module", ["models.beit3.model", "models.beit3.multiway", "data.imagenet_augment"])
+def test_no_run_begins_with_the_warnings_of_timms_import(module):
+    in_a_fresh_process(f"import beit3_vqa.{module}")
 
 
 def test_full_name_and_task_mean_the_same():

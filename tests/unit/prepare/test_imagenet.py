@@ -24,7 +24,7 @@ def test_labels_are_torchvisions(tmp_path):
     assert run(source, tmp_path / "data").rows == {"train": 12, "val": 4}
     folder = ImageFolder(str(source / "train"))
     assert read_classes(tmp_path / "data") == folder.classes
-    rows = read_rows(tmp_path / "data" / "imagenet.train.jsonl", ImageNet.row_format)
+    rows = read_rows(tmp_path / "data" / "imagenet.train.jsonl", ImageNet.spec.row_format)
     assert [(str(source / row["image_path"]), row["label"]) for row in rows] == folder.samples
 
 
@@ -32,7 +32,7 @@ def test_without_a_validation_folder_a_share_of_each_class_is_it(tmp_path):
     source = write_imagenet(tmp_path / "source", 10)
     shutil.rmtree(source / "val")
     assert run(source, tmp_path / "data", val_ratio=0.2).rows == {"train": 32, "val": 8}
-    rows = read_rows(tmp_path / "data" / "imagenet.val.jsonl", ImageNet.row_format)
+    rows = read_rows(tmp_path / "data" / "imagenet.val.jsonl", ImageNet.spec.row_format)
     assert sorted(row["label"] for row in rows) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
@@ -86,7 +86,7 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
     (source / "val" / "yellow" / "more").symlink_to(real / "val" / "red")
     assert run(source, tmp_path / "data").rows == {"train": 12, "val": 5}
     for split in ("train", "val"):
-        rows = read_rows(tmp_path / "data" / f"imagenet.{split}.jsonl", ImageNet.row_format)
+        rows = read_rows(tmp_path / "data" / f"imagenet.{split}.jsonl", ImageNet.spec.row_format)
         samples = ImageFolder(str(source / split)).samples
         assert sorted((str(source / row["image_path"]), row["label"]) for row in rows) == sorted(samples)
     (source / "val" / "yellow" / "circle").symlink_to(source / "val")
@@ -109,4 +109,4 @@ def test_an_index_row_needs_an_image_and_a_label_that_is_one(tmp_path):
     for row, says in (({"label": 1}, "no image_path"), ({"image_path": "x", "label": -1}, "label must be")):
         (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
         with pytest.raises(InputError, match=says):
-            read_rows(tmp_path / "x.jsonl", ImageNet.row_format)
+            read_rows(tmp_path / "x.jsonl", ImageNet.spec.row_format)

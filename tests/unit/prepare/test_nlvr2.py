@@ -36,7 +36,7 @@ def run(source, out, annotations=None):
 def test_every_sentence_with_its_images_and_its_label(source, tmp_path):
     assert run(source, tmp_path / "data").rows == {"train": 12, "val": 4, "test": 5}
     for split, name in (("train", "train"), ("val", "dev"), ("test", "test1")):
-        rows = read_rows(tmp_path / "data" / f"nlvr2.{split}.jsonl", NLVR2.row_format)
+        rows = read_rows(tmp_path / "data" / f"nlvr2.{split}.jsonl", NLVR2.spec.row_format)
         lines = [json.loads(line) for line in (source / f"{name}.json").read_text().splitlines()]
         assert [row["text_segment"] for row in rows] == [line["sentence"] for line in lines]
         assert [row["label"] for row in rows] == [int(line["label"] == "True") for line in lines]
@@ -53,7 +53,7 @@ def test_only_a_line_feed_ends_a_line(source, tmp_path):
         texts = (json.dumps({**line, "sentence": sentence}, ensure_ascii=False) for line in lines)
         (tmp_path / f"{name}.json").write_bytes("\r\n".join([*texts, "", ""]).encode())
     assert run(source, tmp_path / "data", tmp_path).rows == {"train": 12, "val": 4, "test": 5}
-    rows = read_rows(tmp_path / "data" / "nlvr2.val.jsonl", NLVR2.row_format)
+    rows = read_rows(tmp_path / "data" / "nlvr2.val.jsonl", NLVR2.spec.row_format)
     assert {row["text_segment"] for row in rows} == {sentence}
 
 
@@ -85,13 +85,13 @@ def test_what_is_wrong_is_named_and_nothing_written(source, tmp_path, change, sa
 def test_any_json_is_a_row_or_a_problem(changes):
     entry = {**GOOD, **changes} if isinstance(changes, dict) else changes
     row, problem = _parse(json.dumps(entry), "dev")
-    assert problem or NLVR2.row_format.problem(row) == ""
+    assert problem or NLVR2.spec.row_format.problem(row) == ""
     if isinstance(entry, dict):
-        said = NLVR2.row_format.problem(entry)
+        said = NLVR2.spec.row_format.problem(entry)
         assert said or (entry["label"] in (0, 1) and entry["identifier"] not in ("", None))
 
 
 def test_an_index_row_says_what_it_lacks(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"image_path": "a.png", "text_segment": [7], "label": 2, "identifier": "d-0"}\n')
     with pytest.raises(InputError, match=r"x\.jsonl:1: has no image2_path"):
-        read_rows(tmp_path / "x.jsonl", NLVR2.row_format)
+        read_rows(tmp_path / "x.jsonl", NLVR2.spec.row_format)

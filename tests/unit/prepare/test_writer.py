@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -297,3 +300,12 @@ def test_the_warnings_filter_is_left_alone(train, images, out):
     for _ in range(3):
         prepare("choices", {"train": train}, PrepareOptions(out, images))
     assert list(warnings.filters) == before
+
+
+def test_what_a_killed_prepare_left_goes_with_the_next(train, images, out):
+    code = "import os, signal, sys; from pathlib import Path; from beit3_vqa.runtime.files import staged\n"
+    code += "with staged(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", code, str(out)], check=False).returncode == -signal.SIGKILL
+    assert len(names(out)) == 1
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+    assert not [name for name in names(out) if name.startswith(".")]

@@ -74,6 +74,8 @@ def test_what_is_staged_comes_together_or_not_at_all(tmp_path):
     (tmp_path / "a").write_text("old")
     with staged(tmp_path) as place:
         write_text(place / "a", "new")
+        remove_stale_temporaries(tmp_path)  # another process that begins meanwhile
+        assert place.is_dir()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
     with staged(tmp_path) as place:
@@ -87,11 +89,11 @@ def test_what_is_staged_comes_together_or_not_at_all(tmp_path):
 def test_what_a_killed_process_staged_is_removed_and_a_running_ones_is_not(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     for process in (int(dead.stdout), os.getpid()):
-        folder = tmp_path / f".results.{process}.tmp"
+        folder = tmp_path / f".staged.x7_a.{process}.tmp"
         folder.mkdir()
         (folder / "predictions.json").write_text("[]")
     remove_stale_temporaries(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f".results.{os.getpid()}.tmp"]
+    assert [path.name for path in tmp_path.iterdir()] == [f".staged.x7_a.{os.getpid()}.tmp"]
 
 
 def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written(tmp_path):

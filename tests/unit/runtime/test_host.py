@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from beit3_vqa.runtime import host
+from beit3_vqa.runtime import host, memory
 
 # Page faults of thirty tensors of 64 MiB, one after the other; up to 32 MiB glibc learns to keep some by itself.
 FAULTS = """
@@ -46,3 +46,15 @@ def test_other_systems_are_left_alone(monkeypatch, system, libc):
     monkeypatch.setattr(host.platform, "libc_ver", lambda: (libc, ""))
     monkeypatch.setattr(host.ctypes, "CDLL", lambda name: pytest.fail("touched the C library"))
     assert not host.tune_allocator()
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Linux's /proc")
+def test_the_peak_of_memory_is_told_with_and_without_proc(monkeypatch, tmp_path):
+    import resource
+
+    before = memory.peak()
+    block = b"x" * before  # with what there is, more than there ever was
+    assert memory.peak() > before
+    del block
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    assert memory.peak() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

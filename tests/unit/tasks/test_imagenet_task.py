@@ -13,7 +13,7 @@ EXAMPLES = tuple(Example(str(label), "x", "", answer=str(label), targets=((label
 
 def task(**options) -> ImageNet:
     given = GivenOptions({"task": "imagenet", **options})
-    return ImageNet(["0", "1", "2"], resolve(given, ImageNet.defaults))
+    return ImageNet(["0", "1", "2"], resolve(given, ImageNet.spec.defaults))
 
 
 def batch() -> Batch:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beit3_vqa.apps.ensemble.vote import Question, absent_answers, decide, equal_weights, side_by_side
+from beit3_vqa.apps.ensemble.vote import Question, absent_answers, decide, side_by_side
 from beit3_vqa.data.types import Prediction
+from beit3_vqa.metrics.vote import equal_weights
 from tests.helpers.panels import answered, simulated
 
 

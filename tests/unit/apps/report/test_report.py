@@ -178,6 +178,17 @@ def test_curves_of_a_run_that_was_killed(tmp_path):
     }
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b"", b"\xff", b"[" * 100_000, None])
+def test_a_config_that_cannot_be_read_is_as_good_as_none(tmp_path, content):
+    (tmp_path / "log.txt").write_text('{"epoch": 0, "train_loss": 1.0}\n')
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2 * 10**12) if content is None else file.write(content)  # sparse, and never read
+    (run,) = read_runs([tmp_path])
+    assert run.config == {}
+    (tmp_path / "config.json").write_text('\ufeff{"optim": {"lr": 1}}', encoding="utf-8")
+    assert read_runs([tmp_path])[0].config == {"optim": {"lr": 1}}
+
+
 def test_long_curves_are_thinned_and_what_was_overtaken_is_hidden(tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 

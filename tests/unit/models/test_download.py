@@ -1,11 +1,10 @@
-"""`download` against a real HTTP server that misbehaves, and `check_key_layout` against files that are not BEiT-3."""
+"""`download` against a real HTTP server that misbehaves."""
 
-import argparse
-import contextlib
+import dataclasses
+import hashlib
 import io
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -13,137 +12,25 @@ import sys
 import threading
 import time
 import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS, RELEASES, KeyLayout, check_key_layout, download
+from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS, RELEASES, download
+from beit3_vqa.models.beit3.key_layout import KeyLayout
+from beit3_vqa.runtime.transfer import SafeRedirects
+from tests.helpers.checkpoint_files import checkpoint_bytes
+from tests.helpers.file_server import NAME, Behaviour, FileServer, Handler
 
 ROOT = Path(__file__).parents[3]
-NAME = "beit3_base_indomain_patch16_224.pth"
-
-
-# Checkpoints of the right layout and next to no weight
-
-
-def base_weights(resolution: int = 224, width: int = 768, layers: int = 12, rows: int = 64010) -> dict[str, Any]:
-    """Every key `check_key_layout` looks for, at full size: a broadcast tensor is stored as its one number."""
-
-    def tensor(*shape: int) -> torch.Tensor:
-        return torch.zeros(1, dtype=torch.float16).expand(shape)
-
-    weights = {
-        "beit3.text_embed.weight": tensor(rows, width),
-        "beit3.vision_embed.proj.weight": tensor(width, 3, 16, 16),
-        "beit3.encoder.embed_positions.A.weight": tensor((resolution // 16) ** 2 + 3, width),
-        "beit3.encoder.embed_positions.B.weight": tensor(1024, width),
-    }
-    for layer in range(layers):
-        for way in "AB":
-            weights[f"beit3.encoder.layers.{layer}.self_attn.q_proj.{way}.weight"] = tensor(width, width)
-            weights[f"beit3.encoder.layers.{layer}.ffn.{way}.fc1.weight"] = tensor(4 * width, width)
-    return weights
-
-
-def checkpoint_bytes(filler: int = 0, seed: int = 0, **sizes: int) -> bytes:
-    content = {"model": base_weights(**sizes)}
-    if filler:
-        content["model"]["mlm_head.weight"] = torch.randint(
-            256, (filler,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-        )
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def checkpoint() -> bytes:
     return checkpoint_bytes(filler=3_000_000)
-
-
-# A server that can be told to misbehave
-
-
-@dataclass
-class Behaviour:
-    """What the server does; lists are used up one entry a request, then it behaves."""
-
-    body: bytes
-    etag: str | None = '"v1"'
-    statuses: list[int] = field(default_factory=list)
-    drop_after: list[int] = field(default_factory=list)  # bytes of the body sent before the connection is cut
-    ignore_range: bool = False
-    ignore_if_range: bool = False
-    claimed_length: int | None = None
-    without_length: bool = False
-    redirect: str | None = None
-    seconds_per_block: float = 0.0
-    requests: list[dict[str, str | None]] = field(default_factory=list)
-
-    @property
-    def ranges(self) -> list[str | None]:
-        return [request["Range"] for request in self.requests]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: "FileServer"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self.answer(*self.decide())
-
-    def decide(self) -> tuple[int, dict[str, str], bytes]:
-        told = self.server.behaviour
-        told.requests.append({"path": self.path, **{key: self.headers.get(key) for key in ("Range", "If-Range")}})
-        if told.redirect and self.path != "/moved":
-            return 302, {"Location": told.redirect}, b""
-        if told.statuses and (status := told.statuses.pop(0)) != 200:
-            return status, {}, b""
-        start, status, headers = 0, 200, {}
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        unchanged = told.ignore_if_range or self.headers.get("If-Range") == told.etag
-        if wanted and unchanged and not told.ignore_range:
-            start, status = int(wanted[1]), 206
-            if start >= len(told.body):
-                return 416, {"Content-Range": f"bytes */{len(told.body)}"}, b""
-            headers["Content-Range"] = f"bytes {start}-{len(told.body) - 1}/{len(told.body)}"
-        if not told.without_length:
-            headers["Content-Length"] = str(told.claimed_length or len(told.body) - start)
-        if told.etag:
-            headers["ETag"] = told.etag
-        end = start + told.drop_after.pop(0) if told.drop_after else len(told.body)
-        return status, headers, told.body[start:end]
-
-    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        if not body and "Content-Length" not in headers:
-            self.send_header("Content-Length", "0")
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):  # the client was killed
-            for block in range(0, len(body), 65536):
-                self.wfile.write(body[block : block + 65536])
-                self.wfile.flush()
-                time.sleep(self.server.behaviour.seconds_per_block)
-        self.close_connection = True
-
-
-class FileServer(ThreadingHTTPServer):
-    behaviour: Behaviour
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{NAME}"
 
 
 @pytest.fixture
@@ -362,43 +249,41 @@ def test_redirects_away_from_https_are_refused(
     assert names_in(tmp_path) == set()
 
 
-class Detour(urllib.request.OpenerDirector):
-    """Asks the local server in place of github.com, and says that the answer came from `landed`."""
-
-    def __init__(self, server: FileServer, landed: str) -> None:
-        self.server, self.landed, self.asked = server, landed, ""
-
-    def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
-        self.asked, self.server.behaviour.etag = fullurl.full_url, None
-        response = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.server.url, timeout=timeout)
-        response.url = self.landed
-        return response
+def test_without_url_the_official_address_is_asked(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official = dataclasses.replace(OFFICIAL_WEIGHTS[NAME], address=server.url.replace(NAME, "of-the-catalogue"))
+    monkeypatch.setitem(OFFICIAL_WEIGHTS, NAME, official)
+    download(NAME, tmp_path, say=lambda text: None)
+    assert [request["path"] for request in server.behaviour.requests] == ["/of-the-catalogue"]
 
 
-def test_without_url_the_official_address_is_asked(server: FileServer, tmp_path: Path) -> None:
-    detour = Detour(server, "https://objects.example.org/x")
-    download(NAME, tmp_path, using=detour, say=lambda text: None)
-    assert detour.asked == OFFICIAL_WEIGHTS[NAME].address
-
-
-def test_an_opener_of_ones_own_cannot_leave_https(server: FileServer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="refused"):
-        download(NAME, tmp_path, using=Detour(server, "http://example.org/x"), say=lambda text: None)
-    assert names_in(tmp_path) == set()
+def test_a_known_sha256_is_verified(
+    fetch: Callable[..., Path], server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = hashlib.sha256(server.behaviour.body).hexdigest()
+    for sha256 in ("0" * 64, right):
+        monkeypatch.setitem(OFFICIAL_WEIGHTS, NAME, dataclasses.replace(OFFICIAL_WEIGHTS[NAME], sha256=sha256))
+        if sha256 == right:
+            assert fetch() == tmp_path / NAME
+        else:
+            with pytest.raises(InputError, match="SHA-256 should be 0000"):
+                fetch()
+            assert names_in(tmp_path) == {f"{NAME}.part.rejected"}
 
 
 def test_from_https_not_even_this_machine_may_be_redirected_to() -> None:
-    from beit3_vqa.models.beit3.download import opener
-
-    handler = next(h for h in opener("https://example.org/x").handlers if type(h).__name__ == "_SafeRedirects")
+    asked = urllib.request.Request("https://example.org/x")
     with pytest.raises(InputError, match="refused"):
-        handler.redirect_request(None, None, 302, "", {}, "http://127.0.0.1/x")  # type: ignore[attr-defined]
+        SafeRedirects().redirect_request(asked, None, 302, "", {}, "http://127.0.0.1/x")
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "http://example.org/x.pth",
+        "http://127.0.0.1@example.org/x.pth",
+        "http://localhost.example.org/x.pth",
         "http://10.0.0.1/x.pth",
         "file:///tmp/x.pth",
         "ftp://example.org/x.pth",
@@ -544,82 +429,6 @@ def test_tokenizer(fetch: Callable[..., Path], server: FileServer, tmp_path: Pat
     server.behaviour.body = model.getvalue()
     assert fetch("beit3.spm").read_bytes() == model.getvalue()
     assert names_in(tmp_path) == {"beit3.spm", "beit3.spm.part.rejected"}
-
-
-# check_key_layout
-
-
-@pytest.mark.parametrize("wrap", ["model", "module", None])
-def test_layout_of_each_wrapping(wrap: str | None, tmp_path: Path) -> None:
-    weights = base_weights(resolution=480)
-    content = {wrap: weights, "args": argparse.Namespace(lr=1e-5)} if wrap else weights
-    torch.save(content, tmp_path / "c.pth")
-    assert check_key_layout(tmp_path / "c.pth") == KeyLayout(768, 12, 900, 64010)
-
-
-def test_layout_with_a_vocabulary_of_its_own(tmp_path: Path) -> None:
-    torch.save(base_weights(rows=32002), tmp_path / "c.pth")
-    assert check_key_layout(tmp_path / "c.pth", vocab_rows=None).vocab_rows == 32002
-    with pytest.raises(InputError, match=r"text_embed.weight: \[32002, 768\], expected \[64010, 768\]"):
-        check_key_layout(tmp_path / "c.pth")
-
-
-def test_missing_and_misshaped_keys_are_named(tmp_path: Path) -> None:
-    weights = base_weights()
-    del weights["beit3.encoder.layers.3.ffn.B.fc1.weight"]
-    weights["beit3.encoder.layers.5.self_attn.q_proj.A.weight"] = torch.zeros(7)
-    torch.save(weights, tmp_path / "c.pth")
-    with pytest.raises(InputError, match=r"layers\.3\.ffn\.B\.fc1\.weight: missing[\s\S]*layers\.5.*\[7\]"):
-        check_key_layout(tmp_path / "c.pth")
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("evil_was_here",)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"model": {"visual.conv1.weight": torch.zeros(2, 2)}}, "no beit3.text_embed.weight, but visual.conv1.weight"),
-        ({"model": torch.nn.Linear(2, 2).weight}, "not named weights"),
-        ([1, 2], "holds a list"),
-        ({}, "but no tensors"),
-        ({"beit3.text_embed.weight": "x"}, "but no tensors"),
-        ({"model": base_weights(), "args": Evil()}, "plain data"),
-    ],
-)
-def test_other_content_is_refused(content: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save(content, "c.pth")
-    with pytest.raises(InputError, match=message):
-        check_key_layout("c.pth")
-    assert names_in(tmp_path) == {"c.pth"}
-
-
-def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "c.pth", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(50_000_000))
-    with pytest.raises(InputError, match=r"not one that torch\.save wrote"):
-        check_key_layout(tmp_path / "c.pth")
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="isn't a file"):
-        check_key_layout(tmp_path / "none.pth")
-
-
-def test_mutated_checkpoints_only_raise_input_errors(tmp_path: Path) -> None:
-    whole = checkpoint_bytes()
-    path, chance = tmp_path / "c.pth", random.Random(0)
-    for _ in range(int(os.environ.get("BEIT3_VQA_FUZZ", "150"))):
-        mutated = bytearray(whole[: chance.choice([len(whole), chance.randrange(len(whole))])])
-        for _ in range(chance.randrange(1, 9)):
-            if mutated:
-                mutated[chance.randrange(len(mutated))] = chance.randrange(256)
-        path.write_bytes(mutated)
-        with contextlib.suppress(InputError):
-            assert check_key_layout(path, vocab_rows=None).layers >= 1
 
 
 # The catalogue and its page

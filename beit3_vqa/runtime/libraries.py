@@ -1,0 +1,29 @@
+"""What we take of timm and torchscale, imported without timm's warnings.
+
+timm 0.6.13, which torchscale pins and imports, scripts its activations when it is imported. Newer versions of torch say
+that this is deprecated, to whoever starts a run.
+"""
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    from timm.data import Mixup, auto_augment, create_transform
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.models.layers import trunc_normal_
+    from timm.models.registry import is_model, register_model
+    from torchscale.architecture.config import EncoderConfig
+    from torchscale.model.BEiT3 import BEiT3
+
+__all__ = [
+    "BEiT3",
+    "EncoderConfig",
+    "IMAGENET_DEFAULT_MEAN",
+    "IMAGENET_DEFAULT_STD",
+    "Mixup",
+    "auto_augment",
+    "create_transform",
+    "is_model",
+    "register_model",
+    "trunc_normal_",
+]
