@@ -21,7 +21,7 @@ from beit3_vqa.models.lora import add_adapters, hold_frozen_in
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
 from beit3_vqa.runtime.host import tune_allocator
 from beit3_vqa.runtime.precision import Precision, pick_device
-from benchmarks.paired import arguments, paired, report, rows_of
+from benchmarks.paired import arguments, paired, report, build_rows
 
 OPTIONS = 4
 SHORTEST, LONGEST = 12, 24  # tokens of a text, as of a Visual7W question with an answer
@@ -146,7 +146,7 @@ def main() -> None:
         if title == "evaluation":
             more["largest error of a logit"] = error
         what = f"{options.questions} questions with {OPTIONS} options about {images} images, {precision.name}"
-        report(f"{title}, {options.model}, {what}", rows_of(seconds, next(iter(WAYS)), **more), options.output)
+        report(f"{title}, {options.model}, {what}", build_rows(seconds, next(iter(WAYS)), **more), options.output)
 
 
 if __name__ == "__main__":

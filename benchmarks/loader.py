@@ -11,7 +11,7 @@ from pathlib import Path
 from beit3_vqa.cli.main import main as command_line
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import Batch
-from beit3_vqa.engine.build import assemble, make_task
+from beit3_vqa.engine.build import build, make_task
 from beit3_vqa.engine.loop import StepReport, train_epoch
 from beit3_vqa.engine.trainer import Training, set_up_training
 from benchmarks.data import write_photographs
@@ -62,7 +62,7 @@ def set_up(model: str, batch_size: int, data: Path, vocab_size: int = 64010) -> 
     options = {"model": model, "data_path": str(data), "batch_size": batch_size, "vocab_size": vocab_size, "epochs": 1}
     config = resolve(GivenOptions(options))
     with contextlib.redirect_stdout(io.StringIO()):
-        return set_up_training(assemble(config, make_task(config)))
+        return set_up_training(build(config, make_task(config)))
 
 
 def main() -> None:

@@ -99,17 +99,17 @@ def resolve(
     family = model.split("_")[0]
     hint = f" ({TITLES[family]} has defaults of its own; `finetune --help` shows them.)" if DEFAULTS.get(family) else ""
     if saved is not None:  # first what is wrong without the family that it brings, to say whose fault that is
-        known = {**_defaults_of(given["model"]), **task_defaults}
+        known = {**_get_defaults(given["model"]), **task_defaults}
         _made({**known, **given.values}, given)
         _made({**known, **of_model, **given.values}, given, _blame(saved, "model"))
-    values = {**task_defaults, **_defaults_of(model), **of_model, **given.values}
+    values = {**task_defaults, **_get_defaults(model), **of_model, **given.values}
     config = _made(values, given, after=hint)
     if saved is not None and saved.kept:
         config = _made({**values, **_typed(saved, saved.kept, "run")}, given, _blame(saved, "run"))
     return config
 
 
-def _defaults_of(model: str) -> dict[str, Any]:
+def _get_defaults(model: str) -> dict[str, Any]:
     values = dict(DEFAULTS.get(model.split("_")[0], {}))  # an unknown family is an error of whoever looks for it
     if not model.endswith("_lora"):
         values.pop("lora_rank", None)

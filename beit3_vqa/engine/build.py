@@ -1,4 +1,4 @@
-"""Puts the parts of a run together: task, family, processor, model, loaders, and the weights to answer with."""
+"""Puts the components of a run together: task, family, processor, model, loaders, and the weights to answer with."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from beit3_vqa.config.config import DEFAULT_OF, GROUP_OF, RunConfig
 from beit3_vqa.config.options import AUTO
 from beit3_vqa.config.resolve import GivenOptions, SavedOptions, resolve
 from beit3_vqa.data.bad_images import BadImages
-from beit3_vqa.data.dataset import IndexDataset, InOrders
+from beit3_vqa.data.dataset import IndexDataset, PermutedChoices
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.models.base import Family, Processor, TaskShape
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
@@ -45,8 +45,8 @@ class StepSize:
 
 
 @dataclass
-class Parts:
-    """A run's parts, the model without weights of its own yet."""
+class Components:
+    """A run's components, the model without weights of its own yet."""
 
     config: RunConfig
     task: Task
@@ -70,9 +70,9 @@ class Parts:
         self.fingerprints[split] = maker.done()
         return loader
 
-    def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, InOrders]:
+    def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, PermutedChoices]:
         """Batches of a split for evaluation, each question in every order of its options that `mode` has, and it."""
-        dataset = InOrders(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
+        dataset = PermutedChoices(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
         label = split + (", blind" if blind else "") + (", options in other orders too" if mode != "none" else "")
         return self._loader(dataset, label, training=False), dataset
 
@@ -89,7 +89,7 @@ class Parts:
             shuffle=training,
             seed=config.run.seed,
             weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
-            finish=self.task.finish if training else None,
+            attach_targets=self.task.attach_targets if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
             bad_images=self.bad_images,
@@ -100,7 +100,7 @@ class Parts:
 
     def _texts(self, examples: Iterator[Example]) -> str:
         """What there is to say of the texts of a split; looks at every example in any case."""
-        texts = (text for example in examples for text in self.task.measured(example))
+        texts = (text for example in examples for text in self.task.texts_to_measure(example))
         if not self.task.spec.inputs.text:
             deque(texts, maxlen=0)
             return ""
@@ -111,7 +111,7 @@ class Parts:
         return f", texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
 
 
-def _with_images(dataset: IndexDataset | InOrders, bad_images: BadImages) -> Iterator[Example]:
+def _with_images(dataset: IndexDataset | PermutedChoices, bad_images: BadImages) -> Iterator[Example]:
     """The examples of a split, one after the other; images that aren't there count as bad ones.
 
     Raises:
@@ -132,7 +132,7 @@ def _with_images(dataset: IndexDataset | InOrders, bad_images: BadImages) -> Ite
         bad_images.add(ImageError(f"row {one_line(row)}: image {path!r} doesn't exist", path))
 
 
-def assemble(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Parts:
+def build(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Components:
     """Everything of a run but its weights and its data.
 
     Args:
@@ -159,7 +159,7 @@ def assemble(config: RunConfig, task: Task, checkpoint: Path | None = None) -> P
     bad_images = BadImages(config.data.skip_bad_images)
     options = config.optim
     step_size = StepSize(1 if options.batch_size == AUTO else options.batch_size, options.update_freq)
-    return Parts(config, task, family, processor, family.build(precision), precision, step_size, bad_images)
+    return Components(config, task, family, processor, family.build(precision), precision, step_size, bad_images)
 
 
 def _family(config: RunConfig, task: Task) -> Family:
@@ -222,7 +222,7 @@ def checkpoint_to_evaluate(given: GivenOptions) -> tuple[Path, str]:
     raise InputError(f"--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.{there}")
 
 
-def config_of_checkpoint(
+def resolve_checkpoint_config(
     given: GivenOptions, content: dict[str, Any], where: str, kept: tuple[str, ...] = ()
 ) -> RunConfig:
     """Return the options of a run or an evaluation that has a checkpoint.
@@ -237,7 +237,7 @@ def config_of_checkpoint(
         InputError: options that contradict each other, or a checkpoint of another family of models.
     """
     spec = find_task(given["task"]).spec
-    saved = {name: value for name, value in options_of(content).items() if name not in ("input_size", "num_classes")}
+    saved = {name: value for name, value in get_options(content).items() if name not in ("input_size", "num_classes")}
     if saved and "vqa_loss" not in saved and spec.takes_vqa_loss:
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in given:
@@ -252,7 +252,7 @@ def config_of_checkpoint(
     return config
 
 
-def evaluation_of_checkpoint(given: GivenOptions) -> tuple[GivenOptions, int]:
+def plan_evaluation(given: GivenOptions) -> tuple[GivenOptions, int]:
     """The options of an evaluation on the task that its checkpoint is of, and the parameters that it would load.
 
     No weight is loaded for that.
@@ -262,17 +262,17 @@ def evaluation_of_checkpoint(given: GivenOptions) -> tuple[GivenOptions, int]:
     """
     path, flag = checkpoint_to_evaluate(given)
     content = read_checkpoint(path, flag, given, mapped=True)
-    saved = options_of(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
+    saved = get_options(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
     given = given.also(task=saved) if isinstance(saved, str) else given
-    config = config_of_checkpoint(given, content, f"{flag} {path}")
+    config = resolve_checkpoint_config(given, content, f"{flag} {path}")
     return given, _require_possible(_family(config, make_task(config)), path)
 
 
-def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
+def load_for_inference(components: Components, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
     """The weights to answer with: those of `--model_key` if it was given, else the moving average if there is one.
 
     Args:
-        parts: whose model is filled.
+        components: whose model is filled.
         content: of the checkpoint.
         where: its name, for messages.
         exact: every weight must fit; else what `--finetune` mends is mended, but the head must be there.
@@ -280,11 +280,11 @@ def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exa
     Raises:
         InputError: weights that don't fit.
     """
-    weights = asked_weights(content, parts.config, where, first="model_ema")
+    weights = asked_weights(content, components.config, where, first="model_ema")
     if exact:
-        load_weights(parts.model, weights, where, "Was another model asked for than it is of? Else it is damaged.")
+        load_weights(components.model, weights, where, "Was another model asked for than it is of? Else it is damaged.")
         return
-    missing = parts.family.load_pretrained(parts.model, weights, where)
+    missing = components.family.load_pretrained(components.model, weights, where)
     if missing:
         raise InputError(
             f"{where}: lacks {', '.join(missing[:4])}, so there is nothing to evaluate. Train first, or give a "

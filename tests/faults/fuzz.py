@@ -34,19 +34,19 @@ from beit3_vqa.data.images import image_size, open_image
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.data.transforms import EvalTransform
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint, set_random_state
-from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, set_random_state
+from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.optim import load_optimizer, make_optimizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.key_layout import check_key_layout
-from beit3_vqa.models.beit3.pretrained import load_pretrained, weights_of
+from beit3_vqa.models.beit3.pretrained import load_pretrained, find_weights
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.names import build_model
 from beit3_vqa.prepare import prepare
 from beit3_vqa.prepare.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
 from tests.faults.mutate import change_checkpoint, change_json, change_png, mutate
-from tests.helpers.options import config_of
+from tests.helpers.options import build_config
 
 MAX_SECONDS = 5.0
 MAX_GROWTH = 2**30  # bytes of resident memory
@@ -76,7 +76,7 @@ def targets(home: Path) -> dict[str, Target]:
     processor = BEiT3Processor(tokenizer, 64, PromptTemplate(DEFAULT_PROMPT_TEMPLATE), EvalTransform(32))
 
     def open_folder(_: Path) -> None:
-        config = config_of({"data_path": str(home / "folder")})
+        config = build_config({"data_path": str(home / "folder")})
         task = VQACustom.from_folder(config)
         dataset = task.dataset("train", processor, training=True)
         processor.measure(map(dataset.example, range(len(dataset))), 300)
@@ -93,7 +93,7 @@ def targets(home: Path) -> dict[str, Target]:
         "config": Target(
             json.dumps(RunConfig().to_dict(), indent=1).encode(),
             "config.json",
-            lambda path: config_of(read_config_values(path)),
+            lambda path: build_config(read_config_values(path)),
             change_json,
         ),
         "visual7w": Target(_visual7w(), "x.json", _prepare("visual7w", "json", home / "out", images), change_json),
@@ -192,13 +192,13 @@ def _load(path: Path) -> None:
     with contextlib.suppress(InputError):
         check_key_layout(path, vocab_rows=None)
     content = read_checkpoint(path, "--resume")
-    check_contents(content, "--resume")
-    saved = {n: v for n, v in options_of(content).items() if n != "num_classes"}
+    validate_content(content, "--resume")
+    saved = {n: v for n, v in get_options(content).items() if n != "num_classes"}
     resolve(GivenOptions({}), saved=SavedOptions(saved, "--resume"))
     if "random_state" in content:
         set_random_state(content["random_state"])
     model = _tiny_model()
-    load_pretrained(model, weights_of(content), "--resume")
+    load_pretrained(model, find_weights(content), "--resume")
     if "optimizer" in content:
         try:
             load_optimizer(make_optimizer(model, RunConfig().optim), content["optimizer"])

@@ -9,6 +9,6 @@ from beit3_vqa.config.resolve import GivenOptions, resolve
 TRUSTING = GivenOptions({"trust_checkpoint": True}, typed_flags=frozenset({"trust_checkpoint"}))
 
 
-def config_of(values: dict[str, Any]) -> RunConfig:
+def build_config(values: dict[str, Any]) -> RunConfig:
     """Return the options of a run that begins with these, and nothing else, given."""
     return resolve(GivenOptions(values))

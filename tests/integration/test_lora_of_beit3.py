@@ -13,7 +13,7 @@ from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.names import build_model
 from beit3_vqa.runtime.precision import Precision
 from tests.conftest import finetune
-from tests.helpers.options import config_of
+from tests.helpers.options import build_config
 from tests.integration.test_end_to_end import run_in_new_process, tensors
 
 LAYERS, WIDTH, RANK = 3, 128, 4
@@ -22,7 +22,7 @@ LORA = ["--lora_rank", str(RANK), "--lora_dropout", "0.1", "--layer_decay", "1.0
 
 def lora_model(**options):
     given = {"model": "beit3_tiny_patch8_32", "vocab_size": 300, "lora_rank": RANK, "drop_path": 0.0, **options}
-    return BEiT3Family(config_of(given), TaskShape("vqacustom", 4, True)).build(Precision("fp32", torch.device("cpu")))
+    return BEiT3Family(build_config(given), TaskShape("vqacustom", 4, True)).build(Precision("fp32", torch.device("cpu")))
 
 
 @pytest.mark.parametrize("attention", ["auto", "reference"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from beit3_vqa.apps.ensemble.compare import vote_all
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.dataset import question_of
+from beit3_vqa.data.dataset import build_question
 from beit3_vqa.data.predictions import (
     info_file,
     plain_score,
@@ -27,8 +27,8 @@ from beit3_vqa.data.types import Batch, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.tasks.vqa import VQACustom
-from tests.helpers.options import config_of
-from tests.helpers.panels import simulated
+from tests.helpers.options import build_config
+from tests.helpers.ensembles import simulated
 from tests.helpers.processes import ENVIRONMENT, ROOT
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -73,11 +73,11 @@ LOGITS = st.lists(st.sampled_from([-60.0, -1.0, 0.0, 0.1, 0.1000001, 20.0, 60.0]
 def test_whatever_a_task_answers_can_be_read(tmp_path_factory, loss, logits, temperature, truth, scores, letters):
     """Ties, answers that were annotated several times, an empty answer, and options of any temperature."""
     table = AnswerTable("ABCDEFG" if letters else ["yes", "no", "", "red", "blue", "green", "teal"])
-    task = VQACustom(table, config_of({"vqa_loss": loss}))
+    task = VQACustom(table, build_config({"vqa_loss": loss}))
     row = {"id": "q1", "image_path": "x", "question": "?"} | ({} if truth is None else {"answer": truth})
     if scores is not None:
         row |= {"labels": list(range(len(scores))), "scores": scores}
-    example = question_of(row, table)
+    example = build_question(row, table)
     example = dataclasses.replace(example, choices=tuple("tuvwxyz") if letters else ())
     (found,) = task.predictions(torch.tensor([logits]), Batch({}, (example,)), temperature)
     path = write_predictions([found], tmp_path_factory.getbasetemp() / f"{loss}.json")

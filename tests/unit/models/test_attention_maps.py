@@ -8,14 +8,14 @@ from beit3_vqa.data.images import image_size
 from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.clip.processor import CLIPTransform
 from beit3_vqa.runtime.precision import Precision
-from tests.helpers.options import config_of
+from tests.helpers.options import build_config
 from tests.unit.models.test_clip import FOUR, examples, family, randomise_adapters
 
 
 def beit3(scpc, **options):
     """A family, its processor, and a model of random weights."""
     given = {"model": "beit3_tiny_patch8_32", "vocab_size": 300, "data_path": str(scpc / "data"), **options}
-    made = BEiT3Family(config_of(given), FOUR)
+    made = BEiT3Family(build_config(given), FOUR)
     torch.manual_seed(0)
     return made, made.processor(None), made.build(Precision("fp32", torch.device("cpu"))).eval()
 
