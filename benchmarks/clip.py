@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit3_vqa.config.options import OptimConfig
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import build_config
 from beit3_vqa.engine.optim import make_optimizer
 from beit3_vqa.models.clip.hub import optional
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
@@ -21,7 +21,7 @@ from beit3_vqa.models.lora import add_adapters, hold_frozen_in
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
 from beit3_vqa.runtime.host import tune_allocator
 from beit3_vqa.runtime.precision import Precision, pick_device
-from benchmarks.paired import arguments, paired, report, rows_of
+from benchmarks.paired import arguments, build_rows, paired, report
 
 OPTIONS = 4
 SHORTEST, LONGEST = 12, 24  # tokens of a text, as of a Visual7W question with an answer
@@ -38,7 +38,7 @@ def make_model(name: str, device: torch.device, precision: Precision, layers: in
     torch.manual_seed(0)
     transformers = optional("transformers")
     clip = transformers.CLIPModel._from_config(transformers.CLIPConfig(**values), attn_implementation="sdpa")
-    add_adapters(clip, config_of({"model": name}).model)
+    add_adapters(clip, build_config({"model": name}).model)
     with torch.no_grad():
         for parameter_name, value in clip.named_parameters():
             if ".lora_B." in parameter_name:  # zero at the start, which would hide a difference
@@ -146,7 +146,7 @@ def main() -> None:
         if title == "evaluation":
             more["largest error of a logit"] = error
         what = f"{options.questions} questions with {OPTIONS} options about {images} images, {precision.name}"
-        report(f"{title}, {options.model}, {what}", rows_of(seconds, next(iter(WAYS)), **more), options.output)
+        report(f"{title}, {options.model}, {what}", build_rows(seconds, next(iter(WAYS)), **more), options.output)
 
 
 if __name__ == "__main__":

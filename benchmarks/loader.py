@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from beit3_vqa.cli.main import main as command_line
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import build_config
 from beit3_vqa.data.types import Batch
-from beit3_vqa.engine.build import assemble, make_task
+from beit3_vqa.engine.build import build, make_task
 from beit3_vqa.engine.loop import StepReport, train_epoch
 from beit3_vqa.engine.trainer import Training, set_up_training
 from benchmarks.data import write_photographs
@@ -60,9 +60,9 @@ def prepare(folder: Path, questions: int) -> Path:
 def set_up(model: str, batch_size: int, data: Path, vocab_size: int = 64010) -> Training:
     """A run of `model` on the data, its weights fresh."""
     options = {"model": model, "data_path": str(data), "batch_size": batch_size, "vocab_size": vocab_size, "epochs": 1}
-    config = config_of(options)
+    config = build_config(options)
     with contextlib.redirect_stdout(io.StringIO()):
-        return set_up_training(assemble(config, make_task(config)))
+        return set_up_training(build(config, make_task(config)))
 
 
 def main() -> None:

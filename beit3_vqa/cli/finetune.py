@@ -5,7 +5,7 @@ from typing import Any
 
 from beit3_vqa.cli.flags import add_option, command, given
 from beit3_vqa.config.config import GROUPS, RunConfig, option_fields, read_config_values
-from beit3_vqa.config.resolve import DEFAULTS, TITLES, config_of
+from beit3_vqa.config.resolve import DEFAULTS, TITLES, build_config
 
 # Flags of upstream that no longer do anything: how many values they take, and what there is instead.
 REPLACED_FLAGS: dict[str, tuple[str, str]] = {
@@ -73,7 +73,7 @@ def config_from(parsed: argparse.Namespace) -> RunConfig:
         print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
-    return config_of(from_file | values, typed_flags=frozenset(values))
+    return build_config(from_file | values, typed_flags=frozenset(values))
 
 
 add = command("finetune", "train, resume and evaluate; the same as run_beit3_finetuning.py", add_options, run)

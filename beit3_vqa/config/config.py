@@ -69,7 +69,7 @@ class RunConfig:
             return True
         return "resume" in self.typed_flags and Path(path) == Path(self.run.resume)
 
-    def with_model_of(self, saved: dict[str, Any], where: str) -> "RunConfig":
+    def with_saved_model(self, saved: dict[str, Any], where: str) -> "RunConfig":
         """Takes the model options that weren't given from those saved (flat) with the checkpoint `where`.
 
         Raises:

@@ -32,7 +32,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(values: dict[str, Any], typed_flags: frozenset[str] = frozenset()) -> RunConfig:
+def build_config(values: dict[str, Any], typed_flags: frozenset[str] = frozenset()) -> RunConfig:
     """The options that a user gave, by flat name, on top of the defaults of the model's family.
 
     Args:
@@ -43,7 +43,7 @@ def config_of(values: dict[str, Any], typed_flags: frozenset[str] = frozenset())
         InputError: a value that an option can't have, or two that contradict each other.
     """
     model = values.get("model", RunConfig().model.model)
-    return _updated(RunConfig(typed_flags=typed_flags), model, _defaults_of(model) | values, frozenset(values))
+    return _updated(RunConfig(typed_flags=typed_flags), model, _get_defaults(model) | values, frozenset(values))
 
 
 def with_family_defaults(config: RunConfig, settled: frozenset[str] = frozenset()) -> RunConfig:
@@ -58,13 +58,13 @@ def with_family_defaults(config: RunConfig, settled: frozenset[str] = frozenset(
     """
     values = {
         name: value
-        for name, value in _defaults_of(config.model.model).items()
+        for name, value in _get_defaults(config.model.model).items()
         if name not in config.given and not (name in settled and GROUP_OF[name] == "model")
     }
     return _updated(config, config.model.model, values, config.given)
 
 
-def _defaults_of(model: str) -> dict[str, Any]:
+def _get_defaults(model: str) -> dict[str, Any]:
     values = dict(DEFAULTS.get(model.split("_")[0], {}))  # an unknown family is an error of whoever looks for it
     if not model.endswith("_lora"):
         values.pop("lora_rank", None)

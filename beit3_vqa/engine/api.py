@@ -11,32 +11,32 @@ from beit3_vqa.config.resolve import with_family_defaults
 from beit3_vqa.data.types import EvalResult, PredictionsInfo
 from beit3_vqa.engine.batch_size import with_batch_size
 from beit3_vqa.engine.build import (
-    assemble,
+    build,
     checkpoint_to_evaluate,
-    config_of_checkpoint,
     load_for_inference,
     make_task,
+    resolve_checkpoint_config,
     with_task_defaults,
 )
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import (
     finish_renames,
+    get_sha256,
     keep_temperature,
     read_temperature,
     require_manifest,
-    sha256_of,
 )
 from beit3_vqa.engine.checkpoint.resume import (
     check_same_answers,
-    check_same_checksums,
+    check_same_fingerprints,
     find_run,
     restore,
     restore_weights,
-    with_fold_of,
+    with_saved_fold,
 )
-from beit3_vqa.engine.checkpoint.same_run import with_beginning_of
+from beit3_vqa.engine.checkpoint.same_run import with_saved_beginning
 from beit3_vqa.engine.checkpoint.save import TrainState
-from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import evaluate_fully, naming
 from beit3_vqa.engine.predictor import _load
@@ -70,7 +70,7 @@ def train(config: RunConfig) -> TrainState:
     lock = nullcontext() if config.run.dry_run else run_lock(config.run.output_dir)
     with processes(pick_device(config.compute.device), config.compute.dist_timeout), lock:
         if not config.run.dry_run:
-            distributed.decided(lambda: finish_renames(Path(config.run.output_dir)))
+            distributed.run_on_main(lambda: finish_renames(Path(config.run.output_dir)))
         found = find_run(config)
         run = _begin(config) if found is None else _go_on(config, *found)
         describe(run)
@@ -82,24 +82,24 @@ def train(config: RunConfig) -> TrainState:
 
 def _begin(config: RunConfig) -> Training:
     config = with_family_defaults(config)
-    parts = assemble(config, make_task(config))
+    components = build(config, make_task(config))
     finetune = config.init.finetune
     content = read_checkpoint(finetune, "--finetune", trust=config.trusts(finetune), mapped=True) if finetune else None
-    parts.family.initialise(parts.model, parts.processor, content)
+    components.family.initialise(components.model, components.processor, content)
     del content
-    run = set_up_training(with_batch_size(parts))
+    run = set_up_training(with_batch_size(components))
     torch.manual_seed(config.run.seed + distributed.rank())  # the weights are everyone's, stochastic depth each one's
     return run
 
 
 def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
     where = f"--resume {path}"
-    config = config_of_checkpoint(config, content, where)
-    config = with_beginning_of(config, options_of(content), where)
-    parts = assemble(config, make_task(config), path)
-    parts = with_batch_size(parts)
-    restore_weights(parts, content, path)
-    run = set_up_training(parts)
+    config = resolve_checkpoint_config(config, content, where)
+    config = with_saved_beginning(config, get_options(content), where)
+    components = build(config, make_task(config), path)
+    components = with_batch_size(components)
+    restore_weights(components, content, path)
+    run = set_up_training(components)
     restore(run, content, path)
     return run
 
@@ -124,19 +124,19 @@ def _evaluate(config: RunConfig) -> EvalResult:
     config = with_task_defaults(config)
     content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
     where = f"{flag} {path}"
-    checksum = sha256_of(path)  # now: training may put another in its place before the end
+    checksum = get_sha256(path)  # now: training may put another in its place before the end
     if flag == "--resume":
-        check_contents(content, where)
-    config = config_of_checkpoint(config, content, where)
-    config = with_fold_of(config, options_of(content))
+        validate_content(content, where)
+    config = resolve_checkpoint_config(config, content, where)
+    config = with_saved_fold(config, get_options(content))
     task = make_task(config)
     check_same_answers(task, content, where)
-    parts = assemble(config, task, path)
-    check_same_checksums(parts, content)
-    load_for_inference(parts, content, where, exact=flag == "--resume")
+    components = build(config, task, path)
+    check_same_fingerprints(components, content)
+    load_for_inference(components, content, where, exact=flag == "--resume")
     average = bool(content.get("model_ema"))
     del content
-    parts.model.to(parts.precision.device)
+    components.model.to(components.precision.device)
     print(f"evaluating {path}")
     if average and "model_key" not in config.given:
         print("its moving average, that is (model_ema); --model_key model takes the weights themselves")
@@ -146,18 +146,18 @@ def _evaluate(config: RunConfig) -> EvalResult:
     else:
         temperature = _temperature(task, path, config.temperature)
     with naming(str(path)):
-        result, fitted = evaluate_fully(parts, temperature)
+        result, fitted = evaluate_fully(components, temperature)
     if fit:
-        if sha256_of(path) != checksum:
+        if get_sha256(path) != checksum:
             raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
         about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
-        kept = distributed.decided(lambda: keep_temperature(path, fitted["temperature"], about))
+        kept = distributed.run_on_main(lambda: keep_temperature(path, fitted["temperature"], about))
         print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
-    chance = task.chance(config.run.split, parts.processor)
+    chance = task.chance(config.run.split, components.processor)
     info = PredictionsInfo(
         task=task.spec.name,
         model=config.model.model,
-        parameters=sum(parameter.numel() for parameter in parts.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in components.model.parameters()),
         checkpoint=str(path),
         split=config.run.split,
         data_path=config.data.data_path,
@@ -166,7 +166,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
         chance=chance,
         sha256=checksum,
     )
-    for written in distributed.decided(lambda: task.write_results(result, info, folder)):
+    for written in distributed.run_on_main(lambda: task.write_results(result, info, folder)):
         print(f"wrote {written}")
     if result.metrics:
         score = result.metrics[task.spec.best_metric]
@@ -195,7 +195,7 @@ def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, p
         InputError: not such a checkpoint, or a family without such a format.
     """
     given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
-    parts = _load(Path(checkpoint), given, to_export=True)
+    components = _load(Path(checkpoint), given, to_export=True)
     with naming(str(checkpoint)):
-        parts.family.export(parts.model, parts.processor, Path(folder), merge=merge)
-    print(f"wrote {folder}; the text of an option was {parts.config.model.prompt_template!r}")
+        components.family.export(components.model, components.processor, Path(folder), merge=merge)
+    print(f"wrote {folder}; the text of an option was {components.config.model.prompt_template!r}")

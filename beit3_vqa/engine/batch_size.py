@@ -12,7 +12,7 @@ import torch
 from beit3_vqa.config.options import AUTO, BATCH_SIZE
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.types import Batch, Example
-from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.build import Components
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed, memory
 from beit3_vqa.runtime.memory import NotEnoughMemory
@@ -27,7 +27,7 @@ LOOKED_AT = 2000  # rows among which the longest text is looked for
 MOMENTS = 2  # of AdamW, each as large as the weights that are trained
 
 
-def with_batch_size(parts: Parts) -> Parts:
+def with_batch_size(components: Components) -> Components:
     """The parts of a run with `batch_size` and `update_freq` settled, and what was chosen said.
 
     The step is what was asked for, whatever fits into memory: a mean over the same examples, in more forward passes.
@@ -36,34 +36,34 @@ def with_batch_size(parts: Parts) -> Parts:
         InputError: an effective batch that can't be made of such batches, or memory for not one example; for a dry run,
             also for less than a batch.
     """
-    given = parts.config.optim.batch_size != AUTO
-    parts = _with_size_settled(parts)
-    if given and parts.config.run.dry_run:
-        _require_fitting(parts)
-    return parts
+    given = components.config.optim.batch_size != AUTO
+    components = _with_size_settled(components)
+    if given and components.config.run.dry_run:
+        _require_fitting(components)
+    return components
 
 
-def _with_size_settled(parts: Parts) -> Parts:
-    options = parts.config.optim
-    per_process = _examples_per_process(parts)
+def _with_size_settled(components: Components) -> Components:
+    options = components.config.optim
+    per_process = _examples_per_process(components)
     if options.batch_size != AUTO:
         if options.effective_batch_size is None:
-            return parts
+            return components
         if per_process % options.batch_size:
             raise InputError(
                 f"--effective_batch_size {options.effective_batch_size}: {per_process} examples in each process can't "
                 f"be made of batches of {options.batch_size}; choose a divisor for --batch_size, or write auto."
             )
-        return _settled(parts, options.batch_size, per_process)
-    if parts.task.spec.compares_rows:
+        return _settled(components, options.batch_size, per_process)
+    if components.task.spec.in_batch_negatives:
         raise InputError(
-            f"--batch_size auto: the loss of {parts.task.spec.name} compares the rows of a forward pass with each "
+            f"--batch_size auto: the loss of {components.task.spec.name} compares the rows of a forward pass with each "
             "other, so their number is part of the recipe; give it."
         )
-    device = parts.precision.device
+    device = components.precision.device
     if not memory.can_measure(device):
         raise InputError(f"--batch_size auto: memory can't be measured on {device}; give a number.")
-    fitting = min(distributed.gathered(_largest_that_fits(parts, per_process)))
+    fitting = min(distributed.all_gather(_largest_that_fits(components, per_process)))
     if not fitting:
         raise InputError(
             "--batch_size auto: not one example fits into memory. Try --checkpoint_activations, --precision bf16, or "
@@ -71,51 +71,51 @@ def _with_size_settled(parts: Parts) -> Parts:
         )
     batch_size = next(size for size in range(fitting, 0, -1) if per_process % size == 0)
     print(f"--batch_size auto: {fitting} fit; batches of {batch_size}, {per_process // batch_size} a step")
-    return _settled(parts, batch_size, per_process)
+    return _settled(components, batch_size, per_process)
 
 
-def _examples_per_process(parts: Parts) -> int:
-    options, processes = parts.config.optim, distributed.size()
+def _examples_per_process(components: Components) -> int:
+    options, processes = components.config.optim, distributed.world_size()
     wanted = options.effective_batch_size
     if wanted is None:
         return (BATCH_SIZE if options.batch_size == AUTO else options.batch_size) * options.update_freq
-    if "update_freq" in parts.config.given:
+    if "update_freq" in components.config.given:
         raise InputError("--effective_batch_size and --update_freq say the same in two ways; leave one out.")
     if wanted % processes:
         raise InputError(f"--effective_batch_size {wanted}: can't be shared evenly by {processes} processes.")
     return wanted // processes
 
 
-def _settled(parts: Parts, batch_size: int, per_process: int) -> Parts:
-    parts.config = parts.config.updated({"batch_size": batch_size, "update_freq": per_process // batch_size})
-    return parts
+def _settled(components: Components, batch_size: int, per_process: int) -> Components:
+    components.config = components.config.updated({"batch_size": batch_size, "update_freq": per_process // batch_size})
+    return components
 
 
-def _largest_that_fits(parts: Parts, most: int) -> int:
+def _largest_that_fits(components: Components, most: int) -> int:
     """The number of examples, `most` at most, whose forward and backward pass fits; 0: not even one does.
 
     A few examples are tried, the peak is a straight line through what they took. On a GPU the number that this gives is
     tried too, since there a step that doesn't fit can be taken back; on a CPU it would end the process.
     """
-    with _tried(parts, most, SHARE) as tried:
+    with _tried(components, most, SHARE) as tried:
         fitting, largest = tried.fitting(most), max(tried.peaks, default=0)
-        on_gpu = parts.precision.device.type == "cuda"
-        while on_gpu and fitting > largest and _peak(parts, tried.samples, fitting) > tried.room:
+        on_gpu = components.precision.device.type == "cuda"
+        while on_gpu and fitting > largest and _peak(components, tried.samples, fitting) > tried.room:
             fitting = max(largest, int(fitting * 0.9))
         return fitting
 
 
-def _require_fitting(parts: Parts) -> None:
+def _require_fitting(components: Components) -> None:
     """InputError where a step of the batch that was asked for would take more memory than there is.
 
     A CPU's kernel would end the process without a word, and perhaps another one with it.
     """
-    count, device = parts.config.optim.settled_batch_size, parts.precision.device
-    if distributed.size() > 1 or not memory.can_measure(device):
+    count, device = components.config.optim.settled_batch_size, components.precision.device
+    if distributed.world_size() > 1 or not memory.can_measure(device):
         return
-    with _tried(parts, count, DRY_RUN_SHARE) as tried:
+    with _tried(components, count, DRY_RUN_SHARE) as tried:
         fitting = tried.fitting(count)
-        if device.type == "cuda" and fitting == count and _peak(parts, tried.samples, count) > tried.room:
+        if device.type == "cuda" and fitting == count and _peak(components, tried.samples, count) > tried.room:
             fitting = count - 1
     if fitting < count:
         raise InputError(
@@ -163,34 +163,34 @@ class _Tried:
 
 
 @contextmanager
-def _tried(parts: Parts, most: int, share: float) -> Iterator[_Tried]:
+def _tried(components: Components, most: int, share: float) -> Iterator[_Tried]:
     """A context in which a few examples, `most` at most, have been tried.
 
     Args:
-        parts: whose model is moved to its device.
+        components: whose model is moved to its device.
         most: examples.
         share: of the memory that is free, which may be taken.
     """
-    device = parts.precision.device
-    parts.model.to(device)
-    samples = _longest(parts.task.dataset("train", parts.processor, training=True), most)
-    trained = sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
+    device = components.precision.device
+    components.model.to(device)
+    samples = _longest(components.task.dataset("train", components.processor, training=True), most)
+    trained = sum(p.numel() * p.element_size() for p in components.model.parameters() if p.requires_grad)
     in_use = memory.in_use(device)
     # The gradients are there for the peaks; what comes later is the optimizer's, and a moving average.
-    later = trained * (MOMENTS + int(parts.config.optim.model_ema))
+    later = trained * (MOMENTS + int(components.config.optim.model_ema))
     tried = _Tried(samples, share * (memory.free(device) + in_use) - later, later, in_use + trained, {})
     try:
         for count in (n for n in TRIED if n <= most):
             if device.type != "cuda" and tried.peak(count) > tried.room:  # trying it would end the process
                 break
-            peak = _peak(parts, samples, count)
+            peak = _peak(components, samples, count)
             if peak == math.inf:
                 tried.limit = max(tried.peaks, default=0)
                 break
             tried.peaks[count] = peak
         yield tried
     finally:
-        parts.model.zero_grad(set_to_none=True)
+        components.model.zero_grad(set_to_none=True)
 
 
 def _longest(dataset: IndexDataset, count: int) -> list[Sample]:
@@ -220,21 +220,21 @@ def _length(example: Example) -> int:
     return len(example.question) + len(example.token_ids or ()) + sum(map(len, example.choices))
 
 
-def _peak(parts: Parts, samples: list[Sample], count: int) -> float:
+def _peak(components: Components, samples: list[Sample], count: int) -> float:
     """Bytes at the most while `count` examples go forward and backward; infinity where they don't fit."""
     examples, tensors = zip(*itertools.islice(itertools.cycle(samples), count), strict=True)
-    batch = Batch(parts.task.collate(tensors, parts.processor), examples, counted=count)
-    batch = parts.task.finish(batch, tensors)
+    batch = Batch(components.task.collate(tensors, components.processor), examples, num_valid=count)
+    batch = components.task.attach_targets(batch, tensors)
 
     def step() -> None:
-        on_device = batch.to(parts.precision.device)
-        with parts.precision.autocast():
-            outputs = parts.model(**on_device.inputs)
-        parts.precision.scaler.scale(parts.task.loss(in_float32(outputs), on_device)).backward()
+        on_device = batch.to(components.precision.device)
+        with components.precision.autocast():
+            outputs = components.model(**on_device.inputs)
+        components.precision.scaler.scale(components.task.loss(in_float32(outputs), on_device)).backward()
 
-    parts.model.train()
+    components.model.train()
     try:
-        return memory.peak_of(step, parts.precision.device)
+        return memory.measure_peak(step, components.precision.device)
     except NotEnoughMemory:
         return math.inf
     finally:

@@ -13,12 +13,12 @@ from torch import nn
 from beit3_vqa.config.config import GROUP_OF, RunConfig
 from beit3_vqa.config.resolve import with_family_defaults
 from beit3_vqa.data.bad_images import BadImages
-from beit3_vqa.data.dataset import IndexDataset, InOrders
+from beit3_vqa.data.dataset import IndexDataset, PermutedChoices
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.models.base import Family, Processor, TaskShape
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
@@ -31,7 +31,7 @@ from beit3_vqa.tasks.base import Task
 
 
 @dataclass
-class Parts:
+class Components:
     """A run's parts, the model without weights of its own yet."""
 
     config: RunConfig
@@ -50,9 +50,9 @@ class Parts:
         self.fingerprints[split] = maker.done()
         return loader
 
-    def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, InOrders]:
+    def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, PermutedChoices]:
         """Batches of a split for evaluation, each question in every order of its options that `mode` has, and it."""
-        dataset = InOrders(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
+        dataset = PermutedChoices(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
         label = split + (", blind" if blind else "") + (", options in other orders too" if mode != "none" else "")
         return self._loader(dataset, label, training=False), dataset
 
@@ -69,7 +69,7 @@ class Parts:
             shuffle=training,
             seed=config.run.seed,
             weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
-            finish=self.task.finish if training else None,
+            attach_targets=self.task.attach_targets if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
             bad_images=self.bad_images,
@@ -77,7 +77,7 @@ class Parts:
 
     def _texts(self, examples: Iterator[Example]) -> str:
         """What there is to say of the texts of a split; looks at every example in any case."""
-        texts = (text for example in examples for text in self.task.measured(example))
+        texts = (text for example in examples for text in self.task.texts_to_measure(example))
         if not self.task.spec.inputs.text:
             deque(texts, maxlen=0)
             return ""
@@ -88,7 +88,7 @@ class Parts:
         return f", texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
 
 
-def _with_images(dataset: IndexDataset | InOrders, bad_images: BadImages) -> Iterator[Example]:
+def _with_images(dataset: IndexDataset | PermutedChoices, bad_images: BadImages) -> Iterator[Example]:
     """The examples of a split, one after the other; images that aren't there count as bad ones.
 
     Raises:
@@ -109,7 +109,7 @@ def _with_images(dataset: IndexDataset | InOrders, bad_images: BadImages) -> Ite
         bad_images.add(ImageError(f"row {one_line(row)}: image {path!r} doesn't exist", path))
 
 
-def assemble(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Parts:
+def build(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Components:
     """Everything of a run but its weights and its data.
 
     Args:
@@ -134,7 +134,7 @@ def assemble(config: RunConfig, task: Task, checkpoint: Path | None = None) -> P
     _tell_unused(config, family, task)
     processor = family.processor(checkpoint.parent if checkpoint else None)
     bad_images = BadImages(config.data.skip_bad_images)
-    return Parts(config, task, family, processor, family.build(precision), precision, bad_images)
+    return Components(config, task, family, processor, family.build(precision), precision, bad_images)
 
 
 def _family(config: RunConfig, task: Task) -> Family:
@@ -202,14 +202,14 @@ def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
     raise InputError(f"--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.{there}")
 
 
-def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str) -> RunConfig:
+def resolve_checkpoint_config(config: RunConfig, content: dict[str, Any], where: str) -> RunConfig:
     """The run's options with the model's taken from the checkpoint `where`, where they weren't given."""
-    saved = {name: value for name, value in options_of(content).items() if name not in ("input_size", "num_classes")}
+    saved = {name: value for name, value in get_options(content).items() if name not in ("input_size", "num_classes")}
     if saved and "vqa_loss" not in saved and find_task(config.run.task).spec.takes_vqa_loss:
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in config.given:
             print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
-    config = config.with_model_of(saved, where)
+    config = config.with_saved_model(saved, where)
     before = saved.get("model")
     if isinstance(before, str) and before.split("_")[0] != family_key(config.model.model):
         raise InputError(
@@ -219,7 +219,7 @@ def config_of_checkpoint(config: RunConfig, content: dict[str, Any], where: str)
     return with_family_defaults(config, settled=frozenset(saved))
 
 
-def evaluation_of_checkpoint(config: RunConfig) -> tuple[RunConfig, int]:
+def plan_evaluation(config: RunConfig) -> tuple[RunConfig, int]:
     """The options of an evaluation on the task that its checkpoint is of, and the parameters that it would load.
 
     No weight is loaded for that.
@@ -229,17 +229,17 @@ def evaluation_of_checkpoint(config: RunConfig) -> tuple[RunConfig, int]:
     """
     path, flag = checkpoint_to_evaluate(config)
     content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
-    saved = options_of(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
+    saved = get_options(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
     config = config.updated({"task": saved} if isinstance(saved, str) else {})
-    evaluated = config_of_checkpoint(with_task_defaults(config), content, f"{flag} {path}")
+    evaluated = resolve_checkpoint_config(with_task_defaults(config), content, f"{flag} {path}")
     return config, _require_possible(_family(evaluated, make_task(evaluated)), path)
 
 
-def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
+def load_for_inference(components: Components, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
     """The weights to answer with: those of `--model_key` if it was given, else the moving average if there is one.
 
     Args:
-        parts: whose model is filled.
+        components: whose model is filled.
         content: of the checkpoint.
         where: its name, for messages.
         exact: every weight must fit; else what `--finetune` mends is mended, but the head must be there.
@@ -247,11 +247,11 @@ def load_for_inference(parts: Parts, content: dict[str, Any], where: str, *, exa
     Raises:
         InputError: weights that don't fit.
     """
-    weights = asked_weights(content, parts.config, where, first="model_ema")
+    weights = asked_weights(content, components.config, where, first="model_ema")
     if exact:
-        load_weights(parts.model, weights, where, "Was another model asked for than it is of? Else it is damaged.")
+        load_weights(components.model, weights, where, "Was another model asked for than it is of? Else it is damaged.")
         return
-    missing = parts.family.load_pretrained(parts.model, weights, where)
+    missing = components.family.load_pretrained(components.model, weights, where)
     if missing:
         raise InputError(
             f"{where}: lacks {', '.join(missing[:4])}, so there is nothing to evaluate. Train first, or give a "

@@ -18,29 +18,33 @@ TIMED_STEPS = 2
 
 def describe(run: Training) -> None:
     """Prints what will be trained, on what, and how."""
-    parts, config = run.parts, run.parts.config
-    parameters = sum(p.numel() for p in parts.model.parameters())
-    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    components, config = run.components, run.components.config
+    parameters = sum(p.numel() for p in components.model.parameters())
+    trainable = sum(p.numel() for p in components.model.parameters() if p.requires_grad)
     options = config.optim
-    kernel = parts.model.attention_kernel(
-        parts.precision.device, parts.precision.dtype, options.batch_size, parts.processor.max_tokens
+    kernel = components.model.attention_kernel(
+        components.precision.device, components.precision.dtype, options.batch_size, components.processor.max_tokens
     )
-    together = options.batch_size * options.update_freq * distributed.size()
-    spread = f" in {distributed.size()} processes ({config.compute.strategy})" if distributed.size() > 1 else ""
+    global_batch = options.batch_size * options.update_freq * distributed.world_size()
+    spread = (
+        f" in {distributed.world_size()} processes ({config.compute.strategy})" if distributed.world_size() > 1 else ""
+    )
     counts = f"{parameters:,} parameters, {trainable:,} trained"
-    classes = f", {parts.task.num_classes} answers" if parts.task.num_classes else ""
+    classes = f", {components.task.num_classes} answers" if components.task.num_classes else ""
     print(f"model: {config.model.model}, {counts}{classes}")
     print(
-        f"training: {run.examples} {parts.task.spec.unit}, {run.steps_per_epoch} steps of {together} an epoch, "
-        f"{options.epochs} epochs, on {parts.precision.device} in {parts.precision.name}{spread}, attention: {kernel}"
+        f"training: {run.examples} {components.task.spec.unit}, {run.steps_per_epoch} steps of {global_batch} an "
+        "epoch, "
+        f"{options.epochs} epochs, on {components.precision.device} in {components.precision.name}{spread}, attention: "
+        f"{kernel}"
     )
-    if parts.precision.device.type == "cpu":
+    if components.precision.device.type == "cpu":
         print(f"threads: {torch.get_num_threads()}; idle ones spin: {spinning_in_words()}")
 
 
 def dry_run(run: Training) -> None:
     """Two training and two evaluation steps, then what they cost; writes nothing."""
-    parts = run.parts
+    components = run.components
     times = [time.monotonic()]
     examples = 0
 
@@ -59,17 +63,17 @@ def dry_run(run: Training) -> None:
     loader = run.val or run.train
     started = time.monotonic()
     batches = list(itertools.islice(loader.epoch(0), TIMED_STEPS))
-    task = parts.task
-    infer = partial(task.infer, processor=parts.processor)
-    for predictions in evaluate_batches(parts.model, batches, task.predictions, parts.precision, infer):
+    task = components.task
+    infer = partial(task.infer, processor=components.processor)
+    for predictions in evaluate_batches(components.model, batches, task.predictions, components.precision, infer):
         print(f"evaluated {len(predictions)} {task.spec.unit}, {time.monotonic() - started:.2f} s")
     per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
-    tokens = max(parts.model.tokens(batch.inputs) for batch in batches)
+    tokens = max(components.model.tokens(batch.inputs) for batch in batches)
     if run.val is not None:
         epoch_seconds += per_question * run.val.batches.rows
     print(f"tokens per example: {tokens} at most (image and text) in these batches")
-    print(f"memory: {peak_memory(parts.precision.device)} at most, with batches of {examples}")
+    print(f"memory: {peak_memory(components.precision.device)} at most, with batches of {examples}")
     print(
-        f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {parts.config.optim.epochs} of them "
-        f"{format_seconds(epoch_seconds * parts.config.optim.epochs)}"
+        f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {components.config.optim.epochs} of "
+        f"them {format_seconds(epoch_seconds * components.config.optim.epochs)}"
     )

@@ -15,20 +15,20 @@ from beit3_vqa.data.images import image_size
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
 from beit3_vqa.engine.build import (
-    Parts,
-    assemble,
-    config_of_checkpoint,
+    Components,
+    build,
     load_for_inference,
+    resolve_checkpoint_config,
     with_task_defaults,
 )
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import (
     read_temperature,
 )
 from beit3_vqa.engine.checkpoint.resume import (
-    check_same_checksums,
+    check_same_fingerprints,
 )
-from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.evaluator import finite
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.families import find_family
@@ -43,8 +43,8 @@ _PLACES = frozenset({"sentencepiece_model", "pretrained", "device", "precision"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question and its image, checked and ready for the model; see `Answerer.prepare`.
+class PreparedQuestion:
+    """A question and its image, checked and ready for the model; see `Predictor.prepare`.
 
     Attributes:
         example: the question.
@@ -91,11 +91,11 @@ def naming_saved_options(where: str) -> Iterator[None]:
         raise InputError(said if said.startswith(where) else f"{where}: {said}") from error
 
 
-class Answerer:
+class Predictor:
     """A trained model, ready for questions; made by `load` from `checkpoint`."""
 
-    def __init__(self, parts: Parts, checkpoint: str, temperature: float = 1.0):
-        self.parts = parts
+    def __init__(self, components: Components, checkpoint: str, temperature: float = 1.0):
+        self.components = components
         self.checkpoint = checkpoint
         self.temperature = temperature
 
@@ -106,10 +106,10 @@ class Answerer:
         A head has one output for each option and a prompt one place, so that it takes what it was trained with. A
         family that scores option by option takes any number; more than `MOST_OPTIONS` nobody reads.
         """
-        task = self.parts.task
+        task = self.components.task
         if not task.answers_are_options:
             return range(0)
-        if self.parts.family.any_number_of_options or task.passes > 1:
+        if self.components.family.any_number_of_options or task.forwards_per_example > 1:
             return range(2, max(MOST_OPTIONS, task.num_classes) + 1)
         return range(task.num_classes, task.num_classes + 1)
 
@@ -126,55 +126,55 @@ class Answerer:
         """
         return self.predict_many([self.prepare(image, question, choices)])[0]
 
-    def prepare(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Asked:
+    def prepare(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> PreparedQuestion:
         """The half of `predict` that can fail and that needs no model: one thread at a time may do it.
 
         Raises:
             InputError: as `predict`.
         """
-        task = self.parts.task
-        if not task.spec.asks:
+        task = self.components.task
+        if not task.spec.supports_questions:
             raise InputError(f"the model was trained on {task.spec.name}, which has no single questions. {EVALUATE}")
         check_question(question, choices, self.option_counts)
         example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
         with memory_for(str(image)):
-            return Asked(example, task.tensors(example, None, self.parts.processor), image_size(image))
+            return PreparedQuestion(example, task.tensors(example, None, self.components.processor), image_size(image))
 
-    def predict_many(self, asked: Sequence[Asked]) -> list[Prediction]:
+    def predict_many(self, asked: Sequence[PreparedQuestion]) -> list[Prediction]:
         """Answers B questions in one forward pass; they have the same number of options.
 
         Raises:
             NotFiniteError: the model's outputs are no numbers that could be an answer.
         """
         task, batch = self._batch(asked)
-        with torch.no_grad(), self.parts.precision.autocast():
-            outputs = task.infer(self.parts.model, batch, self.parts.processor)
+        with torch.no_grad(), self.components.precision.autocast():
+            outputs = task.infer(self.components.model, batch, self.components.processor)
         return task.predictions(finite(outputs, self.checkpoint), batch, self.temperature)
 
-    def look_many(self, asked: Sequence[Asked]) -> tuple[list[Prediction], list[AttentionMap]]:
+    def predict_with_attention(self, asked: Sequence[PreparedQuestion]) -> tuple[list[Prediction], list[AttentionMap]]:
         """`predict_many`, and where the model looked at each image, which takes a little longer.
 
         Of a task that passes each option through the model it is where it looked with the option that was chosen.
         """
         task, batch = self._batch(asked)
-        parts, passes = self.parts, task.passes
+        components, passes = self.components, task.forwards_per_example
         sizes = [one.size for one in asked for _ in range(passes)]
-        with torch.no_grad(), parts.precision.autocast():
-            outputs, maps = parts.family.attention(parts.model, parts.processor, batch.inputs, sizes)
+        with torch.no_grad(), components.precision.autocast():
+            outputs, maps = components.family.attention(components.model, components.processor, batch.inputs, sizes)
         finite([one.patches for one in maps], self.checkpoint)
         predictions = task.predictions(finite(outputs, self.checkpoint), batch, self.temperature)
         chosen = [LETTERS.index(p.answer) if passes > 1 else 0 for p in predictions]
         return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
 
-    def _batch(self, asked: Sequence[Asked]) -> tuple[Task, Batch]:
+    def _batch(self, asked: Sequence[PreparedQuestion]) -> tuple[Task, Batch]:
         """The questions as a batch, and the task for as many options as they have."""
-        task = self.parts.task
+        task = self.components.task
         options = len(asked[0].example.choices)
         if options and options != task.num_classes:
             task = task.with_options(options)
-        inputs = task.collate([one.inputs for one in asked], self.parts.processor)
+        inputs = task.collate([one.inputs for one in asked], self.components.processor)
         batch = Batch(inputs, tuple(one.example for one in asked))
-        return task, batch.to(self.parts.precision.device)
+        return task, batch.to(self.components.precision.device)
 
 
 def load(
@@ -183,7 +183,7 @@ def load(
     sentencepiece_model: str = "",
     pretrained: str = "",
     precision: str = "auto",
-) -> Answerer:
+) -> Predictor:
     """A trained model from one of your checkpoints, with everything else it needs.
 
     Args:
@@ -199,27 +199,27 @@ def load(
     watch_spinning()
     places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
-    parts = _load(Path(checkpoint), given)
-    parts.model.to(parts.precision.device).eval()
-    return Answerer(parts, str(checkpoint), read_temperature(Path(checkpoint)) or 1.0)
+    components = _load(Path(checkpoint), given)
+    components.model.to(components.precision.device).eval()
+    return Predictor(components, str(checkpoint), read_temperature(Path(checkpoint)) or 1.0)
 
 
-def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Parts:
+def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Components:
     """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
     where = f"--checkpoint {path}"
     content = read_checkpoint(path, "--checkpoint", mapped=True)
-    check_contents(content, where)
-    task_name = options_of(content).get("task")
+    validate_content(content, where)
+    task_name = get_options(content).get("task")
     if "task_state" not in content or not isinstance(task_name, str):
         raise InputError(f"{where}: isn't a checkpoint of this package's training. {EVALUATE}")
     with naming_saved_options(where):
         find_task(task_name)  # an unknown one is an error of its own
         config = with_task_defaults(RunConfig(typed_flags=frozenset(given)).updated({"task": task_name}))
-        config = config_of_checkpoint(config, content, where).updated(given, given=frozenset(given))
+        config = resolve_checkpoint_config(config, content, where).updated(given, given=frozenset(given))
         if to_export and not find_family(config.model.model).exports:
             raise InputError(f"{where}: is a {config.model.model}; its checkpoints are its format, there is no other.")
         task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
-        parts = assemble(config, task, path)
-        check_same_checksums(parts, content)
-    load_for_inference(parts, content, where)
-    return parts
+        components = build(config, task, path)
+        check_same_fingerprints(components, content)
+    load_for_inference(components, content, where)
+    return components

@@ -12,21 +12,21 @@ import torch
 from beit3_vqa.config.config import write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
-from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint import folder as run_folder
 from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.engine.checkpoint.io import random_state, set_random_state
 from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.engine.checkpoint.save import InsideEpoch, Saver, TrainState
 from beit3_vqa.engine.evaluator import evaluate_split
-from beit3_vqa.engine.logging import Progress, RunLog, numbers_of, peak_memory
+from beit3_vqa.engine.logging import Progress, RunLog, get_scalars, peak_memory
 from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
 from beit3_vqa.engine.optim import ModelEma, Schedule, make_optimizer, make_schedule
 from beit3_vqa.engine.parallel import make_strategy
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder, remove_stale_temporaries
-from beit3_vqa.runtime.signals import AgreedStop, Stopped, StopSignals
+from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
 
 SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
 
@@ -35,7 +35,7 @@ SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
 class Training(Learner):
     """A training run: what learns, its data, and where it stands."""
 
-    parts: Parts
+    components: Components
     train: BatchLoader
     val: BatchLoader | None
     resumed_in: Path | None = None  # folder of the checkpoint that it goes on from
@@ -50,58 +50,60 @@ class Training(Learner):
     @property
     def schedule(self) -> Schedule:
         """The learning rates of the epoch to come."""
-        return make_schedule(self.parts.config.optim, self.steps_per_epoch, self.state.val_losses)
+        return make_schedule(self.components.config.optim, self.steps_per_epoch, self.state.val_losses)
 
     @property
     def order(self) -> dict[str, Any]:
         """What decides the order of an epoch's examples."""
-        seed, balance = self.parts.config.run.seed, self.parts.config.data.balance_answers
-        rows = self.parts.fingerprints["train"].order
+        seed, balance = self.components.config.run.seed, self.components.config.data.balance_answers
+        rows = self.components.fingerprints["train"].order
         return {"rows": self.examples, "seed": seed, "balance_answers": balance, "data": rows}
 
     @property
     def stays_in_its_folder(self) -> bool:
         """Whether it goes on from a checkpoint in `--output_dir`, and not from another folder's or from none."""
-        folder = Path(self.parts.config.run.output_dir)
+        folder = Path(self.components.config.run.output_dir)
         return self.resumed_in is not None and self.resumed_in.resolve() == folder.resolve()
 
 
-def set_up_training(parts: Parts) -> Training:
+def set_up_training(components: Components) -> Training:
     """Return a run whose model has its weights, with loaders, optimizer and moving average."""
-    config, options = parts.config, parts.config.optim
-    parts.model.to(parts.precision.device)
-    train_loader = parts.loader("train", training=True)
-    val_loader = parts.loader("val") if "val" in parts.task.folder.splits() else None
+    config, options = components.config, components.config.optim
+    components.model.to(components.precision.device)
+    train_loader = components.loader("train", training=True)
+    val_loader = components.loader("val") if "val" in components.task.folder.splits() else None
     if val_loader is None:
         print("no val split: nothing to choose the best epoch by, the last one counts as the best")
-        if parts.task.folder.folds():
+        if components.task.folder.folds():
             print("the training rows have folds: --fold K holds one of them out as val")
         if options.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     strategy = make_strategy(config.compute.strategy)
-    model = strategy.wrap(parts.model)  # first: fsdp replaces the parameters that optimizer and average are made of
+    model = strategy.wrap(
+        components.model
+    )  # first: fsdp replaces the parameters that optimizer and average are made of
     return Training(
-        parts=parts,
+        components=components,
         train=train_loader,
         val=val_loader,
         model=model,
-        loss=parts.task.loss,
-        optimizer=make_optimizer(parts.model, options, strategy),
-        precision=parts.precision,
+        loss=components.task.loss,
+        optimizer=make_optimizer(components.model, options, strategy),
+        precision=components.precision,
         examples=train_loader.batches.rows,
         batch_size=options.settled_batch_size,
         update_freq=options.update_freq,
         clip_grad=options.clip_grad,
         max_bad_steps=options.max_bad_steps,
-        ema=make_ema(parts) if options.model_ema else None,
+        ema=make_ema(components) if options.model_ema else None,
         strategy=strategy,
     )
 
 
-def make_ema(parts: Parts) -> ModelEma:
+def make_ema(components: Components) -> ModelEma:
     """Return a moving average that begins with the model's weights."""
-    options = parts.config.optim
-    return ModelEma(parts.model, options.model_ema_decay, "cpu" if options.model_ema_force_cpu else None)
+    options = components.config.optim
+    return ModelEma(components.model, options.model_ema_decay, "cpu" if options.model_ema_force_cpu else None)
 
 
 def fit(run: Training) -> TrainState:
@@ -111,7 +113,7 @@ def fit(run: Training) -> TrainState:
         Stopped: a signal came; the step was finished and saved.
         InputError: an example can't be read, or the last checkpoint couldn't be written.
     """
-    parts, config, state = run.parts, run.parts.config, run.state
+    components, config, state = run.components, run.components.config, run.state
     folder, epochs = Path(config.run.output_dir), config.optim.epochs
     if state.epoch >= epochs:
         print(f"nothing left to train: {state.epoch} of {epochs} epochs are done; raise --epochs for more")
@@ -122,11 +124,11 @@ def fit(run: Training) -> TrainState:
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
     if not run.stays_in_its_folder:
         state.best_score = state.best_epoch = None  # that best epoch's checkpoint lies elsewhere
-    distributed.decided(lambda: _prepare_folder(run, folder, log_dir))
-    saver = Saver(parts, run.strategy, run.optimizer, run.ema)
+    distributed.run_on_main(lambda: _prepare_folder(run, folder, log_dir))
+    saver = Saver(components, run.strategy, run.optimizer, run.ema)
     end = min(epochs, state.epoch + (config.run.stop_after_epochs or epochs))  # of this session
     with closing(RunLog(folder, log_dir, state.epoch, run.step)) as log, StopSignals() as signals:
-        stop = AgreedStop(signals, run.precision.device)
+        stop = SyncedStop(signals, run.precision.device)
         for epoch in range(state.epoch, end):
             inside, first = state.inside, state.inside.examples  # 0 but for the epoch that a run goes on in
             progress = Progress(f"epoch {epoch}/{epochs}", run.examples, config.run.log_interval, first)
@@ -135,7 +137,7 @@ def fit(run: Training) -> TrainState:
                     batches = run.train.epoch(epoch, first)
                     train_epoch(run, batches, run.schedule, after_step, first_example=first, first_step=run.step)
                 progress.close()
-                parts.bad_images.put_together()
+                components.bad_images.sync_ranks()
                 values = {"train_loss": inside.loss_sum / max(1.0, inside.counted), "train_lr": inside.lr}
                 if inside.bad:
                     print(f"epoch {epoch}: {inside.bad:.0f} steps were skipped, since their gradient wasn't finite")
@@ -145,13 +147,13 @@ def fit(run: Training) -> TrainState:
                 metrics: dict[str, Any] = {}
                 if run.val is not None:
                     label = f"epoch {epoch} val" + (" (EMA)" if run.ema else "")
-                    with run.ema.swapped_in() if run.ema else nullcontext():
-                        metrics = evaluate_split(parts, run.val, label, stop).metrics
+                    with run.ema.use_ema_weights() if run.ema else nullcontext():
+                        metrics = evaluate_split(components, run.val, label, stop).metrics
             except Stopped as stopped:
                 raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
             except InputError as error:
                 # Of several processes the others don't know of it: they are in the middle of a step.
-                if distributed.size() > 1 or not inside.steps:
+                if distributed.world_size() > 1 or not inside.steps:
                     raise
                 raise InputError(f"{error}\n{saver.save_where_it_is(state)}") from None
             _end_epoch(run, values, metrics, log, saver)
@@ -181,23 +183,23 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
     remove_stale_temporaries(folder)
     state = run.state
     if not run.stays_in_its_folder:
-        aside = run_folder.set_previous_run_aside(folder, Path(run.parts.config.init.finetune))
+        aside = run_folder.archive_previous_run(folder, Path(run.components.config.init.finetune))
         if aside:
             print(f"{folder} held another run; its files are now in {aside}")
     else:
-        aside = run_folder.set_later_aside(folder, state.epoch, state.inside.steps)
+        aside = run_folder.archive_later(folder, state.epoch, state.inside.steps)
         if aside:
             print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
-        aside = run_folder.set_best_aside(folder) if run.best_is_of_other_data else None
+        aside = run_folder.archive_best(folder) if run.best_is_of_other_data else None
         if aside:
             print(f"the best checkpoint on the other val is now in {aside}")
-    write_config(run.parts.config, folder / "config.json")
-    run.parts.family.keep_beside(run.parts.processor, folder)
+    write_config(run.components.config, folder / "config.json")
+    run.components.family.save_assets(run.components.processor, folder)
 
 
 @contextmanager
 def _after_steps(
-    run: Training, progress: Progress, log: RunLog, saver: Saver, stop: AgreedStop
+    run: Training, progress: Progress, log: RunLog, saver: Saver, stop: SyncedStop
 ) -> Iterator[Callable[[StepReport], None]]:
     """Return a context with what to call after each optimizer step of an epoch: it counts, shows, logs and saves.
 
@@ -207,7 +209,7 @@ def _after_steps(
     Raises:
         Stopped: in the call, if a signal came.
     """
-    config, device, inside = run.parts.config, run.precision.device, run.state.inside
+    config, device, inside = run.components.config, run.precision.device, run.state.inside
     inside.order = run.order
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     last_step = (run.state.epoch + 1) * run.steps_per_epoch
@@ -250,7 +252,7 @@ def _after_steps(
 
 def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any], log: RunLog, saver: Saver) -> None:
     """Save and log an epoch; `values` are its averages in training, `metrics` those of validation."""
-    spec, state, config, epoch = run.parts.task.spec, run.state, run.parts.config, run.state.epoch
+    spec, state, config, epoch = run.components.task.spec, run.state, run.components.config, run.state.epoch
     score = metrics.get(spec.best_metric)
     # Without a score nothing is known to be better than what had one.
     improved = state.best_score is None or (score is not None and score > state.best_score)
@@ -266,7 +268,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
         saver.save_epoch(state, score, improved)
     elif improved:
         state.best_score, state.best_epoch = score, epoch
-    log.scalars(numbers_of(metrics, "val"), run.step)
+    log.scalars(get_scalars(metrics, "val"), run.step)
     if score is not None:
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
         print(f"epoch {epoch}: val {spec.best_metric} {score:.2f} ({best})")
@@ -274,10 +276,10 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
 
 def _evaluation_command(run: Training) -> str:
     """Return what one types after training, to get the result files."""
-    config = run.parts.config
+    config = run.components.config
     folder = Path(config.run.output_dir)
     words = ["--eval", "--task", config.run.task, "--resume", str(folder / BEST)]
     words += ["--data_path", config.data.data_path, "--output_dir", str(folder)]
     words += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
-    words += [] if "test" in run.parts.task.folder.splits() else ["--split", "val"]
+    words += [] if "test" in run.components.task.folder.splits() else ["--split", "val"]
     return f"python run_beit3_finetuning.py {shlex.join(words)}"

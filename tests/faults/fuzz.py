@@ -33,12 +33,12 @@ from beit3_vqa.data.images import image_size, open_image
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.data.transforms import EvalTransform
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint, set_random_state
-from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, set_random_state
+from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.optim import load_optimizer, make_optimizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.key_layout import check_key_layout
-from beit3_vqa.models.beit3.pretrained import load_pretrained, weights_of
+from beit3_vqa.models.beit3.pretrained import find_weights, load_pretrained
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.names import build_model
 from beit3_vqa.prepare import prepare
@@ -190,12 +190,12 @@ def _load(path: Path) -> None:
     with contextlib.suppress(InputError):
         check_key_layout(path, vocab_rows=None)
     content = read_checkpoint(path, "--resume")
-    check_contents(content, "--resume")
-    RunConfig().with_model_of({n: v for n, v in options_of(content).items() if n != "num_classes"}, "--resume")
+    validate_content(content, "--resume")
+    RunConfig().with_saved_model({n: v for n, v in get_options(content).items() if n != "num_classes"}, "--resume")
     if "random_state" in content:
         set_random_state(content["random_state"])
     model = _tiny_model()
-    load_pretrained(model, weights_of(content), "--resume")
+    load_pretrained(model, find_weights(content), "--resume")
     if "optimizer" in content:
         try:
             load_optimizer(make_optimizer(model, RunConfig().optim), content["optimizer"])

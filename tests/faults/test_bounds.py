@@ -21,8 +21,8 @@ from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.rows import MAX_ROW, read_rows
 from beit3_vqa.data.tables import read_text
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint
-from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
+from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.models.beit3.pretrained import mismatches
 from beit3_vqa.prepare import choices_csv, prepare
@@ -83,7 +83,7 @@ def test_a_trillion_numbers_that_are_one(tmp_path):
     assert "shape of w" in mismatches({"w": torch.zeros(2)}, weights)[0]
     state = {"exp_avg": huge, "exp_avg_sq": torch.zeros(1), "step": 1}
     with pytest.raises(InputError, match="its 'optimizer'"):
-        check_contents({"optimizer": {"state": {0: state}, "param_groups": []}}, "--resume x.pth")
+        validate_content({"optimizer": {"state": {0: state}, "param_groups": []}}, "--resume x.pth")
 
 
 @pytest.mark.parametrize(
@@ -103,19 +103,19 @@ def test_a_trillion_numbers_that_are_one(tmp_path):
 )
 def test_states_that_torch_or_python_would_choke_on(entries):
     with pytest.raises(InputError, match=f"its '{next(iter(entries))}' is"):
-        check_contents(entries, "--resume x.pth")
+        validate_content(entries, "--resume x.pth")
 
 
 def test_options_of_another_kind_are_never_compared_or_shown_whole():
     laughs: list = ["ha"]
     for _ in range(60):
         laughs = [laughs] * 10
-    saved = options_of({"args": {"lr": torch.zeros(3), "model": laughs, "epochs": 3, "opt_betas": (0.9, 0.98)}})
+    saved = get_options({"args": {"lr": torch.zeros(3), "model": laughs, "epochs": 3, "opt_betas": (0.9, 0.98)}})
     assert saved["epochs"] == 3
     assert saved["opt_betas"] == (0.9, 0.98)
     assert (saved["lr"] == 0.001) is False  # a tensor's answer would be three answers
     with pytest.raises(InputError, match="options that no model can have") as error:
-        RunConfig().with_model_of({"vocab_size": saved["model"]}, "x.pth")
+        RunConfig().with_saved_model({"vocab_size": saved["model"]}, "x.pth")
     assert len(str(error.value)) < 400
 
 

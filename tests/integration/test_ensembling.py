@@ -10,17 +10,17 @@ import torch
 import transformers
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import build_config
 from beit3_vqa.data.predictions import info_file, read_info, read_predictions, write_info, write_predictions
 from beit3_vqa.data.types import PredictionsInfo
-from beit3_vqa.engine.build import evaluation_of_checkpoint
-from beit3_vqa.engine.checkpoint.manifest import sha256_of
+from beit3_vqa.engine.build import plan_evaluation
+from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.clip.family import CLIPFamily
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
 from tests.conftest import finetune_clip
-from tests.helpers.panels import simulated
+from tests.helpers.ensembles import simulated
 
 LARGE = 676_582_404  # beit3_large_patch16_480 with four answers
 FOUR_OPTIONS = TaskShape("vqacustom", 4, True)
@@ -287,7 +287,7 @@ def test_what_cannot_be_joined(tmp_path, monkeypatch, capsys, arguments, says):
 
 def test_published_sizes_are_counted_without_a_weight(tmp_path):
     def count(family, **values):
-        return family(config_of(values), FOUR_OPTIONS).count_parameters()
+        return family(build_config(values), FOUR_OPTIONS).count_parameters()
 
     assert count(BEiT3Family, model="beit3_large_patch16_480") == LARGE
     assert count(BEiT3Family, model="beit3_base_patch16_480") == 223_307_524
@@ -322,7 +322,7 @@ def test_checkpoints_of_both_families(scpc, trained, trained_clip, tmp_path, cap
     assert infos[0].parameters > 1e6
     assert f"{infos[0].parameters + infos[1].parameters:,}  in all" in said
     assert [info.sha256 for info in infos] == [
-        sha256_of(path) for path in (trained / "checkpoint-best.pth", trained_clip / "checkpoint-0.pth")
+        get_sha256(path) for path in (trained / "checkpoint-best.pth", trained_clip / "checkpoint-0.pth")
     ]
     assert read_info(tmp_path / "e" / "predictions.json").data_path == str(scpc / "data")
     with out.open(newline="") as file:
@@ -358,4 +358,4 @@ def test_counting_a_checkpoint_leaves_its_tensors_in_the_file(scpc, trained, tmp
     content = torch.load(trained / "checkpoint-best.pth", weights_only=True)
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     given = {"eval": True, "resume": str(path), "data_path": str(scpc / "data")}
-    assert evaluation_of_checkpoint(config_of(given))[1] == sum(v.numel() for v in content["model"].values())
+    assert plan_evaluation(build_config(given))[1] == sum(v.numel() for v in content["model"].values())

@@ -7,7 +7,7 @@ import torch
 
 import beit3_vqa
 from beit3_vqa.cli.main import main
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import build_config
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
 from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.beit3.family import BEiT3Family
@@ -22,7 +22,9 @@ LORA = ["--lora_rank", str(RANK), "--lora_dropout", "0.1", "--layer_decay", "1.0
 
 def lora_model(**options):
     given = {"model": "beit3_tiny_patch8_32", "vocab_size": 300, "lora_rank": RANK, "drop_path": 0.0, **options}
-    return BEiT3Family(config_of(given), TaskShape("vqacustom", 4, True)).build(Precision("fp32", torch.device("cpu")))
+    return BEiT3Family(build_config(given), TaskShape("vqacustom", 4, True)).build(
+        Precision("fp32", torch.device("cpu"))
+    )
 
 
 @pytest.mark.parametrize("attention", ["auto", "reference"])

@@ -109,7 +109,7 @@ def test_the_validation_loss_is_trainings(options):
     made, shown = task(**options), batch(1, 3, 0)
     logits = torch.randn(3, 4)
     predictions = made.predictions(logits, shown)
-    result = made.conclude(predictions, "val", None)
+    result = made.aggregate(predictions, "val", None)
     assert result.metrics["loss"] == pytest.approx(made.loss(logits, shown).item(), abs=1e-5)
     untold = dataclasses.replace(shown.examples[0], answer=None, targets=())
     without = made.predictions(logits, Batch({}, (untold, *shown.examples[1:])))

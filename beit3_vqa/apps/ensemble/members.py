@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.config.config import RunConfig
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import build_config
 from beit3_vqa.data.predictions import info_file, predictions_file, read_info, read_predictions
 from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.engine.api import evaluate
-from beit3_vqa.engine.build import evaluation_of_checkpoint
+from beit3_vqa.engine.build import plan_evaluation
 from beit3_vqa.engine.checkpoint.folder import BEST
-from beit3_vqa.engine.checkpoint.manifest import sha256_of
+from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.models.families import check_parameters
 from beit3_vqa.runtime.files import missing, real_path
@@ -135,13 +135,13 @@ def _of_checkpoint(
     name: str, path: Path, evaluation: Mapping[str, Any], folder: Path, given: Mapping[str, int]
 ) -> Member:
     values = {**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)}
-    config = config_of(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
-    config, parameters = evaluation_of_checkpoint(config)
-    if not find_task(config.run.task).spec.row_by_row:
+    config = build_config(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
+    config, parameters = plan_evaluation(config)
+    if not find_task(config.run.task).spec.per_example:
         raise InputError(f"{name}: was trained on {config.run.task}, whose results aren't answers that can be joined.")
     if given.get(name, parameters) != parameters:
         raise InputError(f"--params {name}={given[name]}: its model has {parameters:,}. Leave the option out.")
-    return Member(name, path, parameters, sha256_of(path), config=config)
+    return Member(name, path, parameters, get_sha256(path), config=config)
 
 
 def total_parameters(members: Iterable[Member]) -> int:
@@ -152,7 +152,7 @@ def total_parameters(members: Iterable[Member]) -> int:
     return sum(counted.values())
 
 
-def predictions_of(member: Member, split: str) -> tuple[list[Prediction], PredictionsInfo | None]:
+def load_predictions(member: Member, split: str) -> tuple[list[Prediction], PredictionsInfo | None]:
     """A member's predictions and what is known of them; a checkpoint is evaluated on the split."""
     if member.config is None:
         return read_predictions(member.path, member.info), member.info
@@ -161,7 +161,7 @@ def predictions_of(member: Member, split: str) -> tuple[list[Prediction], Predic
     return result.predictions, read_info(predictions_file(Path(member.config.run.output_dir), split))
 
 
-def validation_of(members: Sequence[Member], given: Sequence[str], *, needed: bool) -> list[list[Prediction]] | None:
+def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: bool) -> list[list[Prediction]] | None:
     """Validation predictions of each member: of a checkpoint by evaluating it, else of `--val` or from beside it.
 
     Args:
@@ -199,6 +199,6 @@ def validation_of(members: Sequence[Member], given: Sequence[str], *, needed: bo
                 "splits with one checkpoint."
             )
     return [
-        read_predictions(files[m.name], infos[m.name]) if m.config is None else predictions_of(m, "val")[0]
+        read_predictions(files[m.name], infos[m.name]) if m.config is None else load_predictions(m, "val")[0]
         for m in members
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from beit3_vqa.engine.checkpoint.folder import manifest_file
-from beit3_vqa.engine.checkpoint.manifest import HashingFile, damage, opened_by_others, write_manifest
+from beit3_vqa.engine.checkpoint.manifest import HashingFile, opened_by_others, verify, write_manifest
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.archives import is_packed
 from beit3_vqa.runtime.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there
@@ -116,7 +116,7 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
         raise InputError(_missing(flag, path))
     if is_packed(path):
         raise InputError(f"{flag} {path}: is a packed zip archive, which torch.save never writes; unpack it first.")
-    problem = damage(path)
+    problem = verify(path)
     if problem:
         raise InputError(f"{flag} {path} is damaged: {problem}.")
     try:
@@ -188,7 +188,7 @@ def _foreign_names(path: Path, error: Exception) -> str:
     return ", ".join(sorted(names)) or ("other objects" if refused else "")
 
 
-def options_of(content: dict[str, Any]) -> dict[str, Any]:
+def get_options(content: dict[str, Any]) -> dict[str, Any]:
     """The options (flat) that a checkpoint was trained with: a dict of ours, a Namespace of upstream's, or none.
 
     Values that no option has (tensors, lists in lists) come as their short form: such text fits no option, so that

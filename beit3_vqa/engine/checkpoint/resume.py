@@ -8,9 +8,9 @@ import torch
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.index import split_files
-from beit3_vqa.engine.build import Parts, load_weights
+from beit3_vqa.engine.build import Components, load_weights
 from beit3_vqa.engine.checkpoint.folder import checkpoints, tell_deepspeed
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint, set_random_state
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, set_random_state
 from beit3_vqa.engine.checkpoint.same_run import (
     begins_anew,
     check_beginning,
@@ -20,12 +20,12 @@ from beit3_vqa.engine.checkpoint.same_run import (
     tell_changes,
 )
 from beit3_vqa.engine.checkpoint.save import InsideEpoch
-from beit3_vqa.engine.checkpoint.validate import check_contents
+from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.trainer import Training, make_ema
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3.pretrained import mismatches, weights_of
+from beit3_vqa.models.beit3.pretrained import find_weights, mismatches
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
@@ -49,7 +49,7 @@ def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
             contents[path] = _read(path, config.run.resume_weights_only, trust=config.trusts(path))
         return contents[path]
 
-    path = distributed.decided(lambda: _find(config, read))
+    path = distributed.run_on_main(lambda: _find(config, read))
     if path is None:
         return None
     if not distributed.is_main() and not path.is_file():
@@ -65,7 +65,7 @@ def _find(config: RunConfig, read: Read) -> Path | None:
         newest = _own_newest(folder, read) if in_folder else None
         if config.run.output_dir:
             tell_deepspeed(folder, wanted=in_folder and newest is None)
-        if newest is None or begins_anew(config, options_of(read(newest))):
+        if newest is None or begins_anew(config, get_options(read(newest))):
             check_beginning(config)
             return None
     elif in_folder:
@@ -76,7 +76,7 @@ def _find(config: RunConfig, read: Read) -> Path | None:
         else:
             newest = resume
     path = newest or resume
-    check_same_run(config, options_of(read(path)), path)
+    check_same_run(config, get_options(read(path)), path)
     return path
 
 
@@ -119,11 +119,11 @@ def _read(path: Path, weights_only: bool, *, trust: bool) -> dict[str, Any]:
     elif "module" in content and "model" not in content:
         hint = "whose optimizer this one can't go on with; add --resume_weights_only."
         raise InputError(f"--resume {path}: is of a run with DeepSpeed, {hint}")
-    check_contents(content, f"--resume {path}")
+    validate_content(content, f"--resume {path}")
     return content
 
 
-def restore_weights(parts: Parts, content: dict[str, Any], path: Path) -> None:
+def restore_weights(components: Components, content: dict[str, Any], path: Path) -> None:
     """The weights, once everything else that must agree with them does.
 
     Raises:
@@ -135,15 +135,15 @@ def restore_weights(parts: Parts, content: dict[str, Any], path: Path) -> None:
             f"{where}: has no epoch number, as upstream's checkpoint-best.pth; resume from checkpoint-N.pth, or start "
             "from it with --finetune."
         )
-    if parts.config.run.resume_weights_only:
-        parts.family.load_pretrained(parts.model, weights_of(content), where)
+    if components.config.run.resume_weights_only:
+        components.family.load_pretrained(components.model, find_weights(content), where)
         return
-    check_same_answers(parts.task, content, where)
-    check_same_checksums(parts, content)
-    check_same_fold(parts.config, options_of(content))
-    tell_changes(parts.config, content, options_of(content))
+    check_same_answers(components.task, content, where)
+    check_same_fingerprints(components, content)
+    check_same_fold(components.config, get_options(content))
+    tell_changes(components.config, content, get_options(content))
     advice = "Another head or resolution? Start from it with --finetune, or resume with --resume_weights_only."
-    load_weights(parts.model, weights_of(content), where, advice)
+    load_weights(components.model, find_weights(content), where, advice)
 
 
 def restore(run: Training, content: dict[str, Any], path: Path) -> None:
@@ -152,12 +152,12 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: another optimizer or moving average than the run's, or other data, see `check_same_data`.
     """
-    parts, where = run.parts, f"--resume {path}"
-    same_val = check_same_data(parts, content, options_of(content), where)
-    if not parts.config.run.resume_weights_only:
+    components, where = run.components, f"--resume {path}"
+    same_val = check_same_data(components, content, get_options(content), where)
+    if not components.config.run.resume_weights_only:
         _restore_optimizer(run, content, where)
     run.best_is_of_other_data = not same_val
-    if same_val and content.get("task_state") == parts.task.state():
+    if same_val and content.get("task_state") == components.task.state():
         run.state.best_score = content.get("best_score")
         run.state.best_epoch = content.get("best_epoch")
     if run.ema is not None:
@@ -166,14 +166,14 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     run.state.inside = _inside_epoch(run, content)
     run.state.val_losses = list(content.get("val_losses", []))
     run.state.resumed_from = content.get("resumed_from", "")
-    if parts.config.run.resume and str(Path(parts.config.run.resume).resolve()) == str(path.resolve()):
+    if components.config.run.resume and str(Path(components.config.run.resume).resolve()) == str(path.resolve()):
         run.state.resumed_from = str(path.resolve())
     run.resumed_in = path.parent
     _restore_random_state(run, content)
-    _tell_new_schedule(run, options_of(content).get("epochs"))
+    _tell_new_schedule(run, get_options(content).get("epochs"))
     inside = run.state.inside
     part = f" and {inside.examples} of {run.examples} examples of the next" if inside.examples else ""
-    left = max(0, parts.config.optim.epochs - run.state.epoch)
+    left = max(0, components.config.optim.epochs - run.state.epoch)
     print(f"{where}: {run.state.epoch} epochs{part} done, {left} to go")
 
 
@@ -188,7 +188,7 @@ def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
                             if inside.order.get(name) != value)  # fmt: skip
         print(f"the epoch begins again, since its examples come in another order now ({changed})")
         return InsideEpoch()
-    options = run.parts.config.optim
+    options = run.components.config.optim
     # As many steps as this run would have made of them: batches may have another size now.
     inside.steps = steps_per_epoch(inside.examples, options.settled_batch_size, options.update_freq)
     return inside
@@ -196,10 +196,10 @@ def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
 
 def _restore_random_state(run: Training, content: dict[str, Any]) -> None:
     states = content.get("random_states", [content["random_state"]] if "random_state" in content else [])
-    if len(states) == distributed.size():
+    if len(states) == distributed.world_size():
         set_random_state(states[distributed.rank()])
     else:  # another number of processes: none of them can go on where it was
-        torch.manual_seed(hash((run.parts.config.run.seed, run.step, distributed.rank())) % 2**63)
+        torch.manual_seed(hash((run.components.config.run.seed, run.step, distributed.rank())) % 2**63)
 
 
 def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
@@ -217,7 +217,7 @@ def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> No
         ) from error
     if content.get("scaler"):
         try:
-            run.parts.precision.scaler.load_state_dict(content["scaler"])
+            run.components.precision.scaler.load_state_dict(content["scaler"])
         except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(
                 f"{where}: its gradient scaler can't be read ({error}); --resume_weights_only does without."
@@ -226,11 +226,11 @@ def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> No
 
 def _restore_average(run: Training, content: dict[str, Any], where: str) -> None:
     assert run.ema is not None
-    if not content.get("model_ema") or run.parts.config.run.resume_weights_only:
+    if not content.get("model_ema") or run.components.config.run.resume_weights_only:
         print(f"{where}: has no moving average to go on from; it starts from the weights")
-        run.ema = make_ema(run.parts)
+        run.ema = make_ema(run.components)
         return
-    average = weights_of(content, "model_ema")
+    average = find_weights(content, "model_ema")
     problems = mismatches(run.ema.average, average)
     if problems:
         raise InputError.of_problems(
@@ -252,13 +252,13 @@ def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
         )
 
 
-def check_same_checksums(parts: Parts, content: dict[str, Any]) -> None:
+def check_same_fingerprints(components: Components, content: dict[str, Any]) -> None:
     """InputError where the tokenizer, or whatever else a checkpoint rests on, isn't the one it was trained with."""
-    for problem in parts.family.foreign_in(content, parts.model, parts.processor):
+    for problem in components.family.check_fingerprints(content, components.model, components.processor):
         raise InputError(problem)
 
 
-def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
+def with_saved_fold(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
     """The options of an evaluation; where val is a fold and none was given, the one the checkpoint was validated on.
 
     Raises:
@@ -279,7 +279,7 @@ def with_fold_of(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
 
 
 def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:
-    options = run.parts.config.optim
+    options = run.components.config.optim
     if options.sched == "cosine" and epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
         rate = make_schedule(options, run.steps_per_epoch)(run.state.epoch * run.steps_per_epoch)
         print(

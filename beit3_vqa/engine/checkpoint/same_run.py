@@ -7,7 +7,7 @@ import numpy as np
 
 from beit3_vqa.config.config import GROUP_OF, RunConfig, option_kinds
 from beit3_vqa.data.fingerprint import ANSWER_BITS, EMPTY, Changes, Fingerprint, Numbers, compare
-from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, is_checkpoint
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
@@ -86,7 +86,7 @@ def _same_file(one: str, other: object) -> bool:
     return isinstance(other, str) and (one == other or (other != "" and Path(one).resolve() == Path(other).resolve()))
 
 
-def with_beginning_of(config: RunConfig, saved: dict[str, Any], where: str) -> RunConfig:
+def with_saved_beginning(config: RunConfig, saved: dict[str, Any], where: str) -> RunConfig:
     """Return the options with those of the run's beginning, so that config.json says how it began."""
     if not _is_ours(saved) or config.run.resume_weights_only:
         return config
@@ -119,8 +119,8 @@ def tell_changes(config: RunConfig, content: dict[str, Any], saved: dict[str, An
         and name not in places
         and _plain(saved[name]) != _plain(value)
     ]
-    if content.get("processes", distributed.size()) != distributed.size():
-        changed.append(f"processes {content['processes']} -> {distributed.size()}")
+    if content.get("processes", distributed.world_size()) != distributed.world_size():
+        changed.append(f"processes {content['processes']} -> {distributed.world_size()}")
     if changed:
         print(f"changed since the checkpoint: {', '.join(changed)}")
 
@@ -129,12 +129,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def data_state(parts: Parts) -> dict[str, Any]:
+def data_state(components: Components) -> dict[str, Any]:
     """Return what a checkpoint keeps of the rows that a run has seen."""
-    return {_DATA: {split: parts.fingerprints[split].state() for split in sorted(parts.fingerprints)}}
+    return {_DATA: {split: components.fingerprints[split].state() for split in sorted(components.fingerprints)}}
 
 
-def check_same_data(parts: Parts, content: dict[str, Any], saved: dict[str, Any], where: str) -> bool:
+def check_same_data(components: Components, content: dict[str, Any], saved: dict[str, Any], where: str) -> bool:
     """Compare today's rows with those that the checkpoint was trained and validated on, and say what changed.
 
     Returns:
@@ -146,11 +146,11 @@ def check_same_data(parts: Parts, content: dict[str, Any], saved: dict[str, Any]
     if _DATA not in content:
         return True
     before = {split: Fingerprint.from_state(state) for split, state in content[_DATA].items()}
-    now, ours = parts.fingerprints, ("train", "val")
+    now, ours = components.fingerprints, ("train", "val")
     changes = {split: compare(before.get(split, EMPTY), now.get(split, EMPTY)) for split in ours}
-    _keep_earlier(parts, before)
+    _keep_earlier(components, before)
     told = [f"{split}: {changes[split].text()}" for split in ours if changes[split].text()]
-    config = parts.config
+    config = components.config
     if not told:
         if "data_path" in saved and saved["data_path"] != config.data.data_path:
             print(f"--data_path {config.data.data_path}: the same rows as in {short(saved['data_path'])}")
@@ -183,11 +183,11 @@ def _problems(
     return problems
 
 
-def _keep_earlier(parts: Parts, before: dict[str, Fingerprint]) -> None:
+def _keep_earlier(components: Components, before: dict[str, Fingerprint]) -> None:
     """Add to the run's fingerprints the rows that were trained on, and are no longer in the training split."""
-    gone = np.setdiff1d(_trained(before), parts.fingerprints.get("train", EMPTY).rows)
+    gone = np.setdiff1d(_trained(before), components.fingerprints.get("train", EMPTY).rows)
     if len(gone):
-        parts.fingerprints[_EARLIER] = Fingerprint(gone)
+        components.fingerprints[_EARLIER] = Fingerprint(gone)
 
 
 def _trained(before: dict[str, Fingerprint]) -> Numbers:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file, prune, prune_steps, step_file
 from beit3_vqa.engine.checkpoint.io import random_state, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import ROLLING, is_rolling
 from beit3_vqa.engine.checkpoint.same_run import data_state
 from beit3_vqa.engine.optim import ModelEma
-from beit3_vqa.engine.parallel import OneProcess, whole
+from beit3_vqa.engine.parallel import SingleProcess, full_state_dict
 from beit3_vqa.engine.run_lock import require_lock
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
@@ -60,8 +60,8 @@ class Saver:
     Every process calls it, since each may hold a part of the state; the main one writes.
     """
 
-    parts: Parts
-    strategy: OneProcess
+    components: Components
+    strategy: SingleProcess
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
     problem: str = ""  # of the last attempt; empty where it was written
@@ -69,7 +69,7 @@ class Saver:
     @property
     def folder(self) -> Path:
         """Where checkpoints go."""
-        return Path(self.parts.config.run.output_dir)
+        return Path(self.components.config.run.output_dir)
 
     def save_epoch(self, state: TrainState, score: float | None, improved: bool) -> None:
         """The checkpoint of the epoch before `state.epoch`, and the best one.
@@ -82,14 +82,14 @@ class Saver:
             score: of the epoch.
             improved: it is the best so far.
         """
-        epoch, run = state.epoch - 1, self.parts.config.run
+        epoch, run = state.epoch - 1, self.components.config.run
         weights = self._weights()
         if improved:
             before = state.best_score, state.best_epoch
             state.best_score, state.best_epoch = score, epoch
             if not self._write(self.folder / BEST, {**weights, **self._progress(state)}, state, score):
                 state.best_score, state.best_epoch = before
-        rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.parts.config.optim.epochs
+        rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.components.config.optim.epochs
         content = {**weights, **self._progress(state), **self._session()}
         written = self._write(epoch_file(self.folder, epoch), content, state, score, rolling)
         if written and distributed.is_main():
@@ -97,7 +97,7 @@ class Saver:
 
     def save_step(self, state: TrainState) -> Path | None:
         """A checkpoint inside an epoch; None where it couldn't be written, or nothing is to be kept."""
-        if not self.parts.config.run.save_ckpt:
+        if not self.components.config.run.save_ckpt:
             return None
         path = step_file(self.folder, state.epoch, state.inside.steps)
         content = {**self._weights(), **self._progress(state), **self._session(), "inside_epoch": asdict(state.inside)}
@@ -118,19 +118,19 @@ class Saver:
         return f"saved {path}; the same command goes on from there"
 
     def _weights(self) -> dict[str, Any]:
-        weights = {"model": whole(self.parts.model.state_dict())}
-        return weights if self.ema is None else {**weights, "model_ema": whole(self.ema.state_dict())}
+        weights = {"model": full_state_dict(self.components.model.state_dict())}
+        return weights if self.ema is None else {**weights, "model_ema": full_state_dict(self.ema.state_dict())}
 
     def _progress(self, state: TrainState) -> dict[str, Any]:
         content: dict[str, Any] = {
-            "args": self.parts.config.flat(),
-            "processes": distributed.size(),
+            "args": self.components.config.flat(),
+            "processes": distributed.world_size(),
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
-            "task_state": self.parts.task.state(),
+            "task_state": self.components.task.state(),
             "val_losses": list(state.val_losses),
-            **data_state(self.parts),
-            **self.parts.family.checksums(self.parts.model, self.parts.processor),
+            **data_state(self.components),
+            **self.components.family.fingerprints(self.components.model, self.components.processor),
         }
         if state.epoch:  # upstream's meaning: the last one that is done
             content["epoch"] = state.epoch - 1
@@ -140,10 +140,10 @@ class Saver:
 
     def _session(self) -> dict[str, Any]:
         """What only going on needs."""
-        states = distributed.gathered(random_state())
+        states = distributed.all_gather(random_state())
         return {
             "optimizer": self.strategy.optimizer_state(self.optimizer),
-            "scaler": self.parts.precision.scaler_state(),
+            "scaler": self.components.precision.scaler_state(),
             "random_state": states[0],
             **({"random_states": states} if len(states) > 1 else {}),
         }
@@ -158,12 +158,12 @@ class Saver:
             "score": score,
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
-            "processes": distributed.size(),
-            "config": self.parts.config.to_dict(),
+            "processes": distributed.world_size(),
+            "config": self.components.config.to_dict(),
         }
-        distributed.decided(lambda: require_lock(self.folder))
+        distributed.run_on_main(lambda: require_lock(self.folder))
         try:
-            distributed.decided(lambda: save_checkpoint(path, content, about))
+            distributed.run_on_main(lambda: save_checkpoint(path, content, about))
         except InputError as error:
             self.problem = str(error)
             print(f"checkpoint not written: {error} Training goes on, and the next one is tried again.", flush=True)

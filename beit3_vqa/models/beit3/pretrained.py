@@ -60,7 +60,7 @@ class LoadReport:
         return "\n".join(lines) or "every weight taken as it is"
 
 
-def weights_of(
+def find_weights(
     content: dict[str, Any],
     model_key: str = MODEL_KEY,
     model_prefix: str = "",
@@ -101,7 +101,7 @@ def asked_weights(content: dict[str, Any], config: RunConfig, where: str, first:
     """Return the weights that `--model_key` names; where it wasn't given, those under `first` go before the default."""
     options, asked = config.init, "model_key" in config.given
     keys = f"{first}|{options.model_key}" if first and not asked else options.model_key
-    return weights_of(content, keys, options.model_prefix, where=where, required=asked)
+    return find_weights(content, keys, options.model_prefix, where=where, required=asked)
 
 
 def _dicts_in(content: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from beit3_vqa.apps.ensemble.compare import vote_all
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.dataset import question_of
+from beit3_vqa.data.dataset import build_question
 from beit3_vqa.data.predictions import (
     info_file,
     plain_score,
@@ -28,7 +28,7 @@ from beit3_vqa.data.types import Batch, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.tasks.vqa import VQACustom
-from tests.helpers.panels import simulated
+from tests.helpers.ensembles import simulated
 from tests.helpers.processes import ENVIRONMENT, ROOT
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -77,7 +77,7 @@ def test_whatever_a_task_answers_can_be_read(tmp_path_factory, loss, logits, tem
     row = {"id": "q1", "image_path": "x", "question": "?"} | ({} if truth is None else {"answer": truth})
     if scores is not None:
         row |= {"labels": list(range(len(scores))), "scores": scores}
-    example = question_of(row, table)
+    example = build_question(row, table)
     example = dataclasses.replace(example, choices=tuple("tuvwxyz") if letters else ())
     (found,) = task.predictions(torch.tensor([logits]), Batch({}, (example,)), temperature)
     path = write_predictions([found], tmp_path_factory.getbasetemp() / f"{loss}.json")

@@ -19,7 +19,7 @@ def test_a_peak_is_what_was_allocated():
     """Whatever was there, and freed, before: here twice as much, which a tuned allocator keeps."""
     torch.ones(128 * 2**20).sum()
     before = memory.in_use(CPU)
-    peak = memory.peak_of(lambda: torch.ones(64 * 2**20).sum(), CPU)
+    peak = memory.measure_peak(lambda: torch.ones(64 * 2**20).sum(), CPU)
     assert 0.8 * 256 * 2**20 < peak - before < 1.5 * 256 * 2**20
     assert 0 < memory.free(CPU) < 2**50
 
@@ -39,7 +39,7 @@ def test_the_step_is_the_same_in_smaller_batches(scpc, tmp_path, monkeypatch, ca
     drop = ["--drop_path", "0"]
     assert train(scpc, tmp_path / "whole", "--batch_size", "8", *drop) == 0
     peaks = iter((GIB, 2 * GIB, 4 * GIB))  # a GiB for each example
-    monkeypatch.setattr(memory, "peak_of", lambda compute, device: (compute(), next(peaks))[1])
+    monkeypatch.setattr(memory, "measure_peak", lambda compute, device: (compute(), next(peaks))[1])
     monkeypatch.setattr(memory, "in_use", lambda device: 0)
     monkeypatch.setattr(memory, "free", lambda device: 4.5 * GIB / 0.85)
     assert train(scpc, tmp_path / "auto", "--batch_size", "auto", "--effective_batch_size", "8", *drop) == 0
@@ -79,14 +79,14 @@ def test_memory_for_one_and_not_for_two(scpc, tmp_path, monkeypatch, capsys):
     """As on a GPU, where a step that doesn't fit is an error that can be caught."""
     tried = iter((GIB, None))
 
-    def peak_of(compute, device):
+    def measure_peak(compute, device):
         peak = next(tried)
         if peak is None:
             raise memory.NotEnoughMemory
         compute()
         return peak
 
-    monkeypatch.setattr(memory, "peak_of", peak_of)
+    monkeypatch.setattr(memory, "measure_peak", measure_peak)
     assert train(scpc, tmp_path / "out", "--batch_size", "auto", "--effective_batch_size", "4") == 0
     assert "--batch_size auto: 1 fit; batches of 1, 4 a step" in capsys.readouterr().out
 
@@ -106,17 +106,17 @@ LIMIT = 2 * GIB
 CHOSEN = f"""
 import sys
 from beit3_vqa.engine import batch_size
-from beit3_vqa.engine.build import assemble, make_task
+from beit3_vqa.engine.build import build, make_task
 from beit3_vqa.runtime import memory
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import build_config
 
 memory.free = lambda device, free=memory.free: min(free(device), {LIMIT} - memory.in_use(device))
 model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
-config = config_of({{**model, "data_path": sys.argv[1], "batch_size": "auto", "effective_batch_size": 2**16}})
-parts = batch_size.with_batch_size(assemble(config, make_task(config)))
-chosen = parts.config.optim.batch_size
-samples = batch_size._longest(parts.task.dataset("train", parts.processor, training=True), 64)
-print(chosen, batch_size._peak(parts, samples, chosen))
+config = build_config({{**model, "data_path": sys.argv[1], "batch_size": "auto", "effective_batch_size": 2**16}})
+components = batch_size.with_batch_size(build(config, make_task(config)))
+chosen = components.config.optim.batch_size
+samples = batch_size._longest(components.task.dataset("train", components.processor, training=True), 64)
+print(chosen, batch_size._peak(components, samples, chosen))
 """
 
 
@@ -150,14 +150,14 @@ def test_a_dry_run_of_what_does_not_fit_says_so(scpc, tmp_path, monkeypatch, cap
 PREDICTED = f"""
 import sys
 from beit3_vqa.engine import batch_size
-from beit3_vqa.engine.build import assemble, make_task
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.engine.build import build, make_task
+from beit3_vqa.config.resolve import build_config
 
 model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
-parts = assemble(config := config_of({{**model, "data_path": sys.argv[1]}}), make_task(config))
-with batch_size._tried(parts, {(count := 128)}, 0.9) as tried:
+components = build(config := build_config({{**model, "data_path": sys.argv[1]}}), make_task(config))
+with batch_size._tried(components, {(count := 128)}, 0.9) as tried:
     start = tried.start
-    print(start, tried.peak({count}), batch_size._peak(parts, tried.samples, {count}))
+    print(start, tried.peak({count}), batch_size._peak(components, tried.samples, {count}))
 """
 
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from beit3_vqa.data.tokenizer import Tokenizer
-from beit3_vqa.engine.checkpoint.folder import epoch_checkpoints, prune_checkpoints, set_previous_run_aside
-from beit3_vqa.engine.checkpoint.io import options_of, read_checkpoint, save_checkpoint
+from beit3_vqa.engine.checkpoint.folder import archive_previous_run, epoch_checkpoints, prune_checkpoints
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.errors import InputError
 
@@ -36,7 +36,7 @@ def test_plain_data_and_namespaces_are_read_without_trust(tmp_path):
         {"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1e-3, opt_betas=[0.9, 0.98])}, tmp_path / "x.pth"
     )
     content = read_checkpoint(tmp_path / "x.pth", "--finetune")
-    assert options_of(content) == {"lr": 1e-3, "opt_betas": [0.9, 0.98]}
+    assert get_options(content) == {"lr": 1e-3, "opt_betas": [0.9, 0.98]}
 
 
 def test_a_malicious_pickle_does_not_run(tmp_path, capsys):
@@ -127,11 +127,11 @@ def test_pruning_and_setting_aside(tmp_path):
     prune_checkpoints(tmp_path, 2, is_rolling)
     assert list(epoch_checkpoints(tmp_path)) == [2, 10]
     assert (tmp_path / "checkpoint-best.pth").exists()
-    aside = set_previous_run_aside(tmp_path, Path())
+    aside = archive_previous_run(tmp_path, Path())
     assert aside is not None
     assert not epoch_checkpoints(tmp_path)
     assert list(epoch_checkpoints(aside)) == [2, 10]
-    assert set_previous_run_aside(tmp_path, Path()) is None
+    assert archive_previous_run(tmp_path, Path()) is None
 
 
 NUMBERS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import build_config
 from beit3_vqa.data.images import image_size
 from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.clip.processor import CLIPTransform
@@ -15,7 +15,7 @@ from tests.unit.models.test_clip import FOUR, examples, family, randomise_adapte
 def beit3(scpc, **options):
     """A family, its processor, and a model of random weights."""
     given = {"model": "beit3_tiny_patch8_32", "vocab_size": 300, "data_path": str(scpc / "data"), **options}
-    made = BEiT3Family(config_of(given), FOUR)
+    made = BEiT3Family(build_config(given), FOUR)
     torch.manual_seed(0)
     return made, made.processor(None), made.build(Precision("fp32", torch.device("cpu"))).eval()
 

@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 
 from beit3_vqa.config.options import ModelConfig, OptimConfig
-from beit3_vqa.config.resolve import config_of
+from beit3_vqa.config.resolve import build_config
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.optim import make_optimizer, parameter_groups
 from beit3_vqa.errors import InputError
@@ -23,7 +23,7 @@ from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.clip.family import CLIPFamily
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
 from beit3_vqa.models.clip.processor import CLIPTransform
-from beit3_vqa.models.clip.scratch import SmallCLIP, write_small_clip
+from beit3_vqa.models.clip.scratch import TinyCLIP, write_tiny_clip
 from beit3_vqa.models.lora import add_adapters, lora_config
 from beit3_vqa.models.names import (
     LISTED_CLIP,
@@ -38,13 +38,13 @@ from tests.conftest import CLIP, SUBJECTS, TEMPLATES
 FOUR = TaskShape("vqacustom", 4, True)
 SMALL_SIZES = [
     CLIP,
-    SmallCLIP(width=48, layers=3, heads=3, img_size=48, patch_size=16, max_tokens=40),
+    TinyCLIP(width=48, layers=3, heads=3, img_size=48, patch_size=16, max_tokens=40),
 ]
 
 
 def family(folder, task=FOUR, **options):
     given = {"model": f"{CLIP.name}_lora", "pretrained": str(folder), "lora_rank": 4, **options}
-    return CLIPFamily(config_of(given), task)
+    return CLIPFamily(build_config(given), task)
 
 
 def examples(scpc: Path) -> list[Example]:
@@ -94,7 +94,7 @@ def plain_logits(wrapped, folder, shown: list[Example]) -> torch.Tensor:
 @pytest.mark.parametrize("attention", ["auto", "matmul"])
 def test_logits_and_gradients_are_those_of_the_plain_computation(scpc, tmp_path, sizes, attention):
     texts = [f"Question: {question} Answer: {subject}" for question in TEMPLATES for subject in SUBJECTS]
-    folder = write_small_clip(tmp_path, texts, sizes)
+    folder = write_tiny_clip(tmp_path, texts, sizes)
     made = family(folder, model=f"{sizes.name}_lora", attention=attention)
     model, processor = made.build(Precision("fp32", torch.device("cpu"))), made.processor(None)
     randomise_adapters(model)
@@ -142,7 +142,7 @@ def test_counts(name):
     with torch.device("meta"):
         clip = transformers.CLIPModel(transformers.CLIPConfig(**clip_config_values(parsed)))
         assert sum(p.numel() for p in clip.parameters()) == count_clip_parameters(parsed)
-        add_adapters(clip, config_of({"model": f"{name}_lora"}).model)
+        add_adapters(clip, build_config({"model": f"{name}_lora"}).model)
     trained = sum(p.numel() for p in clip.parameters() if p.requires_grad)
     assert trained == count_adapters(parsed, 32)
     if name == "clip_vit_large_patch14":  # as published

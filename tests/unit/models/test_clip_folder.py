@@ -15,8 +15,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.config.resolve import config_of
-from beit3_vqa.engine.build import evaluation_of_checkpoint
+from beit3_vqa.config.resolve import build_config
+from beit3_vqa.engine.build import plan_evaluation
 from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.base import TaskShape
@@ -58,7 +58,7 @@ def trained_clip(scpc, clip_folder, tmp_path_factory):
 
 def family(folder, **options):
     given = {"model": f"{CLIP.name}_lora", "pretrained": str(folder), "lora_rank": 4, **options}
-    return CLIPFamily(config_of(given), TaskShape("vqacustom", 4, True))
+    return CLIPFamily(build_config(given), TaskShape("vqacustom", 4, True))
 
 
 def change(path: Path, **values):
@@ -113,7 +113,7 @@ def test_an_ensemble_counts_parameters_without_code_of_the_folder(
     tower(folder, "text_config", **CHOOSING)
     change(folder / "config.json", **CHOOSING)
     values = {"eval": True, "resume": str(trained_clip / BEST), "pretrained": str(folder), "output_dir": str(tmp_path)}
-    _, parameters = evaluation_of_checkpoint(config_of({**values, "data_path": str(scpc / "data"), "device": "cpu"}))
+    _, parameters = plan_evaluation(build_config({**values, "data_path": str(scpc / "data"), "device": "cpu"}))
     assert parameters == family(folder).count_parameters()
 
 
@@ -431,7 +431,7 @@ def test_a_folder_that_is_not_there_asks_nobody(scpc, tmp_path, monkeypatch, no_
     assert not no_network
 
 
-ROADS = {
+COMMANDS = {
     "predict": ["predict", "--checkpoint", "{file}", "--image", "{image}", "--question", "?", "--choices", *"abcd"],
     "serve": ["serve", "--checkpoint", "{file}", "--port", "0"],
     "export": ["export", "--checkpoint", "{file}", "--output_dir", "{new}"],
@@ -444,17 +444,17 @@ ROADS = {
 
 
 @pytest.mark.parametrize("name", ["hf:stranger/clip", "stranger/clip"])
-@pytest.mark.parametrize("road", ROADS)
-def test_a_checkpoint_downloads_nothing(scpc, trained_clip, clip_folder, tmp_path, no_network, capsys, road, name):
+@pytest.mark.parametrize("way", COMMANDS)
+def test_a_checkpoint_downloads_nothing(scpc, trained_clip, clip_folder, tmp_path, no_network, capsys, way, name):
     content = torch.load(trained_clip / "checkpoint-0.pth")
     content["args"]["pretrained"] = name
     torch.save(content, tmp_path / "x.pth")
     change(Path(shutil.copy(trained_clip / "config.json", tmp_path)), pretrained=name)
     places = {"file": tmp_path / "x.pth", "data": scpc / "data", "new": tmp_path / "new"}
     places |= {"image": next((scpc / "images").iterdir()), "config": tmp_path / "config.json"}
-    command = [word.format(**places) for word in ROADS[road]]
-    command += [] if road == "export" else ["--device", "cpu"]
-    command += ["--num_workers", "0"] if road in ("evaluate", "ensemble") else []
+    command = [word.format(**places) for word in COMMANDS[way]]
+    command += [] if way == "export" else ["--device", "cpu"]
+    command += ["--num_workers", "0"] if way in ("evaluate", "ensemble") else []
     assert main(command) == 2
     said = capsys.readouterr().err
     assert (
@@ -462,7 +462,7 @@ def test_a_checkpoint_downloads_nothing(scpc, trained_clip, clip_folder, tmp_pat
     ) in said
     assert not no_network
     assert not (tmp_path / "new").exists()
-    if road in ("predict", "evaluate", "ensemble"):  # what is typed counts
+    if way in ("predict", "evaluate", "ensemble"):  # what is typed counts
         assert main([*command, "--pretrained", str(clip_folder)]) == 0
 
 

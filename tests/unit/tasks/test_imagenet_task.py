@@ -27,10 +27,10 @@ def test_labels_are_smoothed_by_upstreams_flag(options, smoothing):
     of = task(**options)
     logits = torch.randn(2, 3)
     expected = cross_entropy(logits, torch.tensor([0, 2]), label_smoothing=smoothing)
-    torch.testing.assert_close(of.loss(logits, of.finish(batch(), [{"seed": 1}] * 2)), expected)
+    torch.testing.assert_close(of.loss(logits, of.attach_targets(batch(), [{"seed": 1}] * 2)), expected)
 
 
 def test_mixed_labels_are_smoothed_by_it_too():
     of = task(label_smoothing=0.3, mixup=0.8)
-    mixed = of.finish(batch(), [{"seed": 1}] * 2)
+    mixed = of.attach_targets(batch(), [{"seed": 1}] * 2)
     torch.testing.assert_close(mixed.targets[:, 1], torch.full((2,), 0.1))  # of a class that neither image is of

@@ -76,4 +76,4 @@ def test_a_task_has_one_class_at_most_between_it_and_task(name):
 
 
 def test_what_every_task_must_write():
-    assert Task.__abstractmethods__ == {"example", "loss", "predictions", "conclude", "chance"}
+    assert Task.__abstractmethods__ == {"example", "loss", "predictions", "aggregate", "chance"}
