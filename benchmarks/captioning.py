@@ -8,7 +8,7 @@ from torch import Tensor
 from beit3_vqa.models.beit3.beam_search import Caption, beam_search
 from beit3_vqa.models.names import build_model
 from beit3_vqa.runtime.precision import Precision, pick_device
-from benchmarks.paired import arguments, paired, report, rows_of
+from benchmarks.paired import arguments, build_rows, paired, report
 
 START, END, MASK = 0, 2, 64001
 
@@ -73,7 +73,7 @@ def main() -> None:
     words = [len(caption.ids) for caption in kept()]
     seconds = paired({"a forward pass for each word": anew, "keys and values kept": kept}, options.rounds)
     speed = {name: round(options.images / min(times), 3) for name, times in seconds.items()}
-    rows = rows_of(seconds, "a forward pass for each word", **{"images/s": speed})
+    rows = build_rows(seconds, "a forward pass for each word", **{"images/s": speed})
     report(f"captioning, {options.model}, {options.images} images, {beams} beams, {words} words", rows, options.output)
 
 

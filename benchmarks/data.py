@@ -14,7 +14,7 @@ from PIL import Image
 from beit3_vqa.data.images import ImageCache, open_image
 from beit3_vqa.data.rows import Rows, read_rows
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform
-from benchmarks.paired import arguments, paired, report, rows_of
+from benchmarks.paired import arguments, build_rows, paired, report
 
 BATCH = 32
 QUESTIONS_PER_IMAGE = 4
@@ -86,7 +86,7 @@ def time_images(rounds: int, output: Path | None) -> None:
             (f"evaluation, {QUESTIONS_PER_IMAGE} questions an image", False, 480, shared),
         ):
             runs = {"upstream's": upstreams(files, size, training), "ours": ours(files, size, training)}
-            rows = rows_of(paired(runs, rounds), "upstream's")
+            rows = build_rows(paired(runs, rounds), "upstream's")
             report(f"{BATCH} JPEGs of 640x480 to {size}x{size}, {what}, one core", rows, output)
 
 

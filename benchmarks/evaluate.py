@@ -10,15 +10,15 @@ from torch import Tensor
 from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.network import (
     Variant,
+    find_precisions,
     flops,
     make,
     network_arguments,
-    precisions_of,
     set_allocator,
     shares_of_peak,
     variants,
 )
-from benchmarks.paired import arguments, paired, report, rows_of
+from benchmarks.paired import arguments, build_rows, paired, report
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def main() -> None:
     device = pick_device(options.device)
     model, inputs, _ = make(options.model, device, options.batch_size)
     model.eval()
-    wanted = variants(device, precisions_of(options.precision, device))
+    wanted = variants(device, find_precisions(options.precision, device))
     runs: dict[str, Callable[[], Tensor]] = {
         label: partial(evaluate, model, inputs, variant, Precision(variant.precision, device))
         for label, variant in wanted.items()
@@ -47,7 +47,7 @@ def main() -> None:
     error = {label: f"{((run() - exact).abs().max() / exact.abs().max()).item():.1e}" for label, run in runs.items()}
     seconds = paired(runs, options.rounds)
     share = shares_of_peak(seconds, flops(runs["ours, fp32"]), wanted, device)
-    rows = rows_of(seconds, next(iter(wanted)), **{"matrix peak": share, "largest error of a logit": error})
+    rows = build_rows(seconds, next(iter(wanted)), **{"matrix peak": share, "largest error of a logit": error})
     report(f"evaluation, {options.model}, batch {options.batch_size}", rows, options.output)
 
 

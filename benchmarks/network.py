@@ -133,6 +133,6 @@ def network_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def precisions_of(wanted: str | None, device: torch.device) -> list[str]:
+def find_precisions(wanted: str | None, device: torch.device) -> list[str]:
     """fp32, and the one that is wanted or that the hardware computes faster."""
     return list(dict.fromkeys(["fp32", Precision(wanted or "auto", device).name]))

@@ -39,7 +39,9 @@ def paired(variants: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def rows_of(seconds: Mapping[str, Sequence[float]], reference: str, **more: Mapping[str, Any]) -> list[dict[str, Any]]:
+def build_rows(
+    seconds: Mapping[str, Sequence[float]], reference: str, **more: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """A row for each variant: median seconds, how often faster than `reference`, and further columns by variant."""
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return [

@@ -17,21 +17,21 @@ from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.network import (
     Loss,
     Variant,
+    find_precisions,
     flops,
     make,
     network_arguments,
-    precisions_of,
     set_allocator,
     shares_of_peak,
     variants,
 )
-from benchmarks.paired import arguments, paired, report, rows_of
+from benchmarks.paired import arguments, build_rows, paired, report
 
 
 def step(
     model: Any,
     inputs: dict[str, Tensor],
-    loss_of: Loss,
+    loss_fn: Loss,
     variant: Variant,
     precision: Precision,
     optimizer: torch.optim.Optimizer,
@@ -41,7 +41,7 @@ def step(
     model.beit3.attention = variant.attention
     with precision.autocast():
         outputs = model(**inputs)
-    precision.scaler.scale(loss_of(outputs.float())).backward()
+    precision.scaler.scale(loss_fn(outputs.float())).backward()
     precision.scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     precision.scaler.step(optimizer)
@@ -53,13 +53,13 @@ def make_steps(
     name: str, device: torch.device, batch: int, wanted: dict[str, Variant]
 ) -> dict[str, Callable[[], None]]:
     """Variant -> a step of it; all train the same weights."""
-    model, inputs, loss_of = make(name, device, batch)
+    model, inputs, loss_fn = make(name, device, batch)
     model.train()
     fused = make_optimizer(model, OptimConfig())
     plain = torch.optim.AdamW(model.parameters(), lr=5e-4)
     precisions = {variant.precision: Precision(variant.precision, device) for variant in wanted.values()}
     return {
-        label: partial(step, model, inputs, loss_of, v, precisions[v.precision], fused if v.fused else plain)
+        label: partial(step, model, inputs, loss_fn, v, precisions[v.precision], fused if v.fused else plain)
         for label, v in wanted.items()
     }
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--memory_of", help="only print the peak memory of this variant in GiB")
     options = parser.parse_args()
     device = pick_device(options.device)
-    wanted = variants(device, precisions_of(options.precision, device))
+    wanted = variants(device, find_precisions(options.precision, device))
     if options.memory_of:
         print_memory(options, device, wanted)
         return
@@ -102,7 +102,7 @@ def main() -> None:
     share = shares_of_peak(seconds, flops(steps["ours, fp32"]), wanted, device)
     del steps
     memory = {label: round(peak_memory(options, label), 2) for label in wanted}
-    rows = rows_of(seconds, next(iter(wanted)), **{"matrix peak": share, "peak memory, GiB": memory})
+    rows = build_rows(seconds, next(iter(wanted)), **{"matrix peak": share, "peak memory, GiB": memory})
     report(f"training step, {options.model}, batch {options.batch_size}", rows, options.output)
 
 

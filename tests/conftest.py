@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.models.clip.scratch import SmallCLIP, write_small_clip
+from beit3_vqa.models.clip.scratch import TinyCLIP, write_tiny_clip
 
 # Machines are shared and stall now and then: how long a draw takes says nothing about the code.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -85,14 +85,14 @@ def trained(scpc, tmp_path_factory) -> Path:
     return out
 
 
-CLIP = SmallCLIP(width=32, layers=2, img_size=32, patch_size=8, max_tokens=48)
+CLIP = TinyCLIP(width=32, layers=2, img_size=32, patch_size=8, max_tokens=48)
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory) -> Path:
     """A Hugging Face folder with a CLIP of width 32, for `--pretrained`."""
     texts = [f"Question: {question} Answer: {subject}" for question in TEMPLATES for subject in SUBJECTS]
-    return write_small_clip(tmp_path_factory.mktemp("clip"), texts, CLIP)
+    return write_tiny_clip(tmp_path_factory.mktemp("clip"), texts, CLIP)
 
 
 def finetune_clip(folder: Path, clip: Path, out: Path, *flags: str) -> list[str]:

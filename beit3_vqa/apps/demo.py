@@ -1,4 +1,4 @@
-"""`beit3-vqa demo`: the whole road on easy-VQA, by the same commands that a user types.
+"""`beit3-vqa demo`: the whole pipeline on easy-VQA, by the same commands that a user types.
 
 BEiT-3: first open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint, with
 a new head, on four options. Straight to four options from scratch, a model this small hardly leaves chance.
@@ -22,7 +22,7 @@ from beit3_vqa.data.prompt import OptionTemplate
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.engine.logging import format_seconds
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.clip.scratch import SmallCLIP, write_small_clip
+from beit3_vqa.models.clip.scratch import TinyCLIP, write_tiny_clip
 from beit3_vqa.runtime.files import is_new_or_empty
 
 Main = Callable[[Sequence[str]], int]
@@ -39,12 +39,12 @@ class CLIPRecipe:
     """Epochs, sizes of the model, and how many of the training images it sees (0: all)."""
 
     epochs: int
-    sizes: SmallCLIP
+    sizes: TinyCLIP
     train_images: int = 0
 
 
-CLIP_FULL = CLIPRecipe(epochs=3, sizes=SmallCLIP(), train_images=3200)
-CLIP_QUICK = CLIPRecipe(epochs=2, sizes=SmallCLIP(), train_images=1200)
+CLIP_FULL = CLIPRecipe(epochs=3, sizes=TinyCLIP(), train_images=3200)
+CLIP_QUICK = CLIPRecipe(epochs=2, sizes=TinyCLIP(), train_images=1200)
 CLIP_TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
 CLIP_TRAINING += ["--clip_grad", "1", "--sched", "cosine", "--label_smoothing", "0"]
 
@@ -76,7 +76,7 @@ def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = Fa
     Args:
         main: the command line's entry point.
         output_dir: everything goes there; must be new or empty.
-        model: a key of `ROADS`.
+        model: a key of `PIPELINES`.
         quick: fewer images and epochs, and a weaker model.
         seed: of the trainings.
 
@@ -92,7 +92,7 @@ def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = Fa
         raise InputError(f'the demo needs {", ".join(missing)}: pip install "beit3_vqa[{extras}]".')
     if not is_new_or_empty(output_dir):
         raise InputError(f"{output_dir} isn't an empty folder; name a new one with --output_dir.")
-    return take(ROADS[model](quick, output_dir, seed), main, output_dir)
+    return take(PIPELINES[model](quick, output_dir, seed), main, output_dir)
 
 
 def take(steps: Sequence[Step], main: Main, output_dir: Path) -> int:
@@ -155,7 +155,7 @@ def clip_steps(recipe: CLIPRecipe, folder: Path, seed: int) -> list[Step]:
         template = OptionTemplate(OPTION_PROMPT_TEMPLATE)
         rows = read_rows(data / split_file("train"))
         texts = (template(row["question"], choice) for row in rows for choice in row["choices"])
-        print(f"wrote {write_small_clip(clip, texts, recipe.sizes, seed)}")
+        print(f"wrote {write_tiny_clip(clip, texts, recipe.sizes, seed)}")
 
     return [
         ("1. prepare: four options", prepare),
@@ -167,7 +167,7 @@ def clip_steps(recipe: CLIPRecipe, folder: Path, seed: int) -> list[Step]:
     ]
 
 
-ROADS: dict[str, Callable[[bool, Path, int], list[Step]]] = {
+PIPELINES: dict[str, Callable[[bool, Path, int], list[Step]]] = {
     "beit3": lambda quick, folder, seed: beit3_steps(QUICK if quick else FULL, folder, seed),
     "clip": lambda quick, folder, seed: clip_steps(CLIP_QUICK if quick else CLIP_FULL, folder, seed),
 }

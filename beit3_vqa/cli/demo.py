@@ -1,4 +1,4 @@
-"""`beit3-vqa demo`: the whole road on easy-VQA."""
+"""`beit3-vqa demo`: the whole pipeline on easy-VQA."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,4 +25,4 @@ def run(options: DemoOptions) -> int:
     return demo(main, **vars(options))
 
 
-add = command_with(DemoOptions, "demo", "the whole road on easy-VQA, on a CPU", run)
+add = command_with(DemoOptions, "demo", "the whole pipeline on easy-VQA, on a CPU", run)

@@ -179,7 +179,7 @@ class AnswerTable:
         """
         path = Path(path)
         answers, problems = [], []
-        for label, line in enumerate(_text_of(path).rstrip().split("\n")):
+        for label, line in enumerate(_read_text(path).rstrip().split("\n")):
             answer, problem = _parse_line(line, label)
             answers.append(answer)
             if problem:
@@ -211,7 +211,7 @@ class AnswerTable:
         write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     require_bounded(path, MAX_TABLE)
     try:
         return path.read_text(encoding="utf-8-sig")

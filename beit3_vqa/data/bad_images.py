@@ -65,15 +65,15 @@ class BadImages:
         self._paths[path] = problem
         print(f"bad image {len(self._paths)} of {self.allowed} allowed: {problem}", flush=True)
 
-    def put_together(self) -> None:
+    def sync_ranks(self) -> None:
         """Adds what other processes have met; each must call it, and has then counted the same images.
 
         Raises:
             InputError: together they are more than allowed; in every process.
         """
-        if not self.allowed or distributed.size() == 1:
+        if not self.allowed or distributed.world_size() == 1:
             return
-        for found in distributed.gathered(self._paths):
+        for found in distributed.all_gather(self._paths):
             for path, problem in found.items():
                 if path not in self._paths:
                     self._name(path, problem)
@@ -84,7 +84,7 @@ class BadImages:
             )
 
 
-class Readable(Dataset):
+class SkipUnreadable(Dataset):
     """A data set whose examples come with the bad images they stand in for.
 
     Errors are values here: one raised in a worker would arrive wrapped in the worker's traceback.

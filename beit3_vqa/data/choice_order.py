@@ -133,7 +133,7 @@ def reordered(example: Example, order: Order) -> Example:
     )
 
 
-def undone(prediction: Prediction, order: Order) -> Prediction:
+def unpermute(prediction: Prediction, order: Order) -> Prediction:
     """What was answered to `reordered(example, order)`, as an answer to the example: letters mean its options again."""
     if not prediction.choices:
         return prediction

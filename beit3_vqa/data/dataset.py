@@ -107,10 +107,10 @@ class IndexDataset(Dataset):
         return reordered(example, order) if order and example.choices else example
 
 
-def question_of(row: Row, answers: AnswerTable) -> Example:
+def build_question(row: Row, answers: AnswerTable) -> Example:
     """Return the question of a row; its answer is looked up in the table, for multiple choice the options' letters."""
-    answer, targets = truth_of(row, answers)
-    text, token_ids = text_of(row)
+    answer, targets = get_truth(row, answers)
+    text, token_ids = get_text(row)
     return Example(
         id=row_id(row),
         image_path=row["image_path"],
@@ -123,7 +123,7 @@ def question_of(row: Row, answers: AnswerTable) -> Example:
     )
 
 
-def text_of(row: Row) -> tuple[str, tuple[int, ...] | None]:
+def get_text(row: Row) -> tuple[str, tuple[int, ...] | None]:
     """The text of a row, or an empty one and the token ids that stand for it in upstream's index files."""
     return text_or_ids(row["question"] if "question" in row else row["text_segment"])
 
@@ -133,7 +133,7 @@ def text_or_ids(segment: str | Sequence[int]) -> tuple[str, tuple[int, ...] | No
     return (segment, None) if isinstance(segment, str) else ("", tuple(segment))
 
 
-def truth_of(row: Row, table: AnswerTable) -> tuple[str | None, tuple[tuple[int, float], ...]]:
+def get_truth(row: Row, table: AnswerTable) -> tuple[str | None, tuple[tuple[int, float], ...]]:
     """The annotated answer of a row, None where it isn't known, and its (label, score) pairs.
 
     Where a row says labels and scores (VQAv2's, of ten annotators), they count; else the answer scores 1.
@@ -166,7 +166,7 @@ def permute_choices(example: Example, rng: random.Random) -> Example:
 BLIND = "the image was greyed out (--blind)"
 
 
-class InOrders(Dataset):
+class PermutedChoices(Dataset):
     """The questions of a split for evaluation, each as often as its options have orders.
 
     The orders of a question stand side by side, so that its image is decoded once where they share a batch.

@@ -75,7 +75,7 @@ class FingerprintMaker:
     def watch(self, examples: Iterable[Example]) -> Iterator[Example]:
         """Yield every example."""
         for example in examples:
-            asked, answer = _texts_of(example)
+            asked, answer = _get_texts(example)
             number = int.from_bytes(hashlib.blake2b(asked, digest_size=6).digest(), "big") << ANSWER_BITS
             self._rows.append(number | int.from_bytes(hashlib.blake2b(answer, digest_size=2).digest(), "big"))
             # NUL is in no text, so that what ends one part can't begin the next.
@@ -87,7 +87,7 @@ class FingerprintMaker:
         return Fingerprint(np.array(self._rows, np.uint64), self._digest.hexdigest())
 
 
-def _texts_of(example: Example) -> tuple[bytes, bytes]:
+def _get_texts(example: Example) -> tuple[bytes, bytes]:
     """Return what is asked and what is answered, the same wherever the image folder lies."""
     folder = os.path.dirname(example.image_path)  # noqa: PTH120 - of every row, and Path is slow
     images = [path_key(example.image or example.image_path)]

@@ -300,20 +300,20 @@ class ImageCache:
             self._images.move_to_end(name)
             return image
         image = open_image(path, at_least=self.at_least)
-        cost = _bytes_of(image)
+        cost = _count_bytes(image)
         if cost <= self.max_bytes:
             self.bytes += cost
             while self.bytes > self.max_bytes:
-                self.bytes -= _bytes_of(self._images.popitem(last=False)[1])
-            self._images[name] = image = _pixels_of(image)
+                self.bytes -= _count_bytes(self._images.popitem(last=False)[1])
+            self._images[name] = image = _copy_pixels(image)
         return image
 
 
-def _bytes_of(image: Image.Image) -> int:
+def _count_bytes(image: Image.Image) -> int:
     return BYTES_PER_IMAGE + image.height * (BYTES_PER_ROW + image.width * BYTES_PER_PIXEL)
 
 
-def _pixels_of(image: Image.Image) -> Image.Image:
+def _copy_pixels(image: Image.Image) -> Image.Image:
     """Return the image without the rest of its file: texts, profiles and EXIF may be megabytes beside one pixel."""
     pixels = image.copy()
     pixels.info = {}

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from beit3_vqa.data.bad_images import BadImages, Item, Readable
+from beit3_vqa.data.bad_images import BadImages, Item, SkipUnreadable
 from beit3_vqa.data.types import Batch
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
-from beit3_vqa.runtime.distributed import share
+from beit3_vqa.runtime.distributed import shard_range
 from beit3_vqa.runtime.signals import leave_signals_to_the_parent
 
 # Which pass over the data, which draw of it, which row.
@@ -60,7 +60,7 @@ class EpochBatches(Sampler):
         order = self._order()
         for start in range(self.first, self.rows, self.batch_size * self.of_size):
             count = min(self.batch_size * self.of_size, self.rows - start)
-            begin, end = share(count, self.of_rank, self.of_size)
+            begin, end = shard_range(count, self.of_rank, self.of_size)
             if begin == end:
                 begin, end = 0, 1
             rows = order[start + begin : start + end].tolist()
@@ -95,7 +95,7 @@ class BatchLoader:
         shuffle: bool = False,
         seed: int = 0,
         weights: Tensor | None = None,
-        finish: Finish | None = None,
+        attach_targets: Finish | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
         bad_images: BadImages | None = None,
@@ -110,12 +110,12 @@ class BatchLoader:
             seed=seed,
             weights=weights,
             of_rank=distributed.rank(),
-            of_size=distributed.size(),
+            of_size=distributed.world_size(),
         )
         self.loader: DataLoader = DataLoader(
-            Readable(dataset, self.bad_images.allowed),
+            SkipUnreadable(dataset, self.bad_images.allowed),
             batch_sampler=self.batches,
-            collate_fn=_Collator(collate, finish),
+            collate_fn=_Collator(collate, attach_targets),
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -145,9 +145,9 @@ class BatchLoader:
 class _Collator:
     """Items -> Batch, or the errors that leave none; a class, so that it reaches workers that are spawned."""
 
-    def __init__(self, collate: Collate, finish: Finish | None):
+    def __init__(self, collate: Collate, attach_targets: Finish | None):
         self.collate = collate
-        self.finish = finish
+        self.attach_targets = attach_targets
 
     def __call__(self, items: Sequence[Item]) -> Batch | list[InputError]:
         errors = [error for *_, met in items for error in met]
@@ -156,4 +156,4 @@ class _Collator:
             return errors
         own = [tensors for _, tensors, _ in items if tensors is not None]
         batch = Batch(self.collate(own), examples, bad_images=tuple(errors))
-        return self.finish(batch, own) if self.finish else batch
+        return self.attach_targets(batch, own) if self.attach_targets else batch

@@ -98,14 +98,14 @@ def read_predictions(path: Path, info: PredictionsInfo | None = None) -> list[Pr
     return [replace(p, score=plain_score(p)) if p.score is None and p.truth is not None else p for p in predictions]
 
 
-def suffix_of(split: str) -> str:
+def get_suffix(split: str) -> str:
     """What the names of a split's result files end in: those of the test split are plain."""
     return "" if split == "test" else f"_{split}"
 
 
 def predictions_file(folder: Path, split: str) -> Path:
     """Where an evaluation of a split leaves its predictions."""
-    return folder / f"predictions{suffix_of(split)}.json"
+    return folder / f"predictions{get_suffix(split)}.json"
 
 
 def info_file(predictions: Path) -> Path:

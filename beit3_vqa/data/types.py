@@ -1,4 +1,4 @@
-"""The plain data that travels along the road from index row to submission. No logic here."""
+"""The plain data that travels along the pipeline from index row to submission. No logic here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -68,9 +68,9 @@ class Batch:
         examples: the B examples in order, options as the model sees them.
         targets: what the loss compares the outputs with, (B, ...), made by the task; None where nothing is learned.
         bad_images: errors of images that couldn't be read, which some of the examples stand in for.
-        counted: in training, how many of them count, the first ones: 0 for the one example of a process for which a
+        num_valid: in training, how many of them count, the first ones: 0 for the one example of a process for which a
             short last batch had none.
-        together: in training, how many count over all processes.
+        global_batch: in training, how many count over all processes.
         step: in training, optimizer steps done since the start of the run.
     """
 
@@ -78,8 +78,8 @@ class Batch:
     examples: tuple[Example, ...]
     targets: Tensor | None = None
     bad_images: tuple[InputError, ...] = ()
-    counted: int = 0
-    together: int = 0
+    num_valid: int = 0
+    global_batch: int = 0
     step: int = 0
 
     def __len__(self) -> int:

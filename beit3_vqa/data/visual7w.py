@@ -11,7 +11,7 @@ from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.runtime.files import is_text
 
 
-def images_of(data: Any, path: Path) -> list[Any]:
+def get_images(data: Any, path: Path) -> list[Any]:
     """The images of dataset_v7w_telling.json; InputError where it is another file."""
     images = data.get("images") if isinstance(data, dict) else None
     if not isinstance(images, list) or not images:
@@ -51,7 +51,7 @@ def read_telling(path: Path) -> dict[str, Telling]:
     """
     found: dict[str, Telling] = {}
     problems: list[str] = []
-    for place, image in enumerate(images_of(read_json(path), path), start=1):
+    for place, image in enumerate(get_images(read_json(path), path), start=1):
         problem = image_problem(image)
         if problem:
             problems.append(f"{path}: image {place}: {problem}")

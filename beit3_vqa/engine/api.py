@@ -20,6 +20,7 @@ from beit3_vqa.engine.build import (
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import (
     finish_renames,
+    get_sha256,
     keep_temperature,
     read_temperature,
     require_manifest,

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from beit3_vqa.data.choice_order import check_orders, rotations, undone
+from beit3_vqa.data.choice_order import check_orders, rotations, unpermute
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Batch, EvalResult, Prediction
-from beit3_vqa.engine.build import Parts
+from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.logging import Progress
 from beit3_vqa.errors import InputError, NotFiniteError
 from beit3_vqa.metrics.calibration import HIGHEST, LOWEST, fit_temperature, mean_nll, tempered
 from beit3_vqa.metrics.robustness import averaged, blind_metrics, order_metrics
 from beit3_vqa.metrics.summary import metrics_table
 from beit3_vqa.runtime import distributed
-from beit3_vqa.runtime.distributed import own_part
+from beit3_vqa.runtime.distributed import local_size
 from beit3_vqa.runtime.precision import Precision, all_finite, in_float32
 from beit3_vqa.runtime.signals import Stopped
 from beit3_vqa.tasks.base import not_finite
@@ -85,18 +85,24 @@ def finite(outputs: Any, checkpoint: str) -> Any:
 Answers = list[list[Any]]  # for each question, to each order of its options
 
 
-def evaluate_split(parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None) -> EvalResult:
+def evaluate_split(
+    components: Components, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None
+) -> EvalResult:
     """Predictions and the short metrics of the val split; see `predict_split`."""
-    return parts.task.conclude(predict_split(parts, loader, label, stop), "val", parts.processor)
+    return components.task.aggregate(predict_split(components, loader, label, stop), "val", components.processor)
 
 
 def predict_split(
-    parts: Parts, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None, temperature: float = 1.0
+    components: Components,
+    loader: BatchLoader,
+    label: str,
+    stop: Callable[[], int] | None = None,
+    temperature: float = 1.0,
 ) -> list[Any]:
     """What the task predicts of each row of a split, rows in input order, each once, however many processes share it.
 
     Args:
-        parts: task, model and precision.
+        components: task, model and precision.
         loader: of the split; this process's part of each batch.
         label: for the progress display.
         stop: asked after each batch for the number of a signal that came.
@@ -105,29 +111,29 @@ def predict_split(
     Raises:
         Stopped: a signal came.
     """
-    rows, together = loader.batches.rows, loader.batches.batch_size * distributed.size()
+    rows, global_batch = loader.batches.rows, loader.batches.batch_size * distributed.world_size()
     own: list[list[Any]] = []
-    progress = Progress(label, rows, parts.config.run.log_interval)
-    predict = partial(parts.task.predictions, temperature=temperature)
-    infer = partial(parts.task.infer, processor=parts.processor)
-    for batch in evaluate_batches(parts.model, loader.epoch(0), predict, parts.precision, infer):
-        in_batch = min(together, rows - len(own) * together)
-        own.append(batch[: own_part(in_batch)])
+    progress = Progress(label, rows, components.config.run.log_interval)
+    predict = partial(components.task.predictions, temperature=temperature)
+    infer = partial(components.task.infer, processor=components.processor)
+    for batch in evaluate_batches(components.model, loader.epoch(0), predict, components.precision, infer):
+        in_batch = min(global_batch, rows - len(own) * global_batch)
+        own.append(batch[: local_size(in_batch)])
         progress.update(in_batch, dict)
         number = stop() if stop else 0
         if number:
             raise Stopped(number)
     progress.close()
-    parts.bad_images.put_together()
-    by_batch = zip(*distributed.gathered(own), strict=True)
+    components.bad_images.sync_ranks()
+    by_batch = zip(*distributed.all_gather(own), strict=True)
     return [prediction for shares in by_batch for share in shares for prediction in share]
 
 
-def evaluate_fully(parts: Parts, temperature: float | None) -> tuple[EvalResult, dict[str, Any]]:
+def evaluate_fully(components: Components, temperature: float | None) -> tuple[EvalResult, dict[str, Any]]:
     """Everything there is to say of `--split`, asked in the orders of `--tta`, and once more with `--blind`.
 
     Args:
-        parts: task, model and precision.
+        components: task, model and precision.
         temperature: what logits are divided by before they become probabilities; None: find the one under which the
             truths are likeliest, and go on with it.
 
@@ -138,9 +144,9 @@ def evaluate_fully(parts: Parts, temperature: float | None) -> tuple[EvalResult,
     Raises:
         InputError: options that don't go with the data.
     """
-    run, task = parts.config.run, parts.task
-    _check(parts, fit=temperature is None)
-    answers, rotated = _ask(parts, temperature or 1.0, blind=False)
+    run, task = components.config.run, components.task
+    _check(components, fit=temperature is None)
+    answers, rotated = _ask(components, temperature or 1.0, blind=False)
     fitted: dict[str, Any] = {}
     if temperature is None:
         # On the questions as they stand: what is averaged over orders is another model's certainty.
@@ -148,7 +154,7 @@ def evaluate_fully(parts: Parts, temperature: float | None) -> tuple[EvalResult,
         temperature = fitted["temperature"]
         answers = [[tempered(answer, temperature) for answer in group] for group in answers]
     seeing = [averaged(group) for group in answers]
-    blind = [averaged(group) for group in _ask(parts, temperature, blind=True)[0]] if run.blind else []
+    blind = [averaged(group) for group in _ask(components, temperature, blind=True)[0]] if run.blind else []
     beside: dict[str, Any] = {}
     if temperature != 1.0:
         beside["temperature"] = fitted or {"temperature": temperature}
@@ -156,19 +162,19 @@ def evaluate_fully(parts: Parts, temperature: float | None) -> tuple[EvalResult,
         beside["tta"] = order_metrics(answers, rotated, run.tta)
     if blind:
         beside["blind"] = blind_metrics(seeing, blind)
-    result = task.conclude(seeing, run.split, parts.processor)
+    result = task.aggregate(seeing, run.split, components.processor)
     metrics = task.full_metrics(result)
-    if task.spec.row_by_row:
+    if task.spec.per_example:
         print(metrics_table(metrics | beside))
     return EvalResult(metrics | beside if metrics else {}, result.predictions, tuple(blind)), fitted
 
 
-def _check(parts: Parts, *, fit: bool) -> None:
+def _check(components: Components, *, fit: bool) -> None:
     """InputError where options were given that mean nothing to the task."""
-    mode, task = parts.config.run.tta, parts.task
-    if parts.config.run.blind and not task.spec.row_by_row:
+    mode, task = components.config.run.tta, components.task
+    if components.config.run.blind and not task.spec.per_example:
         raise InputError(f"--blind: {task.spec.name} is nothing without its images.")
-    if parts.config.run.temperature and not task.spec.takes_temperature:
+    if components.config.run.temperature and not task.spec.takes_temperature:
         raise InputError(f"--temperature: has no effect on {task.spec.name}; leave it out.")
     if not task.answers_are_options:
         for flag, given in ((f"--tta {mode}", mode != "none"), ("--temperature fit", fit)):
@@ -177,16 +183,16 @@ def _check(parts: Parts, *, fit: bool) -> None:
     check_orders(task.num_classes, mode)
 
 
-def _ask(parts: Parts, temperature: float, *, blind: bool) -> tuple[Answers, list[int]]:
+def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[Answers, list[int]]:
     """The answers to each question in every order, letters as in the index; and how many orders are rotations."""
-    mode, split = parts.config.run.tta, parts.config.run.split
+    mode, split = components.config.run.tta, components.config.run.split
     label = f"evaluating {split}{', blind' if blind else ''}"
     if mode == "none" and not blind:
-        predictions = predict_split(parts, parts.loader(split), label, temperature=temperature)
+        predictions = predict_split(components, components.loader(split), label, temperature=temperature)
         return [[prediction] for prediction in predictions], [1] * len(predictions)
-    loader, dataset = parts.loader_in_orders(split, mode, blind=blind)
-    told = iter(predict_split(parts, loader, label, temperature=temperature))
-    asked = [[undone(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
+    loader, dataset = components.loader_in_orders(split, mode, blind=blind)
+    told = iter(predict_split(components, loader, label, temperature=temperature))
+    asked = [[unpermute(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
     # Without --tta a question has one order, which is all that is looked at.
     return asked, [rotations(group[0].choices) if mode != "none" else 1 for group in asked]
 

@@ -125,7 +125,7 @@ class RunLog:
                 self.writer.close()
 
 
-def numbers_of(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
+def get_scalars(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
     """What of metrics is a curve: all but counts, and the accuracies of groups (`prefix/accuracy_by_.../what`)."""
     found = {f"{prefix}/{name}": value for name, value in metrics.items() if isinstance(value, float)}
     for name, groups in metrics.items():
@@ -141,10 +141,10 @@ def numbers_of(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
 
 def _epochs_before(first_epoch: int, path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if -1 < _epoch_of(line) < first_epoch]
+    return [line for line in lines if -1 < _read_epoch(line) < first_epoch]
 
 
-def _epoch_of(line: str) -> int:
+def _read_epoch(line: str) -> int:
     """The epoch of a line of log.txt; -1 where it was cut off, or isn't ours."""
     try:
         return int(json.loads(line)["epoch"])

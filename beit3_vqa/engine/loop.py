@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor
 
 from beit3_vqa.data.types import Batch
 from beit3_vqa.engine.optim import ModelEma, Schedule
-from beit3_vqa.engine.parallel import OneProcess
+from beit3_vqa.engine.parallel import SingleProcess
 from beit3_vqa.errors import RunEnded, one_line
 from beit3_vqa.runtime import distributed
-from beit3_vqa.runtime.distributed import own_part
+from beit3_vqa.runtime.distributed import local_size
 from beit3_vqa.runtime.precision import Precision, in_float32
 
 # Steps whose gradient isn't finite: skipped on the device, counted, and a run of them ends the training.
@@ -29,7 +29,7 @@ class TrainingDiverged(RunEnded):
     exit_code = 3
 
 
-class BadSteps:
+class NonFiniteGuard:
     """Counts steps in a row that were skipped since their gradient wasn't finite.
 
     Args:
@@ -121,7 +121,7 @@ class Learner:
     clip_grad: float | None = None
     max_bad_steps: int = 10
     ema: ModelEma | None = None
-    strategy: OneProcess = field(default_factory=OneProcess)
+    strategy: SingleProcess = field(default_factory=SingleProcess)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,7 +131,7 @@ class Learner:
 
 def steps_per_epoch(examples: int, batch_size: int, update_freq: int) -> int:
     """Return the optimizer steps in a pass over the data; the last may have fewer examples."""
-    return -(-examples // (batch_size * update_freq * distributed.size()))
+    return -(-examples // (batch_size * update_freq * distributed.world_size()))
 
 
 def train_epoch(
@@ -158,31 +158,31 @@ def train_epoch(
     """
     model, optimizer, precision, scaler = run.model, run.optimizer, run.precision, run.precision.scaler
     model.train()
-    bad_steps = BadSteps(run.max_bad_steps, precision.device)
+    guard = NonFiniteGuard(run.max_bad_steps, precision.device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    together = run.batch_size * distributed.size()  # examples of a batch in all processes
+    global_batch = run.batch_size * distributed.world_size()  # examples of a batch in all processes
     step, done, in_group = first_step, first_example, 0
     loss_sum = torch.zeros((), device=precision.device)
     ids: list[str] = []
     for batch in batches:
         # The last batch of an epoch may be short, and the last group of batches too. The step's loss is a mean over its
         # examples, so each batch weighs what it holds, and none is lost.
-        group_examples = min(together * run.update_freq, run.examples - done)
-        in_batch = min(together, group_examples - in_group)
-        counted = own_part(in_batch)  # none if a short last batch has nothing for this process
+        group_examples = min(global_batch * run.update_freq, run.examples - done)
+        in_batch = min(global_batch, group_examples - in_group)
+        num_valid = local_size(in_batch)  # none if a short last batch has nothing for this process
         in_group += in_batch
-        batch = replace(batch.to(precision.device), counted=counted, together=in_batch, step=step)
+        batch = replace(batch.to(precision.device), num_valid=num_valid, global_batch=in_batch, step=step)
 
         # Processes put their gradients together once a step, in the backward pass of its last batch.
-        with nullcontext() if in_group == group_examples else run.strategy.accumulating(model):
+        with nullcontext() if in_group == group_examples else run.strategy.no_sync(model):
             with precision.autocast():
                 outputs = model(**batch.inputs)
-            loss = run.loss(in_float32(outputs), batch) * (counted / group_examples)
+            loss = run.loss(in_float32(outputs), batch) * (num_valid / group_examples)
             # Every strategy takes the mean over the processes; this loss is a sum over them already.
-            scaler.scale(loss * distributed.size()).backward()
+            scaler.scale(loss * distributed.world_size()).backward()
         # What is shown and logged stays on the device: reading it here would make the host wait in each step.
         loss_sum += loss.detach()
-        ids += [example.id for example in batch.examples[:counted]]
+        ids += [example.id for example in batch.examples[:num_valid]]
         if in_group < group_examples:
             continue  # gradients accumulate
 
@@ -197,7 +197,7 @@ def train_epoch(
             nn.utils.clip_grads_with_norm_(parameters, run.clip_grad, grad_norm)
         if isinstance(grad_norm, DTensor):  # fsdp: of this process's part
             grad_norm = grad_norm.full_tensor()
-        distributed.sum_of(loss_sum)  # for the report: so far it is of this process's examples
+        distributed.all_reduce_sum(loss_sum)  # for the report: so far it is of this process's examples
 
         # A gradient that isn't finite would ruin weights and moments for good: that step changes nothing, and counts.
         bad = (~torch.isfinite(grad_norm)).to(torch.float32)
@@ -212,6 +212,6 @@ def train_epoch(
         step, done = step + 1, done + in_group
         after_step(StepReport(step, in_group, loss_sum, lr, grad_norm, bad))
         # After the report: what the last step did is known and logged even if it ends the training.
-        bad_steps.add(bad, step - 1, lr, ids)
+        guard.add(bad, step - 1, lr, ids)
         loss_sum, in_group, ids = torch.zeros_like(loss_sum), 0, []
-    bad_steps.check()
+    guard.check()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from beit3_vqa.config.options import OptimConfig
-from beit3_vqa.engine.parallel import OneProcess, spread_like
+from beit3_vqa.engine.parallel import SingleProcess, distribute_like
 
 PLATEAU_THRESHOLD = 1e-4  # by what share of itself the loss must fall to count as lower
 
@@ -123,9 +123,11 @@ def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def make_optimizer(model: nn.Module, options: OptimConfig, strategy: OneProcess | None = None) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, options: OptimConfig, strategy: SingleProcess | None = None
+) -> torch.optim.Optimizer:
     """AdamW over `parameter_groups`, spread over the processes as the strategy has it."""
-    return (strategy or OneProcess()).make_optimizer(parameter_groups(model, options), options)
+    return (strategy or SingleProcess()).make_optimizer(parameter_groups(model, options), options)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -155,7 +157,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                     f"{name} of parameter {place} has shape {tuple(moment[name].shape)}, not {tuple(shape)}"
                 )
     spread = {
-        place: {name: spread_like(value, parameters[place]) for name, value in moment.items()}
+        place: {name: distribute_like(value, parameters[place]) for name, value in moment.items()}
         for place, moment in moments.items()
     }
     optimizer.load_state_dict({"state": spread, "param_groups": groups})
@@ -192,10 +194,10 @@ class ModelEma:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores an average."""
         for name, value in self.average.items():
-            value.copy_(spread_like(state[name], value))
+            value.copy_(distribute_like(state[name], value))
 
     @contextmanager
-    def swapped_in(self) -> Iterator[None]:
+    def use_ema_weights(self) -> Iterator[None]:
         """A context in which the model has the averaged weights."""
         own = {name: value.clone() for name, value in self._weights()}
         self.model.load_state_dict(self.average)

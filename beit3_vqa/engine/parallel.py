@@ -20,7 +20,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 
 
-class OneProcess:
+class SingleProcess:
     """No other process: the base of the strategies, and what each of them does where it says nothing else."""
 
     def wrap(self, model: Any) -> Any:
@@ -31,7 +31,7 @@ class OneProcess:
         """AdamW, fused: one pass over each group's memory per step."""
         return torch.optim.AdamW(groups, fused=True, **_adamw(options))
 
-    def accumulating(self, wrapped: Any) -> AbstractContextManager:
+    def no_sync(self, wrapped: Any) -> AbstractContextManager:
         """The context of a backward pass after which there is no optimizer step yet."""
         return nullcontext()
 
@@ -40,7 +40,7 @@ class OneProcess:
         return optimizer.state_dict()
 
 
-class DataParallel(OneProcess):
+class DDP(SingleProcess):
     """DistributedDataParallel."""
 
     def wrap(self, model: Any) -> Any:
@@ -48,12 +48,12 @@ class DataParallel(OneProcess):
         # The last layer's text side feeds nothing: the head reads [CLS] alone.
         return DistributedDataParallel(model, find_unused_parameters=True)
 
-    def accumulating(self, wrapped: Any) -> AbstractContextManager:
+    def no_sync(self, wrapped: Any) -> AbstractContextManager:
         """Gradients stay where they are until the step."""
         return wrapped.no_sync()
 
 
-class ShardedOptimizer(DataParallel):
+class ShardedOptimizer(DDP):
     """ZeRO stage 1, in the place of upstream's `--enable_deepspeed --zero_stage 1`.
 
     Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models, 2020.
@@ -69,7 +69,7 @@ class ShardedOptimizer(DataParallel):
         return optimizer.state_dict() if distributed.is_main() else {}
 
 
-class FullySharded(OneProcess):
+class FSDP(SingleProcess):
     """`fully_shard` of each layer, and of what is left."""
 
     def wrap(self, model: Any) -> Any:
@@ -78,7 +78,7 @@ class FullySharded(OneProcess):
         if problem:
             raise InputError(f"--strategy fsdp isn't for this model: {problem}. Take zero1.")
         device = next(model.parameters()).device
-        mesh = init_device_mesh(device.type, (distributed.size(),))
+        mesh = init_device_mesh(device.type, (distributed.world_size(),))
         for layer, method in model.layers():
             fully_shard(layer, mesh=mesh)
             register_fsdp_forward_method(layer, method)
@@ -87,7 +87,9 @@ class FullySharded(OneProcess):
         fully_shard(model, mesh=mesh, ignored_params=scalars)
         for scalar in scalars:
             if scalar.requires_grad:
-                scalar.register_hook(lambda gradient: distributed.sum_of(gradient.clone()) / distributed.size())
+                scalar.register_hook(
+                    lambda gradient: distributed.all_reduce_sum(gradient.clone()) / distributed.world_size()
+                )
         return model
 
     def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
@@ -97,7 +99,7 @@ class FullySharded(OneProcess):
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The moments, put together."""
         state = optimizer.state_dict()
-        return {**state, "state": {index: whole(moments) for index, moments in state["state"].items()}}
+        return {**state, "state": {index: full_state_dict(moments) for index, moments in state["state"].items()}}
 
 
 def _adamw(options: OptimConfig) -> dict[str, Any]:
@@ -105,20 +107,20 @@ def _adamw(options: OptimConfig) -> dict[str, Any]:
     return {"lr": options.lr, "betas": betas, "eps": options.opt_eps}
 
 
-STRATEGIES: dict[str, type[OneProcess]] = {"ddp": DataParallel, "zero1": ShardedOptimizer, "fsdp": FullySharded}
+STRATEGIES: dict[str, type[SingleProcess]] = {"ddp": DDP, "zero1": ShardedOptimizer, "fsdp": FSDP}
 
 
-def make_strategy(name: str) -> OneProcess:
+def make_strategy(name: str) -> SingleProcess:
     """The strategy of that name; with one process there is nothing to spread."""
-    return STRATEGIES[name]() if distributed.size() > 1 else OneProcess()
+    return STRATEGIES[name]() if distributed.world_size() > 1 else SingleProcess()
 
 
-def whole(state: dict[str, Any]) -> dict[str, Any]:
+def full_state_dict(state: dict[str, Any]) -> dict[str, Any]:
     """A state dict with its spread tensors put together, in main memory; every process must ask."""
     return {name: value.full_tensor().cpu() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 
-def spread_like(value: Any, like: Any) -> Any:
+def distribute_like(value: Any, like: Any) -> Any:
     """A whole tensor, spread over the processes as `like` is; unchanged where that isn't spread."""
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

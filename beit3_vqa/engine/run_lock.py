@@ -35,7 +35,7 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         InputError: another run has it, or nothing can be written there.
     """
     lock = _Lock(Path(folder))
-    distributed.decided(lock.take)
+    distributed.run_on_main(lock.take)
     try:
         yield
     finally:

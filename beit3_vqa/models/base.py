@@ -174,19 +174,19 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def checksums(self, model: Any, processor: Any) -> dict[str, str]:
+    def fingerprints(self, model: Any, processor: Any) -> dict[str, str]:
         """Of what a checkpoint rests on but doesn't hold, by the names that its entries have."""
 
-    def foreign_in(self, content: dict[str, Any], model: Any, processor: Any) -> list[str]:
+    def check_fingerprints(self, content: dict[str, Any], model: Any, processor: Any) -> list[str]:
         """What to say of each thing that a checkpoint rests on and the run has another of; upstream's don't say."""
-        ours = self.checksums(model, processor)
+        ours = self.fingerprints(model, processor)
         return [self.foreign(name, processor) for name, value in ours.items() if content.get(name, value) != value]
 
     @abstractmethod
     def foreign(self, name: str, processor: Any) -> str:
         """What to say where the checkpoint's checksum `name` isn't this run's."""
 
-    def keep_beside(self, processor: Any, folder: Path) -> None:  # noqa: B027 - most families keep nothing
+    def save_assets(self, processor: Any, folder: Path) -> None:  # noqa: B027 - most families keep nothing
         """Puts files beside the checkpoints without which they can't be used elsewhere."""
 
     def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:

@@ -127,7 +127,7 @@ def _prompts_text(prompts: PromptLengths | None, rows: int) -> str:
     )
 
 
-def prompts_of(rows: Sequence[Row], template: PromptTemplate) -> list[str]:
+def build_prompts(rows: Sequence[Row], template: PromptTemplate) -> list[str]:
     """The texts of the rows that have one."""
     texts = ((row.get("question") or row.get("text_segment"), row.get("choices", ())) for row in rows)
     return [template(text, choices) for text, choices in texts if text]
@@ -136,7 +136,7 @@ def prompts_of(rows: Sequence[Row], template: PromptTemplate) -> list[str]:
 def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths | None:
     """How long the prompts of `rows` are; None where none has a text."""
     rows = [row for row in rows if row.get("question") or row.get("text_segment")]
-    prompts = prompts_of(rows, template)
+    prompts = build_prompts(rows, template)
     if not prompts:
         return None
     if tokenizer is None:

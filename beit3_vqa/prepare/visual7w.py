@@ -14,7 +14,7 @@ from typing import Any
 
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
-from beit3_vqa.data.visual7w import image_problem, images_of
+from beit3_vqa.data.visual7w import get_images, image_problem
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
@@ -37,7 +37,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     prepared.extra_names = (_CSV,)
     path = Path(arguments.json)
     try:
-        images = images_of(read_json(path, options.encoding, prepared.notes), path)
+        images = get_images(read_json(path, options.encoding, prepared.notes), path)
     except InputError as error:
         prepared.problems.append(str(error))
         return prepared

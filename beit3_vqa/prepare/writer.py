@@ -24,7 +24,7 @@ from beit3_vqa.data.tables import check_encoding
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare.publish import publish, require_own_files, staging
-from beit3_vqa.prepare.summary import Summary, count_answers, describe_sizes, measure_prompts, prompts_of
+from beit3_vqa.prepare.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import file_sha256, missing, one_form
 
@@ -125,7 +125,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         files = _write(folder, splits, prepared)
         if options.train_tokenizer:
             template = PromptTemplate(options.prompt_template)
-            prompts = prompts_of(splits.get("train", []), template)
+            prompts = build_prompts(splits.get("train", []), template)
             if not prompts:
                 raise InputError("--train_tokenizer: the training rows have no text to train it on")
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)

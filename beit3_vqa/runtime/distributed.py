@@ -31,11 +31,11 @@ class ProcessLost(RunEnded):
 
 
 def rank() -> int:
-    """Number of this process, 0 to `size() - 1`; 0 writes the files."""
+    """Number of this process, 0 to `world_size() - 1`; 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
+def world_size() -> int:
     """Number of processes, W."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -45,14 +45,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def share(count: int, of_rank: int, of_size: int) -> tuple[int, int]:
+def shard_range(count: int, of_rank: int, of_size: int) -> tuple[int, int]:
     """Where the part of a process begins and ends among `count` examples; parts differ by one at most."""
     return of_rank * count // of_size, (of_rank + 1) * count // of_size
 
 
-def own_part(count: int) -> int:
+def local_size(count: int) -> int:
     """How many of `count` examples are this process's."""
-    begin, end = share(count, rank(), size())
+    begin, end = shard_range(count, rank(), world_size())
     return end - begin
 
 
@@ -88,8 +88,8 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         if not _is_of_another(error):
             raise
         raise ProcessLost(
-            f"process {rank()} of {size()} lost another one ({first_line(error)}). The checkpoints are as they were; "
-            "the same command goes on from the last."
+            f"process {rank()} of {world_size()} lost another one ({first_line(error)}). The checkpoints are as they "
+            "were; the same command goes on from the last."
         ) from error
     finally:
         # With a process lost there is nobody to say goodbye to, and no waiting for it.
@@ -103,37 +103,37 @@ def _is_of_another(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(hint in text for hint in hints)
 
 
-def any_of(flag: int, device: torch.device) -> int:
+def all_reduce_max(flag: int, device: torch.device) -> int:
     """The largest of every process's number; each must call it."""
-    if size() == 1:
+    if world_size() == 1:
         return flag
     value = torch.tensor(flag, device=device)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
 
 
-def sum_of(value: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
     """The sum over the processes of a tensor, which it replaces; each must call it."""
-    if size() > 1:
+    if world_size() > 1:
         dist.all_reduce(value)
     return value
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Every process's value, by rank; each must call it."""
-    if size() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def decided(choose: Callable[[], T]) -> T:
+def run_on_main(choose: Callable[[], T]) -> T:
     """What the main process chose, in every process; an InputError of its is raised in each.
 
     The others wait for as long as it takes: every second all say that they are there.
     """
-    if size() == 1:
+    if world_size() == 1:
         return choose()
     outcome: list[Any] = [None, None]
     if is_main():
@@ -143,7 +143,7 @@ def decided(choose: Callable[[], T]) -> T:
     while not done:
         if is_main():
             thread.join(_HEARTBEAT)
-        done = bool(any_of(int(is_main() and not thread.is_alive()), _talking_device()))
+        done = bool(all_reduce_max(int(is_main() and not thread.is_alive()), _talking_device()))
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         outcome[1].said_elsewhere = not is_main()
@@ -177,23 +177,23 @@ def local_device(kind: str) -> torch.device:
 # A gather over the processes that gradients go back through.
 
 
-def shares(together: int) -> list[int]:
-    """How many of `together` examples each process has, by rank."""
-    size = distributed.size()
-    return [end - begin for begin, end in (share(together, rank, size) for rank in range(size))]
+def shard_sizes(global_batch: int) -> list[int]:
+    """How many of `global_batch` examples each process has, by rank."""
+    size = distributed.world_size()
+    return [end - begin for begin, end in (shard_range(global_batch, rank, size) for rank in range(size))]
 
 
-def gather_rows(x: Tensor, together: int) -> Tensor:
+def gather_rows(x: Tensor, global_batch: int) -> Tensor:
     """The rows of every process, by rank, the same in each; each must call it, and go backward through it.
 
     Args:
-        x: this process's rows, of which the first `shares(together)[rank]` count; the rest have no part.
-        together: rows that count, over all processes.
+        x: this process's rows, of which the first `shard_sizes(global_batch)[rank]` count; the rest have no part.
+        global_batch: rows that count, over all processes.
 
     Returns:
-        (together, ...), whose gradient comes back to `x` summed over all processes.
+        (global_batch, ...), whose gradient comes back to `x` summed over all processes.
     """
-    return x[:together] if distributed.size() == 1 else _Gather.apply(x, shares(together))
+    return x[:global_batch] if distributed.world_size() == 1 else _Gather.apply(x, shard_sizes(global_batch))
 
 
 class _Gather(torch.autograd.Function):

@@ -23,11 +23,11 @@ class NotEnoughMemory(Exception):  # noqa: N818 - it reads as what happened
 
 
 def can_measure(device: torch.device) -> bool:
-    """Whether `peak_of` and `free` know this device: GPUs of CUDA, and Linux's main memory."""
+    """Whether `measure_peak` and `free` know this device: GPUs of CUDA, and Linux's main memory."""
     return device.type == "cuda" or (device.type == "cpu" and _CLEAR.exists())
 
 
-def peak_of(compute: Callable[[], object], device: torch.device) -> int:
+def measure_peak(compute: Callable[[], object], device: torch.device) -> int:
     """Bytes in use at the most while something is computed, everything that was there before included.
 
     Raises:

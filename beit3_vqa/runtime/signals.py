@@ -70,7 +70,7 @@ class StopSignals:
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{name}: finishing the step{again}\n".encode())
 
 
-class AgreedStop:
+class SyncedStop:
     """Whether a signal has come to any of the processes: each is told at the same call, so that all stop together.
 
     Args:
@@ -80,13 +80,13 @@ class AgreedStop:
 
     def __init__(self, signals: StopSignals, device: torch.device):
         self.signals, self.device = signals, device
-        self._interval = 10 if device.type == "cuda" and distributed.size() > 1 else 1
+        self._interval = 10 if device.type == "cuda" and distributed.world_size() > 1 else 1
         self._calls = 0
 
     def __call__(self) -> int:
         """The signal's number; 0: none has come."""
         self._calls += 1
-        return 0 if self._calls % self._interval else distributed.any_of(self.signals.number, self.device)
+        return 0 if self._calls % self._interval else distributed.all_reduce_max(self.signals.number, self.device)
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:

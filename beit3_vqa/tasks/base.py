@@ -1,7 +1,7 @@
 """What a kind of task supplies: a spec, and methods that lead from a row of its index to its metrics.
 
 A task is a file here with a subclass of `Task`, and a line in `tasks.TASKS`. It says its `spec` and writes `example`,
-`loss`, `predictions`, `conclude` and `chance`; the rest has a default, which it replaces if it differs there. A task
+`loss`, `predictions`, `aggregate` and `chance`; the rest has a default, which it replaces if it differs there. A task
 is made once and never changed: whatever varies (split, processor, temperature) is handed to its methods.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.index import IndexFiles
-from beit3_vqa.data.predictions import predictions_file, publish_results, suffix_of, write_metrics, write_predictions
+from beit3_vqa.data.predictions import get_suffix, predictions_file, publish_results, write_metrics, write_predictions
 from beit3_vqa.data.rows import QUESTIONS, Row, RowFormat, Rows
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, PredictionsInfo
 from beit3_vqa.errors import InputError, NotFiniteError, one_line
@@ -40,16 +40,16 @@ class TaskSpec:
     row_format: RowFormat = QUESTIONS
     #: names of the model's inputs
     inputs: Inputs = field(default_factory=Inputs)
-    #: which of the metrics of `conclude` chooses the best epoch; higher is better
+    #: which of the metrics of `aggregate` chooses the best epoch; higher is better
     best_metric: str = "accuracy"
     #: what it counts, for messages
     unit: str = "questions"
     #: whether what it predicts of an example is a `Prediction` that hangs on no other example
-    row_by_row: bool = True
+    per_example: bool = True
     #: whether the loss compares the rows of a forward pass, so that smaller batches are another loss
-    compares_rows: bool = False
+    in_batch_negatives: bool = False
     #: whether a single question about an image can be asked
-    asks: bool = False
+    supports_questions: bool = False
     #: whether answers that are the letters A, B, ... stand for the options of a question
     has_options: bool = False
     #: whether each option goes through the model in a pass of its own, which gives one score
@@ -104,7 +104,7 @@ class Task(ABC):
         """Return the mean loss of a batch of training, a scalar.
 
         Every process calls it at the same time with its part of the batch, so it may gather the others' outputs;
-        only the first `batch.counted` examples of a process are its own.
+        only the first `batch.num_valid` examples of a process are its own.
         """
 
     @abstractmethod
@@ -118,11 +118,11 @@ class Task(ABC):
                 it changes no answer and no loss.
 
         Returns:
-            for each example a `Prediction`, or whatever `conclude` makes one of; it can be pickled.
+            for each example a `Prediction`, or whatever `aggregate` makes one of; it can be pickled.
         """
 
     @abstractmethod
-    def conclude(self, predictions: list[Any], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Any], split: str, processor: Any) -> EvalResult:
         """Return the predictions of a whole split with metrics that are cheap and few; none if no answer is known.
 
         Every process calls it with the same predictions, in input order, each example once.
@@ -171,7 +171,7 @@ class Task(ABC):
     def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
         """Return what the model's inputs are made of; an `rng`, as in training, is the only source of randomness.
 
-        This, `collate` and `finish` run where the data are loaded, which may be another process.
+        This, `collate` and `attach_targets` run where the data are loaded, which may be another process.
         """
         return processor(example, rng)
 
@@ -179,11 +179,11 @@ class Task(ABC):
         """Return the model's keyword arguments for the `tensors` of B examples."""
         return processor.collate(items)
 
-    def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
         """Return a batch of training with its targets; `items` are the `tensors` of its examples."""
         return batch
 
-    def measured(self, example: Example) -> Iterable[Example]:
+    def texts_to_measure(self, example: Example) -> Iterable[Example]:
         """Return what of an example is one text each for the model, to be counted before training."""
         return (example,)
 
@@ -208,7 +208,7 @@ class Task(ABC):
         return self._folder
 
     @property
-    def passes(self) -> int:
+    def forwards_per_example(self) -> int:
         """Return how many rows of the model's inputs an example has."""
         return self.num_classes if self.spec.option_by_option else 1
 
@@ -246,7 +246,7 @@ class Task(ABC):
     @final
     def write_results(self, result: EvalResult, info: PredictionsInfo, folder: Path) -> list[Path]:
         """Write predictions.json, what it comes from, the task's own files and, if answers are known, metrics.json."""
-        suffix = suffix_of(info.split)
+        suffix = get_suffix(info.split)
         blind, metrics = f"predictions{suffix}_blind.json", f"metrics{suffix}.json"
         with staged(folder) as place:
             predictions = write_predictions(result.predictions, predictions_file(place, info.split))

@@ -80,7 +80,7 @@ CAPTIONING = TaskSpec(
     inputs=Inputs(text="text_ids"),
     best_metric="CIDEr",
     unit="captions",
-    row_by_row=False,
+    per_example=False,
     defaults={"label_smoothing": 0.1},
     own_options=frozenset(
         {"captioning_mask_prob", "drop_worst_ratio", "drop_worst_after", "num_beams", "length_penalty"}
@@ -158,7 +158,7 @@ class COCOCaptioning(Task):
             found.setdefault(str(row["image_id"]), []).append(_text(row, tokenizer))
         return found
 
-    def measured(self, example: Example) -> Iterable[Example]:
+    def texts_to_measure(self, example: Example) -> Iterable[Example]:
         """Return the caption, if there is one."""
         return (example,) if example.question or example.token_ids else ()
 
@@ -182,7 +182,7 @@ class COCOCaptioning(Task):
             batch[MASKED] = masked
         return batch
 
-    def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
         """Return the batch with the ids of the masked words of all captions, one after the other."""
         return replace(batch, targets=torch.tensor([word for item in items for word in item["words"]]))
 
@@ -216,10 +216,12 @@ class COCOCaptioning(Task):
             for text, e in zip(outputs, batch.examples, strict=True)
         ]
 
-    def conclude(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
         """Return the captions with CIDEr, BLEU and ROUGE-L, and in an evaluation METEOR, if there are references."""
         # One process scores for all.
-        metrics = distributed.decided(lambda: self._metrics(predictions, self.references(split, processor.tokenizer)))
+        metrics = distributed.run_on_main(
+            lambda: self._metrics(predictions, self.references(split, processor.tokenizer))
+        )
         return EvalResult(metrics, predictions)
 
     def _metrics(self, predictions: list[Prediction], references: dict[str, list[str]]) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class COCOCaptioning(Task):
 
     def chance(self, split: str, processor: Any) -> float:
         """Return the CIDEr of describing every image by the training split's most frequent caption."""
-        return distributed.decided(lambda: self._chance(split, processor.tokenizer))
+        return distributed.run_on_main(lambda: self._chance(split, processor.tokenizer))
 
     def _chance(self, split: str, tokenizer: Tokenizer) -> float:
         references = self.references(split, tokenizer)

@@ -67,7 +67,7 @@ class ClassTask(Task):
             )
         return Example(**fields, answer=self.classes[label], targets=((label, 1.0),))
 
-    def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
         """Return the batch with its labels, int64 (B,)."""
         return replace(batch, targets=self.targets(batch.examples))
 
@@ -102,7 +102,7 @@ class ClassTask(Task):
             image=example.image,
         )
 
-    def conclude(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
         """Return the predictions with the accuracy in percent, in parts, and the histograms of answers and truths."""
         return EvalResult(accuracy_metrics(predictions), predictions)
 

@@ -123,7 +123,7 @@ class ImageNet(ClassTask):
             mode=options.mixup_mode,
         )
 
-    def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
         """Return the batch with its labels; with mixup or cutmix mixed, its labels probabilities."""
         labels = self.targets(batch.examples)
         if not self._mix.on:
@@ -131,9 +131,9 @@ class ImageNet(ClassTask):
         images, targets = self._mix(batch.inputs["image"], labels, items[0]["seed"])
         return replace(batch, inputs={"image": images}, targets=targets)
 
-    def conclude(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
         """Return the predictions with `accuracy` (top 1) and `top5_accuracy` in percent, and the loss."""
-        result = super().conclude(predictions, split, processor)
+        result = super().aggregate(predictions, split, processor)
         known = [p for p in predictions if p.truth is not None]
         if not known:
             return result

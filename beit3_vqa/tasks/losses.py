@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit3_vqa.runtime import distributed
-from beit3_vqa.runtime.distributed import gather_rows, shares
+from beit3_vqa.runtime.distributed import gather_rows, shard_sizes
 
 
-def contrastive_loss(features: Tensor, together: int | None = None) -> Tensor:
+def contrastive_loss(features: Tensor, global_batch: int | None = None) -> Tensor:
     """Measure how well each image finds its text among all of the batch, and each text its image.
 
     Every other row is a wrong answer, a second caption of the same image too, as upstream has it. Processes compare
@@ -19,18 +19,18 @@ def contrastive_loss(features: Tensor, together: int | None = None) -> Tensor:
 
     Args:
         features: (B, 2, D), images (times the scale) and texts, row by row.
-        together: rows of all processes; this one's are the first `shares(together)[rank]`. None: B, and no other
-            process is asked.
+        global_batch: rows of all processes; this one's are the first `shard_sizes(global_batch)[rank]`. None: B, and no
+            other process is asked.
 
     Returns:
         the mean over this process's rows, a scalar; 0 where it has none.
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
     """
-    if together is None:
+    if global_batch is None:
         counts, rank, everyone = [len(features)], 0, features
     else:
-        counts, rank, everyone = shares(together), distributed.rank(), gather_rows(features, together)
+        counts, rank, everyone = shard_sizes(global_batch), distributed.rank(), gather_rows(features, global_batch)
     own = features[: counts[rank]]
     targets = torch.arange(len(own), device=features.device) + sum(counts[:rank])
     to_texts = own[:, 0] @ everyone[:, 1].T

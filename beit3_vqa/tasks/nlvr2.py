@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from beit3_vqa.config.config import RunConfig
-from beit3_vqa.data.dataset import text_of
+from beit3_vqa.data.dataset import get_text
 from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, id_problem, image_problem, text_problem
 from beit3_vqa.data.types import EvalResult, Example, Inputs, PredictionsInfo
@@ -51,7 +51,7 @@ class NLVR2(ClassTask):
 
     def example(self, row: Row, place: int) -> Example:
         """Return a sentence about two images."""
-        text, token_ids = text_of(row)
+        text, token_ids = get_text(row)
         return self.labelled(
             row,
             id=_name(row),

@@ -43,8 +43,8 @@ def _spec(name: str) -> TaskSpec:
         inputs=Inputs(text="text_description"),
         best_metric="average_score",
         unit="captions",
-        row_by_row=False,
-        compares_rows=True,
+        per_example=False,
+        in_batch_negatives=True,
     )
 
 
@@ -61,7 +61,7 @@ class Retrieval(Task):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the contrastive loss with the features of every process; `outputs` are (B, 2, D)."""
-        return contrastive_loss(outputs, batch.together or None)  # outside of training each process is alone
+        return contrastive_loss(outputs, batch.global_batch or None)  # outside of training each process is alone
 
     def infer(self, model: Any, batch: Batch, processor: Any) -> Tensor:
         """Return features (B, 2, D) as a forward pass gives them, but each distinct image is looked at once."""
@@ -74,11 +74,11 @@ class Retrieval(Task):
         return torch.stack([vision[of_row] * model.logit_scale.exp(), language], dim=1)
 
     def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Features]:
-        """Return the features of each row, for `conclude`."""
+        """Return the features of each row, for `aggregate`."""
         vectors = outputs.cpu().numpy()
         return [Features(example, *pair) for example, pair in zip(batch.examples, vectors, strict=True)]
 
-    def conclude(self, predictions: list[Features], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Features], split: str, processor: Any) -> EvalResult:
         """Return recall both ways, and for each caption the images that fit it best."""
         numbers: dict[str, int] = {}
         first: list[Features] = []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
-from beit3_vqa.data.dataset import IndexDataset, question_of, truth_of
+from beit3_vqa.data.dataset import IndexDataset, build_question, get_truth
 from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM, DatasetInfo
 from beit3_vqa.data.predictions import write_submission, write_upstream_results
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
@@ -42,7 +42,7 @@ class VQACustom(Task):
         name="vqacustom",
         head="vqacustom",
         files=VQACUSTOM,
-        asks=True,
+        supports_questions=True,
         has_options=True,
         takes_temperature=True,
         takes_vqa_loss=True,
@@ -105,7 +105,7 @@ class VQACustom(Task):
 
     def example(self, row: Row, place: int) -> Example:
         """Return a question, its answer looked up in the table."""
-        return question_of(row, self.answers)
+        return build_question(row, self.answers)
 
     def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
         """Return a split, checked against the answer table.
@@ -150,7 +150,7 @@ class VQACustom(Task):
         """Return the rows with a label, and say how many are left out since their answer isn't in the table."""
         unanswered, has_label = [], []
         for row in rows:
-            answer, targets = truth_of(row, self.answers)
+            answer, targets = get_truth(row, self.answers)
             has_label.append(bool(targets))
             if answer is None:
                 unanswered.append(f"row {row_id(row)}")
@@ -178,7 +178,7 @@ class VQACustom(Task):
         smoothing = self.config.optim.label_smoothing
         return F.cross_entropy(outputs, distribution, label_smoothing=smoothing, reduction=reduction)
 
-    def finish(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
         """Return the batch with the score of each class, float32 (B, classes)."""
         return replace(batch, targets=self.targets(batch.examples))
 
@@ -235,7 +235,7 @@ class VQACustom(Task):
             return None
         return {self.answers.answers[label]: score for label, score in example.targets}
 
-    def conclude(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
         """Return the predictions with the accuracy in percent, in parts, and the histograms of answers and truths."""
         return EvalResult(accuracy_metrics(predictions), predictions)
 
@@ -247,7 +247,7 @@ class VQACustom(Task):
         return full_metrics(result.predictions, count_answers(text for text in texts if text))
 
     def _answer_text(self, row: Row) -> str:
-        answer, _ = truth_of(row, self.answers)
+        answer, _ = get_truth(row, self.answers)
         return row["choices"][LETTERS.index(answer)] if answer and row.get("choices") else answer or ""
 
     def chance(self, split: str, processor: Any) -> float:

@@ -75,7 +75,7 @@ class VQARank(VQACustom):
         images = torch.stack([item["image"] for item in items]).repeat_interleave(self.num_classes, dim=0)
         return {"image": images, **processor.padded([ids for item in items for ids in item["texts"]])}
 
-    def measured(self, example: Example) -> Iterable[Example]:
+    def texts_to_measure(self, example: Example) -> Iterable[Example]:
         """Return a text for each option."""
         return (replace(example, question=TEMPLATE(example.question, c), choices=()) for c in example.choices)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import beit3_vqa
-from beit3_vqa.apps.serve.panel import Panel
+from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import _Parser, main
 from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
 from beit3_vqa.errors import NotFiniteError
@@ -89,8 +89,8 @@ def huge(trained, good, tmp_path_factory):
     return altered(good, folder / "huge.pth", model=model)
 
 
-@pytest.mark.parametrize("road", ["eval", "predict", "ensemble"])
-def test_outputs_that_are_not_finite_are_no_answer_on_the_command_line(scpc, huge, tmp_path, capsys, road):
+@pytest.mark.parametrize("way", ["eval", "predict", "ensemble"])
+def test_outputs_that_are_not_finite_are_no_answer_on_the_command_line(scpc, huge, tmp_path, capsys, way):
     image = str(next((scpc / "images").iterdir()))
     data = ["--data_path", str(scpc / "data"), "--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
     commands = {
@@ -98,11 +98,11 @@ def test_outputs_that_are_not_finite_are_no_answer_on_the_command_line(scpc, hug
         "predict": ["predict", "--checkpoint", str(huge), "--image", image, "--question", "?", "--choices", *CHOICES],
         "ensemble": ["ensemble", str(huge), *data, "--output", str(tmp_path / "out" / "submission.csv")],
     }
-    said = failing(capsys, commands[road])
+    said = failing(capsys, commands[way])
     assert str(huge) in said
     assert "aren't finite numbers" in said
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
-    if road == "predict":
+    if way == "predict":
         assert "--precision" not in said  # an option that it doesn't have
 
 
@@ -110,10 +110,10 @@ def test_outputs_that_are_not_finite_are_no_answer_from_python_and_over_http(scp
     image = next((scpc / "images").iterdir())
     model = beit3_vqa.load(huge, device="cpu")
     asked = [model.prepare(image, "What is it?", CHOICES)]
-    for ask_it in (model.predict_many, model.look_many):
+    for ask_it in (model.predict_many, model.predict_with_attention):
         with pytest.raises(NotFiniteError, match=r"huge\.pth: the model's outputs aren't finite"):
             ask_it(asked)
-    with running(Panel([model])) as url:
+    with running(Ensemble([model])) as url:
         for attention in ("false", "true"):
             status, said = ask(url, image, attention=attention)
             assert status == 500

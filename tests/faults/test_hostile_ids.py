@@ -1,4 +1,4 @@
-"""Ids, options and paths of a hostile data set on the whole road: harmless on the terminal, exact in the files."""
+"""Ids, options and paths of a hostile data set on the whole pipeline: harmless on the terminal, exact in the files."""
 
 import csv
 import json

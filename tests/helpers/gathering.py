@@ -7,7 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beit3_vqa.models.names import build_model
 from beit3_vqa.runtime import distributed
-from beit3_vqa.runtime.distributed import processes, share
+from beit3_vqa.runtime.distributed import processes, shard_range
 from beit3_vqa.tasks.losses import contrastive_loss
 from tests.unit.models.test_parity import SIZES
 
@@ -36,14 +36,14 @@ def run() -> None:
         loss.backward()
         alone[rows] = loss.detach(), gradients(one)
     with processes(CPU, 60):
-        size, rank = distributed.size(), distributed.rank()
+        size, rank = distributed.world_size(), distributed.rank()
         for rows, (loss, expected) in alone.items():
-            begin, end = share(rows, rank, size)
+            begin, end = shard_range(rows, rank, size)
             mine = slice(begin, end) if end > begin else slice(0, 1)  # as the loader fills an empty share
             ours = DistributedDataParallel(model(), find_unused_parameters=True)
             part = contrastive_loss(ours(image[mine], text[mine]), rows) * ((end - begin) / rows)
             (part * size).backward()  # the mean over processes is taken of a sum
-            total = distributed.sum_of(part.detach().clone())
+            total = distributed.all_reduce_sum(part.detach().clone())
             assert abs(total - loss) <= 1e-9, (total, loss)
             found = gradients(ours.module)
             # One row alone has nothing to be told from: no gradient at all but rounding.

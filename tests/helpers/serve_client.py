@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from beit3_vqa.apps.serve.panel import Panel
+from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.apps.serve.server import listen, serving
 
 CHOICES = ("a cat", "a rocket", "a cup of coffee", "galaxies")
 
 
 @contextmanager
-def running(panel: Panel, host: str = "127.0.0.1", token: str = "") -> Iterator[str]:
-    """The address of a server, in a thread, that asks `panel`."""
-    with closing(listen(host, 0)) as listener, serving(panel, listener, token=token) as server:
+def running(ensemble: Ensemble, host: str = "127.0.0.1", token: str = "") -> Iterator[str]:
+    """The address of a server, in a thread, that asks `ensemble`."""
+    with closing(listen(host, 0)) as listener, serving(ensemble, listener, token=token) as server:
         url = f"http://{host}:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -10,7 +10,7 @@ from beit3_vqa.config.options import OptimConfig
 from beit3_vqa.data.types import Batch, Example
 from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
 from beit3_vqa.engine.optim import CosineSchedule, ModelEma, load_optimizer, make_optimizer
-from beit3_vqa.engine.parallel import STRATEGIES, OneProcess, whole
+from beit3_vqa.engine.parallel import STRATEGIES, SingleProcess, full_state_dict
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import processes
 from beit3_vqa.runtime.precision import Precision
@@ -37,13 +37,13 @@ def batches(rank: int, size: int):
     image, text, labels = data()
     for start in range(0, ROWS, BATCH * size):
         count = min(BATCH * size, ROWS - start)
-        begin, end = distributed.share(count, rank, size)
+        begin, end = distributed.shard_range(count, rank, size)
         rows = slice(start + begin, start + max(end, begin + 1))
         examples = tuple(Example(str(i), "", "") for i in range(ROWS)[rows])
         yield Batch({"image": image[rows], "question": text[rows]}, examples, labels[rows])
 
 
-def train(strategy: OneProcess, freq: int, first: dict | None = None) -> tuple[dict, dict, dict, list[float]]:
+def train(strategy: SingleProcess, freq: int, first: dict | None = None) -> tuple[dict, dict, dict, list[float]]:
     """An epoch; whole weights, moving average and moments after it, and the losses of its steps."""
     torch.manual_seed(0)
     model = small_model(vocab_size=64)
@@ -65,14 +65,14 @@ def train(strategy: OneProcess, freq: int, first: dict | None = None) -> tuple[d
         strategy=strategy,
     )
     reports: list[StepReport] = []
-    own_batches = batches(distributed.rank(), distributed.size())
+    own_batches = batches(distributed.rank(), distributed.world_size())
     with calls_of_each_step() as calls:
         train_epoch(learner, own_batches, CosineSchedule(1e-3, 1e-3, 0, 10), reports.append)
     assert calls, "no optimizer step"
     assert all(names == ["engine.loop.train_epoch"] for names in calls), f"between the loop and the step: {calls}"
     losses = [float(report.loss) for report in reports]
     state = strategy.optimizer_state(optimizer)
-    return whole(model.state_dict()), whole(ema.state_dict()), state, losses
+    return full_state_dict(model.state_dict()), full_state_dict(ema.state_dict()), state, losses
 
 
 def compare(name: str, ours, theirs) -> None:
@@ -92,10 +92,10 @@ def compare(name: str, ours, theirs) -> None:
 def run() -> None:
     size = int(sys.argv[1])
     # One process, before the others are known: as many examples a step.
-    alone = train(OneProcess(), FREQ * size)
-    again = train(OneProcess(), FREQ * size, alone[2])
+    alone = train(SingleProcess(), FREQ * size)
+    again = train(SingleProcess(), FREQ * size, alone[2])
     with processes(CPU, 60):
-        assert distributed.size() == size
+        assert distributed.world_size() == size
         for name, strategy in STRATEGIES.items():
             ours = train(strategy(), FREQ)
             if distributed.is_main():

@@ -10,7 +10,7 @@ import pytest
 from beit3_vqa.apps import demo
 from beit3_vqa.apps.demo import CLIPRecipe, clip_steps, take
 from beit3_vqa.cli.main import main
-from beit3_vqa.models.clip.scratch import SmallCLIP
+from beit3_vqa.models.clip.scratch import TinyCLIP
 
 CHANCE = 25.0
 
@@ -18,7 +18,7 @@ CHANCE = 25.0
 @pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.slow), ["--no_such_flag"]])
 def test_clips_road_from_end_to_end(tmp_path, capsys, flags):
     """With a model and data so small that it learns nothing; a command that fails ends it."""
-    recipe = CLIPRecipe(epochs=2, sizes=SmallCLIP(width=16, layers=1, heads=2, img_size=16), train_images=20)
+    recipe = CLIPRecipe(epochs=2, sizes=TinyCLIP(width=16, layers=1, heads=2, img_size=16), train_images=20)
     steps = clip_steps(recipe, tmp_path, 0)
     steps = [(title, [*s, *flags] if isinstance(s, list) and "--eval" in s else s) for title, s in steps]
     assert take(steps, main, tmp_path) == (2 if flags else 0)

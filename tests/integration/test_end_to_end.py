@@ -1,4 +1,4 @@
-"""The road of a user, by the command line: train, stop, resume, evaluate, ask; on real photographs."""
+"""End to end, by the command line: train, stop, resume, evaluate, ask; on real photographs."""
 
 import csv
 import json
@@ -202,7 +202,7 @@ def test_finetune_and_resume_evaluate_alike(scpc, tmp_path):
     averaged = content["model_ema"]["head.3.weight"]
     assert not torch.equal(averaged, content["model"]["head.3.weight"])
     model = beit3_vqa.load(tmp_path / "run" / "checkpoint-best.pth", device="cpu", precision="fp32")
-    assert torch.equal(model.parts.model.head[3].weight, averaged)
+    assert torch.equal(model.components.model.head[3].weight, averaged)
 
 
 def test_nothing_is_evaluated_without_a_head_or_with_other_answers(scpc, trained, tmp_path, capsys):
@@ -326,7 +326,7 @@ def test_the_prompt_is_saved_with_the_checkpoint(scpc, tmp_path):
     template = "A. {a} B. {b} C. {c} D. {d} {question}"
     assert main(finetune(scpc, tmp_path / "out", "--epochs", "1", "--prompt_template", template)) == 0
     model = beit3_vqa.load(tmp_path / "out" / "checkpoint-best.pth", device="cpu", precision="fp32")
-    assert model.parts.processor.prompt.template == template
+    assert model.components.processor.prompt.template == template
 
 
 def test_bce_is_upstreams_loss(scpc, tmp_path):

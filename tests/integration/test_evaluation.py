@@ -9,7 +9,7 @@ import pytest
 import beit3_vqa
 from beit3_vqa.cli.main import main
 from beit3_vqa.data.predictions import read_info, read_predictions
-from beit3_vqa.engine.checkpoint.manifest import damage, sha256_of
+from beit3_vqa.engine.checkpoint.manifest import get_sha256, verify
 from beit3_vqa.engine.evaluator import evaluate_fully
 from beit3_vqa.metrics import accuracy_metrics, mean_nll
 from beit3_vqa.metrics.calibration import HIGHEST
@@ -64,7 +64,7 @@ def test_other_orders_are_those_of_the_data_reordered(scpc, trained, plain, tmp_
     if mode == "all":
         assert found["every_order"]["accuracy"] <= found["circular"]["accuracy"]
         return
-    # By another road: the rotations written into the index, each evaluated as it stands.
+    # In another way: the rotations written into the index, each evaluated as it stands.
     data = tmp_path / "data"
     shares, right = {}, {}
     for shift in range(4):
@@ -147,7 +147,7 @@ def test_a_fitted_temperature_is_kept_and_used(scpc, trained, plain, tmp_path, c
     kept = json.loads(best.with_suffix(".json").read_text())
     assert kept["temperature"] == fitted["temperature"] != 1
     assert {name: kept[name] for name in before} == before
-    assert damage(best) == ""
+    assert verify(best) == ""
     rows = read_predictions(plain / "predictions_val.json")
     assert fitted["nll_before"] == mean_nll(rows) > fitted["nll_after"]
     tried = [fitted["temperature"] * factor for factor in (0.8, 0.95, 1, 1.05, 1.2)]
@@ -178,7 +178,7 @@ def test_a_checkpoint_that_is_replaced_meanwhile_does_not_lend_its_name(scpc, tr
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     best = run / "checkpoint-best.pth"
-    evaluated = sha256_of(best)
+    evaluated = get_sha256(best)
 
     def replacing(*arguments, **more):
         for suffix in (".pth", ".json"):
@@ -187,7 +187,7 @@ def test_a_checkpoint_that_is_replaced_meanwhile_does_not_lend_its_name(scpc, tr
 
     monkeypatch.setattr("beit3_vqa.engine.api.evaluate_fully", replacing)
     assert evaluate(scpc, run, tmp_path / "out") == 0
-    assert read_info(tmp_path / "out" / "predictions_val.json").sha256 == evaluated != sha256_of(best)
+    assert read_info(tmp_path / "out" / "predictions_val.json").sha256 == evaluated != get_sha256(best)
     shutil.copytree(trained, run, dirs_exist_ok=True)
     assert evaluate(scpc, run, tmp_path / "fit", "--temperature", "fit") == 2
     assert "was replaced while it was evaluated" in capsys.readouterr().err

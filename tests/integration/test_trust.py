@@ -1,4 +1,4 @@
-"""A checkpoint that brings code, met by every command on every road: it runs only where the user said so."""
+"""A checkpoint that brings code, met by every command on every path: it runs only where the user said so."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def goes_on_elsewhere(scene, scpc):
     return finetune(scpc, scene.out, "--resume", str(scene.folder / "named.pth"), "--epochs", "2")
 
 
-# Name of a road -> the command that goes it, past a file with code.
+# Name of a way -> the command that takes it, past a file with code.
 FOUND = {
     "finetune": lambda s, scpc: finetune(scpc, s.out, "--finetune", s.evil()),
     "finetune, dry run": lambda s, scpc: finetune(scpc, s.out, "--finetune", s.evil(), "--dry_run"),
@@ -133,25 +133,25 @@ TRUSTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("road", FOUND)
-def test_code_in_a_checkpoint_that_was_found_does_not_run(scpc, scene, capsys, road):
-    command = FOUND[road](scene, scpc)
+@pytest.mark.parametrize("way", FOUND)
+def test_code_in_a_checkpoint_that_was_found_does_not_run(scpc, scene, capsys, way):
+    command = FOUND[way](scene, scpc)
     code = main(command)
     said = capsys.readouterr()
     assert not scene.marker.exists()
     assert REFUSED in said.out + said.err
-    if road == "resume what came of it":  # passed over, with a line; the file that was named is whole
+    if way == "resume what came of it":  # passed over, with a line; the file that was named is whole
         assert code == 0
         return
     assert code == 2
     assert said.err.count("error:") == 1
-    of_ours = road in ("predict", "export", "serve")  # these have no --trust_checkpoint to name
+    of_ours = way in ("predict", "export", "serve")  # these have no --trust_checkpoint to name
     assert ("add --trust_checkpoint" in said.err) != of_ours
 
 
-@pytest.mark.parametrize("road", TRUSTED)
-def test_code_in_a_checkpoint_runs_where_it_was_typed_and_says_so(scpc, scene, capsys, road):
-    assert main(TRUSTED[road](scene, scpc)) == 0
+@pytest.mark.parametrize("way", TRUSTED)
+def test_code_in_a_checkpoint_runs_where_it_was_typed_and_says_so(scpc, scene, capsys, way):
+    assert main(TRUSTED[way](scene, scpc)) == 0
     said = capsys.readouterr().out
     assert scene.marker.exists()
     assert REFUSED in said

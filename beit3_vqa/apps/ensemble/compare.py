@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beit3_vqa.apps.ensemble.vote import Question, decide
+from beit3_vqa.apps.ensemble.vote import Question, vote_one
 from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, log_loss
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.metrics.intervals import unvarying_interval
@@ -68,9 +68,9 @@ def vote_all(questions: Sequence[Question], vote: str, weights: Floats | None = 
     """The ensemble's predictions; weights (M,) or (N, M), equal ones where there are none."""
     members = len(questions[0].answers)
     if weights is None:
-        return [decide(question, vote, equal_weights(members)) for question in questions]
+        return [vote_one(question, vote, equal_weights(members)) for question in questions]
     rows = np.broadcast_to(weights, (len(questions), members)).tolist()
-    return [decide(question, vote, row) for question, row in zip(questions, rows, strict=True)]
+    return [vote_one(question, vote, row) for question, row in zip(questions, rows, strict=True)]
 
 
 def truth_probabilities(questions: Sequence[Question]) -> Floats:
@@ -78,7 +78,7 @@ def truth_probabilities(questions: Sequence[Question]) -> Floats:
     return np.array([question.truth_probabilities() for question in questions])
 
 
-def groups_of(questions: Sequence[Question]) -> list[str]:
+def get_groups(questions: Sequence[Question]) -> list[str]:
     """Questions about one image are of one group; where the image isn't known, each is a group of its own."""
     return [question.image or f"\0{number}" for number, question in enumerate(questions)]
 
@@ -104,7 +104,7 @@ def compare(questions: Sequence[Question], vote: str, weights: Floats | None, se
         members=tuple(float(100 * accuracy) for accuracy in accuracies),
         ensemble=float(100 * scores.mean()),
         best=best,
-        gain=paired_bootstrap(scores - own[:, best], groups_of(questions), seed),
+        gain=paired_bootstrap(scores - own[:, best], get_groups(questions), seed),
         log_loss=None if vote == "hard" else log_loss(of_truth, equal if weights is None else weights),
         equal=None
         if weights is None
@@ -156,7 +156,7 @@ def agreement(questions: Sequence[Question]) -> Floats:
 
 
 def forward_selection(
-    questions: Sequence[Question], vote: str, parameters_of: Callable[[Sequence[int]], int], most: float, seed: int
+    questions: Sequence[Question], vote: str, count_parameters: Callable[[Sequence[int]], int], most: float, seed: int
 ) -> list[Step]:
     """Adds the member that helps most, again and again, while the parameters allow another.
 
@@ -166,12 +166,12 @@ def forward_selection(
     Args:
         questions: all with a `label`.
         vote: a name of `metrics.vote.VOTES`; the weighted vote is judged by weights fitted without the question.
-        parameters_of: of some members together.
+        count_parameters: of some members together.
         most: parameters that the ensemble may have.
         seed: of the folds.
     """
     of_truth = truth_probabilities(questions)
-    groups = groups_of(questions)
+    groups = get_groups(questions)
 
     def judged(subset: Sequence[int]) -> tuple[float, float]:
         some = [question.of(subset) for question in questions]
@@ -182,7 +182,7 @@ def forward_selection(
     chosen: list[int] = []
     steps: list[Step] = []
     while True:
-        left = [m for m in range(of_truth.shape[1]) if m not in chosen and parameters_of([*chosen, m]) <= most]
+        left = [m for m in range(of_truth.shape[1]) if m not in chosen and count_parameters([*chosen, m]) <= most]
         if not left:
             return steps
         values = {m: judged([*chosen, m]) for m in left}
@@ -190,7 +190,7 @@ def forward_selection(
         chosen.append(added)
         accuracy = values[added][0]
         gain = accuracy - (steps[-1].accuracy if steps else 0.0)
-        steps.append(Step(added, accuracy, gain, parameters_of(chosen)))
+        steps.append(Step(added, accuracy, gain, count_parameters(chosen)))
 
 
 def best_prefix(steps: Sequence[Step]) -> list[Step]:

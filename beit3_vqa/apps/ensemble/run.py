@@ -14,15 +14,15 @@ from beit3_vqa.apps.ensemble.compare import (
     compare,
     comparison_text,
     forward_selection,
-    groups_of,
+    get_groups,
     steps_text,
     truth_probabilities,
     vote_all,
     weights_text,
 )
-from beit3_vqa.apps.ensemble.members import Member, find_members, predictions_of, total_parameters, validation_of
+from beit3_vqa.apps.ensemble.members import Member, find_members, load_predictions, load_validation, total_parameters
 from beit3_vqa.apps.ensemble.options import EnsembleOptions
-from beit3_vqa.apps.ensemble.vote import Question, absent_answers, side_by_side
+from beit3_vqa.apps.ensemble.vote import Question, absent_answers, align_predictions
 from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, fit_weights
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.predictions import HEADER, publish_results, read_info, write_predictions, write_submission
@@ -57,8 +57,8 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Pr
         chosen = _choose(val, members, options)
         members, val = [members[m] for m in chosen], [question.of(chosen) for question in val]
     names = [member.name for member in members]
-    answered = [predictions_of(member, evaluation.get("split", "test")) for member in members]
-    questions = side_by_side(names, [predictions for predictions, _ in answered], answer_key)
+    answered = [load_predictions(member, evaluation.get("split", "test")) for member in members]
+    questions = align_predictions(names, [predictions for predictions, _ in answered], answer_key)
     weights = _report(questions, val, names, options)
     predictions = vote_all(questions, options.vote, weights)
     info = _info(members, [info for _, info in answered], options)
@@ -122,8 +122,8 @@ def _validation(members: Sequence[Member], options: EnsembleOptions) -> list[Que
     needed = options.vote == "weighted" or options.greedy
     names = [f"validation predictions of {member.name}" for member in members]
     try:
-        found = validation_of(members, options.val, needed=needed or bool(options.val))
-        together = [] if found is None else side_by_side(names, found, answer_key)
+        found = load_validation(members, options.val, needed=needed or bool(options.val))
+        together = [] if found is None else align_predictions(names, found, answer_key)
     except InputError as error:
         if needed or options.val:
             raise
@@ -139,10 +139,10 @@ def _validation(members: Sequence[Member], options: EnsembleOptions) -> list[Que
 def _choose(val: Sequence[Question], members: Sequence[Member], options: EnsembleOptions) -> list[int]:
     """Indices of the members that the forward selection takes, in its order."""
 
-    def parameters_of(subset: Sequence[int]) -> int:
+    def count_parameters(subset: Sequence[int]) -> int:
         return total_parameters(members[m] for m in subset)
 
-    steps = forward_selection(val, options.vote, parameters_of, options.max_params, options.seed)
+    steps = forward_selection(val, options.vote, count_parameters, options.max_params, options.seed)
     taken = best_prefix(steps)
     print(steps_text(steps, len(taken), [member.name for member in members]))
     return [step.member for step in taken]
@@ -159,7 +159,7 @@ def _report(
         held_out = None
         if options.vote == "weighted":
             of_truth = truth_probabilities(val)
-            weights, held_out = fit_weights(of_truth), cross_fit_weights(of_truth, groups_of(val), options.seed)
+            weights, held_out = fit_weights(of_truth), cross_fit_weights(of_truth, get_groups(val), options.seed)
             print(weights_text(weights.tolist(), names, len(val)))
         if options.vote == "weighted" or options.greedy:
             fitted_on = set(map(_identity, val))

@@ -55,7 +55,7 @@ class Question:
         return Question(tuple(self.answers[m] for m in members), self.label)
 
 
-def side_by_side(
+def align_predictions(
     names: Sequence[str], members: Sequence[Sequence[Prediction]], key: Callable[[str], str] = str
 ) -> list[Question]:
     """The questions in the first member's order.
@@ -153,7 +153,7 @@ def _label(answers: Sequence[Prediction], key: Callable[[str], str]) -> str | No
     return next(spelt, truth)
 
 
-def decide(question: Question, vote: str, weights: Sequence[float]) -> Prediction:
+def vote_one(question: Question, vote: str, weights: Sequence[float]) -> Prediction:
     """The ensemble's prediction for a question.
 
     Args:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-IMAGINED = 3.0  # questions for each member
+PSEUDO_COUNT = 3.0  # questions for each member
 ITERATIONS = 5000
 CONVERGED = 1e-7  # largest change of a weight in an iteration
 FOLDS = 5
@@ -37,7 +37,7 @@ def fit_weights(probabilities: Floats) -> Floats:
     for _ in range(ITERATIONS):
         shares = known * weights  # how much of the mixture is each member's
         shares /= np.maximum(shares.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        updated = (shares.sum(axis=0) + IMAGINED) / (len(known) + IMAGINED * members)
+        updated = (shares.sum(axis=0) + PSEUDO_COUNT) / (len(known) + PSEUDO_COUNT * members)
         updated /= updated.sum()
         change = float(np.abs(updated - weights).max())
         weights = updated

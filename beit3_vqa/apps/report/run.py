@@ -10,7 +10,7 @@ from beit3_vqa.apps.report.page import read_template, write_report
 from beit3_vqa.apps.report.scalars import write_scalars
 from beit3_vqa.data.types import AttentionMap, Prediction
 from beit3_vqa.engine.logging import Progress
-from beit3_vqa.engine.predictor import Answerer, Asked, load
+from beit3_vqa.engine.predictor import Predictor, PreparedQuestion, load
 from beit3_vqa.errors import InputError, NotFiniteError
 from beit3_vqa.models.families import check_parameters
 from beit3_vqa.runtime.files import is_file, refuse_to_replace, require_writable
@@ -58,7 +58,7 @@ def report(
             check_parameters(run.info.model, run.info.parameters, run.path)
     if attention:
         for run in runs:
-            run.attention = _attention_of(run, attention, image_root, device)
+            run.attention = _load_attention(run, attention, image_root, device)
     for folder in write_scalars(runs, Path(tensorboard)) if tensorboard else ():
         print(f"wrote {folder}")
     written = write_report(runs, output, image_root)
@@ -85,7 +85,7 @@ def worth_a_look(predictions: Sequence[Prediction], most: int) -> list[Predictio
     return chosen + [p for p in predictions if p.score is None][: most - len(chosen)]
 
 
-def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> dict[str, AttentionMap]:
+def _load_attention(run: ReportRun, most: int, image_root: str, device: str) -> dict[str, AttentionMap]:
     """Id -> map of the questions that are worth a look; empty, and it is said why, where the model can't be had."""
     wanted = [(p, image_file(p, image_root or (run.info.image_root if run.info else ""))) for p in run.predictions]
     file_of = {p.id: path for p, path in wanted if path is not None and is_file(path) and p.question}
@@ -99,8 +99,8 @@ def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> di
     except InputError as error:
         print(f"{run.name}: no attention maps; {error}")
         return {}
-    spec = model.parts.task.spec
-    if not spec.asks:
+    spec = model.components.task.spec
+    if not spec.supports_questions:
         print(f"{run.name}: no attention maps; they are made of answers to questions, not of {spec.name}")
         return {}
     try:
@@ -110,21 +110,21 @@ def _attention_of(run: ReportRun, most: int, image_root: str, device: str) -> di
         return {}
 
 
-def _maps(model: Answerer, chosen: Sequence[tuple[Prediction, Path]], name: str) -> dict[str, AttentionMap]:
+def _maps(model: Predictor, chosen: Sequence[tuple[Prediction, Path]], name: str) -> dict[str, AttentionMap]:
     """The maps of questions and their image files; says how many answers came out otherwise than in the predictions."""
     found: dict[str, AttentionMap] = {}
     changed = 0
     progress = Progress(f"attention of {name}", len(chosen))
     for start in range(0, len(chosen), BATCH):
         batch = chosen[start : start + BATCH]
-        asked: dict[str, Asked] = {}
+        asked: dict[str, PreparedQuestion] = {}
         for p, path in batch:
             with suppress(InputError):  # it was answered without its image, say
                 asked[p.id] = model.prepare(path, p.question, p.choices)
         answer_of = {p.id: p.answer for p, _ in batch}
         for count in {len(one.example.choices) for one in asked.values()}:  # what is looked at together has as many
             alike = {row: one for row, one in asked.items() if len(one.example.choices) == count}
-            again, maps = model.look_many(list(alike.values()))
+            again, maps = model.predict_with_attention(list(alike.values()))
             changed += sum(answer_of[row] != p.answer for row, p in zip(alike, again, strict=True))
             found |= dict(zip(alike, maps, strict=True))
         progress.update(len(batch), dict)

@@ -15,10 +15,10 @@ from starlette.exceptions import HTTPException
 
 from beit3_vqa.apps.serve import replies
 from beit3_vqa.apps.serve.batching import Batcher, Overloaded
-from beit3_vqa.apps.serve.desk import Desk, TooLargeError
+from beit3_vqa.apps.serve.ensemble import Answer, Ensemble, Question
 from beit3_vqa.apps.serve.guard import form_problem
 from beit3_vqa.apps.serve.limits import MAX_FIELDS, MAX_FORM_BYTES, MAX_OPTION, MAX_QUESTION
-from beit3_vqa.apps.serve.panel import Answer, Panel, Question
+from beit3_vqa.apps.serve.upload_reader import TooLargeError, UploadReader
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.errors import InputError, NotFiniteError, one_line
 from beit3_vqa.runtime.files import is_text
@@ -81,13 +81,13 @@ class _BoundedRoute(APIRoute):
         return handle
 
 
-def make_app(panel: Panel, batcher: Batcher[Question, Answer], desk: Desk) -> FastAPI:
+def make_app(ensemble: Ensemble, batcher: Batcher[Question, Answer], reader: UploadReader) -> FastAPI:
     """The application, without its guard.
 
     Args:
-        panel: who answers.
+        ensemble: who answers.
         batcher: the queue before it.
-        desk: which makes questions ready.
+        reader: which makes questions ready.
     """
     # FastAPI's own pages of documentation load scripts from the net.
     app = FastAPI(title="beit3_vqa", summary="Ask a model about an image.", version="1", docs_url=None, redoc_url=None)
@@ -95,7 +95,7 @@ def make_app(panel: Panel, batcher: Batcher[Question, Answer], desk: Desk) -> Fa
     _add_error_handlers(app)
     for address, (name, kind) in FILES.items():
         app.add_api_route(address, _sender(name, kind), include_in_schema=False)
-    description = replies.describe(panel)
+    description = replies.describe(ensemble)
 
     @app.get("/api/model")
     async def model() -> replies.Description:
@@ -119,7 +119,7 @@ def make_app(panel: Panel, batcher: Batcher[Question, Answer], desk: Desk) -> Fa
         choices = choices or []
         if not all(map(is_text, (question, *choices))):
             raise InputError("the question and its options must be text, without NUL.")
-        asked = await desk.prepare(image.file, question, choices, attention=attention)
+        asked = await reader.prepare(image.file, question, choices, attention=attention)
         found = await asyncio.wrap_future(batcher.submit(asked))
         return replies.reply(found, choices, description.models)
 

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 from pydantic import BaseModel, Field
 
+from beit3_vqa.apps.serve.ensemble import Answer, Ensemble
 from beit3_vqa.apps.serve.limits import MAX_OPTION, MAX_QUESTION, MAX_UPLOAD_BYTES
-from beit3_vqa.apps.serve.panel import Answer, Panel
 from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
 from beit3_vqa.data.types import AttentionMap
 
@@ -49,7 +49,7 @@ class Option(BaseModel):
     probability: float
 
 
-class Look(BaseModel):
+class AttentionOverlay(BaseModel):
     """Where a model looked: the attention of its [CLS] token over the last layers."""
 
     model: str
@@ -65,14 +65,14 @@ class Reply(BaseModel):
     answer: str = Field(description="The likeliest: a letter, or text where questions are open-ended.")
     text: str = Field(description="The answer's text.")
     options: list[Option] = Field(description="As they were given; the likeliest few first where they were not.")
-    attention: list[Look] = Field(description="One for each model where it was wanted, else empty.")
+    attention: list[AttentionOverlay] = Field(description="One for each model where it was wanted, else empty.")
 
 
-def describe(panel: Panel) -> Description:
-    """A panel, for clients."""
-    counts = panel.option_counts
+def describe(ensemble: Ensemble) -> Description:
+    """An ensemble, for clients."""
+    counts = ensemble.option_counts
     return Description(
-        models=[Model(**asdict(member)) for member in panel.members],
+        models=[Model(**asdict(member)) for member in ensemble.members],
         open_ended=not counts,
         fewest_options=counts[0] if counts else 0,
         most_options=counts[-1] if counts else 0,
@@ -80,7 +80,7 @@ def describe(panel: Panel) -> Description:
 
 
 def reply(answer: Answer, choices: list[str], models: list[Model]) -> Reply:
-    """A panel's answer to a question with these options, for clients."""
+    """An ensemble's answer to a question with these options, for clients."""
     texts = dict(zip(answer.probabilities, choices, strict=True)) if choices else {}
     return Reply(
         answer=answer.answer,
@@ -93,5 +93,5 @@ def reply(answer: Answer, choices: list[str], models: list[Model]) -> Reply:
     )
 
 
-def _look(model: str, seen: AttentionMap) -> Look:
-    return Look(model=model, region=seen.region, patches=seen.patches.tolist())
+def _look(model: str, seen: AttentionMap) -> AttentionOverlay:
+    return AttentionOverlay(model=model, region=seen.region, patches=seen.patches.tolist())

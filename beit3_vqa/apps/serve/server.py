@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from beit3_vqa.apps.serve.app import OPEN_PATHS, make_app
 from beit3_vqa.apps.serve.batching import Batcher
-from beit3_vqa.apps.serve.desk import Desk
+from beit3_vqa.apps.serve.ensemble import Answer, Ensemble, Question
 from beit3_vqa.apps.serve.guard import CROWDED, LOOPBACK_NAMES, Guard
 from beit3_vqa.apps.serve.limits import (
     BATCH_SIZE,
@@ -29,14 +29,14 @@ from beit3_vqa.apps.serve.limits import (
     MAX_SOCKETS,
     SHUTDOWN_SECONDS,
 )
-from beit3_vqa.apps.serve.panel import Answer, Panel, Question
-from beit3_vqa.engine.predictor import Answerer, load
+from beit3_vqa.apps.serve.upload_reader import UploadReader
+from beit3_vqa.engine.predictor import Predictor, load
 from beit3_vqa.errors import InputError
 
 # Connections: those that nobody uses are closed, and those for which there is no place are told so.
 
 
-class Impatient(H11Protocol):
+class IdleTimeout(H11Protocol):
     """uvicorn's protocol, which waits for ever for the first request and for headers that come in drops.
 
     A connection is closed where for `MAX_IDLE_SECONDS` no request is being answered, and none begins.
@@ -112,42 +112,44 @@ def serve(
             "makes one where --host lets others in."
         )
     with closing(listen(host, port)) as listener:
-        panel = Panel([_answerer(path, device, sentencepiece_model, pretrained, precision) for path in checkpoint])
+        ensemble = Ensemble(
+            [_predictor(path, device, sentencepiece_model, pretrained, precision) for path in checkpoint]
+        )
         made = "" if token or is_loopback(listener) else secrets.token_urlsafe()
-        with serving(panel, listener, batch_size, token or made) as server, _signals_end_only(server):
-            print(f"{greeting(panel, listener, made)}\nCtrl-C stops the server.", flush=True)
+        with serving(ensemble, listener, batch_size, token or made) as server, _signals_end_only(server):
+            print(f"{greeting(ensemble, listener, made)}\nCtrl-C stops the server.", flush=True)
             server.run(sockets=[listener])
     print("stopped")
 
 
-def _answerer(checkpoint: str, *options: str) -> Answerer:
-    answerer = load(checkpoint, *options)
-    task = answerer.parts.task
-    if not task.spec.asks:
+def _predictor(checkpoint: str, *options: str) -> Predictor:
+    predictor = load(checkpoint, *options)
+    task = predictor.components.task
+    if not task.spec.supports_questions:
         raise InputError(f"--checkpoint {checkpoint}: was trained on {task.spec.name}, which has no single questions.")
-    return answerer
+    return predictor
 
 
 @contextmanager
 def serving(
-    panel: Panel, listener: socket.socket, batch_size: int = BATCH_SIZE, token: str = ""
+    ensemble: Ensemble, listener: socket.socket, batch_size: int = BATCH_SIZE, token: str = ""
 ) -> Iterator[uvicorn.Server]:
     """A server that is ready to `run(sockets=[listener])`, and the threads behind it; see `Guard` for its token."""
     with (
         tempfile.TemporaryDirectory(prefix="beit3_vqa_") as folder,
-        Batcher[Question, Answer](panel.answer, lambda question: question.kind, batch_size) as batcher,
-        closing(Desk(panel, Path(folder))) as desk,
+        Batcher[Question, Answer](ensemble.answer, lambda question: question.kind, batch_size) as batcher,
+        closing(UploadReader(ensemble, Path(folder))) as reader,
     ):
         hosts = LOOPBACK_NAMES if is_loopback(listener) else None
         # Not of what isn't HTTP: the client is told, and whoever sends it often enough would fill the log.
         settings: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
-        settings |= {"lifespan": "off", "ws": "none", "http": Impatient, "loop": "asyncio"}
+        settings |= {"lifespan": "off", "ws": "none", "http": IdleTimeout, "loop": "asyncio"}
         settings |= {"timeout_graceful_shutdown": SHUTDOWN_SECONDS, "backlog": MAX_PENDING}
         # Not behind a proxy: whoever sends X-Forwarded-For isn't believed.
         settings |= {"proxy_headers": False}
         # It reports each malformed form, which the client is told of.
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-        app = Guard(make_app(panel, batcher, desk), hosts, token, OPEN_PATHS)
+        app = Guard(make_app(ensemble, batcher, reader), hosts, token, OPEN_PATHS)
         yield uvicorn.Server(uvicorn.Config(app, **settings))
 
 
@@ -178,11 +180,11 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def greeting(panel: Panel, listener: socket.socket, token: str = "") -> str:
+def greeting(ensemble: Ensemble, listener: socket.socket, token: str = "") -> str:
     """What to tell whoever started the server: the models, the address to open, and who can reach it.
 
     Args:
-        panel: who answers.
+        ensemble: who answers.
         listener: where.
         token: one that was made, which nobody knows yet.
     """
@@ -190,8 +192,8 @@ def greeting(panel: Panel, listener: socket.socket, token: str = "") -> str:
     # An address that stands for all of this machine's can be listened on, but not opened.
     everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
     host = ("::1" if ":" in host else "127.0.0.1") if everywhere else host
-    models = " and ".join(member.model for member in panel.members)
-    counts = panel.option_counts
+    models = " and ".join(member.model for member in ensemble.members)
+    counts = ensemble.option_counts
     asks = (
         "open-ended questions"
         if not counts

@@ -122,7 +122,7 @@ def is_checkpoint(path: Path) -> bool:
     return _CHECKPOINT.fullmatch(path.name) is not None
 
 
-def set_previous_run_aside(folder: Path, named: Path) -> Path | None:
+def archive_previous_run(folder: Path, named: Path) -> Path | None:
     """Moves what an earlier run left in `folder` into `folder/previous-N`; None where there are no checkpoints.
 
     Args:
@@ -139,13 +139,13 @@ def set_previous_run_aside(folder: Path, named: Path) -> Path | None:
     return _move_aside([path for pattern in _RUN_FILES for path in folder.glob(pattern)], folder, stays)
 
 
-def set_best_aside(folder: Path) -> Path | None:
+def archive_best(folder: Path) -> Path | None:
     """Moves the best checkpoint into `folder/previous-N`; None: there is none."""
     best = [path for path in (folder / BEST, manifest_file(folder / BEST)) if path.exists()]
     return _move_aside(best, folder) if best else None
 
 
-def set_later_aside(folder: Path, epoch: int, steps: int) -> Path | None:
+def archive_later(folder: Path, epoch: int, steps: int) -> Path | None:
     """Moves checkpoints of what is about to be trained again into `folder/previous-N`; None: there are none.
 
     Args:

@@ -170,7 +170,7 @@ def _identity(content: dict[str, Any]) -> tuple[int, str] | None:
     return (size, sha256) if isinstance(size, int) and isinstance(sha256, str) else None
 
 
-def damage(path: Path) -> str:
+def verify(path: Path) -> str:
     """What is wrong with a checkpoint file; empty where it is what was written.
 
     The JSON beside it says size and SHA-256. Without one, the checksums inside the file are looked at, which torch
@@ -206,7 +206,7 @@ def _is_whole(path: Path) -> bool:
     return damaged_entry(path) == ""
 
 
-def sha256_of(path: Path) -> str:
+def get_sha256(path: Path) -> str:
     """The checksum of a checkpoint that isn't damaged: the one beside it, or the file's own where there is none."""
     expected = _identity(_read(path))
     return expected[1] if expected else file_sha256(path)

@@ -18,7 +18,7 @@ MAX_EXAMPLES = 10**12
 MAX_SCORE = 1e300
 
 
-def check_contents(content: dict[str, Any], where: str) -> None:
+def validate_content(content: dict[str, Any], where: str) -> None:
     """InputError that names the first entry of a checkpoint that can't be what a run saved.
 
     Entries that aren't there are nobody's fault here: upstream's checkpoints have no random state and no scores.

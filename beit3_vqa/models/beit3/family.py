@@ -117,7 +117,7 @@ class BEiT3Family(Family):
             init_unit_scale(model)
         if content is not None:
             where = f"--finetune {options.finetune}"
-            if self.foreign_in(content, model, processor):
+            if self.check_fingerprints(content, model, processor):
                 print(
                     f"{where}: was trained with another tokenizer than {_path(processor)}, so tokens have to "
                     "be learned anew; the right one is the tokenizer.spm beside that checkpoint."
@@ -157,7 +157,7 @@ class BEiT3Family(Family):
             maps.append(AttentionMap(patches[row], processor.region(*sizes[row]), (tuple(t for t in read if t[0]),)))
         return logits, maps
 
-    def checksums(self, model: Any, processor: BEiT3Processor) -> dict[str, str]:
+    def fingerprints(self, model: Any, processor: BEiT3Processor) -> dict[str, str]:
         """Of the tokenizer's file, where there is a text."""
         return {"tokenizer_sha256": processor.tokenizer.sha256} if processor.tokenizer else {}
 
@@ -168,7 +168,7 @@ class BEiT3Family(Family):
             "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
         )
 
-    def keep_beside(self, processor: BEiT3Processor, folder: Path) -> None:
+    def save_assets(self, processor: BEiT3Processor, folder: Path) -> None:
         """Puts the tokenizer beside the checkpoints, so that they can be used anywhere."""
         if processor.tokenizer is None:
             return

@@ -50,10 +50,10 @@ def check_key_layout(path: str | Path, vocab_rows: int | None = VOCAB_ROWS) -> K
     if not isinstance(weights, dict):
         raise InputError(f"{path} holds a {type(weights).__name__}, not named weights: it isn't a BEiT-3 checkpoint")
     shapes = {str(key): tuple(value.shape) for key, value in weights.items() if isinstance(value, torch.Tensor)}
-    return _layout_of(shapes, path, vocab_rows)
+    return _find_layout(shapes, path, vocab_rows)
 
 
-def _layout_of(shapes: dict[str, tuple[int, ...]], path: Path, vocab_rows: int | None) -> KeyLayout:
+def _find_layout(shapes: dict[str, tuple[int, ...]], path: Path, vocab_rows: int | None) -> KeyLayout:
     token_table = shapes.get("beit3.text_embed.weight", ())
     if len(token_table) != 2:
         keys = ", ".join(list(shapes)[:3]) or "no tensors"

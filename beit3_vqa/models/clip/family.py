@@ -128,7 +128,7 @@ class CLIPFamily(Family):
         if content is None:
             return
         where = f"--finetune {options.finetune}"
-        for problem in self.foreign_in(content, model, processor):
+        for problem in self.check_fingerprints(content, model, processor):
             raise InputError(f"{where}: {problem}")
         self.load_pretrained(model, asked_weights(content, self.config, where), where)
 
@@ -171,7 +171,7 @@ class CLIPFamily(Family):
             for row, size in enumerate(sizes)
         ]
 
-    def checksums(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> dict[str, str]:
+    def fingerprints(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> dict[str, str]:
         """Of the tokenizer's vocabulary and, where they are frozen, of the pretrained weights."""
         base = {"base_sha256": model.base_sha256} if model.base_sha256 else {}
         return {"tokenizer_sha256": processor.texts.sha256, **base}

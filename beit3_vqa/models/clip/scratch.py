@@ -15,7 +15,7 @@ MEAN_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 @dataclass(frozen=True)
-class SmallCLIP:
+class TinyCLIP:
     """Sizes of a CLIP whose towers are alike.
 
     Attributes:
@@ -42,7 +42,7 @@ class SmallCLIP:
         return f"clip_vit_tiny_patch{self.patch_size}_{self.img_size}"
 
 
-def write_small_clip(folder: Path, texts: Iterable[str], sizes: SmallCLIP, seed: int = 0) -> Path:
+def write_tiny_clip(folder: Path, texts: Iterable[str], sizes: TinyCLIP, seed: int = 0) -> Path:
     """Writes config, random weights, tokenizer and image settings, as `save_pretrained` does.
 
     Args:
@@ -81,7 +81,7 @@ def write_small_clip(folder: Path, texts: Iterable[str], sizes: SmallCLIP, seed:
     return folder
 
 
-def _write_tokenizer(folder: Path, texts: Iterable[str], sizes: SmallCLIP) -> dict[str, int]:
+def _write_tokenizer(folder: Path, texts: Iterable[str], sizes: TinyCLIP) -> dict[str, int]:
     """Trains CLIP's kind of byte-pair encoding; every byte has ids of its own, so that any text can be written."""
     tokenizers = optional("tokenizers")
     bpe: Any = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix=WORD_END))

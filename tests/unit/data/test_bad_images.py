@@ -9,7 +9,7 @@ import torch
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.bad_images import BadImages
-from beit3_vqa.data.dataset import IndexDataset, question_of
+from beit3_vqa.data.dataset import IndexDataset, build_question
 from beit3_vqa.data.images import open_image
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.errors import ImageError, InputError
@@ -30,7 +30,7 @@ def collate(items):
 
 
 def question(row, place):
-    return question_of(row, AnswerTable(["A", "B"]))
+    return build_question(row, AnswerTable(["A", "B"]))
 
 
 def loader_of(allowed, *, bad=frozenset(BAD), training=True, workers=0):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beit3_vqa.data.choice_order import check_orders, keeps_its_place, movable, orders, reordered, rotations, undone
+from beit3_vqa.data.choice_order import check_orders, keeps_its_place, movable, orders, reordered, rotations, unpermute
 from beit3_vqa.data.types import Example, Prediction
 from beit3_vqa.errors import InputError
 
@@ -99,7 +99,7 @@ def test_whoever_knows_the_texts_answers_alike_in_every_order(choices, mode, rng
     """Of equal options the first is the answer, as argmax has it: right in every order, or wrong in every order."""
     example = Example("0", "x", "q", tuple(choices), "A", ((0, 1.0),))
     weights = dict(zip("xyz", rng.sample([0.0, 0.7, 1.5], 3), strict=True))
-    answers = [undone(answer_of(reordered(example, o), weights, [0.0] * 5), o) for o in orders(choices, mode)]
+    answers = [unpermute(answer_of(reordered(example, o), weights, [0.0] * 5), o) for o in orders(choices, mode)]
     assert len({answer.answer for answer in answers}) == 1
     for answer in answers:
         assert answer.probabilities == pytest.approx(answers[0].probabilities)
@@ -115,7 +115,7 @@ def test_orders_are_undone(choices, truth, rng):
     for order in orders(choices, "all"):
         moved = reordered(example, order)
         assert moved.choices[moved.targets[0][0]] == example.choices[truth]
-        back = undone(answer_of(moved, weights, [0.0] * 5), order)
+        back = unpermute(answer_of(moved, weights, [0.0] * 5), order)
         assert (back.answer, back.truth, back.score, back.choices) == (
             plain.answer, plain.truth, plain.score, plain.choices,
         )  # fmt: skip
@@ -125,14 +125,14 @@ def test_orders_are_undone(choices, truth, rng):
 
 def test_an_answer_without_options_stays_as_it_is():
     answer = Prediction("0", "q", "red", {"red": 0.7, "blue": 0.2}, "red", 1.0)
-    assert undone(answer, orders((), "none")[0]) == answer
+    assert unpermute(answer, orders((), "none")[0]) == answer
 
 
 @given(st.lists(st.floats(0, 3), min_size=4, max_size=4))
 def test_rotations_take_a_weakness_for_places_away(seen):
     example = Example("0", "x", "q", ("w", "x", "y", "z"))
     weights = dict.fromkeys("wxyz", 0.5)
-    answers = [undone(answer_of(reordered(example, o), weights, seen), o) for o in orders("wxyz", "cyclic")]
+    answers = [unpermute(answer_of(reordered(example, o), weights, seen), o) for o in orders("wxyz", "cyclic")]
     for letter in "ABCD":
         assert sum(a.probabilities[letter] for a in answers) / 4 == pytest.approx(0.25, abs=1e-6)
 

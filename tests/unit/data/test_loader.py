@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.dataset import IndexDataset, permute_choices, question_of
+from beit3_vqa.data.dataset import IndexDataset, build_question, permute_choices
 from beit3_vqa.data.loader import BatchLoader, EpochBatches
 from beit3_vqa.data.types import Example
 from beit3_vqa.errors import InputError
@@ -31,7 +31,7 @@ def collate(items):
 
 
 def lettered(row, place):
-    return question_of(row, LETTERS)
+    return build_question(row, LETTERS)
 
 
 def dataset(rows=23, *, training=True, seed=3, bad=()):
@@ -152,7 +152,7 @@ def test_rows_of_upstreams_scripts():
         {"image_path": "a.jpg", "text_segment": [5], "labels": [9], "scores": [1.0], "qid": 18},
     ]
     colours = AnswerTable(["red", "blue", "green"])
-    made = IndexDataset(rows, lambda row, place: question_of(row, colours), Path("/data"), fake_processor)
+    made = IndexDataset(rows, lambda row, place: build_question(row, colours), Path("/data"), fake_processor)
     first = made.example(0)
     assert (first.id, first.token_ids, first.answer) == ("17", (5, 6), "red")
     assert first.targets == ((2, 0.6), (0, 1.0))

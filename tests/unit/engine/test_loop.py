@@ -31,7 +31,7 @@ def batches(x, y, size):
         yield Batch({"x": rows}, examples)
 
 
-def loss_of(outputs, batch):
+def loss_fn(outputs, batch):
     wanted = torch.tensor([[e.targets[0][1]] for e in batch.examples])
     return (outputs - wanted).square().mean()
 
@@ -42,7 +42,7 @@ def run(x, y, size, update_freq, **options):
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.0)
     learner = Learner(
         model,
-        loss_of,
+        loss_fn,
         optimizer,
         Precision("fp32", CPU),
         examples=len(x),
@@ -82,7 +82,7 @@ def adam_epoch(x, most=10, precision="fp32", kernel="fused"):
     torch.manual_seed(0)
     model, found = Linear(), []
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], **{kernel: True})
-    learner = Learner(model, loss_of, optimizer, Precision(precision, CPU), len(x), 1, max_bad_steps=most)
+    learner = Learner(model, loss_fn, optimizer, Precision(precision, CPU), len(x), 1, max_bad_steps=most)
 
     def after_step(report):
         found.append((report, {name: p.detach().clone() for name, p in model.named_parameters()}, optimizer))

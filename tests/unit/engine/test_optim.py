@@ -159,6 +159,6 @@ def test_moving_average():
     nn.init.constant_(made.weight, 2.0)
     ema.update()
     assert ema.state_dict()["weight"].item() == pytest.approx(1.1)
-    with ema.swapped_in():
+    with ema.use_ema_weights():
         assert made.weight.item() == pytest.approx(1.1)
     assert made.weight.item() == 2.0

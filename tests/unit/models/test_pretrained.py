@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3.pretrained import IMAGE_POSITIONS, interpolate_positions, load_pretrained, weights_of
+from beit3_vqa.models.beit3.pretrained import IMAGE_POSITIONS, find_weights, interpolate_positions, load_pretrained
 from beit3_vqa.models.names import build_model
 
 SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 2, "vocab_size": 90}
@@ -96,7 +96,7 @@ def _with_compiled_part(module):
 def test_names_that_wrappers_gave_are_taken_off_and_that_is_said(wrapped, capsys):
     source = model()
     expected = {name: value.clone() for name, value in source.state_dict().items()}
-    weights = weights_of({"epoch": 3, **wrapped(source)}, where="--finetune x")
+    weights = find_weights({"epoch": 3, **wrapped(source)}, where="--finetune x")
     assert list(weights) == list(expected)
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())
     assert capsys.readouterr().out.startswith("--finetune x: taken off the names of its weights: ")
@@ -104,7 +104,7 @@ def test_names_that_wrappers_gave_are_taken_off_and_that_is_said(wrapped, capsys
 
 def test_the_models_own_names_are_left_alone(capsys):
     own = model().state_dict()
-    assert list(weights_of({"model": own})) == list(own)
+    assert list(find_weights({"model": own})) == list(own)
     assert capsys.readouterr().out == ""
 
 
@@ -119,9 +119,9 @@ def test_a_prefix_of_somebody_elses_is_named_and_unexpected_names_come_first():
 
 def test_weights_that_are_not_where_they_are_looked_for():
     with pytest.raises(InputError, match=r"x: no weights .*'model_state_dict', 'args'.*--model_key"):
-        weights_of({"model_state_dict": {"w": torch.ones(1)}, "args": {"lr": 1}}, where="x")
+        find_weights({"model_state_dict": {"w": torch.ones(1)}, "args": {"lr": 1}}, where="x")
     with pytest.raises(InputError, match="x: --model_key ema isn't in it; it holds 'model'"):
-        weights_of({"model": {"w": torch.ones(1)}}, "ema", where="x", required=True)
+        find_weights({"model": {"w": torch.ones(1)}}, "ema", where="x", required=True)
 
 
 def test_head_of_the_same_class_count_is_kept():
@@ -166,13 +166,13 @@ def test_allow_missing():
 )
 def test_wrappings(wrap):
     weights = model().state_dict()
-    assert set(weights_of(wrap(weights))) == set(weights)
-    assert set(weights_of(wrap({f"module.{name}": value for name, value in weights.items()}))) == set(weights)
+    assert set(find_weights(wrap(weights))) == set(weights)
+    assert set(find_weights(wrap({f"module.{name}": value for name, value in weights.items()}))) == set(weights)
 
 
 def test_model_prefix():
     weights = {f"net.{name}": value for name, value in model().state_dict().items()}
-    assert set(weights_of({"state": weights}, "state", "net.")) == set(model().state_dict())
+    assert set(find_weights({"state": weights}, "state", "net.")) == set(model().state_dict())
 
 
 @pytest.mark.slow

@@ -61,9 +61,9 @@ def test_gradients_are_torchscales():
         return (F.cross_entropy(logits, torch.arange(3)) + F.cross_entropy(logits.T, torch.arange(3))) / 2
 
     found = []
-    for loss_of in (reference, lambda: contrastive_loss(model(image, text, padding_mask))):
+    for loss_fn in (reference, lambda: contrastive_loss(model(image, text, padding_mask))):
         model.zero_grad()
-        loss = loss_of()
+        loss = loss_fn()
         loss.backward()
         found.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
     (expected, gradients), (ours, own) = found

@@ -29,7 +29,7 @@ def test_a_loaded_model_computes_as_precisely_as_asked(trained, scpc, monkeypatc
     monkeypatch.setenv(CPU_BF16_VARIABLE, "1")
     image, best = next((scpc / "images").iterdir()), trained / "checkpoint-best.pth"
     rough, exact = beit3_vqa.load(best, "cpu"), beit3_vqa.load(best, "cpu", precision="fp32")
-    assert (rough.parts.precision.name, exact.parts.precision.name) == ("bf16", "fp32")
+    assert (rough.components.precision.name, exact.components.precision.name) == ("bf16", "fp32")
     first, second = (model.predict(image, "What?", list("abcd")).probabilities for model in (rough, exact))
     assert first == pytest.approx(second, abs=0.05)
     assert first != pytest.approx(second, abs=1e-6)

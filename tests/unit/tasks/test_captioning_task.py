@@ -11,7 +11,7 @@ import torch
 from beit3_vqa.cli.main import main
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
-from beit3_vqa.engine.parallel import FullySharded
+from beit3_vqa.engine.parallel import FSDP
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.names import build_model
 from tests.helpers.processes import ENVIRONMENT, ROOT, torchrun
@@ -214,4 +214,4 @@ def test_it_beats_chance_and_two_processes_say_the_same(tmp_path, monkeypatch):
 
 def test_fsdp_is_refused_where_processes_would_wait_for_each_other():
     with pytest.raises(InputError, match="zero1"):
-        FullySharded().wrap(build_model("beit3_tiny_patch8_32_captioning", vocab_size=50))
+        FSDP().wrap(build_model("beit3_tiny_patch8_32_captioning", vocab_size=50))

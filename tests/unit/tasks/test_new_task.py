@@ -34,7 +34,7 @@ class Brightness(Task):
         inputs=Inputs(text=""),
         best_metric="closeness",
         unit="images",
-        row_by_row=False,
+        per_example=False,
     )
 
     def __init__(self, config, folder=None):
@@ -57,7 +57,7 @@ class Brightness(Task):
             for example, answer, error in zip(batch.examples, answers, wrong, strict=True)
         ]
 
-    def conclude(self, predictions, split, processor):
+    def aggregate(self, predictions, split, processor):
         return EvalResult({"closeness": 1 - sum(p.loss for p in predictions) / len(predictions)}, predictions)
 
     def chance(self, split, processor):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from beit3_vqa.apps.ensemble.vote import side_by_side
+from beit3_vqa.apps.ensemble.vote import align_predictions
 from beit3_vqa.errors import InputError
-from tests.helpers.panels import answered
+from tests.helpers.ensembles import answered
 
 
 def some(*ids, **changes):
@@ -31,18 +31,18 @@ def some(*ids, **changes):
 )
 def test_what_does_not_go_together(second, says):
     with pytest.raises(InputError, match=says):
-        side_by_side(["one.json", "two.json"], [some("1", "2", "3"), second])
+        align_predictions(["one.json", "two.json"], [some("1", "2", "3"), second])
 
 
 def test_the_first_members_order_is_kept():
-    questions = side_by_side(["one", "two"], [some("2", "1", "3"), some("1", "2", "3")])
+    questions = align_predictions(["one", "two"], [some("2", "1", "3"), some("1", "2", "3")])
     assert [[p.id for p in question.answers] for question in questions] == [["2", "2"], ["1", "1"], ["3", "3"]]
 
 
 def test_a_member_that_knows_less_is_no_contradiction():
-    side_by_side(["one", "two"], [some("1"), some("1", truth=None, score=None, choices=(), question="")])
+    align_predictions(["one", "two"], [some("1"), some("1", truth=None, score=None, choices=(), question="")])
 
 
 def test_nothing_to_join():
     with pytest.raises(InputError, match="holds no predictions"):
-        side_by_side(["one", "two"], [[], []])
+        align_predictions(["one", "two"], [[], []])

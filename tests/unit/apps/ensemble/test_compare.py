@@ -12,17 +12,17 @@ from beit3_vqa.apps.ensemble.compare import (
     best_prefix,
     compare,
     forward_selection,
-    groups_of,
+    get_groups,
     paired_bootstrap,
     truth_probabilities,
     vote_all,
 )
-from beit3_vqa.apps.ensemble.vote import side_by_side
+from beit3_vqa.apps.ensemble.vote import align_predictions
 from beit3_vqa.apps.ensemble.weights import cross_fit_weights, fit_weights
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import InputError
-from tests.helpers.panels import answered, simulated
+from tests.helpers.ensembles import answered, simulated
 
 
 @pytest.mark.parametrize("count", [40, 1000])
@@ -53,7 +53,7 @@ def test_members_that_spell_an_answer_in_another_form_vote_for_the_same_one():
         for answer, share, truth in ((NFC, 0.6, NFD), (NFD, 0.7, NFC), ("no", 0.9, f"{NFC}\u200b"))
     ]
     members[2] = [dataclasses.replace(members[2][0], probabilities={"no": 0.9}, question=members[0][0].question)]
-    (question,) = side_by_side(["a", "b", "c"], members, answer_key)
+    (question,) = align_predictions(["a", "b", "c"], members, answer_key)
     assert [p.answer for p in question.answers] == [NFC, NFC, "no"]
     assert question.truth_probabilities() == [0.6, 0.7, 0.0]
     assert vote_all([question], "hard")[0].answer == NFC
@@ -62,7 +62,7 @@ def test_members_that_spell_an_answer_in_another_form_vote_for_the_same_one():
 def test_members_whose_ids_look_alike_are_told():
     members = [[Prediction(name, "?", "x", {"x": 1.0})] for name in (NFC, NFD)]
     with pytest.raises(InputError, match=r"look alike, but are other characters: '\\uac15.* and '\\u1100"):
-        side_by_side(["a", "b"], members)
+        align_predictions(["a", "b"], members)
 
 
 def test_one_image_says_nothing_of_others():
@@ -84,10 +84,10 @@ def test_weights_and_comparisons_of_degenerate_members():
         one = answered("q", truth, A=1.0, B=0.0)
         for count, image in ((1, ""), (3, "x"), (3, "")):
             rows = [dataclasses.replace(one, id=f"q{n}", image=image) for n in range(count)]
-            questions = side_by_side(["m0", "m1"], [rows, rows])
+            questions = align_predictions(["m0", "m1"], [rows, rows])
             weights = fit_weights(truth_probabilities(questions))
             assert weights == pytest.approx([0.5, 0.5])
-            held_out = cross_fit_weights(truth_probabilities(questions), groups_of(questions), 0)
+            held_out = cross_fit_weights(truth_probabilities(questions), get_groups(questions), 0)
             assert held_out == pytest.approx(np.full((count, 2), 0.5))
             for vote, used in (("hard", None), ("soft", None), ("weighted", held_out)):
                 found = compare(questions, vote, used, seed=0)
@@ -113,7 +113,7 @@ def test_a_comparison_by_hand():
     right, wrong = {"A": 0.9, "B": 0.1}, {"A": 0.4, "B": 0.6}
     table = [(right, wrong, wrong), (right, right, wrong), (wrong, right, right), (right, right, right)]
     members = [[answered(str(n), "A", **row[m]) for n, row in enumerate(table)] for m in range(3)]
-    questions = side_by_side("abc", members)
+    questions = align_predictions("abc", members)
     hard = compare(questions, "hard", None, seed=0)
     assert (hard.members, hard.ensemble, hard.best) == ((75.0, 75.0, 50.0), 75.0, 0)
     assert hard.gain.mean == 0
@@ -141,7 +141,7 @@ def test_images_make_groups():
         dataclasses.replace(q, answers=(dataclasses.replace(q.answers[0], image=image),))
         for q, image in zip(questions, ["1.jpg", "", ""], strict=True)
     ]
-    groups = groups_of(pictured)
+    groups = get_groups(pictured)
     assert groups[0] == "1.jpg"
     assert len(set(groups)) == 3
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beit3_vqa.apps.ensemble.vote import Question, absent_answers, decide, side_by_side
+from beit3_vqa.apps.ensemble.vote import Question, absent_answers, align_predictions, vote_one
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.metrics.vote import equal_weights
-from tests.helpers.panels import answered, simulated
+from tests.helpers.ensembles import answered, simulated
 
 
 def shares(*values):
@@ -37,8 +37,8 @@ def shares(*values):
 )
 def test_votes_by_table(vote, weights, members, answer):
     predictions = [[answered("1", "A", **member)] for member in members]
-    (question,) = side_by_side([str(i) for i in range(len(members))], predictions)
-    decided = decide(question, vote, weights or equal_weights(len(members)))
+    (question,) = align_predictions([str(i) for i in range(len(members))], predictions)
+    decided = vote_one(question, vote, weights or equal_weights(len(members)))
     assert decided.answer == answer
     assert decided.score == float(answer == "A")
     assert sum(decided.probabilities.values()) == pytest.approx(1)
@@ -51,14 +51,14 @@ def test_the_order_of_members_changes_nothing(seed, vote):
     shuffled = list(question.answers)
     random.Random(seed).shuffle(shuffled)
     weights = equal_weights(5)
-    assert decide(question, vote, weights) == decide(Question(tuple(shuffled), question.label), vote, weights)
+    assert vote_one(question, vote, weights) == vote_one(Question(tuple(shuffled), question.label), vote, weights)
 
 
 @given(seed=st.integers(0, 2**32), vote=st.sampled_from(["hard", "soft", "weighted"]))
 def test_members_that_agree_are_followed(seed, vote):
     (question,) = simulated(1, [1.0], seed)
     alike = Question(question.answers * 3, question.label)
-    assert decide(alike, vote, [0.2, 0.3, 0.5]).answer == question.answers[0].answer
+    assert vote_one(alike, vote, [0.2, 0.3, 0.5]).answer == question.answers[0].answer
 
 
 def open_ended(score, truth, **probabilities):
@@ -68,18 +68,18 @@ def open_ended(score, truth, **probabilities):
 def test_open_ended_answers_that_are_not_held_count_as_0():
     one = open_ended(0.3, "dog", cat=0.5, cow=0.1)
     two = open_ended(1.0, "dog", dog=0.6, cat=0.3)
-    (question,) = side_by_side(["one", "two"], [[one], [two]])
-    decided = decide(question, "soft", equal_weights(2))
+    (question,) = align_predictions(["one", "two"], [[one], [two]])
+    decided = vote_one(question, "soft", equal_weights(2))
     assert list(decided.probabilities.items()) == [("cat", 0.4), ("dog", 0.3), ("cow", 0.05)]  # most likely first
     assert (decided.answer, decided.score) == ("cat", 0.3)  # as it was scored for the member that gave it
-    assert decide(question, "weighted", [0.1, 0.9]).score == 1.0
+    assert vote_one(question, "weighted", [0.1, 0.9]).score == 1.0
     assert absent_answers([question]) == 1
     assert question.truth_probabilities() == [0.0, 0.6]
 
 
 def test_the_truth_is_found_however_it_is_spelt():
     one = open_ended(1.0, "A Dog.", dog=0.6, cat=0.3)
-    (question,) = side_by_side(["one"], [[one]], key=lambda text: text.lower().removeprefix("a ").rstrip("."))
+    (question,) = align_predictions(["one"], [[one]], key=lambda text: text.lower().removeprefix("a ").rstrip("."))
     assert question.truth_probabilities() == [0.6]
     assert question.label == "dog"
 
@@ -89,7 +89,7 @@ def test_what_the_ensemble_knows_of_a_question():
     full = Prediction(
         "1", "What?", "A", shares(0.6, 0.4), "B", 0.0, 2.0, "no image", 0.7, choices=("x", "y"), image="1.jpg"
     )
-    (question,) = side_by_side(["plain", "full"], [[plain], [full]])
-    decided = decide(question, "soft", equal_weights(2))
+    (question,) = align_predictions(["plain", "full"], [[plain], [full]])
+    decided = vote_one(question, "soft", equal_weights(2))
     assert (decided.question, decided.truth, decided.score, decided.weight) == ("What?", "B", 1.0, 2.0)
     assert (decided.problem, decided.choices, decided.image, decided.loss) == ("no image", ("x", "y"), "1.jpg", None)

@@ -6,19 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from beit3_vqa.apps.ensemble.compare import groups_of, truth_probabilities
-from beit3_vqa.apps.ensemble.weights import FOLDS, IMAGINED, cross_fit_weights, fit_weights, log_loss
-from tests.helpers.panels import simulated
+from beit3_vqa.apps.ensemble.compare import get_groups, truth_probabilities
+from beit3_vqa.apps.ensemble.weights import FOLDS, PSEUDO_COUNT, cross_fit_weights, fit_weights, log_loss
+from tests.helpers.ensembles import simulated
 
 
 def by_scipy(probabilities):
-    """The maximum of the likelihood, imagined questions included, by another road."""
+    """The maximum of the likelihood, imagined questions included, in another way."""
     members = probabilities.shape[1]
 
     def loss(marks):
         weights = np.exp(marks - marks.max())
         weights = weights / weights.sum()
-        return -(np.log(probabilities @ weights).sum() + IMAGINED * np.log(weights).sum())
+        return -(np.log(probabilities @ weights).sum() + PSEUDO_COUNT * np.log(weights).sum())
 
     marks = minimize(loss, np.zeros(members), options={"gtol": 1e-9}).x
     return np.exp(marks) / np.exp(marks).sum()
@@ -62,7 +62,7 @@ def test_cross_validated_weights_are_never_much_worse_than_equal_ones(seed, skil
     """A fit of M - 1 numbers to N questions may lose about (M - 1) / N nats to the best; twenty times that is a bug."""
     questions = simulated(count, skills, seed)
     probabilities = truth_probabilities(questions)
-    held_out = log_loss(probabilities, cross_fit_weights(probabilities, groups_of(questions), seed=0))
+    held_out = log_loss(probabilities, cross_fit_weights(probabilities, get_groups(questions), seed=0))
     equal = log_loss(probabilities, np.full(len(skills), 1 / len(skills)))
     assert held_out <= equal + 20 * (len(skills) - 1) / count
 
@@ -89,5 +89,5 @@ def test_an_estimate_on_the_fitted_questions_would_lie():
         probabilities = truth_probabilities(questions)
         equal = log_loss(probabilities, np.full(6, 1 / 6))
         flattered.append(log_loss(probabilities, fit_weights(probabilities)) - equal)
-        honest.append(log_loss(probabilities, cross_fit_weights(probabilities, groups_of(questions), seed)) - equal)
+        honest.append(log_loss(probabilities, cross_fit_weights(probabilities, get_groups(questions), seed)) - equal)
     assert np.mean(flattered) < 0 < np.mean(honest)

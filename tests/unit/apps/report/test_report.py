@@ -24,7 +24,7 @@ from beit3_vqa.apps.report.thumbnails import STEPS, make_thumbnails
 from beit3_vqa.cli.main import main
 from beit3_vqa.data.predictions import read_info, read_predictions, write_info
 from beit3_vqa.data.types import Example, Prediction
-from beit3_vqa.engine.predictor import Asked
+from beit3_vqa.engine.predictor import PreparedQuestion
 from beit3_vqa.metrics import accuracy_interval, full_metrics
 from tests.unit.apps.report.conftest import some_predictions, write_run
 
@@ -146,9 +146,9 @@ def test_wrong_and_confident_ones_are_worth_a_look():
 def test_questions_with_other_numbers_of_options_are_looked_at_apart(tmp_path):
     class Model:
         def prepare(self, path, question, choices):
-            return Asked(Example("0", str(path), question, tuple(choices)), {}, (1, 1))
+            return PreparedQuestion(Example("0", str(path), question, tuple(choices)), {}, (1, 1))
 
-        def look_many(self, asked):
+        def predict_with_attention(self, asked):
             assert len({len(one.example.choices) for one in asked}) == 1
             return [Prediction("0", "", "A", {}) for _ in asked], [len(one.example.choices) for one in asked]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from beit3_vqa.apps.serve.panel import Panel
+from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.predictor import load
 from tests.conftest import finetune_clip
@@ -10,9 +10,9 @@ from tests.helpers.serve_client import running
 
 
 @pytest.fixture(scope="session")
-def panel(trained) -> Panel:
+def ensemble(trained) -> Ensemble:
     """A BEiT-3 that chooses among four options."""
-    return Panel([load(trained / "checkpoint-best.pth", "cpu", precision="fp32")])
+    return Ensemble([load(trained / "checkpoint-best.pth", "cpu", precision="fp32")])
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,9 @@ def clip(clip_checkpoint):
 
 
 @pytest.fixture(scope="session")
-def url(panel):
-    """Where the panel is served."""
-    with running(panel) as address:
+def url(ensemble):
+    """Where the ensemble is served."""
+    with running(ensemble) as address:
         yield address
 
 

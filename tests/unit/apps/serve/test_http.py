@@ -18,18 +18,18 @@ from PIL import Image
 
 from beit3_vqa.apps.serve import guard
 from beit3_vqa.apps.serve import server as connections
+from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.apps.serve.guard import LOOPBACK_NAMES, refusal
 from beit3_vqa.apps.serve.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
-from beit3_vqa.apps.serve.panel import Panel
 from beit3_vqa.data import decoding
 from tests.helpers.hostile_images import jpeg2000_of_precincts, jpeg_of_scans
 from tests.helpers.serve_client import CHOICES, ask, form, running, send
 
 
-def test_an_answer_is_the_model_s(url, panel, photograph):
+def test_an_answer_is_the_model_s(url, ensemble, photograph):
     status, said = ask(url, photograph, attention="true")
     assert status == 200
-    expected = panel.answerers[0].predict(photograph, "What is in the picture?", CHOICES)
+    expected = ensemble.predictors[0].predict(photograph, "What is in the picture?", CHOICES)
     assert said["answer"] == expected.answer
     assert [option["letter"] for option in said["options"]] == list("ABCD")
     assert [option["text"] for option in said["options"]] == list(CHOICES)
@@ -43,9 +43,9 @@ def test_an_answer_is_the_model_s(url, panel, photograph):
     assert ask(url, photograph)[1]["attention"] == []
 
 
-def test_many_at_once_get_their_own_answers(url, panel, scpc):
+def test_many_at_once_get_their_own_answers(url, ensemble, scpc):
     images = sorted((scpc / "images").iterdir())[:12]
-    expected = [panel.answerers[0].predict(path, f"What is {path.stem}?", CHOICES).probabilities for path in images]
+    expected = [ensemble.predictors[0].predict(path, f"What is {path.stem}?", CHOICES).probabilities for path in images]
     got: dict[int, list[float]] = {}
 
     def client(place):
@@ -259,18 +259,18 @@ def test_more_connections_than_there_is_place_for_are_told_so(url, photograph, m
     assert ask(url, photograph)[0] == 200
 
 
-def test_questions_of_clients_that_hung_up_count_too(panel, photograph, monkeypatch):
+def test_questions_of_clients_that_hung_up_count_too(ensemble, photograph, monkeypatch):
     """Else they would pile up before the one thread that reads images, without end."""
     monkeypatch.setattr(guard, "MAX_CONNECTIONS", 3)
     reading, go_on = threading.Event(), threading.Event()
 
-    class Slow(Panel):
+    class Slow(Ensemble):
         def prepare(self, *arguments, **options):
             reading.set()
             assert go_on.wait(20)
             return super().prepare(*arguments, **options)
 
-    with running(Slow(panel.answerers)) as url:
+    with running(Slow(ensemble.predictors)) as url:
         place = urlsplit(url)
         body, headers = form([("image", photograph.read_bytes()), ("question", "What?")])
         head = f"POST /api/answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
@@ -375,8 +375,8 @@ TOKEN = "a-token_of.24~characters"
 
 
 @pytest.fixture(scope="module")
-def closed_url(panel):
-    with running(panel, token=TOKEN) as address:
+def closed_url(ensemble):
+    with running(ensemble, token=TOKEN) as address:
         yield address
 
 
@@ -488,7 +488,7 @@ def test_openapi_describes_what_is_said(url, photograph):
     assert set(described["paths"]) == {"/api/model", "/api/answer"}
     assert set(schemas["Description"]["properties"]) == set(model)
     assert set(schemas["Reply"]["properties"]) == set(said)
-    assert set(schemas["Look"]["properties"]) == set(said["attention"][0])
+    assert set(schemas["AttentionOverlay"]["properties"]) == set(said["attention"][0])
     assert {"403", "413", "421", "422", "503"} <= set(described["paths"]["/api/answer"]["post"]["responses"])
     assert model["fewest_options"] == model["most_options"] == 4
     assert "https://" not in json.dumps(described)

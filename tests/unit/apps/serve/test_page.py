@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from beit3_vqa.apps.serve.panel import Panel
+from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.predictor import load
 from tests.conftest import finetune
@@ -44,14 +44,14 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def both_url(panel, clip):
-    with running(Panel([*panel.answerers, clip])) as address:
+def both_url(ensemble, clip):
+    with running(Ensemble([*ensemble.predictors, clip])) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def clip_url(clip):
-    with running(Panel([clip])) as address:
+    with running(Ensemble([clip])) as address:
         yield address
 
 
@@ -65,7 +65,7 @@ def fill(page, question="What is it?", choices=CHOICES) -> None:
         page.fill(f"#option-{place}", choice)
 
 
-def test_drop_ask_bars_and_overlay(browser, url, panel, photograph):
+def test_drop_ask_bars_and_overlay(browser, url, ensemble, photograph):
     seen = Watched(browser)
     page = seen.page
     page.goto(url)
@@ -78,7 +78,7 @@ def test_drop_ask_bars_and_overlay(browser, url, panel, photograph):
     page.click("#ask")
     page.wait_for_selector("#answer li")
 
-    expected = panel.answerers[0].predict(photograph, f"{MARKUP}?", choices).probabilities
+    expected = ensemble.predictors[0].predict(photograph, f"{MARKUP}?", choices).probabilities
     assert page.locator("#answer .text").all_inner_texts() == list(choices)
     shares = page.locator("#answer .share").all_inner_texts()
     assert shares == [f"{100 * probability:.1f}%" for probability in expected.values()]
@@ -222,7 +222,7 @@ def test_an_open_ended_model(browser, scpc, tmp_path):
     assert main(finetune(tmp_path, tmp_path / "out", "--epochs", "1")) == 0
     model = load(tmp_path / "out" / "checkpoint-best.pth", "cpu", precision="fp32")
     photograph = scpc / "images" / "0_chelsea.jpg"
-    with running(Panel([model])) as url:
+    with running(Ensemble([model])) as url:
         seen = Watched(browser)
         page = seen.page
         page.goto(url)
@@ -255,9 +255,9 @@ FOREIGN = """async ([url, content, choices, mode]) => {
 }"""
 
 
-def test_another_site_s_page_cannot_ask(browser, panel, photograph):
+def test_another_site_s_page_cannot_ask(browser, ensemble, photograph):
     """A form that this server's own page may send, sent by another's: the model isn't asked."""
-    counting = CountingPanel(panel.answerers)
+    counting = CountingEnsemble(ensemble.predictors)
     with running(counting) as url, running_page() as elsewhere:
         page = browser.new_context().new_page()
         for address, mode, status in ((elsewhere, "no-cors", 0), (elsewhere, "cors", 0), (url, "cors", 200)):
@@ -267,9 +267,9 @@ def test_another_site_s_page_cannot_ask(browser, panel, photograph):
         page.context.close()
 
 
-def test_a_page_asks_with_the_token_of_its_address(browser, panel, photograph):
+def test_a_page_asks_with_the_token_of_its_address(browser, ensemble, photograph):
     token = "a-token_of.24~characters"
-    with running(panel, token=token) as url:
+    with running(ensemble, token=token) as url:
         seen = Watched(browser)
         page = seen.page
         page.goto(url)
@@ -303,7 +303,7 @@ def test_a_token_of_a_hostile_address_stays_out_of_the_command_to_copy(browser, 
     page.context.close()
 
 
-class CountingPanel(Panel):
+class CountingEnsemble(Ensemble):
     answered = 0
 
     def answer(self, questions):

@@ -257,25 +257,25 @@ def test_without_the_extra(monkeypatch, capsys):
     assert 'pip install "beit3_vqa[serve]"' in capsys.readouterr().err
 
 
-def test_others_are_let_in_only_when_told(panel):
-    with running(panel, "0.0.0.0") as url:
+def test_others_are_let_in_only_when_told(ensemble):
+    with running(ensemble, "0.0.0.0") as url:
         url = url.replace("0.0.0.0", "127.0.0.1")
         assert send(url, "GET", "/api/model", headers={"Host": "my.machine:8000"})[0] == 200
         assert send(url, "POST", "/api/answer", b"", {"Origin": "http://evil.example"})[0] == 403
     with closing(listen("0.0.0.0", 0)) as everybody, closing(listen("localhost", 0)) as this_machine:
-        said, port = greeting(panel, everybody, "made"), everybody.getsockname()[1]
+        said, port = greeting(ensemble, everybody, "made"), everybody.getsockname()[1]
         assert f"http://127.0.0.1:{port}/#token=made\n" in said
         assert "in the place of 127.0.0.1: whoever has the token. Nothing is encrypted." in said
-        assert "token" not in greeting(panel, this_machine)
+        assert "token" not in greeting(ensemble, this_machine)
         assert not is_loopback(everybody)
         assert is_loopback(this_machine)
 
 
 @pytest.mark.parametrize("given", ["", "a-token_of.24~characters"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_a_token_is_made_where_others_are_let_in_and_none_was_given(panel, monkeypatch, capsys, host, given):
+def test_a_token_is_made_where_others_are_let_in_and_none_was_given(ensemble, monkeypatch, capsys, host, given):
     asked_for = []
-    monkeypatch.setattr(server, "_answerer", lambda *_: panel.answerers[0])
+    monkeypatch.setattr(server, "_predictor", lambda *_: ensemble.predictors[0])
     monkeypatch.setattr(server.uvicorn.Server, "run", lambda self, **_: asked_for.append(self.config.app.token))
     for _ in range(2):
         assert main(["serve", "--checkpoint", "x", "--host", host, "--port", "0", "--token", given]) == 0

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from beit3_vqa.apps.serve.panel import Panel
+from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.errors import InputError
 from tests.helpers.serve_client import CHOICES
 
 TEXTS = [f"o{place}" for place in range(12)]
 
 
-def questions(panel, images: list[Path], attention: bool, options: int = 4):
+def questions(ensemble, images: list[Path], attention: bool, options: int = 4):
     """Of different images and lengths."""
     return [
-        panel.prepare(
+        ensemble.prepare(
             path, "What " + "really " * place + "is this?", TEXTS[place : place + options], attention=attention
         )
         for place, path in enumerate(images)
@@ -29,23 +29,23 @@ def numbers(answer) -> list[float]:
 
 
 @pytest.mark.parametrize("attention", [False, True])
-def test_batched_answers_equal_single_ones(panel, clip, scpc, attention):
+def test_batched_answers_equal_single_ones(ensemble, clip, scpc, attention):
     images = sorted((scpc / "images").iterdir())[:7]
-    both = Panel([*panel.answerers, clip])
-    for panel_ in (panel, both):
-        asked = questions(panel_, images, attention)
-        together = panel_.answer(asked)
+    both = Ensemble([*ensemble.predictors, clip])
+    for ensemble_ in (ensemble, both):
+        asked = questions(ensemble_, images, attention)
+        together = ensemble_.answer(asked)
         for answer, one in zip(together, asked, strict=True):
-            (alone,) = panel_.answer([one])
+            (alone,) = ensemble_.answer([one])
             assert numbers(answer) == pytest.approx(numbers(alone), abs=1e-5)
             assert answer.answer == alone.answer
-            assert len(answer.attention) == attention * len(panel_.answerers)
+            assert len(answer.attention) == attention * len(ensemble_.predictors)
 
 
-def test_an_ensemble_answers_with_the_mean(panel, clip, photograph):
-    both = Panel([*panel.answerers, clip])
+def test_an_ensemble_answers_with_the_mean(ensemble, clip, photograph):
+    both = Ensemble([*ensemble.predictors, clip])
     (answer,) = both.answer([both.prepare(photograph, "What is it?", CHOICES, attention=False)])
-    each = [one.predict(photograph, "What is it?", CHOICES).probabilities for one in both.answerers]
+    each = [one.predict(photograph, "What is it?", CHOICES).probabilities for one in both.predictors]
     mean = {letter: (each[0][letter] + each[1][letter]) / 2 for letter in "ABCD"}
     assert answer.probabilities == pytest.approx(mean)
     assert each[0] != pytest.approx(each[1])
@@ -61,34 +61,34 @@ def test_clip_takes_two_to_ten_options(clip, photograph):
     pair = clip.predict(photograph, "What is it?", TEXTS[:2]).probabilities
     # Option by option: what isn't offered leaves the ratio of the others as it was.
     assert pair["A"] / pair["B"] == pytest.approx(full["A"] / full["B"], rel=1e-4)
-    assert clip.parts.task.num_classes == 4  # it stays what it was
+    assert clip.components.task.num_classes == 4  # it stays what it was
     for wrong in (1, 11):
         with pytest.raises(InputError, match=f"among 2 to 10 options; {wrong} were given"):
             clip.predict(photograph, "What is it?", TEXTS[:wrong])
 
 
-def test_a_head_takes_what_it_was_trained_with(panel, photograph):
-    assert panel.option_counts == range(4, 5)
+def test_a_head_takes_what_it_was_trained_with(ensemble, photograph):
+    assert ensemble.option_counts == range(4, 5)
     for wrong in (2, 3, 5):
         with pytest.raises(InputError, match=f"among 4 options; {wrong} were given"):
-            panel.prepare(photograph, "What is it?", TEXTS[:wrong], attention=False)
+            ensemble.prepare(photograph, "What is it?", TEXTS[:wrong], attention=False)
 
 
 def test_questions_of_different_kinds_are_told_apart(clip, photograph):
-    panel = Panel([clip])
+    ensemble = Ensemble([clip])
     kinds = {
-        panel.prepare(photograph, "What?", TEXTS[:count], attention=attention).kind
+        ensemble.prepare(photograph, "What?", TEXTS[:count], attention=attention).kind
         for count in (2, 3)
         for attention in (False, True)
     }
     assert len(kinds) == 4
 
 
-def test_several_open_ended_models_are_refused(panel):
+def test_several_open_ended_models_are_refused(ensemble):
     with pytest.raises(InputError, match="multiple-choice questions only"):
-        Panel([panel.answerers[0], _OpenEnded()])
+        Ensemble([ensemble.predictors[0], _OpenEnded()])
     with pytest.raises(InputError, match=r"different numbers of options \(4, 5\)"):
-        Panel([panel.answerers[0], _Five()])
+        Ensemble([ensemble.predictors[0], _Five()])
 
 
 class _OpenEnded:

@@ -1,4 +1,4 @@
-"""Each task's whole road on small generated data: prepare, train, resume, evaluate, alone and in two processes."""
+"""Each task's pipeline, end to end, on small data: prepare, train, resume, evaluate, alone and in two processes."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ ANY_ROW = RowFormat(lambda row: "", lambda row: None)
 
 
 @dataclass(frozen=True)
-class Road:
+class Pipeline:
     """How a task's data are made, and which of upstream's files hold them."""
 
     write: object
@@ -47,13 +47,13 @@ class Road:
     learning_flags: tuple[str, ...] = ()
 
 
-ROADS = {
-    "vqav2": Road(
+PIPELINES = {
+    "vqav2": Pipeline(
         write_vqav2,
         ("--annotations", "{source}", "--val_images", "10", "--min_count", "4", "--train_tokenizer", "60"),
         {"train": ("vqa.train.jsonl",), "val": ("vqa.rest_val.jsonl",), "test": ("vqa.test.jsonl",)},
     ),
-    "nlvr2": Road(
+    "nlvr2": Pipeline(
         write_nlvr2,
         ("--annotations", "{source}", "--train_tokenizer", "60"),
         {
@@ -62,7 +62,7 @@ ROADS = {
             "test": ("nlvr2.test-P.index.jsonl",),
         },
     ),
-    "imagenet": Road(
+    "imagenet": Pipeline(
         write_imagenet,
         (),
         {"train": ("imagenet.train.index.jsonl",), "val": ("imagenet.val.index.jsonl",)},
@@ -74,8 +74,8 @@ ROADS = {
 
 def make(task: str, folder: Path, size: int) -> Path:
     """What `prepare` makes of a data set of that size."""
-    source = ROADS[task].write(folder / "source", size)
-    arguments = [argument.format(source=source) for argument in ROADS[task].arguments]
+    source = PIPELINES[task].write(folder / "source", size)
+    arguments = [argument.format(source=source) for argument in PIPELINES[task].arguments]
     command = ["prepare", task, *arguments, "--image_root", str(source), "--data_path", str(folder / "data")]
     assert main(command) == 0
     return folder / "data"
@@ -100,16 +100,16 @@ def evaluate(task: str, data_path: Path, checkpoint: Path, out: Path, split: str
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> dict[str, Path]:
     """Two epochs of each task."""
-    outs = {task: tmp_path_factory.mktemp("out") / task for task in ROADS}
+    outs = {task: tmp_path_factory.mktemp("out") / task for task in PIPELINES}
     for task, out in outs.items():
-        flags = ["--epochs", "2", "--drop_path", "0.2", "--update_freq", "2", *ROADS[task].resume_flags]
+        flags = ["--epochs", "2", "--drop_path", "0.2", "--update_freq", "2", *PIPELINES[task].resume_flags]
         assert main(finetune(task, data[task], out, *flags)) == 0
     return outs
 
 
 @pytest.mark.parametrize("task", [pytest.param("vqav2", marks=pytest.mark.slow), "nlvr2", "imagenet"])
 def test_two_epochs_are_one_and_one_resumed_bit_for_bit(task, data, trained, tmp_path):
-    flags = ["--epochs", "2", "--drop_path", "0.2", "--update_freq", "2", *ROADS[task].resume_flags]
+    flags = ["--epochs", "2", "--drop_path", "0.2", "--update_freq", "2", *PIPELINES[task].resume_flags]
     out = tmp_path / "out"
     assert main(finetune(task, data[task], out, *flags, "--stop_after_epochs", "1")) == 0
     assert main(finetune(task, data[task], out, *flags, "--num_workers", "1")) == 0
@@ -121,7 +121,7 @@ def test_two_epochs_are_one_and_one_resumed_bit_for_bit(task, data, trained, tmp
     assert one["best_score"] == two["best_score"]
 
 
-@pytest.mark.parametrize("task", ROADS)
+@pytest.mark.parametrize("task", PIPELINES)
 def test_upstreams_index_files_give_the_same_predictions(task, data, trained, tmp_path):
     """Token ids in the place of text, upstream's names of files, and images in the folder itself."""
     theirs = tmp_path / "theirs"
@@ -129,7 +129,7 @@ def test_upstreams_index_files_give_the_same_predictions(task, data, trained, tm
     source = data[task].parent / "source"
     text_name = {"vqav2": "question", "nlvr2": "text_segment"}.get(task)
     tokenizer = Tokenizer(data[task] / "tokenizer.spm") if text_name else None
-    for split, (name,) in ROADS[task].upstreams.items():
+    for split, (name,) in PIPELINES[task].upstreams.items():
         lines = []
         for row in read_rows(data[task] / f"{task}.{split}.jsonl", ANY_ROW):
             if task == "vqav2":
@@ -178,7 +178,7 @@ def test_what_the_test_server_takes(data, trained, tmp_path):
     assert {row[1] for row in rows} <= {"True", "False"}
 
 
-@pytest.mark.parametrize("task", ROADS)
+@pytest.mark.parametrize("task", PIPELINES)
 def test_what_is_known_without_the_image(task, data, trained, tmp_path):
     command = evaluate(task, data[task], trained[task] / "checkpoint-best.pth", tmp_path, "val")
     assert main([*command, "--blind"]) == 0
@@ -210,7 +210,7 @@ def test_soft_scores_are_the_metric(data, trained, tmp_path):
 def test_it_learns_from_scratch(task, size, epochs, reach, tmp_path, capsys):
     """Measured: 100% of each (chance: about 28, 25 and 50)."""
     data_path, out = make(task, tmp_path, size), tmp_path / "out"
-    flags = [*LEARNING, "--epochs", str(epochs), *ROADS[task].learning_flags]
+    flags = [*LEARNING, "--epochs", str(epochs), *PIPELINES[task].learning_flags]
     assert main(finetune(task, data_path, out, *flags)) == 0
     assert main(evaluate(task, data_path, out / "checkpoint-best.pth", out, "val")) == 0
     assert json.loads((out / "metrics_val.json").read_text())["accuracy"] >= reach
@@ -218,7 +218,7 @@ def test_it_learns_from_scratch(task, size, epochs, reach, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ROADS)
+@pytest.mark.parametrize("task", PIPELINES)
 def test_one_process_and_two_say_the_same(task, data, trained, tmp_path):
     results = []
     for count in (1, 2):

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+from beit3_vqa.apps.serve.ensemble import Ensemble, Question
 from beit3_vqa.apps.serve.limits import MAX_UPLOAD_BYTES
-from beit3_vqa.apps.serve.panel import Panel, Question
 from beit3_vqa.errors import InputError
 
 
@@ -16,18 +16,18 @@ class TooLargeError(InputError):
     """The image has too many bytes."""
 
 
-class Desk:
+class UploadReader:
     """Reads images one at a time: decoding may take a gigabyte for a moment, and a second thread would double that.
 
     An image has the name of its content while it is on disk, so that the next question about it finds it decoded.
 
     Args:
-        panel: for whom questions are made ready.
+        ensemble: for whom questions are made ready.
         folder: for images; each leaves it at once.
     """
 
-    def __init__(self, panel: Panel, folder: Path):
-        self.panel = panel
+    def __init__(self, ensemble: Ensemble, folder: Path):
+        self.ensemble = ensemble
         self.folder = folder
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
 
@@ -43,7 +43,7 @@ class Desk:
         path = self.folder / hashlib.sha256(data).hexdigest()
         try:
             path.write_bytes(data)
-            return self.panel.prepare(path, question, choices, attention=attention)
+            return self.ensemble.prepare(path, question, choices, attention=attention)
         except InputError as error:
             raise InputError(str(error).replace(f"image {str(path)!r}", "the image")) from None
         finally:

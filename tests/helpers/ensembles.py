@@ -2,7 +2,7 @@
 
 import random
 
-from beit3_vqa.apps.ensemble.vote import Question, side_by_side
+from beit3_vqa.apps.ensemble.vote import Question, align_predictions
 from beit3_vqa.data.types import Prediction
 
 
@@ -24,4 +24,4 @@ def simulated(count: int, skills: list[float], seed: int, options: str = "ABCD",
             marks = {letter: 2.718 ** (rng.gauss(0, 1) + skill * (letter == truth)) for letter in options}
             total = sum(marks.values())
             predictions.append(answered(f"{name}{number}", truth, **{a: mark / total for a, mark in marks.items()}))
-    return side_by_side([f"m{number}" for number in range(len(skills))], members)
+    return align_predictions([f"m{number}" for number in range(len(skills))], members)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.types import AttentionMap
-from beit3_vqa.engine.predictor import Answerer, Asked
+from beit3_vqa.engine.predictor import Predictor, PreparedQuestion
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vote import soft
 
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the panel, for people to read.
+    """A model of the ensemble, for people to read.
 
     Attributes:
         model: its full name.
@@ -30,14 +30,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, made ready for each member, in the panel's order.
+    """A question, made ready for each member, in the ensemble's order.
 
     Attributes:
         asked: for each member.
         attention: whether it is wanted where the models looked.
     """
 
-    asked: tuple[Asked, ...]
+    asked: tuple[PreparedQuestion, ...]
     attention: bool = False
 
     @property
@@ -48,7 +48,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the panel says to a question.
+    """What the ensemble says to a question.
 
     Attributes:
         answer: the likeliest: a letter for multiple choice, else text.
@@ -61,19 +61,19 @@ class Answer:
     attention: tuple[AttentionMap, ...] = ()
 
 
-class Panel:
+class Ensemble:
     """One or several loaded models.
 
     Args:
-        answerers: at least one.
+        predictors: at least one.
 
     Raises:
         InputError: models that can't answer the same question.
     """
 
-    def __init__(self, answerers: Sequence[Answerer]):
-        self.answerers = tuple(answerers)
-        ranges = [answerer.option_counts for answerer in self.answerers]
+    def __init__(self, predictors: Sequence[Predictor]):
+        self.predictors = tuple(predictors)
+        ranges = [predictor.option_counts for predictor in self.predictors]
         if len(ranges) > 1 and not all(ranges):
             # Each keeps the likeliest few of its vocabulary, which can't be averaged.
             raise InputError(
@@ -88,21 +88,21 @@ class Panel:
     @property
     def members(self) -> list[Member]:
         """Its models."""
-        return [_member(answerer.parts) for answerer in self.answerers]
+        return [_member(predictor.components) for predictor in self.predictors]
 
     def prepare(self, image: Path, question: str, choices: Sequence[str], *, attention: bool) -> Question:
         """A question, checked; InputError where it can't be answered or the image can't be read."""
-        asked = tuple(answerer.prepare(image, question, choices) for answerer in self.answerers)
+        asked = tuple(predictor.prepare(image, question, choices) for predictor in self.predictors)
         return Question(asked, attention)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers questions of one kind, all in one forward pass of each model."""
         attention = questions[0].attention
         each = [
-            answerer.look_many([question.asked[place] for question in questions])
+            predictor.predict_with_attention([question.asked[place] for question in questions])
             if attention
-            else (answerer.predict_many([question.asked[place] for question in questions]), [])
-            for place, answerer in enumerate(self.answerers)
+            else (predictor.predict_many([question.asked[place] for question in questions]), [])
+            for place, predictor in enumerate(self.predictors)
         ]
         answers = []
         for row in range(len(questions)):
@@ -112,6 +112,8 @@ class Panel:
         return answers
 
 
-def _member(parts: Any) -> Member:
-    parameters = sum(parameter.numel() for parameter in parts.model.parameters())
-    return Member(parts.config.model.model, parameters, str(parts.precision.device), parts.precision.name)
+def _member(components: Any) -> Member:
+    parameters = sum(parameter.numel() for parameter in components.model.parameters())
+    return Member(
+        components.config.model.model, parameters, str(components.precision.device), components.precision.name
+    )
