@@ -21,7 +21,7 @@ from beit3_vqa.models.lora import add_adapters, hold_frozen_in
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
 from beit3_vqa.runtime.host import tune_allocator
 from beit3_vqa.runtime.precision import Precision, pick_device
-from benchmarks.paired import arguments, paired, report, build_rows
+from benchmarks.paired import arguments, build_rows, paired, report
 
 OPTIONS = 4
 SHORTEST, LONGEST = 12, 24  # tokens of a text, as of a Visual7W question with an answer

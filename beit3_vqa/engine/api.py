@@ -13,9 +13,9 @@ from beit3_vqa.engine.batch_size import with_batch_size
 from beit3_vqa.engine.build import (
     build,
     checkpoint_to_evaluate,
-    resolve_checkpoint_config,
     load_for_inference,
     make_task,
+    resolve_checkpoint_config,
 )
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import (
@@ -24,7 +24,6 @@ from beit3_vqa.engine.checkpoint.manifest import (
     keep_temperature,
     read_temperature,
     require_manifest,
-    get_sha256,
 )
 from beit3_vqa.engine.checkpoint.resume import (
     check_same_answers,

@@ -26,14 +26,16 @@ def describe(run: Training) -> None:
         components.precision.device, components.precision.dtype, step_size.batch_size, components.processor.max_tokens
     )
     global_batch = step_size.batch_size * step_size.update_freq * distributed.world_size()
-    spread = f" in {distributed.world_size()} processes ({config.compute.strategy})" if distributed.world_size() > 1 else ""
+    spread = (
+        f" in {distributed.world_size()} processes ({config.compute.strategy})" if distributed.world_size() > 1 else ""
+    )
     counts = f"{parameters:,} parameters, {trainable:,} trained"
     classes = f", {components.task.num_classes} answers" if components.task.num_classes else ""
     print(f"model: {config.model.model}, {counts}{classes}")
     where = f"{components.precision.device} in {components.precision.name}{spread}"
     print(
-        f"training: {run.examples} {components.task.spec.unit}, {run.steps_per_epoch} steps of {global_batch} an epoch, "
-        f"{config.optim.epochs} epochs, on {where}, attention: {kernel}"
+        f"training: {run.examples} {components.task.spec.unit}, {run.steps_per_epoch} steps of {global_batch} an "
+        f"epoch, {config.optim.epochs} epochs, on {where}, attention: {kernel}"
     )
     if components.precision.device.type == "cpu":
         print(f"threads: {torch.get_num_threads()}; idle ones spin: {spinning_in_words()}")
@@ -71,6 +73,6 @@ def dry_run(run: Training) -> None:
     print(f"tokens per example: {tokens} at most (image and text) in these batches")
     print(f"memory: {peak_memory(components.precision.device)} at most, with batches of {examples}")
     print(
-        f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {components.config.optim.epochs} of them "
-        f"{format_seconds(epoch_seconds * components.config.optim.epochs)}"
+        f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {components.config.optim.epochs} of "
+        f"them {format_seconds(epoch_seconds * components.config.optim.epochs)}"
     )

@@ -18,8 +18,8 @@ from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
 from beit3_vqa.engine.build import (
     Components,
     build,
-    resolve_checkpoint_config,
     load_for_inference,
+    resolve_checkpoint_config,
 )
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import (
@@ -109,7 +109,7 @@ class Predictor:
         task = self.components.task
         if not task.answers_are_options:
             return range(0)
-        if self.components.family.any_number_of_options or task.passes > 1:
+        if self.components.family.any_number_of_options or task.forwards_per_example > 1:
             return range(2, max(MOST_OPTIONS, task.num_classes) + 1)
         return range(task.num_classes, task.num_classes + 1)
 
@@ -133,7 +133,7 @@ class Predictor:
             InputError: as `predict`.
         """
         task = self.components.task
-        if not task.spec.asks:
+        if not task.spec.supports_questions:
             raise InputError(f"the model was trained on {task.spec.name}, which has no single questions. {EVALUATE}")
         check_question(question, choices, self.option_counts)
         example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
@@ -157,7 +157,7 @@ class Predictor:
         Of a task that passes each option through the model it is where it looked with the option that was chosen.
         """
         task, batch = self._batch(asked)
-        components, passes = self.components, task.passes
+        components, passes = self.components, task.forwards_per_example
         sizes = [one.size for one in asked for _ in range(passes)]
         with torch.no_grad(), components.precision.autocast():
             outputs, maps = components.family.attention(components.model, components.processor, batch.inputs, sizes)
@@ -205,7 +205,7 @@ def load(
 
 
 def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Components:
-    """The components of a checkpoint's run with its weights, and the options `given` on top of its own."""
+    """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
     where = f"--checkpoint {path}"
     content = read_checkpoint(path, "--checkpoint", mapped=True)
     validate_content(content, where)

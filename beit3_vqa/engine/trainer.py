@@ -26,7 +26,7 @@ from beit3_vqa.engine.parallel import make_strategy
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder, remove_stale_temporaries
-from beit3_vqa.runtime.signals import SyncedStop, Stopped, StopSignals
+from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
 
 SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
 
@@ -79,7 +79,9 @@ def set_up_training(components: Components) -> Training:
         if options.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     strategy = make_strategy(config.compute.strategy)
-    model = strategy.wrap(components.model)  # first: fsdp replaces the parameters that optimizer and average are made of
+    model = strategy.wrap(
+        components.model
+    )  # first: fsdp replaces the parameters that optimizer and average are made of
     return Training(
         components=components,
         train=train_loader,

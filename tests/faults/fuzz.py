@@ -39,7 +39,7 @@ from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.optim import load_optimizer, make_optimizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.key_layout import check_key_layout
-from beit3_vqa.models.beit3.pretrained import load_pretrained, find_weights
+from beit3_vqa.models.beit3.pretrained import find_weights, load_pretrained
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.names import build_model
 from beit3_vqa.prepare import prepare

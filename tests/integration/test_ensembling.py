@@ -20,8 +20,8 @@ from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.clip.family import CLIPFamily
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
 from tests.conftest import finetune_clip
-from tests.helpers.options import build_config
 from tests.helpers.ensembles import simulated
+from tests.helpers.options import build_config
 
 LARGE = 676_582_404  # beit3_large_patch16_480 with four answers
 FOUR_OPTIONS = TaskShape("vqacustom", 4, True)

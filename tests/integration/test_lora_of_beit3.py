@@ -22,7 +22,9 @@ LORA = ["--lora_rank", str(RANK), "--lora_dropout", "0.1", "--layer_decay", "1.0
 
 def lora_model(**options):
     given = {"model": "beit3_tiny_patch8_32", "vocab_size": 300, "lora_rank": RANK, "drop_path": 0.0, **options}
-    return BEiT3Family(build_config(given), TaskShape("vqacustom", 4, True)).build(Precision("fp32", torch.device("cpu")))
+    return BEiT3Family(build_config(given), TaskShape("vqacustom", 4, True)).build(
+        Precision("fp32", torch.device("cpu"))
+    )
 
 
 @pytest.mark.parametrize("attention", ["auto", "reference"])

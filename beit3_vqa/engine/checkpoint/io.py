@@ -13,7 +13,7 @@ import torch
 
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.checkpoint.folder import manifest_file
-from beit3_vqa.engine.checkpoint.manifest import HashingFile, verify, opened_by_others, write_manifest
+from beit3_vqa.engine.checkpoint.manifest import HashingFile, opened_by_others, verify, write_manifest
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.archives import is_packed
 from beit3_vqa.runtime.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there

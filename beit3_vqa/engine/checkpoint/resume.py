@@ -25,7 +25,7 @@ from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.trainer import Training, make_ema
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3.pretrained import mismatches, find_weights
+from beit3_vqa.models.beit3.pretrained import find_weights, mismatches
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task

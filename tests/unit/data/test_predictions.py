@@ -27,8 +27,8 @@ from beit3_vqa.data.types import Batch, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.tasks.vqa import VQACustom
-from tests.helpers.options import build_config
 from tests.helpers.ensembles import simulated
+from tests.helpers.options import build_config
 from tests.helpers.processes import ENVIRONMENT, ROOT
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)

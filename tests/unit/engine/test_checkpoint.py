@@ -18,7 +18,7 @@ import torch
 
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.tokenizer import Tokenizer
-from beit3_vqa.engine.checkpoint.folder import epoch_checkpoints, prune_checkpoints, archive_previous_run
+from beit3_vqa.engine.checkpoint.folder import archive_previous_run, epoch_checkpoints, prune_checkpoints
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.errors import InputError
