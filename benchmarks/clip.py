@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit3_vqa.config.options import OptimConfig
-from beit3_vqa.config.resolve import build_config
+from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.engine.optim import make_optimizer
 from beit3_vqa.models.clip.hub import optional
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
@@ -38,7 +38,7 @@ def make_model(name: str, device: torch.device, precision: Precision, layers: in
     torch.manual_seed(0)
     transformers = optional("transformers")
     clip = transformers.CLIPModel._from_config(transformers.CLIPConfig(**values), attn_implementation="sdpa")
-    add_adapters(clip, build_config({"model": name}).model)
+    add_adapters(clip, resolve(GivenOptions({"model": name})).model)
     with torch.no_grad():
         for parameter_name, value in clip.named_parameters():
             if ".lora_B." in parameter_name:  # zero at the start, which would hide a difference

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from beit3_vqa.cli.main import main as command_line
-from beit3_vqa.config.resolve import build_config
+from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import Batch
 from beit3_vqa.engine.build import build, make_task
 from beit3_vqa.engine.loop import StepReport, train_epoch
@@ -60,7 +60,7 @@ def prepare(folder: Path, questions: int) -> Path:
 def set_up(model: str, batch_size: int, data: Path, vocab_size: int = 64010) -> Training:
     """A run of `model` on the data, its weights fresh."""
     options = {"model": model, "data_path": str(data), "batch_size": batch_size, "vocab_size": vocab_size, "epochs": 1}
-    config = build_config(options)
+    config = resolve(GivenOptions(options))
     with contextlib.redirect_stdout(io.StringIO()):
         return set_up_training(build(config, make_task(config)))
 

@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.config.config import RunConfig
+from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.engine.api import train
 from beit3_vqa.engine.build import make_task
 from beit3_vqa.engine.checkpoint.folder import epoch_file
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import make_folder, write_text
+from beit3_vqa.tasks import find_task
 
 RESULTS = "cross_validation.json"
 
 
-def cross_validate(config: RunConfig) -> dict[str, Any]:
+def cross_validate(given: GivenOptions) -> dict[str, Any]:
     """Trains once for each fold, in `--output_dir/fold-K`, and goes on where an earlier call stopped.
 
     Args:
-        config: options of every one of the runs.
+        given: options of every one of the runs.
 
     Returns:
         What cross_validation.json holds: `metric`, `folds` (for each its value after every epoch), `epochs` (mean and
@@ -34,17 +36,18 @@ def cross_validate(config: RunConfig) -> dict[str, Any]:
         InputError: options that don't go with it, data without folds, or whatever else a run doesn't take.
         TrainingDiverged: in one of the runs.
     """
-    of_one_run = {"fold": config.data.fold is not None, "resume": bool(config.run.resume), "eval": config.run.eval}
+    of_one_run = {"fold": given["fold"] is not None, "resume": bool(given["resume"]), "eval": given["eval"]}
     for name in [name for name, is_set in of_one_run.items() if is_set]:
         raise InputError(f"--{name}: belongs to one run; cross_validate trains every fold, each in its own folder.")
-    if not config.run.output_dir:
+    if not given["output_dir"]:
         raise InputError("--output_dir: say where checkpoints and results go; each fold gets a folder in it.")
     is_main = os.environ.get("RANK", "0") == "0"  # of several processes, which don't know each other yet
-    with run_lock(config.run.output_dir) if is_main and not config.run.dry_run else nullcontext():
-        return _cross_validate(config)
+    with run_lock(given["output_dir"]) if is_main and not given["dry_run"] else nullcontext():
+        return _cross_validate(given)
 
 
-def _cross_validate(config: RunConfig) -> dict[str, Any]:
+def _cross_validate(given: GivenOptions) -> dict[str, Any]:
+    config = resolve(given, find_task(given["task"]).spec.defaults)  # what all of the runs have in common
     task = make_task(config)
     folds = task.folder.folds()
     if not folds:
@@ -52,7 +55,7 @@ def _cross_validate(config: RunConfig) -> dict[str, Any]:
     histories = []
     for fold in folds:
         print(f"\n=== fold {fold} of {len(folds)}", flush=True)
-        histories.append(_run_fold(config, fold, task.spec.best_metric))
+        histories.append(_run_fold(given, config, fold, task.spec.best_metric))
         if config.run.dry_run:
             print("the other folds cost about the same")
             return {}
@@ -68,7 +71,7 @@ def _cross_validate(config: RunConfig) -> dict[str, Any]:
     return summary
 
 
-def _run_fold(config: RunConfig, fold: int, metric: str) -> list[float]:
+def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) -> list[float]:
     """Trains what is left of a fold; its metric after every epoch."""
     folder = Path(config.run.output_dir) / f"fold-{fold}"
     values: dict[str, Any] = {"fold": fold, "output_dir": str(folder)}
@@ -77,7 +80,7 @@ def _run_fold(config: RunConfig, fold: int, metric: str) -> list[float]:
     done = epoch_file(folder, config.optim.epochs - 1).is_file()
     if done and config.run.auto_resume and not config.run.dry_run:
         print(f"{folder}: all {config.optim.epochs} epochs are done")
-    train(config.updated(values, config.given | set(values)))  # of a fold that is done: whether it is of this run
+    train(given.also(**values))  # of a fold that is done: whether it is of this run
     if config.run.dry_run:
         return []
     lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()

@@ -2,16 +2,16 @@
 
 import argparse
 
-from beit3_vqa.cli.finetune import add_options, config_from
+from beit3_vqa.cli.finetune import add_options, options_from
 from beit3_vqa.cli.flags import command
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    config = config_from(parsed)
+    given = options_from(parsed)
     from beit3_vqa.apps.cross_validation import cross_validate
 
-    cross_validate(config)
+    cross_validate(given)
     return 0
 
 

@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from beit3_vqa.cli.flags import add_option, command, given
-from beit3_vqa.config.config import GROUPS, RunConfig, option_fields, read_config_values
-from beit3_vqa.config.resolve import DEFAULTS, TITLES, build_config
+from beit3_vqa.config.config import DEFAULT_OF, GROUPS, option_fields, read_config_values
+from beit3_vqa.config.resolve import DEFAULTS, TITLES, GivenOptions
 
 # Flags of upstream that no longer do anything: how many values they take, and what there is instead.
 REPLACED_FLAGS: dict[str, tuple[str, str]] = {
@@ -47,17 +47,17 @@ def _add_ignored(parser: Any, name: str, values: str) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Train, or with `--eval` evaluate; return the exit code."""
-    config = config_from(parsed)
+    options = options_from(parsed)
     from beit3_vqa.engine.api import evaluate, train
 
-    if config.run.eval:
-        evaluate(config)
+    if options["eval"]:
+        evaluate(options)
     else:
-        train(config)
+        train(options)
     return 0
 
 
-def config_from(parsed: argparse.Namespace) -> RunConfig:
+def options_from(parsed: argparse.Namespace) -> GivenOptions:
     """The options of a command line on top of those of its `--config`."""
     values = {name: value for cls in GROUPS.values() for name, value in given(cls, parsed).items()}
     for name in (name for name in REPLACED_FLAGS if name in parsed):
@@ -67,13 +67,13 @@ def config_from(parsed: argparse.Namespace) -> RunConfig:
         values.setdefault("strategy", strategy)
         print(f"--zero_stage {parsed.zero_stage} is --strategy {strategy} here")
     from_file = read_config_values(parsed.config) if parsed.config else {}
-    if from_file.get("model_key") == RunConfig().init.model_key:
+    if from_file.get("model_key") == DEFAULT_OF["model_key"]:
         del from_file["model_key"]  # written down as the default, and not asked for
     if from_file.pop("trust_checkpoint", False):
         print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
     if "eval" in values:
         from_file.pop("finetune", None)  # what that run started from, not what it became
-    return build_config(from_file | values, typed_flags=frozenset(values))
+    return GivenOptions(from_file | values, typed_flags=frozenset(values))
 
 
 add = command("finetune", "train, resume and evaluate; the same as run_beit3_finetuning.py", add_options, run)

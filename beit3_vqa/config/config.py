@@ -5,8 +5,10 @@ import json
 import math
 import os
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from beit3_vqa.config.options import (
@@ -23,10 +25,12 @@ from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.runtime.fields import Options, typed
 from beit3_vqa.runtime.files import is_text, read_json, write_text
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All options of a run, which of them the user gave, and which of those were typed, not read from a file."""
+    """All options of a run, and which the user gave, and typed; `config.resolve` makes it, and nobody changes it."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
@@ -41,45 +45,16 @@ class RunConfig:
     def __post_init__(self):
         _check(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form: one object per group."""
-        return {group: dataclasses.asdict(getattr(self, group)) for group in GROUPS}
-
-    def flat(self) -> dict[str, Any]:
-        """Option name -> value, over all groups."""
-        return {name: value for group in self.to_dict().values() for name, value in group.items()}
-
-    def updated(self, values: dict[str, Any], given: frozenset[str] | None = None) -> "RunConfig":
-        """A copy with some options changed, by flat name."""
-        groups = {
-            group: dataclasses.replace(
-                getattr(self, group), **{name: value for name, value in values.items() if GROUP_OF[name] == group}
-            )
+    def to_dict(self, found: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+        """Return the JSON form, one object per group, with what was `found` out (flat) in the place of options."""
+        return {
+            group: dataclasses.asdict(getattr(self, group)) | {n: v for n, v in found.items() if GROUP_OF[n] == group}
             for group in GROUPS
         }
-        return RunConfig(**groups, given=self.given if given is None else given, typed_flags=self.typed_flags)
 
-    def trusts(self, path: str | Path) -> bool:
-        """Return whether code that a checkpoint brings may run: the one place that decides it.
-
-        Only for the very file that the user typed after `--resume`, or with `--trust_checkpoint` typed: neither for a
-        file that was found in a folder, nor for one that an ensemble or a `--config` names.
-        """
-        if "trust_checkpoint" in self.typed_flags and self.run.trust_checkpoint:
-            return True
-        return "resume" in self.typed_flags and Path(path) == Path(self.run.resume)
-
-    def with_saved_model(self, saved: dict[str, Any], where: str) -> "RunConfig":
-        """Takes the model options that weren't given from those saved (flat) with the checkpoint `where`.
-
-        Raises:
-            InputError: one of them has a value that option can't have.
-        """
-        kinds = {name: kind for group, name, kind in _kinds() if group == "model" and name not in self.given}
-        try:
-            return self.updated({n: typed(saved[n], kind, f"its {n}") for n, kind in kinds.items() if n in saved})
-        except InputError as error:
-            raise InputError(f"{where} was saved with options that no model can have: {error}") from error
+    def flat(self, found: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+        """Return option name -> value, over all groups, with what was `found` out in the place of options."""
+        return {name: value for group in self.to_dict(found).values() for name, value in group.items()}
 
     def num_workers(self, beside_model: bool) -> int:
         """Worker processes of a data loader; fewer where they share the cores with the model (`beside_model`)."""
@@ -87,11 +62,6 @@ class RunConfig:
             return self.data.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(10, max(1, cores // 2) if beside_model else cores)
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Examples in an evaluation pass."""
-        return self.optim.eval_batch_size or max(1, int(self.optim.settled_batch_size * 1.5))
 
     @property
     def temperature(self) -> float | None:
@@ -129,6 +99,7 @@ SESSION_OPTIONS = frozenset(
     }
 )
 GROUP_OF = {f.name: group for group, cls in GROUPS.items() for f in dataclasses.fields(cls)}
+DEFAULT_OF = {f.name: f.default for cls in GROUPS.values() for f in dataclasses.fields(cls)}
 
 
 def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
@@ -140,16 +111,18 @@ def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
 
 def option_kinds() -> dict[str, Any]:
     """Return the resolved type of every option by its name."""
-    return {name: kind for _, name, kind in _kinds()}
+    return {f.name: kind for _, f, kind in option_fields()}
 
 
-def _kinds() -> list[tuple[str, str, Any]]:
-    return [(group, f.name, kind) for group, f, kind in option_fields()]
+def write_config(config: RunConfig, path: Path, found: Mapping[str, Any] = NOTHING) -> None:
+    """Write config.json whole or not at all, without what was meant for one session only.
 
-
-def write_config(config: RunConfig, path: Path) -> None:
-    """Writes config.json whole or not at all, without what was meant for one session only."""
-    groups = config.to_dict()
+    Args:
+        config: the options.
+        path: the file.
+        found: what was found out, by the name of the option in whose place it is written.
+    """
+    groups = config.to_dict(found)
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in SESSION_OPTIONS}
     groups[GIVEN] = sorted(config.given - SESSION_OPTIONS)  # for people: the others are defaults, of the model's family
     write_text(path, json.dumps(groups, indent=2, ensure_ascii=False) + "\n")

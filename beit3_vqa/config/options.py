@@ -166,11 +166,6 @@ class OptimConfig(Options):
     model_ema_decay: float = option(0.9999, "of the moving average, per optimizer step", low=0, below=1)
     model_ema_force_cpu: bool = option(False, "keep the moving average in main memory")
 
-    @property
-    def settled_batch_size(self) -> int:
-        """Return the examples in a forward pass, 1 as long as that isn't found out."""
-        return 1 if self.batch_size == AUTO else self.batch_size
-
 
 @dataclass(frozen=True)
 class TaskConfig(Options):

@@ -1,13 +1,17 @@
-"""What an option is where nobody gave it: the defaults of a model's family."""
+"""What every option of a run is, and who says so: the one place that makes a `RunConfig`.
 
-from typing import TYPE_CHECKING, Any
+From the weakest to the strongest: options.py, the task's defaults, the defaults of the model's family, the model
+options that a checkpoint was saved with, what the user gave, and what a run keeps for good.
+"""
 
-from beit3_vqa.config.config import GROUP_OF, RunConfig
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from beit3_vqa.config.config import DEFAULT_OF, GROUP_OF, GROUPS, NOTHING, RunConfig, option_kinds
 from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
 from beit3_vqa.errors import InputError
-
-if TYPE_CHECKING:
-    pass
+from beit3_vqa.runtime.fields import typed
 
 TITLES: dict[str, str] = {"beit3": "BEiT-3", "clip": "CLIP"}
 # Where a family's default of an option isn't the one of options.py. CLIP's are the published recipe
@@ -32,36 +36,77 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_config(values: dict[str, Any], typed_flags: frozenset[str] = frozenset()) -> RunConfig:
-    """The options that a user gave, by flat name, on top of the defaults of the model's family.
+@dataclass(frozen=True)
+class GivenOptions:
+    """What a user gave, before anything else has its say: `given["resume"]` is that, or the default of options.py.
 
-    Args:
-        values: the options.
+    Attributes:
+        values: by the option's name.
         typed_flags: names of those that were typed on the command line; the others come from a file.
 
     Raises:
         InputError: a value that an option can't have, or two that contradict each other.
     """
-    model = values.get("model", RunConfig().model.model)
-    return _updated(RunConfig(typed_flags=typed_flags), model, _get_defaults(model) | values, frozenset(values))
+
+    values: dict[str, Any]
+    typed_flags: frozenset[str] = frozenset()
+
+    def __post_init__(self):
+        resolve(self)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values.get(name, DEFAULT_OF[name])
+
+    def also(self, **values: Any) -> "GivenOptions":
+        """Return the options with more of them given, none of those typed."""
+        return GivenOptions({**self.values, **values}, self.typed_flags)
 
 
-def with_family_defaults(config: RunConfig, settled: frozenset[str] = frozenset()) -> RunConfig:
-    """The same for options whose model has become known later, from a checkpoint.
+@dataclass(frozen=True)
+class SavedOptions:
+    """What a checkpoint says of its run.
+
+    Attributes:
+        values: the options that it was saved with, by name, as they came; only those of the model count.
+        where: its flag and file, for messages.
+        kept: names of others that count too, more than what is given.
+    """
+
+    values: Mapping[str, Any]
+    where: str
+    kept: tuple[str, ...] = ()
+
+
+def resolve(
+    given: GivenOptions, task_defaults: Mapping[str, Any] = NOTHING, saved: SavedOptions | None = None
+) -> RunConfig:
+    """Return the options of a run, settled: nobody changes them afterwards.
 
     Args:
-        config: with the model that is meant.
-        settled: options that the checkpoint says; those of the model stay as they are.
+        given: by the user.
+        task_defaults: options whose default isn't, for the run's task, the one of options.py.
+        saved: with the checkpoint that is resumed or evaluated; None: the run begins.
 
     Raises:
-        InputError: what was given contradicts a default.
+        InputError: a value that an option can't have, or two that contradict each other; says whose they are.
     """
-    values = {
-        name: value
-        for name, value in _get_defaults(config.model.model).items()
-        if name not in config.given and not (name in settled and GROUP_OF[name] == "model")
-    }
-    return _updated(config, config.model.model, values, config.given)
+    not_given = [name for name, group in GROUP_OF.items() if group == "model" and name not in given]
+    of_model = _typed(saved, not_given, "model")
+    model = given.values.get("model", of_model.get("model", DEFAULT_OF["model"]))
+    family = model.split("_")[0]
+    hint = f" ({TITLES[family]} has defaults of its own; `finetune --help` shows them.)" if DEFAULTS.get(family) else ""
+    if saved is not None:  # first what is wrong without the family that it brings, to say whose fault that is
+        known = {**_get_defaults(given["model"]), **task_defaults}
+        _made({**known, **given.values}, given)
+        _made({**known, **of_model, **given.values}, given, _blame(saved, "model"))
+    values = {**task_defaults, **_get_defaults(model), **of_model, **given.values}
+    config = _made(values, given, after=hint)
+    if saved is not None and saved.kept:
+        config = _made({**values, **_typed(saved, saved.kept, "run")}, given, _blame(saved, "run"))
+    return config
 
 
 def _get_defaults(model: str) -> dict[str, Any]:
@@ -71,10 +116,28 @@ def _get_defaults(model: str) -> dict[str, Any]:
     return values
 
 
-def _updated(config: RunConfig, model: str, values: dict[str, Any], given: frozenset[str]) -> RunConfig:
+def _typed(saved: SavedOptions | None, names: Iterable[str], of: str) -> dict[str, Any]:
+    """Return those of the saved options that have one of the names, as the options' types."""
+    if saved is None:
+        return {}
+    kinds = option_kinds()
     try:
-        return config.updated(values, given)
+        return {n: typed(saved.values[n], kinds[n], f"its {n}") for n in names if n in saved.values}
     except InputError as error:
-        key = model.split("_")[0]
-        hint = f" ({TITLES[key]} has defaults of its own; `finetune --help` shows them.)" if DEFAULTS.get(key) else ""
-        raise InputError(f"{error}{hint}") from error
+        raise InputError(f"{_blame(saved, of)}{error}") from error
+
+
+def _blame(saved: SavedOptions, of: str) -> str:
+    return f"{saved.where} was saved with options that no {of} can have: "
+
+
+def _made(values: Mapping[str, Any], given: GivenOptions, before: str = "", after: str = "") -> RunConfig:
+    """Return the options with these values, by name; an error is framed by `before` and `after`."""
+    try:
+        groups: dict[str, Any] = {
+            group: cls(**{name: value for name, value in values.items() if GROUP_OF[name] == group})
+            for group, cls in GROUPS.items()
+        }
+        return RunConfig(**groups, given=frozenset(given.values), typed_flags=given.typed_flags)
+    except InputError as error:
+        raise InputError(f"{before}{error}{after}") from error

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.config.config import FIT, RunConfig
-from beit3_vqa.config.resolve import with_family_defaults
+from beit3_vqa.config.config import FIT
+from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import EvalResult, PredictionsInfo
 from beit3_vqa.engine.batch_size import with_batch_size
 from beit3_vqa.engine.build import (
@@ -16,7 +16,6 @@ from beit3_vqa.engine.build import (
     load_for_inference,
     make_task,
     resolve_checkpoint_config,
-    with_task_defaults,
 )
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import (
@@ -30,11 +29,11 @@ from beit3_vqa.engine.checkpoint.resume import (
     check_same_answers,
     check_same_fingerprints,
     find_run,
+    fold_of_evaluation,
     restore,
     restore_weights,
-    with_saved_fold,
 )
-from beit3_vqa.engine.checkpoint.same_run import with_saved_beginning
+from beit3_vqa.engine.checkpoint.same_run import beginning_of
 from beit3_vqa.engine.checkpoint.save import TrainState
 from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
@@ -49,11 +48,12 @@ from beit3_vqa.runtime.files import require_writable
 from beit3_vqa.runtime.host import tune_allocator
 from beit3_vqa.runtime.precision import pick_device
 from beit3_vqa.runtime.spinning import watch_spinning
+from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
 
-def train(config: RunConfig) -> TrainState:
-    """Trains as `config` says, from scratch, from pretrained weights, or on from a checkpoint.
+def train(given: GivenOptions) -> TrainState:
+    """Trains as `given` says, from scratch, from pretrained weights, or on from a checkpoint.
 
     Raises:
         InputError: something the user gave doesn't work.
@@ -61,30 +61,30 @@ def train(config: RunConfig) -> TrainState:
         Stopped: a signal came; the step was finished and saved.
         ProcessLost: another process of the run ended.
     """
-    config = with_task_defaults(config)
-    if not config.run.output_dir and not config.run.dry_run:
+    find_task(given["task"])  # an unknown one is an error before anything is made
+    if not given["output_dir"] and not given["dry_run"]:
         raise InputError("--output_dir: say where checkpoints and results go.")
-    if config.compute.tune_allocator:
+    if given["tune_allocator"]:
         tune_allocator()
     watch_spinning()
-    lock = nullcontext() if config.run.dry_run else run_lock(config.run.output_dir)
-    with processes(pick_device(config.compute.device), config.compute.dist_timeout), lock:
-        if not config.run.dry_run:
-            distributed.run_on_main(lambda: finish_renames(Path(config.run.output_dir)))
-        found = find_run(config)
-        run = _begin(config) if found is None else _go_on(config, *found)
+    lock = nullcontext() if given["dry_run"] else run_lock(given["output_dir"])
+    with processes(pick_device(given["device"]), given["dist_timeout"]), lock:
+        if not given["dry_run"]:
+            distributed.run_on_main(lambda: finish_renames(Path(given["output_dir"])))
+        found = find_run(given)
+        run = _begin(given) if found is None else _go_on(given, *found)
         describe(run)
-        if config.run.dry_run:
+        if given["dry_run"]:
             dry_run(run)
             return run.state
         return fit(run)
 
 
-def _begin(config: RunConfig) -> Training:
-    config = with_family_defaults(config)
+def _begin(given: GivenOptions) -> Training:
+    config = resolve(given, find_task(given["task"]).spec.defaults)
     components = build(config, make_task(config))
     finetune = config.init.finetune
-    content = read_checkpoint(finetune, "--finetune", trust=config.trusts(finetune), mapped=True) if finetune else None
+    content = read_checkpoint(finetune, "--finetune", given, mapped=True) if finetune else None
     components.family.initialise(components.model, components.processor, content)
     del content
     run = set_up_training(with_batch_size(components))
@@ -92,10 +92,9 @@ def _begin(config: RunConfig) -> Training:
     return run
 
 
-def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
+def _go_on(given: GivenOptions, path: Path, content: dict[str, Any]) -> Training:
     where = f"--resume {path}"
-    config = resolve_checkpoint_config(config, content, where)
-    config = with_saved_beginning(config, get_options(content), where)
+    config = resolve_checkpoint_config(given, content, where, kept=beginning_of(given, get_options(content)))
     components = build(config, make_task(config), path)
     components = with_batch_size(components)
     restore_weights(components, content, path)
@@ -104,31 +103,30 @@ def _go_on(config: RunConfig, path: Path, content: dict[str, Any]) -> Training:
     return run
 
 
-def evaluate(config: RunConfig) -> EvalResult:
-    """Evaluates a checkpoint on `config.run.split` and writes the result files.
+def evaluate(given: GivenOptions) -> EvalResult:
+    """Evaluates a checkpoint on `--split` and writes the result files.
 
     Raises:
         InputError: something the user gave doesn't work.
     """
-    if config.compute.tune_allocator:
+    if given["tune_allocator"]:
         tune_allocator()
     watch_spinning()
-    with processes(pick_device(config.compute.device), config.compute.dist_timeout):
-        return _evaluate(config)
+    with processes(pick_device(given["device"]), given["dist_timeout"]):
+        return _evaluate(given)
 
 
-def _evaluate(config: RunConfig) -> EvalResult:
-    path, flag = checkpoint_to_evaluate(config)
-    folder = Path(config.run.output_dir or path.parent)
+def _evaluate(given: GivenOptions) -> EvalResult:
+    path, flag = checkpoint_to_evaluate(given)
+    folder = Path(given["output_dir"] or path.parent)
     require_writable(folder)
-    config = with_task_defaults(config)
-    content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
+    find_task(given["task"])  # an unknown one is an error before a file is read
+    content = read_checkpoint(path, flag, given, mapped=True)
     where = f"{flag} {path}"
     checksum = get_sha256(path)  # now: training may put another in its place before the end
     if flag == "--resume":
         validate_content(content, where)
-    config = resolve_checkpoint_config(config, content, where)
-    config = with_saved_fold(config, get_options(content))
+    config = resolve_checkpoint_config(given, content, where, kept=fold_of_evaluation(given, get_options(content)))
     task = make_task(config)
     check_same_answers(task, content, where)
     components = build(config, task, path)
@@ -138,7 +136,7 @@ def _evaluate(config: RunConfig) -> EvalResult:
     del content
     components.model.to(components.precision.device)
     print(f"evaluating {path}")
-    if average and "model_key" not in config.given:
+    if average and "model_key" not in given:
         print("its moving average, that is (model_ema); --model_key model takes the weights themselves")
     fit, temperature = config.run.temperature == FIT, None
     if fit:

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from beit3_vqa.config.options import AUTO, BATCH_SIZE
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.types import Batch, Example
-from beit3_vqa.engine.build import Components
+from beit3_vqa.engine.build import Components, StepSize
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed, memory
 from beit3_vqa.runtime.memory import NotEnoughMemory
@@ -28,7 +28,7 @@ MOMENTS = 2  # of AdamW, each as large as the weights that are trained
 
 
 def with_batch_size(components: Components) -> Components:
-    """The parts of a run with `batch_size` and `update_freq` settled, and what was chosen said.
+    """Return the parts of a run with their `step_size` settled, and say what was chosen.
 
     The step is what was asked for, whatever fits into memory: a mean over the same examples, in more forward passes.
 
@@ -36,25 +36,24 @@ def with_batch_size(components: Components) -> Components:
         InputError: an effective batch that can't be made of such batches, or memory for not one example; for a dry run,
             also for less than a batch.
     """
-    given = components.config.optim.batch_size != AUTO
-    components = _with_size_settled(components)
-    if given and components.config.run.dry_run:
+    components = replace(components, step_size=_step_size(components))
+    if components.config.optim.batch_size != AUTO and components.config.run.dry_run:
         _require_fitting(components)
     return components
 
 
-def _with_size_settled(components: Components) -> Components:
+def _step_size(components: Components) -> StepSize:
     options = components.config.optim
     per_process = _examples_per_process(components)
     if options.batch_size != AUTO:
         if options.effective_batch_size is None:
-            return components
+            return components.step_size
         if per_process % options.batch_size:
             raise InputError(
                 f"--effective_batch_size {options.effective_batch_size}: {per_process} examples in each process can't "
                 f"be made of batches of {options.batch_size}; choose a divisor for --batch_size, or write auto."
             )
-        return _settled(components, options.batch_size, per_process)
+        return StepSize(options.batch_size, per_process // options.batch_size)
     if components.task.spec.in_batch_negatives:
         raise InputError(
             f"--batch_size auto: the loss of {components.task.spec.name} compares the rows of a forward pass with each "
@@ -71,7 +70,7 @@ def _with_size_settled(components: Components) -> Components:
         )
     batch_size = next(size for size in range(fitting, 0, -1) if per_process % size == 0)
     print(f"--batch_size auto: {fitting} fit; batches of {batch_size}, {per_process // batch_size} a step")
-    return _settled(components, batch_size, per_process)
+    return StepSize(batch_size, per_process // batch_size)
 
 
 def _examples_per_process(components: Components) -> int:
@@ -84,11 +83,6 @@ def _examples_per_process(components: Components) -> int:
     if wanted % processes:
         raise InputError(f"--effective_batch_size {wanted}: can't be shared evenly by {processes} processes.")
     return wanted // processes
-
-
-def _settled(components: Components, batch_size: int, per_process: int) -> Components:
-    components.config = components.config.updated({"batch_size": batch_size, "update_freq": per_process // batch_size})
-    return components
 
 
 def _largest_that_fits(components: Components, most: int) -> int:
@@ -110,7 +104,7 @@ def _require_fitting(components: Components) -> None:
 
     A CPU's kernel would end the process without a word, and perhaps another one with it.
     """
-    count, device = components.config.optim.settled_batch_size, components.precision.device
+    count, device = components.step_size.batch_size, components.precision.device
     if distributed.world_size() > 1 or not memory.can_measure(device):
         return
     with _tried(components, count, DRY_RUN_SHARE) as tried:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from beit3_vqa.config.config import GROUP_OF, RunConfig
-from beit3_vqa.config.resolve import with_family_defaults
+from beit3_vqa.config.config import DEFAULT_OF, GROUP_OF, RunConfig
+from beit3_vqa.config.options import AUTO
+from beit3_vqa.config.resolve import GivenOptions, SavedOptions, resolve
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import IndexDataset, PermutedChoices
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
@@ -30,6 +31,19 @@ from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
 
+@dataclass(frozen=True)
+class StepSize:
+    """How many examples an optimizer step has.
+
+    Attributes:
+        batch_size: examples in a forward pass of each process.
+        update_freq: forward passes.
+    """
+
+    batch_size: int
+    update_freq: int
+
+
 @dataclass
 class Components:
     """A run's parts, the model without weights of its own yet."""
@@ -40,8 +54,14 @@ class Components:
     processor: Processor
     model: Any
     precision: Precision
+    step_size: StepSize  # as asked for, until `batch_size.with_batch_size` has found it
     bad_images: BadImages = field(default_factory=BadImages)
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)  # of the splits that `loader` has seen
+
+    @property
+    def found(self) -> dict[str, int]:
+        """What was found out after the options were settled; files keep it in the place of the options asked for."""
+        return asdict(self.step_size)
 
     def loader(self, split: str, *, training: bool = False) -> BatchLoader:
         """Batches of a split; says how long its texts are."""
@@ -65,7 +85,7 @@ class Components:
         return BatchLoader(
             dataset,
             partial(self.task.collate, processor=self.processor),
-            config.optim.settled_batch_size if training else config.eval_batch_size,
+            self.step_size.batch_size if training else self._eval_batch_size(),
             shuffle=training,
             seed=config.run.seed,
             weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
@@ -74,6 +94,9 @@ class Components:
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
             bad_images=self.bad_images,
         )
+
+    def _eval_batch_size(self) -> int:
+        return self.config.optim.eval_batch_size or max(1, int(self.step_size.batch_size * 1.5))
 
     def _texts(self, examples: Iterator[Example]) -> str:
         """What there is to say of the texts of a split; looks at every example in any case."""
@@ -134,7 +157,9 @@ def build(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Comp
     _tell_unused(config, family, task)
     processor = family.processor(checkpoint.parent if checkpoint else None)
     bad_images = BadImages(config.data.skip_bad_images)
-    return Components(config, task, family, processor, family.build(precision), precision, bad_images)
+    options = config.optim
+    step_size = StepSize(1 if options.batch_size == AUTO else options.batch_size, options.update_freq)
+    return Components(config, task, family, processor, family.build(precision), precision, step_size, bad_images)
 
 
 def _family(config: RunConfig, task: Task) -> Family:
@@ -167,8 +192,8 @@ def _require_possible(family: Family, checkpoint: Path | None) -> int:
 
 def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
     """Says which of the options that were given mean nothing to the family, or to the task."""
-    before, values = RunConfig().flat(), config.flat()
-    given = sorted(name for name in config.given if values[name] != before[name])  # a config.json gives all of them
+    values = config.flat()
+    given = sorted(name for name in config.given if values[name] != DEFAULT_OF[name])  # a config.json gives all of them
     for name in given:
         if GROUP_OF[name] == "of_task" and name not in task.spec.own_options:
             print(f"--{name} has no effect on --task {task.spec.name}")
@@ -177,49 +202,57 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
             print(f"--{name} has no effect on {config.model.model}")
 
 
-def with_task_defaults(config: RunConfig) -> RunConfig:
-    """The options with the task's own defaults in the place of those that weren't given."""
-    defaults = find_task(config.run.task).spec.defaults
-    return config.updated({name: value for name, value in defaults.items() if name not in config.given})
-
-
 def make_task(config: RunConfig) -> Task:
     """The task of `--task` on the data of `--data_path`."""
     return find_task(config.run.task).from_folder(config)
 
 
-def checkpoint_to_evaluate(config: RunConfig) -> tuple[Path, str]:
+def checkpoint_to_evaluate(given: GivenOptions) -> tuple[Path, str]:
     """The checkpoint of `--resume`, of `--finetune`, or the best of the output folder, and the flag that named it."""
-    if config.run.resume:
-        return Path(config.run.resume), "--resume"
-    if config.init.finetune:
-        return Path(config.init.finetune), "--finetune"
-    best = Path(config.run.output_dir) / BEST
-    if config.run.output_dir and best.is_file():
+    if given["resume"]:
+        return Path(given["resume"]), "--resume"
+    if given["finetune"]:
+        return Path(given["finetune"]), "--finetune"
+    folder = Path(given["output_dir"])
+    best = folder / BEST
+    if given["output_dir"] and best.is_file():
         return best, "--resume"
-    theirs = deepspeed_weights(Path(config.run.output_dir)) if config.run.output_dir else []
-    there = f" {config.run.output_dir} holds {theirs[-1]}, of a run with DeepSpeed." if theirs else ""
+    theirs = deepspeed_weights(folder) if given["output_dir"] else []
+    there = f" {folder} holds {theirs[-1]}, of a run with DeepSpeed." if theirs else ""
     raise InputError(f"--eval: say what to evaluate with --resume CHECKPOINT or --finetune CHECKPOINT.{there}")
 
 
-def resolve_checkpoint_config(config: RunConfig, content: dict[str, Any], where: str) -> RunConfig:
-    """The run's options with the model's taken from the checkpoint `where`, where they weren't given."""
+def resolve_checkpoint_config(
+    given: GivenOptions, content: dict[str, Any], where: str, kept: tuple[str, ...] = ()
+) -> RunConfig:
+    """Return the options of a run or an evaluation that has a checkpoint.
+
+    Args:
+        given: by the user, the task among them where it isn't the default.
+        content: of the checkpoint.
+        where: its flag and file, for messages.
+        kept: options beside the model's that are the checkpoint's, whatever is given.
+
+    Raises:
+        InputError: options that contradict each other, or a checkpoint of another family of models.
+    """
+    spec = find_task(given["task"]).spec
     saved = {name: value for name, value in get_options(content).items() if name not in ("input_size", "num_classes")}
-    if saved and "vqa_loss" not in saved and find_task(config.run.task).spec.takes_vqa_loss:
+    if saved and "vqa_loss" not in saved and spec.takes_vqa_loss:
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
-        if "vqa_loss" not in config.given:
+        if "vqa_loss" not in given:
             print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
-    config = config.with_saved_model(saved, where)
+    config = resolve(given, spec.defaults, SavedOptions(saved, where, kept))
     before = saved.get("model")
     if isinstance(before, str) and before.split("_")[0] != family_key(config.model.model):
         raise InputError(
             f"{where} is a {before}, --model says {config.model.model}: no weight of the one fits the other. Give the "
             "run another --output_dir, or start over with --no_auto_resume."
         )
-    return with_family_defaults(config, settled=frozenset(saved))
+    return config
 
 
-def plan_evaluation(config: RunConfig) -> tuple[RunConfig, int]:
+def plan_evaluation(given: GivenOptions) -> tuple[GivenOptions, int]:
     """The options of an evaluation on the task that its checkpoint is of, and the parameters that it would load.
 
     No weight is loaded for that.
@@ -227,12 +260,12 @@ def plan_evaluation(config: RunConfig) -> tuple[RunConfig, int]:
     Raises:
         InputError: as evaluation would: no such checkpoint, a damaged one, data that don't fit.
     """
-    path, flag = checkpoint_to_evaluate(config)
-    content = read_checkpoint(path, flag, trust=config.trusts(path), mapped=True)
+    path, flag = checkpoint_to_evaluate(given)
+    content = read_checkpoint(path, flag, given, mapped=True)
     saved = get_options(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
-    config = config.updated({"task": saved} if isinstance(saved, str) else {})
-    evaluated = resolve_checkpoint_config(with_task_defaults(config), content, f"{flag} {path}")
-    return config, _require_possible(_family(evaluated, make_task(evaluated)), path)
+    given = given.also(task=saved) if isinstance(saved, str) else given
+    config = resolve_checkpoint_config(given, content, f"{flag} {path}")
+    return given, _require_possible(_family(config, make_task(config)), path)
 
 
 def load_for_inference(components: Components, content: dict[str, Any], where: str, *, exact: bool = True) -> None:

@@ -21,22 +21,21 @@ def describe(run: Training) -> None:
     components, config = run.components, run.components.config
     parameters = sum(p.numel() for p in components.model.parameters())
     trainable = sum(p.numel() for p in components.model.parameters() if p.requires_grad)
-    options = config.optim
+    step_size = components.step_size
     kernel = components.model.attention_kernel(
-        components.precision.device, components.precision.dtype, options.batch_size, components.processor.max_tokens
+        components.precision.device, components.precision.dtype, step_size.batch_size, components.processor.max_tokens
     )
-    global_batch = options.batch_size * options.update_freq * distributed.world_size()
+    global_batch = step_size.batch_size * step_size.update_freq * distributed.world_size()
     spread = (
         f" in {distributed.world_size()} processes ({config.compute.strategy})" if distributed.world_size() > 1 else ""
     )
     counts = f"{parameters:,} parameters, {trainable:,} trained"
     classes = f", {components.task.num_classes} answers" if components.task.num_classes else ""
     print(f"model: {config.model.model}, {counts}{classes}")
+    where = f"{components.precision.device} in {components.precision.name}{spread}"
     print(
         f"training: {run.examples} {components.task.spec.unit}, {run.steps_per_epoch} steps of {global_batch} an "
-        "epoch, "
-        f"{options.epochs} epochs, on {components.precision.device} in {components.precision.name}{spread}, attention: "
-        f"{kernel}"
+        f"epoch, {config.optim.epochs} epochs, on {where}, attention: {kernel}"
     )
     if components.precision.device.type == "cpu":
         print(f"threads: {torch.get_num_threads()}; idle ones spin: {spinning_in_words()}")

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.config.config import GROUP_OF, RunConfig
+from beit3_vqa.config.config import GROUP_OF
+from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_size
 from beit3_vqa.data.rows import LETTERS
@@ -19,7 +20,6 @@ from beit3_vqa.engine.build import (
     build,
     load_for_inference,
     resolve_checkpoint_config,
-    with_task_defaults,
 )
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import (
@@ -214,8 +214,8 @@ def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Comp
         raise InputError(f"{where}: isn't a checkpoint of this package's training. {EVALUATE}")
     with naming_saved_options(where):
         find_task(task_name)  # an unknown one is an error of its own
-        config = with_task_defaults(RunConfig(typed_flags=frozenset(given)).updated({"task": task_name}))
-        config = resolve_checkpoint_config(config, content, where).updated(given, given=frozenset(given))
+        options = GivenOptions({**given, "task": task_name}, typed_flags=frozenset(given))
+        config = resolve_checkpoint_config(options, content, where)
         if to_export and not find_family(config.model.model).exports:
             raise InputError(f"{where}: is a {config.model.model}; its checkpoints are its format, there is no other.")
         task = find_task(task_name).from_checkpoint(config, content["task_state"], where)

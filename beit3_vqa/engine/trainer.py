@@ -91,8 +91,8 @@ def set_up_training(components: Components) -> Training:
         optimizer=make_optimizer(components.model, options, strategy),
         precision=components.precision,
         examples=train_loader.batches.rows,
-        batch_size=options.settled_batch_size,
-        update_freq=options.update_freq,
+        batch_size=components.step_size.batch_size,
+        update_freq=components.step_size.update_freq,
         clip_grad=options.clip_grad,
         max_bad_steps=options.max_bad_steps,
         ema=make_ema(components) if options.model_ema else None,
@@ -193,7 +193,7 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
         aside = run_folder.archive_best(folder) if run.best_is_of_other_data else None
         if aside:
             print(f"the best checkpoint on the other val is now in {aside}")
-    write_config(run.components.config, folder / "config.json")
+    write_config(run.components.config, folder / "config.json", run.components.found)
     run.components.family.save_assets(run.components.processor, folder)
 
 

@@ -29,6 +29,7 @@ from PIL import Image
 
 from beit3_vqa.config.config import RunConfig, read_config_values
 from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.config.resolve import GivenOptions, SavedOptions, resolve
 from beit3_vqa.data.images import image_size, open_image
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
@@ -45,6 +46,7 @@ from beit3_vqa.prepare import prepare
 from beit3_vqa.prepare.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
 from tests.faults.mutate import change_checkpoint, change_json, change_png, mutate
+from tests.helpers.options import build_config
 
 MAX_SECONDS = 5.0
 MAX_GROWTH = 2**30  # bytes of resident memory
@@ -74,7 +76,7 @@ def targets(home: Path) -> dict[str, Target]:
     processor = BEiT3Processor(tokenizer, 64, PromptTemplate(DEFAULT_PROMPT_TEMPLATE), EvalTransform(32))
 
     def open_folder(_: Path) -> None:
-        config = RunConfig().updated({"data_path": str(home / "folder")})
+        config = build_config({"data_path": str(home / "folder")})
         task = VQACustom.from_folder(config)
         dataset = task.dataset("train", processor, training=True)
         processor.measure(map(dataset.example, range(len(dataset))), 300)
@@ -91,7 +93,7 @@ def targets(home: Path) -> dict[str, Target]:
         "config": Target(
             json.dumps(RunConfig().to_dict(), indent=1).encode(),
             "config.json",
-            lambda path: RunConfig().updated(read_config_values(path)),
+            lambda path: build_config(read_config_values(path)),
             change_json,
         ),
         "visual7w": Target(_visual7w(), "x.json", _prepare("visual7w", "json", home / "out", images), change_json),
@@ -191,7 +193,8 @@ def _load(path: Path) -> None:
         check_key_layout(path, vocab_rows=None)
     content = read_checkpoint(path, "--resume")
     validate_content(content, "--resume")
-    RunConfig().with_saved_model({n: v for n, v in get_options(content).items() if n != "num_classes"}, "--resume")
+    saved = {n: v for n, v in get_options(content).items() if n != "num_classes"}
+    resolve(GivenOptions({}), saved=SavedOptions(saved, "--resume"))
     if "random_state" in content:
         set_random_state(content["random_state"])
     model = _tiny_model()

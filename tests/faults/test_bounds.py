@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.config.config import RunConfig, read_config_values
+from beit3_vqa.config.config import read_config_values
+from beit3_vqa.config.resolve import GivenOptions, SavedOptions, resolve
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import open_image
 from beit3_vqa.data.index import DatasetInfo
@@ -28,6 +29,7 @@ from beit3_vqa.models.beit3.pretrained import mismatches
 from beit3_vqa.prepare import choices_csv, prepare
 from beit3_vqa.prepare.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
+from tests.helpers.options import TRUSTING, build_config
 
 READERS = {
     "config.json": read_config_values,
@@ -69,9 +71,9 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
         for name in old.namelist():
             new.writestr(name, bytes(10**8) if name.endswith("data/0") else old.read(name))
     assert packed.stat().st_size < 10**6
-    for trust in (False, True):
+    for given in (None, TRUSTING):
         with pytest.raises(InputError, match="packed zip archive"):
-            read_checkpoint(packed, "--finetune", trust=trust)
+            read_checkpoint(packed, "--finetune", given)
 
 
 def test_a_trillion_numbers_that_are_one(tmp_path):
@@ -115,7 +117,7 @@ def test_options_of_another_kind_are_never_compared_or_shown_whole():
     assert saved["opt_betas"] == (0.9, 0.98)
     assert (saved["lr"] == 0.001) is False  # a tensor's answer would be three answers
     with pytest.raises(InputError, match="options that no model can have") as error:
-        RunConfig().with_saved_model({"vocab_size": saved["model"]}, "x.pth")
+        resolve(GivenOptions({}), saved=SavedOptions({"vocab_size": saved["model"]}, "x.pth"))
     assert len(str(error.value)) < 400
 
 
@@ -124,7 +126,7 @@ def test_image_roots_that_are_none(tmp_path, root):
     AnswerTable(["yes", "no"]).write(tmp_path / "answer2label.txt")
     (tmp_path / "vqacustom.train.jsonl").write_text('{"image_path": "a", "id": 1, "question": "?", "answer": "no"}')
     (tmp_path / "dataset.json").write_text(json.dumps({"image_root": root}))
-    task = VQACustom.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+    task = VQACustom.from_folder(build_config({"data_path": str(tmp_path)}))
     with pytest.raises(InputError, match=r"dataset\.json|--image_root"):
         task.dataset("train", None, training=False)
 

@@ -11,6 +11,8 @@ import torch
 
 import beit3_vqa
 from beit3_vqa.cli.main import main
+from beit3_vqa.config.resolve import resolve
+from beit3_vqa.engine import api, build
 from beit3_vqa.engine.checkpoint.io import read_checkpoint, save_checkpoint
 from tests.conftest import SUBJECTS, finetune
 
@@ -54,6 +56,28 @@ def test_two_epochs_are_one_and_one_resumed_bit_for_bit(scpc, tmp_path, workers)
         assert not ours
         assert one["best_score"] == two["best_score"]
     assert (straight / "log.txt").read_text().count("\n") == (parts / "log.txt").read_text().count("\n") == 2
+
+
+def test_every_way_in_settles_its_options_once(scpc, trained, tmp_path, monkeypatch):
+    settled = []
+
+    def counting(*of, **how):
+        settled.append(resolve(*of, **how))
+        return settled[-1]
+
+    for module in (api, build):
+        monkeypatch.setattr(module, "resolve", counting)
+    ask = ["predict", "--image", str(scpc / "images" / "0_chelsea.jpg"), "--question", "?", "--choices", *"abcd"]
+    ways_in = [
+        finetune(scpc, tmp_path / "out", "--dry_run"),
+        finetune(scpc, trained, "--dry_run", "--epochs", "3"),
+        finetune(scpc, tmp_path / "out", "--dry_run", "--epochs", "3", "--resume", str(trained / "checkpoint-1.pth")),
+        finetune(scpc, tmp_path / "out", "--eval", "--split", "val", "--resume", str(trained / "checkpoint-best.pth")),
+        [*ask, "--checkpoint", str(trained / "checkpoint-best.pth"), "--device", "cpu"],
+    ]
+    for number, command in enumerate(ways_in, start=1):
+        assert main(command) == 0
+        assert len(settled) == number, command
 
 
 def test_what_training_leaves_behind(trained):

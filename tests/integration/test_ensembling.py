@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.config.resolve import build_config
+from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.predictions import info_file, read_info, read_predictions, write_info, write_predictions
 from beit3_vqa.data.types import PredictionsInfo
 from beit3_vqa.engine.build import plan_evaluation
@@ -21,6 +21,7 @@ from beit3_vqa.models.clip.family import CLIPFamily
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
 from tests.conftest import finetune_clip
 from tests.helpers.ensembles import simulated
+from tests.helpers.options import build_config
 
 LARGE = 676_582_404  # beit3_large_patch16_480 with four answers
 FOUR_OPTIONS = TaskShape("vqacustom", 4, True)
@@ -358,4 +359,4 @@ def test_counting_a_checkpoint_leaves_its_tensors_in_the_file(scpc, trained, tmp
     content = torch.load(trained / "checkpoint-best.pth", weights_only=True)
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     given = {"eval": True, "resume": str(path), "data_path": str(scpc / "data")}
-    assert plan_evaluation(build_config(given))[1] == sum(v.numel() for v in content["model"].values())
+    assert plan_evaluation(GivenOptions(given))[1] == sum(v.numel() for v in content["model"].values())

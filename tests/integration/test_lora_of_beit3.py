@@ -7,13 +7,13 @@ import torch
 
 import beit3_vqa
 from beit3_vqa.cli.main import main
-from beit3_vqa.config.resolve import build_config
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
 from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.names import build_model
 from beit3_vqa.runtime.precision import Precision
 from tests.conftest import finetune
+from tests.helpers.options import build_config
 from tests.integration.test_end_to_end import run_in_new_process, tensors
 
 LAYERS, WIDTH, RANK = 3, 128, 4

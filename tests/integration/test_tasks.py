@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.types import Batch, Example
@@ -19,13 +18,14 @@ from beit3_vqa.metrics import tempered
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.vqa import KEPT_ANSWERS, VQACustom
 from beit3_vqa.tasks.vqav2 import VQAv2
+from tests.helpers.options import build_config
 
 CHOICES = ("red", "blue", "green", "teal")
 EXAMPLE = Example("0", "x", "q")
 
 
 def task(answers=("A", "B", "C", "D"), **options) -> VQACustom:
-    return VQACustom(AnswerTable(list(answers)), RunConfig().updated(options))
+    return VQACustom(AnswerTable(list(answers)), build_config(options))
 
 
 def batch(*labels, choices=CHOICES):
@@ -134,7 +134,7 @@ def test_unknown_tasks_name_the_nearest():
 def folder(tmp_path, rows, answers="ABCD"):
     (tmp_path / "vqacustom.train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     AnswerTable(list(answers)).write(tmp_path / "answer2label.txt")
-    return VQACustom.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+    return VQACustom.from_folder(build_config({"data_path": str(tmp_path)}))
 
 
 def row(number, **more):
@@ -194,7 +194,7 @@ def test_what_vouches_for_the_order_of_answers(tmp_path, info, kind, vouched, ca
     AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
     if info:
         info.write(tmp_path)
-    made = kind.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+    made = kind.from_folder(build_config({"data_path": str(tmp_path)}))
     if vouched:
         made.vouch("--resume x")
         assert f"read by {tmp_path / 'answer2label.txt'}" in capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_forks_folders_are_read_as_they_are(tmp_path):
         line = {"image_path": "train/x.jpg", "text_segment": [7, 8], "labels": [1], "scores": [1.0], "qid": split}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
     AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
-    made = VQACustom.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+    made = VQACustom.from_folder(build_config({"data_path": str(tmp_path)}))
     assert made.folder.splits() == ["train", "val", "test"]
     train = made.dataset("train", None, training=True)
     assert [train.example(i).id for i in range(len(train))] == ["0", "1"]

@@ -22,6 +22,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.tasks.vqa_rank import VQARank
 from tests.conftest import SUBJECTS, finetune
+from tests.helpers.options import build_config
 
 
 def ranking(*command: str) -> list[str]:
@@ -101,7 +102,7 @@ def test_a_long_question_is_cut_and_never_the_option(scpc):
 def test_open_ended_data_have_nothing_to_rank(tmp_path):
     AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
     with pytest.raises(InputError, match="no options to rank"):
-        VQARank.from_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+        VQARank.from_folder(build_config({"data_path": str(tmp_path)}))
 
 
 def test_upstreams_rows_hold_question_and_options_in_one(scpc, tmp_path, capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from beit3_vqa.config.config import GROUPS
 from beit3_vqa.tasks import TASKS
 
 PACKAGE = Path(__file__).parents[2] / "beit3_vqa"
@@ -91,3 +92,102 @@ def test_only_the_command_line_knows_argparse():
     for path in FILES:
         if path.relative_to(PACKAGE).parts[0] != "cli" and path not in readers:
             assert "argparse" not in set(path.read_text().split()), path
+
+
+OPTION_CLASSES = {"RunConfig", *(cls.__name__ for cls in GROUPS.values())}
+
+
+def of_config(node: ast.AST) -> bool:
+    """Whether something of a `config` is meant: the name itself, `parts.config`, or a group of one."""
+    return any(getattr(n, "id", getattr(n, "attr", "")) == "config" for n in ast.walk(node))
+
+
+def settled_again(tree: ast.AST) -> list[str]:
+    """What in a file would make a RunConfig, or change one."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            first = node.args[0] if node.args else None
+            changes = name in ("replace", "setattr", "__setattr__", "__replace__", "updated")
+            changed = (first is not None and of_config(first)) or (changes and of_config(node.func))
+            if name in OPTION_CLASSES or name == "updated" or (changes and changed):
+                found.append(ast.unparse(node))
+            if name == "replace" and any(keyword.arg == "config" for keyword in node.keywords):
+                found.append(ast.unparse(node))
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
+            attributes = [t for t in targets if isinstance(t, (ast.Attribute, ast.Subscript)) and of_config(t)]
+            texts = [ast.unparse(target) for target in attributes]
+            found += [text for text in texts if text != "self.config" and not text.startswith("torch.")]
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "config = config.updated({'fold': 1})",
+        "replace(config, run=other)",
+        "dataclasses.replace(parts.config, run=other)",
+        "replace(parts.config.optim, batch_size=4)",
+        "replace(parts, config=other)",
+        "copy.replace(config, run=other)",
+        "config.__replace__(run=other)",
+        "RunConfig(optim=other)",
+        "config_module.RunConfig()",
+        "OptimConfig(batch_size=4)",
+        "parts.config = other",
+        "parts.config.optim.batch_size = 4",
+        "config.optim.batch_size += 1",
+        "object.__setattr__(config.optim, 'batch_size', 4)",
+        "setattr(config, 'optim', other)",
+    ],
+)
+def test_a_config_that_is_changed_is_found(code):
+    assert settled_again(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "self.config = config",
+        "config = resolve(given)",
+        "text.replace('config', 'x')",
+        "replace(parts, step_size=StepSize(4, 2))",
+        "batch_size = config.optim.batch_size",
+        "def build(config: RunConfig) -> None: pass",
+    ],
+)
+def test_a_config_that_is_read_is_not(code):
+    assert not settled_again(ast.parse(code))
+
+
+def test_options_are_settled_in_config_alone():
+    for path in FILES:
+        if path.relative_to(PACKAGE).parts[0] != "config":
+            assert not settled_again(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_each_way_in_settles_its_options_with_one_call():
+    """A run that begins, a checkpoint (to go on from, evaluate, ask or count), and what all folds have in common."""
+    callers = {}
+    for path in FILES:
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        count = sum(getattr(call.func, "id", "") == "resolve" for call in calls)
+        if count and path.relative_to(PACKAGE).parts[0] != "config":
+            callers[str(path.relative_to(PACKAGE))] = count
+    assert callers == {"engine/api.py": 1, "engine/build.py": 1, "apps/cross_validation.py": 1}
+
+
+def test_trust_in_a_checkpoint_is_decided_in_one_place():
+    """Only there a file is read in full, and only there somebody looks at what the user said of it."""
+    decides = PACKAGE / "engine/checkpoint/io.py"
+    in_full = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
+                how = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                in_full += [path] if how.get("weights_only") != "True" else []
+            asks = isinstance(node, (ast.Compare, ast.Subscript)) and "'trust_checkpoint'" in ast.unparse(node)
+            assert not asks or path == decides, f"{path}: {ast.unparse(node)}"
+    assert in_full == [decides]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.config.config import RunConfig
-from beit3_vqa.config.resolve import build_config
+from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.predictions import info_file, predictions_file, read_info, read_predictions
 from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.engine.api import evaluate
@@ -30,7 +29,7 @@ class Member:
         parameters: of its model, all that is loaded.
         weights: what tells its weights from others: the checkpoint's SHA-256, or its name where that isn't known.
         info: what is known of its predictions; None of a checkpoint that hasn't been evaluated.
-        config: how to evaluate it; None where it is a file of predictions.
+        given: options to evaluate it with; None where it is a file of predictions.
     """
 
     name: str
@@ -38,7 +37,7 @@ class Member:
     parameters: int
     weights: str
     info: PredictionsInfo | None = None
-    config: RunConfig | None = None
+    given: GivenOptions | None = None
 
 
 def find_members(
@@ -135,13 +134,14 @@ def _of_checkpoint(
     name: str, path: Path, evaluation: Mapping[str, Any], folder: Path, given: Mapping[str, int]
 ) -> Member:
     values = {**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)}
-    config = build_config(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
-    config, parameters = plan_evaluation(config)
-    if not find_task(config.run.task).spec.per_example:
-        raise InputError(f"{name}: was trained on {config.run.task}, whose results aren't answers that can be joined.")
+    options = GivenOptions(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
+    options, parameters = plan_evaluation(options)
+    task = options["task"]
+    if not find_task(task).spec.per_example:
+        raise InputError(f"{name}: was trained on {task}, whose results aren't answers that can be joined.")
     if given.get(name, parameters) != parameters:
         raise InputError(f"--params {name}={given[name]}: its model has {parameters:,}. Leave the option out.")
-    return Member(name, path, parameters, get_sha256(path), config=config)
+    return Member(name, path, parameters, get_sha256(path), given=options)
 
 
 def total_parameters(members: Iterable[Member]) -> int:
@@ -154,11 +154,11 @@ def total_parameters(members: Iterable[Member]) -> int:
 
 def load_predictions(member: Member, split: str) -> tuple[list[Prediction], PredictionsInfo | None]:
     """A member's predictions and what is known of them; a checkpoint is evaluated on the split."""
-    if member.config is None:
+    if member.given is None:
         return read_predictions(member.path, member.info), member.info
-    result = evaluate(member.config.updated({"split": split}, member.config.given))
+    result = evaluate(member.given.also(split=split))
     gc.collect()  # one model at a time: nothing of this one is left when the next is loaded
-    return result.predictions, read_info(predictions_file(Path(member.config.run.output_dir), split))
+    return result.predictions, read_info(predictions_file(Path(member.given["output_dir"]), split))
 
 
 def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: bool) -> list[list[Prediction]] | None:
@@ -173,7 +173,7 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
     Raises:
         InputError: a file that isn't there though needed, or is of another checkpoint than the member.
     """
-    of_files = [member for member in members if member.config is None]
+    of_files = [member for member in members if member.given is None]
     if given and len(given) != len(of_files):
         raise InputError(
             f"--val: {len(given)} files for {len(of_files)} members with predictions; give one for each, in order."
@@ -199,6 +199,6 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
                 "splits with one checkpoint."
             )
     return [
-        read_predictions(files[m.name], infos[m.name]) if m.config is None else load_predictions(m, "val")[0]
+        read_predictions(files[m.name], infos[m.name]) if m.given is None else load_predictions(m, "val")[0]
         for m in members
     ]

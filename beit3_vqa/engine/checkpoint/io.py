@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
+from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.checkpoint.folder import manifest_file
 from beit3_vqa.engine.checkpoint.manifest import HashingFile, opened_by_others, verify, write_manifest
 from beit3_vqa.errors import InputError, nearest, short
@@ -94,19 +95,20 @@ def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] |
     write_manifest(path, written, about or {})
 
 
-def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped: bool = False) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, flag: str, given: GivenOptions | None = None, *, mapped: bool = False
+) -> dict[str, Any]:
     """The content of a checkpoint file, tensors in main memory.
 
     Args:
         path: the file.
         flag: the option that named it, for messages.
-        trust: run what the file brings if it holds more than plain data and `argparse.Namespace`; ask
-            `RunConfig.trusts`.
+        given: the options of the session, by which a file is trusted or not, see `_trusted`; None: it isn't.
         mapped: leave tensors in the file until they are looked at, and the optimizer out, for whoever wants the rest.
 
     Raises:
         InputError: no such file, not a checkpoint, cut short, changed since it was written, or more than plain data
-            without `trust`.
+            in one that isn't trusted.
     """
     path = Path(path)
     opened = opened_by_others(path)
@@ -128,7 +130,7 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
         if not foreign:
             raise InputError(_broken(flag, path)) from error
         more = f"holds more than weights and plain data ({foreign})"
-        if not trust:
+        if not _trusted(path, given):
             # Commands with --checkpoint read this package's own checkpoints alone.
             advice = _TAMPERED if flag == "--checkpoint" else _TRUST
             raise InputError(f"{flag} {path}: {more}, which would run code of whoever made it. {advice}") from error
@@ -139,6 +141,19 @@ def read_checkpoint(path: str | Path, flag: str, *, trust: bool = False, mapped:
     if not isinstance(content, dict):
         raise InputError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint.")
     return {name: value for name, value in content.items() if not mapped or name not in _TRAINING_ONLY}
+
+
+def _trusted(path: Path, given: GivenOptions | None) -> bool:
+    """Return whether code that a checkpoint brings may run: the one place that decides it.
+
+    Only for the very file that the user typed after `--resume`, or with `--trust_checkpoint` typed: neither for a file
+    that was found in a folder, nor for one that an ensemble or a `--config` names.
+    """
+    if given is None:
+        return False
+    if "trust_checkpoint" in given.typed_flags and given["trust_checkpoint"]:
+        return True
+    return "resume" in given.typed_flags and path == Path(given["resume"])
 
 
 def _read_trusted(path: Path, flag: str) -> Any:

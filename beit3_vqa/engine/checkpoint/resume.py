@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from beit3_vqa.config.config import RunConfig
+from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.index import split_files
 from beit3_vqa.engine.build import Components, load_weights
 from beit3_vqa.engine.checkpoint.folder import checkpoints, tell_deepspeed
@@ -33,7 +33,7 @@ from beit3_vqa.tasks.base import Task
 Read = Callable[[Path], dict[str, Any]]
 
 
-def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
+def find_run(given: GivenOptions) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and what it holds: of `--resume`, else the newest in `--output_dir`; None: no run.
 
     With several processes the main one looks, and all of them read what it found.
@@ -46,10 +46,10 @@ def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
     def read(path: Path) -> dict[str, Any]:
         if path not in contents:
             contents.clear()
-            contents[path] = _read(path, config.run.resume_weights_only, trust=config.trusts(path))
+            contents[path] = _read(path, given)
         return contents[path]
 
-    path = distributed.run_on_main(lambda: _find(config, read))
+    path = distributed.run_on_main(lambda: _find(given, read))
     if path is None:
         return None
     if not distributed.is_main() and not path.is_file():
@@ -57,16 +57,16 @@ def find_run(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
     return path, read(path)
 
 
-def _find(config: RunConfig, read: Read) -> Path | None:
-    resume, folder = Path(config.run.resume or "."), Path(config.run.output_dir or ".")
-    in_folder = config.run.auto_resume and config.run.output_dir != "" and folder.is_dir()
+def _find(given: GivenOptions, read: Read) -> Path | None:
+    resume, folder = Path(given["resume"] or "."), Path(given["output_dir"] or ".")
+    in_folder = given["auto_resume"] and given["output_dir"] != "" and folder.is_dir()
     newest = None
-    if not config.run.resume:
+    if not given["resume"]:
         newest = _own_newest(folder, read) if in_folder else None
-        if config.run.output_dir:
+        if given["output_dir"]:
             tell_deepspeed(folder, wanted=in_folder and newest is None)
-        if newest is None or begins_anew(config, get_options(read(newest))):
-            check_beginning(config)
+        if newest is None or begins_anew(given, get_options(read(newest))):
+            check_beginning(given)
             return None
     elif in_folder:
         # Typed again, as one does after a disconnect: what came of FILE is newer than FILE.
@@ -76,7 +76,7 @@ def _find(config: RunConfig, read: Read) -> Path | None:
         else:
             newest = resume
     path = newest or resume
-    check_same_run(config, get_options(read(path)), path)
+    check_same_run(given, get_options(read(path)), path)
     return path
 
 
@@ -112,9 +112,9 @@ def _problem_with(path: Path, read: Read) -> str:
     return ""
 
 
-def _read(path: Path, weights_only: bool, *, trust: bool) -> dict[str, Any]:
-    content = read_checkpoint(path, "--resume", trust=trust)
-    if weights_only:
+def _read(path: Path, given: GivenOptions) -> dict[str, Any]:
+    content = read_checkpoint(path, "--resume", given)
+    if given["resume_weights_only"]:
         content.pop("optimizer", None)
     elif "module" in content and "model" not in content:
         hint = "whose optimizer this one can't go on with; add --resume_weights_only."
@@ -141,7 +141,7 @@ def restore_weights(components: Components, content: dict[str, Any], path: Path)
     check_same_answers(components.task, content, where)
     check_same_fingerprints(components, content)
     check_same_fold(components.config, get_options(content))
-    tell_changes(components.config, content, get_options(content))
+    tell_changes(components, content, get_options(content))
     advice = "Another head or resolution? Start from it with --finetune, or resume with --resume_weights_only."
     load_weights(components.model, find_weights(content), where, advice)
 
@@ -188,9 +188,9 @@ def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
                             if inside.order.get(name) != value)  # fmt: skip
         print(f"the epoch begins again, since its examples come in another order now ({changed})")
         return InsideEpoch()
-    options = run.components.config.optim
+    step_size = run.components.step_size
     # As many steps as this run would have made of them: batches may have another size now.
-    inside.steps = steps_per_epoch(inside.examples, options.settled_batch_size, options.update_freq)
+    inside.steps = steps_per_epoch(inside.examples, step_size.batch_size, step_size.update_freq)
     return inside
 
 
@@ -258,24 +258,24 @@ def check_same_fingerprints(components: Components, content: dict[str, Any]) -> 
         raise InputError(problem)
 
 
-def with_saved_fold(config: RunConfig, saved: dict[str, Any]) -> RunConfig:
-    """The options of an evaluation; where val is a fold and none was given, the one the checkpoint was validated on.
+def fold_of_evaluation(given: GivenOptions, saved: dict[str, Any]) -> tuple[str, ...]:
+    """Return `("fold",)` where val is a fold and none was given: the checkpoint's own, on which it was validated.
 
     Raises:
         InputError: another fold's validation rows are asked for, which the checkpoint was trained on.
     """
     fold = saved.get("fold")
-    if not isinstance(fold, int) or config.run.split != "val":
-        return config
-    if config.data.fold is None:
-        has_val = split_files(Path(config.data.data_path), "val", find_task(config.run.task).spec.files)
-        return config if has_val else config.updated({"fold": fold})
-    if config.data.fold != fold:
+    if not isinstance(fold, int) or given["split"] != "val":
+        return ()
+    if given["fold"] is None:
+        has_val = split_files(Path(given["data_path"]), "val", find_task(given["task"]).spec.files)
+        return () if has_val else ("fold",)
+    if given["fold"] != fold:
         raise InputError(
-            f"--fold {config.data.fold}: the checkpoint was trained with fold {fold} held out, so it has seen this "
+            f"--fold {given['fold']}: the checkpoint was trained with fold {fold} held out, so it has seen this "
             f"one's answers. Evaluate it with --fold {fold}."
         )
-    return config
+    return ()
 
 
 def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from beit3_vqa.config.config import GROUP_OF, RunConfig, option_kinds
+from beit3_vqa.config.config import GROUP_OF, RunConfig
+from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.fingerprint import ANSWER_BITS, EMPTY, Changes, Fingerprint, Numbers, compare
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, is_checkpoint
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
-from beit3_vqa.runtime.fields import typed
 from beit3_vqa.tasks import find_task
 
 # What decides how a run begins, and nothing after that.
@@ -21,51 +21,50 @@ _EARLIER = "earlier"  # there: rows that were trained on, and that the training 
 _ADVICE = "--no_auto_resume begins a new run and keeps the old one's files in previous-N; so does another --output_dir."
 
 
-def begins_anew(config: RunConfig, saved: dict[str, Any]) -> bool:
+def begins_anew(given: GivenOptions, saved: dict[str, Any]) -> bool:
     """Return whether `--finetune` names a checkpoint of the run in `--output_dir` as the start of a new run."""
-    return _names_own_checkpoint(config) and not _same_file(config.init.finetune, saved.get("finetune"))
+    return _names_own_checkpoint(given) and not _same_file(given["finetune"], saved.get("finetune"))
 
 
-def check_beginning(config: RunConfig) -> None:
+def check_beginning(given: GivenOptions) -> None:
     """Refuse to begin a run with a checkpoint in whose place its own would come."""
-    named = Path(config.init.finetune)
-    if _names_own_checkpoint(config) and named.name != BEST:
+    named = Path(given["finetune"])
+    if _names_own_checkpoint(given) and named.name != BEST:
         raise InputError(
             f"--finetune {named}: lies in --output_dir, where the new run's own checkpoints would take its place. Give "
             "the new run another --output_dir, or go on from that checkpoint with --resume."
         )
 
 
-def _names_own_checkpoint(config: RunConfig) -> bool:
-    named, folder = config.init.finetune, config.run.output_dir
+def _names_own_checkpoint(given: GivenOptions) -> bool:
+    named, folder = given["finetune"], given["output_dir"]
     if not named or not folder or Path(named).resolve().parent != Path(folder).resolve():
         return False
     return Path(named).name == BEST or is_checkpoint(Path(named))
 
 
-def check_same_run(config: RunConfig, saved: dict[str, Any], path: Path) -> None:
+def check_same_run(given: GivenOptions, saved: dict[str, Any], path: Path) -> None:
     """Refuse what was given and has no effect on a run that goes on.
 
     Args:
-        config: the command's options.
+        given: the command's options.
         saved: the options of the run (flat), with its checkpoint.
         path: the checkpoint.
 
     Raises:
         InputError: another model or task than the run's, or another beginning.
     """
-    advice = f"--resume goes on with a run; leave one of them out. {_ADVICE}" if config.run.resume else _ADVICE
+    advice = f"--resume goes on with a run; leave one of them out. {_ADVICE}" if given["resume"] else _ADVICE
     task, model = saved.get("task"), saved.get("model")
-    if config.run.resume_weights_only:
+    if given["resume_weights_only"]:
         return
-    if "task" in config.given and isinstance(task, str) and _is_ours(saved) and task != config.run.task:
-        raise InputError(f"--task {config.run.task}: {path} is of a run of {task}. {advice}")
-    if "model" in config.given and isinstance(model, str) and _bare(model, config) != _bare(config.model.model, config):
-        raise InputError(f"--model {config.model.model}: {path} is of a {model}, whose weights don't fit it. {advice}")
-    values = config.flat()
+    if "task" in given and isinstance(task, str) and _is_ours(saved) and task != given["task"]:
+        raise InputError(f"--task {given['task']}: {path} is of a run of {task}. {advice}")
+    if "model" in given and isinstance(model, str) and _bare(model, given) != _bare(given["model"], given):
+        raise InputError(f"--model {given['model']}: {path} is of a {model}, whose weights don't fit it. {advice}")
     for name in _BEGINNING:
-        value, before = values[name], saved.get(name, "")
-        if name not in config.given or value in ("", before) or (name == "finetune" and _same_file(value, before)):
+        value, before = given[name], saved.get(name, "")
+        if name not in given or value in ("", before) or (name == "finetune" and _same_file(value, before)):
             continue
         if name in saved or name == "finetune":
             began = f"began with --{name} {short(before)}" if before else "began without"
@@ -76,9 +75,9 @@ def _is_ours(saved: dict[str, Any]) -> bool:
     return "save_steps" in saved  # an option that upstream doesn't have
 
 
-def _bare(model: str, config: RunConfig) -> str:
+def _bare(model: str, given: GivenOptions) -> str:
     """Return a model's name without the task at its end."""
-    spec = find_task(config.run.task).spec
+    spec = find_task(given["task"]).spec
     return model.removesuffix(f"_{spec.name}").removesuffix(f"_{spec.head}")
 
 
@@ -86,16 +85,9 @@ def _same_file(one: str, other: object) -> bool:
     return isinstance(other, str) and (one == other or (other != "" and Path(one).resolve() == Path(other).resolve()))
 
 
-def with_saved_beginning(config: RunConfig, saved: dict[str, Any], where: str) -> RunConfig:
-    """Return the options with those of the run's beginning, so that config.json says how it began."""
-    if not _is_ours(saved) or config.run.resume_weights_only:
-        return config
-    kinds = option_kinds()
-    values = {name: typed(saved[name], kinds[name], f"its {name}") for name in _BEGINNING if name in saved}
-    try:
-        return config.updated(values)
-    except InputError as error:
-        raise InputError(f"{where} was saved with options that no run can have: {error}") from error
+def beginning_of(given: GivenOptions, saved: dict[str, Any]) -> tuple[str, ...]:
+    """Return which options stay those of the run's beginning, so that config.json says how it began."""
+    return _BEGINNING if _is_ours(saved) and not given["resume_weights_only"] else ()
 
 
 def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
@@ -107,13 +99,13 @@ def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
         )
 
 
-def tell_changes(config: RunConfig, content: dict[str, Any], saved: dict[str, Any]) -> None:
+def tell_changes(components: Components, content: dict[str, Any], saved: dict[str, Any]) -> None:
     """Print which options of model, data, training and task, and how many processes, differ from the checkpoint's."""
-    own = {"seed", *find_task(config.run.task).spec.own_options}
+    own = {"seed", *components.task.spec.own_options}
     places = {"data_path", "image_root", "trust_checkpoint"} if _DATA in content else {"trust_checkpoint"}
     changed = [
         f"{name} {short(saved[name])} -> {value}"
-        for name, value in config.flat().items()
+        for name, value in components.config.flat(components.found).items()
         if (GROUP_OF[name] in ("model", "init", "data", "optim") or name in own)
         and name in saved
         and name not in places

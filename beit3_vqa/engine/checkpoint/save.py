@@ -123,7 +123,7 @@ class Saver:
 
     def _progress(self, state: TrainState) -> dict[str, Any]:
         content: dict[str, Any] = {
-            "args": self.components.config.flat(),
+            "args": self.components.config.flat(self.components.found),
             "processes": distributed.world_size(),
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
@@ -159,7 +159,7 @@ class Saver:
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
             "processes": distributed.world_size(),
-            "config": self.components.config.to_dict(),
+            "config": self.components.config.to_dict(self.components.found),
         }
         distributed.run_on_main(lambda: require_lock(self.folder))
         try:

@@ -28,7 +28,7 @@ OTHER_HEADS = ("vision_head.", "language_head.", "logit_scale", "pooler.", "fc_n
 OUTPUT_NORM = "beit3.encoder.layer_norm."
 NEW_IN_FINE_TUNING = ("head.", "pooler.", "fc_norm.", "vision_head.", "language_head.", "logit_scale", "mlm_head.")
 ADAPTER = ".lora_"  # in the names that peft gives
-MODEL_KEY = InitConfig().model_key
+MODEL_KEY = InitConfig.model_key
 LIGHTNING_KEY = "state_dict"
 WRAPPERS = ("module.", "model.")  # of DDP, DeepSpeed and Lightning, before every name
 # Of torch.compile, FSDP and recomputed layers, which may wrap any part of a model.

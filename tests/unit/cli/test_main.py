@@ -11,9 +11,10 @@ import pytest
 
 from beit3_vqa.cli.finetune import REPLACED_FLAGS
 from beit3_vqa.cli.main import main
-from beit3_vqa.config.config import RunConfig, option_fields, read_config_values, write_config
+from beit3_vqa.config.config import option_fields, read_config_values, write_config
 from beit3_vqa.errors import InputError
 from tests.conftest import finetune
+from tests.helpers.options import build_config
 
 # A flag that goes, or changes its default, changes what people's scripts do: change this list knowingly.
 FLAGS = {
@@ -280,9 +281,9 @@ def test_questions_and_options_that_cannot_be_answered(scpc, trained, capsys):
 
 
 def test_configs_survive_writing_and_reading(tmp_path):
-    config = RunConfig().updated({"epochs": 3, "opt_betas": (0.9, 0.98), "clip_grad": 1.0, "warmup_epochs": 1.0})
+    config = build_config({"epochs": 3, "opt_betas": (0.9, 0.98), "clip_grad": 1.0, "warmup_epochs": 1.0})
     write_config(config, tmp_path / "config.json")
-    assert RunConfig().updated(read_config_values(tmp_path / "config.json")) == config
+    assert build_config(read_config_values(tmp_path / "config.json")).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -303,7 +304,7 @@ def test_configs_survive_writing_and_reading(tmp_path):
 def test_broken_configs_say_what_is_wrong(tmp_path, content, says):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=says):
-        RunConfig().updated(read_config_values(tmp_path / "config.json"))
+        build_config(read_config_values(tmp_path / "config.json"))
 
 
 def test_flags_may_stand_in_a_flat_config(tmp_path):

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beit3_vqa.apps.ensemble.compare import vote_all
-from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.dataset import build_question
 from beit3_vqa.data.predictions import (
@@ -29,6 +28,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.tasks.vqa import VQACustom
 from tests.helpers.ensembles import simulated
+from tests.helpers.options import build_config
 from tests.helpers.processes import ENVIRONMENT, ROOT
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -73,7 +73,7 @@ LOGITS = st.lists(st.sampled_from([-60.0, -1.0, 0.0, 0.1, 0.1000001, 20.0, 60.0]
 def test_whatever_a_task_answers_can_be_read(tmp_path_factory, loss, logits, temperature, truth, scores, letters):
     """Ties, answers that were annotated several times, an empty answer, and options of any temperature."""
     table = AnswerTable("ABCDEFG" if letters else ["yes", "no", "", "red", "blue", "green", "teal"])
-    task = VQACustom(table, RunConfig().updated({"vqa_loss": loss}))
+    task = VQACustom(table, build_config({"vqa_loss": loss}))
     row = {"id": "q1", "image_path": "x", "question": "?"} | ({} if truth is None else {"answer": truth})
     if scores is not None:
         row |= {"labels": list(range(len(scores))), "scores": scores}

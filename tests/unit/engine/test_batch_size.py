@@ -108,13 +108,14 @@ import sys
 from beit3_vqa.engine import batch_size
 from beit3_vqa.engine.build import build, make_task
 from beit3_vqa.runtime import memory
-from beit3_vqa.config.resolve import build_config
+from beit3_vqa.config.resolve import GivenOptions, resolve
 
 memory.free = lambda device, free=memory.free: min(free(device), {LIMIT} - memory.in_use(device))
 model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
-config = build_config({{**model, "data_path": sys.argv[1], "batch_size": "auto", "effective_batch_size": 2**16}})
+given = {{**model, "data_path": sys.argv[1], "batch_size": "auto", "effective_batch_size": 2**16}}
+config = resolve(GivenOptions(given))
 components = batch_size.with_batch_size(build(config, make_task(config)))
-chosen = components.config.optim.batch_size
+chosen = components.step_size.batch_size
 samples = batch_size._longest(components.task.dataset("train", components.processor, training=True), 64)
 print(chosen, batch_size._peak(components, samples, chosen))
 """
@@ -151,10 +152,10 @@ PREDICTED = f"""
 import sys
 from beit3_vqa.engine import batch_size
 from beit3_vqa.engine.build import build, make_task
-from beit3_vqa.config.resolve import build_config
+from beit3_vqa.config.resolve import GivenOptions, resolve
 
 model = {{"model": "beit3_tiny_patch8_64", "vocab_size": 300, "device": "cpu", "precision": "fp32"}}
-components = build(config := build_config({{**model, "data_path": sys.argv[1]}}), make_task(config))
+components = build(config := resolve(GivenOptions({{**model, "data_path": sys.argv[1]}})), make_task(config))
 with batch_size._tried(components, {(count := 128)}, 0.9) as tried:
     start = tried.start
     print(start, tried.peak({count}), batch_size._peak(components, tried.samples, {count}))

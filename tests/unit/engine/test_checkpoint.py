@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint.folder import archive_previous_run, epoch_checkpoints, prune_checkpoints
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.errors import InputError
+from tests.helpers.options import TRUSTING
 
 
 class Malicious:
@@ -45,9 +47,37 @@ def test_a_malicious_pickle_does_not_run(tmp_path, capsys):
     with pytest.raises(InputError, match="--trust_checkpoint"):
         read_checkpoint(tmp_path / "x.pth", "--finetune")
     assert not canary.exists()
-    read_checkpoint(tmp_path / "x.pth", "--resume", trust=True)
+    read_checkpoint(tmp_path / "x.pth", "--resume", TRUSTING)
     assert canary.exists()  # that is what trusting means, and it says so
     assert "trusted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("values", "typed_flags", "runs"),
+    [
+        ({"resume": "FILE"}, {"resume"}, True),
+        ({"resume": "FILE", "lr": 1.0}, {"lr"}, False),  # a file of options names it
+        ({"resume": "other.pth"}, {"resume"}, False),  # and this one was found
+        ({"finetune": "FILE"}, {"finetune"}, False),
+        ({"trust_checkpoint": True}, {"trust_checkpoint"}, True),
+        ({"trust_checkpoint": True}, set(), False),
+        ({"trust_checkpoint": False, "resume": "other.pth"}, {"trust_checkpoint", "resume"}, False),
+        ({"trust_checkpoint": False, "resume": "FILE"}, {"trust_checkpoint", "resume"}, True),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--resume", "--finetune"])
+def test_whom_a_file_is_trusted_by(tmp_path, values, typed_flags, runs, flag):
+    """By what was typed, whichever option leads to the file."""
+    path, canary = tmp_path / "x.pth", tmp_path / "canary"
+    torch.save({"extra": Malicious(canary)}, path)
+    named = {name: str(path) if value == "FILE" else value for name, value in values.items()}
+    given = GivenOptions(named, frozenset(typed_flags))
+    if runs:
+        read_checkpoint(path, flag, given)
+    else:
+        with pytest.raises(InputError, match="--trust_checkpoint"):
+            read_checkpoint(path, flag, given)
+    assert canary.exists() == runs
 
 
 def test_old_style_pickles(tmp_path):
@@ -61,11 +91,11 @@ def test_old_style_pickles(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04" + b"\0" * 50])
-@pytest.mark.parametrize("trust", [False, True])
-def test_what_is_no_checkpoint(tmp_path, content, trust):
+@pytest.mark.parametrize("given", [None, TRUSTING])
+def test_what_is_no_checkpoint(tmp_path, content, given):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.pth"):
-        read_checkpoint(tmp_path / "x.pth", "--finetune", trust=trust)
+        read_checkpoint(tmp_path / "x.pth", "--finetune", given)
 
 
 @pytest.mark.parametrize("part", [0.2, 0.9, 0.999])
@@ -74,10 +104,10 @@ def test_a_file_cut_short(tmp_path, part):
     whole = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(whole[: int(len(whole) * part)])
     with pytest.raises(InputError, match=f"{len(whole):,} were written"):
-        read_checkpoint(tmp_path / "x.pth", "--resume", trust=True)
+        read_checkpoint(tmp_path / "x.pth", "--resume", TRUSTING)
     (tmp_path / "x.json").unlink()
     with pytest.raises(InputError, match="cut short or damaged"):
-        read_checkpoint(tmp_path / "x.pth", "--resume", trust=True)
+        read_checkpoint(tmp_path / "x.pth", "--resume", TRUSTING)
 
 
 @pytest.mark.parametrize("manifest", [True, False])
@@ -90,7 +120,7 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path, manifest):
         (tmp_path / "x.json").unlink()
         assert torch.load(tmp_path / "x.pth")["model"]["w"].any()  # torch itself doesn't notice
     with pytest.raises(InputError, match="SHA-256" if manifest else "CRC-32"):
-        read_checkpoint(tmp_path / "x.pth", "--resume", trust=True)
+        read_checkpoint(tmp_path / "x.pth", "--resume", TRUSTING)
 
 
 def test_the_json_beside_a_checkpoint(tmp_path):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from beit3_vqa.config.resolve import build_config
 from beit3_vqa.data.images import image_size
 from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.clip.processor import CLIPTransform
 from beit3_vqa.runtime.precision import Precision
+from tests.helpers.options import build_config
 from tests.unit.models.test_clip import FOUR, examples, family, randomise_adapters
 
 

@@ -15,7 +15,6 @@ import transformers
 from PIL import Image
 
 from beit3_vqa.config.options import ModelConfig, OptimConfig
-from beit3_vqa.config.resolve import build_config
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.optim import make_optimizer, parameter_groups
 from beit3_vqa.errors import InputError
@@ -34,6 +33,7 @@ from beit3_vqa.models.names import (
 )
 from beit3_vqa.runtime.precision import Precision
 from tests.conftest import CLIP, SUBJECTS, TEMPLATES
+from tests.helpers.options import build_config
 
 FOUR = TaskShape("vqacustom", 4, True)
 SMALL_SIZES = [

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.config.resolve import build_config
+from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.build import plan_evaluation
 from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.errors import InputError
@@ -24,6 +24,7 @@ from beit3_vqa.models.clip.family import CLIPFamily
 from beit3_vqa.models.clip.hub import CLIPTexts, read_image_settings
 from beit3_vqa.runtime.precision import Precision
 from tests.conftest import CLIP, SUBJECTS, TEMPLATES, finetune_clip
+from tests.helpers.options import build_config
 
 ON_CPU = Precision("fp32", torch.device("cpu"))
 
@@ -113,7 +114,7 @@ def test_an_ensemble_counts_parameters_without_code_of_the_folder(
     tower(folder, "text_config", **CHOOSING)
     change(folder / "config.json", **CHOOSING)
     values = {"eval": True, "resume": str(trained_clip / BEST), "pretrained": str(folder), "output_dir": str(tmp_path)}
-    _, parameters = plan_evaluation(build_config({**values, "data_path": str(scpc / "data"), "device": "cpu"}))
+    _, parameters = plan_evaluation(GivenOptions({**values, "data_path": str(scpc / "data"), "device": "cpu"}))
     assert parameters == family(folder).count_parameters()
 
 

@@ -4,17 +4,16 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from beit3_vqa.config.config import RunConfig
+from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import Batch, Example
-from beit3_vqa.engine.build import with_task_defaults
 from beit3_vqa.tasks.imagenet import ImageNet
 
 EXAMPLES = tuple(Example(str(label), "x", "", answer=str(label), targets=((label, 1.0),)) for label in (0, 2))
 
 
 def task(**options) -> ImageNet:
-    config = RunConfig().updated({"task": "imagenet", **options}, given=frozenset(options))
-    return ImageNet(["0", "1", "2"], with_task_defaults(config))
+    given = GivenOptions({"task": "imagenet", **options})
+    return ImageNet(["0", "1", "2"], resolve(given, ImageNet.spec.defaults))
 
 
 def batch() -> Batch:

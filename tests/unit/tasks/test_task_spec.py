@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from beit3_vqa.config.config import GROUP_OF, RunConfig
+from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.models.names import HEADS
 from beit3_vqa.tasks import TASKS, find_task
 from beit3_vqa.tasks.base import Task, TaskSpec
+from tests.helpers.options import build_config
 
 PACKAGE = Path(__file__).parents[3] / "beit3_vqa"
 
@@ -57,13 +58,13 @@ def test_a_spec_says_what_a_task_is(name):
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.unit = "rows"
     assert type(spec.defaults) is dict
-    RunConfig().updated(spec.defaults)  # options there are, of values they may have
+    build_config(spec.defaults)  # options there are, of values they may have
     assert {GROUP_OF[option] for option in spec.own_options} <= {"of_task"}
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_workers_that_are_spawned_get_its_data(name, tmp_path):
-    folder = find_task(name).prepared_folder(RunConfig().updated({"data_path": str(tmp_path)}))
+    folder = find_task(name).prepared_folder(build_config({"data_path": str(tmp_path)}))
     assert pickle.loads(pickle.dumps(folder)).splits() == []
 
 
