@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from beit3_vqa.apps.serve.limits import BATCH_SIZE, MAX_WAITING, WINDOW_SECONDS
+from beit3_vqa.apps.serve.limits import BATCH_SIZE, MAX_WAITING, REST_SECONDS, WINDOW_SECONDS
+from beit3_vqa.runtime.host import give_back_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,6 +54,7 @@ class Batcher(Generic[Item, Result]):
         self._jobs: list[_Job[Item, Result]] = []
         self._changed = threading.Condition()
         self._closed = False
+        self._worked = False  # since memory was given back
         self._thread = threading.Thread(target=self._work, name="model")
 
     def __enter__(self) -> "Batcher[Item, Result]":
@@ -85,13 +87,16 @@ class Batcher(Generic[Item, Result]):
         """The jobs to answer next, in the order they came; none once the queue is closed and empty."""
         with self._changed:
             while not self._jobs and not self._closed:
-                self._changed.wait()
+                if not self._changed.wait(REST_SECONDS if self._worked else None):
+                    self._worked = False
+                    give_back_freed_memory()  # requests of all sizes leave gaps behind, which only fill up slowly
             if not self._jobs:
                 return []
             kind, end = self._jobs[0].kind, time.monotonic() + self.window
             while not self._closed and len(self._of(kind)) < self.most and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
             batch = self._of(kind)[: self.most]
+            self._worked = True
             self._jobs = [job for job in self._jobs if job not in batch]
             return batch
 

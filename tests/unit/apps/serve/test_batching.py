@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from beit3_vqa.apps.serve import batching
 from beit3_vqa.apps.serve.batching import Batcher, Overloaded
 
 
@@ -62,3 +63,16 @@ def test_more_than_may_wait_is_refused_and_what_waits_is_answered_at_the_end():
     assert [future.result(0) for future in futures if not future.cancelled()] == [0, 1, 3]
     with pytest.raises(Overloaded, match="stopped"):
         batcher.submit(5)
+
+
+def test_when_nothing_comes_after_work_freed_memory_is_given_back_once(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(batching, "REST_SECONDS", 0.05)
+    monkeypatch.setattr(batching, "give_back_freed_memory", lambda: given_back.append(time.monotonic()))
+    with Batcher(list, lambda item: None, window=0) as batcher:
+        time.sleep(0.2)
+        assert not given_back  # nothing was computed, so nothing was freed
+        for count in (1, 2):
+            assert batcher.submit(count).result(10) == count
+            time.sleep(0.3)
+            assert len(given_back) == count
