@@ -95,6 +95,8 @@ def resolve(
     """
     not_given = [name for name, group in GROUP_OF.items() if group == "model" and name not in given]
     of_model = _typed(saved, not_given, "model")
+    if of_model.get("vqa_loss") == "bce":  # it was trained without; no family's default may refuse it for that
+        of_model.setdefault("label_smoothing", DEFAULT_OF["label_smoothing"])
     model = given.values.get("model", of_model.get("model", DEFAULT_OF["model"]))
     family = model.split("_")[0]
     hint = f" ({TITLES[family]} has defaults of its own; `finetune --help` shows them.)" if DEFAULTS.get(family) else ""

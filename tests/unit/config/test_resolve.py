@@ -51,6 +51,10 @@ def settled(given, task=None, saved=None, kept=()):
         ("model", {"model": CLIP}, {}, {"model": LORA}, (), CLIP),
         ("lora_rank", {"model": CLIP}, {}, None, (), 0),
         ("lora_rank", {"model": LORA}, {}, None, (), 32),
+        # A checkpoint that was trained without smoothing can be loaded whatever its family does by default.
+        ("label_smoothing", {}, {}, {"model": CLIP, "vqa_loss": "bce"}, (), 0.0),
+        ("label_smoothing", {"model": CLIP}, {}, {"vqa_loss": "bce"}, (), 0.0),
+        ("label_smoothing", {}, {}, {"model": CLIP}, (), 0.1),
         # Of the other groups a checkpoint decides nothing, unless the run keeps it; then whatever is given.
         ("lr", {}, {}, {"lr": 0.7}, (), 5e-4),
         ("fold", {}, {}, {"fold": 2}, (), None),
