@@ -78,7 +78,7 @@ def _examples_per_process(components: Components) -> int:
     wanted = options.effective_batch_size
     if wanted is None:
         return (BATCH_SIZE if options.batch_size == AUTO else options.batch_size) * options.update_freq
-    if "update_freq" in components.config.given:
+    if "update_freq" in components.config.typed_flags:  # config.json has both: there it is what was found
         raise InputError("--effective_batch_size and --update_freq say the same in two ways; leave one out.")
     if wanted % processes:
         raise InputError(f"--effective_batch_size {wanted}: can't be shared evenly by {processes} processes.")

@@ -73,6 +73,9 @@ def test_contradictions(scpc, tmp_path, capsys, flags, message):
 def test_an_effective_batch_of_given_ones(scpc, tmp_path):
     assert train(scpc, tmp_path / "out", "--batch_size", "4", "--effective_batch_size", "12") == 0
     assert config(tmp_path / "out")["update_freq"] == 3
+    # What was found is written down beside what was asked for; the file can be given back all the same.
+    assert train(scpc, tmp_path / "again", "--config", str(tmp_path / "out" / "config.json")) == 0
+    assert config(tmp_path / "again") == config(tmp_path / "out")
 
 
 def test_memory_for_one_and_not_for_two(scpc, tmp_path, monkeypatch, capsys):
