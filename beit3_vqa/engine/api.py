@@ -32,6 +32,7 @@ from beit3_vqa.engine.checkpoint.resume import (
     fold_of_evaluation,
     restore,
     restore_weights,
+    tell_other_answers,
 )
 from beit3_vqa.engine.checkpoint.same_run import beginning_of
 from beit3_vqa.engine.checkpoint.save import TrainState
@@ -85,7 +86,9 @@ def _begin(given: GivenOptions) -> Training:
     components = build(config, make_task(config))
     finetune = config.init.finetune
     content = read_checkpoint(finetune, "--finetune", given, mapped=True) if finetune else None
-    components.family.initialise(components.model, components.processor, content)
+    new = components.family.initialise(components.model, components.processor, content)
+    if content is not None:
+        tell_other_answers(components.task, content, new, f"--finetune {finetune}")
     del content
     run = set_up_training(with_batch_size(components))
     torch.manual_seed(config.run.seed + distributed.rank())  # the weights are everyone's, stochastic depth each one's

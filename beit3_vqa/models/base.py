@@ -124,8 +124,8 @@ class Family(ABC):
         return sum(parameter.numel() for parameter in self.skeleton().parameters())
 
     @abstractmethod
-    def initialise(self, model: Any, processor: Any, content: dict[str, Any] | None) -> None:
-        """Fill the model with what training starts from, where no checkpoint is resumed.
+    def initialise(self, model: Any, processor: Any, content: dict[str, Any] | None) -> list[str]:
+        """Fill the model with what training starts from if no run is resumed; return names of weights not in `content`.
 
         Args:
             model: what `build` made.

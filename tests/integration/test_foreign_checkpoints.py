@@ -166,6 +166,24 @@ def test_a_named_table_does_not_turn_numbers_into_other_answers(scpc, open_ended
     assert answers_of(tmp_path / "out", *flags) is not None
 
 
+def test_training_that_begins_with_a_head_of_another_order_says_so(open_ended, other_order, tmp_path, capsys):
+    def said(name, *flags):
+        assert main(finetune(open_ended, tmp_path / name, "--epochs", "1", *flags)) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if "learned anew" in line]
+
+    fork, ours = str(other_order / "checkpoint-0.pth"), open_ended / "out" / "checkpoint-0.pth"
+    assert "stands for answers that the file doesn't name" in said("unknown", "--finetune", fork)[0]
+    assert not said("named", "--finetune", fork, "--answer2label", str(open_ended / "data" / "answer2label.txt"))
+    assert not said("same", "--finetune", str(ours))
+    content = torch.load(ours)
+    content["task_state"]["answers"].reverse()
+    torch.save(content, tmp_path / "reversed.pth")
+    assert "was trained on other answers" in said("other", "--finetune", str(tmp_path / "reversed.pth"))[0]
+    content["model"] |= {name: content["model"][name][:3] for name in ("head.3.weight", "head.3.bias")}
+    torch.save(content, tmp_path / "fewer.pth")  # its last layer doesn't fit, and is left out
+    assert not said("fewer", "--finetune", str(tmp_path / "fewer.pth"))
+
+
 # The weights that are asked for
 
 

@@ -252,6 +252,23 @@ def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
         )
 
 
+def tell_other_answers(task: Task, content: dict[str, Any], new: list[str], where: str) -> None:
+    """Say if training begins with a head whose outputs may stand for other answers than the data's.
+
+    Args:
+        task: of the run.
+        content: of the checkpoint that it begins with.
+        new: names of the weights that aren't the checkpoint's.
+        where: flag and file of the checkpoint, for messages.
+    """
+    saved, answers = content.get("task_state"), task.state()
+    vouched = saved == answers or (not saved and task.config.data.answer2label)
+    if vouched or not answers or task.outputs != task.num_classes or any("head." in name for name in new):
+        return
+    what = "was trained on other answers" if saved else "stands for answers that the file doesn't name"
+    print(f"{where}: its head {what}, perhaps in another order; they are learned anew")
+
+
 def check_same_fingerprints(components: Components, content: dict[str, Any]) -> None:
     """InputError where the tokenizer, or whatever else a checkpoint rests on, isn't the one it was trained with."""
     for problem in components.family.check_fingerprints(content, components.model, components.processor):

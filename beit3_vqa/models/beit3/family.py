@@ -108,8 +108,8 @@ class BEiT3Family(Family):
         with torch.device("meta"):
             return self.build(Precision("fp32", torch.device("cpu")))
 
-    def initialise(self, model: Any, processor: BEiT3Processor, content: dict[str, Any] | None) -> None:
-        """Fresh or pretrained weights: `--finetune`, else from scratch."""
+    def initialise(self, model: Any, processor: BEiT3Processor, content: dict[str, Any] | None) -> list[str]:
+        """Load the weights of `--finetune`, else draw fresh ones; return the names of those that aren't the file's."""
         options = self.config.init
         if self.config.model.lora_rank and not options.finetune:
             raise InputError("--lora_rank: adapters need pretrained weights to adapt; give them with --finetune.")
@@ -122,7 +122,8 @@ class BEiT3Family(Family):
                     f"{where}: was trained with another tokenizer than {_path(processor)}, so tokens have to "
                     "be learned anew; the right one is the tokenizer.spm beside that checkpoint."
                 )
-            self.load_pretrained(model, asked_weights(content, self.config, where), where)
+            return self.load_pretrained(model, asked_weights(content, self.config, where), where)
+        return []
 
     def load_pretrained(self, model: Any, weights: dict[str, Tensor], where: str) -> list[str]:
         """Weights of another resolution, head or objective; see `models.pretrained`."""

@@ -122,15 +122,15 @@ class CLIPFamily(Family):
 
     def initialise(
         self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor, content: dict[str, Any] | None
-    ) -> None:
-        """Nothing but `--pretrained`, which the model is built around, or another run's `--finetune` on top of it."""
+    ) -> list[str]:
+        """Load another run's `--finetune` on top of `--pretrained`, which the model is built around."""
         options = self.config.init
         if content is None:
-            return
+            return []
         where = f"--finetune {options.finetune}"
         for problem in self.check_fingerprints(content, model, processor):
             raise InputError(f"{where}: {problem}")
-        self.load_pretrained(model, asked_weights(content, self.config, where), where)
+        return self.load_pretrained(model, asked_weights(content, self.config, where), where)
 
     def load_pretrained(self, model: CLIPForMultipleChoice, weights: dict[str, Tensor], where: str) -> list[str]:
         """Adapters of the same rank and targets, or all weights where all are trained; nothing can be mended."""
