@@ -189,7 +189,7 @@ def test_last_bits_of_probabilities_change_nothing():
 def test_the_table():
     text = metrics_table(full_metrics([choice("A", "A", 0.9), choice("B", "A", 0.6)]))
     assert "accuracy                        50.00  9.45 to 90.55 (95%, wilson)" in text
-    for word in ("what", "longest option", "calibration", "surest", "right where true"):
+    for word in ("what", "longest option", "calibration", "surest are answered", "recall", "least confidence"):
         assert word in text
     assert "nothing to score" in metrics_table({})
     hostile = [Prediction("0", "q", "x", {"x": 1.0}, "line\nbreak" * 30, 0.0)]
