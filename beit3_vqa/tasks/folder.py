@@ -83,7 +83,7 @@ class PreparedFolder:
         except OSError as error:  # a name longer than the file system takes, a folder that isn't ours
             raise InputError(f"image folder {root}: {error.strerror}. Say where it is with --image_root.") from error
         if not is_there:
-            raise InputError(f"{missing('image folder', root)} Where did the images go? Say it with --image_root.")
+            raise InputError(f"{missing('image folder', root)} Where are the images now? Say it with --image_root.")
         return root
 
 
