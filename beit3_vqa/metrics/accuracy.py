@@ -59,15 +59,20 @@ def accuracy_metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
         metrics["loss"] = round(math.fsum(losses) / len(losses), LOSS_DIGITS)
     if any(p.weight is not None for p in known):
         metrics["weighted_accuracy"] = percent(known, weighted=True)
-    by_word: dict[str, list[Prediction]] = {}
-    for prediction in known:
-        by_word.setdefault(question_word(prediction.question), []).append(prediction)
     metrics["accuracy_by_question_word"] = {
-        word: {"questions": len(group), "accuracy": percent(group)} for word, group in sorted(by_word.items())
+        word: {"questions": len(group), "accuracy": percent(group)} for word, group in by_question_word(known).items()
     }
     metrics["answers"] = _histogram(p.answer for p in known)
     metrics["truths"] = _histogram(p.truth for p in known if p.truth is not None)
     return metrics
+
+
+def by_question_word(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """Return question word -> the predictions whose question has it first, words in alphabetical order."""
+    groups: dict[str, list[Prediction]] = {}
+    for p in predictions:
+        groups.setdefault(question_word(p.question), []).append(p)
+    return dict(sorted(groups.items()))
 
 
 def percent(predictions: Sequence[Prediction], weighted: bool = False) -> float:
@@ -83,7 +88,7 @@ def _histogram(answers: Iterable[str]) -> dict[str, int]:
 
 def confusion(predictions: Sequence[Prediction]) -> dict[str, dict[str, int]]:
     """Return truth -> answer -> number of multiple-choice questions, with every option that occurs in both places."""
-    known = _of_choices(predictions)
+    known = [p for p in predictions if p.choices and p.truth is not None]
     letters = sorted({letter for p in known for letter in (*p.probabilities, p.answer, p.truth or "")})
     counts = Counter((p.truth, p.answer) for p in known)
     return {truth: {answer: counts[truth, answer] for answer in letters} for truth in letters}
@@ -109,7 +114,3 @@ def positions(predictions: Sequence[Prediction]) -> dict[str, dict[str, float | 
             "precision": 100.0 * row[letter] / answered if answered else None,
         }
     return table
-
-
-def _of_choices(predictions: Sequence[Prediction]) -> list[Prediction]:
-    return [p for p in predictions if p.choices and p.truth is not None]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beit3_vqa.data.types import Prediction
-from beit3_vqa.metrics.accuracy import accuracy_metrics, confusion, positions, question_word
+from beit3_vqa.metrics.accuracy import accuracy_metrics, by_question_word, confusion, positions
 from beit3_vqa.metrics.baselines import baselines
 from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration
 from beit3_vqa.metrics.intervals import accuracy_interval
@@ -27,10 +27,8 @@ def full_metrics(
         return {}
     metrics = accuracy_metrics(known)
     metrics["accuracy_interval"] = accuracy_interval(known)
-    by_word: dict[str, list[Prediction]] = {}
-    for p in known:
-        by_word.setdefault(question_word(p.question), []).append(p)
-    metrics["interval_by_question_word"] = {word: accuracy_interval(by_word[word]) for word in sorted(by_word)}
+    groups = by_question_word(known)
+    metrics["interval_by_question_word"] = {word: accuracy_interval(group) for word, group in groups.items()}
     found = {
         "calibration": calibration(known),
         "accuracy_at_coverage": accuracy_at_coverage(known),
@@ -97,7 +95,7 @@ def _blind(blind: Mapping[str, Any] | None) -> list[str]:
 
 
 _ORDERS = {
-    "plain": "plain, as they stand",
+    "plain": "plain: as in the index",
     "averaged": "averaged over orders",
     "circular": "circular: in all rotations",
     "every_order": "right in every order",
