@@ -1,7 +1,7 @@
-"""Rows of predictions in, numbers out. No files, no models: whoever has predictions can ask.
+"""Rows of predictions in, numbers out, without a model.
 
 Accuracies, intervals and calibration errors are in percent. Every function looks only at the predictions whose truth is
-known, and what it returns is plain data for JSON.
+known and returns plain data for JSON.
 """
 
 from beit3_vqa.metrics.accuracy import QUESTION_WORDS, accuracy_metrics, confusion, positions, question_word

@@ -1,4 +1,4 @@
-"""What can be had without looking: the scores that a model must beat to have understood anything."""
+"""Scores of answering without the image: what a model must beat to have understood anything."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,26 +9,26 @@ from beit3_vqa.runtime.files import one_form
 
 
 def same_text(text: str) -> str:
-    """What two answers must share to be counted as one here."""
+    """Return the form of an answer by which equal answers are counted as one."""
     return one_form(text).strip().casefold()
 
 
 def count_answers(answers: Iterable[str]) -> Counter[str]:
-    """How often each answer occurs, as `baselines` takes it."""
+    """Count how often each answer occurs, for `baselines`."""
     return Counter(map(same_text, answers))
 
 
 def baselines(predictions: Sequence[Prediction], training_answers: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Accuracies in percent of answering without the image; empty where no truth is known.
+    """Return accuracies in percent of answering without the image; empty if no truth is known.
 
-    Keys: `most_frequent_answer`: the option (open-ended: the answer) that is right most often in `counted_in`;
-    `most_frequent_position`, always the option that is true most often here; `longest_option`, the one with the most
-    characters. Options that are level share the question. The last two are for multiple choice.
+    Keys: `most_frequent_answer`, for the option (open-ended: the answer) that is right most often in `counted_in`;
+    `most_frequent_position`, for the letter that is true most often here; `longest_option`, for the option with the
+    most characters. Options that tie share the question. The last two are for multiple choice.
 
     Args:
         predictions: the questions.
-        training_answers: how often each answer's text is right in training, from `count_answers`; without it the other
-            questions are counted, without the one that is asked.
+        training_answers: how often each answer's text is right in training, from `count_answers`; None: the other
+            questions of the split are counted.
     """
     known = [p for p in predictions if p.truth is not None]
     multiple_choice = [p for p in known if p.choices]
@@ -40,6 +40,7 @@ def baselines(predictions: Sequence[Prediction], training_answers: Mapping[str, 
     counts = own if training_answers is None else training_answers
     most_frequent = []
     for p in known:
+        # Counted with its own truth, a question would give away its answer.
         held_out = _true_texts(p) if training_answers is None else []
         most_frequent.append(
             _share(p, [counts.get(text, 0) - (text in held_out) for text in map(same_text, p.choices)])
@@ -70,14 +71,14 @@ def _true_texts(prediction: Prediction) -> list[str]:
 
 
 def _place(prediction: Prediction) -> int | None:
-    """Which option is true; None where the truth is no letter of one."""
+    """Return the place of the true option; None if the truth is no letter of an option."""
     truth = prediction.truth or ""
     place = ord(truth) - ord("A") if len(truth) == 1 else -1
     return place if 0 <= place < len(prediction.choices) else None
 
 
 def _share(prediction: Prediction, values: Sequence[int]) -> float:
-    """What choosing the option of the highest value scores, on average where some are level."""
+    """Return the expected score of choosing the option with the highest value, or any of those that tie."""
     best = [place for place, value in enumerate(values) if value == max(values)]
     return (_place(prediction) in best) / len(best)
 

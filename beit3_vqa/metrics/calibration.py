@@ -1,7 +1,7 @@
-"""Whether a model that says 80% is right in 80 of 100: calibration, and what it is worth to leave questions out.
+"""Calibration: is a model that says 80% right in 80 of 100, and how accurate are its most confident answers?
 
 Probabilities differ in their last bits with batch size and number of processes. They are rounded before they choose a
-bin or a rank, and results after, so that every run gives the same digits."""
+bin or a rank, and results are rounded too, so that every run gives the same digits."""
 
 import dataclasses
 import math
@@ -22,12 +22,12 @@ _BRIER_DIGITS = 4
 
 
 def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> dict[str, Any]:
-    """How confidence (the probability of the given answer) and accuracy go together; empty where one isn't known.
+    """Compare confidence (the probability of the given answer) with accuracy; empty if one of them isn't known.
 
     Keys: `ece`, the expected calibration error in percent: |accuracy - confidence| of each of the `bins` of equal
     width, (0, 1/bins], (1/bins, 2/bins], ..., weighted by its questions; `confidence`, its mean in percent;
-    `reliability`, the bins that hold questions; `brier`, for multiple choice alone, where all probabilities are kept:
-    the mean sum of squared differences to the truth's 1 and the others' 0, from 0 to 2.
+    `reliability`, the bins that hold questions; `brier`, only for multiple choice, which keeps all probabilities: the
+    mean sum of squared differences to the truth's 1 and the others' 0, from 0 to 2.
 
     Source: Guo et al. 2017, On calibration of modern neural networks; Brier 1950.
     """
@@ -36,6 +36,7 @@ def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> dict[str
         return {}
     members: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for confidence, score in known:
+        # A bin holds its upper end, even if the product lands a last bit above it. A confidence of 0 joins the first.
         members[max(0, math.ceil(round(confidence * bins, 9)) - 1)].append((confidence, score))
     reliability, error = [], 0.0
     for place in sorted(members):
@@ -61,18 +62,18 @@ def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> dict[str
     return {**found, "reliability": reliability}
 
 
-def accuracy_at_coverage(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """The accuracy in percent on the most confident 100%, 90%, ... 10% of the questions.
+def accuracy_at_coverage(predictions: Sequence[Prediction]) -> list[dict[str, float]]:
+    """Return the accuracy in percent on the most confident 100%, 90%, ... 10% of the questions.
 
-    Questions of one confidence come together: where only some of them are taken, they count with their mean. Keys of
-    each: `coverage` in percent, `questions`, `accuracy`, and `confidence`, the lowest that is taken.
+    Questions of equal confidence have no order: if only some of them are taken, each counts with the mean of all. Keys
+    of each point: `coverage` in percent, `questions`, `accuracy`, and `confidence`, the lowest that is taken.
     """
     known = _with_confidence(predictions)
     by_confidence: dict[float, list[float]] = defaultdict(list)
     for confidence, score in known:
         by_confidence[confidence].append(score)
     ranked = sorted(by_confidence.items(), reverse=True)
-    points = []
+    points: list[dict[str, float]] = []
     for coverage in COVERAGES if known else ():
         left = wanted = max(1, round(len(known) * coverage / 100))
         right, lowest = [], 1.0
@@ -87,7 +88,7 @@ def accuracy_at_coverage(predictions: Sequence[Prediction]) -> list[dict[str, An
 
 
 def _with_confidence(predictions: Sequence[Prediction]) -> list[tuple[float, float]]:
-    """(confidence, score) of what has both; nothing where an answer comes without its probability."""
+    """Return (confidence, score) of each prediction with a score; none if an answer comes without probability."""
     known = [p for p in predictions if p.score is not None]
     if any(p.answer not in p.probabilities for p in known):
         return []
@@ -110,7 +111,7 @@ def _percent(share: float) -> float:
     return round(100.0 * share, _DIGITS)
 
 
-# One number that makes a model's probabilities mean what they say, without changing an answer.
+# Temperature: one number that calibrates a model's probabilities without changing an answer.
 #
 # A temperature T divides the logits: of probabilities p it makes p^(1/T) over their sum. Above 1 it makes a model less
 # sure, below 1 surer.
@@ -126,10 +127,10 @@ _SMALLEST = 1e-30  # of a probability that was rounded to 0
 
 
 def fit_temperature(predictions: Sequence[Prediction]) -> float | None:
-    """Find the temperature under which the truths are likeliest, to 3 decimals; None if no row has what that needs.
+    """Return the temperature under which the truths are likeliest, to 3 decimals; None if no row has what that needs.
 
-    It is 1 if no other is better, as where every option is equally likely; `LOWEST` if every truth is the likeliest, so
-    that the questions set no bound.
+    It is 1 if no other is better, for instance if all options are equally likely. It is `LOWEST` if every truth is the
+    likeliest option, since every lower temperature is then better still.
 
     Args:
         predictions: made at temperature 1, of multiple choice, whose probabilities are all kept.
@@ -154,13 +155,13 @@ def fit_temperature(predictions: Sequence[Prediction]) -> float | None:
 
 
 def mean_nll(predictions: Sequence[Prediction], temperature: float = 1.0) -> float | None:
-    """Mean negative log-likelihood of the truths at a temperature, in nats; None where `fit_temperature` is None."""
+    """Return the mean negative log-likelihood of the truths in nats; None if `fit_temperature` returns None."""
     log_probabilities, truths = _table(predictions)
     return round(_nll(log_probabilities, truths, temperature), _NLL_DIGITS) if len(truths) else None
 
 
 def tempered(prediction: Prediction, temperature: float) -> Prediction:
-    """The prediction with its probabilities at another temperature, its answer as it is."""
+    """Return the prediction with the same answer and with probabilities at another temperature."""
     if temperature == 1.0:
         return prediction
     names = list(prediction.probabilities)
@@ -168,13 +169,16 @@ def tempered(prediction: Prediction, temperature: float) -> Prediction:
     return dataclasses.replace(prediction, probabilities=dict(zip(names, map(float, shares), strict=True)))
 
 
-def temper(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """Probabilities (N, C) at another temperature, each row summing to 1."""
+def temper(probabilities: NDArray[np.float32] | NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Return probabilities (N, C) at another temperature, each row summing to 1."""
     return np.exp(_log_softmax(_log(probabilities.astype(np.float64)) / temperature))
 
 
 def _table(predictions: Sequence[Prediction]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Log-probabilities (N, C), -inf beyond a row's own, and the place of the truth (N,), of rows that have both."""
+    """Return log-probabilities (N, C) and the place of the truth (N,), of the rows that have both.
+
+    A row with fewer options than C ends in -inf.
+    """
     known = [p for p in predictions if p.choices and p.truth in p.probabilities]
     widest = max((len(p.probabilities) for p in known), default=0)
     table = np.full((len(known), widest), -np.inf)
@@ -185,12 +189,14 @@ def _table(predictions: Sequence[Prediction]) -> tuple[NDArray[np.float64], NDAr
 
 
 def _log(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.log(np.maximum(probabilities, _SMALLEST))
+    logs: NDArray[np.float64] = np.log(np.maximum(probabilities, _SMALLEST))
+    return logs
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logs
 
 
 def _nll(log_probabilities: NDArray[np.float64], truths: NDArray[np.intp], temperature: float) -> float:

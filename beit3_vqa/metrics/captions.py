@@ -1,4 +1,4 @@
-"""Captions: the file that is handed in, the references, and what the one is worth against the others."""
+"""Captions: the file that is handed in, the references, and scores of the one against the other."""
 
 import re
 import shutil
@@ -27,12 +27,12 @@ SPICE = (
 
 
 def write_captions(predictions: Sequence[Prediction], path: Path) -> Path:
-    """Upstream's result file, which is COCO's and nocaps': `[{"image_id": ..., "caption": ...}, ...]`."""
+    """Write the result file of upstream, COCO and nocaps: `[{"image_id": ..., "caption": ...}, ...]`."""
     return write_json_rows([{"image_id": number_or_text(p.id), "caption": p.answer} for p in predictions], path)
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
-    """Image id -> captions, of a file in COCO's format; InputError where it isn't one."""
+    """Return image id -> captions of a file in COCO's format; InputError if it isn't one."""
     content = read_json(path, MAX_REFERENCES)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):
@@ -51,21 +51,21 @@ def read_references(path: Path) -> dict[str, list[str]]:
 
 
 def require_scorer() -> None:
-    """InputError where captions can't be scored."""
+    """Raise InputError if the package that scores captions is missing."""
     if find_spec("pycocoevalcap") is None:
         raise InputError('captions are scored with pycocoevalcap: pip install "beit3_vqa[caption]".')
 
 
 def score_captions(captions: Mapping[str, str], references: References, *, meteor: bool = False) -> dict[str, Any]:
-    """CIDEr, BLEU-1 to 4 and ROUGE-L, times 100, by pycocoevalcap.
+    """Return CIDEr, BLEU-1 to 4 and ROUGE-L, times 100, by pycocoevalcap.
 
-    Published numbers rest on the Penn Treebank's tokenizer, which is a Java program. Where there is no Java, words are
-    what is between other characters; `tokenizer` says which it was, and the two shouldn't be compared.
+    Published numbers rest on the Penn Treebank's tokenizer, which is a Java program. Without Java, words are runs of
+    letters and digits. `tokenizer` says which it was: scores by one can't be compared with scores by the other.
 
     Args:
         captions: image id -> caption.
         references: image id -> captions by people, at least one for each id of `captions`.
-        meteor: METEOR too, where there is Java; it takes longer than all others.
+        meteor: METEOR too, if there is Java; it takes longer than all others.
 
     Raises:
         InputError: pycocoevalcap isn't there, or an image has no reference.
@@ -80,6 +80,7 @@ def score_captions(captions: Mapping[str, str], references: References, *, meteo
         raise InputError(f"there is no reference caption for image {', '.join(lacking[:5])}; prepare the data again.")
     images = list(captions)
     counts = [len(references[image]) for image in images]
+    # All texts at once, so that Java starts once.
     texts = [captions[image] for image in images] + [text for image in images for text in references[image]]
     tokenized, tokenizer = tokenize(texts)
     given = {image: [text] for image, text in zip(images, tokenized, strict=False)}
@@ -97,7 +98,7 @@ def score_captions(captions: Mapping[str, str], references: References, *, meteo
 
 
 def tokenize(texts: Sequence[str]) -> tuple[list[str], str]:
-    """Texts as lower-case words with blanks between, no punctuation; and by which tokenizer, `ptb` or `plain`."""
+    """Return texts as lower-case words with blanks between and no punctuation, and the tokenizer: `ptb` or `plain`."""
     lines = [" ".join(text.split()) for text in texts]
     java = shutil.which("java")
     if java:
@@ -126,7 +127,8 @@ def _meteor(truths: References, given: References) -> float:
 
     meteor = Meteor()
     try:
-        return meteor.compute_score(truths, given)[0]
+        return float(meteor.compute_score(truths, given)[0])
     finally:
+        # It leaves the pipes of its Java process open.
         for pipe in (meteor.meteor_p.stdout, meteor.meteor_p.stderr):
             pipe.close()

@@ -1,4 +1,4 @@
-"""How far a measured accuracy may lie from the true one: 95% intervals."""
+"""95% intervals: how far a measured accuracy may lie from the true one."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ Z = 1.959963984540054  # the normal distribution's 97.5% point
 
 
 def wilson_interval(right: float, questions: int) -> tuple[float, float]:
-    """Wilson's score interval of a share, as (low, high) in [0, 1]; (0, 1) without questions.
+    """Return Wilson's score interval of a share as (low, high) in [0, 1]; (0, 1) if there are no questions.
 
-    Unlike the normal one it keeps its promise for small samples and for shares near 0 and 1.
+    Unlike the normal interval it holds 95% for small samples and for shares near 0 and 1 too.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
     """
@@ -27,10 +27,10 @@ def wilson_interval(right: float, questions: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
-    """The normal interval of a mean, from the sample's standard error, within [low, high].
+    """Return the normal interval of a mean, from the sample's standard error, within [low, high].
 
-    For scores that aren't 0 or 1, and for the difference of two models on the same questions. Fewer than two values say
-    nothing: (low, high). Values that are all alike have no standard error, see `unvarying_interval`.
+    It is for scores other than 0 and 1, and for the difference of two models on the same questions. Fewer than two
+    values give (low, high). Equal values have no standard error and get `unvarying_interval`.
     """
     count = len(values)
     if count < 2:
@@ -54,7 +54,10 @@ def unvarying_interval(value: float, count: int, low: float, high: float) -> tup
 
 
 def accuracy_interval(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """95% interval of the accuracy, in percent: Wilson's where scores are 0 or 1, else the normal one; says which."""
+    """Return the 95% interval of the accuracy in percent, Wilson's if all scores are 0 or 1, else the normal one.
+
+    Keys: `low`, `high`, `level`, and `method`, which says which one it is.
+    """
     scores = [p.score for p in predictions if p.score is not None]
     if all(score in (0.0, 1.0) for score in scores):
         (low, high), method = wilson_interval(sum(scores), len(scores)), "wilson"

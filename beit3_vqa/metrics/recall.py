@@ -1,4 +1,4 @@
-"""Recall of retrieval: is the right one among the first k?"""
+"""Recall of retrieval: how often the right image or text is among the first k."""
 
 import math
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ CHUNK = 1024  # queries compared with everything at once
 
 
 def recall_metrics(images: Tensor, texts: Tensor, image_of: Tensor) -> dict[str, Any]:
-    """Compute recall in percent, both ways, and its mean.
+    """Return recall in percent, both ways, and its mean.
 
-    An image finds its text where any of its captions is among the first k of all captions; a text finds its image
-    where that is among the first k images. A tie counts as lost, so that vectors which are all alike find nothing, and
-    every device gives the same. Upstream's script leaves ties to the order in which `torch.topk` happens to give them.
+    An image finds its text if any of its captions is among the first k of all captions; a text finds its image if that
+    is among the first k images. A tie counts as lost, so that equal vectors find nothing and every device gives the
+    same. Upstream's script leaves ties to the order in which `torch.topk` happens to give them.
 
     Args:
         images: (I, D), each image once.
@@ -41,7 +41,10 @@ def _percent(hits: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _in_topk(queries: Tensor, found: Tensor, query_image: Tensor, found_image: Tensor, k: int) -> Tensor:
-    """Return for each query whether torch.topk names something of its image; rows know their images, (Q,) and (F,)."""
+    """Return for each query whether torch.topk's k best hold something of its image, bool (Q,).
+
+    `query_image` (Q,) and `found_image` (F,) name the image of each row.
+    """
     hits = []
     for rows in _chunks(len(queries), queries):
         best = (queries[rows] @ found.T).topk(min(k, len(found)), dim=1).indices
@@ -50,7 +53,7 @@ def _in_topk(queries: Tensor, found: Tensor, query_image: Tensor, found_image: T
 
 
 def _ranks_of_images(images: Tensor, texts: Tensor, image_of: Tensor) -> Tensor:
-    """For each image, how many texts of others come before the best of its own, (I,)."""
+    """Return for each image how many texts of other images come before its own best text, (I,)."""
     ranks = []
     for rows in _chunks(len(images), images):
         scores = images[rows] @ texts.T
@@ -61,24 +64,29 @@ def _ranks_of_images(images: Tensor, texts: Tensor, image_of: Tensor) -> Tensor:
 
 
 def _ranks_of_texts(images: Tensor, texts: Tensor, image_of: Tensor) -> Tensor:
-    """For each text, how many other images come before its own, (T,)."""
+    """Return for each text how many other images come before its own, (T,)."""
     ranks = []
     for rows in _chunks(len(texts), texts):
         scores = texts[rows] @ images.T
         right = scores.gather(1, image_of[rows, None])
-        ranks.append((scores >= right).sum(dim=1) - 1)
+        ranks.append((scores >= right).sum(dim=1) - 1)  # less its own image
     return torch.cat(ranks)
 
 
 def _chunks(count: int, like: Tensor) -> Iterator[Tensor]:
-    return (part for part in torch.arange(count, device=like.device).split(CHUNK))
+    return iter(torch.split(torch.arange(count, device=like.device), CHUNK))
 
 
 def chance_of_recall(captions_of: list[int]) -> float:
-    """`average_score` of blind guessing, where the images have so many captions each."""
+    """Return the `average_score` of blind guessing in percent.
+
+    Args:
+        captions_of: number of captions of each image.
+    """
     images, texts = len(captions_of), sum(captions_of)
     shares = [min(1.0, k / images) for k in KS]
     for k in KS:
+        # Probability that k texts drawn without replacement hold none of an image's own.
         missed = [math.comb(texts - own, k) / math.comb(texts, k) if k <= texts else 0.0 for own in captions_of]
         shares.append(1 - sum(missed) / images)
     return 100.0 * sum(shares) / len(shares)

@@ -1,4 +1,4 @@
-"""One model's answers against its own to the same questions, asked otherwise: in other orders, without the image."""
+"""How a model's answers change if the same questions are asked with options in other orders, or without the image."""
 
 import dataclasses
 import math
@@ -12,11 +12,11 @@ from beit3_vqa.metrics.vote import soft
 
 
 def averaged(answers: Sequence[Prediction]) -> Prediction:
-    """One prediction of several to the same question: the mean of their probabilities, and the likeliest option.
+    """Return one prediction for several of a question: the mean of the probabilities and the likeliest option.
 
     Args:
-        answers: to one multiple-choice question, letters meaning the same options in each; the first is what the
-            question is in the index.
+        answers: to one multiple-choice question, letters meaning the same options in each; the first is the one with
+            the options in the order of the index.
     """
     if len(answers) == 1:
         return answers[0]
@@ -34,16 +34,17 @@ def averaged(answers: Sequence[Prediction]) -> Prediction:
 
 
 def order_metrics(groups: Sequence[Sequence[Prediction]], rotations: Sequence[int], mode: str) -> dict[str, Any]:
-    """Accuracies in percent of multiple choice asked in several orders; without truths only what was asked.
+    """Return accuracies in percent of multiple choice asked in several orders.
 
-    Keys: `mode`; `passes`, the most orders of a question; `asked`, questions times orders; `plain`, as the questions
-    stand in the index; `averaged`, over the orders; `circular`, right in every rotation; with mode `all`,
-    `every_order`, right in every one; each with `accuracy` and `accuracy_interval`.
+    Keys: `mode`; `passes`, the largest number of orders of a question; `asked`, the number of answers in all; and if
+    truths are known `plain`, in the order of the index; `averaged`, over the orders; `circular`, right in every
+    rotation; with mode `all`, `every_order`, right in every order. The last four have `accuracy` and
+    `accuracy_interval`.
 
     Args:
         groups: for each question its answers in every order, the index's first, the other rotations next.
-        rotations: for each question, how many of them are rotations.
-        mode: see `data.orders.orders`.
+        rotations: for each question, how many of its answers are to rotations.
+        mode: of `--tta`, see `data.choice_order`.
     """
     found: dict[str, Any] = {"mode": mode, "passes": max(map(len, groups)), "asked": sum(map(len, groups))}
     sets = {
@@ -65,10 +66,11 @@ def _worst(answers: Sequence[Prediction]) -> Prediction:
 
 
 def blind_metrics(seeing: Sequence[Prediction], blind: Sequence[Prediction]) -> dict[str, Any]:
-    """What the image is worth: the same questions with it and without.
+    """Compare the answers to the same questions with the image and without it.
 
-    Keys: `same_answer`, percent answered alike; and where truths are known `accuracy` and `accuracy_interval` without
-    the image, and `gap`, how much higher the accuracy is with it: `accuracy`, `low`, `high` (95%, normal, paired).
+    Keys: `same_answer`, the percent of questions with the same answer; and if truths are known `accuracy` and
+    `accuracy_interval` without the image, and `gap`, the gain from seeing it: `accuracy`, `low`, `high` (95%, normal,
+    paired).
     """
     same = sum(a.answer == b.answer for a, b in zip(seeing, blind, strict=True))
     found: dict[str, Any] = {"same_answer": 100.0 * same / len(blind)}

@@ -1,10 +1,10 @@
-"""Everything at once, for the end of an evaluation."""
+"""All metrics at once, for the end of an evaluation, as data and as text for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beit3_vqa.data.types import Prediction
-from beit3_vqa.metrics.accuracy import accuracy_metrics, confusion, positions, question_word
+from beit3_vqa.metrics.accuracy import accuracy_metrics, by_question_word, confusion, positions
 from beit3_vqa.metrics.baselines import baselines
 from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration
 from beit3_vqa.metrics.intervals import accuracy_interval
@@ -13,7 +13,7 @@ from beit3_vqa.metrics.intervals import accuracy_interval
 def full_metrics(
     predictions: Sequence[Prediction], training_answers: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """`accuracy_metrics` and more over the predictions whose truth is known; empty where none is.
+    """Return `accuracy_metrics` and more over the predictions whose truth is known; empty if none is.
 
     Keys beyond those: `accuracy_interval` and `interval_by_question_word`; `calibration`; `accuracy_at_coverage`;
     `baselines`; for multiple choice `confusion` and `positions`. Each is explained at the function of its name.
@@ -27,10 +27,8 @@ def full_metrics(
         return {}
     metrics = accuracy_metrics(known)
     metrics["accuracy_interval"] = accuracy_interval(known)
-    by_word: dict[str, list[Prediction]] = {}
-    for p in known:
-        by_word.setdefault(question_word(p.question), []).append(p)
-    metrics["interval_by_question_word"] = {word: accuracy_interval(by_word[word]) for word in sorted(by_word)}
+    groups = by_question_word(known)
+    metrics["interval_by_question_word"] = {word: accuracy_interval(group) for word, group in groups.items()}
     found = {
         "calibration": calibration(known),
         "accuracy_at_coverage": accuracy_at_coverage(known),
@@ -48,7 +46,7 @@ _LISTED = 10  # rows of a part, at most
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """What `full_metrics`, `order_metrics` and `blind_metrics` found, for people; text from data is cut."""
+    """Return the results of `full_metrics`, `order_metrics` and `blind_metrics` as lines; text from data is cut."""
     scored = _scored(metrics) if "accuracy" in metrics else ["no answer is known: nothing to score"]
     return "\n".join([*scored, *_orders(metrics.get("tta")), *_blind(metrics.get("blind"))])
 
@@ -67,17 +65,16 @@ def _scored(metrics: Mapping[str, Any]) -> list[str]:
     lines += _positions(metrics.get("positions", {}))
     lines += _calibration(metrics.get("calibration", {}))
     if "accuracy_at_coverage" in metrics:
-        lines += ["", "answering only the surest   accuracy   at least this sure"]
+        lines += ["", "if only the surest are answered   accuracy   least confidence"]
         lines += [
-            f"  {p['coverage']:>3}% ({p['questions']:,})".ljust(26)
-            + f"{p['accuracy']:>10.2f}   {p['confidence']:>8.2f}%"
+            f"  {p['coverage']:>3}% ({p['questions']:,})".ljust(32)
+            + f"{p['accuracy']:>10.2f}   {p['confidence']:>15.2f}%"
             for p in metrics["accuracy_at_coverage"]
         ]
     return lines
 
 
 def _orders(tta: Mapping[str, Any] | None) -> list[str]:
-    """What `order_metrics` found."""
     if tta is None:
         return []
     lines = [
@@ -88,21 +85,17 @@ def _orders(tta: Mapping[str, Any] | None) -> list[str]:
 
 
 def _blind(blind: Mapping[str, Any] | None) -> list[str]:
-    """What `blind_metrics` found."""
     if blind is None:
         return []
     lines = ["", f"with grey images, {blind['same_answer']:.2f}% are answered the same"]
     if "gap" in blind:
-        lines += [_accuracy("  accuracy without image", blind), _accuracy("  the image is worth", _gap(blind["gap"]))]
+        gain = {"accuracy": blind["gap"]["accuracy"], "accuracy_interval": blind["gap"]}
+        lines += [_accuracy("  accuracy without image", blind), _accuracy("  gain from seeing the image", gain)]
     return lines
 
 
-def _gap(gap: Mapping[str, Any]) -> dict[str, Any]:
-    return {"accuracy": gap["accuracy"], "accuracy_interval": gap}
-
-
 _ORDERS = {
-    "plain": "plain, as they stand",
+    "plain": "plain: as in the index",
     "averaged": "averaged over orders",
     "circular": "circular: in all rotations",
     "every_order": "right in every order",
@@ -117,7 +110,7 @@ _BASELINES = {
 
 
 def interval_text(interval: Mapping[str, Any]) -> str:
-    """`70.1 to 75.3 (95%, wilson)`."""
+    """Return an interval as text, such as `70.1 to 75.3 (95%, wilson)`."""
     return f"{interval['low']:.2f} to {interval['high']:.2f} ({interval['level']}%, {interval['method']})"
 
 
@@ -138,10 +131,10 @@ def _question_words(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _positions(positions: Mapping[str, Any]) -> list[str]:
-    lines = ["", "option       true   answered   right where true"] if positions else []
+    lines = ["", "option       true   answered   recall"] if positions else []
     for letter, values in list(positions.items())[:_LISTED]:
         recall = "-" if values["recall"] is None else f"{values['recall']:.2f}"
-        lines.append(f"  {_cut(letter):<6}{values['true']:>9,}{values['answered']:>11,}{recall:>19}")
+        lines.append(f"  {_cut(letter):<6}{values['true']:>9,}{values['answered']:>11,}{recall:>9}")
     return lines
 
 
@@ -152,7 +145,7 @@ def _calibration(calibration: Mapping[str, Any]) -> list[str]:
     lines = [
         "",
         f"calibration: expected error {calibration['ece']:.2f} ({calibration['bins']} bins){brier}",
-        "  says it is right   questions   is right",
+        "  confidence         questions   accuracy",
     ]
     for part in calibration["reliability"]:
         bar = "#" * round(_BAR * part["accuracy"] / 100)
@@ -162,7 +155,7 @@ def _calibration(calibration: Mapping[str, Any]) -> list[str]:
 
 
 def share_table(name: str, score: Mapping[str, Any]) -> str:
-    """A benchmark's own score and its parts, as `scoring.visual7w` and `scoring.vqav2` give them."""
+    """Return a benchmark's own score and its parts, from `visual7w_score` or `vqav2_score`, as lines."""
     split = f", {score['split']}" if "split" in score else ""
     lines = [f"{name}'s own score{split}", _accuracy(f"  all {score['questions']:,}", score)]
     if score.get("answered", score["questions"]) < score["questions"]:

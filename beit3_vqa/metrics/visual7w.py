@@ -1,8 +1,8 @@
 """Visual7W's own scoring of telling questions, and the result file that its toolkit reads.
 
-An answer is right if its text is the true one, letter case apart, and nothing else is normalised. Accuracies are of all
-questions of the split; those without an answer are wrong (the toolkit leaves them out, so that a few sure answers could
-score 100%).
+An answer is right if its text is the true one; only the case of letters doesn't matter. Accuracies are of all questions
+of the split, and one without an answer is wrong. The toolkit leaves those out, so that a few sure answers could score
+100%.
 
 Source: the toolkit's readme and its evaluation, https://github.com/yukezhu/visual7w-toolkit
 """
@@ -20,7 +20,7 @@ from beit3_vqa.metrics.intervals import LEVEL, wilson_interval
 
 
 def answer_text(prediction: Prediction) -> str:
-    """The text of the answer: of the option, where it is a letter.
+    """Return the text of an answer; if the answer is a letter, the text of its option.
 
     Raises:
         InputError: the prediction doesn't say what its letter means.
@@ -37,7 +37,7 @@ def answer_text(prediction: Prediction) -> str:
 
 
 def visual7w_score(predictions: Sequence[Prediction], questions: dict[str, Telling], where: Path) -> dict[str, Any]:
-    """Accuracies in percent of all questions of the predictions' split, and of each question word.
+    """Return accuracies in percent over all questions of the predictions' split, and by question word.
 
     Keys: `split`, `questions`, `answered`, `accuracy`, `accuracy_interval`, and `by_type`, word -> the same.
 
@@ -73,7 +73,7 @@ def _share(right: Sequence[bool | None]) -> dict[str, Any]:
 
 
 def write_results(predictions: Sequence[Prediction], questions: dict[str, Telling], path: Path) -> Path:
-    """The toolkit's result file: `[{"qa_id", "question", "candidates": [{"answer": text}]}, ...]`."""
+    """Write the toolkit's result file: `[{"qa_id", "question", "candidates": [{"answer": text}]}, ...]`."""
     rows = []
     for p in predictions:
         asked = questions[p.id]

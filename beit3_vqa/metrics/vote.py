@@ -1,4 +1,4 @@
-"""One answer of several to the same question: of members of an ensemble, or of one model asked in several orders.
+"""One answer from several to the same question, of members of an ensemble or of one model asked in several orders.
 
 Ties and absent answers are decided here, and nowhere else."""
 
@@ -37,8 +37,8 @@ def soft(answers: Sequence[Prediction], weights: Sequence[float] | None = None) 
 def hard(answers: Sequence[Prediction], weights: Sequence[float] | None = None) -> tuple[str, Shares]:
     """Return the answer of most predictions, and each answer's share of their votes.
 
-    A tie goes to the answer of higher mean probability; one of those too to the answer that comes first in the first
-    prediction. `weights` are equal ones: everybody has one vote.
+    A tie goes to the answer of higher mean probability; if that is equal too, to the answer that comes first in the
+    first prediction. `weights` count only for the means: every prediction has one vote.
     """
     votes = Counter(p.answer for p in answers)
     means = mean_probabilities(answers, weights)
@@ -47,7 +47,7 @@ def hard(answers: Sequence[Prediction], weights: Sequence[float] | None = None) 
     return best, {answer: votes[answer] / len(answers) for answer in candidates}
 
 
-#: how the members decide -> the answer and the shares, by their predictions and weights; weighted is soft with others
+#: name of the vote -> what returns the answer and the shares; "weighted" is "soft" with weights that aren't equal
 VOTES: dict[str, Callable[[Sequence[Prediction], Sequence[float] | None], tuple[str, Shares]]] = {
     "hard": hard,
     "soft": soft,
@@ -56,5 +56,5 @@ VOTES: dict[str, Callable[[Sequence[Prediction], Sequence[float] | None], tuple[
 
 
 def equal_weights(members: int) -> list[float]:
-    """Return 1 / M for each."""
+    """Return the weight 1 / M for each of M members."""
     return [1.0 / members] * members

@@ -1,7 +1,7 @@
-"""VQAv2's score: what ten annotators answered, as the official evaluation compares it.
+"""VQAv2's score: an answer compared with those of ten annotators, as the official evaluation does it.
 
-The answer is processed (`normalize_word`). The annotators' answers are processed only where they differ among
-themselves, and then only their punctuation is. The accuracy of an answer is the mean over the ten ways to leave one
+The answer is processed (`normalize_word`). The annotators' answers are processed only if they differ among themselves,
+and then only their punctuation is. The accuracy of an answer is the mean over the ten ways to leave one
 annotator out of min(1, those of the other nine who gave it / 3).
 
 Source: the VQA evaluation, https://visualqa.org/evaluation.html, and its script `vqaEval.py`
@@ -26,7 +26,7 @@ MAX_ANSWERS = 1000  # of one question; the official ones have ten
 
 @dataclass(frozen=True)
 class Annotation:
-    """What annotators answered to a question, and of which kind it is: yes/no, number or other; else empty."""
+    """The annotators' answers to a question, and its kind: yes/no, number or other; empty if it isn't known."""
 
     question_id: str
     answers: tuple[str, ...]
@@ -34,7 +34,7 @@ class Annotation:
 
 
 def vqa_accuracy(answer: str, annotated: Sequence[str]) -> float:
-    """The official accuracy of an answer, in [0, 1].
+    """Return the official accuracy of an answer, in [0, 1].
 
     Args:
         answer: as the model gave it.
@@ -49,7 +49,7 @@ def vqa_accuracy(answer: str, annotated: Sequence[str]) -> float:
 
 
 def read_annotations(path: Path) -> list[Annotation]:
-    """The annotations of an official JSON, `{"annotations": [{"question_id", "answers": [{"answer"}], ...}]}`.
+    """Read an official JSON of annotations, `{"annotations": [{"question_id", "answers": [{"answer"}], ...}]}`.
 
     Raises:
         InputError: no such file, another one, or annotations (listed) that can't be scored.
@@ -74,7 +74,7 @@ def read_annotations(path: Path) -> list[Annotation]:
     return found
 
 
-def _problem(row: Any) -> str:
+def _problem(row: object) -> str:
     if not isinstance(row, dict):
         return "isn't an object"
     name, answers = row.get("question_id"), row.get("answers")
@@ -88,12 +88,12 @@ def _problem(row: Any) -> str:
 
 
 def vqav2_score(predictions: Sequence[Prediction], annotations: Sequence[Annotation], where: Path) -> dict[str, Any]:
-    """The mean accuracy in percent, and of each kind of answer.
+    """Return the mean accuracy in percent over all questions, and by kind of answer.
 
     Keys: `questions`, `accuracy`, `accuracy_interval` (normal: scores aren't 0 or 1), and `by_type`, kind -> the same.
 
     Raises:
-        InputError: they aren't of the same questions, or an annotation is there twice.
+        InputError: predictions and annotations are of different questions, or a question is annotated twice.
     """
     by_id: dict[str, Annotation] = {}
     doubled = [a.question_id for a in annotations if by_id.setdefault(a.question_id, a) is not a]

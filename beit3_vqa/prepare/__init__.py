@@ -1,21 +1,21 @@
-"""Raw data set -> prepared folder. One file per format, and a line for it in `FORMATS`.
+"""From a raw data set to a prepared folder: a file for each format, and a line for it in `FORMATS`.
 
-A format module has two names in it: `Arguments`, its own options, and `read(arguments, options)`, which returns the
-rows and every problem it met. What all formats share (images, ids, splits, tokenizer, files, summary) is in writer.py;
-how CSV files are read, in data/tables.py.
+The module of a format has two names: `Arguments`, its own options, and `read(arguments, options)`, which returns the
+rows and every problem that it met. What all formats share (images, ids, splits, tokenizer, files, summary) is in
+writer.py; the reading of CSV files is in data/tables.py.
 """
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.prepare.summary import Summary
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, finish
 from beit3_vqa.runtime.fields import Options
 
-# Format -> file, imported when it is asked for.
+# Format -> file, which is imported when its format is asked for.
 FORMATS: dict[str, str] = {
     "choices": "choices_csv",
     "coco": "coco",
@@ -31,7 +31,7 @@ FORMATS: dict[str, str] = {
 
 
 class Format(Protocol):
-    """What a format module offers."""
+    """The names that the module of a format has."""
 
     __doc__: str | None
     Arguments: type[Options]
@@ -41,18 +41,22 @@ class Format(Protocol):
 
 
 def find_format(name: str) -> Format:
-    """The module of a format; InputError names the known ones and the nearest."""
+    """Return the module of a format; InputError with the known names and the nearest if there is none."""
     if name not in FORMATS:
         raise InputError(f"there is no format {name!r}, only {', '.join(sorted(FORMATS))}.{nearest(name, FORMATS)}")
-    module: Any = import_module(f"{__name__}.{FORMATS[name]}")
-    return module
+    return cast(Format, import_module(f"{__name__}.{FORMATS[name]}"))
 
 
 def prepare(format_name: str, values: Mapping[str, Any], options: PrepareOptions) -> Summary:
-    """Read a data set in `format_name` and write its prepared folder, or only check it (`options.check`).
+    """Read a data set and write its prepared folder, or only check it if `options.check` is set.
 
-    `values` holds the format's own arguments by name. Raises InputError with every problem of rows, images and
-    options at once, and then writes nothing.
+    Args:
+        format_name: a key of `FORMATS`.
+        values: the format's own arguments by name; None for one that wasn't given.
+        options: what all formats share.
+
+    Raises:
+        InputError: every problem of rows, images and options at once; then nothing is written.
     """
     module = find_format(format_name)
     known = {field.name: field for field in fields(module.Arguments)}

@@ -66,6 +66,7 @@ def _read_split(path: Path, split: str, prepared: Prepared, encoding: str) -> No
         row, problems = _read_row({name: cells[index] for name, index in columns.items()}, split != "test", counts)
         if problems:
             prepared.problems.append(f"{origin}: {'; '.join(problems)}")
+        # Even with a problem a row is added, so that its image and its id are checked in the same run.
         if row["id"] and row["image_path"]:
             prepared.add(split, row, origin)
     if not counts["rows"]:
@@ -77,7 +78,7 @@ def _read_split(path: Path, split: str, prepared: Prepared, encoding: str) -> No
 
 
 def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]) -> tuple[Row, list[str]]:
-    """The index row of one CSV row, and what is wrong with it."""
+    """Return the index row of one CSV row and what is wrong with it; `counts` counts what the notes tell."""
     empty = [name for name in COLUMNS if not one_form(cells[name]).strip()]
     problems = [f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty"] if empty else []
     choices = [cells[letter] for letter in LETTERS]
@@ -107,7 +108,7 @@ def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]
 
 
 def write_csv(rows: Iterable[Row]) -> str:
-    """Rows with options as the CSV text that `read` turns back into the same rows."""
+    """Return rows with options as CSV text, which `read` turns back into the same rows."""
     rows = list(rows)
     has_answer = any("answer" in row for row in rows)
     text = io.StringIO(newline="")

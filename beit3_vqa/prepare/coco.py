@@ -1,9 +1,9 @@
 """COCO's images and captions in Karpathy's splits (`dataset_coco.json`), for retrieval and for captioning.
 
-One reading writes both indexes, `coco_retrieval.SPLIT.jsonl` with a row for each caption and
-`coco_captioning.SPLIT.jsonl`, which has a row for each image where captions are to be written. The captions of those
-images go into `coco_karpathy_SPLIT_gt.json`, in the format of COCO's own evaluation and under the name that upstream
-downloads it by.
+One run writes both indexes: `coco_retrieval.SPLIT.jsonl` has a row for each caption; `coco_captioning.SPLIT.jsonl` has
+the same for training, and a row for each image in the other splits, whose captions are to be written. People's captions
+of those images go into `coco_karpathy_SPLIT_gt.json`, in the format of COCO's own evaluation and under the name of the
+file that upstream downloads.
 """
 
 from dataclasses import MISSING, dataclass

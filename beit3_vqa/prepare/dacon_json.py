@@ -1,8 +1,8 @@
 """Open-ended questions in JSON: lists of {"image_id", "question", "answer", "question_id"}, the format of DACON.
 
-The label table holds the answers of train and val that occur often enough, compared as normalised text, each written
-as it is most often spelt: a submission will spell it so. Rows with another answer stay in the index; a fork's
-converter dropped them without a word, which made its validation score look better than it was.
+The label table holds the answers of train and val that occur often enough. They are compared as normalised text and
+written in their most frequent spelling, which a submission then has. Rows with another answer stay in the index: a
+fork's converter dropped them without a word, which made its validation score look better than it was.
 """
 
 from collections import Counter
@@ -33,8 +33,8 @@ class Arguments(Options):
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
-# Where a split's images may be, best place first. Validation images are often a part of the training images; test
-# images never are, and numbers start anew there, so that another folder's image of that name would be the wrong one.
+# Folders in which a split's images may be, best first. Validation images are often a part of the training images. Test
+# images never are, and their numbers start anew, so that another folder's image of that name would be the wrong one.
 _FOLDERS = {"train": ("train", ""), "val": ("val", "train", ""), "test": ("test", "")}
 
 
@@ -67,8 +67,8 @@ def _read_split(path: Path, split: str, prepared: Prepared, encoding: str) -> No
             prepared.add(split, row, origin)
 
 
-def _read_item(item: Any, split: str, folders: Mapping[str, Mapping[str, str]]) -> tuple[Row | None, list[str]]:
-    """The index row of one question (None where its id or image is missing), and what is wrong with it."""
+def _read_item(item: object, split: str, folders: Mapping[str, Mapping[str, str]]) -> tuple[Row | None, list[str]]:
+    """Return the index row of one question, None if its id or image is missing, and what is wrong with it."""
     if not isinstance(item, dict):
         return None, ["isn't an object"]
     problems = [
@@ -93,13 +93,13 @@ def _read_item(item: Any, split: str, folders: Mapping[str, Mapping[str, str]]) 
 
 
 def _text(value: Any) -> str:
-    """A text or whole number as text; an empty string for anything else."""
+    """Return a text or a whole number as text; an empty string for anything else."""
     text = str(value) if type(value) is int else value
     return text if is_text(text) and one_form(text).strip() else ""
 
 
 def _image_names(folder: Path) -> dict[str, str]:
-    """Image id -> file name of the images in a folder; of several extensions the first in `EXTENSIONS` counts."""
+    """Return image id -> file name of the images in a folder; the first of `EXTENSIONS` wins if an id has several."""
     if not folder.is_dir():
         return {}
     names = sorted(entry.name for entry in folder.iterdir())
@@ -110,7 +110,7 @@ def _image_names(folder: Path) -> dict[str, str]:
 
 
 def _find_image(image_id: str, split: str, folders: Mapping[str, Mapping[str, str]]) -> str:
-    """The image's path relative to the image root; where there is none, the path that is looked at first.
+    """Return the image's path relative to the image root; if there is no image, the likeliest path of one.
 
     An id that names a file (`0001.jpg`, `train/0001.jpg`) means that file.
     """
@@ -124,13 +124,13 @@ def _find_image(image_id: str, split: str, folders: Mapping[str, Mapping[str, st
 
 
 def _make_label_table(prepared: Prepared, min_count: int) -> None:
-    """Fill the label table, most frequent answer first, and note how many rows fall outside it."""
+    """Fill the label table, most frequent answer first, and note how many rows have an answer that isn't in it."""
     spellings = Counter(
         row["answer"] for split in ("train", "val") for row in prepared.splits.get(split, []) if "answer" in row
     )
     counts: Counter[str] = Counter()
     commonest: dict[str, str] = {}
-    # Of spellings that are level, the one in the usual form.
+    # Of equally frequent spellings, the one in the usual Unicode form comes first.
     for spelling, count in sorted(spellings.items(), key=lambda s: (-s[1], s[0] != one_form(s[0]), s[0])):
         counts[answer_key(spelling)] += count
         commonest.setdefault(answer_key(spelling), spelling)

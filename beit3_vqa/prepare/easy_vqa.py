@@ -1,8 +1,8 @@
 """easy-VQA, the data set of the demo: 48k questions about 5,000 images of one coloured shape each.
 
 It comes with the PyPI package `easy-vqa`, images included. `--mode open` keeps it as it is, open-ended with 13
-answers; `--mode choices` makes four options of each question, where wrong options are of the answer's kind first (a
-colour against colours) and filled up from the other answers.
+answers. `--mode choices` gives each question four options: the wrong ones are of the answer's kind (other colours for a
+colour) as far as there are any, then other answers.
 """
 
 import random
@@ -23,7 +23,7 @@ class Arguments(Options):
     """What to make of the package's questions."""
 
     mode: str = option("open", "open: open-ended, 13 answers; choices: four options each", choices=("open", "choices"))
-    train_images: int = option(0, "only the questions of so many training images; 0: all 4,000", low=0)
+    train_images: int = option(0, "number of training images whose questions are used; 0: all 4,000", low=0)
 
 
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
@@ -31,7 +31,7 @@ YES_NO = frozenset({"yes", "no"})
 
 
 def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
-    """Read the installed package; its own train and test split, the validation split is cut from train."""
+    """Read the installed package; train and test are its own splits, validation is cut from train."""
     try:
         import easy_vqa
     except ImportError as error:
@@ -58,6 +58,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     for split, rows in splits.items():
         for row in rows:
             if not is_open:
+                # Drawn by the question's own id, so that its options don't depend on which others are read.
                 choices = make_choices(row["answer"], answers, random.Random(f"{options.seed}/{row['id']}"))
                 row |= {"choices": choices, "answer": LETTERS[choices.index(row["answer"])]}
             prepared.add(split, row, f"easy-vqa, {row['id']}")
@@ -77,7 +78,7 @@ def _open_rows(split: str, questions: Sequence[str], answers: Sequence[str], ima
 
 
 def make_choices(answer: str, answers: Sequence[str], rng: random.Random) -> list[str]:
-    """Four different options in random order, `answer` among them, wrong ones of its kind as far as there are any."""
+    """Return four different options in random order: `answer`, and wrong ones of its kind as far as there are any."""
     same_kind = [other for other in answers if other != answer and _kind(other) == _kind(answer)]
     other_kinds = [other for other in answers if _kind(other) != _kind(answer)]
     rng.shuffle(same_kind)

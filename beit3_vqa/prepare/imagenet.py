@@ -1,7 +1,7 @@
 """ImageNet, or any images in folders by class: `train/CLASS/IMAGE` and `val/CLASS/IMAGE` under `--image_root`.
 
-Classes are numbered in the order of their names, as upstream and torchvision have it. Links are followed. What systems
-and tools leave in folders is no class and no image: it is passed over and counted.
+Classes are numbered in the order of their names, as in upstream and torchvision. Links are followed. Files and folders
+that operating systems and tools leave behind are passed over and counted.
 """
 
 from collections import Counter
@@ -25,13 +25,14 @@ class Arguments(Options):
 
 # Of macOS's archives, Windows and Synology; whatever begins with a dot is hidden.
 _LEFT_BY_SYSTEMS = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir"})
-# What people keep beside images. Not all that Pillow can't read: a photograph in HEIC is to be converted, not lost.
+# What people keep beside images. Any other file that Pillow can't read is an error: a photograph in HEIC is to be
+# converted, not lost.
 _OTHER_FILES = frozenset({".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".yaml", ".yml", ".log"})
 _SHOWN = 5  # names of what is passed over
 
 
 def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
-    """Read the folders; without one for validation, `--val_ratio` of the training images are it."""
+    """Read the folders; without one for validation, `--val_ratio` of the training images are split off."""
     prepared = Prepared("imagenet", [], options.image_root, task="imagenet")
     root = Path(options.image_root)
     if not options.image_root or not (root / arguments.train).is_dir():
@@ -62,7 +63,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
 
 
 def _entries(folder: Path, prepared: Prepared, passed_over: Counter[str]) -> list[Path]:
-    """Return what is in a folder and may be a class or an image; counts the rest."""
+    """Return what is in a folder and may be a class or an image; count the rest in `passed_over`."""
     try:
         found = sorted(folder.iterdir())
     except OSError as error:
@@ -82,7 +83,10 @@ def _subfolders(folder: Path, prepared: Prepared, passed_over: Counter[str]) -> 
 
 
 def _files(folder: Path, prepared: Prepared, passed_over: Counter[str], above: tuple[Path, ...]) -> list[Path]:
-    """Return the files of a folder and of those in it; a link that leads in a circle, past others, is passed over."""
+    """Return the files of a folder and of the folders in it, without those that `passed_over` counts.
+
+    A link to one of the folders `above` this one, or to a folder that holds one, is passed over: it leads in a circle.
+    """
     here, found = folder.resolve(), []
     if any(other.is_relative_to(here) for other in above):
         passed_over[folder.name] += 1

@@ -19,14 +19,14 @@ SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str, encoding: str = "") -> None:
-    """Adds a row for each caption: `{"id", "image_path", "image_id", "text_segment"}`.
+    """Add a row for each caption: `{"id", "image_path", "image_id", "text_segment"}`.
 
     Args:
         prepared: takes the rows, and the problems that are met.
         path: the JSON.
         image_id: the field that tells images apart.
-        folder: what comes before a file's name where an image has no `filepath`.
-        encoding: of the JSON; see `source.read_text`.
+        folder: what comes before a file's name if an image has no `filepath`.
+        encoding: of the JSON; see `data.tables.read_text`.
     """
     try:
         images = _images(read_json(path, encoding, prepared.notes), path)
@@ -54,14 +54,14 @@ def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str, en
             prepared.add(SPLIT_OF[image["split"]], row, f"{origin}, sentence {number}")
 
 
-def _images(data: Any, path: Path) -> list[Any]:
+def _images(data: object, path: Path) -> list[Any]:
     images = data.get("images") if isinstance(data, dict) else None
     if not isinstance(images, list) or not images:
         raise InputError(f'{path} has no list "images": give dataset_coco.json or dataset_flickr30k.json')
     return images
 
 
-def _image_problem(image: Any, image_id: str) -> str:
+def _image_problem(image: object, image_id: str) -> str:
     if not isinstance(image, dict):
         return "isn't an object"
     if image.get("split") not in tuple(SPLIT_OF):
@@ -76,7 +76,7 @@ def _image_problem(image: Any, image_id: str) -> str:
     return "" if isinstance(image.get("sentences"), list) and image["sentences"] else "has no list sentences"
 
 
-def _sentence_problem(sentence: Any) -> str:
+def _sentence_problem(sentence: object) -> str:
     if not isinstance(sentence, dict):
         return "isn't an object"
     if not is_count(sentence.get("sentid")):
@@ -85,7 +85,7 @@ def _sentence_problem(sentence: Any) -> str:
 
 
 def one_row_per_image(rows: Iterable[Row]) -> list[Row]:
-    """The images of some rows, without captions, each once, in order."""
+    """Return a row without caption for each image of some rows, in order."""
     first: dict[int, Row] = {}
     for row in rows:
         bare = {"id": str(row["image_id"]), "image_path": row["image_path"], "image_id": row["image_id"]}
@@ -94,7 +94,7 @@ def one_row_per_image(rows: Iterable[Row]) -> list[Row]:
 
 
 def references(captions: Iterable[tuple[int, str]]) -> str:
-    """(image id, caption) pairs as the JSON that COCO's evaluation reads."""
+    """Return (image id, caption) pairs as the JSON that COCO's evaluation reads."""
     pairs = list(captions)
     images = [{"id": image_id} for image_id in dict.fromkeys(image_id for image_id, _ in pairs)]
     annotations = [{"image_id": image, "caption": text, "id": number} for number, (image, text) in enumerate(pairs)]
@@ -102,5 +102,5 @@ def references(captions: Iterable[tuple[int, str]]) -> str:
 
 
 def json_lines(rows: Iterable[Row]) -> str:
-    """An index file as text."""
+    """Return the text of an index file with these rows."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

@@ -37,9 +37,8 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
             prepared.notes.append(f"{name} isn't there: no test split")
             continue
         try:
-            lines = read_text(path, options.encoding, prepared.notes).split(
-                "\n"
-            )  # a sentence may hold Unicode's other line ends
+            # Not splitlines: a sentence may hold Unicode's other line ends.
+            lines = read_text(path, options.encoding, prepared.notes).split("\n")
         except InputError as error:
             prepared.problems.append(str(error))
             continue
@@ -57,7 +56,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
 
 
 def _parse(line: str, images: str) -> tuple[Row, str]:
-    """The row on a line, and what is wrong with it."""
+    """Return the row on a line and what is wrong with it."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -74,6 +73,7 @@ def _parse(line: str, images: str) -> tuple[Row, str]:
     label = entry.get("label")
     if label is not None and not (isinstance(label, str) and label in _LABELS):
         return {}, 'label must be "True" or "False"'
+    # dev-850-0-1 is sentence 1 about the images dev-850-0-img0.png and dev-850-0-img1.png.
     pair = str(identifier).rsplit("-", 1)[0]
     place = "/".join([images, *([] if directory is None else [str(directory)]), pair])
     row = {"image_path": f"{place}-img0.png", "image2_path": f"{place}-img1.png", "text_segment": sentence}

@@ -1,13 +1,12 @@
-"""nocaps: images to be described that show what COCO's captions don't name. It has no training split: COCO's is used.
+"""nocaps: images to be described that show things which COCO's captions don't name. Models train on COCO's captions.
 
-The validation file's captions go into `nocaps_val_gt.json`; those of the test images are kept by the evaluation server.
+The validation file's captions go into `nocaps_val_gt.json`. Only the evaluation server has those of the test images.
 
 Source: Agrawal et al. 2019, "nocaps: novel object captioning at scale", https://nocaps.org
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.rows import is_count
 from beit3_vqa.data.tables import read_json
@@ -27,7 +26,7 @@ class Arguments(Options):
 
 
 def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
-    """Read the lists of images, a row for each, and the captions where there are any."""
+    """Read the lists of images, a row for each, and the captions if there are any."""
     captions: list[tuple[int, str]] = []
 
     def files(splits: Splits) -> dict[str, str]:
@@ -45,7 +44,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
 
 
 def _read(prepared: Prepared, split: str, path: Path, encoding: str) -> list[tuple[int, str]]:
-    """Adds the rows of a file and returns its captions."""
+    """Add the rows of a file and return its captions as (image id, caption)."""
     try:
         data = read_json(path, encoding, prepared.notes)
         images = data.get("images") if isinstance(data, dict) else None
@@ -70,7 +69,7 @@ def _read(prepared: Prepared, split: str, path: Path, encoding: str) -> list[tup
     return _captions(prepared, data.get("annotations", []), path)
 
 
-def _captions(prepared: Prepared, annotations: Any, path: Path) -> list[tuple[int, str]]:
+def _captions(prepared: Prepared, annotations: object, path: Path) -> list[tuple[int, str]]:
     if not isinstance(annotations, list):
         prepared.problems.append(f"{path}: annotations must be a list")
         return []

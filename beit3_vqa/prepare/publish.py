@@ -1,7 +1,8 @@
-"""Put what `prepare` wrote into its folder: all of it or nothing, and nothing of anybody else's replaced.
+"""Put what `prepare` wrote into its folder: all of it or nothing, without replacing anybody else's files.
 
 A fork's answer2label.txt is the only record of what the outputs of its checkpoints mean. dataset.json holds the SHA-256
-of every file that `prepare` wrote; what isn't in that record is somebody else's. What it wrote is kept in `previous-N`.
+of every file that `prepare` wrote; files that aren't in that record are somebody else's. Files of an earlier `prepare`
+are replaced and kept in `previous-N`.
 """
 
 import shutil
@@ -19,9 +20,12 @@ from beit3_vqa.runtime.files import file_sha256, next_previous, remove_stale_tem
 
 @contextmanager
 def staging(data_path: Path, check: bool) -> Iterator[Path]:
-    """Yield an empty folder that is gone at the end; if the block failed, a data path made for it is gone too.
+    """Yield an empty folder that is removed at the end; if the block fails, so is a data path that was made for it.
 
-    It lies in the data path, so that files move from it in one step; for a check it lies elsewhere.
+    The folder lies in the data path, so that files move from it in one step; for a check it lies elsewhere.
+
+    Raises:
+        InputError: the data path can't be written to.
     """
     if check:
         with tempfile.TemporaryDirectory() as elsewhere:
@@ -42,7 +46,7 @@ def staging(data_path: Path, check: bool) -> Iterator[Path]:
 
 
 def require_own_files(data_path: Path, folder: Path, names: list[str], stale: list[str]) -> dict[str, str]:
-    """Return what an earlier run recorded to have written; InputError where files of others would be replaced."""
+    """Return name -> SHA-256 of what an earlier run wrote; InputError if somebody else's file would be replaced."""
     in_the_way = [str(data_path / name) for name in (*names, *stale, index.INFO_FILE) if (data_path / name).is_dir()]
     if in_the_way:
         raise InputError(f"{', '.join(in_the_way)} must become a file but is a folder: remove it")
@@ -51,6 +55,7 @@ def require_own_files(data_path: Path, folder: Path, names: list[str], stale: li
     except InputError:  # its own message says to prepare again; a copy of everything is kept
         return {}
     there = [name for name in (*names, *stale) if (data_path / name).exists()]
+    # A file that would stay the same may be anybody's.
     foreign = [
         name
         for name in there

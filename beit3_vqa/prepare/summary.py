@@ -1,4 +1,4 @@
-"""What `prepare` found and wrote, on one screen."""
+"""The summary of `prepare`: what it found and wrote, on one screen."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +18,12 @@ _ANSWERS_SHOWN = 5
 
 @dataclass(frozen=True)
 class PromptLengths:
-    """How long the prompts are.
+    """Lengths of the prompts.
 
     Attributes:
-        longest: length of the longest, in tokens with `<s>` and `</s>`, or in words where there is no tokenizer.
+        longest: length of the longest, in tokens with `<s>` and `</s>`, or in words if there is no tokenizer.
         longest_id: the id of its row.
-        cut: how many are over `MAX_BPE_TOKENS`; None where they were counted in words.
+        cut: how many are longer than `MAX_BPE_TOKENS`; None if they were counted in words.
     """
 
     longest: int
@@ -33,7 +33,7 @@ class PromptLengths:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `prepare` found and wrote. `text()` is for people, `numbers()` goes to dataset.json.
+    """The findings of `prepare`: `text()` is for people, `numbers()` goes to dataset.json.
 
     Attributes:
         format: the format that was read.
@@ -43,7 +43,7 @@ class Summary:
         classes: entries of the label table.
         images: distinct images.
         sizes: smallest, median and largest image by area, (width, height) in pixels.
-        prompts: how long the prompts are; None where rows have no text.
+        prompts: lengths of the prompts; None if rows have no text.
         notes: what was interpreted, counted or left aside.
         files: names of the files in `data_path`.
         check: whether this was only a check, which writes no file.
@@ -62,7 +62,7 @@ class Summary:
     check: bool
 
     def numbers(self) -> dict[str, Any]:
-        """The numbers worth keeping beside the index, as plain data."""
+        """Return the numbers that dataset.json keeps, as plain data."""
         most_common = {split: dict(list(answers.items())[:_ANSWERS_SHOWN]) for split, answers in self.answers.items()}
         return {
             "classes": self.classes,
@@ -78,7 +78,7 @@ class Summary:
         return [f"{split:<5} {_balance(counts, self.rows[split])}" for split, counts in balances]
 
     def text(self) -> str:
-        """The summary on one screen."""
+        """Return the summary as lines for a terminal."""
         files = "none: this was a check" if self.check else f"{', '.join(self.files)} in {self.data_path}"
         sections = {
             self.format: ["every row and image is fine" if self.check else "prepared"],
@@ -128,13 +128,13 @@ def _prompts_text(prompts: PromptLengths | None, rows: int) -> str:
 
 
 def build_prompts(rows: Sequence[Row], template: PromptTemplate) -> list[str]:
-    """The texts of the rows that have one."""
+    """Return the prompts of the rows that have a text."""
     texts = ((row.get("question") or row.get("text_segment"), row.get("choices", ())) for row in rows)
     return [template(text, choices) for text, choices in texts if text]
 
 
 def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths | None:
-    """How long the prompts of `rows` are; None where none has a text."""
+    """Return the lengths of the prompts of `rows`; None if none has a text."""
     rows = [row for row in rows if row.get("question") or row.get("text_segment")]
     prompts = build_prompts(rows, template)
     if not prompts:
@@ -151,7 +151,7 @@ def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: To
 
 
 def count_answers(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, int]]:
-    """How often each answer occurs in each split: letters in their order, other answers by frequency."""
+    """Count how often each answer occurs in each split, letters in their order, other answers by frequency."""
     balance = {}
     for split, rows in splits.items():
         known = (row for row in rows if "answer" in row or "label" in row)
@@ -164,6 +164,6 @@ def count_answers(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, in
 
 
 def describe_sizes(sizes: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Smallest, median and largest (width, height) by area; empty when there is no image."""
+    """Return the smallest, median and largest (width, height) by area; empty if there is no image."""
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     return (ordered[0], ordered[len(ordered) // 2], ordered[-1]) if ordered else ()

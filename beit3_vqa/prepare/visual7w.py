@@ -1,7 +1,7 @@
 """Visual7W's telling questions (`dataset_v7w_telling.json`), in their official splits.
 
-The file's `multiple_choices` are the three wrong answers alone. The right one is put among them in an order drawn for
-each question from the seed and the question's id: fixed places would give the answer away.
+The file's `multiple_choices` are only the three wrong answers. The right one is put among them in an order that follows
+from the seed and the question's id: a fixed place would give the answer away.
 
 Source: Zhu et al., Visual7W, https://ai.stanford.edu/~yukez/visual7w/
 """
@@ -63,8 +63,8 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     return prepared
 
 
-def _read_question(question: Any, image: Mapping[str, Any], seed: int) -> tuple[Row | None, str]:
-    """The index row of a question (None if not even an id is there), and what is wrong with it."""
+def _read_question(question: object, image: Mapping[str, Any], seed: int) -> tuple[Row | None, str]:
+    """Return the index row of a question, None if it has no id, and what is wrong with it."""
     if not isinstance(question, dict):
         return None, "isn't an object"
     qa_id: Any = question.get("qa_id")

@@ -1,8 +1,8 @@
 """VQAv2: the official JSON files of questions and annotations (https://visualqa.org/download.html).
 
-Images lie under `--image_root` in `train2014`, `val2014` and `test2015`, under COCO's file names. The table holds the
-answers that are the majority's at least `--min_count` times in train and val, as upstream has it. All questions of
-train and, as in ViLT, those of val but for 1,000 of its images are trained on; the images are drawn with `--seed`.
+Images lie under `--image_root` in `train2014`, `val2014` and `test2015`, under COCO's file names. As in upstream, the
+table holds the answers that are the majority's at least `--min_count` times in train and val. As in ViLT, the questions
+of train and of most images of val are trained on; those of 1,000 images of val, drawn with `--seed`, are validated on.
 """
 
 import random
@@ -25,7 +25,7 @@ class Arguments(Options):
     """The files to read, and what to make of them."""
 
     annotations: str = option(MISSING, "folder of the official v2_*.json files")
-    min_count: int = option(9, "majority answers that are rarer have no class", low=1)
+    min_count: int = option(9, "answers that are the majority's less often than this get no class", low=1)
     val_images: int = option(1000, "images of val2014 to validate on; the others are trained on", low=1)
 
 
@@ -34,7 +34,7 @@ _ANNOTATED = _SPLITS[:2]
 
 
 def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
-    """Read train and val, and test and test-dev where their files are there."""
+    """Read train and val, and test and test-dev if their files are there."""
     prepared = Prepared("vqav2", [], options.image_root, task="vqav2")
     folder = Path(arguments.annotations)
     rows = {split: _read_questions(folder, split, prepared, options.encoding) for split in _SPLITS}
@@ -54,12 +54,12 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
 
 
 def _read_questions(folder: Path, split: str, prepared: Prepared, encoding: str) -> dict[int, Row]:
-    """Question id -> row, without an answer; empty where a test split has no file."""
+    """Return question id -> row without an answer; empty if a test split has no file."""
     path = folder / f"v2_OpenEnded_mscoco_{split}_questions.json"
     if split not in _ANNOTATED and not path.exists():
         prepared.notes.append(f"{path.name} isn't there: no such split")
         return {}
-    images = split.replace("test-dev", "test")
+    images = split.replace("test-dev", "test")  # test-dev is a part of test and has no folder of its own
     rows: dict[int, Row] = {}
     for place, entry in enumerate(_entries(path, "questions", prepared, encoding), start=1):
         number, image = entry.get("question_id", -1), entry.get("image_id")
@@ -81,7 +81,7 @@ def _read_questions(folder: Path, split: str, prepared: Prepared, encoding: str)
 def _read_annotations(
     folder: Path, split: str, rows: dict[int, Row], prepared: Prepared, encoding: str
 ) -> dict[int, Counter[str]]:
-    """Gives rows their majority answer; question id -> how many annotators gave which normalised answer."""
+    """Give rows their majority answer; return question id -> how many annotators gave each normalised answer."""
     path = folder / f"v2_mscoco_{split}_annotations.json"
     answers: dict[int, Counter[str]] = {}
     for place, entry in enumerate(_entries(path, "annotations", prepared, encoding), start=1):
@@ -109,7 +109,7 @@ def _read_annotations(
 
 
 def _entries(path: Path, name: str, prepared: Prepared, encoding: str) -> list[dict[str, Any]]:
-    """The objects of the list `name` in a file; what isn't one is a problem."""
+    """Return the list `name` of objects in a file; empty, with a problem, if there is no such list."""
     try:
         data = read_json(path, encoding, prepared.notes)
     except InputError as error:
@@ -127,14 +127,14 @@ def _list(value: object) -> list[Any]:
 
 
 def _note(prepared: Prepared, problem: str) -> bool:
-    """Adds a problem; whether there may be more."""
+    """Add a problem, unless there are `MAX_PROBLEMS` already; return whether another one may follow."""
     if len(prepared.problems) < MAX_PROBLEMS:
         prepared.problems.append(problem)
     return len(prepared.problems) < MAX_PROBLEMS
 
 
 def _targets(given: Counter[str], table: AnswerTable) -> Row:
-    """`labels` and `scores` of a row; empty where no annotator's answer has a class."""
+    """Return the `labels` and `scores` of a row; both empty if no annotator's answer has a class."""
     scores: dict[int, float] = {}
     for answer, count in given.items():
         label = table.label(answer)
@@ -154,4 +154,6 @@ def _add_rows(prepared: Prepared, rows: dict[str, dict[int, Row]], val_images: i
             prepared.add(target, row, f"{split}, question {number}")
     unknown = sum(not row["labels"] for split in _ANNOTATED for row in rows[split].values() if "labels" in row)
     if unknown:
-        prepared.notes.append(f"{unknown:,} rows have no answer with a class: not trained on, wrong in evaluation")
+        prepared.notes.append(
+            f"the answers of {unknown:,} rows have no class: these rows aren't trained on and count as wrong"
+        )

@@ -1,4 +1,4 @@
-"""From what a format read to a prepared folder: every check first, then all files at once or none.
+"""Writing a prepared folder from what a format read: every check first, then all files at once or none.
 
 The files are written to a hidden folder inside the prepared one and moved from there when the last of them is
 complete, dataset.json at the very end. An error, Ctrl-C or a full disk before that leaves what was there before.
@@ -33,15 +33,18 @@ Splits = dict[str, list[Row]]
 
 @dataclass(frozen=True)
 class PrepareOptions(Options):
-    """What every format has in common; a wrong or contradictory option raises InputError."""
+    """Options that every format has; a wrong or contradictory one raises InputError."""
 
     data_path: str = option(MISSING, "folder to write")
     image_root: str = option("", "folder that image paths start from; easy_vqa brings its own images")
     val_ratio: float = option(
-        0.15, "share of the training images for validation, where there is no validation file; 0: none", low=0, below=1
+        0.15, "share of the training images for validation, if no validation file is given; 0: none", low=0, below=1
     )
-    seed: int = option(41, "of the split, the folds and the shuffles")
-    encoding: str = option("", "of the text files, such as cp949 or cp1252; none: UTF-8, or CP949 that reads as Korean")
+    seed: int = option(41, "seed of the split, the folds and the shuffles")
+    encoding: str = option(
+        "",
+        "encoding of the text files, such as cp949 or cp1252; none: UTF-8, or CP949 if that reads as Korean",
+    )
     folds: int = option(0, "assign the training rows to K folds instead of splitting off validation; 0: none", low=0)
     sentencepiece_model: str = option("", "tokenizer to count tokens with, such as beit3.spm")
     train_tokenizer: int = option(0, "train a tokenizer of that many ids on the training texts; 0: none", low=0)
@@ -65,18 +68,18 @@ class PrepareOptions(Options):
 
 @dataclass
 class Prepared:
-    """What a format read.
+    """The rows that a format read, with problems and notes.
 
     Attributes:
         format: its name.
-        answers: the label table, in order; for multiple choice the letters; empty where the task has none.
+        answers: the label table, in order; for multiple choice the letters; empty if the task has none.
         image_root: the folder that image paths start from.
         splits: index rows of each split. Each has at least an id and an image path, even one with a problem.
         origins: where each row comes from (`train.csv:12`), parallel to `splits`.
         problems: what is wrong, one line each, with its origin.
         notes: what was interpreted, counted or left aside, for the summary.
-        extra_files: from the final splits, name -> text of further files to write beside the index.
-        extra_names: names of such files, `{split}` for the split, that are removed where an earlier run left them.
+        extra_files: returns name -> text of further files to write beside the index, from the final splits.
+        extra_names: names of such files, `{split}` for the split, to be removed if an earlier run left them.
         task: the task that the index is for.
     """
 
@@ -100,7 +103,8 @@ class Prepared:
 def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
     """Check rows and images, make the splits, and write the prepared folder unless `options.check` is set.
 
-    Raises InputError that lists the problems of every kind at once; nothing has been written then.
+    Raises:
+        InputError: problems of every kind at once; then nothing is written.
     """
     sizes, image_problems = _check_images(prepared, options.verify_images)
     problems = [*prepared.problems, *_repeated_ids(prepared), *image_problems]
@@ -132,6 +136,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
         stale = _stale_files(data_path, files, prepared)
+        # The record also keeps the files of other formats in this folder.
         before = require_own_files(data_path, folder, files, stale)
         written = {name: sha for name, sha in before.items() if name not in stale}
         written |= {name: file_sha256(folder / name) for name in files}
@@ -159,6 +164,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
 
 
 def _repeated_ids(prepared: Prepared) -> list[str]:
+    """Return a problem for each row whose id another row of its split has, or one that looks the same."""
     problems = []
     for split, rows in prepared.splits.items():
         first: dict[str, tuple[str, str]] = {}
@@ -175,7 +181,10 @@ def _repeated_ids(prepared: Prepared) -> list[str]:
 
 
 def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """(width, height) in pixels of every distinct image that can be read, and a problem for each row of the others."""
+    """Return path -> (width, height) in pixels of the images that can be read, and a problem for each other row.
+
+    `decode` reads every pixel, not only the header.
+    """
     root = Path(prepared.image_root)
     if not os.fspath(prepared.image_root):
         return {}, ["--image_root is missing: the folder that the image paths start from"]
@@ -195,7 +204,7 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int
     # thread would undo what another did, and leave the process silenced at the end.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")
-        # disable=None: no bar where there is no terminal to draw it on.
+        # disable=None: no bar if the output is no terminal.
         progress = tqdm(pool.map(look, paths.values()), "images", len(paths), unit="image", disable=None)
         found = dict(zip(paths, progress, strict=True))
     sizes = {image: size for image, size in found.items() if not isinstance(size, InputError)}
@@ -210,7 +219,7 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int
 
 
 def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]:
-    """The final splits in order, with folds or a validation split cut from train, and notes about them."""
+    """Return the final splits in order, with folds or a validation split cut from train, and notes about them."""
     divided, notes = dict(splits), []
     train = splits.get("train", [])
     if train and options.folds:
@@ -218,7 +227,7 @@ def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]
         divided["train"] = [{**row, "fold": fold} for row, fold in zip(train, folds, strict=True)]
         notes.append(f"{options.folds} folds in train, by image")
         if "val" not in splits:
-            notes.append("no validation split: each fold is one in turn")
+            notes.append("no validation split: each fold serves as one in turn")
     elif train and "val" not in splits and options.val_ratio:
         divided["train"], divided["val"] = index.split_by_image(train, options.val_ratio, options.seed)
         notes.append(f"validation split cut from train by image, ratio {options.val_ratio:g}, seed {options.seed}")
@@ -231,7 +240,7 @@ def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]
 
 
 def _stale_files(data_path: Path, files: list[str], prepared: Prepared) -> list[str]:
-    """Files of an earlier run's splits that this one doesn't have: they would be taken for part of it."""
+    """Return files of an earlier run's splits that this run lacks: they would be taken for part of it."""
     names = [
         name
         for split in index.ALL_SPLITS
@@ -241,7 +250,7 @@ def _stale_files(data_path: Path, files: list[str], prepared: Prepared) -> list[
 
 
 def _write(folder: Path, splits: Splits, prepared: Prepared) -> list[str]:
-    """Write the index, the label table and the format's own files; returns their names."""
+    """Write the index, the label table and the format's own files, and return their names."""
     for split, rows in splits.items():
         write_rows(folder / index.split_file(split, prepared.task), rows)
     answers = [index.ANSWERS_FILE] if prepared.answers else []

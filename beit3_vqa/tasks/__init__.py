@@ -31,4 +31,5 @@ def find_task(name: str) -> "type[Task]":
     if name not in TASKS:
         raise InputError(f"--task {name}: the tasks are {', '.join(TASKS)}.{nearest(name, TASKS)}")
     module, class_name = TASKS[name].split(":")
-    return getattr(import_module(f"{__name__}.{module}"), class_name)
+    task: type[Task] = getattr(import_module(f"{__name__}.{module}"), class_name)
+    return task

@@ -1,4 +1,4 @@
-"""What a kind of task supplies: a spec, and methods that lead from a row of its index to its metrics.
+"""The base of every kind of task: a spec, and methods that lead from a row of its index to its metrics.
 
 A task is a file here with a subclass of `Task`, and a line in `tasks.TASKS`. It says its `spec` and writes `example`,
 `loss`, `predictions`, `aggregate` and `chance`; the rest has a default, which it replaces if it differs there. A task
@@ -22,13 +22,15 @@ from beit3_vqa.data.predictions import get_suffix, predictions_file, publish_res
 from beit3_vqa.data.rows import QUESTIONS, Row, RowFormat, Rows
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, PredictionsInfo
 from beit3_vqa.errors import InputError, NotFiniteError, one_line
+from beit3_vqa.models.base import Processor
+from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.runtime.files import staged
 from beit3_vqa.tasks.folder import PreparedFolder
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Say what holds of a kind of task, whatever its data and the run's options."""
+    """Facts about a kind of task that hold for all data and all options of a run."""
 
     #: what `--task` calls it, and what its result files are named after
     name: str
@@ -44,9 +46,9 @@ class TaskSpec:
     best_metric: str = "accuracy"
     #: what it counts, for messages
     unit: str = "questions"
-    #: whether what it predicts of an example is a `Prediction` that hangs on no other example
+    #: whether it predicts a `Prediction` for each example, which no other example influences
     per_example: bool = True
-    #: whether the loss compares the rows of a forward pass, so that smaller batches are another loss
+    #: whether the loss compares the rows of a forward pass with each other, so that it depends on the batch size
     in_batch_negatives: bool = False
     #: whether a single question about an image can be asked
     supports_questions: bool = False
@@ -54,13 +56,13 @@ class TaskSpec:
     has_options: bool = False
     #: whether each option goes through the model in a pass of its own, which gives one score
     option_by_option: bool = False
-    #: whether `--temperature` means something to it
+    #: whether `--temperature` has an effect
     takes_temperature: bool = False
     #: whether `--vqa_loss` chooses its loss
     takes_vqa_loss: bool = False
     #: options whose default isn't the one of options.py
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    #: options of `options.TaskConfig` that mean something to it
+    #: options of `options.TaskConfig` that have an effect
     own_options: frozenset[str] = frozenset()
     #: formats of `prepare` that put answers in the order of upstream's own checkpoints
     upstreams_order: tuple[str, ...] = ()
@@ -69,7 +71,7 @@ class TaskSpec:
 
 
 class Task(ABC):
-    """Define a kind of task, set up on a prepared folder, or on a checkpoint alone to answer questions.
+    """A kind of task, set up on a prepared folder, or on a checkpoint alone to answer questions.
 
     Args:
         config: the run's options.
@@ -112,24 +114,24 @@ class Task(ABC):
         """Predict each example of a batch.
 
         Args:
-            outputs: of `infer`, as float32.
-            batch: whose examples they are of.
-            temperature: what logits are divided by before they become probabilities, if the spec `takes_temperature`;
-                it changes no answer and no loss.
+            outputs: what `infer` returned for the batch, as float32.
+            batch: the examples.
+            temperature: divides the logits before they become probabilities, if the spec `takes_temperature`; it
+                changes no answer and no loss.
 
         Returns:
-            for each example a `Prediction`, or whatever `aggregate` makes one of; it can be pickled.
+            for each example a `Prediction`, or what `aggregate` makes one from; it can be pickled.
         """
 
     @abstractmethod
-    def aggregate(self, predictions: list[Any], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Any], split: str, processor: Processor) -> EvalResult:
         """Return the predictions of a whole split with metrics that are cheap and few; none if no answer is known.
 
         Every process calls it with the same predictions, in input order, each example once.
         """
 
     @abstractmethod
-    def chance(self, split: str, processor: Any) -> float:
+    def chance(self, split: str, processor: Processor) -> float:
         """Return the best metric of blind guessing on a split."""
 
     # What it may write: how it is set up, for tasks with a table of answers or classes
@@ -145,37 +147,40 @@ class Task(ABC):
         return cls(config)
 
     def state(self) -> dict[str, Any]:
-        """Return plain data that a checkpoint keeps: it fits other data of the task if their state is equal."""
+        """Return plain data for the checkpoint that tells what the outputs mean, such as the table of answers.
+
+        A checkpoint fits other data if the task set up on them has an equal state.
+        """
         return {"task": self.spec.name}
 
     def vouch(self, where: str) -> None:  # noqa: B027 - most tasks' outputs have one order
-        """Say what vouches that the outputs of a checkpoint that keeps no `state()` mean what this task's do.
+        """Refuse a checkpoint without `state()` if its outputs may mean something else than this task's.
 
         Args:
             where: flag and file of the checkpoint, for messages.
 
         Raises:
-            InputError: nothing does.
+            InputError: nothing tells what the outputs mean.
         """
 
     def with_options(self, number: int) -> "Task":
-        """Return the task for questions of another number of options, which some models answer too."""
+        """Return the task for questions with `number` options; InputError if it can't answer them."""
         raise InputError(f"the model chooses among {self.num_classes} options; {number} were given.")
 
     # What it may write: data, batches, outputs and results that are out of the ordinary
 
-    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
+    def dataset(self, split: str, processor: Processor, *, training: bool) -> IndexDataset:
         """Return a split of the data; InputError if it doesn't exist or can't be used."""
         return self.dataset_of(self.folder.rows(split), processor, training=training)
 
-    def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
-        """Return what the model's inputs are made of; an `rng`, as in training, is the only source of randomness.
+    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> dict[str, Any]:
+        """Return what `collate` needs of one example; an `rng` asks for augmentation and is its only randomness.
 
-        This, `collate` and `attach_targets` run where the data are loaded, which may be another process.
+        This, `collate` and `attach_targets` run in the processes that load the data.
         """
         return processor(example, rng)
 
-    def collate(self, items: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:
         """Return the model's keyword arguments for the `tensors` of B examples."""
         return processor.collate(items)
 
@@ -184,37 +189,37 @@ class Task(ABC):
         return batch
 
     def texts_to_measure(self, example: Example) -> Iterable[Example]:
-        """Return what of an example is one text each for the model, to be counted before training."""
+        """Return an example for each text that the model reads; their tokens are counted before training."""
         return (example,)
 
-    def infer(self, model: Any, batch: Batch, processor: Any) -> Any:
+    def infer(self, model: Any, batch: Batch, processor: Processor) -> Any:
         """Return the outputs that `predictions` reads, by default those of a forward pass."""
         return model(**batch.inputs)
 
     def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Return everything there is to say of a split; empty if no answer is known."""
+        """Return all metrics of a split, for the end of an evaluation; empty if no answer is known."""
         return result.metrics
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
-        """Write what else the task has to hand in; `suffix` is of the split."""
+        """Write files to hand in beside the predictions and return them; `suffix` names the split in file names."""
         return []
 
     # What all tasks share
 
     @property
     def folder(self) -> PreparedFolder:
-        """Return the data; a task that only answers questions has none."""
+        """Return the data; only a task that was set up with some has them."""
         assert self._folder is not None
         return self._folder
 
     @property
     def forwards_per_example(self) -> int:
-        """Return how many rows of the model's inputs an example has."""
+        """Return how many rows of a forward pass one example takes."""
         return self.num_classes if self.spec.option_by_option else 1
 
     @property
     def outputs(self) -> int:
-        """Return the outputs of the model's head; 0 for a head that has no such number."""
+        """Return the number of outputs of the model's head; 0 for a head that has no such number."""
         return 1 if self.spec.option_by_option else self.num_classes
 
     @final
@@ -227,12 +232,12 @@ class Task(ABC):
     def dataset_of(
         self,
         rows: Rows,
-        processor: Any,
+        processor: Processor,
         *,
         training: bool,
         example_of: Callable[[Row, int], Example] | None = None,
     ) -> IndexDataset:
-        """Return the examples of some rows, by default those of `example`."""
+        """Return a data set of some rows; `example_of` makes their examples, by default `example`."""
         return IndexDataset(
             rows,
             example_of or self.example,
@@ -258,8 +263,14 @@ class Task(ABC):
             return publish_results(info, predictions, others, folder, [blind, metrics])
 
 
+def as_beit3(processor: Processor) -> BEiT3Processor:
+    """Return the processor as BEiT-3's, for tasks that take its steps one by one; only BEiT-3 has their heads."""
+    assert isinstance(processor, BEiT3Processor)
+    return processor
+
+
 def not_finite(batch: Batch) -> NotFiniteError:
-    """Say that a model's outputs aren't finite, or what was made of them on the way."""
+    """Return the error for a batch whose outputs, or what was computed from them, aren't finite."""
     ids = ", ".join(one_line(example.id) for example in batch.examples[:3])
     return NotFiniteError(
         f"the model's outputs aren't finite numbers (rows {ids}, ...). In fp16 they may have grown too large: try "

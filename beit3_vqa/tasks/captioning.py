@@ -1,4 +1,4 @@
-"""Describing images: what COCO's and nocaps' tasks have in common."""
+"""Describing images: the task on COCO and on nocaps."""
 
 import math
 import random
@@ -19,20 +19,21 @@ from beit3_vqa.data.tokenizer import Tokenizer, mask_words
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.captions import SPICE, read_references, require_scorer, score_captions, write_captions
+from beit3_vqa.models.base import Processor
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import is_text
-from beit3_vqa.tasks.base import Task, TaskSpec, not_finite
+from beit3_vqa.tasks.base import Task, TaskSpec, as_beit3, not_finite
 from beit3_vqa.tasks.folder import PreparedFolder
 from beit3_vqa.tasks.losses import caption_loss
 
 # Rows of captions, of retrieval and of captioning.
 #
-# `{"id", "image_path", "text_segment": text, "image_id"}`; where the caption is to be written, there is no text, or, in
-# upstream's, null. Upstream's have token ids for the text, and no `id`.
+# `{"id", "image_path", "text_segment": text, "image_id"}`. If the caption is to be written, there is no text or, in
+# upstream's, null. Upstream's rows have token ids for the text, and no `id`.
 
 
 def image_id_problem(row: Row) -> str:
-    """Say what is wrong with the id of a row's image, or with the row's own."""
+    """Say what is wrong with the id of a row's image or with the row's own id, or return an empty string."""
     image_id = row.get("image_id")
     if not is_count(image_id) and not (is_text(image_id) and str(image_id).strip() and len(str(image_id)) <= MAX_ID):
         return "image_id must be text or a whole number"
@@ -40,7 +41,7 @@ def image_id_problem(row: Row) -> str:
 
 
 def caption_problem(row: Row) -> str:
-    """Say what is wrong with the caption of a row that must have one."""
+    """Say what is wrong with the caption of a row that must have one, or return an empty string."""
     caption = row.get("text_segment")
     if isinstance(caption, list):
         return "" if caption and all(map(is_count, caption)) else "text_segment must be a list of token ids, or text"
@@ -58,7 +59,7 @@ def caption_id(row: Row) -> str | None:
 
 
 def caption_example(row: Row, place: int) -> Example:
-    """Return a caption and its image; a row without an id is called by its place."""
+    """Return a caption and its image; the id of a row without one is its place."""
     text, ids = text_or_ids(row.get("text_segment") or ())
     name = caption_id(row)
     return Example(id=str(place) if name is None else name, image_path=row["image_path"], question=text, token_ids=ids)
@@ -103,7 +104,7 @@ class COCOCaptioning(Task):
         self._references: dict[str, dict[str, list[str]]] = {}  # by split, since they are asked for in every epoch
 
     def state(self) -> dict[str, Any]:
-        """Return the kind of head: what is learned on one data set can be asked of another."""
+        """Return the kind of head alone: a model that was trained on one data set can describe another's images."""
         return {"head": self.spec.head}
 
     def example(self, row: Row, place: int) -> Example:
@@ -111,10 +112,10 @@ class COCOCaptioning(Task):
         return caption_example(row, place)
 
     def _image(self, row: Row, place: int) -> Example:
-        """Return an image to be described: its id is the image's, and its captions aren't looked at."""
+        """Return an image to be described, with the image's id; `token_ids` are empty, so no caption is read."""
         return Example(id=str(row["image_id"]), image_path=row["image_path"], question="", token_ids=())
 
-    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
+    def dataset(self, split: str, processor: Processor, *, training: bool) -> IndexDataset:
         """Return a split: in training its captions, else its images, each once.
 
         Raises:
@@ -128,11 +129,11 @@ class COCOCaptioning(Task):
             return self.dataset_of(captioned, processor, training=True)
         seen = set[str]()
         images = rows.where(_is_new(str(row["image_id"]), seen) for row in rows)
-        self._check_references(seen, split, processor.tokenizer)
+        self._check_references(seen, split, _tokenizer(processor))
         return self.dataset_of(images, processor, training=False, example_of=self._image)
 
     def _check_references(self, images: set[str], split: str, tokenizer: Tokenizer) -> None:
-        """Refuse captions that couldn't be scored, before hours of training end in them."""
+        """Raise InputError if captions of the images couldn't be scored: before the training, not at its end."""
         references = self.references(split, tokenizer)
         if not references:
             return
@@ -159,21 +160,21 @@ class COCOCaptioning(Task):
         return found
 
     def texts_to_measure(self, example: Example) -> Iterable[Example]:
-        """Return the caption, if there is one."""
+        """Return the example if it has a caption."""
         return (example,) if example.question or example.token_ids else ()
 
-    def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
-        """Return pixels, the caption with words masked, and which; in evaluation the pixels alone count."""
+    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> dict[str, Any]:
+        """Return the pixels and the caption; in training with words masked, their `places` and the `words` there."""
         item = processor(example, rng)
         if rng is None:
             return item
-        name, tokenizer = self.spec.inputs.text, processor.tokenizer
+        name, tokenizer = self.spec.inputs.text, _tokenizer(processor)
         ids, probability = item[name], self.config.of_task.captioning_mask_prob
         masked, places = mask_words(ids, rng, probability, tokenizer.mask_id, tokenizer.vocab_size)
         return {**item, name: masked, "places": places, "words": [ids[place] for place in places]}
 
-    def collate(self, items: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
-        """Return the model's keyword arguments; in evaluation only `image` is looked at."""
+    def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:
+        """Return the model's keyword arguments; in training with the masked places, int64 (B, T), 1 if masked."""
         batch = processor.collate(items)
         if "places" in items[0]:
             masked = torch.zeros_like(batch[self.spec.inputs.text])
@@ -183,19 +184,23 @@ class COCOCaptioning(Task):
         return batch
 
     def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
-        """Return the batch with the ids of the masked words of all captions, one after the other."""
+        """Return the batch with the ids of the masked words of all captions in order, int64 (M,)."""
         return replace(batch, targets=torch.tensor([word for item in items for word in item["words"]]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the smoothed loss of masked words; after `--drop_worst_after` steps without this process's worst."""
+        """Return the smoothed loss of the masked words, `outputs` (M, V).
+
+        After `--drop_worst_after` steps the share `--drop_worst_ratio` with the greatest loss in this process is left
+        out.
+        """
         assert batch.targets is not None
         options = self.config.of_task
         drop = options.drop_worst_ratio if batch.step > options.drop_worst_after else 0.0
         return caption_loss(outputs, batch.targets, self.config.optim.label_smoothing, drop)
 
-    def infer(self, model: Any, batch: Batch, processor: Any) -> list[str]:
-        """Describe the images by beam search; NotFiniteError if the outputs aren't finite, so that it found nothing."""
-        options, tokenizer = self.config.of_task, processor.tokenizer
+    def infer(self, model: Any, batch: Batch, processor: Processor) -> list[str]:
+        """Describe the images by beam search; NotFiniteError if the outputs aren't finite."""
+        options, tokenizer = self.config.of_task, _tokenizer(processor)
         captions = model.generate(
             batch.inputs["image"],
             start_id=tokenizer.bos_id,
@@ -205,6 +210,7 @@ class COCOCaptioning(Task):
             max_len=processor.max_tokens,
             length_penalty=options.length_penalty,
         )
+        # The search then ends without a word, which would pass for an empty caption.
         if not all(math.isfinite(caption.score) for caption in captions):
             raise not_finite(batch)
         return [tokenizer.decode(caption.ids) for caption in captions]
@@ -216,11 +222,11 @@ class COCOCaptioning(Task):
             for text, e in zip(outputs, batch.examples, strict=True)
         ]
 
-    def aggregate(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Prediction], split: str, processor: Processor) -> EvalResult:
         """Return the captions with CIDEr, BLEU and ROUGE-L, and in an evaluation METEOR, if there are references."""
         # One process scores for all.
         metrics = distributed.run_on_main(
-            lambda: self._metrics(predictions, self.references(split, processor.tokenizer))
+            lambda: self._metrics(predictions, self.references(split, _tokenizer(processor)))
         )
         return EvalResult(metrics, predictions)
 
@@ -232,9 +238,9 @@ class COCOCaptioning(Task):
             print(SPICE)
         return {"images": len(captions), **score_captions(captions, references, meteor=self.config.run.eval)}
 
-    def chance(self, split: str, processor: Any) -> float:
+    def chance(self, split: str, processor: Processor) -> float:
         """Return the CIDEr of describing every image by the training split's most frequent caption."""
-        return distributed.run_on_main(lambda: self._chance(split, processor.tokenizer))
+        return distributed.run_on_main(lambda: self._chance(split, _tokenizer(processor)))
 
     def _chance(self, split: str, tokenizer: Tokenizer) -> float:
         references = self.references(split, tokenizer)
@@ -242,11 +248,18 @@ class COCOCaptioning(Task):
             return 0.0
         texts = Counter(_text(row, tokenizer) for row in self.folder.rows("train") if has_caption(row))
         likeliest = texts.most_common(1)[0][0]
-        return score_captions(dict.fromkeys(references, likeliest), references)[self.spec.best_metric]
+        scores = score_captions(dict.fromkeys(references, likeliest), references)
+        return float(scores[self.spec.best_metric])
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
-        """Write upstream's result file, to be handed in or scored."""
+        """Write the captions in upstream's format, to be handed in or scored."""
         return [write_captions(result.predictions, folder / f"submit_{self.spec.name}_{info.split}.json")]
+
+
+def _tokenizer(processor: Processor) -> Tokenizer:
+    tokenizer = as_beit3(processor).tokenizer
+    assert tokenizer is not None  # captions are text
+    return tokenizer
 
 
 def _text(row: Row, tokenizer: Tokenizer) -> str:
@@ -255,6 +268,7 @@ def _text(row: Row, tokenizer: Tokenizer) -> str:
 
 
 def _is_new(name: str, seen: set[str]) -> bool:
+    """Tell whether `name` isn't in `seen`, and add it."""
     new = name not in seen
     seen.add(name)
     return new

@@ -15,6 +15,7 @@ from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import accuracy_interval, accuracy_metrics
+from beit3_vqa.models.base import Processor
 from beit3_vqa.tasks.base import Task
 from beit3_vqa.tasks.folder import PreparedFolder
 
@@ -22,7 +23,7 @@ KEPT_CLASSES = 5  # in predictions.json, the likeliest
 
 
 class ClassTask(Task):
-    """Learn by cross entropy over classes; `label` of a row is the place of its class.
+    """A task with one label for each row, learned by cross entropy; `label` is the place of a class.
 
     Args:
         classes: their names; the model has one output for each.
@@ -43,10 +44,10 @@ class ClassTask(Task):
 
     @property
     def smoothing(self) -> float:
-        """Return how far labels are smoothed, in training and in the loss that evaluation reports."""
+        """Return the label smoothing of training and of the loss that evaluation reports."""
         return self.config.optim.label_smoothing
 
-    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
+    def dataset(self, split: str, processor: Processor, *, training: bool) -> IndexDataset:
         """Return a split of the data; InputError if it doesn't exist, or a row of training has no label."""
         rows = self.folder.rows(split)
         must_have_one = enumerate(rows if training else ())
@@ -56,7 +57,7 @@ class ClassTask(Task):
         return self.dataset_of(rows, processor, training=training)
 
     def labelled(self, row: Row, **fields: Any) -> Example:
-        """Return an example with the row's label, if there is one; InputError if there is no such class."""
+        """Return an example of `fields` with the row's label, if it has one; InputError if no class has it."""
         label = row.get("label")
         if label is None:
             return Example(**fields)
@@ -76,13 +77,14 @@ class ClassTask(Task):
         return torch.tensor([example.targets[0][0] for example in examples])
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross entropy against labels (B,) or probabilities (B, classes), which are smooth already."""
+        """Return the mean cross entropy of `outputs` (B, classes) against labels (B,) or probabilities (B, classes)."""
         assert batch.targets is not None
+        # Mixing has smoothed the probabilities already.
         smoothing = 0.0 if batch.targets.is_floating_point() else self.smoothing
         return F.cross_entropy(outputs, batch.targets, label_smoothing=smoothing)
 
     def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Prediction]:
-        """Predict the likeliest class of each example, and the few after it."""
+        """Predict the likeliest class of each example, with the probabilities of the likeliest `KEPT_CLASSES`."""
         logits = outputs.cpu()
         return [self._prediction(*of) for of in zip(logits, logits.softmax(dim=1), batch.examples, strict=True)]
 
@@ -102,16 +104,16 @@ class ClassTask(Task):
             image=example.image,
         )
 
-    def aggregate(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
-        """Return the predictions with the accuracy in percent, in parts, and the histograms of answers and truths."""
+    def aggregate(self, predictions: list[Prediction], split: str, processor: Processor) -> EvalResult:
+        """Return the predictions with `accuracy_metrics`, in percent."""
         return EvalResult(accuracy_metrics(predictions), predictions)
 
     def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Return the metrics, and how far the accuracy can be trusted."""
+        """Return the metrics with the 95% interval of the accuracy."""
         known = [p for p in result.predictions if p.score is not None]
         return result.metrics | ({"accuracy_interval": accuracy_interval(known)} if known else {})
 
-    def chance(self, split: str, processor: Any) -> float:
+    def chance(self, split: str, processor: Processor) -> float:
         """Return the percent right when always naming the most frequent class of the training rows."""
         if not self.folder.files("train"):
             return 100.0 / self.num_classes

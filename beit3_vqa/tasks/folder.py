@@ -1,4 +1,4 @@
-"""The index files of a prepared folder, ours or upstream's: splits, folds, rows and the place of the images."""
+"""The index files of a prepared folder, ours or upstream's: splits, folds, rows and the folder of the images."""
 
 from collections.abc import Iterable
 from functools import reduce
@@ -13,7 +13,7 @@ from beit3_vqa.runtime.files import missing
 
 
 class PreparedFolder:
-    """Read what a folder holds for one kind of task; with `--fold`, `val` is that fold of the training rows.
+    """The data of one kind of task in a folder; with `--fold`, `val` is that fold of the training rows.
 
     Args:
         options: where the folder and its images are, and the fold.
@@ -45,11 +45,11 @@ class PreparedFolder:
         return found
 
     def folds(self) -> list[int]:
-        """Return the folds of the training rows; empty if there are none."""
+        """Return the numbers of the folds of the training rows, in order; empty if there are none."""
         return _folds(row for file in self.files("train") for row in read_rows(file, self._row_format))
 
     def rows(self, split: str) -> Rows:
-        """Return the rows of a split, with a fold those of it.
+        """Return the rows of a split; with a fold, `val` is its rows and `train` all others.
 
         Raises:
             InputError: no such split or fold, an empty one, or rows that can't be used.
@@ -76,14 +76,14 @@ class PreparedFolder:
         return rows.where((other == fold) == (split == "val") for other in fold_of)
 
     def image_root(self) -> Path:
-        """Return the folder that rows name their images from; InputError if it isn't there."""
+        """Return the folder that the image paths of rows start from; InputError if it isn't there."""
         root = Path(self._options.image_root or DatasetInfo.read(self.path).image_root)
         try:
             is_there = root.is_dir()
         except OSError as error:  # a name longer than the file system takes, a folder that isn't ours
             raise InputError(f"image folder {root}: {error.strerror}. Say where it is with --image_root.") from error
         if not is_there:
-            raise InputError(f"{missing('image folder', root)} Where did the images go? Say it with --image_root.")
+            raise InputError(f"{missing('image folder', root)} Where are the images now? Say it with --image_root.")
         return root
 
 

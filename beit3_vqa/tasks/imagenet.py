@@ -13,8 +13,9 @@ from beit3_vqa.data.index import CLASSES_FILE, IndexFiles, read_classes
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction
 from beit3_vqa.errors import InputError
+from beit3_vqa.models.base import Processor
 from beit3_vqa.runtime.files import is_text
-from beit3_vqa.tasks.base import TaskSpec
+from beit3_vqa.tasks.base import TaskSpec, as_beit3
 from beit3_vqa.tasks.classification import ClassTask, label_problem
 
 UPSTREAMS_CLASSES = 1000
@@ -25,13 +26,14 @@ def _problem(row: Row) -> str:
 
 
 def _name(row: Row) -> str:
-    return row["image_path"]
+    return str(row["image_path"])
 
 
 class ImageNet(ClassTask):
-    """Classify rows `{"image_path", "label"}`. Upstream's index has 1,000 classes, or as many as `--num_classes` says.
+    """Classify the images of rows `{"image_path", "label"}`.
 
-    Upstream validates and tests on the same images; so does this if there is no test split.
+    Upstream's index names no classes: there are 1,000 of them, or as many as `--num_classes` says. Upstream validates
+    and tests on the same images; so does this if there is no test split.
     """
 
     spec = TaskSpec(
@@ -58,7 +60,7 @@ class ImageNet(ClassTask):
 
     @classmethod
     def from_folder(cls, config: RunConfig) -> Self:
-        """Set the task up on a prepared folder, whose classes it reads."""
+        """Set the task up on a prepared folder with the classes of its table, if it has one."""
         folder = cls.prepared_folder(config)
         numbered = map(str, range(config.model.num_classes or UPSTREAMS_CLASSES))
         classes = read_classes(folder.path) if (folder.path / CLASSES_FILE).exists() else list(numbered)
@@ -72,19 +74,20 @@ class ImageNet(ClassTask):
             raise InputError(f"{where}: its task_state holds no classes; the file is damaged.")
         return cls(classes, config)
 
-    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
-        """Return a split of the data; InputError if it doesn't exist, or can't be mixed as was asked."""
+    def dataset(self, split: str, processor: Processor, *, training: bool) -> IndexDataset:
+        """Return a split of the data; InputError if it doesn't exist or `--cutmix_minmax` can't be used."""
         if training:
-            check_cutmix_minmax(self.config.of_task.cutmix_minmax, processor.size)
+            check_cutmix_minmax(self.config.of_task.cutmix_minmax, as_beit3(processor).size)
         return super().dataset(split, processor, training=training)
 
     def example(self, row: Row, place: int) -> Example:
-        """Return an image, named by its path."""
+        """Return an image, whose id is its path."""
         return self.labelled(row, id=_name(row), image_path=row["image_path"], question="")
 
-    def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
-        """Return in training floats from timm's pipeline and a seed for the mix of a batch, else bytes."""
-        image, size = processor.open(example, example.image_path), processor.size
+    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> dict[str, Any]:
+        """Return `image` (3, S, S): uint8, or in training floats from timm's pipeline and a `seed` to mix by."""
+        images = as_beit3(processor)
+        image, size = images.open(example, example.image_path), images.size
         if rng is None:
             return {"image": CentralCrop(size, self.config.of_task.crop_pct)(image)}
         return {"image": self._train_transform(size)(image, rng), "seed": rng.getrandbits(32)}
@@ -124,14 +127,15 @@ class ImageNet(ClassTask):
         )
 
     def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
-        """Return the batch with its labels; with mixup or cutmix mixed, its labels probabilities."""
+        """Return the batch with labels (B,), or mixed by mixup or cutmix with probabilities (B, classes)."""
         labels = self.targets(batch.examples)
         if not self._mix.on:
             return replace(batch, targets=labels)
+        # The batch is mixed in one call, so the seed of one example serves.
         images, targets = self._mix(batch.inputs["image"], labels, items[0]["seed"])
         return replace(batch, inputs={"image": images}, targets=targets)
 
-    def aggregate(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
+    def aggregate(self, predictions: list[Prediction], split: str, processor: Processor) -> EvalResult:
         """Return the predictions with `accuracy` (top 1) and `top5_accuracy` in percent, and the loss."""
         result = super().aggregate(predictions, split, processor)
         known = [p for p in predictions if p.truth is not None]

@@ -1,4 +1,4 @@
-"""Losses that PyTorch has no function for: contrastive over all processes, and of masked words."""
+"""Losses that PyTorch has no function for: the contrastive one over all processes, and the one of masked words."""
 
 import math
 
@@ -11,19 +11,19 @@ from beit3_vqa.runtime.distributed import gather_rows, shard_sizes
 
 
 def contrastive_loss(features: Tensor, global_batch: int | None = None) -> Tensor:
-    """Measure how well each image finds its text among all of the batch, and each text its image.
+    """Return how badly each image finds its text among all of the batch, and each text its image.
 
-    Every other row is a wrong answer, a second caption of the same image too, as upstream has it. Processes compare
-    with each other's rows: their losses, weighted by the rows of each, add up to the loss of one process with all rows,
-    and so do gradients.
+    Every other row counts as wrong, even a second caption of the same image, as in upstream. Processes compare with
+    each other's rows: their losses, weighted by the rows of each, add up to the loss of one process with all rows, and
+    so do gradients.
 
     Args:
-        features: (B, 2, D), images (times the scale) and texts, row by row.
+        features: (B, 2, D), the image (times the scale) and the text of each row.
         global_batch: rows of all processes; this one's are the first `shard_sizes(global_batch)[rank]`. None: B, and no
             other process is asked.
 
     Returns:
-        the mean over this process's rows, a scalar; 0 where it has none.
+        the mean cross entropy of this process's rows, a scalar; 0 if it has none.
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
     """
@@ -31,7 +31,9 @@ def contrastive_loss(features: Tensor, global_batch: int | None = None) -> Tenso
         counts, rank, everyone = [len(features)], 0, features
     else:
         counts, rank, everyone = shard_sizes(global_batch), distributed.rank(), gather_rows(features, global_batch)
+    # An example that only fills a short last batch isn't this process's own.
     own = features[: counts[rank]]
+    # Among everyone's rows, own ones come after those of the processes before this one.
     targets = torch.arange(len(own), device=features.device) + sum(counts[:rank])
     to_texts = own[:, 0] @ everyone[:, 1].T
     to_images = own[:, 1] @ everyone[:, 0].T
@@ -45,11 +47,11 @@ def caption_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, drop_wo
     Args:
         logits: (M, V), of M masked words.
         labels: (M,), the true ids.
-        smoothing: probability that the others share among them, 0 <= smoothing < 1.
+        smoothing: probability that all wrong words share, 0 <= smoothing < 1.
         drop_worst: share of the words that are left out, those with the greatest loss.
 
     Returns:
-        the mean over the words that are left, a scalar; 0 where M is 0.
+        the mean over the words that are left, a scalar in nats; 0 if M is 0.
     """
     words, others = logits.size(1), logits.size(1) - 1
     right, wrong = 1 - smoothing, smoothing / others

@@ -28,7 +28,10 @@ def _name(row: Row) -> str:
 
 
 class NLVR2(ClassTask):
-    """Judge rows `{"image_path", "image2_path", "text_segment", "label", "identifier"}`, text as text or token ids."""
+    """Judge whether the sentence of a row is true of its two images.
+
+    Rows are `{"image_path", "image2_path", "text_segment", "label", "identifier"}`, the sentence as text or token ids.
+    """
 
     spec = TaskSpec(
         name="nlvr2",

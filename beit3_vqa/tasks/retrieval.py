@@ -1,4 +1,4 @@
-"""Finding images by text and texts by image: what Flickr30k's and COCO's tasks have in common."""
+"""Finding images by captions and captions by images: the task on Flickr30k and on COCO."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction
 from beit3_vqa.metrics.recall import chance_of_recall, recall_metrics
+from beit3_vqa.models.base import Processor
 from beit3_vqa.tasks.base import Task, TaskSpec
 from beit3_vqa.tasks.captioning import caption_example, caption_id, caption_problem, image_id_problem
 from beit3_vqa.tasks.losses import contrastive_loss
@@ -27,7 +28,7 @@ def _problem(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Features:
-    """Hold what the model made of a row: float32 vectors (D,), the image's times the learned scale."""
+    """The features of a row: float32 vectors (D,), the image's times the learned scale."""
 
     example: Example
     image: NDArray[np.float32]
@@ -52,7 +53,7 @@ class Retrieval(Task):
     """Find images by captions and captions by images; rows of one `image_id` are captions of one image."""
 
     def state(self) -> dict[str, Any]:
-        """Return the kind of head: what is learned on one data set can be asked of another."""
+        """Return the kind of head alone: a model that was trained on one data set can search another."""
         return {"head": self.spec.head}
 
     def example(self, row: Row, place: int) -> Example:
@@ -60,11 +61,14 @@ class Retrieval(Task):
         return replace(caption_example(row, place), answer=str(row["image_id"]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the contrastive loss with the features of every process; `outputs` are (B, 2, D)."""
+        """Return the contrastive loss of `outputs` (B, 2, D), compared with those of every process."""
         return contrastive_loss(outputs, batch.global_batch or None)  # outside of training each process is alone
 
-    def infer(self, model: Any, batch: Batch, processor: Any) -> Tensor:
-        """Return features (B, 2, D) as a forward pass gives them, but each distinct image is looked at once."""
+    def infer(self, model: Any, batch: Batch, processor: Processor) -> Tensor:
+        """Return features (B, 2, D) as a forward pass gives them.
+
+        Each distinct image is encoded once, since a batch often holds several captions of an image.
+        """
         rows: dict[str, int] = {}
         of_row = [rows.setdefault(example.image_path, len(rows)) for example in batch.examples]
         first = [of_row.index(number) for number in range(len(rows))]
@@ -78,8 +82,8 @@ class Retrieval(Task):
         vectors = outputs.cpu().numpy()
         return [Features(example, *pair) for example, pair in zip(batch.examples, vectors, strict=True)]
 
-    def aggregate(self, predictions: list[Features], split: str, processor: Any) -> EvalResult:
-        """Return recall both ways, and for each caption the images that fit it best."""
+    def aggregate(self, predictions: list[Features], split: str, processor: Processor) -> EvalResult:
+        """Return recall both ways, and for each caption the `KEPT_IMAGES` images that fit it best."""
         numbers: dict[str, int] = {}
         first: list[Features] = []
         image_of = []
@@ -122,15 +126,15 @@ class Retrieval(Task):
         )
 
     def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Return the metrics of the result, and say how much hangs on ties."""
+        """Return the metrics of the result; print what upstream's rule for ties would make of them, if it differs."""
         name = self.spec.best_metric
         lost, decided = result.metrics[name], result.metrics["topk"][name]
         if lost != decided:
-            print(f"{name} {decided:.2f} if ties are left to topk's order, as upstream's script does")
+            print(f"{name} is {decided:.2f} by upstream's rule for ties")
         return result.metrics
 
-    def chance(self, split: str, processor: Any) -> float:
-        """Return the `average_score` of guessing."""
+    def chance(self, split: str, processor: Processor) -> float:
+        """Return the `average_score` of blind guessing, in percent."""
         return chance_of_recall(list(Counter(str(row["image_id"]) for row in self.folder.rows(split)).values()))
 
 

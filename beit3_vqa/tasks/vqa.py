@@ -21,6 +21,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
 from beit3_vqa.metrics.baselines import count_answers
 from beit3_vqa.metrics.calibration import temper
+from beit3_vqa.models.base import Processor
 from beit3_vqa.runtime.files import is_text
 from beit3_vqa.tasks.base import Task, TaskSpec
 from beit3_vqa.tasks.folder import PreparedFolder
@@ -81,33 +82,36 @@ class VQACustom(Task):
         return {"answers": list(self.answers.answers)}
 
     def vouch(self, where: str) -> None:
-        """Vouch for what `--answer2label` names, and for a table that `prepare` found no order for.
+        """Print which table names the outputs of a checkpoint that keeps none.
 
-        A folder's table that `prepare` didn't write came with the checkpoint, as far as anybody can know.
+        That is the one of `--answer2label`, or the folder's. A folder's table that `prepare` didn't write came with
+        the checkpoint, as far as anybody can know.
+
+        Raises:
+            InputError: `prepare` wrote the folder's table in an order of its own.
         """
         table = self.folder.path / ANSWERS_FILE
         if self.config.data.answer2label:
-            print(f"{where}: keeps no answer table; its outputs are read by {self.config.data.answer2label}")
-        elif self.outputs == self.num_classes:  # else no output stands for an answer of its own
+            print(f"{where} has no answer table of its own; using {self.config.data.answer2label}")
+        elif self.outputs == self.num_classes:  # else no output stands for one answer
             info = DatasetInfo.read(self.folder.path)
             if info.wrote(table) and info.format not in self.spec.upstreams_order:
                 raise InputError(
-                    f"{where}: keeps no answer table, as checkpoints of upstream and its forks, and {table} was "
-                    "written by `beit3-vqa prepare`, whose order of answers need not be the one that it was trained "
-                    "with: its outputs would be read as other answers. Give the answer2label.txt of the folder that "
-                    "it was trained on: --answer2label FILE."
+                    f"{where} has no answer table, like all checkpoints of upstream and its forks. {table} was written "
+                    "by `beit3-vqa prepare` and may have another order, so answers could be mixed up. Give the table "
+                    "that it was trained with: --answer2label FILE."
                 )
-            print(f"{where}: keeps no answer table; its outputs are read by {table}")
+            print(f"{where} has no answer table of its own; using {table}")
 
     def with_options(self, number: int) -> "VQACustom":
-        """Return the same, with the letters of another number of options for answers."""
+        """Return the task for questions with `number` options, whose answers are their letters."""
         return type(self)(AnswerTable(LETTERS[:number]), self.config, self._folder)
 
     def example(self, row: Row, place: int) -> Example:
-        """Return a question, its answer looked up in the table."""
+        """Return a question with the labels that the table gives its answer."""
         return build_question(row, self.answers)
 
-    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
+    def dataset(self, split: str, processor: Processor, *, training: bool) -> IndexDataset:
         """Return a split, checked against the answer table.
 
         Raises:
@@ -134,7 +138,7 @@ class VQACustom(Task):
             )
 
     def _check_labels(self, rows: Rows, split: str) -> None:
-        """Refuse rows that name answers by number (upstream's) if the numbers are of another table."""
+        """Raise InputError for rows that name answers by number (upstream's) if the numbers are another table's."""
         table = self.folder.path / ANSWERS_FILE
         named = self.config.data.answer2label
         if not named or not table.is_file() or AnswerTable.read(table).answers == self.answers.answers:
@@ -147,7 +151,11 @@ class VQACustom(Task):
             )
 
     def _answered(self, rows: Rows) -> Rows:
-        """Return the rows with a label, and say how many are left out since their answer isn't in the table."""
+        """Return the rows with a label; print how many are left out since their answer isn't in the table.
+
+        Raises:
+            InputError: a row without an answer, or no row with a label.
+        """
         unanswered, has_label = [], []
         for row in rows:
             answer, targets = get_truth(row, self.answers)
@@ -165,12 +173,16 @@ class VQACustom(Task):
         return rows.where(has_label)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return cross entropy against the scores as a distribution, or upstream's binary one times classes."""
+        """Return the mean loss of `outputs` (B, classes).
+
+        That is cross entropy against the scores as a distribution or, with `--vqa_loss bce`, upstream's binary cross
+        entropy times the number of classes.
+        """
         assert batch.targets is not None
         return self._losses(outputs, batch.targets, "mean")
 
     def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Return a scalar for "mean", (B,) for "none". No row of `targets` (B, classes) is all zero."""
+        """Return the losses: a scalar for "mean", (B,) for "none". No row of `targets` (B, classes) is all zero."""
         if self.config.model.vqa_loss == "bce":
             losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction) * self.num_classes
             return losses if reduction == "mean" else losses.mean(dim=1)
@@ -191,7 +203,7 @@ class VQACustom(Task):
         return targets
 
     def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Prediction]:
-        """Predict the likeliest answer of each example, with probabilities at a temperature."""
+        """Predict the likeliest answer of each example of `outputs` (B, classes)."""
         probabilities = self.probabilities(outputs).cpu()
         labels = probabilities.argmax(dim=1).tolist()
         if temperature != 1.0:
@@ -229,18 +241,18 @@ class VQACustom(Task):
         )
 
     def _answer_scores(self, example: Example) -> dict[str, float] | None:
-        """Return what answers score, if it isn't just the truth that scores 1."""
+        """Return the score of each answer that scores; None if the truth alone does, with 1."""
         label = None if example.answer is None else self.answers.label(example.answer)
         if example.targets == (() if label is None else ((label, 1.0),)):
             return None
         return {self.answers.answers[label]: score for label, score in example.targets}
 
-    def aggregate(self, predictions: list[Prediction], split: str, processor: Any) -> EvalResult:
-        """Return the predictions with the accuracy in percent, in parts, and the histograms of answers and truths."""
+    def aggregate(self, predictions: list[Prediction], split: str, processor: Processor) -> EvalResult:
+        """Return the predictions with `accuracy_metrics`, in percent."""
         return EvalResult(accuracy_metrics(predictions), predictions)
 
     def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Return the metrics, intervals, calibration, positions, and the baselines that the training answers make."""
+        """Return `metrics.full_metrics`; the baselines count the training answers, if there is a training split."""
         if not self.folder.files("train") or all(p.truth is None for p in result.predictions):
             return full_metrics(result.predictions)
         texts = map(self._answer_text, self.folder.rows("train"))
@@ -250,11 +262,12 @@ class VQACustom(Task):
         answer, _ = get_truth(row, self.answers)
         return row["choices"][LETTERS.index(answer)] if answer and row.get("choices") else answer or ""
 
-    def chance(self, split: str, processor: Any) -> float:
-        """Return the percent right when guessing: one of the options, or always the most frequent training answer."""
+    def chance(self, split: str, processor: Processor) -> float:
+        """Return the accuracy in percent of guessing among options, or of the most frequent training answer."""
         if self.answers_are_options or not self.folder.files("train"):
             return 100.0 / self.num_classes
         rows = self.folder.rows("train")
+        # Upstream's rows name answers by number.
         answers = Counter(answer_key(row["answer"]) if "answer" in row else str(row.get("labels")) for row in rows)
         return 100.0 * max(answers.values()) / len(rows)
 

@@ -1,8 +1,8 @@
-"""Multiple choice in which no option has a place: each is scored by a forward pass of its own.
+"""Multiple choice that doesn't depend on the order of the options: each is scored by a forward pass of its own.
 
-The same data as vqacustom's, and a head of one output. The text of an option is its question and itself; the score is
-the model's logit for image and text, and a softmax over the options of a question makes probabilities of them. So the
-order of the options changes nothing, at the cost of a pass for each.
+The data are vqacustom's, and the head has one output. The text for an option is the question and the option; its score
+is the model's logit for image and text. A softmax over the options of a question turns scores into probabilities. The
+price is a forward pass for each option.
 """
 
 import random
@@ -22,13 +22,16 @@ from beit3_vqa.data.prompt import SPECIAL_TOKENS, OptionTemplate
 from beit3_vqa.data.rows import Rows, row_id
 from beit3_vqa.data.types import Batch, Example, Prediction
 from beit3_vqa.errors import InputError, short
+from beit3_vqa.models.base import Processor
+from beit3_vqa.models.beit3.processor import BEiT3Processor
+from beit3_vqa.tasks.base import as_beit3
 from beit3_vqa.tasks.vqa import VQACustom
 
 TEMPLATE = OptionTemplate(OPTION_PROMPT_TEMPLATE)
 
 
 class VQARank(VQACustom):
-    """Answer questions with options, one score for each; C below is how many a question has."""
+    """Answer questions by a score for each option; C below is the number of options of a question."""
 
     spec = replace(VQACustom.spec, name="vqarank", option_by_option=True)
 
@@ -45,6 +48,7 @@ class VQARank(VQACustom):
 
     def _check_choices(self, rows: Rows, split: str) -> None:
         super()._check_choices(rows, split)
+        # A forward pass shows one option, so question and options must be known apart.
         whole = [f"row {row_id(row)}" for row in rows if "question" not in row]
         if whole:
             raise InputError.of_problems(
@@ -53,30 +57,30 @@ class VQARank(VQACustom):
                 "Use --task vqacustom, or prepare the data anew.",
             )
 
-    def dataset(self, split: str, processor: Any, *, training: bool) -> IndexDataset:
+    def dataset(self, split: str, processor: Processor, *, training: bool) -> IndexDataset:
         """Return a split as vqacustom does; InputError if an option is longer than the model may read."""
         dataset = super().dataset(split, processor, training=training)
-        problems = (
-            (row, choice, _length_problem(choice, processor)) for row in dataset.rows for choice in row["choices"]
-        )
+        reader = as_beit3(processor)
+        problems = ((row, choice, _length_problem(choice, reader)) for row in dataset.rows for choice in row["choices"])
         too_long = [f"row {row_id(row)}, {short(choice)}: {problem}" for row, choice, problem in problems if problem]
         if too_long:
             raise InputError.of_problems(f"options of {split} rows that are too long:", too_long)
         return dataset
 
-    def tensors(self, example: Example, rng: random.Random | None, processor: Any) -> dict[str, Any]:
-        """Return the image, once, and the token ids of each option's text."""
-        image = processor.open(example, example.image_path)
-        texts = [processor.fitted(example.question, partial(TEMPLATE, choice=choice)) for choice in example.choices]
-        return {"image": processor.pixels(image, example, rng), "texts": texts}
+    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> dict[str, Any]:
+        """Return `image` (3, S, S), uint8, and `texts`, the token ids of question and option for each option."""
+        reader = as_beit3(processor)
+        image = reader.open(example, example.image_path)
+        texts = [reader.fitted(example.question, partial(TEMPLATE, choice=choice)) for choice in example.choices]
+        return {"image": reader.pixels(image, example, rng), "texts": texts}
 
-    def collate(self, items: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:
         """Return `image` (B * C, 3, S, S) and `question` (B * C, T): the options of one example after another's."""
         images = torch.stack([item["image"] for item in items]).repeat_interleave(self.num_classes, dim=0)
-        return {"image": images, **processor.padded([ids for item in items for ids in item["texts"]])}
+        return {"image": images, **as_beit3(processor).padded([ids for item in items for ids in item["texts"]])}
 
     def texts_to_measure(self, example: Example) -> Iterable[Example]:
-        """Return a text for each option."""
+        """Return an example for each option, whose text is question and option."""
         return (replace(example, question=TEMPLATE(example.question, c), choices=()) for c in example.choices)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -88,10 +92,11 @@ class VQARank(VQACustom):
         return super().predictions(outputs.view(-1, self.num_classes), batch, temperature)
 
 
-def _length_problem(choice: str, processor: Any) -> str:
+def _length_problem(choice: str, processor: BEiT3Processor) -> str:
     """Say what is wrong with an option that is too long even if its question is empty; else return an empty string."""
+    # A token has at least a byte, except one that may stand before the first word: short options need no tokenizer.
     if len(TEMPLATE("", choice).encode()) + SPECIAL_TOKENS < processor.max_tokens:
-        return ""  # a token has a byte at least, but for one that may stand before the first word
+        return ""
     try:
         processor.fitted("", partial(TEMPLATE, choice=choice))
     except InputError as error:

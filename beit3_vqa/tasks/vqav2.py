@@ -3,20 +3,20 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.index import UPSTREAMS_VQA, IndexFiles
 from beit3_vqa.data.predictions import write_upstream_results
 from beit3_vqa.data.types import EvalResult, PredictionsInfo
+from beit3_vqa.models.base import Processor
 from beit3_vqa.tasks.vqa import VQACustom
 
 
 class VQAv2(VQACustom):
-    """Answer questions of which each answer of the table has a score: 0, 0.3, 0.6, 0.9 or 1, by how many gave it.
+    """Answer questions that ten people answered: an answer scores 0, 0.3, 0.6, 0.9 or 1, by how many of them gave it.
 
-    The metric is the mean score of the answers, in percent, as upstream computes it; the test server's figure leaves
-    each annotator out in turn, which makes it a little lower. One output for each row of answer2label.txt (upstream's
-    has 3,129).
+    The metric is the mean score in percent, as upstream computes it; the test server leaves each annotator out in turn,
+    which makes its figure a little lower. The model has an output for each row of answer2label.txt (upstream's has
+    3,129).
     """
 
     spec = replace(
@@ -24,13 +24,13 @@ class VQAv2(VQACustom):
         name="vqav2",
         head="vqav2",
         files=IndexFiles("vqav2", UPSTREAMS_VQA),
-        has_options=False,  # an answer "A" would be one
+        has_options=False,  # "A" is an answer like any other
         defaults={"vqa_loss": "bce"},
         upstreams_order=("vqav2",),
     )
 
-    def chance(self, split: str, processor: Any) -> float:
-        """Return the score in percent of always giving the one answer that scores most on the training rows."""
+    def chance(self, split: str, processor: Processor) -> float:
+        """Return the score in percent of always giving the answer that scores most on the training rows."""
         if not self.folder.files("train"):
             return 100.0 / self.num_classes
         rows = self.folder.rows("train")

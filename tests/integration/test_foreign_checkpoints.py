@@ -130,7 +130,7 @@ def test_answers_of_a_checkpoint_without_a_table_are_right_or_refused(
 
     named = ["--data_path", str(data), "--answer2label", str(other_order / "answer2label.txt")]
     assert answers_of(tmp_path / "named", *fork, *named) == expected
-    assert "outputs are read by" in capsys.readouterr().out
+    assert "has no answer table of its own; using" in capsys.readouterr().out
     own = ["--data_path", str(other_order), "--image_root", str(scpc / "images")]
     assert answers_of(tmp_path / "own", *fork, *own) == expected
 

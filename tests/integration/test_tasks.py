@@ -197,9 +197,9 @@ def test_what_vouches_for_the_order_of_answers(tmp_path, info, kind, vouched, ca
     made = kind.from_folder(build_config({"data_path": str(tmp_path)}))
     if vouched:
         made.vouch("--resume x")
-        assert f"read by {tmp_path / 'answer2label.txt'}" in capsys.readouterr().out
+        assert f"using {tmp_path / 'answer2label.txt'}" in capsys.readouterr().out
         return
-    with pytest.raises(InputError, match=r"--resume x: keeps no answer table.*--answer2label FILE"):
+    with pytest.raises(InputError, match=r"--resume x has no answer table.*--answer2label FILE"):
         made.vouch("--resume x")
 
 

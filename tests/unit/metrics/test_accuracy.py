@@ -9,7 +9,7 @@ def prediction(question, answer, truth, weight=None):
     return Prediction("0", question, answer, {answer: 1.0}, truth, score, weight)
 
 
-def test_accuracy_by_hand():
+def test_accuracy_metrics_equal_hand_computed_values():
     metrics = accuracy_metrics(
         [
             prediction("What is it?", "A", "A", 1.0),
@@ -29,7 +29,7 @@ def test_accuracy_by_hand():
     assert metrics["truths"] == {"A": 2, "C": 1}
 
 
-def test_nothing_known_nothing_said():
+def test_accuracy_metrics_are_empty_without_truths_and_unweighted_without_weights():
     assert accuracy_metrics([prediction("q", "A", None)]) == {}
     assert "weighted_accuracy" not in accuracy_metrics([prediction("q", "A", "A")])
 
@@ -44,5 +44,5 @@ def test_nothing_known_nothing_said():
         ("WHO?", "who"),
     ],
 )
-def test_question_words(question, word):
+def test_first_question_word_in_english_is_found(question, word):
     assert question_word(question) == word

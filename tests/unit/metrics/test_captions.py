@@ -25,7 +25,7 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no Java he
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # pycocoevalcap's METEOR leaves pipes open
 @needs_java
-def test_scores_are_those_of_cocos_evaluation(tmp_path):
+def test_scores_equal_cocoevalcap(tmp_path):
     from pycocoevalcap.eval import COCOEvalCap
     from pycocotools.coco import COCO
 
@@ -60,7 +60,7 @@ class _NoSpice:
         return 0.0, [0.0] * len(gts)
 
 
-def test_without_java_words_are_split_plainly(monkeypatch):
+def test_without_java_words_are_split_plainly_and_meteor_is_left_out(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert tokenize(["A man's horse, (brown)!", "", "two\nlines"]) == (
         ["a man's horse brown", "", "two lines"],
@@ -74,13 +74,13 @@ def test_without_java_words_are_split_plainly(monkeypatch):
     assert perfect["CIDEr"] > scores["CIDEr"]
 
 
-def test_a_java_that_fails_is_said(monkeypatch, capsys):
+def test_a_failing_java_prints_a_note_and_words_are_split_plainly(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: "false")
     assert tokenize(["A cat."]) == (["a cat"], "plain")
     assert "Java's tokenizer failed" in capsys.readouterr().out
 
 
-def test_an_image_without_a_reference(monkeypatch):
+def test_an_image_without_a_reference_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="no reference caption for image 7"):
         score_captions({"1": "a", "7": "b"}, REFERENCES)
@@ -96,7 +96,7 @@ def test_an_image_without_a_reference(monkeypatch):
         ('{"annotations": [{"image_id": 1, "caption": null}]}', "annotation 1"),
     ],
 )
-def test_files_that_hold_no_references(tmp_path, content, says):
+def test_bad_reference_files_are_errors_that_say_what_is_wrong(tmp_path, content, says):
     (tmp_path / "gt.json").write_text(content)
     with pytest.raises(InputError, match=says):
         read_references(tmp_path / "gt.json")

@@ -27,7 +27,7 @@ def scored(*scores):
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_wilson_as_published(right, questions, low, high):
+def test_wilson_interval_equals_published_values(right, questions, low, high):
     assert wilson_interval(right, questions) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -41,7 +41,7 @@ def test_wilson_ends_are_where_the_score_test_turns(counts):
         assert abs(share - end) == pytest.approx(Z * math.sqrt(end * (1 - end) / questions), rel=1e-5, abs=1e-9)
 
 
-def test_the_normal_interval_by_hand():
+def test_mean_interval_equals_hand_computed_values():
     # mean 0.5, sample variance (0.25 + 0.25 + 0 + 0) / 3 = 1/6, standard error sqrt(1/24)
     half = 1.959963984540054 / math.sqrt(24)
     assert mean_interval([0.0, 1.0, 0.5, 0.5]) == pytest.approx((0.5 - half, 0.5 + half))
@@ -51,7 +51,7 @@ def test_the_normal_interval_by_hand():
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 100])
-def test_values_that_are_all_alike_are_not_certain(count):
+def test_interval_of_equal_values_is_wider_than_zero(count):
     for right in (0.0, 1.0):
         theirs = scipy.stats.binomtest(int(right) * count, count).proportion_ci(method="exact")
         assert mean_interval([right] * count) == pytest.approx((theirs.low, theirs.high))
@@ -61,7 +61,7 @@ def test_values_that_are_all_alike_are_not_certain(count):
     assert 0 < low < 0.3 < high < 1
 
 
-def test_intervals_hold_what_they_promise():
+def test_wilson_interval_covers_the_truth_in_95_percent_of_samples():
     rng = random.Random(0)
     held = 0
     for _ in range(2000):
@@ -71,7 +71,7 @@ def test_intervals_hold_what_they_promise():
     assert held / 2000 == pytest.approx(0.95, abs=0.02)
 
 
-def test_which_interval_it_is_is_said():
+def test_accuracy_interval_names_its_method():
     assert accuracy_interval(scored(0.0, 1.0, 1.0))["method"] == "wilson"
     found = accuracy_interval(scored(0.0, 0.3, 1.0))
     assert found["method"] == "normal"

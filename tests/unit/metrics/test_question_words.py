@@ -36,6 +36,6 @@ from beit3_vqa.metrics import question_word
         ("somewhere", "other"),
     ],
 )
-def test_words(question, word):
+def test_first_question_word_in_korean_or_english_is_found(question, word):
     assert question_word(question) == word
     assert question_word(unicodedata.normalize("NFD", question)) == word

@@ -36,7 +36,7 @@ def choice(answer, truth, confidence=0.7, choices=CHOICES, **more):
     return Prediction("0", "what?", answer, shares, truth, score, choices=choices, **more)
 
 
-def test_calibration_by_hand():
+def test_calibration_and_brier_equal_hand_computed_values():
     rows = [choice("A", "A", 0.85), choice("A", "B", 0.85), choice("B", "B", 0.55), choice("C", "C", 0.55)]
     found = calibration(rows, bins=10)
     # bin (0.8, 0.9]: accuracy 0.5, confidence 0.85; bin (0.5, 0.6]: 1.0 and 0.55
@@ -52,11 +52,11 @@ def test_calibration_by_hand():
 
 
 @pytest.mark.parametrize(("confidence", "place"), [(0.5, 40), (0.5000001, 40), (0.50002, 50), (1.0, 90), (0.0, 0)])
-def test_bins_hold_their_upper_end(confidence, place):
+def test_calibration_bins_include_their_upper_end(confidence, place):
     assert calibration([choice("A", "A", confidence)], bins=10)["reliability"][0]["from"] == place
 
 
-def test_coverage_by_hand():
+def test_accuracy_at_coverage_equals_hand_computed_values():
     rows = [choice("A", "A", 0.9), choice("A", "B", 0.5), choice("A", "A", 0.5), choice("A", "B", 0.3)]
     points = {point["coverage"]: point for point in accuracy_at_coverage(rows)}
     assert points[100]["accuracy"] == 50
@@ -65,7 +65,7 @@ def test_coverage_by_hand():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50), st.randoms())
-def test_coverage_knows_no_order(rows, rng):
+def test_accuracy_at_coverage_does_not_depend_on_the_order_of_rows(rows, rng):
     predictions = [choice("A", "A" if right else "B", confidence) for confidence, right in rows]
     before = accuracy_at_coverage(predictions)
     assert before[0]["accuracy"] == pytest.approx(accuracy_metrics(predictions)["accuracy"])
@@ -73,7 +73,7 @@ def test_coverage_knows_no_order(rows, rng):
     assert [p["accuracy"] for p in accuracy_at_coverage(predictions)] == pytest.approx([p["accuracy"] for p in before])
 
 
-def test_confusion_and_positions():
+def test_confusion_and_positions_equal_hand_counts():
     rows = [choice("A", "A"), choice("A", "B"), choice("A", "B"), choice("B", "B")]
     assert confusion(rows)["B"] == {"A": 2, "B": 1, "C": 0, "D": 0}
     found = positions(rows)
@@ -81,7 +81,7 @@ def test_confusion_and_positions():
     assert found["D"] == {"true": 0, "answered": 0, "recall": None, "precision": None}
 
 
-def test_baselines_of_multiple_choice():
+def test_multiple_choice_baselines_equal_hand_computed_values():
     rows = [choice("A", "B"), choice("A", "B"), choice("A", "C")]
     found = baselines(rows)
     # Among the others, dog and owl are level for the first two questions; for the third it is dog.
@@ -98,7 +98,7 @@ def test_baselines_of_multiple_choice():
     assert level["most_frequent_answer"]["accuracy"] == 25
 
 
-def test_baselines_of_open_ended_questions():
+def test_open_ended_baselines_equal_hand_computed_values():
     rows = [Prediction("0", "q", "x", {"x": 1.0}, truth, 0.0) for truth in ("Yes", "yes", "no")]
     assert baselines(rows)["most_frequent_answer"]["accuracy"] == pytest.approx(200 / 3)
     assert baselines(rows, {"no": 3})["most_frequent_answer"]["accuracy"] == pytest.approx(100 / 3)
@@ -115,7 +115,7 @@ def of_logits(logits, truths):
     ]  # fmt: skip
 
 
-def test_the_temperature_that_made_the_answers_is_found():
+def test_fit_temperature_finds_the_temperature_that_made_the_answers():
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(1500, 4, generator=generator)
     truths = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0].tolist()
@@ -127,7 +127,7 @@ def test_the_temperature_that_made_the_answers_is_found():
         assert mean_nll(rows, found) == min(mean_nll(rows, found), *(mean_nll(rows, found * f) for f in (0.9, 1.1)))
 
 
-def test_nll_is_torchs():
+def test_mean_nll_equals_torchs():
     logits, truths = [[1.0, 0.2, -3.0, 0.0], [0.3, 0.1, 0.9, 2.0]], [1, 3]
     for temperature in (1.0, 0.4, 3.0):
         expected = torch.nn.functional.cross_entropy(torch.tensor(logits) / temperature, torch.tensor(truths))
@@ -135,7 +135,7 @@ def test_nll_is_torchs():
 
 
 @given(st.lists(st.floats(-20, 20), min_size=4, max_size=4), st.floats(0.1, 10))
-def test_tempering_is_dividing_logits(logits, temperature):
+def test_tempered_equals_softmax_of_divided_logits(logits, temperature):
     row = of_logits([logits], [0])[0]
     expected = (torch.tensor([logits], dtype=torch.float64) / temperature).softmax(1)[0].tolist()
     changed = tempered(row, temperature)
@@ -144,7 +144,7 @@ def test_tempering_is_dividing_logits(logits, temperature):
     assert math.fsum(changed.probabilities.values()) == pytest.approx(1)
 
 
-def test_a_temperature_that_the_questions_do_not_say_is_one():
+def test_fit_temperature_is_one_without_evidence_and_at_an_end_of_the_range_without_a_bound():
     level, sure = choice("A", "B", 0.25), choice("A", "A", 1.0)
     assert fit_temperature([level]) == fit_temperature([level] * 50) == 1.0
     assert fit_temperature([sure]) == fit_temperature([sure] * 9) == 1.0
@@ -153,7 +153,7 @@ def test_a_temperature_that_the_questions_do_not_say_is_one():
     assert fit_temperature([choice("A", "A", 0.5)] * 5) == LOWEST
 
 
-def test_a_temperature_without_a_bound_is_not_kept(capsys):
+def test_a_temperature_at_the_lower_end_of_the_range_is_not_kept(capsys):
     """Five questions that are all right would make every later answer 100% sure."""
     fitted = _fit([choice("A", "A", 0.5)] * 5)
     assert (fitted["temperature"], fitted["questions"]) == (1.0, 5)
@@ -161,12 +161,12 @@ def test_a_temperature_without_a_bound_is_not_kept(capsys):
     assert "the temperature stays 1" in capsys.readouterr().out
 
 
-def test_nothing_to_fit_on():
+def test_fit_temperature_is_none_without_truths_or_options():
     assert fit_temperature([choice("A", None)]) is None
     assert fit_temperature([Prediction("0", "q", "yes", {"yes": 1.0}, "yes", 1.0)]) is None
 
 
-def test_full_metrics_have_the_short_ones_and_are_json():
+def test_full_metrics_contain_accuracy_metrics_and_are_json():
     rows = [choice("A", "A", weight=2.0), choice("B", "A", weight=1.0), choice("C", None)]
     found = full_metrics(rows)
     short = accuracy_metrics(rows)
@@ -180,16 +180,16 @@ def test_full_metrics_have_the_short_ones_and_are_json():
     assert full_metrics([choice("A", None)]) == {}
 
 
-def test_last_bits_of_probabilities_change_nothing():
+def test_last_bits_of_probabilities_do_not_change_full_metrics():
     rows = [choice("ABCD"[i % 4], "ABCD"[i % 3], 0.3 + i / 150) for i in range(100)]
     noisy = [choice("ABCD"[i % 4], "ABCD"[i % 3], 0.3 + i / 150 + (-1) ** i * 1e-8) for i in range(100)]
     assert full_metrics(rows) == full_metrics(noisy)
 
 
-def test_the_table():
+def test_metrics_table_has_every_part_and_short_lines():
     text = metrics_table(full_metrics([choice("A", "A", 0.9), choice("B", "A", 0.6)]))
     assert "accuracy                        50.00  9.45 to 90.55 (95%, wilson)" in text
-    for word in ("what", "longest option", "calibration", "surest", "right where true"):
+    for word in ("what", "longest option", "calibration", "surest are answered", "recall", "least confidence"):
         assert word in text
     assert "nothing to score" in metrics_table({})
     hostile = [Prediction("0", "q", "x", {"x": 1.0}, "line\nbreak" * 30, 0.0)]

@@ -18,7 +18,7 @@ def answer_of(values):
 
 
 @given(PROBABILITIES)
-def test_the_plain_mean_is_the_exact_sum_divided_once(rows):
+def test_plain_mean_is_the_exact_sum_divided_once(rows):
     answers = [answer_of(row) for row in rows]
     answer, means = soft(answers)
     expected = {name: math.fsum(row[i] for row in rows) / len(rows) for i, name in enumerate("ABCD")}
@@ -32,7 +32,7 @@ def test_the_plain_mean_is_the_exact_sum_divided_once(rows):
 
 
 @given(PROBABILITIES)
-def test_a_weighted_mean_is_the_exact_sum_of_the_products(rows):
+def test_weighted_mean_is_the_exact_sum_of_products(rows):
     weights = equal_weights(len(rows))
     _, means = soft([answer_of(row) for row in rows], weights)
     pairs = list(zip(weights, rows, strict=True))

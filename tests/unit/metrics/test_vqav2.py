@@ -17,7 +17,7 @@ def ten(**counts):
 
 
 @pytest.mark.parametrize(("agreeing", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (9, 1), (10, 1)])
-def test_the_published_table(agreeing, score):
+def test_vqa_accuracy_equals_the_published_table(agreeing, score):
     others = [f"other {i}" for i in range(10 - agreeing)]
     assert vqa_accuracy("cat", ["cat"] * agreeing + others) == pytest.approx(score)
 
@@ -33,7 +33,7 @@ def test_the_published_table(agreeing, score):
         ("a\ncat", ["cat"] * 3 + ["dog"] * 7, 0.9),
     ],
 )
-def test_what_is_processed_when(answer, annotated, score):
+def test_annotators_answers_are_processed_only_if_they_differ(answer, annotated, score):
     assert vqa_accuracy(answer, annotated) == pytest.approx(score)
 
 
@@ -41,7 +41,7 @@ answers = st.sampled_from(["cat", "a cat", "Cat", "cat.", "dog", "2", "two", "t-
 
 
 @given(answers, st.lists(answers, min_size=2, max_size=12))
-def test_the_mean_over_leaving_each_one_out(answer, annotated):
+def test_vqa_accuracy_is_the_mean_over_leaving_each_annotator_out(answer, annotated):
     given_answer = normalize_word(answer)
     theirs = [without_marks(a) for a in annotated] if len(set(annotated)) > 1 else annotated
     scores = []
@@ -60,7 +60,7 @@ def write(path, rows):
     return path
 
 
-def test_scores_by_kind(tmp_path):
+def test_vqav2_score_by_answer_type_and_refusal_of_missing_or_doubled_ids(tmp_path):
     rows = [
         annotation(1, ["yes"] * 10, answer_type="yes/no"),
         annotation(2, ["3"] * 2 + ["4"] * 8, answer_type="number"),
@@ -91,7 +91,7 @@ def test_scores_by_kind(tmp_path):
         ({"annotations": [{"question_id": 1, "answers": ["x", "y"]}]}, 'text "answer"'),
     ],
 )
-def test_bad_annotations(tmp_path, content, says):
+def test_bad_annotations_are_errors_that_say_what_is_wrong(tmp_path, content, says):
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=says):
         read_annotations(tmp_path / "a.json")

@@ -35,7 +35,7 @@ def one_row(tmp_path, split="train", **cells):
     return read_one(write_csv(tmp_path / "t.csv", [list(values.values())], list(values)), split)
 
 
-def test_from_three_csvs_to_a_prepared_folder(tmp_path, images):
+def test_three_csvs_become_a_prepared_folder(tmp_path, images):
     train = write_csv(tmp_path / "train.csv", csv_rows(8))
     val = write_csv(tmp_path / "val.csv", csv_rows(4, "VAL"))
     test = write_csv(tmp_path / "test.csv", [row[:-1] for row in csv_rows(5, "TEST")], HEADER[:-1])
@@ -63,7 +63,7 @@ def test_from_three_csvs_to_a_prepared_folder(tmp_path, images):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949"])
-def test_korean_in_every_encoding_it_comes_in(tmp_path, encoding):
+def test_korean_is_read_in_each_of_its_encodings(tmp_path, encoding):
     path = write_csv(
         tmp_path / "t.csv", [["가_1", "a.jpg", "이것은?", "고양이", "컵", "로켓", "똠", "컵"]], None, encoding
     )
@@ -99,7 +99,7 @@ def test_korean_in_every_encoding_it_comes_in(tmp_path, encoding):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_files_that_are_no_csv_of_questions(tmp_path, content, message):
+def test_a_file_that_is_no_csv_of_questions_is_refused(tmp_path, content, message):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
@@ -107,12 +107,12 @@ def test_files_that_are_no_csv_of_questions(tmp_path, content, message):
     assert csv.field_size_limit() == 131_072, "the limit belongs to the whole process"
 
 
-def test_a_long_cell_is_fine(tmp_path):
+def test_a_long_cell_is_read_whole(tmp_path):
     assert one_row(tmp_path, Question="x" * 900_000).problems == []
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
-def test_cells_between_other_marks(tmp_path, separator, name):
+def test_a_csv_with_another_separator_is_refused_and_the_separator_named(tmp_path, separator, name):
     path = tmp_path / "t.csv"
     path.write_text("\n".join(separator.join(row) for row in (HEADER, csv_rows(1)[0])), encoding="utf-8")
     assert f"its cells stand between {name}: save it with commas" in problems_of(path)
@@ -132,7 +132,7 @@ def test_column_names_ignore_case_and_space_and_further_columns(tmp_path):
     assert any("columns ignored: comment, (no name)" in note for note in prepared.notes)
 
 
-def test_lines_are_those_of_the_file(tmp_path):
+def test_problems_name_the_line_of_the_file(tmp_path):
     path = tmp_path / "t.csv"
     good = 'T{},a.jpg,"two\nlines",a,b,c,d,A\r\n'
     path.write_text(f"{','.join(HEADER)}\n{good.format(1)}\n{good.format(2)}T3,,?,a,b,c,d,A\n", "utf-8", newline="")
@@ -141,7 +141,7 @@ def test_lines_are_those_of_the_file(tmp_path):
     assert prepared.problems == [f"{path}:7: img_path is empty"]
 
 
-def test_one_line_for_all_that_is_wrong_with_a_row(tmp_path):
+def test_all_problems_of_a_row_are_in_one_line(tmp_path):
     prepared = one_row(tmp_path, ID=" ", A="", answer="E", weight="much")
     assert prepared.problems == [
         f"{tmp_path / 't.csv'}:2: ID, A are empty; answer 'E' is none of the options "
@@ -164,7 +164,7 @@ def test_one_line_for_all_that_is_wrong_with_a_row(tmp_path):
         (("1", "2", "3", "\uff14"), "\uff12", "B"),
     ],
 )
-def test_answers_that_are_understood(tmp_path, options, answer, letter):
+def test_letters_and_texts_of_options_are_understood_as_answers(tmp_path, options, answer, letter):
     prepared = one_row(tmp_path, **dict(zip("ABCD", options, strict=True)), answer=answer)
     assert prepared.problems == []
     assert prepared.splits["train"][0]["answer"] == letter
@@ -184,7 +184,7 @@ def test_answers_that_are_understood(tmp_path, options, answer, letter):
         (("cat", "\u200b", "cow", "hen"), "A", "B is empty"),
     ],
 )
-def test_answers_that_are_errors(tmp_path, options, answer, message):
+def test_an_ambiguous_or_unknown_answer_is_refused(tmp_path, options, answer, message):
     prepared = one_row(tmp_path, **dict(zip("ABCD", options, strict=True)), answer=answer)
     assert [message in problem for problem in prepared.problems] == [True]
 
@@ -197,7 +197,7 @@ def test_answers_given_as_text_and_repeated_options_are_counted(tmp_path):
     assert notes == ["train: 1 answers given as the option's text", "train: 1 rows have the same text in two options"]
 
 
-def test_a_test_answer_may_be_there(tmp_path):
+def test_answers_of_test_rows_are_kept(tmp_path):
     path = write_csv(tmp_path / "t.csv", [csv_rows(1)[0], [*csv_rows(2)[1][:-1], ""]])
     prepared = read_one(path, "test")
     assert prepared.problems == []
@@ -205,12 +205,12 @@ def test_a_test_answer_may_be_there(tmp_path):
 
 
 @pytest.mark.parametrize(("cell", "weight"), [("2", 2.0), (" 0.5 ", 0.5), ("0", 0.0), ("1e-3", 0.001)])
-def test_weights(tmp_path, cell, weight):
+def test_weights_are_read(tmp_path, cell, weight):
     assert one_row(tmp_path, weight=cell).splits["train"][0]["weight"] == weight
 
 
 @pytest.mark.parametrize("cell", ["", "-1", "nan", "inf", "1_0", "x", "1,5"])
-def test_weights_that_are_none(tmp_path, cell):
+def test_an_invalid_weight_is_refused(tmp_path, cell):
     assert "isn't a number" in one_row(tmp_path, weight=cell).problems[0]
 
 
@@ -228,7 +228,7 @@ cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(cells, st.tuples(cells, cells, cells, cells)), min_size=1, max_size=4))
-def test_any_text_comes_through(tmp_path_factory, questions):
+def test_any_text_survives_writing_and_reading(tmp_path_factory, questions):
     rows = [[str(i), "a.jpg", text, *options] for i, (text, options) in enumerate(questions)]
     path = write_csv(tmp_path_factory.mktemp("csv") / "t.csv", rows, HEADER[:-1])
     prepared = read_one(path, "test")

@@ -66,7 +66,7 @@ def test_an_image_folder_may_be_a_link(folder):
         run(folder, {"val_ratio": 0}, train=[item(0, image="train/../../elsewhere/img_0.jpg")])
 
 
-def test_what_cannot_be_seen_is_no_answer(folder):
+def test_an_invisible_answer_is_refused(folder):
     with pytest.raises(InputError, match="answer must be text and not empty"):
         run(folder, train=[item(0, "yes"), item(1, "\u200b")])
 
@@ -77,7 +77,7 @@ def test_ids_that_look_alike_are_shown_with_escapes(folder):
         run(folder, train=rows)
 
 
-def test_rows_and_label_table(folder):
+def test_rows_and_label_table_follow_from_the_json(folder):
     train = [item(0, "Yes"), item(1, "yes!"), item(2, "No"), item(3, "two")]
     summary = run(
         folder, train=train, val=[item(5, "2", image="img_3")], test=[item(0, None), item(1, "", image="img_0")]
@@ -112,12 +112,12 @@ def test_images_are_found_in_their_folder_or_the_root_with_any_extension(folder)
     assert rows_of(folder, "test")[0]["image_path"] == "test/img_0.jpg"
 
 
-def test_a_test_image_isnt_taken_from_train(folder):
+def test_a_test_image_is_not_taken_from_train(folder):
     with pytest.raises(InputError, match=r"test\.json: item 1: image .*test/img_1\.jpg"):
         run(folder, train=[item(0), item(1)], test=[item(1)])
 
 
-def test_rows_with_a_rare_answer_stay(folder):
+def test_rows_with_a_rare_answer_stay_in_the_index(folder):
     train = [item(0, "yes"), item(1, "yes"), item(2, "rare"), item(3, "yes")]
     summary = run(folder, train=train, min_count=2, options={"val_ratio": 0}, test=[item(0, "odd")])
     assert AnswerTable.read(folder / "out" / "answer2label.txt").answers == ("yes",)
@@ -126,13 +126,13 @@ def test_rows_with_a_rare_answer_stay(folder):
     assert "test: 1 answers outside the label table (rows kept)" in summary.notes
 
 
-def test_the_validation_split_is_cut_where_there_is_none(folder):
+def test_a_validation_split_is_cut_if_there_is_none(folder):
     summary = run(folder, train=[item(n) for n in range(4)])
     assert summary.rows == {"train": 3, "val": 1}
     assert "yes 3 (100.0%)" in summary.text()
 
 
-def test_numbers_as_ids_and_korean_answers(folder):
+def test_numbers_as_ids_and_korean_answers_are_read(folder):
     Image.new("RGB", (8, 8)).save(folder / "images" / "7.jpg")
     train = [{"image_id": 7, "question": "색?", "answer": "청록색", "question_id": 1}]
     run(folder, {"val_ratio": 0}, train=train)
@@ -158,7 +158,7 @@ def test_every_problem_is_named_with_its_item(folder):
     assert not (folder / "out").exists()
 
 
-def test_whole_numbers_as_answers_and_ids_that_name_files(folder):
+def test_whole_numbers_as_answers_and_ids_that_name_files_are_read(folder):
     train = [item(0, 7, image="img_0.jpg"), item(1, 7, image="train/img_3.jpg"), item(2, "seven", image="img_9.b.png")]
     run(folder, {"val_ratio": 0.0}, train=train)
     rows = rows_of(folder, "train")
@@ -167,7 +167,7 @@ def test_whole_numbers_as_answers_and_ids_that_name_files(folder):
     assert AnswerTable.read(folder / "out" / "answer2label.txt").answers == ("7",)
 
 
-def test_a_label_table_that_would_be_empty(folder):
+def test_a_label_table_that_would_be_empty_is_refused(folder):
     with pytest.raises(InputError, match="no answer occurs 9 times: lower --min_count"):
         run(folder, train=[item(0), item(1)], min_count=9)
     with pytest.raises(InputError, match=r"^--min_count 0: must be at least 1"):

@@ -28,7 +28,7 @@ def rows_of(folders, mode, split):
     return read_rows(folders[mode] / f"vqacustom.{split}.jsonl")
 
 
-def test_every_question_is_there(folders):
+def test_every_question_of_the_package_is_prepared(folders):
     info = DatasetInfo.read(folders["open"])
     assert info.splits["test"] == 9_673
     assert info.splits["train"] + info.splits["val"] == 38_575
@@ -68,18 +68,18 @@ def test_the_answers_place_is_random_but_repeatable():
     assert make_choices("red", ANSWERS, random.Random("41/x")) == make_choices("red", ANSWERS, random.Random("41/x"))
 
 
-def test_a_missing_package(monkeypatch, tmp_path):
+def test_a_missing_package_is_an_error_that_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     with pytest.raises(InputError, match=r'pip install "beit3_vqa\[demo\]"'):
         prepare("easy_vqa", {}, PrepareOptions(tmp_path / "out"))
 
 
-def test_it_brings_its_own_images(tmp_path):
+def test_an_image_root_is_refused(tmp_path):
     with pytest.raises(InputError, match="leave --image_root out"):
         prepare("easy_vqa", {}, PrepareOptions(tmp_path / "out", tmp_path))
 
 
-def test_fewer_training_images(tmp_path):
+def test_train_images_limits_the_training_images(tmp_path):
     options = PrepareOptions(str(tmp_path / "data"), verify_images=False)
     summary = prepare("easy_vqa", {"train_images": 40}, options)
     assert summary.rows["train"] + summary.rows["val"] < 500

@@ -19,7 +19,7 @@ def run(source, out, **options):
     return prepare("imagenet", {}, PrepareOptions(data_path=str(out), image_root=str(source), **options))
 
 
-def test_labels_are_torchvisions(tmp_path):
+def test_labels_equal_torchvisions(tmp_path):
     source = write_imagenet(tmp_path / "source", 3)
     assert run(source, tmp_path / "data").rows == {"train": 12, "val": 4}
     folder = ImageFolder(str(source / "train"))
@@ -28,7 +28,7 @@ def test_labels_are_torchvisions(tmp_path):
     assert [(str(source / row["image_path"]), row["label"]) for row in rows] == folder.samples
 
 
-def test_without_a_validation_folder_a_share_of_each_class_is_it(tmp_path):
+def test_without_a_validation_folder_a_share_of_each_class_is_split_off(tmp_path):
     source = write_imagenet(tmp_path / "source", 10)
     shutil.rmtree(source / "val")
     assert run(source, tmp_path / "data", val_ratio=0.2).rows == {"train": 32, "val": 8}
@@ -36,7 +36,7 @@ def test_without_a_validation_folder_a_share_of_each_class_is_it(tmp_path):
     assert sorted(row["label"] for row in rows) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_what_is_wrong_is_named(tmp_path):
+def test_empty_and_unknown_classes_and_unreadable_files_are_named(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         run(tmp_path, tmp_path / "data")
     source = write_imagenet(tmp_path / "source", 1)
@@ -48,7 +48,7 @@ def test_what_is_wrong_is_named(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_what_systems_and_tools_leave_is_no_class_and_no_image(tmp_path):
+def test_leftovers_of_systems_and_tools_are_passed_over_and_counted(tmp_path):
     source = write_imagenet(tmp_path / "source", 3)
     before = run(source, tmp_path / "before")
     left = [
@@ -99,13 +99,13 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"), [("{", "can't read"), ("[]", "a list of texts"), ('["a", "a"]', "twice"), ("[1]", "texts")]
 )
-def test_classes_that_are_none(tmp_path, content, says):
+def test_a_bad_list_of_classes_is_refused(tmp_path, content, says):
     (tmp_path / "classes.json").write_text(content)
     with pytest.raises(InputError, match=says):
         read_classes(tmp_path)
 
 
-def test_an_index_row_needs_an_image_and_a_label_that_is_one(tmp_path):
+def test_an_index_row_needs_an_image_and_a_valid_label(tmp_path):
     for row, says in (({"label": 1}, "no image_path"), ({"image_path": "x", "label": -1}, "label must be")):
         (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
         with pytest.raises(InputError, match=says):

@@ -57,7 +57,7 @@ def test_coco_is_prepared_for_retrieval_and_captioning(raw, tmp_path):
             assert len({a["id"] for a in gold["annotations"]}) == len(pairs)
 
 
-def test_nothing_stays_of_a_split_that_is_gone(raw, tmp_path):
+def test_files_of_a_split_that_is_gone_are_removed(raw, tmp_path):
     prepare("coco", {"json": str(raw / "dataset_coco.json")}, options(raw, tmp_path / "data"))
     images = json.loads((raw / "dataset_coco.json").read_text())["images"]
     fewer = tmp_path / "fewer.json"
@@ -70,7 +70,7 @@ def test_nothing_stays_of_a_split_that_is_gone(raw, tmp_path):
     }  # fmt: skip
 
 
-def test_references_are_cocos_format(raw, tmp_path):
+def test_references_are_read_by_pycocotools(raw, tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
     prepare("coco", {"json": str(raw / "dataset_coco.json")}, options(raw, tmp_path))
     images = [row["image_id"] for row in rows_of(tmp_path / "coco_captioning.val.jsonl")]
@@ -79,7 +79,7 @@ def test_references_are_cocos_format(raw, tmp_path):
     assert sorted(gold.loadRes(str(tmp_path / "captions.json")).getImgIds()) == sorted(gold.getImgIds())
 
 
-def test_restval_is_trained_on(raw, tmp_path):
+def test_restval_becomes_training_rows(raw, tmp_path):
     content = json.loads((raw / "dataset_coco.json").read_text())
     content["images"][3]["split"] = "restval"
     (tmp_path / "dataset.json").write_text(json.dumps(content))
@@ -87,7 +87,7 @@ def test_restval_is_trained_on(raw, tmp_path):
     assert summary.rows == {"train": 8, "val": 2, "test": 4}
 
 
-def test_flickr30k(raw, tmp_path):
+def test_flickr30k_is_prepared_for_retrieval_alone(raw, tmp_path):
     summary = prepare("flickr30k", {"json": str(raw / "dataset_flickr30k.json")}, options(raw, tmp_path))
     assert summary.rows == {"train": 6, "val": 4, "test": 4}
     first = rows_of(tmp_path / "flickr30k.train.jsonl")[0]
@@ -96,7 +96,7 @@ def test_flickr30k(raw, tmp_path):
     assert not list(tmp_path.glob("*captioning*"))
 
 
-def test_nocaps(raw, tmp_path):
+def test_nocaps_has_references_for_validation_alone(raw, tmp_path):
     files = {"val": str(raw / "nocaps_val_4500_captions.json"), "test": str(raw / "nocaps_test_image_info.json")}
     summary = prepare("nocaps", files, options(raw, tmp_path))
     assert summary.rows == {"val": 2, "test": 2}
@@ -143,7 +143,7 @@ def test_a_bad_image_is_named_and_nothing_written(raw, tmp_path, change, says, c
         ('{"images": [{"id": 1, "file_name": "3.png"}], "annotations": [{"image_id": 1}]}', "annotation 1: caption"),
     ],
 )
-def test_a_bad_file_of_nocaps(raw, tmp_path, content, says):
+def test_bad_files_of_nocaps_are_errors_that_say_what_is_wrong(raw, tmp_path, content, says):
     path = tmp_path / "val.json"
     path.write_text(content)
     with pytest.raises(InputError, match=says):

@@ -33,7 +33,7 @@ def run(source, out, annotations=None):
     return prepare("nlvr2", {"annotations": str(annotations or source)}, options)
 
 
-def test_every_sentence_with_its_images_and_its_label(source, tmp_path):
+def test_every_sentence_keeps_its_images_and_label(source, tmp_path):
     assert run(source, tmp_path / "data").rows == {"train": 12, "val": 4, "test": 5}
     for split, name in (("train", "train"), ("val", "dev"), ("test", "test1")):
         rows = read_rows(tmp_path / "data" / f"nlvr2.{split}.jsonl", NLVR2.spec.row_format)
@@ -68,7 +68,7 @@ def test_only_a_line_feed_ends_a_line(source, tmp_path):
         ({"identifier": "../../x-0"}, "identifier must be"),
     ],
 )
-def test_what_is_wrong_is_named_and_nothing_written(source, tmp_path, change, says):
+def test_a_bad_sentence_is_named_and_nothing_is_written(source, tmp_path, change, says):
     annotations = tmp_path / "annotations"
     annotations.mkdir()
     for name in ("train", "dev", "test1"):
@@ -91,7 +91,7 @@ def test_any_json_is_a_row_or_a_problem(changes):
         assert said or (entry["label"] in (0, 1) and entry["identifier"] not in ("", None))
 
 
-def test_an_index_row_says_what_it_lacks(tmp_path):
+def test_an_index_row_without_second_image_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"image_path": "a.png", "text_segment": [7], "label": 2, "identifier": "d-0"}\n')
     with pytest.raises(InputError, match=r"x\.jsonl:1: has no image2_path"):
         read_rows(tmp_path / "x.jsonl", NLVR2.spec.row_format)

@@ -42,7 +42,7 @@ def run(tmp_path):
     return run
 
 
-def test_official_splits_types_and_answers(run):
+def test_official_splits_types_and_answers_are_kept(run):
     summary = run(
         [
             image(1, "train", [question(10), question(11, type="where")]),
@@ -95,7 +95,7 @@ def test_the_place_of_the_answer_is_balanced_and_depends_on_the_seed_alone(run):
     assert read_rows(run.out / "vqacustom.train.jsonl") != rows[::-1]
 
 
-def test_the_file_name_is_made_where_it_is_missing(run):
+def test_a_missing_file_name_is_made_from_the_image_id(run):
     entry = image(1, "train", [question(1)])
     del entry["filename"]
     run([entry], val_ratio=0)
@@ -129,7 +129,7 @@ def test_every_problem_is_named_with_its_place(run):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"images": []}', b"{", b"\xff\xff", b"[" * 100_000])
-def test_files_that_are_something_else(tmp_path, content):
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
     path = tmp_path / "d.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"d\.json"):

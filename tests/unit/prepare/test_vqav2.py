@@ -35,7 +35,7 @@ def test_every_question_is_in_its_split_and_no_image_in_two(source, tmp_path):
     assert "labels" not in rows["test"][0]
 
 
-def test_scores_are_those_of_ten_annotators(source, tmp_path):
+def test_scores_follow_from_the_counts_of_ten_annotators(source, tmp_path):
     run(source, tmp_path / "data")
     table = AnswerTable.read(tmp_path / "data" / "answer2label.txt")
     assert table.answers == ("red", "green", "blue", "yellow")  # in the order in which they first occur
@@ -91,7 +91,7 @@ def test_the_seed_draws_the_images_to_validate_on(source, tmp_path):
         ("v2_OpenEnded_mscoco_test2015_questions.json", lambda d: d["questions"][1].update(image_id=9), "n't exist"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_and_nothing_written(tmp_path, name, change, says):
+def test_a_bad_question_or_annotation_is_named_and_nothing_is_written(tmp_path, name, change, says):
     folder = write_vqav2(tmp_path / "source", images=40)
     content = json.loads((folder / name).read_text())
     change(content)

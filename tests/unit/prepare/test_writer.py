@@ -35,7 +35,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_formats_are_found_by_name():
+def test_formats_are_found_by_name_and_document_their_options():
     assert set(FORMATS) >= {"choices", "visual7w", "dacon_json", "easy_vqa"}
     for name in FORMATS:
         module = find_format(name)
@@ -47,7 +47,7 @@ def test_the_formats_are_found_by_name():
         find_format("visual7")
 
 
-def test_unknown_and_missing_arguments(images, out):
+def test_unknown_and_missing_arguments_are_errors_that_name_them(images, out):
     with pytest.raises(InputError, match=r"no --trian\. Did you mean 'train'"):
         prepare("choices", {"trian": "x"}, PrepareOptions(out, images))
     with pytest.raises(InputError, match="needs --train"):
@@ -71,7 +71,7 @@ def test_unknown_and_missing_arguments(images, out):
         ({"data_path": ""}, "--data_path is missing"),
     ],
 )
-def test_options_out_of_range(options, message):
+def test_options_out_of_range_are_errors_that_name_them(options, message):
     with pytest.raises(InputError, match=message):
         PrepareOptions(**({"data_path": "out"} | options))
 
@@ -83,12 +83,12 @@ def test_the_validation_split_is_cut_by_image(train, images, out):
     assert not {row["image_path"] for row in train_rows} & {row["image_path"] for row in val_rows}
 
 
-def test_no_validation_split_on_request(train, images, out):
+def test_val_ratio_0_makes_no_validation_split(train, images, out):
     summary = prepare("choices", {"train": train}, PrepareOptions(out, images, val_ratio=0))
     assert summary.rows == {"train": 60}
 
 
-def test_folds(train, images, out):
+def test_folds_keep_the_rows_of_an_image_together(train, images, out):
     summary = prepare("choices", {"train": train}, PrepareOptions(out, images, folds=4))
     rows = read_rows(out / "vqacustom.train.jsonl")
     assert summary.rows == {"train": 60}
@@ -96,7 +96,7 @@ def test_folds(train, images, out):
     assert len({(row["image_path"], row["fold"]) for row in rows}) == 4
 
 
-def test_more_folds_than_images(train, images, out):
+def test_more_folds_than_images_are_refused_and_nothing_is_written(train, images, out):
     with pytest.raises(InputError, match="can't make 5 folds"):
         prepare("choices", {"train": train}, PrepareOptions(out, images, folds=5))
     assert not out.parent.exists()
@@ -123,13 +123,13 @@ def test_prompts_that_are_too_long_are_counted(tmp_path, train, images, out):
     assert summary.prompts.longest_id == "TRAIN_005"
 
 
-def test_words_are_counted_where_there_is_no_tokenizer(train, images, out):
+def test_words_are_counted_if_there_is_no_tokenizer(train, images, out):
     summary = prepare("choices", {"train": train}, PrepareOptions(out, images))
     assert "longest 16 words (TRAIN_" in summary.text()
     assert "a tokenizer is needed to count tokens" in summary.text()
 
 
-def test_the_summary_is_one_screen(train, images, out):
+def test_summary_fits_one_screen_and_its_numbers_are_in_dataset_json(train, images, out):
     summary = prepare("choices", {"train": train}, PrepareOptions(out, images))
     text = summary.text()
     assert "train 45  val 15" in text
@@ -188,7 +188,7 @@ def test_every_row_of_a_missing_image_is_named(tmp_path, images, train, out):
     assert all(f"train.csv:{line}:" in str(error.value) for line in range(3, 62, 4))
 
 
-def test_headers_alone_dont_show_damage_behind_them(images, train, out):
+def test_damage_behind_the_header_is_found_unless_verify_images_is_off(images, train, out):
     content = (images / "rocket.jpg").read_bytes()
     (images / "rocket.jpg").write_bytes(content[: len(content) // 2])
     prepare("choices", {"train": train}, PrepareOptions(out, images, verify_images=False))
@@ -213,7 +213,7 @@ def test_an_earlier_run_is_replaced_and_its_other_splits_removed(tmp_path, train
     assert names(out / "previous-1") == ["dataset.json", "vqacustom.test.jsonl"]  # the others are the same
 
 
-def test_what_prepare_wrote_is_kept_when_it_writes_something_else(train, images, out, capsys):
+def test_replaced_files_of_prepare_are_kept_in_previous_1(train, images, out, capsys):
     prepare("choices", {"train": train}, PrepareOptions(out, images))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     prepare("choices", {"train": train}, PrepareOptions(out, images))
@@ -227,7 +227,7 @@ def test_what_prepare_wrote_is_kept_when_it_writes_something_else(train, images,
 
 @pytest.mark.parametrize("name", ["answer2label.txt", "vqacustom.train.jsonl", "vqacustom.test.jsonl", "tokenizer.spm"])
 @pytest.mark.parametrize("prepared_before", [True, False])
-def test_what_prepare_did_not_write_is_never_replaced(train, images, out, name, prepared_before):
+def test_files_that_prepare_did_not_write_are_never_replaced(train, images, out, name, prepared_before):
     out.mkdir(parents=True)
     if prepared_before:
         prepare("choices", {"train": train}, PrepareOptions(out, images, train_tokenizer=60))
@@ -240,7 +240,7 @@ def test_what_prepare_did_not_write_is_never_replaced(train, images, out, name, 
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_two_formats_share_a_folder(train, images, out):
+def test_preparing_one_format_keeps_the_record_of_another_in_the_folder(train, images, out):
     prepare("choices", {"train": train}, PrepareOptions(out, images))
     info = DatasetInfo.read(out)
     DatasetInfo(out, "other", written={**info.written, "other.train.jsonl": "0"}).write(out)
@@ -276,33 +276,33 @@ def test_a_failure_while_writing_leaves_the_folder_as_it_was(monkeypatch, train,
     assert (out / "vqacustom.train.jsonl").read_text(encoding="utf-8") == "old"
 
 
-def test_a_folder_where_a_file_must_go(train, images, out):
+def test_a_folder_in_the_place_of_a_file_is_refused(train, images, out):
     (out / "dataset.json").mkdir(parents=True)
     with pytest.raises(InputError, match=r"dataset\.json must become a file"):
         prepare("choices", {"train": train}, PrepareOptions(out, images))
     assert names(out) == ["dataset.json"]
 
 
-def test_a_data_path_that_is_a_file(tmp_path, train, images):
+def test_a_data_path_that_is_a_file_is_refused(tmp_path, train, images):
     with pytest.raises(InputError, match="can't be written to"):
         prepare("choices", {"train": train}, PrepareOptions(train, images))
     assert names(tmp_path) == ["images", "train.csv"]
 
 
-def test_a_tokenizer_too_small_for_the_text_leaves_nothing(train, images, out):
+def test_a_tokenizer_too_small_for_the_text_is_refused_and_leaves_nothing(train, images, out):
     with pytest.raises(InputError, match="tokenizer"):
         prepare("choices", {"train": train}, PrepareOptions(out, images, train_tokenizer=5))
     assert not out.parent.exists()
 
 
-def test_the_warnings_filter_is_left_alone(train, images, out):
+def test_prepare_leaves_the_warnings_filter_unchanged(train, images, out):
     before = list(warnings.filters)
     for _ in range(3):
         prepare("choices", {"train": train}, PrepareOptions(out, images))
     assert list(warnings.filters) == before
 
 
-def test_what_a_killed_prepare_left_goes_with_the_next(train, images, out):
+def test_leftovers_of_a_killed_prepare_are_removed_by_the_next(train, images, out):
     code = "import os, signal, sys; from pathlib import Path; from beit3_vqa.runtime.files import staged\n"
     code += "with staged(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run([sys.executable, "-c", code, str(out)], check=False).returncode == -signal.SIGKILL

@@ -40,7 +40,7 @@ def captioner(captioned, tmp_path_factory):
     return out
 
 
-def test_what_an_evaluation_writes(captioned, captioner, tmp_path, capsys):
+def test_evaluation_writes_captions_in_upstreams_format_and_coco_metrics(captioned, captioner, tmp_path, capsys):
     assert main(evaluate_on(captioned, TASK, captioner / "checkpoint-best.pth", tmp_path)) == 0
     said = capsys.readouterr().out
     assert "SPICE isn't computed: it needs Java" in said
@@ -56,7 +56,7 @@ def test_what_an_evaluation_writes(captioned, captioner, tmp_path, capsys):
     assert json.loads((tmp_path / "predictions.info.json").read_text())["best_metric"] == "CIDEr"
 
 
-def test_it_resumes_bit_for_bit(captioned, captioner, tmp_path):
+def test_captioning_resume_is_bitwise_identical(captioned, captioner, tmp_path):
     assert main(train_on(captioned, TASK, tmp_path, *FLAGS, "--epochs", "2", "--stop_after_epochs", "1")) == 0
     assert main(train_on(captioned, TASK, tmp_path, *FLAGS, "--epochs", "2")) == 0
     ours = dict(tensors(read_checkpoint(captioner / "checkpoint-1.pth", "x")))
@@ -77,7 +77,7 @@ def test_nocaps_trains_on_coco_and_is_described_without_references(captioned, ca
     assert "training: 96 captions" in capsys.readouterr().out
 
 
-def test_upstreams_index_gives_the_same(captioned, captioner, tmp_path):
+def test_upstreams_index_gives_the_same_loss_and_cider(captioned, captioner, tmp_path):
     """Token ids in the training rows, null where a caption is to be written, no id; references by upstream's name."""
     tokenizer = Tokenizer(captioned / "tokenizer.spm")
     folder = tmp_path / "theirs"
@@ -101,7 +101,7 @@ def test_upstreams_index_gives_the_same(captioned, captioner, tmp_path):
     assert log["val_CIDEr"] == own["val_CIDEr"]
 
 
-def test_without_captions_to_compare_with_the_last_epoch_is_the_best_and_that_is_said_once(captioned, tmp_path, capsys):
+def test_without_references_the_last_epoch_is_the_best_and_the_note_is_printed_once(captioned, tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(captioned, data)
     references = data / "coco_karpathy_val_gt.json"
@@ -122,7 +122,7 @@ def test_without_captions_to_compare_with_the_last_epoch_is_the_best_and_that_is
     assert read_checkpoint(out / "checkpoint-best.pth", "x")["epoch"] == 2
 
 
-def test_upstreams_checkpoints_are_evaluated(captioned, captioner, tmp_path, capsys):
+def test_upstreams_captioning_checkpoint_is_evaluated(captioned, captioner, tmp_path, capsys):
     """Theirs bring the options of their script, which knows no --vqa_loss."""
     model = read_checkpoint(captioner / "checkpoint-best.pth", "x")["model"]
     options = {"model": "beit3_tiny_patch8_32", "vocab_size": 160, "num_max_bpe_tokens": 16, "label_smoothing": 0.1}
@@ -135,7 +135,7 @@ def test_upstreams_checkpoints_are_evaluated(captioned, captioner, tmp_path, cap
     assert theirs == ours
 
 
-def test_outputs_that_are_not_finite_are_no_empty_captions(captioned, captioner, tmp_path, capsys):
+def test_outputs_that_are_not_finite_raise_instead_of_giving_empty_captions(captioned, captioner, tmp_path, capsys):
     content = read_checkpoint(captioner / "checkpoint-best.pth", "x")
     content["model"]["mlm_head.bias"][7] = 1e38
     content["model"]["mlm_head.weight"][7] = 3e38
@@ -145,13 +145,13 @@ def test_outputs_that_are_not_finite_are_no_empty_captions(captioned, captioner,
     assert not (tmp_path / "out").exists()
 
 
-def test_captions_cannot_be_joined(captioned, captioner, tmp_path, capsys):
+def test_ensemble_refuses_captioning_runs(captioned, captioner, tmp_path, capsys):
     out = tmp_path / "e" / "submission.csv"
     assert main(["ensemble", str(captioner), "--data_path", str(captioned), "--output", str(out)]) == 2
     assert "trained on coco_captioning, whose results aren't answers" in capsys.readouterr().err
 
 
-def test_captions_of_the_split_itself_are_references_where_there_is_no_file(captioned, captioner, tmp_path):
+def test_captions_of_the_split_are_the_references_if_there_is_no_file(captioned, captioner, tmp_path):
     rows = [json.loads(line) for line in (captioned / f"{TASK}.train.jsonl").read_text().splitlines()][:10]
     (tmp_path / f"{TASK}.val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--split", "val", "--image_root", str(captioned.parent / "raw")]
@@ -185,7 +185,7 @@ def test_images_without_references_are_named_before_training(captioned, tmp_path
     assert not (tmp_path / "out" / "checkpoint-0.pth").exists()
 
 
-def test_without_the_scorer_there_is_one_clear_error(captioned, captioner, tmp_path, capsys, monkeypatch):
+def test_a_missing_pycocoevalcap_is_one_error_that_names_the_extra(captioned, captioner, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("beit3_vqa.metrics.captions.find_spec", lambda name: None)
     assert main(train_on(captioned, TASK, tmp_path / "out", *FLAGS, "--epochs", "1")) == 2
     assert 'pip install "beit3_vqa[caption]"' in capsys.readouterr().err
@@ -194,7 +194,7 @@ def test_without_the_scorer_there_is_one_clear_error(captioned, captioner, tmp_p
 
 
 @pytest.mark.slow
-def test_it_beats_chance_and_two_processes_say_the_same(tmp_path, monkeypatch):
+def test_trained_captions_beat_chance_and_two_processes_give_the_same_as_one(tmp_path, monkeypatch):
     """CIDEr 385 against 144 for the commonest caption (without Java; METEOR and other words with it)."""
     monkeypatch.setattr(shutil, "which", WHICH)
     data = prepare_captioned(tmp_path, train=240)
@@ -212,6 +212,6 @@ def test_it_beats_chance_and_two_processes_say_the_same(tmp_path, monkeypatch):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
 
 
-def test_fsdp_is_refused_where_processes_would_wait_for_each_other():
+def test_fsdp_refuses_captioning_and_suggests_zero1():
     with pytest.raises(InputError, match="zero1"):
         FSDP().wrap(build_model("beit3_tiny_patch8_32_captioning", vocab_size=50))

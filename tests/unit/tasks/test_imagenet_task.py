@@ -21,7 +21,7 @@ def batch() -> Batch:
 
 
 @pytest.mark.parametrize(("options", "smoothing"), [({}, 0.1), ({"label_smoothing": 0.3}, 0.3)])
-def test_labels_are_smoothed_by_upstreams_flag(options, smoothing):
+def test_labels_are_smoothed_by_label_smoothing(options, smoothing):
     """Upstream's `--label_smoothing`, 0.1 unless given; its `--smoothing` never had an effect."""
     of = task(**options)
     logits = torch.randn(2, 3)
@@ -29,7 +29,7 @@ def test_labels_are_smoothed_by_upstreams_flag(options, smoothing):
     torch.testing.assert_close(of.loss(logits, of.attach_targets(batch(), [{"seed": 1}] * 2)), expected)
 
 
-def test_mixed_labels_are_smoothed_by_it_too():
+def test_mixed_labels_are_smoothed_by_label_smoothing_too():
     of = task(label_smoothing=0.3, mixup=0.8)
     mixed = of.attach_targets(batch(), [{"seed": 1}] * 2)
     torch.testing.assert_close(mixed.targets[:, 1], torch.full((2,), 0.1))  # of a class that neither image is of

@@ -13,7 +13,7 @@ from tests.unit.models.test_captioning import CASE, captioner, masked_positions
 from tests.unit.models.test_parity import fill, golden_inputs
 
 
-def test_caption_loss_is_upstreams():
+def test_caption_loss_equals_upstreams_golden_value():
     model = fill.fill(captioner()).eval()
     image, text, padding_mask = golden_inputs()
     masked = masked_positions()
@@ -24,7 +24,7 @@ def test_caption_loss_is_upstreams():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_caption_loss_is_the_divergence_from_smoothed_words(smoothing):
+def test_caption_loss_equals_kl_divergence_from_smoothed_words(smoothing):
     torch.manual_seed(0)
     logits, labels = torch.randn(13, 40), torch.randint(0, 40, (13,))
     wanted = torch.full((13, 40), smoothing / 39).scatter(1, labels[:, None], 1 - smoothing)
@@ -35,7 +35,7 @@ def test_caption_loss_is_the_divergence_from_smoothed_words(smoothing):
         torch.testing.assert_close(caption_loss(logits, labels), F.cross_entropy(logits, labels))
 
 
-def test_caption_loss_of_few_words():
+def test_caption_loss_of_one_word_is_positive_and_of_no_word_is_zero():
     logits = torch.randn(1, 40, requires_grad=True)
     assert caption_loss(logits, torch.tensor([3]), 0.1, 0.9) > 0
     empty = caption_loss(logits[:0], torch.tensor([], dtype=torch.long), 0.1, 0.9)
@@ -43,7 +43,7 @@ def test_caption_loss_of_few_words():
     empty.backward()
 
 
-def test_contrastive_loss_wants_rows_together():
+def test_contrastive_loss_is_small_for_matched_rows_and_ignores_filling_rows():
     vectors = F.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
     matched = torch.stack([20 * vectors, vectors], dim=1)
     crossed = torch.stack([20 * vectors, vectors.roll(1, 0)], dim=1)
@@ -54,7 +54,7 @@ def test_contrastive_loss_wants_rows_together():
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_losses_over_processes_are_those_of_one(size):
+def test_contrastive_loss_over_processes_equals_that_of_one(size):
     command = [*torchrun(size), "-m", "tests.helpers.gathering"]
     result = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
@@ -63,7 +63,7 @@ def test_losses_over_processes_are_those_of_one(size):
     assert result.stderr.count("the same as one process") == 4
 
 
-def test_names_are_models():
+def test_full_names_build_retrieval_and_captioning_models():
     for name in ("beit3_base_patch16_384_retrieval", "beit3_large_patch16_480_captioning"):
         with torch.device("meta"):
             assert sum(p.numel() for p in build_model(name).parameters()) > 2e8

@@ -24,7 +24,7 @@ def by_hand(images, texts, image_of):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_recall_is_what_sorting_finds(seed, monkeypatch):
+def test_recall_equals_sorting_by_hand(seed, monkeypatch):
     monkeypatch.setattr("beit3_vqa.metrics.recall.CHUNK", 7)  # several of them
     generator = torch.Generator().manual_seed(seed)
     image_of = [i for i in range(20) for _ in range(1 + (i * 7 + seed) % 5)]  # one to five captions each
@@ -39,7 +39,7 @@ def test_recall_is_what_sorting_finds(seed, monkeypatch):
     assert average == pytest.approx(sum(metrics.values()) / 6)
 
 
-def test_vectors_that_are_all_alike_find_nothing():
+def test_recall_of_equal_vectors_is_zero():
     metrics = recall_metrics(torch.ones(12, 4), torch.ones(24, 4), torch.arange(12).repeat_interleave(2))
     assert set(metrics.pop("topk").values()) != {0.0}  # upstream's find what happens to come first
     assert set(metrics.values()) == {0.0}
@@ -62,7 +62,7 @@ def upstreams(images, texts, image_of):
 
 @pytest.mark.parametrize("count", [4, 30, 700])  # topk sorts few and many otherwise
 @pytest.mark.parametrize("seed", range(3))
-def test_ties_count_as_lost_and_beside_that_as_upstream_decides_them(seed, count, monkeypatch):
+def test_ties_count_as_lost_and_topk_equals_upstreams_recall(seed, count, monkeypatch):
     """Images that share their captions, as Flickr's and COCO's do; small whole numbers, so that equal is equal."""
     monkeypatch.setattr("beit3_vqa.metrics.recall.CHUNK", 16)
     generator = torch.Generator().manual_seed(seed)
@@ -77,7 +77,7 @@ def test_ties_count_as_lost_and_beside_that_as_upstream_decides_them(seed, count
     assert count == 4 or metrics["average_score"] < topk["average_score"]
 
 
-def test_chance_is_that_of_every_order():
+def test_chance_of_recall_equals_the_mean_over_all_orders():
     captions_of = [1, 2, 1]
     image_of = [i for i, count in enumerate(captions_of) for _ in range(count)]
     found = {1: 0.0, 5: 1.0, 10: 1.0}

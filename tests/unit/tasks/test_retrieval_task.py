@@ -23,7 +23,7 @@ def retriever(captioned, tmp_path_factory):
     return out
 
 
-def test_it_beats_chance(captioned, retriever, tmp_path, capsys):
+def test_trained_retrieval_beats_chance_and_predictions_agree_with_recall(captioned, retriever, tmp_path, capsys):
     """65 against 41 for guessing, after 12 steps of 16."""
     assert main(evaluate_on(captioned, TASK, retriever / "checkpoint-best.pth", tmp_path)) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -40,14 +40,14 @@ def test_it_beats_chance(captioned, retriever, tmp_path, capsys):
     ]
 
 
-def test_its_batch_is_not_chosen_by_memory(captioned, tmp_path, capsys):
+def test_batch_size_auto_is_refused_for_retrieval(captioned, tmp_path, capsys):
     """Fewer rows to compare are another loss, whatever is accumulated."""
     assert main(train_on(captioned, TASK, tmp_path / "out", "--batch_size", "auto")) == 2
     assert "compares the rows of a forward pass" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_it_resumes_bit_for_bit(captioned, retriever, tmp_path):
+def test_retrieval_resume_is_bitwise_identical(captioned, retriever, tmp_path):
     flags = ["--epochs", "2", "--drop_path", "0.1"]
     assert main(train_on(captioned, TASK, tmp_path, *flags, "--stop_after_epochs", "1")) == 0
     assert main(train_on(captioned, TASK, tmp_path, *flags)) == 0
@@ -69,7 +69,7 @@ def upstreams_index(data, name, tokenizer):
     return "".join(lines)
 
 
-def test_upstreams_index_gives_the_same(captioned, retriever, tmp_path):
+def test_upstreams_index_gives_the_same_evaluation(captioned, retriever, tmp_path):
     tokenizer = Tokenizer(captioned / "tokenizer.spm")
     folder = tmp_path / "theirs"
     folder.mkdir()
@@ -94,7 +94,7 @@ def test_upstreams_index_gives_the_same(captioned, retriever, tmp_path):
         ({"image_path": "a.png", "image_id": 1, "text_segment": "x", "id": ""}, "id must be text"),
     ],
 )
-def test_rows_that_are_no_captions(captioned, retriever, tmp_path, row, says, capsys):
+def test_a_bad_retrieval_row_is_an_error_with_file_and_line(captioned, retriever, tmp_path, row, says, capsys):
     (tmp_path / "flickr30k.test.jsonl").write_text(json.dumps(row) + "\n")
     assert main(evaluate_on(tmp_path, "flickr30k", retriever / "checkpoint-best.pth", tmp_path / "out")) == 2
     error = capsys.readouterr().err
@@ -102,7 +102,7 @@ def test_rows_that_are_no_captions(captioned, retriever, tmp_path, row, says, ca
     assert "flickr30k.test.jsonl:1" in error
 
 
-def test_a_plateau_needs_a_loss_to_follow(captioned, tmp_path, capsys):
+def test_plateau_schedule_without_validation_loss_prints_a_note(captioned, tmp_path, capsys):
     assert main(train_on(captioned, TASK, tmp_path, "--epochs", "1", "--sched", "plateau")) == 0
     assert "coco_retrieval has no validation loss to follow" in capsys.readouterr().out
 

@@ -32,25 +32,25 @@ def attributes_set(source: str, *, outside: str = "") -> set[str]:
     return found
 
 
-def test_the_walk_finds_what_it_looks_for():
+def test_attributes_set_finds_every_kind_of_assignment():
     source = "class A:\n def __init__(self): self.x = 1\n def f(self):\n"
     source += "  self.a, b = 1, 2; t.task.b += 1; setattr(c, n, 0)"
     assert attributes_set(source, outside="__init__") == {"self.a", "t.task.b", "c.?"}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "tasks").glob("*.py")), ids=lambda path: path.name)
-def test_a_task_is_made_once_and_never_changed(path):
+def test_no_method_of_a_task_sets_an_attribute(path):
     assert not attributes_set(path.read_text(encoding="utf-8"), outside="__init__")
 
 
-def test_nobody_changes_a_task():
+def test_no_other_code_sets_an_attribute_of_a_task():
     for path in sorted({*PACKAGE.rglob("*.py")} - {*(PACKAGE / "tasks").rglob("*.py")}):
         found = attributes_set(path.read_text(encoding="utf-8"))
         assert not [name for name in found if name.split(".")[-2] == "task"], path
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_spec_says_what_a_task_is(name):
+def test_spec_is_frozen_and_names_existing_heads_and_options(name):
     spec = find_task(name).spec
     assert isinstance(spec, TaskSpec)
     assert spec.name == name
@@ -63,18 +63,18 @@ def test_a_spec_says_what_a_task_is(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_workers_that_are_spawned_get_its_data(name, tmp_path):
+def test_prepared_folder_can_be_pickled_for_spawned_workers(name, tmp_path):
     folder = find_task(name).prepared_folder(build_config({"data_path": str(tmp_path)}))
     assert pickle.loads(pickle.dumps(folder)).splits() == []
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_has_one_class_at_most_between_it_and_task(name):
+def test_at_most_one_class_stands_between_a_task_and_its_base(name):
     classes = [base for base in find_task(name).__mro__ if base.__module__.startswith("beit3_vqa.tasks")]
     assert len(classes) <= 3, classes
     assert classes[-1] is Task
     assert not find_task(name).__abstractmethods__
 
 
-def test_what_every_task_must_write():
+def test_abstract_methods_are_the_five_that_every_task_writes():
     assert Task.__abstractmethods__ == {"example", "loss", "predictions", "aggregate", "chance"}
