@@ -28,8 +28,8 @@ def test_a_pipe_keeps_its_place(tmp_path):
     ("make", "is_what"),
     [
         (os.mkfifo, "a pipe or a device"),
-        (lambda path: path.symlink_to(path), r"a link that leads back to itself \(.*\)"),
-        (lambda path: path.symlink_to("nothing"), r"a link that leads to nothing \(nothing\)"),
+        (lambda path: path.symlink_to(path), r"a link that points to itself \(.*\)"),
+        (lambda path: path.symlink_to("nothing"), r"a link that points to nothing \(nothing\)"),
         (Path.mkdir, "a folder"),
         (Path.touch, "a file"),
     ],
