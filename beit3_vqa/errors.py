@@ -17,7 +17,7 @@ CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\
 
 
 def visible(text: str) -> str:
-    """Escape control characters (as `\\x1b`, `\\u202e`), so that it can't steer a terminal; keep tabs and newlines."""
+    """Escape control characters (as `\\x1b`, `\\u202e`), which could steer a terminal; keep tabs and newlines."""
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
@@ -37,7 +37,7 @@ def short(value: object) -> str:
 class InputError(Exception):
     """Something the user gave (a file, a row, a flag) can't be used.
 
-    The message names the file, row and column where there is one, and says what to do. The command line prints
+    The message names the file, row and column if there is one, and says what to do. The command line prints
     it as one `error: ...` and exits with code 2; everything else that is raised is a bug of ours. What it quotes
     from data can neither steer a terminal nor flood it: control characters become escapes, long lines are cut.
 

@@ -99,7 +99,7 @@ def require_replaceable(path: Path) -> None:
     with suppress(OSError, ValueError):
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind == stat.S_IFDIR:
-            raise InputError(f"{path} is a folder where a file is to be written; move it away.")
+            raise InputError(f"{path} is a folder, but a file is to be written there; move it away.")
         if kind != stat.S_IFREG:
             raise InputError(f"{path} is a pipe or a device, which a file would replace: give a file's name.")
 

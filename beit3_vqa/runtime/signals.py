@@ -92,7 +92,7 @@ class SyncedStop:
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """Ignore the first signal in a data loader's worker: signals reach every process, and the parent decides.
+    """Ignore SIGINT and the first SIGTERM in a data loader's worker: every process gets them, and the parent decides.
 
     A second SIGTERM ends the worker: that is how the loader and multiprocessing end one.
     """

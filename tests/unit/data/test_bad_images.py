@@ -97,7 +97,7 @@ def test_none_allowed_stops_at_the_first():
 
 
 def test_nothing_readable_at_all():
-    with pytest.raises(InputError, match="not one row has an image"):
+    with pytest.raises(InputError, match="none of the images can be read"):
         seen(loader_of(1000, bad=frozenset(range(ROWS)), workers=0))
 
 

@@ -180,7 +180,7 @@ def test_scores_of_several_annotators_that_0_1_0_wrote_are_taken_and_said(tmp_pa
             for n, score in enumerate((1.0, 0.6, 0.0))]  # fmt: skip
     path.write_text(json.dumps(rows))
     assert [p.score for p in read_predictions(path)] == [1.0, 0.6, 0.0]
-    assert "taken as they are" in capsys.readouterr().out
+    assert "they are taken unchecked" in capsys.readouterr().out
     path.write_text(json.dumps([*rows, rows[0] | {"id": "9", "answer": "yes", "probabilities": {}, "score": 0.0}]))
     with pytest.raises(InputError, match=r"row 4 .*'yes' is 1"):
         read_predictions(path)

@@ -106,7 +106,7 @@ def test_attention_is_the_models_own_answer(evaluated, tmp_path, capsys):
     (copy / "predictions.json").write_text(json.dumps(rows))
     command = ["report", str(copy), "--output", str(tmp_path / "r.html"), "--attention", "7", "--device", "cpu"]
     assert main(command) == 2  # the info knows the SHA-256 of the predictions that it is of
-    assert "isn't what" in capsys.readouterr().err
+    assert "doesn't match" in capsys.readouterr().err
     info = read_info(copy / "predictions.json")
     checksum = hashlib.sha256((copy / "predictions.json").read_bytes()).hexdigest()
     write_info(dataclasses.replace(info, predictions_sha256=checksum), copy / "predictions.json")
