@@ -107,7 +107,7 @@ def test_whatever_an_ensemble_answers_can_be_read(tmp_path, capsys, vote, open_e
     assert not capsys.readouterr().out
 
 
-def test_the_info_beside_it(tmp_path):
+def test_the_info_beside_predictions_is_read_back_and_checked(tmp_path):
     path = tmp_path / "predictions_val.json"
     assert read_info(path) is None
     assert write_info(INFO, path) == info_file(path) == tmp_path / "predictions_val.info.json"
@@ -158,7 +158,7 @@ SECOND = {"id": "2", "answer": "B", "probabilities": {"A": 0.3, "B": 0.7}, "choi
         (json.dumps([SECOND | {"answer_scores": {"A": 2}}]), "answer_scores must be an object of numbers"),
     ],
 )
-def test_what_is_no_predictions_file(tmp_path, content, message):
+def test_files_that_are_no_predictions_are_refused(tmp_path, content, message):
     path = tmp_path / "predictions.json"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
@@ -189,7 +189,7 @@ def test_scores_of_several_annotators_that_0_1_0_wrote_are_taken_and_said(tmp_pa
         read_predictions(path)
 
 
-def test_the_nearest_name_is_told(tmp_path):
+def test_a_missing_file_is_an_error_that_names_the_nearest(tmp_path):
     (tmp_path / "predictions.json").write_text("[]")
     with pytest.raises(InputError, match=r"Did you mean 'predictions\.json'"):
         read_predictions(tmp_path / "prediction.json")
