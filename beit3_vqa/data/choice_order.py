@@ -117,7 +117,7 @@ def check_orders(options: int, mode: str) -> None:
     if mode == "all" and math.factorial(options) > MAX_ORDERS:
         raise InputError(
             f"--tta all: {options} options have {math.factorial(options):,} orders, more than {MAX_ORDERS}; "
-            f"--tta cyclic asks {options} times."
+            f"--tta cyclic asks each question {options} times."
         )
 
 

@@ -196,7 +196,7 @@ def split_by_image(rows: Sequence[Row], val_ratio: float, seed: int) -> tuple[li
     if total < 2:
         raise InputError(
             f"can't split by image: the training rows have {total} image(s) and each side needs one; "
-            "give validation rows of their own, or do without any (--val_ratio 0)"
+            "give a file of validation rows, or make no validation split (--val_ratio 0)"
         )
     wanted = min(max(round(val_ratio * total), 1), total - 1)
     quotas = [len(group) * wanted // total for group in groups]

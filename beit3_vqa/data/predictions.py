@@ -247,7 +247,7 @@ def score_problem(p: Prediction, *, untold: bool) -> str:
     if p.score is None:
         return ""
     if p.truth is None and p.answer_scores is None and p.choices:
-        return f"scores {p.score:g}, but doesn't say the truth"
+        return f"has the score {p.score:g}, but no truth to check it by"
     if p.answer_scores is None:
         same_text = p.answer == (p.truth or "")
         if untold and (p.score or not same_text):
@@ -258,8 +258,9 @@ def score_problem(p: Prediction, *, untold: bool) -> str:
     if abs(p.score - right) <= ROUNDING:
         return ""
     if p.truth is None and p.answer_scores is None:
-        return f"scores {p.score:g}, but doesn't say the truth"
-    return f"scores {p.score:g}, but its answer {short(p.answer)} to the truth {short(p.truth or '')} is {right:g}"
+        return f"has the score {p.score:g}, but no truth to check it by"
+    truth = short(p.truth or "")
+    return f"has the score {p.score:g}, but its answer {short(p.answer)} scores {right:g} (truth: {truth})"
 
 
 def _problem(row: object) -> str:

@@ -174,7 +174,7 @@ def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bo
     if problems:
         raise InputError.of_problems(f"{path} is no index that can be used:", problems)
     if repeated:
-        print(f"{len(repeated)} rows left out, whose id an earlier row has, such as {one_line(repeated[0])}")
+        print(f"left out {len(repeated)} rows that repeat the id of an earlier row, such as {one_line(repeated[0])}")
     return Rows([path], np.zeros(len(starts), np.uint8), np.array(starts, np.int64), np.array(ends, np.int64))
 
 
@@ -197,7 +197,7 @@ def image_problem(row: Row, field: str = "image_path") -> str:
 def id_problem(name: object) -> str:
     """Return what is wrong with an id, or an empty string."""
     if name is None:
-        return "has no id (or, upstream's name for it, qid)"
+        return "has no id (nor upstream's qid)"
     if not (is_text(name) and str(name).strip()) and type(name) is not int:
         return "id must be text or a whole number"
     return f"id has more than {MAX_ID} characters" if len(str(name)) > MAX_ID else ""

@@ -90,7 +90,7 @@ def find_columns(
     separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
     if missing and separator:
         name = {";": "semicolons", "\t": "tabs", "|": "bars"}[separator]
-        raise InputError(f"{path}:1: its cells stand between {name}: save it with commas (CSV, comma delimited)")
+        raise InputError(f"{path}:1: its cells are separated by {name}: save it with commas (CSV, comma delimited)")
     if missing:
         raise InputError(f"{path}:1: columns missing: {', '.join(missing)}; columns found: {shown}")
     known = [name for name in dict.fromkeys((*required, *optional)) if name.casefold() in found]
@@ -171,8 +171,8 @@ def decode(content: bytes, path: Path, encoding: str = "") -> tuple[str, str]:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(
-            f"{path}:{line}: a NUL character, which no text has: is this a text file? Save it as UTF-8 (UTF-16 without "
-            "its mark has them: --encoding utf-16-le)"
+            f"{path}:{line}: a NUL character: is this a text file? Save it as UTF-8; if it is UTF-16 without a byte "
+            "order mark, give --encoding utf-16-le"
         )
     return text.removeprefix("\ufeff"), found.upper()
 

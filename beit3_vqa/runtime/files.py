@@ -107,7 +107,7 @@ def require_replaceable(path: Path) -> None:
 def refuse_to_replace(flag: str, path: Path, inputs: Iterable[Path]) -> None:
     """Raise InputError if the file that `flag` names for writing is also one of the `inputs`."""
     if any(real_path(path) == real_path(other) for other in inputs):
-        raise InputError(f"{flag} {path}: would replace what is read; give another name.")
+        raise InputError(f"{flag} {path}: would overwrite a file that is read; give another name.")
 
 
 def remove_temporaries() -> None:

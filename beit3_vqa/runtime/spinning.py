@@ -103,4 +103,4 @@ def _watched() -> bool:
 def spinning_in_words() -> str:
     """Describe how idle threads wait: the variables that are set, or what the watch does."""
     said = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
-    return " ".join(said) or ("until others want the cores" if _watched() else "as the library has it")
+    return " ".join(said) or ("until others want the cores" if _watched() else "as the library does by default")

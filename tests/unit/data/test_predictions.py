@@ -149,12 +149,18 @@ SECOND = {"id": "2", "answer": "B", "probabilities": {"A": 0.3, "B": 0.7}, "choi
         (json.dumps([SECOND | {"answer": "no", "choices": []}]), "but 'B' has the highest probability"),
         (
             json.dumps([ROW, SECOND | {"truth": "A", "score": 1.0}]),
-            "row 2 .*: scores 1, but its answer 'B' to",
+            "row 2 .*: has the score 1, but its answer 'B' scores",
         ),
-        (json.dumps([SECOND | {"truth": "B", "score": 0.0}]), "scores 0, but its answer 'B' to the truth 'B' is 1"),
-        (json.dumps([SECOND | {"score": 1.0}]), "scores 1, but doesn't say the truth"),
-        (json.dumps([SECOND | {"score": 1.0, "choices": []}]), "scores 1, but doesn't say the truth"),
-        (json.dumps([SECOND | {"truth": "A", "score": 1.0, "answer_scores": {"A": 1, "B": 0.3}}]), "'A' is 0.3"),
+        (
+            json.dumps([SECOND | {"truth": "B", "score": 0.0}]),
+            r"has the score 0, but its answer 'B' scores 1 \(truth: 'B'\)",
+        ),
+        (json.dumps([SECOND | {"score": 1.0}]), "has the score 1, but no truth"),
+        (json.dumps([SECOND | {"score": 1.0, "choices": []}]), "has the score 1, but no truth"),
+        (
+            json.dumps([SECOND | {"truth": "A", "score": 1.0, "answer_scores": {"A": 1, "B": 0.3}}]),
+            r"'B' scores 0\.3 \(truth: 'A'\)",
+        ),
         (json.dumps([SECOND | {"answer_scores": {"A": 2}}]), "answer_scores must be an object of numbers"),
     ],
 )
@@ -182,10 +188,10 @@ def test_scores_of_several_annotators_that_0_1_0_wrote_are_taken_and_said(tmp_pa
     assert [p.score for p in read_predictions(path)] == [1.0, 0.6, 0.0]
     assert "they are taken unchecked" in capsys.readouterr().out
     path.write_text(json.dumps([*rows, rows[0] | {"id": "9", "answer": "yes", "probabilities": {}, "score": 0.0}]))
-    with pytest.raises(InputError, match=r"row 4 .*'yes' is 1"):
+    with pytest.raises(InputError, match=r"row 4 .*'yes' scores 1"):
         read_predictions(path)
     path.write_text(json.dumps(rows[:1]))  # nothing shows that there were several
-    with pytest.raises(InputError, match=r"row 1 .*scores 1, but its answer 'no' to the truth 'yes' is 0"):
+    with pytest.raises(InputError, match=r"row 1 .*has the score 1, but its answer 'no' scores 0 \(truth: 'yes'\)"):
         read_predictions(path)
 
 

@@ -104,4 +104,4 @@ def test_no_watch_is_started_without_the_kernels_figures(monkeypatch, tmp_path):
     monkeypatch.setattr(spinning, "_TASKS", tmp_path)
     monkeypatch.setattr(spinning.SpinWatch, "start", lambda watch: pytest.fail("started"))
     spinning.watch_spinning()
-    assert spinning.spinning_in_words() == "as the library has it"
+    assert spinning.spinning_in_words() == "as the library does by default"
