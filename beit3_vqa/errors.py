@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SHOWN_PROBLEMS = 20
-MAX_PROBLEMS = 10_000  # in one file, after which the rest of it isn't read: it is another kind of file
+MAX_PROBLEMS = 10_000  # of one file: after so many it must be another kind of file, and the rest isn't read
 MAX_LINE = 2000  # characters of a line in a message
 MAX_VALUE = 100  # characters of a value in a message
 _REPR = reprlib.Repr()
@@ -98,7 +98,7 @@ class RunEnded(Exception):  # noqa: N818 - its subclasses are named after what h
     """Something other than the user's input ended a run before its time.
 
     Attributes:
-        exit_code: of the command line.
+        exit_code: exit code of the command line.
         title: the word before the message there, as in "error: ..."
     """
 

@@ -211,6 +211,7 @@ class AnswerTable:
 
 
 def _read_text(path: Path) -> str:
+    """Read UTF-8 text of at most `MAX_TABLE` bytes; InputError if it can't be read."""
     require_bounded(path, MAX_TABLE)
     try:
         return path.read_text(encoding="utf-8-sig")

@@ -80,6 +80,7 @@ def _option_columns(columns: Mapping[str, int], path: Path) -> str:
 
 
 def _read_row(cells: Mapping[str, str], letters: str, origin: str) -> tuple[KnownAnswer, str]:
+    """Return a row, and what is wrong with it (empty: nothing)."""
     weight = read_weight(cells["weight"]) if "weight" in cells else None
     empty = [name for name in REQUIRED if not one_form(cells[name]).strip()]
     problem = f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty" if empty else ""

@@ -64,8 +64,8 @@ class BadImages:
         Raises:
             InputError: it is one more than allowed, or the error isn't about an image.
         """
-        # A new error each time: one that a frame of its own traceback holds would keep the loader in a cycle, whose
-        # collection waits for workers that can no longer be told to end (5 s for each of them).
+        # Raise a new error: the old one and a frame of its traceback would hold each other and the loader. Collecting
+        # that cycle waits 5 s for each worker, which can no longer be told to end.
         if not isinstance(error, ImageError):
             raise InputError(str(error))
         if error.path in self:
@@ -126,6 +126,7 @@ class SkipUnreadable(Dataset[Item]):
             return None, None, (error,)
 
     def _next_readable(self, key: Key, first: ImageError) -> Item:
+        """Return the next readable row in place of `key`'s, or nothing if too many images on the way are bad."""
         epoch, draw, row = key
         met = {first.path: first}
         for step in range(1, len(self.dataset)):

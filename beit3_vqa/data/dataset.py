@@ -69,6 +69,7 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         return self._processed(example, rng)
 
     def _processed(self, example: Example, rng: random.Random | None) -> tuple[Example, Tensors]:
+        """Return the example and its tensors; an error of the processor gets the row's id."""
         try:
             with memory_for(example.image_path):
                 return example, self.processor(example, rng)
@@ -212,5 +213,6 @@ class PermutedChoices(Dataset[tuple[Example, Tensors]]):
         return self.dataset.example(row, order)
 
     def _place(self, index: int) -> tuple[int, Order]:
+        """Return the row of an item, and the order of its options."""
         row = bisect_right(self._ends, index)
         return row, self.orders[row][index - (self._ends[row - 1] if row else 0)]

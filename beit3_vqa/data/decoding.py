@@ -191,6 +191,7 @@ def decode_apart(path: str, max_pixels: int | None, name: str) -> Image.Image:
 
 @atexit.register
 def _end_decoder() -> None:
+    """End the decoder's process, if one runs."""
     global _decoder
     if _decoder is not None:
         _decoder.end()

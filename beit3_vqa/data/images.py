@@ -82,6 +82,7 @@ def decode_here(path: str, max_pixels: int | None) -> Image.Image:
 
 
 def _decoded(image: ImageFile.ImageFile, name: str, at_least: int | None = None) -> Image.Image:
+    """Return the image decoded, upright and in mode RGB."""
     if image.format in _JPEG:
         assert image.fp is not None
         check_scans(image.fp, image.width * image.height, name)
@@ -196,6 +197,7 @@ def _is_for_another_process(file: IO[bytes]) -> bool:
 
 
 def _check_file(path: Path, name: str) -> None:
+    """Raise ImageError if the file is missing, no regular file, empty or too large."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -234,6 +236,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to mode RGB: transparent pixels become white, wide grey is scaled."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _grey_to_8_bits(image).convert("RGB")
     if image.has_transparency_data:

@@ -17,7 +17,7 @@ from beit3_vqa.runtime.files import file_sha256, is_text, read_json, write_text
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "test-dev")  # VQAv2's smaller test
 INFO_FILE = "dataset.json"
-MAX_INFO = 100_000_000  # bytes of it
+MAX_INFO = 100_000_000  # bytes of `INFO_FILE`
 ANSWERS_FILE = "answer2label.txt"
 TOKENIZER_FILE = "tokenizer.spm"
 CLASSES_FILE = "classes.json"  # names of the classes of images, in the order of their labels
@@ -158,6 +158,7 @@ def _read(path: Path) -> Any:
 
 
 def _portable_path(image_root: Path, data_path: Path) -> str:
+    """Return the image root relative to the folder if both can move together; else its absolute path."""
     images, home = image_root.resolve(), data_path.resolve()
     beside = home.parent in (images, images.parent)
     return Path(os.path.relpath(images, home)).as_posix() if beside or images.is_relative_to(home) else str(images)

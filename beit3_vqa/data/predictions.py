@@ -264,6 +264,7 @@ def score_problem(p: Prediction, *, untold: bool) -> str:
 
 
 def _problem(row: object) -> str:
+    """Return what is wrong with the fields of a row, or an empty string."""
     if not isinstance(row, dict):
         return "isn't an object"
     lacking = [name for name in ("id", "answer", "probabilities") if name not in row]

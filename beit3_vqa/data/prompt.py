@@ -51,6 +51,7 @@ class OptionTemplate:
 
 
 def _check_fields(template: str, wanted: Sequence[str]) -> None:
+    """Raise InputError unless a template has each wanted field at least once and no other."""
     try:
         parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
     except ValueError as error:

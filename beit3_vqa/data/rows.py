@@ -97,6 +97,7 @@ class Rows(Sequence[Row]):
 
 
 def _map(path: Path) -> mmap.mmap | bytes:
+    """Map a file into memory; return its bytes if that isn't possible."""
     with path.open("rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -147,6 +148,7 @@ def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bo
             for number, line in enumerate(iter(lambda: file.readline(MAX_ROW + 1), b""), start=1):
                 if len(line) > MAX_ROW:  # `readline` above stops there, so that such a line never fills the memory
                     raise InputError(f"{path}:{number}: a row of more than {MAX_ROW:,} bytes: is this an index?")
+                # Offsets are the file's: a byte order mark and blank lines count.
                 start, end = end, end + len(line)
                 if number == 1 and line.startswith(codecs.BOM_UTF8):
                     start += len(codecs.BOM_UTF8)
@@ -220,7 +222,7 @@ QUESTIONS = RowFormat(_question_problem)
 
 
 def text_problem(row: Row) -> str:
-    """Return what is wrong with the question and options of a row, or with upstream's text segment, or nothing."""
+    """Return what is wrong with a row's question and options, or with upstream's text segment (empty: nothing)."""
     if "text_segment" in row:
         segment = row["text_segment"]
         known = all(map(is_count, segment)) if isinstance(segment, list) else bool(segment) and is_text(segment)
@@ -238,6 +240,7 @@ def text_problem(row: Row) -> str:
 
 
 def _target_problem(row: Row) -> str:
+    """Return what is wrong with the answer of a row, or with upstream's labels and scores, or an empty string."""
     if "answer" in row:
         answer = row["answer"]
         if not is_text(answer) or not answer:

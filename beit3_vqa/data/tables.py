@@ -57,6 +57,7 @@ def parse_csv(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _bounded_lines(text: str, path: Path) -> Iterator[str]:
+    """Yield the lines of a text; InputError at too long a line or too many blank ones in a row."""
     blank = 0
     for number, line in enumerate(io.StringIO(text, newline=""), start=1):
         if len(line) > MAX_LINE:
@@ -68,6 +69,7 @@ def _bounded_lines(text: str, path: Path) -> Iterator[str]:
 
 
 def _explain(error: str) -> str:
+    """Return the csv module's error in words that say what to look for."""
     if "field larger" in error:
         return f"a cell has more than {MAX_CELL:,} characters: is a quote missing its partner?"
     if "unexpected end" in error:
@@ -181,7 +183,7 @@ def _decode_cp949(content: bytes, where: str, start: int) -> str:
     """Decode a file that stops being UTF-8 at byte `start`; InputError, beginning with `where`, if it isn't Korean."""
     replaced = content.decode("utf-8-sig", errors="replace")
     if sum(character > "\x7f" for character in replaced) > 2 * replaced.count("\ufffd"):
-        # Most of it is good UTF-8. As CP949 it would often decode too, to gibberish.
+        # Most of it is good UTF-8. CP949 would often decode it too, to gibberish.
         raise InputError(f"{where}: damaged UTF-8, as a cut or badly merged file has: save it as UTF-8 again")
     try:
         text = content.decode("cp949")

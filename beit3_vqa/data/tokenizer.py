@@ -143,6 +143,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
 
 
 def _train(texts: list[str], pieces: int, path: Path) -> bytes:
+    """Return the bytes of a SentencePiece model; InputError if the texts don't make one."""
     import sentencepiece
 
     model = io.BytesIO()

@@ -76,6 +76,7 @@ def read_telling(path: Path) -> dict[str, Telling]:
 
 
 def _read_pair(pair: object, split: str) -> tuple[Telling | None, str]:
+    """Return the question of a `qa_pairs` entry, and what is wrong with it (empty: nothing)."""
     if not isinstance(pair, dict):
         return None, "isn't an object"
     qa_id, texts = pair.get("qa_id"), [pair.get(name) for name in ("type", "question", "answer")]

@@ -11,7 +11,7 @@ class Archive(NamedTuple):
     `torch.save` compresses nothing, but `torch.load` unpacks: a compressed file of a megabyte can fill the memory.
 
     Attributes:
-        names: of the entries.
+        names: names of the entries.
         packed: True if reading it takes more memory than the file has bytes: entries are compressed or overlap.
     """
 

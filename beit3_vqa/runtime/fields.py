@@ -62,6 +62,7 @@ class Options:
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raise InputError, naming the flag, unless the value is allowed."""
     choices, bounds, words = field.metadata["choices"], field.metadata["bounds"], words_of(field.type)
     if value is None or value in words:
         return

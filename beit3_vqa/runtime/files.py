@@ -134,6 +134,7 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
+    """Return whether a process with this number runs; True if the system doesn't say."""
     if os.name != "posix":  # signal 0 asks there, and ends the process on Windows
         return True
     try:

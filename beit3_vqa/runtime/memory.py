@@ -12,7 +12,7 @@ from beit3_vqa.runtime.host import give_back_freed_memory
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets VmHWM to what is resident now
-_CGROUPS = (  # the limit of a container, and what of it is in use: version 2, then version 1
+_CGROUPS = (  # files of a container's limit and use, in bytes: cgroup version 2, then version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )

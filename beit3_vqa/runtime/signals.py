@@ -27,7 +27,7 @@ class Stopped(RunEnded):
     """A signal asked the run to stop, and it has.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
         left: the message: what the run leaves behind.
     """
 
@@ -59,6 +59,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal and print what happens now; end the process at a later Ctrl-C."""
         if self.number:
             if number == signal.SIGINT and time.monotonic() - self._came > _ONE_REQUEST:
                 remove_temporaries()

@@ -130,6 +130,7 @@ def fetch(
 
 
 def _attempt(address: str, part: Path, limit: int, timeout: float) -> None:
+    """Fetch what `part` lacks, once; OSError (URLError, HTTPError) or HTTPException if that fails."""
     from tqdm import tqdm
 
     known, offset = _known(address, part), part.stat().st_size
