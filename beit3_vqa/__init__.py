@@ -11,7 +11,7 @@ Importing the package changes nothing outside it.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from beit3_vqa.errors import InputError
 
@@ -27,11 +27,13 @@ __all__ = ["InputError", "__version__", "load", "register_with_timm"]
 _LATER = {"load": "beit3_vqa.engine.predictor", "register_with_timm": "beit3_vqa.models.names"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    """Import a name of `_LATER` when it is first asked for."""
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'beit3_vqa' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
+    """List the names of `_LATER` too, so that a prompt completes them."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The one kind of error a user should ever see, and text from data made fit to be seen."""
+"""The one kind of error that a user should ever see, and how text from data is made safe to print."""
 
 import re
 import reprlib
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SHOWN_PROBLEMS = 20
-MAX_PROBLEMS = 10_000  # in one file, after which the rest of it isn't read: it is another kind of file
+MAX_PROBLEMS = 10_000  # of one file: after so many it must be another kind of file, and the rest isn't read
 MAX_LINE = 2000  # characters of a line in a message
 MAX_VALUE = 100  # characters of a value in a message
 _REPR = reprlib.Repr()
@@ -17,17 +17,17 @@ CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\
 
 
 def visible(text: str) -> str:
-    """`text` with control characters as escapes (`\\x1b`, `\\u202e`), for terminals; tabs and newlines stay."""
+    """Escape control characters (as `\\x1b`, `\\u202e`), which could steer a terminal; keep tabs and newlines."""
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """`visible`, newlines as escapes too: an id or name from data then can't look like a line of ours."""
+    """Write newlines as escapes too, so that an id or a name from data can't look like a line of ours."""
     return visible(text).replace("\n", "\\n")
 
 
 def short(value: object) -> str:
-    """`repr` of whatever a file may hold, cut to `MAX_VALUE` characters, however large, deep or circular it is."""
+    """Return the `repr` of anything a file may hold, however large, deep or circular, in `MAX_VALUE` characters."""
     try:
         return one_line(_REPR.repr(value))[:MAX_VALUE]
     except Exception:  # an integer of more digits than Python converts
@@ -37,12 +37,12 @@ def short(value: object) -> str:
 class InputError(Exception):
     """Something the user gave (a file, a row, a flag) can't be used.
 
-    The message names the file, row and column where there is one, and says what to do. The command line prints
+    The message names the file, row and column if there is one, and says what to do. The command line prints
     it as one `error: ...` and exits with code 2; everything else that is raised is a bug of ours. What it quotes
     from data can neither steer a terminal nor flood it: control characters become escapes, long lines are cut.
 
     Attributes:
-        said_elsewhere: whether another process of the run prints it.
+        said_elsewhere: True if another process of the run prints it.
     """
 
     said_elsewhere = False
@@ -52,7 +52,7 @@ class InputError(Exception):
 
     @classmethod
     def of_problems(cls, title: str, problems: Sequence[str], advice: str = "") -> "InputError":
-        """One error for many bad rows: the first `SHOWN_PROBLEMS` of them, then how many more there are."""
+        """Make one error for many bad rows: it lists the first `SHOWN_PROBLEMS` and counts the rest."""
         lines = [title, *(f"  {one_line(problem)}" for problem in problems[:SHOWN_PROBLEMS])]
         if len(problems) > SHOWN_PROBLEMS:
             lines.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more")
@@ -62,7 +62,7 @@ class InputError(Exception):
 
 
 class ImageError(InputError):
-    """An image file can't be read, which a run may be told to pass over.
+    """An image file can't be read; `--skip_bad_images` lets a run go on without it.
 
     Attributes:
         path: the file.
@@ -74,32 +74,32 @@ class ImageError(InputError):
 
 
 def _shortened(line: str) -> str:
-    """The line, or its beginning and its end, where the advice stands."""
+    """Cut the middle out of a line that is too long: the advice stands at the end."""
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE * 3 // 4]} ... {line[-MAX_LINE // 4 :]}"
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says first, cut to a line's length; its type where it says nothing."""
+    """Return the first line of another library's error, cut to 200 characters; its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known word closest to `word`, or an empty string."""
-    # Its time grows with the square of the length.
+    """Return ` Did you mean 'x'?` for the known word that is closest to `word`; empty if none is close."""
+    # difflib's time grows with the square of the length.
     found = get_close_matches(word, list(known), n=1, cutoff=0.5) if len(word) <= MAX_LINE else []
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
 class NotFiniteError(InputError):
-    """A model's outputs aren't finite numbers, so that there is no answer in them."""
+    """A model's outputs hold NaN or infinity, so there is no answer in them."""
 
 
-class RunEnded(Exception):  # noqa: N818 - what is derived from it reads as what happened
+class RunEnded(Exception):  # noqa: N818 - its subclasses are named after what happened
     """Something other than the user's input ended a run before its time.
 
     Attributes:
-        exit_code: of the command line.
-        title: what stands before the message there.
+        exit_code: exit code of the command line.
+        title: the word before the message there, as in "error: ..."
     """
 
     exit_code = 1

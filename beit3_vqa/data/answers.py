@@ -1,4 +1,4 @@
-"""Answers as text: the official VQA normalisation, the table of answers and labels, the soft score.
+"""Normalise answers as VQA does, keep the table of answers and labels, and give soft scores.
 
 Source of the rules: the answer processing of the VQA evaluation (https://visualqa.org/evaluation.html).
 tests/golden/vqa_answer_processing.json holds its tables and 395 input/output pairs.
@@ -70,10 +70,10 @@ _SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
 
 def normalize_word(text: str) -> str:
-    """The official VQA answer processing of one answer, quirks included.
+    """Normalise an answer as the official VQA evaluation does, quirks included.
 
     Punctuation goes first, then periods, case, number words, articles and contractions. The result may be empty:
-    "A" is an article. `answer_key` is for comparing answers where that matters.
+    "A" is an article. To compare answers in which letters matter, use `answer_key`.
     """
     words = without_marks(text).lower().split()
     words = [NUMBER_WORDS.get(word, word) for word in words]
@@ -82,12 +82,12 @@ def normalize_word(text: str) -> str:
 
 
 def without_marks(text: str) -> str:
-    """The first part of `normalize_word`: punctuation and periods, nothing else."""
+    """Remove punctuation and periods, as the first step of `normalize_word` does."""
     return _PERIOD.sub("", _without_punctuation(text), count=_MAX_PERIODS)
 
 
 def _without_punctuation(text: str) -> str:
-    """Each mark becomes nothing where it stands beside a space anywhere in `text`, else a space."""
+    """Remove marks that stand beside a space anywhere in `text` (all, if it has a "1,000"); make spaces of others."""
     has_grouped_number = _DIGIT_COMMA_DIGIT.search(text) is not None
     result = text
     for mark in PUNCTUATION:
@@ -97,9 +97,9 @@ def _without_punctuation(text: str) -> str:
 
 
 def answer_key(text: str) -> str:
-    """What two answers must share to count as the same: `normalize_word`, or the lower-cased text if that is empty.
+    """Return the key under which two answers count as the same: `normalize_word`, or if that is empty, lower case.
 
-    Without the second half the letter "A" would be no answer at all. Beyond ASCII the text has `one_form` first, so
+    Without the second rule the letter "A" would be no answer at all. Text beyond ASCII gets its `one_form` first, so
     that answers that look alike are the same; the official rules compare code points.
     """
     return _official_key(one_form(text))
@@ -110,7 +110,7 @@ def _official_key(text: str) -> str:
 
 
 def soft_score(count: int) -> float:
-    """VQAv2's score of an answer that `count` of the ten annotators gave: 0, 0.3, 0.6, 0.9, and 1 from four on.
+    """Return VQAv2's score of an answer that `count` of the ten annotators gave: 0, 0.3, 0.6, 0.9; 1 from four on.
 
     Raises:
         ValueError: `count` is negative.
@@ -124,7 +124,7 @@ class AnswerTable:
     """The answers a classifier chooses from; an answer's label is its place in `answers`.
 
     Upstream's table for VQAv2 is normalised, so one entry may be the empty string: it stands for every answer that
-    normalises to nothing and has no entry of its own. Forks' tables are not: where answers share a key (see
+    normalises to nothing and has no entry of its own. Forks' tables aren't normalised: if answers share a key (see
     `answer_key`), each is found by its exact text, and any other spelling means the first of them.
 
     Args:
@@ -152,7 +152,7 @@ class AnswerTable:
 
     @property
     def alike(self) -> list[tuple[str, str]]:
-        """Pairs of answers that share a key, the first of them and each other one."""
+        """Pairs of answers that share a key: the first with that key, and each later one."""
         firsts = [(self.answers[self._labels[answer_key(answer)]], answer) for answer in self.answers]
         return [(first, answer) for first, answer in firsts if first != answer]
 
@@ -163,7 +163,7 @@ class AnswerTable:
         return f"AnswerTable({list(self.answers)!r})"
 
     def label(self, answer: str) -> int | None:
-        """The label of `answer`, compared by `answer_key`; None where the table doesn't hold it."""
+        """Return the label of `answer`, compared by `answer_key`; None if the table doesn't hold it."""
         if answer in self._exact:
             return self._exact[answer]
         label = self._labels.get(answer_key(answer))
@@ -174,8 +174,7 @@ class AnswerTable:
         """Read answer2label.txt: one JSON object {"answer": ..., "label": i} a line, labels 0, 1, 2, ... in order.
 
         Raises:
-            InputError: the file can't be read, a line is something else (each is named), or the answers don't make
-                a table.
+            InputError: the file can't be read, lines (each is named) are something else, or the answers make no table.
         """
         path = Path(path)
         answers, problems = [], []
@@ -202,7 +201,7 @@ class AnswerTable:
         return table
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the file that `read` reads; a file already there is replaced whole or not at all.
+        """Write the file that `read` reads; replace an existing file whole or not at all.
 
         Raises:
             InputError: the folder doesn't exist or can't be written to.
@@ -212,6 +211,7 @@ class AnswerTable:
 
 
 def _read_text(path: Path) -> str:
+    """Read UTF-8 text of at most `MAX_TABLE` bytes; InputError if it can't be read."""
     require_bounded(path, MAX_TABLE)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -224,7 +224,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_line(line: str, expected_label: int) -> tuple[str, str]:
-    """The answer on one line of answer2label.txt, and what is wrong with the line or an empty string."""
+    """Return the answer on a line of answer2label.txt, and what is wrong with the line (empty: nothing)."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Answers in a CSV of the SCPC format: `ID,answer[,weight]`, and `A,B,C,D` where it has them."""
+"""Read answers from a CSV of the SCPC format: `ID,answer[,weight]`, and the options `A,B,C,D` if it has them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,11 @@ class KnownAnswer:
     """A row of the CSV.
 
     Attributes:
-        id: of the question.
+        id: id of the question.
         answer: a letter, an option's text, or an open answer.
-        weight: how much the row counts; None where the file has no weights.
-        choices: the options; empty where the file has none.
-        origin: file and line.
+        weight: how much the row counts; None if the file has no weights.
+        choices: the options; empty if the file has none.
+        origin: `FILE:LINE`, for messages.
     """
 
     id: str
@@ -43,10 +43,10 @@ class KnownAnswer:
 
 
 def read_answers(path: Path, encoding: str = "") -> list[KnownAnswer]:
-    """The rows of a CSV of answers, in order; an id may be there twice. For `encoding` see `read_text`.
+    """Read the rows of a CSV of answers, in order; an id may occur twice. For `encoding` see `read_text`.
 
     Raises:
-        InputError: no such file, no such CSV, or rows (listed) without an id or an answer.
+        InputError: the file is missing or no such CSV, or rows (listed) have no id, no answer or a bad weight.
     """
     lines = parse_csv(read_text(path, encoding), path)
     _, header = next(lines, (1, []))
@@ -71,15 +71,16 @@ def read_answers(path: Path, encoding: str = "") -> list[KnownAnswer]:
 
 
 def _option_columns(columns: Mapping[str, int], path: Path) -> str:
-    """The letters of the options, which begin at A; InputError where one of A to J is left out before another."""
+    """Return the letters of the option columns, from A on; InputError if one of A to J is missing before another."""
     count = next((place for place, letter in enumerate(LETTERS) if letter not in columns), len(LETTERS))
     later = [letter for letter in LETTERS[count:10] if letter in columns]
-    if later:  # of any other meaning there are few columns
+    if later:  # a column named A to J is hardly ever anything but an option
         raise InputError(f"{path}:1: a column {later[0]} but no column {LETTERS[count]}; name options A, B, C, ...")
     return LETTERS[:count]
 
 
 def _read_row(cells: Mapping[str, str], letters: str, origin: str) -> tuple[KnownAnswer, str]:
+    """Return a row, and what is wrong with it (empty: nothing)."""
     weight = read_weight(cells["weight"]) if "weight" in cells else None
     empty = [name for name in REQUIRED if not one_form(cells[name]).strip()]
     problem = f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty" if empty else ""
@@ -92,12 +93,12 @@ def _read_row(cells: Mapping[str, str], letters: str, origin: str) -> tuple[Know
 
 
 def with_answers(predictions: Sequence[Prediction], answers: Sequence[KnownAnswer], where: Path) -> list[Prediction]:
-    """The predictions with the truths, scores and weights of the file `where`, in their own order.
+    """Return the predictions, in their order, with the truths, scores and weights of the file `where`.
 
     Multiple choice scores 1 for the right letter; an open answer for the same text after the official normalisation.
 
     Raises:
-        InputError: they aren't of the same questions, an answer is none of the options, or the options differ.
+        InputError: the questions differ, an answer is none of the options, or the options differ.
     """
     by_id: dict[str, KnownAnswer] = {}
     doubled = [a.id for a in answers if by_id.setdefault(a.id, a) is not a]
@@ -117,13 +118,13 @@ def with_answers(predictions: Sequence[Prediction], answers: Sequence[KnownAnswe
 
 
 def _choices(prediction: Prediction, known: KnownAnswer) -> tuple[str, ...]:
-    """The options, from whichever has them; none where the answers aren't letters."""
+    """Return the options from whichever has them; none if the answers aren't letters."""
     choices = prediction.choices or known.choices
     return choices if set(prediction.probabilities) <= set(LETTERS[: len(choices)]) else ()
 
 
 def _truth(prediction: Prediction, known: KnownAnswer) -> tuple[str, str]:
-    """The true letter or text, and what is wrong with it."""
+    """Return the true letter or text, and what is wrong with it (empty: nothing)."""
     both = bool(prediction.choices and known.choices)
     if both and [*map(comparable, prediction.choices)] != [*map(comparable, known.choices)]:
         return known.answer, f"its options aren't those of the prediction: {short(list(prediction.choices))}"

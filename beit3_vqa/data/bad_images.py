@@ -1,56 +1,71 @@
-"""Images that can't be read: counted, named once, and passed over up to a number that the user sets.
+"""Go on without images that can't be read: name each once, and skip as many as the user allows.
 
-What stands in for one depends on nothing but the key of the draw and on which files can be read:
+What replaces one depends only on the key of the draw and on which files can be read:
 
 - in training the next row of the index whose image can be read (after the last row comes the first), drawn and
   augmented as the row it replaces would have been: batches keep their size, every other example its place;
-- in evaluation the row itself, with a grey image: every row is answered, in its place, and flagged.
+- in evaluation the row itself with a grey image: every row is answered in its place, and this one is flagged.
 
 Worker processes find bad images, and the main process counts them in the order of the batches: the number of workers
-changes neither the count nor the message that ends a run. Where torchrun started several processes, each counts what it
-meets, and at the end of an epoch or a split they put their counts together.
+changes neither the count nor the message that ends a run. If torchrun started several processes, each counts what it
+meets, and at the end of an epoch or a split they merge their counts.
 """
 
 import os
-from typing import Any
+from typing import Protocol
 
 from torch.utils.data import Dataset
 
-from beit3_vqa.data.types import Example
+from beit3_vqa.data.types import Example, Key, Tensors
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed
 
-# An example and its tensors, None where there is nothing to go on with, and the errors met on the way.
-Item = tuple[Example | None, dict[str, Any] | None, tuple[InputError, ...]]
+# An example and its tensors (both None if there is nothing to go on with), and the errors met on the way.
+Item = tuple[Example | None, Tensors | None, tuple[InputError, ...]]
+
+
+class Examples(Protocol):
+    """The examples of a split, indexed by `Key`; an ImageError tells that an image can't be read."""
+
+    @property
+    def training(self) -> bool:
+        """True if another row may replace one whose image can't be read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Key) -> tuple[Example, Tensors]: ...
+
+    def without_image(self, index: int, problem: str) -> tuple[Example, Tensors]:
+        """Return a row with a grey image, flagged with the `problem`."""
 
 
 class BadImages:
-    """The distinct bad images of a run (of this session, where it is resumed).
+    """The distinct bad images of a run; a resumed run counts anew.
 
     Args:
-        allowed: how many may be passed over.
+        allowed: how many may be skipped.
     """
 
     def __init__(self, allowed: int = 0):
         self.allowed = allowed
-        self._paths: dict[str, str] = {}  # and what is wrong with each
+        self._paths: dict[str, str] = {}  # path -> what is wrong with it
 
     def __contains__(self, path: str) -> bool:
         return os.path.normpath(path) in self._paths
 
     @property
     def left(self) -> int:
-        """How many more may be passed over."""
+        """How many more may be skipped."""
         return self.allowed - len(self._paths)
 
     def add(self, error: InputError) -> None:
-        """Counts and names an image that hasn't been named yet.
+        """Count and print the image of an error, unless it has been counted before.
 
         Raises:
-            InputError: it is one more than allowed, or the error is no image's at all.
+            InputError: it is one more than allowed, or the error isn't about an image.
         """
-        # A new error each time: one that a frame of its own traceback holds would keep the loader in a cycle, whose
-        # collection waits for workers that can no longer be told to end (5 s for each of them).
+        # Raise a new error: the old one and a frame of its traceback would hold each other and the loader. Collecting
+        # that cycle waits 5 s for each worker, which can no longer be told to end.
         if not isinstance(error, ImageError):
             raise InputError(str(error))
         if error.path in self:
@@ -66,10 +81,10 @@ class BadImages:
         print(f"bad image {len(self._paths)} of {self.allowed} allowed: {problem}", flush=True)
 
     def sync_ranks(self) -> None:
-        """Adds what other processes have met; each must call it, and has then counted the same images.
+        """Merge the counts of all processes; each must call it.
 
         Raises:
-            InputError: together they are more than allowed; in every process.
+            InputError: together they are more than allowed; raised in every process.
         """
         if not self.allowed or distributed.world_size() == 1:
             return
@@ -84,22 +99,21 @@ class BadImages:
             )
 
 
-class SkipUnreadable(Dataset):
-    """A data set whose examples come with the bad images they stand in for.
+class SkipUnreadable(Dataset[Item]):
+    """A data set whose items name the bad images that they replace.
 
-    Errors are values here: one raised in a worker would arrive wrapped in the worker's traceback.
+    Errors are returned, not raised: one raised in a worker would arrive wrapped in the worker's traceback.
 
     Args:
-        dataset: indexed by (epoch, draw, row) -> (example, tensors); with `without_image(row, problem)` and `training`
-            where anything is to be passed over.
-        allowed: as of `BadImages`; a worker doesn't look for a stand-in beyond that many bad images.
+        dataset: the examples.
+        allowed: as for `BadImages`; a worker looks for a replacement past that many bad images at most.
     """
 
-    def __init__(self, dataset: Any, allowed: int):
+    def __init__(self, dataset: Examples, allowed: int):
         self.dataset = dataset
         self.allowed = allowed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Item:
+    def __getitem__(self, key: Key) -> Item:
         try:
             return (*self.dataset[key], ())
         except ImageError as error:
@@ -111,7 +125,8 @@ class SkipUnreadable(Dataset):
         except InputError as error:
             return None, None, (error,)
 
-    def _next_readable(self, key: tuple[int, int, int], first: ImageError) -> Item:
+    def _next_readable(self, key: Key, first: ImageError) -> Item:
+        """Return the next readable row in place of `key`'s, or nothing if too many images on the way are bad."""
         epoch, draw, row = key
         met = {first.path: first}
         for step in range(1, len(self.dataset)):

@@ -1,13 +1,13 @@
-"""The options of a question in other orders: which may move, and how an answer is read back.
+"""Show the options of a question in other orders, and read answers back in the index's order.
 
 An order is a tuple of positions: place `i` shows the option that the index has at `order[i]`. The index's own order
-comes first, its rotations next, other permutations after them.
+comes first, then its rotations, then other permutations.
 
-"All of the above" in the first place asks another question, so it and its like keep their place, in English and in
-Korean; what "both A and B" speaks of stays too.
+"All of the above" in the first place asks another question. So options that speak of the others keep their place, in
+English and in Korean; the options that "both A and B" names keep theirs too.
 
-Options of the same text can't be told apart by whoever reads them, so they keep their order among themselves, and
-orders that read the same are one: else an answer that means the same would count once as right and once as wrong.
+Nobody can tell options of the same text apart, so they keep their order among themselves, and orders that read the same
+are one. Otherwise answers of the same meaning would count once as right and once as wrong.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from beit3_vqa.data.types import Example, Prediction
 from beit3_vqa.errors import InputError
 
 Order = tuple[int, ...]
-MAX_CHARACTERS = 200  # of an option, that are looked at
+MAX_CHARACTERS = 200  # only the first so many of an option are looked at
 MAX_ORDERS = 120  # of five options; ten have 3,628,800
 
 _OTHERS = "above|below|these|those|them|following|preceding|previous|others?"
@@ -51,26 +51,26 @@ _OF_OTHERS = re.compile("|".join(_ABOUT_OTHERS))
 _NAME = "[a-j]"
 _NAMED = re.compile(
     rf"(?:(?:both|either|neither|only|all of|options?|answers?|choices?|보기) ?)*(?P<names>{_NAME}"
-    # One way alone to read each separator: two ways would be 2^n of n.
+    # Each separator matches in one way only: with two, n of them would be tried in 2^n ways.
     rf"(?: ?(?:(?:, ?)?(?:and|or|nor)\b|&|\+|,|/|와|과|및|또는|하고) ?{_NAME})+)"
     r"(?: ?(?:(?:are|is) )?(?:both|only|모두|둘 ?다|전부|다|correct|right))*(?: ?(?:맞|옳|정답|해당|아니).*)?"
 )
 
 
 def keeps_its_place(choice: str) -> bool:
-    """Whether an option speaks of the others: "all of the above", "both A and B", "정답 없음"."""
+    """Return whether an option speaks of the others: "all of the above", "both A and B", "정답 없음"."""
     text = _plain(choice)
     return bool(_NAMED.fullmatch(text) or _OF_OTHERS.fullmatch(text))
 
 
 def _plain(choice: str) -> str:
-    """Lower case, one space between words, no mark at the end, letters without brackets; Korean syllables whole."""
+    """Return lower case with single spaces, no marks at the ends, letters without brackets, composed syllables."""
     text = _BRACKETED.sub(r"\1\2", unicodedata.normalize("NFKC", choice).casefold()[:MAX_CHARACTERS])
     return " ".join(text.split()).strip(" .,;:!?()[]\"'")
 
 
 def movable(choices: Sequence[str]) -> list[int]:
-    """The places of the options that may change them."""
+    """Return the places of the options that may move."""
     held: set[int] = set()
     for place, choice in enumerate(choices):
         if keeps_its_place(choice):
@@ -81,23 +81,23 @@ def movable(choices: Sequence[str]) -> list[int]:
 
 
 def orders(choices: Sequence[str], mode: str) -> tuple[Order, ...]:
-    """The orders in which a question is asked; the index's own comes first, and is alone for an open-ended one.
+    """Return the orders in which a question is asked, the index's own first; for an open-ended one that is all.
 
     Args:
         choices: the options.
-        mode: `none`; `cyclic`, the rotations of what may move; `all`, its permutations.
+        mode: `none`; `cyclic`: the rotations of what may move; `all`: its permutations.
     """
     same = tuple(map(list(choices).index, choices))
     return _orders(same, () if mode == "none" else tuple(movable(choices)), mode)
 
 
-@functools.cache  # most questions of a million have the same ones
+@functools.cache  # of a million questions most share a few patterns
 def _orders(same: Order, places: Order, mode: str) -> tuple[Order, ...]:
-    """`same`: for each option the first one of its text; `places`: the options that may move."""
+    """Return `orders`, given for each option the first of the `same` text, and the `places` that may move."""
     moves = [(*places[shift:], *places[:shift]) for shift in range(len(places))] or [()]
     if mode == "all":
         moves += [moved for moved in itertools.permutations(places) if moved not in moves]
-    found: dict[Order, Order] = {}  # by what is read
+    found: dict[Order, Order] = {}  # by the texts as they are read
     for moved in moves:
         alike = {text: iter([option for option in places if same[option] == text]) for text in same}
         order = list(range(len(same)))
@@ -108,21 +108,21 @@ def _orders(same: Order, places: Order, mode: str) -> tuple[Order, ...]:
 
 
 def rotations(choices: Sequence[str]) -> int:
-    """Return how many of a question's orders are rotations; they come first."""
+    """Return how many of a question's orders are rotations; `orders` puts them first."""
     return len(orders(choices, "cyclic"))
 
 
 def check_orders(options: int, mode: str) -> None:
-    """InputError where `all` would ask each question more than `MAX_ORDERS` times."""
+    """Raise InputError if mode `all` would ask each question more than `MAX_ORDERS` times."""
     if mode == "all" and math.factorial(options) > MAX_ORDERS:
         raise InputError(
             f"--tta all: {options} options have {math.factorial(options):,} orders, more than {MAX_ORDERS}; "
-            f"--tta cyclic asks {options} times."
+            f"--tta cyclic asks each question {options} times."
         )
 
 
 def reordered(example: Example, order: Order) -> Example:
-    """The question with its options, and the answer with them, in another order."""
+    """Return the example with its options in another order, and answer and targets to match."""
     place = {old: new for new, old in enumerate(order)}
     targets = tuple((place[label], score) for label, score in example.targets)
     return dataclasses.replace(
@@ -134,7 +134,7 @@ def reordered(example: Example, order: Order) -> Example:
 
 
 def unpermute(prediction: Prediction, order: Order) -> Prediction:
-    """What was answered to `reordered(example, order)`, as an answer to the example: letters mean its options again."""
+    """Turn a prediction for `reordered(example, order)` into one for `example`: letters mean its options."""
     if not prediction.choices:
         return prediction
     letter = {LETTERS[new]: LETTERS[old] for new, old in enumerate(order)}

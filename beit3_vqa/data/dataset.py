@@ -1,4 +1,4 @@
-"""Index rows -> examples -> tensors."""
+"""Turn index rows into examples, and examples into tensors."""
 
 import dataclasses
 import random
@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,28 +15,27 @@ from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.choice_order import Order, orders, reordered
 from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import resolve_image_path
-from beit3_vqa.data.loader import Key
 from beit3_vqa.data.rows import Row, row_id
-from beit3_vqa.data.types import Example
+from beit3_vqa.data.types import Example, Key, Tensors
 from beit3_vqa.errors import ImageError, InputError, one_line
 
-TensorsOf = Callable[[Example, random.Random | None], dict[str, Any]]
+TensorsOf = Callable[[Example, random.Random | None], Tensors]
 
 
-class IndexDataset(Dataset):
-    """Examples of one split of a folder.
+class IndexDataset(Dataset[tuple[Example, Tensors]]):
+    """The examples of one split.
 
-    Indexed by (epoch, draw, row), it gives the example, as the model is to see it, and what the processor made of it.
-    All that is random about it depends on seed and key alone, not on workers or on where a run was resumed.
+    Indexed by (epoch, draw, row), it gives the example as the model sees it, and the processor's tensors. Everything
+    random depends on seed and key alone, not on workers or on where a run was resumed.
 
     Args:
         rows: index rows (see `data.rows`).
-        example_of: (row, its place) -> example; the paths of its images are relative.
+        example_of: (row, its place) -> example, with relative image paths.
         image_root: folder that the examples' image paths start from.
-        processor: `processor(example, rng)` -> tensors; `rng` is None in evaluation.
-        training: whether to augment.
-        shuffle_choices: whether training sees the options of a question in another order each time.
-        seed: of everything random.
+        processor: (example, rng) -> tensors; `rng` is None in evaluation.
+        training: True to augment.
+        shuffle_choices: True if training shows a question's options in another order each time.
+        seed: seed of everything random.
     """
 
     def __init__(
@@ -62,7 +60,7 @@ class IndexDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: Key) -> tuple[Example, dict[str, Any]]:
+    def __getitem__(self, key: Key) -> tuple[Example, Tensors]:
         epoch, draw, index = key
         example = self.example(index)
         rng = random.Random(f"{self.seed}/{epoch}/{draw}") if self.training else None
@@ -70,7 +68,8 @@ class IndexDataset(Dataset):
             example = permute_choices(example, rng)
         return self._processed(example, rng)
 
-    def _processed(self, example: Example, rng: random.Random | None) -> tuple[Example, dict[str, Any]]:
+    def _processed(self, example: Example, rng: random.Random | None) -> tuple[Example, Tensors]:
+        """Return the example and its tensors; an error of the processor gets the row's id."""
         try:
             with memory_for(example.image_path):
                 return example, self.processor(example, rng)
@@ -79,16 +78,19 @@ class IndexDataset(Dataset):
         except InputError as error:
             raise InputError(f"row {one_line(example.id)}: {error}") from error
 
-    def without_image(self, index: int, problem: str) -> tuple[Example, dict[str, Any]]:
-        """A row whose image can't be read, as evaluation sees it: flagged with the `problem`, its image grey."""
+    def without_image(self, index: int, problem: str) -> tuple[Example, Tensors]:
+        """Return a row whose image can't be read as evaluation sees it: flagged with the `problem`, its image grey."""
         return self.evaluated(index, None, problem)
 
-    def evaluated(self, index: int, order: Order | None, problem: str | None) -> tuple[Example, dict[str, Any]]:
-        """A row as evaluation sees it, its options in an order; with a `problem`, flagged, and its image grey."""
+    def evaluated(self, index: int, order: Order | None, problem: str | None) -> tuple[Example, Tensors]:
+        """Return a row as evaluation sees it, options in `order`; a `problem` flags it and makes its image grey."""
         return self._processed(dataclasses.replace(self.example(index, order), problem=problem), None)
 
     def balancing_weights(self, power: float) -> Tensor:
-        """For each row, (rows with the same answer) ^ -power: 0 leaves rows equal, 1 makes answers equally likely."""
+        """Return float64 (rows,): (number of rows with the same answer) ^ -power.
+
+        Power 0 makes all rows equally likely, 1 all answers.
+        """
         code_of: dict[str, int] = {}
         answers_of = (row.get("answer", row.get("labels", row.get("label"))) for row in self.rows)
         codes = [code_of.setdefault(str(answer), len(code_of)) for answer in answers_of]
@@ -96,7 +98,7 @@ class IndexDataset(Dataset):
         return answers.bincount().double().pow(-power)[answers]
 
     def example(self, index: int, order: Order | None = None) -> Example:
-        """The example of a row, options in the index's order or another; InputError if an image leaves the root."""
+        """Return a row's example, options in `order` (None: the index's); InputError if an image leaves the root."""
         example = self.example_of(self.rows[index], index)
         try:
             first, *more = (str(resolve_image_path(self.image_root, path)) for path in example.image_paths)
@@ -108,7 +110,7 @@ class IndexDataset(Dataset):
 
 
 def build_question(row: Row, answers: AnswerTable) -> Example:
-    """Return the question of a row; its answer is looked up in the table, for multiple choice the options' letters."""
+    """Return the question of a row; `answers` gives its label: for multiple choice it is a table of letters."""
     answer, targets = get_truth(row, answers)
     text, token_ids = get_text(row)
     return Example(
@@ -124,7 +126,7 @@ def build_question(row: Row, answers: AnswerTable) -> Example:
 
 
 def get_text(row: Row) -> tuple[str, tuple[int, ...] | None]:
-    """The text of a row, or an empty one and the token ids that stand for it in upstream's index files."""
+    """Return the text of a row and None, or an empty text and the token ids of upstream's index files."""
     return text_or_ids(row["question"] if "question" in row else row["text_segment"])
 
 
@@ -134,9 +136,12 @@ def text_or_ids(segment: str | Sequence[int]) -> tuple[str, tuple[int, ...] | No
 
 
 def get_truth(row: Row, table: AnswerTable) -> tuple[str | None, tuple[tuple[int, float], ...]]:
-    """The annotated answer of a row, None where it isn't known, and its (label, score) pairs.
+    """Return the annotated answer of a row (None if it isn't known) and its (label, score) pairs.
 
-    Where a row says labels and scores (VQAv2's, of ten annotators), they count; else the answer scores 1.
+    Labels and scores of the row (VQAv2's, of ten annotators) count if it has them; else its answer scores 1.
+
+    Raises:
+        InputError: a label isn't in the table.
     """
     if "labels" not in row and "question" in row:
         answer = row.get("answer")
@@ -153,7 +158,7 @@ def get_truth(row: Row, table: AnswerTable) -> tuple[str | None, tuple[tuple[int
 
 
 def permute_choices(example: Example, rng: random.Random) -> Example:
-    """The same question with its options, and the answer with them, in a random order; open-ended: unchanged."""
+    """Return the example with its options in a random order, and its answer to match; open-ended: unchanged."""
     if not example.choices:
         return example
     order = list(range(len(example.choices)))
@@ -161,20 +166,20 @@ def permute_choices(example: Example, rng: random.Random) -> Example:
     return reordered(example, tuple(order))
 
 
-# A split seen otherwise: every question in several orders of its options, or without its image.
+# A split for evaluation: every question in several orders of its options, or without its image.
 
 BLIND = "the image was greyed out (--blind)"
 
 
-class PermutedChoices(Dataset):
+class PermutedChoices(Dataset[tuple[Example, Tensors]]):
     """The questions of a split for evaluation, each as often as its options have orders.
 
-    The orders of a question stand side by side, so that its image is decoded once where they share a batch.
+    The orders of a question stand side by side, so that its image is decoded once if they share a batch.
 
     Args:
-        dataset: the split, in evaluation.
-        mode: see `data.orders.orders`.
-        blind: with a grey image in the place of each.
+        dataset: the split, not in training.
+        mode: see `data.choice_order.orders`.
+        blind: True to replace every image by a grey one.
     """
 
     training = False
@@ -193,20 +198,21 @@ class PermutedChoices(Dataset):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, key: Key) -> tuple[Example, dict[str, Any]]:
+    def __getitem__(self, key: Key) -> tuple[Example, Tensors]:
         row, order = self._place(key[2])
         return self.dataset.evaluated(row, order, BLIND if self.blind else None)
 
-    def without_image(self, index: int, problem: str) -> tuple[Example, dict[str, Any]]:
-        """See `IndexDataset.without_image`."""
+    def without_image(self, index: int, problem: str) -> tuple[Example, Tensors]:
+        """Return `IndexDataset.without_image`, options in the order in which they are shown."""
         row, order = self._place(index)
         return self.dataset.evaluated(row, order, problem)
 
     def example(self, index: int) -> Example:
-        """See `IndexDataset.example`; options in the order in which they are shown."""
+        """Return `IndexDataset.example`, options in the order in which they are shown."""
         row, order = self._place(index)
         return self.dataset.example(row, order)
 
     def _place(self, index: int) -> tuple[int, Order]:
+        """Return the row of an item, and the order of its options."""
         row = bisect_right(self._ends, index)
         return row, self.orders[row][index - (self._ends[row - 1] if row else 0)]

@@ -1,10 +1,10 @@
-"""What decoding an image may take where its number of pixels doesn't bound that: a few bytes can ask for minutes.
+"""Bound the time and memory of decoding an image: a file of a few bytes can ask for minutes.
 
-- A JPEG may come in many scans, each of which goes over all its pixels: they are counted before.
-- What Pillow does in Python (chunks of a PNG, blocks of a GIF, numbers of a plain PPM) reads the file bit by bit: each
-  read looks at the clock.
-- The other decoders compute for as long as they like, and some take memory without bound: they work in a process of
-  their own, which is ended.
+- A JPEG may have many scans, each over all its pixels: they are counted first.
+- The decoders that Pillow has in Python (chunks of a PNG, blocks of a GIF, numbers of a plain PPM) read the file bit by
+  bit: each read looks at the clock.
+- The others compute for as long as they like, and some take memory without bound: they run in a process of their own,
+  which is killed after `MAX_DECODE_SECONDS`.
 """
 
 import atexit
@@ -26,24 +26,24 @@ from beit3_vqa.errors import ImageError
 
 MAX_DECODE_SECONDS = 20
 MAX_SCANS = 100  # programs write about 10
-MAX_SCANNED_PIXELS = 2_000_000_000  # of all scans together: about 3 s
+MAX_SCANNED_PIXELS = 2_000_000_000  # in all scans together: about 3 s
 MAX_DECODER_BYTES = 4 * 2**30
-# Formats whose decoders are given a process of their own.
+# Formats whose decoders run in a process of their own.
 APART = ("TIFF", "JPEG2000", "AVIF")
 
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _BLOCK = 2**20
 _MAX_SEGMENTS = 10_000
-# A segment of a JPEG begins with it. In the data between segments 0xFF is followed by 0 or by the number of a restart.
+# The marker that begins a segment of a JPEG. In the data between segments, 0 or a restart's number follows 0xFF.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
 
 
 class Watched:
-    """A binary file that is read for `MAX_DECODE_SECONDS` of this thread's processor time at most.
+    """A binary file that can be read for `MAX_DECODE_SECONDS` of this thread's processor time.
 
     Args:
         file: the file.
-        name: of the image, for the message.
+        name: name of the image, for the message.
     """
 
     def __init__(self, file: IO[bytes], name: str):
@@ -51,7 +51,7 @@ class Watched:
         self._end = time.thread_time() + MAX_DECODE_SECONDS
 
     def read(self, size: int = -1) -> bytes:
-        """Read as the file does; ImageError when the time is up."""
+        """Read as the file does; ImageError if the time is up."""
         if time.thread_time() > self._end:
             raise ImageError(
                 f"image {self._name} takes more than {MAX_DECODE_SECONDS} s to decode: save it as an ordinary JPEG or "
@@ -59,13 +59,13 @@ class Watched:
             )
         return self._file.read(size)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # whatever else Pillow asks of a file
         return getattr(self._file, name)
 
 
 @contextmanager
 def memory_for(path: str) -> Iterator[None]:
-    """Turn a lack of memory, while the image of that path is transformed, into an ImageError."""
+    """Turn a lack of memory in the block, which transforms the image of that path, into an ImageError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -75,12 +75,12 @@ def memory_for(path: str) -> Iterator[None]:
 
 
 def check_scans(file: IO[bytes], pixels: int, name: str) -> None:
-    """Raise ImageError for a JPEG whose scans are too many, or too many for its pixels; the file's position stays.
+    """Raise ImageError if a JPEG has too many scans, or too many for its pixels; the file's position stays.
 
     Args:
         file: the JPEG.
         pixels: width times height.
-        name: of the image, for the message.
+        name: name of the image, for the message.
     """
     most = min(MAX_SCANS, MAX_SCANNED_PIXELS // pixels)
     position = file.tell()
@@ -89,7 +89,7 @@ def check_scans(file: IO[bytes], pixels: int, name: str) -> None:
     while block := file.read(_BLOCK):
         found += block.count(_SCAN) + (last + block[:1] == _SCAN)
         last = block[-1:]
-    # Data of other kinds (a thumbnail, a video behind the image) may hold the two bytes too.
+    # Counting the two bytes is quick, but other data (a thumbnail, a video behind the image) may hold them too.
     if found > most:
         file.seek(0)
         found = _count_scans(file.read(), most)
@@ -102,7 +102,7 @@ def check_scans(file: IO[bytes], pixels: int, name: str) -> None:
 
 
 def _count_scans(data: bytes, most: int) -> int:
-    """Count the scans that a JPEG's decoder would go through, up to one more than `most`."""
+    """Count the scans that a JPEG's decoder would decode; stop at `most` + 1."""
     scans, position = 0, 0
     for _ in range(_MAX_SEGMENTS):
         marker = _MARKER.search(data, position)
@@ -163,11 +163,11 @@ def decode_apart(path: str, max_pixels: int | None, name: str) -> Image.Image:
 
     Args:
         path: the file.
-        max_pixels: as `open_image` has it.
-        name: of the image, for messages.
+        max_pixels: as for `open_image`.
+        name: name of the image, for messages.
 
     Raises:
-        ImageError: as `open_image`, or when it takes too much time or memory.
+        ImageError: as `open_image`, or it takes too much time or memory.
     """
     global _decoder
     with _lock:
@@ -181,7 +181,7 @@ def decode_apart(path: str, max_pixels: int | None, name: str) -> Image.Image:
                 f"image {name} can't be decoded within {MAX_DECODE_SECONDS} s and {MAX_DECODER_BYTES // 2**30} GiB: "
                 "save it as an ordinary JPEG or PNG"
             ) from error
-        except BaseException:  # a Ctrl-C leaves an answer in the pipe
+        except BaseException:  # a Ctrl-C leaves an answer in the pipe, which the next image would get
             _end_decoder()
             raise
     if isinstance(found, str):
@@ -191,6 +191,7 @@ def decode_apart(path: str, max_pixels: int | None, name: str) -> Image.Image:
 
 @atexit.register
 def _end_decoder() -> None:
+    """End the decoder's process, if one runs."""
     global _decoder
     if _decoder is not None:
         _decoder.end()
@@ -198,7 +199,7 @@ def _end_decoder() -> None:
 
 
 def _forget_decoder() -> None:
-    """Leave the decoder to the process that was forked."""
+    """Forget the parent's decoder in a forked process, whose pipe it would share."""
     global _decoder, _lock
     _decoder, _lock = None, threading.Lock()
 
@@ -208,10 +209,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def work() -> None:
-    """Decode the images whose paths come in on standard input, until it ends: what a `_Decoder` runs."""
+    """Decode the images whose paths come in on standard input, until it ends; a `_Decoder` runs this."""
     from beit3_vqa.data.images import decode_here
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # which are meant for the process that asks
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are meant for the parent, which ends this process
         signal.signal(number, signal.SIG_IGN)
     with suppress(ImportError, OSError, ValueError):  # not on Windows
         import resource

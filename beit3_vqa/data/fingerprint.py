@@ -1,8 +1,8 @@
-"""What tells the rows of one split from those of another: checkpoints keep it, 8 bytes a row.
+"""Fingerprint the rows of a split, so that a checkpoint can tell whether its data have changed; 8 bytes a row.
 
-The upper 48 bits of a row's number are a hash of what is asked: image, question, options. Among a million rows that
-were trained on and a hundred thousand of validation a chance match has a probability of 0.0004. The lower 16 bits are a
-hash of the answer. The digest is of everything, ids too, in order. Images count by their names, not by their pixels.
+The upper 48 bits of a row's number are a hash of what is asked: image, question, options. Between a million training
+rows and a hundred thousand validation rows, a match by chance has a probability of 0.0004. The lower 16 bits are a hash
+of the answer. The digest covers everything, ids too, in order. Images count by their names, not by their pixels.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ class Fingerprint:
     """The rows of a split, in order.
 
     Attributes:
-        rows: a number for each row, see above.
-        digest: of all rows; empty where they never were one split.
+        rows: uint64 (rows,), a number for each row as above.
+        digest: hash of all rows; empty if they never were one split.
     """
 
     rows: Numbers
@@ -37,25 +37,25 @@ class Fingerprint:
 
     @property
     def asked(self) -> Numbers:
-        """What is asked in each row."""
+        """The hash of what is asked in each row, without the answer's bits."""
         return self.rows >> np.uint64(ANSWER_BITS)
 
     @property
     def order(self) -> str:
-        """Changes where another row comes at some place, whatever its id and its answer."""
+        """A hash of what is asked, in order; ids and answers don't change it."""
         return hashlib.blake2b(self.asked.tobytes(), digest_size=8).hexdigest()
 
     def count_in(self, asked: Numbers) -> int:
-        """Return how many rows ask what is asked in `asked`."""
+        """Return how many rows ask what one of the numbers `asked` stands for."""
         return int(np.isin(self.asked, asked).sum())
 
     def state(self) -> dict[str, Tensor | str]:
-        """Return what a checkpoint keeps."""
+        """Return the plain values that a checkpoint keeps: `rows` as int64, which torch can save, and the digest."""
         return {"rows": torch.from_numpy(self.rows.view(np.int64)), "digest": self.digest}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor | str]) -> "Fingerprint":
-        """Read what `state` made."""
+        """Make the fingerprint from what `state` returned."""
         rows, digest = state["rows"], state["digest"]
         assert isinstance(rows, Tensor)
         assert isinstance(digest, str)
@@ -66,29 +66,29 @@ EMPTY = Fingerprint(np.zeros(0, np.uint64))
 
 
 class FingerprintMaker:
-    """Looks at the examples of a split as they pass by."""
+    """Makes the fingerprint of a split while its examples pass by."""
 
     def __init__(self) -> None:
         self._rows = array("Q")
         self._digest = hashlib.blake2b(digest_size=16)
 
     def watch(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """Yield every example."""
+        """Yield every example, and take it into the fingerprint."""
         for example in examples:
             asked, answer = _get_texts(example)
             number = int.from_bytes(hashlib.blake2b(asked, digest_size=6).digest(), "big") << ANSWER_BITS
             self._rows.append(number | int.from_bytes(hashlib.blake2b(answer, digest_size=2).digest(), "big"))
-            # NUL is in no text, so that what ends one part can't begin the next.
+            # No text holds NUL, so the end of one part can't be taken for the beginning of the next.
             self._digest.update(b"\0\0".join((example.id.encode(), asked, answer, b"")))
             yield example
 
     def done(self) -> Fingerprint:
-        """Return the fingerprint of what has passed by."""
+        """Return the fingerprint of the examples that have passed by."""
         return Fingerprint(np.array(self._rows, np.uint64), self._digest.hexdigest())
 
 
 def _get_texts(example: Example) -> tuple[bytes, bytes]:
-    """Return what is asked and what is answered, the same wherever the image folder lies."""
+    """Return what is asked and what is answered, independent of the path of the image folder."""
     folder = os.path.dirname(example.image_path)  # noqa: PTH120 - of every row, and Path is slow
     images = [path_key(example.image or example.image_path)]
     images += [path_key(os.path.relpath(path, folder)) for path in example.more_image_paths]
@@ -100,14 +100,14 @@ def _get_texts(example: Example) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of a split, in rows.
+    """How a split has changed, in numbers of rows.
 
     Attributes:
-        added: that weren't there before.
-        removed: that aren't there any more.
-        changed: that have another answer or another weight.
-        moved: that stand in another place among those that were there before; 0 where that can't be said.
-        renamed: whether ids are all that changed.
+        added: new rows.
+        removed: rows that are gone.
+        changed: rows with another answer or another weight.
+        moved: rows that were there before and stand in another order now; 0 if that can't be told.
+        renamed: True if only ids have changed.
     """
 
     added: int
@@ -118,18 +118,18 @@ class Changes:
 
     @property
     def same_content(self) -> bool:
-        """Whether the rows ask and answer the same as before, in whatever order."""
+        """True if the rows ask and answer the same as before, in any order."""
         return not (self.added or self.removed or self.changed)
 
     def text(self) -> str:
-        """Say it; empty where nothing changed."""
+        """Describe the changes for a message; empty if there are none."""
         counts = {"added": self.added, "removed": self.removed, "changed": self.changed, "in another place": self.moved}
         told = [f"{count:,} {name}" for name, count in counts.items() if count]
         return ", ".join(told) or ("other ids" if self.renamed else "")
 
 
 def compare(before: Fingerprint, now: Fingerprint) -> Changes:
-    """Return what became of a split."""
+    """Return how a split has changed."""
     in_both = _common(before.asked, now.asked)
     unchanged = _common(before.rows, now.rows)
     kept, left = (one.asked[np.isin(one.asked, two.asked)] for one, two in ((before, now), (now, before)))
@@ -140,7 +140,7 @@ def compare(before: Fingerprint, now: Fingerprint) -> Changes:
 
 
 def _common(one: Numbers, two: Numbers) -> int:
-    """Return how many numbers are in both, each as often as it is in both."""
+    """Return how many numbers both hold, counting repeats: the size of the intersection of two multisets."""
     (values, counts), (others, other_counts) = (np.unique(numbers, return_counts=True) for numbers in (one, two))
     _, here, there = np.intersect1d(values, others, assume_unique=True, return_indices=True)
     return int(np.minimum(counts[here], other_counts[there]).sum())

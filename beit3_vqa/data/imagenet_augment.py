@@ -1,11 +1,11 @@
-"""timm's augmentation of images alone: crop, colours, erasing, and mixes of a batch, each from a seed of ours.
+"""Augment images without text as timm does (crop, colours, erasing, mixes of a batch), each from a seed of ours.
 
-timm and torchvision draw from the global generators of Python, NumPy and torch. Here those are seeded from our own for
-the moment and put back after it, so that what is drawn depends on (seed, epoch, draw) and moves nothing else.
+timm and torchvision draw from the global generators of Python, NumPy and torch. Here those are seeded before each call
+and restored after it, so that a draw depends on (seed, epoch, draw) alone and changes no other random number.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ from beit3_vqa.runtime.libraries import (
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """A context in which the global generators on the CPU begin at a seed, after which they are as they were."""
+    """Seed the global generators of the CPU in the block, and restore their states at its end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -41,8 +41,8 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """The `bits` highest bits of each channel; with none of them it is black, as it was before Pillow refused that."""
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the `bits` highest bits of each channel; 0 gives black, as Pillow did before it refused 0."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else image.point(lambda value: 0)
@@ -50,7 +50,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 @contextmanager
 def _our_operations() -> Iterator[None]:
-    """A context in which the policies that timm makes have our operation where theirs no longer works."""
+    """Give the policies that timm makes in the block our posterize: theirs fails with newer versions of Pillow."""
     before = {name: auto_augment.NAME_TO_OP[name] for name in auto_augment.NAME_TO_OP if name.startswith("Posterize")}
     auto_augment.NAME_TO_OP.update(dict.fromkeys(before, _posterize))
     try:
@@ -60,21 +60,21 @@ def _our_operations() -> Iterator[None]:
 
 
 class TimmTransform:
-    """timm's training pipeline: mode RGB in, float32 (3, S, S) out, normalised with ImageNet's mean and deviation.
+    """timm's training pipeline: from mode RGB to float32 (3, S, S), normalised with ImageNet's mean and deviation.
 
     Args:
         size: side S in pixels.
         policy: timm's name for an augmentation; "none" or empty for none.
-        options: of timm's `create_transform`, by its names: scale, hflip, re_prob, ...
+        options: further arguments of timm's `create_transform`: scale, hflip, re_prob, ...
 
     Raises:
-        InputError: no such policy.
+        InputError: timm has no such policy.
     """
 
     def __init__(self, size: int, policy: str, **options: Any):
         try:
             with _our_operations():
-                self.transform: Any = create_transform(
+                self.transform: Callable[[Image.Image], Tensor] = create_transform(
                     size,
                     is_training=True,
                     auto_augment=None if policy in ("none", "") else policy,
@@ -86,17 +86,17 @@ class TimmTransform:
             raise InputError(f"--aa {policy}: timm has no such policy ({first_line(error)}).") from error
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
-        """One augmented view, drawn from `rng`."""
+        """Return one augmented view, float32 (3, S, S); `rng` gives its seed."""
         with seeded(rng.getrandbits(32)):
             return self.transform(image)
 
 
 class CentralCrop:
-    """What evaluation sees: the central square of an image, as uint8 (3, S, S).
+    """Evaluation's pipeline: from mode RGB to the central square of an image, uint8 (3, S, S).
 
     Args:
         size: side S in pixels.
-        crop_pct: share of the shorter side that remains.
+        crop_pct: share of the shorter side that is kept.
     """
 
     def __init__(self, size: int, crop_pct: float = 1.0):
@@ -104,17 +104,18 @@ class CentralCrop:
         self.crop_pct = crop_pct
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Mode RGB in, uint8 (3, S, S) out."""
+        """Return uint8 (3, S, S) of an image of mode RGB."""
         shorter = int(self.size / self.crop_pct)
         longer = int(shorter * max(image.size) / min(image.size))
         size = (shorter, longer) if image.width <= image.height else (longer, shorter)
         left, top = (round((side - self.size) / 2) for side in size)
         square = resize_and_crop(image, size, (left, top, left + self.size, top + self.size))
-        return F.pil_to_tensor(square)
+        pixels: Tensor = F.pil_to_tensor(square)
+        return pixels
 
 
 def check_cutmix_minmax(shares: Sequence[float], size: int) -> None:
-    """InputError where no part of an image of S x S pixels has a side between the two shares of `--cutmix_minmax`."""
+    """Raise InputError unless the shares of `--cutmix_minmax` leave a range of sides in an image of S x S pixels."""
     if len(shares) not in (0, 2):
         raise InputError("--cutmix_minmax: give two numbers, the smallest and the largest share of a side.")
     if shares and not (shares[0] >= 0 and int(size * shares[0]) < int(size * shares[1]) and shares[1] <= 1):
@@ -128,12 +129,12 @@ class Mix:
     """mixup and cutmix of a batch (Zhang et al. 2018; Yun et al. 2019) by timm.
 
     Args:
-        num_classes: of the labels.
-        smoothing: of the labels.
+        num_classes: number of classes.
+        smoothing: label smoothing, 0 to 1.
         mixup: alpha of mixup; 0: none.
         cutmix: alpha of cutmix; 0: none.
-        cutmix_minmax: smallest and largest share of a side that cutmix replaces, in its place.
-        options: of timm's `Mixup`, by its names: prob, switch_prob, mode.
+        cutmix_minmax: smallest and largest share of a side that cutmix replaces; empty: `cutmix` decides.
+        options: further arguments of timm's `Mixup`: prob, switch_prob, mode.
     """
 
     def __init__(
@@ -158,9 +159,9 @@ class Mix:
         self.smoothing, self.num_classes = smoothing, num_classes
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) as floats and labels (B,) -> mixed images, and probabilities (B, classes).
+        """Mix float images (B, 3, S, S) with labels (B,) into mixed images and probabilities (B, classes).
 
-        timm mixes an even number of images; of an odd one the last stays as it is.
+        timm mixes an even number of images; if B is odd, the last stays as it is.
         """
         even = len(images) // 2 * 2
         plain = torch.full((len(images), self.num_classes), self.smoothing / self.num_classes)

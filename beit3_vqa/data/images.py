@@ -1,13 +1,13 @@
-"""Image files in, RGB images out, whatever their format and mode; one clear error for every file that can't be read.
+"""Read image files of any format and mode as RGB; give one clear error for every file that can't be read.
 
-Where this differs from upstream, whose loader is `Image.open(path).convert("RGB")`:
+Upstream's loader is `Image.open(path).convert("RGB")`. The differences:
 
 - the EXIF orientation is applied, so that a phone's photograph stands upright (upstream shows it lying);
-- transparent pixels are laid on white, as a browser shows them (upstream uncovers the colour hidden beneath,
-  which is arbitrary and often black: black writing on a transparent ground would vanish); opaque pixels are the same;
+- transparent pixels become white, as in a browser (upstream shows the colour beneath, which is arbitrary and often
+  black: black writing on a transparent ground would vanish); opaque pixels are the same;
 - 16-bit, 32-bit and float grey are scaled to 8 bits (Pillow clips some of them, which turns a scan white).
 
-The first frame stands for an animation. Colour profiles are ignored, as upstream does."""
+Of an animation the first frame is read. Colour profiles are ignored, as upstream does."""
 
 import math
 import os
@@ -27,12 +27,12 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from beit3_vqa.data.decoding import APART, Watched, check_scans, decode_apart
 from beit3_vqa.errors import ImageError, InputError
 
-# What decoding may take, about a gigabyte and five seconds, which a file of a few bytes can ask for: JPEG's decoder
-# needs half of what WebP's, JPEG 2000's or one with transparency does.
+# These bound decoding to about a gigabyte and five seconds; without them a file of a few bytes could ask for more.
+# JPEG's decoder needs half as much for a pixel as WebP's, JPEG 2000's, or that of an image with transparency.
 MAX_IMAGE_PIXELS = 50_000_000
 MAX_JPEG_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 512 * 2**20
-MAX_IMAGE_SIDE = 65_535  # a JPEG's own most; a resize goes through an image as high as the one before
+MAX_IMAGE_SIDE = 65_535  # JPEG's own limit; the first pass of a resize makes an image as high as the original
 
 # A closed list: Pillow's EPS reader starts Ghostscript, and a data set has no need of the rare formats.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
@@ -57,16 +57,16 @@ def open_image(path: str | Path, max_pixels: int | None = None, at_least: int | 
 
     Args:
         path: the file; its content, not its extension, decides the format.
-        max_pixels: width times height above which the file is refused by its header, before anything is decoded;
-            None: `MAX_JPEG_PIXELS` for a JPEG that isn't CMYK, `MAX_IMAGE_PIXELS` for others. Pillow's own guard,
-            twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds too.
-        at_least: a JPEG may come at a half, a quarter or an eighth of its size, as long as neither side is shorter
-            than this (in pixels): its decoder then skips most of the work, and the pixels differ a little.
+        max_pixels: most pixels (width times height), checked in the header before anything is decoded; None:
+            `MAX_JPEG_PIXELS` for a JPEG that isn't CMYK, `MAX_IMAGE_PIXELS` for others. Pillow's own limit, twice
+            `PIL.Image.MAX_IMAGE_PIXELS` (179 million), applies too.
+        at_least: if given, a JPEG is decoded at a half, a quarter or an eighth of its size, as long as neither side
+            is shorter than this (in pixels). That skips most of the work; the pixels differ a little.
 
     Raises:
-        ImageError: naming the file, when it is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`,
-            none of `FORMATS`, truncated or damaged, has more than `max_pixels` or a side of more than
-            `MAX_IMAGE_SIDE`, or takes more time or memory than `data.decoding` allows.
+        ImageError: the file (it is named) is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`, none of
+            `FORMATS`, truncated or damaged, has too many pixels or a side above `MAX_IMAGE_SIDE`, or takes more time
+            or memory than `data.decoding` allows.
     """
     with _opened(Path(path)) as (file, name):
         if _is_for_another_process(file):
@@ -76,12 +76,13 @@ def open_image(path: str | Path, max_pixels: int | None = None, at_least: int | 
 
 
 def decode_here(path: str, max_pixels: int | None) -> Image.Image:
-    """Decode an image as `open_image` does, but in this process whatever its format is."""
+    """Decode an image as `open_image` does, but in this process whatever its format."""
     with _opened(Path(path)) as (file, name), _header(file, name, max_pixels) as image:
         return _decoded(image, name)
 
 
 def _decoded(image: ImageFile.ImageFile, name: str, at_least: int | None = None) -> Image.Image:
+    """Return the image decoded, upright and in mode RGB."""
     if image.format in _JPEG:
         assert image.fp is not None
         check_scans(image.fp, image.width * image.height, name)
@@ -94,10 +95,10 @@ def _decoded(image: ImageFile.ImageFile, name: str, at_least: int | None = None)
 
 
 def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, int]:
-    """(width, height) in pixels of what `open_image` would return, from the header alone.
+    """Return (width, height) in pixels of what `open_image` would return; only the header is read.
 
     Raises:
-        ImageError: as `open_image` does, except for damage that only decoding can find.
+        ImageError: as `open_image`, except for damage that only decoding finds.
     """
     with _opened(Path(path)) as (file, name), _header(file, name, max_pixels) as image:
         width, height = image.size
@@ -107,17 +108,16 @@ def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, in
 
 
 def resolve_image_path(image_root: str | Path, relative: str) -> Path:
-    r"""Return the file that a row's image path means: `image_root / relative`, with no way out of `image_root` in it.
+    r"""Return `image_root / relative`, the file that a row's image path means; refuse paths that leave `image_root`.
 
-    Both `images\0.jpg`, as Windows writes it, and `./images/0.jpg` are understood. What comes from a data set are the
-    letters of the path, so they are what is checked. Symbolic links inside the folder are its owner's, who may keep the
-    images elsewhere: they are followed, and only images are read through them. `..` is taken out by its letters, as
-    `path_key` does: behind a link the system would make another folder of it. Whether the file exists is left to
-    `open_image`.
+    Both `images\0.jpg`, as Windows writes it, and `./images/0.jpg` are understood. A data set supplies only the letters
+    of the path, so the letters are checked. Symbolic links inside the folder belong to its owner, who may keep the
+    images elsewhere: they are followed. `..` is resolved by its letters, as in `path_key`: behind a link the system
+    would find another folder. The file needn't exist; `open_image` checks that.
 
     Raises:
-        InputError: naming the value, when it is empty or absolute, holds a NUL character, or leaves `image_root`
-            through `..`.
+        InputError: the path (it is quoted) is empty or absolute, holds a NUL character, leaves `image_root` through
+            `..`, or can't be a file's name.
     """
     if "\0" in relative:
         raise InputError(f"image path {relative!r} holds a NUL character: the file it was read from is damaged")
@@ -146,7 +146,7 @@ def resolve_image_path(image_root: str | Path, relative: str) -> Path:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
-    """Open an image file, and name it for messages; whatever goes wrong in the body becomes an ImageError."""
+    """Open an image file, and yield it with its name for messages; any error in the block becomes an ImageError."""
     name = repr(str(path))
     _check_file(path, name)
     try:
@@ -172,7 +172,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
 
 @contextmanager
 def _header(file: IO[bytes], name: str, max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
-    """The image with its header read and checked."""
+    """Yield the image with its header read and its size checked; ImageError if it is too large."""
     with Image.open(Watched(file, name), formats=_formats()) as image:
         width, height = image.size
         photograph = image.format in _JPEG and image.mode != "CMYK"
@@ -189,7 +189,7 @@ def _header(file: IO[bytes], name: str, max_pixels: int | None) -> Iterator[Imag
 
 
 def _is_for_another_process(file: IO[bytes]) -> bool:
-    """Whether Pillow would take a file for one of the formats `APART`; the file's position stays."""
+    """Return whether Pillow would read the file as one of the formats `APART`; its position stays at the start."""
     known = _formats()
     start = file.read(16)  # as many bytes as Pillow looks at
     file.seek(0)
@@ -197,13 +197,14 @@ def _is_for_another_process(file: IO[bytes]) -> bool:
 
 
 def _check_file(path: Path, name: str) -> None:
+    """Raise ImageError if the file is missing, no regular file, empty or too large."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
         raise ImageError(f"image {name} doesn't exist: check the path and the image root") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"image {name} can't be opened ({_reason(error)})") from error
-    # Also keeps us from waiting for ever on a named pipe.
+    # Opening a named pipe would wait for ever.
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise ImageError(f"image {name} is {kind}: an image file is needed")
@@ -215,7 +216,7 @@ def _check_file(path: Path, name: str) -> None:
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow reads."""
+    """Return those of `FORMATS` that this build of Pillow reads."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -226,7 +227,7 @@ def _reason(error: Exception) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) where there is none or it is nonsense: the pixels are what counts."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if there is none or it is nonsense."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF raises all sorts
@@ -235,6 +236,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to mode RGB: transparent pixels become white, wide grey is scaled."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _grey_to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
@@ -246,11 +248,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit or float grey -> mode L, 0 to 255.
+    """Scale 16-bit, 32-bit or float grey to mode L, 0 to 255.
 
-    16 bits are 0..65535. Wider integers and floats don't say what their white is: it is taken to be the first of
-    1 (floats only), 255 and 65535 that covers the image, and an image that none covers is stretched from its
+    White is 65535 for 16 bits. Wider integers and floats don't say what their white is: it is taken to be the first of
+    1 (floats only), 255 and 65535 that covers the image. An image that none of them covers is stretched from its
     darkest to its brightest pixel.
+
+    Raises:
+        ValueError: a pixel is NaN or infinite.
     """
     # PNG and PGM hold 16 bits at most; some versions of Pillow widen them to mode I.
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
@@ -267,22 +272,22 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     return image.point(lambda value: value * scale + (0.5 - black * scale)).convert("L")
 
 
-# Decoded images, kept for the next question about them.
+# Decoded images are kept for the next question about them.
 
 CACHE_BYTES = 32 * 2**20
-BYTES_PER_PIXEL = 4  # Pillow stores RGB so
-BYTES_PER_ROW = 8  # where it begins
+BYTES_PER_PIXEL = 4  # Pillow pads RGB to four bytes
+BYTES_PER_ROW = 8  # the pointer to its beginning
 BYTES_PER_IMAGE = 4096  # the objects around it: without them, millions of single pixels would count as nothing
 
 
 class ImageCache:
-    """`open_image` with a memory of the images used last.
+    """`open_image` with a cache of the images used last.
 
-    In evaluation the questions about an image stand side by side in the index, and it is decoded once. In training
-    they are spread over the epoch: small images, of which thousands fit, are still decoded only now and then.
+    In evaluation the questions about an image stand side by side in the index, so it is decoded once. In training they
+    are spread over the epoch: that helps with small images, of which thousands fit.
 
     Args:
-        max_bytes: memory that the images may take, in each process.
+        max_bytes: memory for the images, in each process.
         at_least: see `open_image`; None: images as they are.
     """
 
@@ -293,7 +298,7 @@ class ImageCache:
         self._images: OrderedDict[str, Image.Image] = OrderedDict()
 
     def open(self, path: str | Path) -> Image.Image:
-        """The image of a file, as `open_image` returns it; it is shared, so it must not be changed in place."""
+        """Return the image as `open_image` does; it is shared, so don't change it in place."""
         name = str(path)
         image = self._images.get(name)
         if image is not None:
@@ -314,7 +319,7 @@ def _count_bytes(image: Image.Image) -> int:
 
 
 def _copy_pixels(image: Image.Image) -> Image.Image:
-    """Return the image without the rest of its file: texts, profiles and EXIF may be megabytes beside one pixel."""
+    """Return the image without what else is in its file: texts, profiles and EXIF may take megabytes."""
     pixels = image.copy()
     pixels.info = {}
     return pixels

@@ -1,4 +1,4 @@
-"""A prepared folder: its files, and seeded splits by image. What a row is: see `data.rows`."""
+"""Find the files of a prepared folder, and split rows by image with a seed. `data.rows` says what a row is."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from beit3_vqa.runtime.files import file_sha256, is_text, read_json, write_text
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "test-dev")  # VQAv2's smaller test
 INFO_FILE = "dataset.json"
-MAX_INFO = 100_000_000  # bytes of it
+MAX_INFO = 100_000_000  # bytes of `INFO_FILE`
 ANSWERS_FILE = "answer2label.txt"
 TOKENIZER_FILE = "tokenizer.spm"
 CLASSES_FILE = "classes.json"  # names of the classes of images, in the order of their labels
@@ -28,10 +28,10 @@ class IndexFiles:
     """The names of a task's index files.
 
     Attributes:
-        name: what ours begin with: `NAME.SPLIT.jsonl`.
-        others: split -> the files that upstream's scripts wrote for it.
-        train_name: what ours of the training split begin with, if it is another task's; empty: as the others.
-        tests_on_val: whether the val split is the test split too, if there is no other.
+        name: our files are `NAME.SPLIT.jsonl`.
+        others: split -> the files that upstream's scripts write for it.
+        train_name: NAME of the training split, if it is another task's; empty: as for the others.
+        tests_on_val: True if the val split is also the test split, unless there is one.
     """
 
     name: str
@@ -51,7 +51,7 @@ VQACUSTOM = IndexFiles("vqacustom", UPSTREAMS_VQA)
 
 
 def split_file(split: str, name: str = VQACUSTOM.name) -> str:
-    """The name of the file that holds `split` in a folder that was prepared for the task of that name."""
+    """Return the name of the file that holds `split` in a folder prepared for the task `name`."""
     return f"{name}.{split}.jsonl"
 
 
@@ -67,29 +67,29 @@ def split_files(data_path: Path, split: str, files: IndexFiles = VQACUSTOM) -> l
 
 
 def image_key(row: Mapping[str, Any]) -> str:
-    """What tells the (first) image of a row from others."""
+    """Return the key of a row's (first) image: `path_key` of its path."""
     return path_key(row["image_path"])
 
 
 def path_key(path: str) -> str:
-    r"""What tells one image from another: `img/0.jpg`, `./img/0.jpg` and `img\0.jpg` are the same."""
+    r"""Return the same key for every spelling of an image's path: `img/0.jpg`, `./img/0.jpg`, `img\0.jpg`."""
     return posixpath.normpath(path.replace("\\", "/"))
 
 
 def image_paths(row: Mapping[str, Any]) -> list[str]:
-    """Every image of a row."""
+    """Return the paths of every image of a row."""
     return [row[name] for name in ("image_path", "image2_path") if name in row]
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `dataset.json` says about a prepared folder.
+    """The content of `dataset.json` in a prepared folder.
 
     Attributes:
         image_root: the folder that rows' image paths are relative to.
-        format: the format that `prepare` read, empty where it isn't known.
-        seed: what the split and the shuffles were drawn with.
-        splits: rows in each split.
+        format: the format that `prepare` read; empty if it isn't known.
+        seed: seed of the split and the shuffles.
+        splits: split -> number of rows.
         summary: further numbers, for people to read.
         written: name -> SHA-256 of the other files that `prepare` wrote there.
     """
@@ -102,15 +102,19 @@ class DatasetInfo:
     written: dict[str, str] = field(default_factory=dict)
 
     def wrote(self, path: Path) -> bool:
-        """Return whether `prepare` wrote that file of the folder, as it is now.
+        """Return whether `prepare` wrote that file of the folder and nobody has changed it since.
 
-        Version 0.1.0 kept no record; what lies beside its dataset.json counts as its own.
+        Version 0.1.0 kept no record; all that lies beside its dataset.json counts as written by it.
         """
         return self.written.get(path.name) == file_sha256(path) if self.written else self.format != ""
 
     @classmethod
     def read(cls, data_path: Path) -> "DatasetInfo":
-        """Read `dataset.json`; a folder without one (upstream's, a fork's) keeps its images inside itself."""
+        """Read `dataset.json`; a folder without one (upstream's, a fork's) is its own image root.
+
+        Raises:
+            InputError: the file is there and can't be used.
+        """
         path = data_path / INFO_FILE
         if not path.exists():
             return cls(image_root=data_path)
@@ -129,9 +133,9 @@ class DatasetInfo:
             ) from error
 
     def write(self, data_path: Path, folder: Path | None = None) -> None:
-        """Write the `dataset.json` of `data_path`, into `folder` where it is to be moved later.
+        """Write the `dataset.json` of `data_path`; with a `folder`, there, to be moved later.
 
-        Images inside the prepared folder or beside it are named relative to it, so that both can move together.
+        An image root inside the prepared folder or beside it is written relative to it, so that both can move together.
         """
         fields = {
             "format": self.format,
@@ -154,18 +158,19 @@ def _read(path: Path) -> Any:
 
 
 def _portable_path(image_root: Path, data_path: Path) -> str:
+    """Return the image root relative to the folder if both can move together; else its absolute path."""
     images, home = image_root.resolve(), data_path.resolve()
     beside = home.parent in (images, images.parent)
     return Path(os.path.relpath(images, home)).as_posix() if beside or images.is_relative_to(home) else str(images)
 
 
 def classes_text(classes: Sequence[str]) -> str:
-    """What `CLASSES_FILE` holds."""
+    """Return the text of `CLASSES_FILE` for these names."""
     return json.dumps(list(classes), ensure_ascii=False, indent=0) + "\n"
 
 
 def read_classes(data_path: Path) -> list[str]:
-    """The names in `CLASSES_FILE`; InputError where they can't be read, aren't text, or one is there twice."""
+    """Read the names in `CLASSES_FILE`; InputError if they can't be read, aren't text, or one occurs twice."""
     path = data_path / CLASSES_FILE
     classes = _read(path)
     if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):
@@ -178,9 +183,12 @@ def read_classes(data_path: Path) -> list[str]:
 def split_by_image(rows: Sequence[Row], val_ratio: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into (train, val) so that no image is on both sides.
 
-    About `val_ratio` of the images go to val, of each majority answer the same share as near as whole images allow
-    (largest remainder), and at least one image to each side. The split depends on the rows and the seed, not on the
-    rows' order; each side keeps it. Raises InputError when there are fewer than two images.
+    About `val_ratio` of the images go to val: of each majority answer the same share, as near as whole images allow
+    (largest remainder). Each side gets at least one image. The split depends on the rows and the seed, not on the rows'
+    order, which each side keeps.
+
+    Raises:
+        InputError: there are fewer than two images, or `val_ratio` isn't between 0 and 1.
     """
     if not 0 < val_ratio < 1:
         raise InputError(f"the share of images for validation must lie between 0 and 1, not {val_ratio}")
@@ -189,7 +197,7 @@ def split_by_image(rows: Sequence[Row], val_ratio: float, seed: int) -> tuple[li
     if total < 2:
         raise InputError(
             f"can't split by image: the training rows have {total} image(s) and each side needs one; "
-            "give validation rows of their own, or do without any (--val_ratio 0)"
+            "give a file of validation rows, or make no validation split (--val_ratio 0)"
         )
     wanted = min(max(round(val_ratio * total), 1), total - 1)
     quotas = [len(group) * wanted // total for group in groups]
@@ -202,10 +210,12 @@ def split_by_image(rows: Sequence[Row], val_ratio: float, seed: int) -> tuple[li
 
 
 def assign_folds(rows: Sequence[Row], folds: int, seed: int) -> list[int]:
-    """The fold (0 to folds - 1) of each row: all rows of an image in one fold, images dealt out answer by answer.
+    """Return the fold (0 to folds - 1) of each row: all rows of an image in one, images dealt out answer by answer.
 
-    Folds differ by at most one image, in all and for each majority answer. Raises InputError when there are fewer
-    images than folds.
+    The numbers of images of two folds differ by at most one, in all and for each majority answer.
+
+    Raises:
+        InputError: there are fewer images than folds, or fewer than 2 folds.
     """
     if folds < 2:
         raise InputError(f"there must be at least 2 folds, not {folds}")
@@ -217,7 +227,7 @@ def assign_folds(rows: Sequence[Row], folds: int, seed: int) -> list[int]:
 
 
 def _images_by_answer(rows: Sequence[Row], seed: int) -> list[list[str]]:
-    """Images grouped by the answer most of their rows have, groups and images within them in seeded random order."""
+    """Group images by the answer that most of their rows have; shuffle the groups and the images in them."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         answers[image_key(row)][str(row.get("answer", row.get("label", "")))] += 1

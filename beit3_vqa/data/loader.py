@@ -1,36 +1,33 @@
-"""Batches in an order that depends on nothing but seed and epoch."""
+"""Load batches in an order that depends on seed and epoch alone."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from beit3_vqa.data.bad_images import BadImages, Item, SkipUnreadable
-from beit3_vqa.data.types import Batch
+from beit3_vqa.data.bad_images import BadImages, Examples, Item, SkipUnreadable
+from beit3_vqa.data.types import Batch, Key, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import shard_range
 from beit3_vqa.runtime.signals import leave_signals_to_the_parent
 
-# Which pass over the data, which draw of it, which row.
-Key = tuple[int, int, int]
-Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
-# A batch of training and what its examples' tensors were -> the batch with what is learned.
-Finish = Callable[[Batch, Sequence[dict[str, Any]]], Batch]
+Collate = Callable[[Sequence[Tensors]], dict[str, Tensor]]
+# A training batch and the tensors of its examples -> the batch with its targets.
+Finish = Callable[[Batch, Sequence[Tensors]], Batch]
 
 
-class EpochBatches(Sampler):
-    """Batches of (epoch, draw, row) keys, as many as rows, the last batch whatever is left.
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of (epoch, draw, row) keys: as many draws as rows in an epoch; the last batch may be smaller.
 
     Args:
         rows: number of rows.
         batch_size: keys in a batch.
-        shuffle: a new order each epoch, a function of (seed, epoch); every row once.
-        weights: with `shuffle`, draw rows in proportion to these instead, one more than once and another not at all.
-        of_rank: number of this process among `of_size`, which share every batch of `of_size * batch_size` keys evenly;
-            where a last batch has none for it, it gets the first one, which is not to be counted.
+        shuffle: True for a new order each epoch, a function of (seed, epoch), with every row once.
+        weights: with `shuffle`, float (rows,): draw rows with replacement, in proportion to these.
+        of_rank: number of this process among `of_size`, which share every batch of `of_size * batch_size` keys evenly.
+            If a last batch has no key for it, it gets the first one, which must not be counted.
     """
 
     def __init__(
@@ -51,7 +48,7 @@ class EpochBatches(Sampler):
         self.weights = weights
         self.of_rank, self.of_size = of_rank, of_size
         self.epoch = 0
-        self.first = 0  # draws of the epoch that are done
+        self.first = 0  # draws of the epoch that were done before
 
     def __len__(self) -> int:
         return -(-(self.rows - self.first) // (self.batch_size * self.of_size))
@@ -61,7 +58,7 @@ class EpochBatches(Sampler):
         for start in range(self.first, self.rows, self.batch_size * self.of_size):
             count = min(self.batch_size * self.of_size, self.rows - start)
             begin, end = shard_range(count, self.of_rank, self.of_size)
-            if begin == end:
+            if begin == end:  # every process must take part in each step
                 begin, end = 0, 1
             rows = order[start + begin : start + end].tolist()
             yield [(self.epoch, start + begin + place, row) for place, row in enumerate(rows)]
@@ -79,16 +76,17 @@ class BatchLoader:
     """A DataLoader over `EpochBatches` whose workers live as long as it does.
 
     Args:
-        dataset: indexed by (epoch, draw, row) -> (example, tensors).
+        dataset: the examples.
         collate: the processor's: tensors of examples -> inputs of the model.
-        finish: the task's: puts into a batch what its loss compares with; None: nothing is learned.
-        num_workers: processes; 0 loads in this one.
+        attach_targets: the task's: puts the targets of its loss into a batch; None: nothing is learned.
+        num_workers: number of worker processes; 0 loads in this one.
+        pin_memory: True to load into page-locked memory, see `Batch.pin_memory`.
         bad_images: counts the images that can't be read; None: the first one is an error.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Examples,
         collate: Collate,
         batch_size: int,
         *,
@@ -102,7 +100,7 @@ class BatchLoader:
     ):
         self.dataset = dataset
         self.bad_images = bad_images or BadImages()
-        rows = len(dataset)  # type: ignore[arg-type]
+        rows = len(dataset)
         self.batches = EpochBatches(
             rows,
             batch_size,
@@ -112,7 +110,8 @@ class BatchLoader:
             of_rank=distributed.rank(),
             of_size=distributed.world_size(),
         )
-        self.loader: DataLoader = DataLoader(
+        # Typed by its batches, not by its items, as `collate_fn` makes them.
+        self.loader: Iterable[Batch | list[InputError]] = DataLoader(
             SkipUnreadable(dataset, self.bad_images.allowed),
             batch_sampler=self.batches,
             collate_fn=_Collator(collate, attach_targets),
@@ -120,7 +119,7 @@ class BatchLoader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=leave_signals_to_the_parent,
-            # Its own generator: a loader that drew from the global one would move the model's drop path.
+            # Its own generator: drawing from the global one would change the model's drop path.
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -128,22 +127,22 @@ class BatchLoader:
         return len(self.batches)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one pass over the data, or of what is left of it after its `first` draws.
+        """Yield the batches of one pass over the data, without its `first` draws.
 
         Raises:
-            InputError: an example can't be read, and nothing may stand in for it.
+            InputError: an example can't be read, and nothing may replace it.
         """
         self.batches.epoch, self.batches.first = epoch, first
         for batch in self.loader:
             for error in batch.bad_images if isinstance(batch, Batch) else batch:
                 self.bad_images.add(error)
             if not isinstance(batch, Batch):
-                raise InputError("not one row has an image that can be read. Is --image_root right?")
+                raise InputError("none of the images can be read. Is --image_root right?")
             yield batch
 
 
 class _Collator:
-    """Items -> Batch, or the errors that leave none; a class, so that it reaches workers that are spawned."""
+    """Makes a batch of items, or returns their errors; a class, because spawned workers can't unpickle a closure."""
 
     def __init__(self, collate: Collate, attach_targets: Finish | None):
         self.collate = collate

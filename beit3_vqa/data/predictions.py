@@ -1,7 +1,7 @@
-"""Predictions and metrics as JSON, whole or not at all, and back.
+"""Write and read predictions and metrics as JSON, and write the submission; each file whole or not at all.
 
-Ids, questions and answers are in there as they are in the data; as JSON they survive exactly, and looking at the file
-in a terminal is harmless, since every control character is written as an escape."""
+Ids, questions and answers survive JSON exactly as they are in the data. Every control character is written as an
+escape, so that showing the file in a terminal is harmless."""
 
 import csv
 import dataclasses
@@ -35,19 +35,19 @@ ROUNDING = 1e-6  # of probabilities and scores
 
 
 def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False) -> str:
-    """JSON that shows every script as it is written, and control characters (C1 and direction marks too) as escapes."""
+    """Return `value` as JSON: all scripts as they are, control characters (C1 and direction marks too) as escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
-    """predictions.json: one object per row, in input order, what isn't known left out, and the loss."""
+    """Write predictions.json: one object per row, in input order, without what isn't known and without the loss."""
     unknown: tuple[Any, ...] = (None, (), "")
     rows = [
         {
             name: value
             for name, value in vars(p).items()
-            # VQAv2's table holds an empty answer.
+            # An empty answer stays: VQAv2's table holds one.
             if (value not in unknown and name != "loss") or (name in ("answer", "truth") and value is not None)
         }
         for p in predictions
@@ -56,24 +56,24 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
 
 
 def read_predictions(path: Path, info: PredictionsInfo | None = None) -> list[Prediction]:
-    """Read the rows of a predictions.json, each checked; names that aren't known are passed over.
+    """Read the rows of a predictions.json and check each; unknown fields are ignored.
 
-    A score isn't believed but computed from answer and truth, and one that is another is an error. VQAv2's scores need
-    more than one truth: `answer_scores`. Files of 0.1.0 don't hold these, which is said where scores show it.
+    Scores are computed from answer and truth; a row with a different score is an error. VQAv2's scores need more than
+    one truth: `answer_scores`. Files of 0.1.0 don't hold these; a line says so if scores between 0 and 1 show it.
 
     Args:
         path: the file.
-        info: what `read_info` said of it, for whoever believes that.
+        info: what `read_info` returned, to check that it belongs to this file.
 
     Raises:
-        InputError: no such file, no JSON, not the file that `info` is of, or rows (listed by number, from 1) that
-            aren't predictions, repeat an id or contradict themselves.
+        InputError: the file is missing, isn't JSON or doesn't match `info`, or rows (listed by number, from 1) aren't
+            predictions, repeat an id or contradict themselves.
     """
     content = read_bounded(path, MAX_PREDICTIONS)
     if info and info.predictions_sha256 and info.predictions_sha256 != hashlib.sha256(content).hexdigest():
         raise InputError(
-            f"{path} isn't what {info_file(path)} is of (SHA-256): an evaluation was killed while it wrote them, or "
-            "one was replaced. Evaluate again; if you changed the predictions yourself, delete the info."
+            f"{path} doesn't match {info_file(path)} (SHA-256). Either an evaluation was killed while it wrote them or "
+            "one of the files was replaced. Evaluate again, or delete the info if you changed the predictions yourself."
         )
     rows = parse_json(content, path)
     if not isinstance(rows, list):
@@ -94,43 +94,43 @@ def read_predictions(path: Path, info: PredictionsInfo | None = None) -> list[Pr
     if problems:
         raise InputError.of_problems(f"{path} isn't a predictions.json that can be used:", problems)
     if untold:
-        print(f"{path}: has scores between 0 and 1, not the answers that make them; they are taken as they are")
+        print(f"{path}: has scores between 0 and 1, but not the answers behind them; they are taken unchecked")
     return [replace(p, score=plain_score(p)) if p.score is None and p.truth is not None else p for p in predictions]
 
 
 def get_suffix(split: str) -> str:
-    """What the names of a split's result files end in: those of the test split are plain."""
+    """Return the ending of the names of a split's result files: `_SPLIT`, but empty for the test split."""
     return "" if split == "test" else f"_{split}"
 
 
 def predictions_file(folder: Path, split: str) -> Path:
-    """Where an evaluation of a split leaves its predictions."""
+    """Return the path of the predictions of a split."""
     return folder / f"predictions{get_suffix(split)}.json"
 
 
 def info_file(predictions: Path) -> Path:
-    """The file beside a predictions.json that says where it comes from."""
+    """Return the path of the file beside a predictions.json that says where the predictions come from."""
     return predictions.with_suffix(".info.json")
 
 
 def publish_results(
     info: PredictionsInfo, predictions: Path, others: Sequence[Path], folder: Path, stale: Sequence[str] = ()
 ) -> list[Path]:
-    """Put the results of an evaluation, written elsewhere, into a folder, and return their paths.
+    """Move the results of an evaluation, written elsewhere, into a folder, and return their new paths.
 
-    Whenever the process is killed, predictions don't lie there under another evaluation's name or beside its results.
-    Earlier results go first. Then comes the info, which disowns the predictions that are still there, if these are
-    others (see `read_predictions`). Then come the predictions, and the rest.
+    Whenever the process is killed, the folder never shows predictions with the info or the results of another
+    evaluation. First the earlier results are deleted. Then comes the info: `read_predictions` refuses older predictions
+    beside it. Then come the predictions, and the rest.
 
     Args:
         info: where the predictions come from.
         predictions: their file.
-        others: what else comes with them.
-        folder: where all go.
-        stale: names of results that an earlier evaluation may have left and this one may not have.
+        others: further files that go with them.
+        folder: folder for all of them.
+        stale: names of results that an earlier evaluation may have left and this one may lack.
 
     Raises:
-        InputError: one of the files can't take its place; then none does.
+        InputError: a file can't take its place; it is checked before anything is changed.
     """
     checksum = hashlib.sha256(predictions.read_bytes()).hexdigest()
     described = write_info(replace(info, predictions_sha256=checksum), predictions)
@@ -141,20 +141,20 @@ def publish_results(
         if (folder / name).exists():
             (folder / name).unlink()
             if name not in names:
-                print(f"removed {folder / name}, which was of earlier predictions")
+                print(f"removed {folder / name}, which belonged to earlier predictions")
     return publish([described, predictions, *others], folder)
 
 
 def write_info(info: PredictionsInfo, predictions: Path) -> Path:
-    """Writes `info_file(predictions)`."""
+    """Write `info_file(predictions)` and return its path."""
     return write_text(info_file(predictions), json_text(dataclasses.asdict(info), indent=2) + "\n")
 
 
 def read_info(predictions: Path) -> PredictionsInfo | None:
-    """What `info_file(predictions)` says; None where it isn't there.
+    """Read `info_file(predictions)`; None if there is none.
 
     Raises:
-        InputError: it is there, and can't be used.
+        InputError: it is there and can't be used.
     """
     path = info_file(predictions)
     if not path.exists():
@@ -162,12 +162,12 @@ def read_info(predictions: Path) -> PredictionsInfo | None:
     content = read_json(path, MAX_INFO)
     fields = {f.name: f.type for f in dataclasses.fields(PredictionsInfo)}
     known = {name: value for name, value in content.items() if name in fields} if isinstance(content, dict) else {}
-    kinds = {
+    fits: dict[object, Callable[[object], bool]] = {
         str: is_text,
         int: _is_parameters,
         float | None: lambda v: v is None or _is_number(v),
     }
-    wrong = [name for name, value in known.items() if not kinds[fields[name]](value)]  # type: ignore[index]
+    wrong = [name for name, value in known.items() if not fits[fields[name]](value)]
     if wrong or not {"task", "model", "parameters"} <= set(known):
         raise InputError(f"{path}: {', '.join(wrong) or 'task, model or parameters'} can't be used; evaluate again.")
     return PredictionsInfo(**known)
@@ -189,7 +189,7 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
 
-# A field of a row -> what it must be, and the test for that.
+# Field of a row -> its description for messages, and its test.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "id": ("text", lambda v: is_text(v) and bool(v)),
     "answer": ("text", is_text),
@@ -212,9 +212,9 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def answer_problem(p: Prediction) -> str:
-    """Return what is wrong with an answer: it is no option, or another is likelier; else an empty string.
+    """Return what is wrong with an answer (it is no option, or another is likelier), or an empty string.
 
-    Rounded probabilities may be level. An open answer may be missing from the likeliest few, if these are level too.
+    Rounding may make probabilities equal. If all of the likeliest few are equal, an open answer may be missing there.
     """
     letters = LETTERS[: len(p.choices)]
     stray = [name for name in (p.answer, *p.probabilities) if p.choices and name not in tuple(letters)]
@@ -230,7 +230,7 @@ def answer_problem(p: Prediction) -> str:
 
 
 def plain_score(p: Prediction) -> float:
-    """Return what the answer scores by what the row holds: `answer_scores`, else 1 for the same answer as the truth."""
+    """Return the score of the answer: by `answer_scores` if the row has them; else 1 if it equals the truth."""
     if p.answer_scores is not None:
         return p.answer_scores.get(p.answer, 0.0)
     truth = p.truth or ""
@@ -238,31 +238,33 @@ def plain_score(p: Prediction) -> float:
 
 
 def score_problem(p: Prediction, *, untold: bool) -> str:
-    """Return what is wrong with a score; else an empty string.
+    """Return what is wrong with a score, or an empty string.
 
     Args:
         p: the row.
-        untold: scores between 0 and 1 are in the file, and not what they are computed from.
+        untold: True if the file has scores between 0 and 1 without the answers behind them.
     """
     if p.score is None:
         return ""
     if p.truth is None and p.answer_scores is None and p.choices:
-        return f"scores {p.score:g}, but doesn't say the truth"
+        return f"has the score {p.score:g}, but no truth to check it by"
     if p.answer_scores is None:
         same_text = p.answer == (p.truth or "")
         if untold and (p.score or not same_text):
             return ""
         if p.score == 0.0 and not same_text:
-            return ""  # whether a table of answers tells two spellings apart isn't known here
+            return ""  # a table of answers may keep two spellings apart; it isn't known here
     right = plain_score(p)
     if abs(p.score - right) <= ROUNDING:
         return ""
     if p.truth is None and p.answer_scores is None:
-        return f"scores {p.score:g}, but doesn't say the truth"
-    return f"scores {p.score:g}, but its answer {short(p.answer)} to the truth {short(p.truth or '')} is {right:g}"
+        return f"has the score {p.score:g}, but no truth to check it by"
+    truth = short(p.truth or "")
+    return f"has the score {p.score:g}, but its answer {short(p.answer)} scores {right:g} (truth: {truth})"
 
 
 def _problem(row: object) -> str:
+    """Return what is wrong with the fields of a row, or an empty string."""
     if not isinstance(row, dict):
         return "isn't an object"
     lacking = [name for name in ("id", "answer", "probabilities") if name not in row]
@@ -280,22 +282,22 @@ def _prediction(row: dict[str, Any]) -> Prediction:
 
 
 def write_upstream_results(predictions: Sequence[Prediction], path: Path) -> Path:
-    """Upstream's result file: `[{"question_id": ..., "answer": ...}, ...]`; ids that are numbers stay numbers."""
+    """Write upstream's result file, `[{"question_id": ..., "answer": ...}, ...]`; ids that are numbers stay numbers."""
     return write_json_rows([{"question_id": number_or_text(p.id), "answer": p.answer} for p in predictions], path)
 
 
 def number_or_text(name: str) -> int | str:
-    """An id as the JSON of the data set had it."""
+    """Return an id as the JSON of the data set had it: as a number if it reads as one."""
     return int(name) if name.isdecimal() and str(int(name)) == name else name
 
 
 def write_metrics(metrics: dict[str, Any], path: Path) -> Path:
-    """metrics.json."""
+    """Write metrics.json and return its path."""
     return write_text(path, json_text(metrics, indent=2) + "\n")
 
 
 def write_json_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """A JSON list with a row on each line."""
+    """Write a JSON list with one row on each line, and return its path."""
     lines = ",\n".join(json_text(row) for row in rows)
     return write_text(path, f"[\n{lines}\n]\n")
 
@@ -308,11 +310,11 @@ _NUMBER = re.compile(r"\s*[+-]?[\d.,]+%?\s*")
 
 
 def write_submission(predictions: Sequence[Prediction], path: Path) -> Path:
-    """submission.csv: `ID,answer`, every row once, in input order.
+    """Write submission.csv: `ID,answer`, every row once, in input order.
 
-    Ids and answers are written as they are, character for character. The competition's grader compares text: an
-    apostrophe before `=1+1`, which keeps a spreadsheet from calculating it, would make the row wrong. The file is for
-    the grader; that a spreadsheet would take some cells for formulas is said on the terminal, not mended in the file.
+    Ids and answers are written character for character. The competition's grader compares text: an apostrophe before
+    `=1+1`, which keeps a spreadsheet from calculating it, would make the row wrong. So a line on the terminal says how
+    many rows a spreadsheet would take for formulas; the file stays as it is.
     """
     buffer = io.StringIO()
     plain = csv.writer(buffer, lineterminator="\n")
@@ -324,10 +326,10 @@ def write_submission(predictions: Sequence[Prediction], path: Path) -> Path:
     write_text(path, buffer.getvalue())
     formulas = sum(is_formula(p.id) or is_formula(p.answer) for p in predictions)
     if formulas:
-        print(f"{path.name}: a spreadsheet would take {formulas} rows for formulas; hand it in as it is, unopened")
+        print(f"{path.name}: a spreadsheet would see formulas in {formulas} rows; submit it without opening it in one")
     return path
 
 
 def is_formula(text: str) -> bool:
-    """Whether a spreadsheet would calculate the text instead of showing it; plain numbers aren't formulas."""
+    """Return whether a spreadsheet would calculate the text instead of showing it; plain numbers aren't formulas."""
     return bool(_FORMULA.match(text)) and not _NUMBER.fullmatch(text)

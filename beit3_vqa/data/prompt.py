@@ -1,4 +1,4 @@
-"""The text that stands for a question and its options."""
+"""Make the text of a question and its options."""
 
 import string
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ SPECIAL_TOKENS = 2  # <s> and </s>
 
 
 class PromptTemplate:
-    """The text of a multiple-choice question, such as `{question} Choices: A. {a} B. {b} C. {c} D. {d}`.
+    """A template for a multiple-choice question, such as `{question} Choices: A. {a} B. {b} C. {c} D. {d}`.
 
     Args:
-        template: with the fields `{question}` and `{a}`, `{b}`, ... for each option, each at least once.
-        num_choices: how many options there are.
+        template: text with the field `{question}` and `{a}`, `{b}`, ... for each option, each at least once.
+        num_choices: number of options.
 
     Raises:
         InputError: an unknown or missing field, or a stray brace.
@@ -25,17 +25,17 @@ class PromptTemplate:
         _check_fields(template, ("question", *self.letters))
 
     def __call__(self, question: str, choices: Sequence[str]) -> str:
-        """The text of a question and its options (braces in them are text); without options, the question alone."""
+        """Return the text of a question and its options (braces in them are text); without options, the question."""
         if not choices:
             return question
         return self.template.format(question=question, **dict(zip(self.letters, choices, strict=True)))
 
 
 class OptionTemplate:
-    """The text of one option of a question, such as `Question: {question} Answer: {choice}`.
+    """A template for one option of a question, such as `Question: {question} Answer: {choice}`.
 
     Args:
-        template: with the fields `{question}` and `{choice}`, each at least once.
+        template: text with the fields `{question}` and `{choice}`, each at least once.
 
     Raises:
         InputError: an unknown or missing field, or a stray brace.
@@ -46,11 +46,12 @@ class OptionTemplate:
         _check_fields(template, ("question", "choice"))
 
     def __call__(self, question: str, choice: str) -> str:
-        """The text of an option (braces in it are text)."""
+        """Return the text of a question and one option (braces in them are text)."""
         return self.template.format(question=question, choice=choice)
 
 
 def _check_fields(template: str, wanted: Sequence[str]) -> None:
+    """Raise InputError unless a template has each wanted field at least once and no other."""
     try:
         parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
     except ValueError as error:
@@ -67,17 +68,17 @@ def _check_fields(template: str, wanted: Sequence[str]) -> None:
 
 
 def cut_question(question: str, encode: Callable[[str], list[int]], room: int) -> list[int] | None:
-    """Ids of a prompt with the longest beginning of its question that leaves them within `room`.
+    """Shorten a question at its end until its prompt has at most `room` ids.
 
     Args:
-        question: too long as it is.
-        encode: a question -> ids of its prompt, without the special ones.
-        room: most ids there may be.
+        question: a question whose prompt is too long.
+        encode: question -> ids of its prompt, without the special ones.
+        room: largest number of ids.
 
     Returns:
-        the ids; None where even an empty question is too long.
+        the ids of the prompt; None if even an empty question is too long.
     """
-    fits, too_long = -1, len(question)
+    fits, too_long = -1, len(question)  # a bisection between these lengths
     best: list[int] | None = None
     while too_long - fits > 1:
         middle = (fits + too_long) // 2

@@ -1,9 +1,9 @@
-"""Index rows: what one is, reading them with every check, and keeping a million of them in little memory.
+"""Read index rows and check every one; keep a million of them in little memory.
 
 One row is one question, a JSON object on one line of UTF-8:
 
 * multiple choice: `{"id", "image_path", "question", "choices": [4 texts], "answer": "C", "weight": 2.0, "fold": 3}`,
-  where `answer` is a letter and absent when unknown, `weight` and `fold` are there only when asked for;
+  where `answer` is a letter, absent if unknown; `weight` and `fold` are optional;
 * open-ended: `{"id", "image_path", "question", "answer": "teal"}`; an answer outside the label table keeps its row;
 * upstream's own: `{"image_path", "text_segment": [ids], "labels": [..], "scores": [..], "qid"}`; forks put text in
   `text_segment`, or call it `text`.
@@ -35,18 +35,18 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Rows(Sequence[Row]):
-    """The rows of index files, parsed one at a time when they are asked for.
+    """The rows of index files; each is parsed when it is asked for.
 
-    A million dictionaries take a gigabyte, and each worker process would soon have a copy of its own, since Python
-    writes to an object that is only looked at. Here a process holds where each row begins and ends, 17 bytes a row, and
+    A million dictionaries take a gigabyte, and each worker process would soon have its own copy, since Python counts
+    references even to objects that are only read. Here a process keeps the beginning and end of each row, 17 bytes, and
     the text stays in the file, mapped into memory that all processes share.
 
     Args:
         paths: the files.
-        file: for each row, which of them it is in.
-        start: for each row, where it begins there, in bytes.
-        end: and where it ends.
-        maps: the files' bytes, where they are at hand: the file of that name may be another one by now.
+        file: uint8 (rows,), the number of each row's file in `paths`.
+        start: int64 (rows,), the byte where the row begins there.
+        end: int64 (rows,), the byte where it ends.
+        maps: the files' bytes, if they are mapped already: by now the path may name another file.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> "Row | Rows":
         if isinstance(index, slice):
             return self._chosen(index)
-        return json.loads(self._maps[self.file[index]][self.start[index] : self.end[index]])
+        row: Row = json.loads(self._maps[self.file[index]][self.start[index] : self.end[index]])
+        return row
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
@@ -85,17 +86,18 @@ class Rows(Sequence[Row]):
         return Rows(self.paths + other.paths, file, start, end, self._maps + other._maps)
 
     def where(self, wanted: Iterable[bool]) -> "Rows":
-        """The rows for which `wanted` is true, in order."""
+        """Return the rows for which `wanted`, one value for each row, is true; in order."""
         return self._chosen(np.fromiter(wanted, bool, len(self)))
 
     def _chosen(self, choice: slice | NDArray[np.bool_]) -> "Rows":
         return Rows(self.paths, self.file[choice], self.start[choice], self.end[choice], self._maps)
 
-    def __reduce__(self) -> Any:  # a map can't be pickled; a process that is spawned makes its own
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:  # a map can't be pickled; a spawned process makes its own
         return Rows, (self.paths, self.file, self.start, self.end)
 
 
 def _map(path: Path) -> mmap.mmap | bytes:
+    """Map a file into memory; return its bytes if that isn't possible."""
     with path.open("rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -104,17 +106,17 @@ def _map(path: Path) -> mmap.mmap | bytes:
 
 
 def row_id(row: Mapping[str, Any]) -> str:
-    """The id of a row; upstream's name for it is qid."""
+    """Return the id of a row, which upstream calls qid."""
     return str(row["id"] if "id" in row else row["qid"])
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """What a task's rows are.
+    """How to check the rows of a task.
 
     Attributes:
-        problem: what is wrong with an object of an index file, or an empty string.
-        name: the id of a row without a problem, unique in its file; None where rows have none.
+        problem: JSON object of an index file -> what is wrong with it, or an empty string.
+        name: row without a problem -> its id, unique in its file; None if rows have none.
     """
 
     problem: Callable[[Row], str]
@@ -122,16 +124,16 @@ class RowFormat:
 
 
 def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bool = False) -> Rows:
-    """The rows of an index file, every one of them checked; blank lines are skipped.
+    """Read the rows of an index file and check every one; blank lines are skipped.
 
     Args:
         path: the file, ours or upstream's.
-        row_format: of its rows; None: questions, as above.
-        keep_first: of rows with the same id keep the first, and say how many were left out.
+        row_format: how to check a row; None: as a question.
+        keep_first: of rows with the same id keep the first, and print how many were left out.
 
     Raises:
-        InputError: listing `file:line` of every row that isn't valid JSON, isn't an object, lacks a field, has one of
-            the wrong type, or repeats an id.
+        InputError: rows, listed as `FILE:LINE`, aren't JSON objects, lack a field, have one of a wrong type or repeat
+            an id; or the file is missing, too large or can't be read.
     """
     repeated: list[str] = []
     starts: list[int] = []
@@ -144,8 +146,9 @@ def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bo
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_ROW + 1), b""), start=1):
-                if len(line) > MAX_ROW:
+                if len(line) > MAX_ROW:  # `readline` above stops there, so that such a line never fills the memory
                     raise InputError(f"{path}:{number}: a row of more than {MAX_ROW:,} bytes: is this an index?")
+                # Offsets are the file's: a byte order mark and blank lines count.
                 start, end = end, end + len(line)
                 if number == 1 and line.startswith(codecs.BOM_UTF8):
                     start += len(codecs.BOM_UTF8)
@@ -173,12 +176,12 @@ def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bo
     if problems:
         raise InputError.of_problems(f"{path} is no index that can be used:", problems)
     if repeated:
-        print(f"{len(repeated)} rows left out, whose id an earlier row has, such as {one_line(repeated[0])}")
+        print(f"left out {len(repeated)} rows that repeat the id of an earlier row, such as {one_line(repeated[0])}")
     return Rows([path], np.zeros(len(starts), np.uint8), np.array(starts, np.int64), np.array(ends, np.int64))
 
 
 def _parse(line: bytes, row_format: RowFormat) -> tuple[Row, str]:
-    """The row on a line, and what is wrong with it."""
+    """Return the row on a line, and what is wrong with it (empty: nothing)."""
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -187,23 +190,23 @@ def _parse(line: bytes, row_format: RowFormat) -> tuple[Row, str]:
 
 
 def image_problem(row: Row, field: str = "image_path") -> str:
-    """What is wrong with the path of an image in a row, or an empty string."""
+    """Return what is wrong with an image path of a row, or an empty string."""
     if field not in row:
         return f"has no {field} (it has {', '.join(row) or 'no field at all'})"
     return "" if is_text(row[field]) and row[field] else f"{field} must be text"
 
 
 def id_problem(name: object) -> str:
-    """What is wrong with an id, or an empty string."""
+    """Return what is wrong with an id, or an empty string."""
     if name is None:
-        return "has no id (or, upstream's name for it, qid)"
+        return "has no id (nor upstream's qid)"
     if not (is_text(name) and str(name).strip()) and type(name) is not int:
         return "id must be text or a whole number"
     return f"id has more than {MAX_ID} characters" if len(str(name)) > MAX_ID else ""
 
 
 def fold_problem(row: Row) -> str:
-    """What is wrong with the weight or the fold of a row, or an empty string."""
+    """Return what is wrong with the weight or the fold of a row, or an empty string."""
     weight = row.get("weight", 1.0)
     if type(weight) not in (int, float) or not 0 <= weight <= MAX_WEIGHT:
         return f"weight must be a number from 0 to {MAX_WEIGHT:g}"
@@ -219,7 +222,7 @@ QUESTIONS = RowFormat(_question_problem)
 
 
 def text_problem(row: Row) -> str:
-    """What is wrong with the question of a row and its options, or with upstream's text segment."""
+    """Return what is wrong with a row's question and options, or with upstream's text segment (empty: nothing)."""
     if "text_segment" in row:
         segment = row["text_segment"]
         known = all(map(is_count, segment)) if isinstance(segment, list) else bool(segment) and is_text(segment)
@@ -237,14 +240,15 @@ def text_problem(row: Row) -> str:
 
 
 def _target_problem(row: Row) -> str:
+    """Return what is wrong with the answer of a row, or with upstream's labels and scores, or an empty string."""
     if "answer" in row:
         answer = row["answer"]
         if not is_text(answer) or not answer:
-            return "answer must be text (leave it out where it isn't known)"
+            return "answer must be text (leave it out if it isn't known)"
         if "choices" in row and answer not in tuple(LETTERS[: len(row["choices"])]):
             return f"answer {answer!r} must be a letter from A to {LETTERS[len(row['choices']) - 1]}"
     labels, scores = row.get("labels"), row.get("scores")
-    if labels or scores:  # a fork writes "" where the answer isn't known
+    if labels or scores:  # a fork writes "" if the answer isn't known
         if not isinstance(labels, list) or not all(map(is_count, labels)):
             return "labels must be a list of class numbers"
         if not isinstance(scores, list) or not all(type(s) in (int, float) and 0 <= s <= 1 for s in scores):
@@ -255,11 +259,11 @@ def _target_problem(row: Row) -> str:
 
 
 def is_count(value: object) -> bool:
-    """Whether `value` is a whole number, 0 or more (True and False aren't)."""
+    """Return whether `value` is a whole number, 0 or more (True and False aren't)."""
     return type(value) is int and value >= 0
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write an index file; until all of it is written, whatever was at `path` stays."""
+    """Write an index file; until all of it is written, an older file stays."""
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_text(path, lines)

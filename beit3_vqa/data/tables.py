@@ -1,4 +1,4 @@
-"""Text files that a user names, CSV and JSON: their encoding, their rows and columns, within bounds."""
+"""Read the CSV and JSON files that a user names: find their encoding, rows and columns, within limits of size."""
 
 import csv
 import io
@@ -16,18 +16,15 @@ from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import files
 from beit3_vqa.runtime.files import look_alikes, one_form
 
-MAX_SHOWN = 500  # characters of a header, in a message
-MAX_CELL = 1_000_000
-"""Characters of the longest cell that is read."""
-MAX_LINE = 4_000_000
-"""Characters of the longest line: a hundred million commas would be as many cells."""
-MAX_BLANK_LINES = 100_000
-"""Blank lines one after the other: a hundred million take minutes to pass over."""
+MAX_SHOWN = 500  # characters of a header in a message
+MAX_CELL = 1_000_000  # characters of a cell
+MAX_LINE = 4_000_000  # characters of a line: a hundred million commas would be as many cells
+MAX_BLANK_LINES = 100_000  # one after the other: a hundred million take minutes to skip
 
 
 @contextmanager
 def _cell_limit(characters: int) -> Iterator[None]:
-    """The csv module has one limit for the whole process: give it back as it was."""
+    """Set the csv module's limit of a cell in the block; it is one for the whole process, so restore it after."""
     before = csv.field_size_limit(characters)
     try:
         yield
@@ -36,10 +33,10 @@ def _cell_limit(characters: int) -> Iterator[None]:
 
 
 def parse_csv(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line where it starts, cells) of every row that isn't blank.
+    """Yield (number of its first line, cells) of every row that isn't blank.
 
     Raises:
-        InputError: a line, a cell or the quotes aren't what a CSV file has.
+        InputError: the quotes aren't valid CSV, or a line or cell is too long.
     """
     # newline="" keeps line breaks inside quotes as they are.
     reader = csv.reader(_bounded_lines(text, path), strict=True)
@@ -60,6 +57,7 @@ def parse_csv(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _bounded_lines(text: str, path: Path) -> Iterator[str]:
+    """Yield the lines of a text; InputError at too long a line or too many blank ones in a row."""
     blank = 0
     for number, line in enumerate(io.StringIO(text, newline=""), start=1):
         if len(line) > MAX_LINE:
@@ -71,6 +69,7 @@ def _bounded_lines(text: str, path: Path) -> Iterator[str]:
 
 
 def _explain(error: str) -> str:
+    """Return the csv module's error in words that say what to look for."""
     if "field larger" in error:
         return f"a cell has more than {MAX_CELL:,} characters: is a quote missing its partner?"
     if "unexpected end" in error:
@@ -81,10 +80,10 @@ def _explain(error: str) -> str:
 def find_columns(
     header: Sequence[str], path: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Column name -> position, ignoring case, Unicode form and surrounding space; optional ones only where they are.
+    """Return column name -> position, ignoring case, Unicode form and surrounding space; optional ones if present.
 
     Raises:
-        InputError: a required column is missing, or one is there twice.
+        InputError: a required column is missing, or a column occurs twice.
     """
     found = [one_form(name).strip().casefold() for name in header]
     shown = ", ".join(name.strip() for name in header)
@@ -93,7 +92,7 @@ def find_columns(
     separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
     if missing and separator:
         name = {";": "semicolons", "\t": "tabs", "|": "bars"}[separator]
-        raise InputError(f"{path}:1: its cells stand between {name}: save it with commas (CSV, comma delimited)")
+        raise InputError(f"{path}:1: its cells are separated by {name}: save it with commas (CSV, comma delimited)")
     if missing:
         raise InputError(f"{path}:1: columns missing: {', '.join(missing)}; columns found: {shown}")
     known = [name for name in dict.fromkeys((*required, *optional)) if name.casefold() in found]
@@ -103,15 +102,15 @@ def find_columns(
     return {name: found.index(name.casefold()) for name in known}
 
 
-# The text files that a user names: a limit on their size, and the encoding they are in.
+# The encoding of text files that a user names.
 
 MAX_SOURCE = 2_000_000_000  # bytes; VQAv2's annotations have 400 million
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-# What a file that can't be told is shown in, for its owner to pick from.
+# If the encoding can't be told, the message shows the text in each of these, for the user to choose.
 _LIKELY = ("cp1252", "cp949", "shift_jis", "big5", "gb18030")
 
-# The 400 syllables that make up 94% of running Korean text. Other encodings' bytes, read as CP949, hit any of the 2,350
-# of KS X 1001 alike, or the 8,822 that only CP949 has.
+# The 400 syllables that make up 94% of running Korean text. Bytes of other encodings, read as CP949, give any of the
+# 2,350 of KS X 1001 equally often, or the 8,822 that only CP949 has.
 _FREQUENT = frozenset(
     "가각간갈감강같개거건걸검것게겠겨격견결경계고곳공과관광교구국군권규그근글금급기긴길김까께끝끼나난날남"
     "내냐냥너네녀년노놓누눈뉴느는늘능니님다단달담답당대더던데도독돌동됐되된될두뒤드든들등디따때또라락란람"
@@ -122,8 +121,8 @@ _FREQUENT = frozenset(
     "좋죠주죽준줄중즈증지직진질집짜째쪽차참창찾채책처천첫청체초총최추축출충취츠치친침카커케코크클키타태터"
     "테토통투트특티파판패퍼페편평포폭표품프플피필하학한할함합항해했행향험현협형호혼화확환활황회획후희히힘"
 )
-_ENOUGH = 4  # different ones of them: a word or two. Of files of a few Chinese words, one in a thousand has as many.
-_SHARE = 0.6  # of all letters beyond ASCII; lists of loanwords have least, Chinese text has 0.1
+_ENOUGH = 4  # different ones of them: a word or two; one in a thousand files of a few Chinese words has as many
+_SHARE = 0.6  # their least share of all letters beyond ASCII; lists of loanwords come nearest, Chinese text has 0.1
 
 
 def read_text(path: Path, encoding: str = "", notes: list[str] | None = None) -> str:
@@ -131,8 +130,8 @@ def read_text(path: Path, encoding: str = "", notes: list[str] | None = None) ->
 
     Args:
         path: the file.
-        encoding: its name for Python; empty: UTF-8, UTF-16 with a byte order mark, or CP949 where that is Korean.
-        notes: gets a line where the encoding is another than UTF-8.
+        encoding: Python's name of it; empty: UTF-8, UTF-16 with a byte order mark, or CP949 if that reads as Korean.
+        notes: gets a line if the encoding isn't UTF-8.
 
     Raises:
         InputError: it is missing, empty, too large, can't be read, or is in another encoding.
@@ -144,14 +143,14 @@ def read_text(path: Path, encoding: str = "", notes: list[str] | None = None) ->
 
 
 def read_json(path: Path, encoding: str = "", notes: list[str] | None = None) -> Any:
-    """Return the content of a JSON file; see `read_text`."""
+    """Read a JSON file of any encoding that `read_text` knows; InputError as there, or if it isn't JSON."""
     return files.parse_json(read_text(path, encoding, notes), path)
 
 
 def check_encoding(name: str) -> None:
     """Raise InputError unless Python knows a text encoding of that name, or the name is empty."""
     try:
-        b" ".decode(name or "utf-8")  # not of nothing, for which Python looks up no name
+        b" ".decode(name or "utf-8")  # not b"", for which Python doesn't look up the name
     except UnicodeError:  # one character of UTF-16 has two bytes
         pass
     except (LookupError, ValueError) as error:
@@ -161,7 +160,7 @@ def check_encoding(name: str) -> None:
 
 
 def decode(content: bytes, path: Path, encoding: str = "") -> tuple[str, str]:
-    """Return the text and the name of its encoding; see `read_text`."""
+    """Return the text of `content` and the name of its encoding; arguments and errors as for `read_text`."""
     found = encoding or ("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8")
     try:
         text = content.decode(found)
@@ -174,17 +173,17 @@ def decode(content: bytes, path: Path, encoding: str = "") -> tuple[str, str]:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(
-            f"{path}:{line}: a NUL character, which no text has: is this a text file? Save it as UTF-8 (UTF-16 without "
-            "its mark has them: --encoding utf-16-le)"
+            f"{path}:{line}: a NUL character: is this a text file? Save it as UTF-8; if it is UTF-16 without a byte "
+            "order mark, give --encoding utf-16-le"
         )
     return text.removeprefix("\ufeff"), found.upper()
 
 
 def _decode_cp949(content: bytes, where: str, start: int) -> str:
-    """Return the text of a file that isn't UTF-8 from byte `start` on; InputError where it isn't Korean."""
+    """Decode a file that stops being UTF-8 at byte `start`; InputError, beginning with `where`, if it isn't Korean."""
     replaced = content.decode("utf-8-sig", errors="replace")
     if sum(character > "\x7f" for character in replaced) > 2 * replaced.count("\ufffd"):
-        # Most of it is good UTF-8. As CP949 it would often decode too, to gibberish.
+        # Most of it is good UTF-8. CP949 would often decode it too, to gibberish.
         raise InputError(f"{where}: damaged UTF-8, as a cut or badly merged file has: save it as UTF-8 again")
     try:
         text = content.decode("cp949")
@@ -203,7 +202,7 @@ def _is_korean(text: str) -> bool:
     """Return whether what CP949 made of some bytes is Korean text."""
     letters = Counter({c: n for c, n in Counter(text).items() if c > "\x7f" and c.isalpha() and not _is_neutral(c)})
     frequent = {c: n for c, n in letters.items() if c in _FREQUENT}
-    # A byte of CP1252 and the ASCII letter behind it make one of the syllables that KS X 1001 hadn't room for.
+    # In CP1252 text a byte and the ASCII letter after it decode to one of the syllables that KS X 1001 lacks.
     rare = "".join(c for c in letters if "가" <= c <= "힣" and min(c.encode("cp949")) < 0xA1)
     if rare and re.search(f"[A-Za-z][{rare}]|[{rare}][A-Za-z]", text):
         return False
@@ -211,12 +210,12 @@ def _is_korean(text: str) -> bool:
 
 
 def _is_neutral(letter: str) -> bool:
-    """Return whether a letter is as likely in other files: ㅋ and ㅠ alone, full-width letters."""
+    """Return whether a letter says nothing about the language: ㅋ and ㅠ alone, full-width letters."""
     return "\u3131" <= letter <= "\u3163" or "\uff01" <= letter <= "\uff5e"
 
 
 def _readings(content: bytes, start: int) -> list[str]:
-    """Return what stands around byte `start` in each of `_LIKELY` that could have written it."""
+    """Return how the text around byte `start` reads in each of `_LIKELY` that can decode it."""
     begin = max(content.rfind(b"\n", 0, start) + 1, start - 40)
     line = content[begin : start + 60].partition(b"\n")[0]
     readings = []
@@ -228,19 +227,19 @@ def _readings(content: bytes, start: int) -> list[str]:
     return readings
 
 
-# Predictions and answers are of the same questions, or the evaluation says which aren't.
+# Predictions and answers must be of the same questions.
 
 
 def require_same_ids(
     predictions: Sequence[Prediction], known: Iterable[str], where: Path, doubled: Sequence[str] = ()
 ) -> None:
-    """InputError unless every question is predicted and every prediction is of a question; lists what is wrong.
+    """Raise InputError, listing ids, unless predictions and answers have the same ids.
 
     Args:
-        predictions: their ids differ.
+        predictions: predictions, no two with the same id.
         known: ids of the answers, in order.
         where: the file of the answers.
-        doubled: ids that are in it more than once.
+        doubled: ids that occur in it more than once.
     """
     wanted = dict.fromkeys(known)
     given = {p.id for p in predictions}
@@ -250,7 +249,7 @@ def require_same_ids(
     parts = (("doubled in it", doubled), ("not predicted", missing), ("predicted, but not in it", extra))
     if any(ids for _, ids in parts):
         counts = ", ".join(f"{len(ids):,} {what}" for what, ids in parts if ids)
-        # Some of each kind, however many there are of the first.
+        # A few of each kind: many of the first would crowd out the others.
         listed = [
             f"{what}: {', '.join(map(short, ids[:6]))}{', ...' if len(ids) > 6 else ''}" for what, ids in parts if ids
         ]
@@ -263,7 +262,7 @@ def require_same_ids(
 
 
 def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
-    """The letter of an answer given as a letter or as an option's text; else an empty string and the problem."""
+    """Return the letter of an answer that is given as a letter or as an option's text, and what is wrong with it."""
     letters = tuple(ALL_LETTERS[: len(choices)])
     matches = [
         letter for letter, choice in zip(letters, choices, strict=True) if comparable(choice) == comparable(given)
@@ -286,15 +285,16 @@ def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
 
 
 def comparable(text: str) -> str:
-    """What two options must share to be the same text."""
+    """Return the key under which two options count as the same text."""
     # macOS and Windows spell Korean syllables in different code points.
     return one_form(text).strip().casefold()
 
 
 def read_weight(cell: str) -> float | None:
-    """A weight, from 0 to `MAX_WEIGHT`; None where the cell holds none."""
+    """Return the weight in a cell, 0 to `MAX_WEIGHT`; None if it holds something else."""
     try:
         weight = float(cell)
     except ValueError:
         return None
+    # Python reads 1_000 as a number, which no spreadsheet writes.
     return weight if 0 <= weight <= MAX_WEIGHT and "_" not in cell else None

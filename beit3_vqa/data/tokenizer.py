@@ -1,4 +1,4 @@
-"""Text to token ids and back: SentencePiece pieces under XLM-R's ids.
+"""Turn text into token ids and back: SentencePiece pieces under XLM-R's ids.
 
 XLM-R's (fairseq's) ids put `<s>`, `<pad>`, `</s>`, `<unk>` at 0..3, SentencePiece's own put `<unk>`, `<s>`, `</s>`
 at 0..2; every piece from 3 on is moved up by one, and `<mask>` is added at the end. Ids equal those of transformers 4's
@@ -25,7 +25,7 @@ BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 # `<pad>` in front and `<mask>` behind are the two ids that aren't SentencePiece pieces.
 EXTRA_IDS = 2
 
-# SentencePiece's first three, unless it was told otherwise. XLM-R's ids rest on them.
+# SentencePiece's first three, unless it was told otherwise. XLM-R's ids assume them.
 CONTROL_PIECES = ("<unk>", "<s>", "</s>")
 
 WORD_START = "\u2581"  # what SentencePiece writes for a space
@@ -36,7 +36,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """A SentencePiece model read from a file. It can be pickled: the model travels along, the file isn't read again.
+    """A SentencePiece model read from a file. A pickle holds the model, so the file isn't read again.
 
     Args:
         path: a SentencePiece model such as beit3.spm, whose first pieces are `<unk>`, `<s>`, `</s>`.
@@ -45,7 +45,7 @@ class Tokenizer:
         path: the file it was read from.
         bos_id, pad_id, eos_id, unk_id: 0, 1, 2, 3.
         mask_id: the last id.
-        sha256: of that file, in hexadecimal digits.
+        sha256: SHA-256 of that file, in hexadecimal digits.
         vocab_size: the number of ids, 64,002 for beit3.spm; an embedding needs at least as many rows.
 
     Raises:
@@ -64,35 +64,37 @@ class Tokenizer:
         return self.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without `<s>` and `</s>`; no text can give a special id other than `<unk>`."""
-        # A list of one would start a pool of threads in SentencePiece: 25 times as long.
+        """Return the ids of `text`, without `<s>` and `</s>`; no text gives a special id other than `<unk>`."""
+        # With a list of one text SentencePiece would start a pool of threads, which takes 25 times as long.
         return _ids(self._model.encode(_encodable(text), out_type=int))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text; one call for many texts is the fast way."""
+        """Return the ids of each text, as `encode` does; faster than a call for each."""
         # One thread: a batch is encoded in a millisecond, and DataLoader workers already fill the cores.
         pieces = self._model.encode([_encodable(text) for text in texts], out_type=int, num_threads=1)
         return [_ids(row) for row in pieces]
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """The text of each id by itself, with a space before what begins a word; joined they are the text again.
+        """Return the text of each id, with a space before what begins a word; joined they are the text again.
 
-        A special id gives an empty text, `<unk>` SentencePiece's "⁇".
+        A special id gives an empty text, `<unk>` gives SentencePiece's "⁇".
         """
         return [self._piece(token_id) for token_id in ids]
 
     def _piece(self, token_id: int) -> str:
         if UNK_ID < token_id < self.mask_id:
-            return self._model.id_to_piece(token_id - 1).replace(WORD_START, " ")
+            piece: str = self._model.id_to_piece(token_id - 1)
+            return piece.replace(WORD_START, " ")
         return "⁇" if token_id == UNK_ID else ""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`. Ids that stand for no text are left out: specials, and an embedding's spare rows.
+        """Return the text of `ids`, skipping ids without text: specials, and an embedding's spare rows.
 
         `<unk>` becomes SentencePiece's " ⁇ ".
         """
         spoken = [int(token_id) for token_id in ids if UNK_ID <= token_id < self.mask_id]
-        return self._model.decode([0 if token_id == UNK_ID else token_id - 1 for token_id in spoken])
+        text: str = self._model.decode([0 if token_id == UNK_ID else token_id - 1 for token_id in spoken])
+        return text
 
 
 def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = PAD_ID, length_step: int = 1) -> tuple[Tensor, Tensor]:
@@ -112,15 +114,15 @@ def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = PAD_ID, length_s
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> Tokenizer:
-    """Train a SentencePiece model (byte-pair encoding) on `texts` and write it to `path`; for those without beit3.spm.
+    """Train a SentencePiece model (byte-pair encoding) on `texts`, for users without beit3.spm; write it to `path`.
 
     The same texts in the same order give the same file, byte for byte. Every character of the texts gets a piece,
     Korean and other large scripts included.
 
     Args:
         texts: the questions and answers that the tokenizer is for; blank ones are skipped.
-        vocab_size: the number of ids wanted, specials included. Few texts give fewer: see `Tokenizer.vocab_size`.
-        path: the file to write; one already there is replaced whole or not at all.
+        vocab_size: the number of ids, specials included. Few texts give fewer: see `Tokenizer.vocab_size`.
+        path: the file to write; an existing one is replaced whole or not at all.
 
     Returns:
         The tokenizer, read from `path`.
@@ -141,6 +143,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
 
 
 def _train(texts: list[str], pieces: int, path: Path) -> bytes:
+    """Return the bytes of a SentencePiece model; InputError if the texts don't make one."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -175,7 +178,11 @@ def _train(texts: list[str], pieces: int, path: Path) -> bytes:
 
 
 def _load(path: Path) -> tuple[Any, str]:
-    """The SentencePieceProcessor of a model file, checked to have the pieces that XLM-R's ids rest on; its SHA-256."""
+    """Return the SentencePieceProcessor of a model file and the file's SHA-256.
+
+    Raises:
+        InputError: it can't be read, or lacks the first pieces that XLM-R's ids assume.
+    """
     import sentencepiece
 
     require_bounded(path, MAX_MODEL)
@@ -213,37 +220,38 @@ def _load(path: Path) -> tuple[Any, str]:
 
 
 def _ids(pieces: list[int]) -> list[int]:
-    """SentencePiece's numbers -> XLM-R's."""
+    """Turn SentencePiece's numbers into XLM-R's ids."""
     return [piece + 1 if piece else UNK_ID for piece in pieces]
 
 
 def _encodable(text: str) -> str:
-    """`text` with each half of a surrogate pair, which UTF-8 can't hold, replaced by U+FFFD."""
+    """Replace each half of a surrogate pair, which UTF-8 can't hold, by U+FFFD."""
     return _LONE_SURROGATE.sub("\ufffd", text)
 
 
-# Masking words of a caption, for a model that learns to fill them in.
+# Words of a caption are masked for a model that learns to fill them in.
 
-AS_MASK, AS_IT_IS = 0.8, 0.1  # of the masked words; the rest become any word at all
+AS_MASK, AS_IT_IS = 0.8, 0.1  # shares of the chosen words; the rest become a random word
 
 
 def mask_words(
     ids: Sequence[int], rng: random.Random, probability: float, mask_id: int, vocab_size: int
 ) -> tuple[list[int], list[int]]:
-    """A text with some of its words hidden, upstream's way.
+    """Mask some words of a text, as upstream does.
 
-    Round(n * probability) of the n tokens are chosen, at least one, never `<s>`; `</s>` may be, since a captioner must
-    learn to stop. Of them 80 % become `<mask>`, 10 % stay, and 10 % become a random word (Devlin et al. 2019, "BERT").
+    round(n * probability) of the n tokens are chosen, at least one. `<s>` is never chosen; `</s>` may be, since a
+    captioner must learn to stop. Of them 80 % become `<mask>`, 10 % stay, and 10 % become a random word (Devlin et al.
+    2019, "BERT").
 
     Args:
-        ids: `<s> text </s>`, at least two.
-        rng: all that is random comes from here.
-        probability: of a token to be chosen.
-        mask_id: of `<mask>`.
-        vocab_size: ids of the tokenizer; random words are any from `<unk>` on.
+        ids: ids of `<s> text </s>`, at least two.
+        rng: the only source of randomness.
+        probability: share of the tokens that is chosen.
+        mask_id: id of `<mask>`.
+        vocab_size: number of ids of the tokenizer; random words are any from `<unk>` on.
 
     Returns:
-        ids as the model sees them, and the positions chosen, in order.
+        the ids as the model sees them, and the positions that were chosen, in order.
     """
     count = min(max(1, int(len(ids) * probability + 0.5)), len(ids) - 1)
     chosen = sorted(rng.sample(range(1, len(ids)), count))

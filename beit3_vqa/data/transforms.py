@@ -1,7 +1,7 @@
-"""From a decoded image to pixels for the model: uint8 (3, S, S), the red, green and blue planes.
+"""Turn a decoded image into pixels for the model: uint8 (3, S, S), the red, green and blue planes.
 
-S is the model's resolution. Pixels travel as uint8, a quarter of the bytes, and the model normalises them on its own
-device. The pipelines are upstream's."""
+S is the model's resolution. Pixels travel as uint8, a quarter of the bytes of float32, and the model normalises them on
+its own device. The pipelines are upstream's."""
 
 import math
 import random
@@ -20,11 +20,11 @@ from beit3_vqa.errors import InputError, nearest
 # RandAugment as BEiT-3's fine-tuning uses it: two random operations of magnitude 7 of 10, each applied half the time.
 #
 # Cubuk et al., RandAugment (2019), in the variant that upstream's VQA recipe runs with `--randaug`. Kept from it: the
-# ten operations, drawn with replacement; the probability of 1/2 for each; magnitudes as shares of the same maxima
+# ten operations, drawn with replacement; the probability 1/2 of each; magnitudes as shares of the same maxima
 # (enhancement factor 0.1 + 1.8 m, shear 0.3 m, translation 10 m pixels whatever the image's size, rotation 30 m
-# degrees, m = magnitude / 10); random signs for the geometric ones; grey (128) where nothing of the image is left.
-# Different: Pillow's operations stand for upstream's OpenCV code, so geometric results differ by parts of a pixel, and
-# sharpness also reaches the image's outermost pixels; all randomness comes from the generator that is passed in.
+# degrees, m = magnitude / 10); random signs for the geometric ones; grey (128) outside the image.
+# Different: these are Pillow's operations, not upstream's OpenCV code, so geometric results differ by parts of a pixel,
+# and sharpness changes the outermost pixels too; all randomness comes from the generator that is passed in.
 
 MAX_MAGNITUDE = 10
 PROBABILITY = 0.5
@@ -40,7 +40,7 @@ def _enhancement(strength: float) -> float:
 
 
 def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
-    """Output pixel (x, y) shows input pixel (a x + b y + c, d x + e y + f)."""
+    """Transform the image so that pixel (x, y) of the result shows (a x + b y + c, d x + e y + f) of the input."""
     return image.transform(
         image.size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR, fillcolor=FILL
     )
@@ -66,13 +66,13 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
 
 
 class RandAugment:
-    """`count` operations, each drawn anew from `OPERATIONS` and applied with `PROBABILITY`.
+    """RandAugment: `count` operations, each drawn anew from `OPERATIONS` and applied with `PROBABILITY`.
 
-    None of them mirrors the image, so that left stays left.
+    None of them mirrors the image, so left stays left.
 
     Args:
-        count: how many operations are drawn for an image.
-        magnitude: 0 to `MAX_MAGNITUDE`, the share of each operation's maximum.
+        count: number of operations that are drawn for an image.
+        magnitude: strength of each operation, from 0 to `MAX_MAGNITUDE`, its maximum.
     """
 
     def __init__(self, count: int = 2, magnitude: float = 7) -> None:
@@ -80,7 +80,7 @@ class RandAugment:
         self.strength = magnitude / MAX_MAGNITUDE
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        """Mode RGB in, mode RGB of the same size out; the very image that came in when nothing was applied."""
+        """Return an image of the same size, mode RGB; `image` itself if no operation was applied."""
         for name in rng.choices(list(OPERATIONS), k=self.count):
             applied, sign = rng.random() < PROBABILITY, rng.choice((-1, 1))
             if applied:
@@ -94,37 +94,37 @@ INTERPOLATIONS = ("bicubic", "bilinear", "random")
 _CROP_TRIES = 10
 SMALL_IMAGE = 128 * 128  # pixels
 HUGE_IMAGE = 2**24  # pixels
-BICUBIC_REACH = 2  # pixels to either side of the one that is computed, of the larger grid
+BICUBIC_REACH = 2  # the filter reads so many pixels to either side, in pixels of the coarser grid
 
 
 class EvalTransform:
-    """Bicubic resize of the whole image to `size` x `size`, pixel for pixel torchvision's `Resize` on a PIL image."""
+    """Evaluation's pipeline: a bicubic resize of the whole image to `size` x `size`, as torchvision's `Resize`."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Mode RGB in, uint8 (3, size, size) out."""
+        """Return uint8 (3, size, size) of an image of mode RGB."""
         _require_rgb(image)
         return _planes(np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC)))
 
 
 class TrainTransform:
-    """RandomResizedCrop, horizontal flip and, where wanted, RandAugment(2, 7), in upstream's order.
+    """Training's pipeline: RandomResizedCrop, horizontal flip and, if asked for, RandAugment(2, 7); upstream's order.
 
-    The crop follows the law of timm's `RandomResizedCropAndInterpolation` to the draw: a generator seeded alike
-    cuts the same box. Every value is within one grey level of Pillow's crop and resize.
+    The crop makes the draws of timm's `RandomResizedCropAndInterpolation`: a generator with the same seed gives the
+    same box. Every value is within one grey level of Pillow's crop and resize.
 
     Args:
         size: side S of the result in pixels.
-        scale: smallest and largest share of the image's area that a crop covers; from 1 on, nothing is cropped.
+        scale: smallest and largest share of the image's area that a crop covers; (1, 1): nothing is cropped.
         ratio: smallest and largest width / height of a crop.
         interpolation: `bicubic`, `bilinear`, or `random`, one of both for each image.
         flip: probability of a horizontal flip.
-        randaug: apply RandAugment(2, 7) after the flip.
+        randaug: True to apply RandAugment(2, 7) after the flip.
 
     Raises:
-        InputError: for another interpolation, or a range that is none.
+        InputError: the interpolation is unknown, or a range isn't one.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class TrainTransform:
         self.randaug = RandAugment() if randaug else None
 
     def __call__(self, image: Image.Image, rng: random.Random, keep_left_right: bool = False) -> Tensor:
-        """One augmented view.
+        """Return one augmented view.
 
         Args:
             image: mode RGB.
             rng: the only source of randomness; seed it by (seed, epoch, example).
-            keep_left_right: never flip this image. The draws stay the same, so the crop doesn't depend on it.
+            keep_left_right: True to never flip this image. The draws stay the same, so the crop doesn't depend on it.
 
         Returns:
             uint8 (3, size, size), contiguous.
@@ -179,10 +179,11 @@ class TrainTransform:
 def sample_crop(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
 ) -> tuple[int, int, int, int]:
-    """A random box (left, top, right, bottom) in pixels inside an image of `width` x `height`.
+    """Draw a box (left, top, right, bottom) in pixels inside an image of `width` x `height`.
 
-    Area uniform in `scale`, aspect ratio log-uniform in `ratio`, place uniform; drawn anew until it fits, at most
-    ten times, then the largest central box whose aspect ratio lies in `ratio` (Szegedy et al. 2015, as in timm).
+    The share of the area is uniform in `scale`, the aspect ratio log-uniform in `ratio`, the place uniform. A box that
+    doesn't fit is drawn anew, ten times at most; then it is the largest central box whose aspect ratio lies in `ratio`
+    (Szegedy et al. 2015, as in timm).
     """
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_CROP_TRIES):
@@ -202,10 +203,10 @@ def sample_crop(
 
 
 def resize_and_crop(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """Return `image.resize(size, BICUBIC).crop(box)`, and never compute a huge image for that.
+    """Return `image.resize(size, BICUBIC).crop(box)` without computing a huge image on the way.
 
-    Where the resized image would be one, as of an image of 1 x 20,000 pixels, only what is kept is computed. Pillow may
-    then choose another order of its two passes, each of which rounds.
+    If the resized image would be huge (think of an image of 1 x 20,000 pixels), only the box is computed. Pillow may
+    then do its two passes in another order, and each of them rounds.
 
     Args:
         image: mode RGB.
@@ -220,7 +221,7 @@ def resize_and_crop(image: Image.Image, size: tuple[int, int], box: tuple[int, i
     margins = [math.ceil(BICUBIC_REACH * max(1.0, ratio)) + 1 for ratio in ratios]
     left, top = (max(0, math.floor(kept[axis] * ratios[axis]) - margins[axis]) for axis in (0, 1))
     right, bottom = (math.ceil(kept[axis + 2] * ratios[axis]) + margins[axis] for axis in (0, 1))
-    # First a part of the image: Pillow's box is in single precision, in which places in a long side are inexact.
+    # Cut a part out first: Pillow's `box` is in single precision, too coarse for positions along a long side.
     part = image.crop((left, top, min(image.width, right), min(image.height, bottom)))
     x = [min(kept[at] * ratios[0] - left, part.width) for at in (0, 2)]
     y = [min(kept[at] * ratios[1] - top, part.height) for at in (1, 3)]
@@ -237,27 +238,27 @@ def _require_rgb(image: Image.Image) -> None:
 
 
 def _resize(image: Image.Image, size: int, mode: str) -> Pixels:
-    """An antialiased resize of the whole image to (size, size, 3).
+    """Resize the whole image, antialiased, to uint8 (size, size, 3).
 
-    PyTorch's kernel does what Pillow's does, several times as fast but with 16-bit weights: each of the two passes
-    is off by one grey level here and there, and the second pass can add to what the first did. So Pillow does the
-    first, that one level remains the bound, and both where the image is so small that the calls are what takes time.
+    PyTorch's kernel does what Pillow's does, several times as fast, but with 16-bit weights: each of the two passes is
+    off by one grey level here and there, and the errors can add up. So Pillow does the first pass, and one level
+    remains the bound. For small images the calls take most of the time, and Pillow does both passes.
     """
     filter = Image.Resampling[mode.upper()]
     if image.width * image.height <= SMALL_IMAGE and size * size <= SMALL_IMAGE:
         return np.asarray(image.resize((size, size), filter))
     image = image.resize((size, image.height), filter)
-    # Channels last in memory, which is what the fast kernel wants.
+    # The fast kernel needs channels last in memory.
     batch = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
     resized = torch.nn.functional.interpolate(batch, (size, size), mode=mode, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
 def _planes(pixels: Pixels) -> Tensor:
-    """uint8 (height, width, 3) -> tensor (3, height, width), contiguous."""
+    """Turn uint8 (height, width, 3) into a contiguous tensor (3, height, width)."""
     height, width, _ = pixels.shape
     planes = np.empty((3, height, width), dtype=np.uint8)
-    for plane in range(3):  # twice as fast as one copy of the transposed array
+    for plane in range(3):  # twice as fast as copying the transposed array at once
         planes[plane] = pixels[:, :, plane]
     return torch.from_numpy(planes)
 
@@ -275,8 +276,8 @@ _SIDES = re.compile(
 
 
 def speaks_of_sides(texts: Iterable[str]) -> bool:
-    """Whether any of the texts (a question, its options) speaks of left or right, in English or Korean.
+    """Return whether any of the texts (a question, its options) speaks of left or right, in English or Korean.
 
-    A mirrored image would make its answer wrong. Meant to miss nothing: that "all right" counts too costs one flip.
+    A mirrored image would make the answer wrong. Better one flip too few: "all right" counts too.
     """
     return any(_SIDES.search(unicodedata.normalize("NFKC", text)) for text in texts)

@@ -1,4 +1,4 @@
-"""The plain data that travels along the pipeline from index row to submission. No logic here."""
+"""The plain data that travels along the pipeline from index row to submission."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,14 +9,17 @@ from torch import Tensor
 
 from beit3_vqa.errors import InputError
 
+Key = tuple[int, int, int]  # which drawing of an example: epoch, number of the draw in it, row
+Tensors = dict[str, Any]  # what a processor makes of an example: tensors, and lists of token ids of any length
+
 
 @dataclass(frozen=True)
 class Inputs:
     """The names of a model's inputs.
 
     Attributes:
-        images: one for each image of an example, in their order.
-        text: of the token ids, beside which goes `padding_mask`; empty where there is no text.
+        images: one name for each image of an example, in order.
+        text: name of the token ids, which come with a `padding_mask`; empty if there is no text.
     """
 
     images: tuple[str, ...] = ("image",)
@@ -25,18 +28,18 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Example:
-    """One question about one image, or whatever else a task makes of a row: a sentence about two, an image alone.
+    """One question about one image, or what another task makes of a row: a sentence about two images, an image alone.
 
     Attributes:
         id: the row's own id, as text; unique within its split.
         image_path: a file to open.
-        question: the text, empty where `token_ids` stands for it or there is none.
-        choices: the options of a multiple-choice question, in the order they are shown; empty when open-ended.
-        answer: the annotated answer (a letter for multiple choice); None where it isn't known.
-        targets: (label, score) pairs, scores in [0, 1]; empty where the answer isn't known or has no label.
-        weight: how much the row counts in the weighted accuracy; None where the data have no weights.
-        token_ids: XLM-R ids without `<s>` and `</s>`, where the index (upstream's format) holds ids, not text.
-        problem: why its image can't be read, where a grey one stands for it; else None.
+        question: the text; empty if `token_ids` replaces it or there is none.
+        choices: the options of a multiple-choice question, in the order they are shown; empty if it is open-ended.
+        answer: the annotated answer (a letter for multiple choice); None if it isn't known.
+        targets: (label, score) pairs, scores in [0, 1]; empty if the answer isn't known or has no label.
+        weight: how much the row counts in the weighted accuracy; None if the data have no weights.
+        token_ids: XLM-R ids without `<s>` and `</s>`, if the index (upstream's format) holds ids, not text; else None.
+        problem: why its image can't be read, if a grey one replaces it; else None.
         image: the image as the index names it, relative to the image root; empty outside a prepared folder.
         more_image_paths: files of the second image and further ones, for tasks that have them.
     """
@@ -66,10 +69,10 @@ class Batch:
     Attributes:
         inputs: keyword arguments of the model, as its processor made them for the B examples.
         examples: the B examples in order, options as the model sees them.
-        targets: what the loss compares the outputs with, (B, ...), made by the task; None where nothing is learned.
-        bad_images: errors of images that couldn't be read, which some of the examples stand in for.
-        num_valid: in training, how many of them count, the first ones: 0 for the one example of a process for which a
-            short last batch had none.
+        targets: what the loss compares the outputs with, (B, ...), made by the task; None if nothing is learned.
+        bad_images: errors of unreadable images, which some of the examples replace.
+        num_valid: in training, how many of the examples count, from the first on. It is 0 for the one example of a
+            process for which a short last batch had none.
         global_batch: in training, how many count over all processes.
         step: in training, optimizer steps done since the start of the run.
     """
@@ -86,11 +89,11 @@ class Batch:
         return len(self.examples)
 
     def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory, from which a GPU can fetch without the host waiting; DataLoader calls it."""
+        """Return a copy in page-locked memory, which a GPU copies without the host waiting; DataLoader calls this."""
         return self._with_each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on a device; the host doesn't wait for tensors in page-locked memory."""
+        """Return a copy on a device; the host doesn't wait for tensors in page-locked memory."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -107,14 +110,14 @@ class Prediction:
         question: its text.
         answer: the chosen answer: a letter for multiple choice, else text.
         probabilities: answer -> probability, most likely first when open-ended, which keeps the likeliest few.
-        truth: the annotated answer, None where it isn't known.
-        score: what the chosen answer scores in [0, 1]; None where the truth isn't known.
-        weight: the row's weight, None where the data have none.
-        problem: why the image couldn't be read, where the answer is to the text alone; else None.
-        loss: what training would have made of the answer; None where the truth isn't known or has no label.
-        choices: the texts of the options A, B, ...; empty when open-ended.
+        truth: the annotated answer; None if it isn't known.
+        score: score of the chosen answer in [0, 1]; None if the truth isn't known.
+        weight: the row's weight; None if the data have none.
+        problem: why the image couldn't be read, if the answer is to the text alone; else None.
+        loss: the training loss of the answer; None if the truth isn't known or has no label.
+        choices: the texts of the options A, B, ...; empty if open-ended.
         image: the image as the index names it, relative to the image root; empty outside a prepared folder.
-        answer_scores: answer -> score of those that score, where these aren't 1 for the truth alone; else None.
+        answer_scores: answer -> score of every answer that scores; None if only the truth does, with 1.
     """
 
     id: str
@@ -136,17 +139,17 @@ class PredictionsInfo:
     """Where predictions come from: the file beside them, for ensembles and reports.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         model: full name of the model.
-        parameters: of the model, all that was loaded for it.
+        parameters: number of parameters of all that was loaded for the model.
         checkpoint: path of the weights, as it was given.
-        split: what was evaluated.
+        split: name of the split.
         data_path: the prepared folder, as it was given.
-        image_root: the folder that images are named from.
-        best_metric: which of the metrics the run was chosen by.
+        image_root: the folder that the images' paths are relative to.
+        best_metric: name of the metric that chose the best epoch.
         chance: that metric for blind guessing.
-        sha256: of the checkpoint's file, in hexadecimal digits: what tells its weights from others.
-        predictions_sha256: of the file of the predictions, which none but that file may claim; 0.1.0 didn't write it.
+        sha256: SHA-256 of the checkpoint's file, in hexadecimal digits.
+        predictions_sha256: SHA-256 of the file of the predictions; empty if 0.1.0 wrote it.
     """
 
     task: str
@@ -166,14 +169,14 @@ class PredictionsInfo:
 class AttentionMap:
     """Where a model looked while it answered one question: the attention of its [CLS] token.
 
-    Shares of patches and tokens sum to 1 less what went to the special tokens ([CLS] itself, `<s>`, `</s>`), which say
-    nothing of where; where image and text have a tower each, that holds of the patches, and of each text.
+    The shares of patches and tokens sum to 1, less those of the special tokens ([CLS] itself, `<s>`, `</s>`), which
+    aren't shown. If image and text have a tower each, the patches sum to that, and so does each text.
 
     Attributes:
         patches: float32 (rows, columns), the share of each patch of the square that the model saw.
         region: left, top, right and bottom of that square as shares of the upright image's width and height.
-        texts: what was read, (token as it is written, with the space before or after it; share) in order: the whole
-            prompt as one text, or a text for each option.
+        texts: for each text (the whole prompt, or one for each option) its tokens in order, as pairs (token as it is
+            written, with the space before or after it; share).
     """
 
     patches: Tensor
@@ -183,12 +186,12 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        metrics: empty where no answer is known.
+        metrics: name -> value; empty if no answer is known.
         predictions: one for each row, in input order.
-        blind: the same with every image greyed out; empty where that wasn't asked for.
+        blind: the predictions with every image greyed out; empty unless that was asked for.
     """
 
     metrics: dict[str, Any]

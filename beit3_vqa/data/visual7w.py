@@ -1,4 +1,4 @@
-"""Visual7W's file of telling questions (`dataset_v7w_telling.json`), as preparing and scoring read it."""
+"""Read Visual7W's file of telling questions, `dataset_v7w_telling.json`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,16 @@ from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.runtime.files import is_text
 
 
-def get_images(data: Any, path: Path) -> list[Any]:
-    """The images of dataset_v7w_telling.json; InputError where it is another file."""
+def get_images(data: object, path: Path) -> list[Any]:
+    """Return the images of dataset_v7w_telling.json; InputError if `data` is another file's."""
     images = data.get("images") if isinstance(data, dict) else None
     if not isinstance(images, list) or not images:
         raise InputError(f'{path} has no list "images": give dataset_v7w_telling.json')
     return images
 
 
-def image_problem(image: Any) -> str:
-    """What is wrong with one of its images; empty where nothing is."""
+def image_problem(image: object) -> str:
+    """Return what is wrong with one of its images, or an empty string."""
     if not isinstance(image, dict):
         return "isn't an object"
     if image.get("split") not in SPLITS:
@@ -34,7 +34,15 @@ def image_problem(image: Any) -> str:
 
 @dataclass(frozen=True)
 class Telling:
-    """A question of dataset_v7w_telling.json: `qa_id` as it is there, its split, type (what, where, ...) and truth."""
+    """A question of dataset_v7w_telling.json.
+
+    Attributes:
+        qa_id: its id, as it is there.
+        split: name of its split.
+        type: what, where, when, who, why or how.
+        question: its text.
+        answer: the true answer.
+    """
 
     qa_id: int | str
     split: str
@@ -44,10 +52,10 @@ class Telling:
 
 
 def read_telling(path: Path) -> dict[str, Telling]:
-    """Id as text -> question, of every split.
+    """Read the questions of every split: id as text -> question.
 
     Raises:
-        InputError: no such file, or another; questions (listed) that can't be scored.
+        InputError: the file is missing or another one, or questions (listed) can't be scored.
     """
     found: dict[str, Telling] = {}
     problems: list[str] = []
@@ -67,7 +75,8 @@ def read_telling(path: Path) -> dict[str, Telling]:
     return found
 
 
-def _read_pair(pair: Any, split: str) -> tuple[Telling | None, str]:
+def _read_pair(pair: object, split: str) -> tuple[Telling | None, str]:
+    """Return the question of a `qa_pairs` entry, and what is wrong with it (empty: nothing)."""
     if not isinstance(pair, dict):
         return None, "isn't an object"
     qa_id, texts = pair.get("qa_id"), [pair.get(name) for name in ("type", "question", "answer")]

@@ -1,4 +1,4 @@
-"""A checkpoint file's outside: torch's format is a zip archive whose entries are stored as they are."""
+"""The zip archive around a checkpoint: torch stores its entries uncompressed."""
 
 import zipfile
 from pathlib import Path
@@ -6,9 +6,13 @@ from typing import NamedTuple
 
 
 class Archive(NamedTuple):
-    """A zip archive's entries, and whether it would take more memory than it has bytes: packed, or one over another.
+    """What the directory of a zip archive says.
 
-    `torch.save` packs nothing, but `torch.load` unpacks: a file of a megabyte can fill the memory.
+    `torch.save` compresses nothing, but `torch.load` unpacks: a compressed file of a megabyte can fill the memory.
+
+    Attributes:
+        names: names of the entries.
+        packed: True if reading it takes more memory than the file has bytes: entries are compressed or overlap.
     """
 
     names: list[str]
@@ -16,7 +20,7 @@ class Archive(NamedTuple):
 
 
 def read_archive(path: Path) -> Archive | None:
-    """Return what a zip archive's directory says; None if the file is no zip archive, or its directory is damaged."""
+    """Read the directory of a zip archive; None if the file is no zip archive, or its directory is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -28,13 +32,13 @@ def read_archive(path: Path) -> Archive | None:
 
 
 def is_packed(path: Path) -> bool:
-    """Return whether it is a zip archive that `torch.load` would unpack; of other files torch has its own opinion."""
+    """Return whether the file is a zip archive that `torch.load` would unpack; False for other files."""
     archive = read_archive(path)
     return archive is not None and archive.packed
 
 
 def damaged_entry(path: Path) -> str | None:
-    """Return the first entry whose check sum is wrong, empty if all are right; None if it can't be read as a zip."""
+    """Return the first entry with a wrong checksum; empty if all are right, None if the file can't be read as a zip."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() or ""

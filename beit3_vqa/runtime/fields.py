@@ -1,9 +1,10 @@
-"""One option: a dataclass field that knows its flag's help, the values it may have, and how to check them."""
+"""Options as dataclass fields: each holds its flag's help and bounds, and its value is checked against them."""
 
 import contextlib
 import dataclasses
 import operator
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,19 +28,19 @@ def option(
     positional: bool = False,
     repeated: bool = False,
 ) -> Any:
-    """Make a dataclass field that is also a command-line flag.
+    """Make a dataclass field that is also a command-line flag; typed `Any`, as `dataclasses.field` must be.
 
     Args:
-        default: its value if none is given; `dataclasses.MISSING` makes the flag required.
-        help: for `--help`, which adds default, unit and choices.
-        unit: of a number.
+        default: the value if none is given; `dataclasses.MISSING` makes the flag required.
+        help: text for `--help`, which adds default, unit and choices.
+        unit: unit of a number, for `--help`.
         low, above: the smallest number it may be, or one that it must be larger than.
         high, below: the largest number it may be, or one that it must be smaller than.
-        choices: the only values there are.
+        choices: the only values that are allowed.
         aliases: other names of the flag.
-        metavar: what `--help` calls the value; else its type.
-        positional: the value stands on the command line without a flag.
-        repeated: of a tuple: the flag is given once for each value, not once for all.
+        metavar: name of the value in `--help`; empty: its type.
+        positional: True if the value stands on the command line without a flag.
+        repeated: True if the flag of a tuple is given once for each value, not once for all.
     """
     bounds = {words: bound for words, bound in zip(_HOLDS, (low, above, high, below), strict=True) if bound is not None}
     metadata: dict[str, Any] = {"help": help, "unit": unit, "bounds": bounds, "choices": choices, "aliases": aliases}
@@ -52,7 +53,7 @@ class Options:
     """Options that belong together: a dataclass of `option` fields.
 
     Raises:
-        InputError: an option can't have its value, whatever the others are.
+        InputError: a value is out of bounds or none of the choices.
     """
 
     def __post_init__(self) -> None:
@@ -60,7 +61,8 @@ class Options:
             _check(field, getattr(self, field.name))
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raise InputError, naming the flag, unless the value is allowed."""
     choices, bounds, words = field.metadata["choices"], field.metadata["bounds"], words_of(field.type)
     if value is None or value in words:
         return
@@ -72,18 +74,24 @@ def _check(field: dataclasses.Field, value: Any) -> None:
 
 
 def scalar_of(kind: Any) -> type:
-    """Return int of `int | None`, of `int | Literal["auto"]` and of `tuple[int, ...]`."""
-    kinds = (k for k in typing.get_args(kind) or (kind,) if k is not type(None) and not typing.get_args(k))
+    """Return the type of one value: int for `int | None`, `int | Literal["auto"]` and `tuple[int, ...]`."""
+    kinds: Iterator[type] = (
+        k for k in typing.get_args(kind) or (kind,) if k is not type(None) and not typing.get_args(k)
+    )
     return next(kinds)
 
 
-def words_of(kind: Any) -> tuple[str, ...]:
-    """Return the words that may stand in the place of a number: `auto` of `int | Literal["auto"]`."""
+def words_of(kind: object) -> tuple[str, ...]:
+    """Return the words that are allowed instead of a number: `auto` for `int | Literal["auto"]`."""
     return tuple(word for k in typing.get_args(kind) for word in typing.get_args(k))
 
 
-def typed(value: Any, kind: Any, where: str) -> Any:
-    """Return `value` as the option's type; JSON has lists for tuples and integers for floats."""
+def typed(value: object, kind: Any, where: str) -> Any:
+    """Return a JSON value as the option's type `kind`: lists become tuples, integers floats if that is wanted.
+
+    Raises:
+        InputError: it has another type; the message begins with `where`.
+    """
     accepted = typing.get_args(kind) or (kind,)
     expected = " or ".join((scalar_of(kind).__name__, *words_of(kind)))
     if typing.get_origin(kind) is tuple:
@@ -101,5 +109,5 @@ def typed(value: Any, kind: Any, where: str) -> Any:
 
 
 def _short(value: float) -> str:
-    """Return the number for a message; of one with hundreds of digits only how many bits it has."""
+    """Return the number for a message; if it has hundreds of digits, only how many bits it has."""
     return str(value) if isinstance(value, float) or abs(value) < 10**30 else f"with {value.bit_length()} bits"

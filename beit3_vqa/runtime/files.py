@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, messages for files that aren't there, and text as files hold it."""
+"""Write files whole or not at all, explain files that can't be read, and clean text that comes from files."""
 
 import errno
 import glob
@@ -31,12 +31,12 @@ _INVISIBLE = re.compile(
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` when the block ends without an error; until then nothing changes there.
+    """Open a binary file that takes the name `path` if the block ends without an error; until then `path` stays.
 
-    The content is on disk before the name is: a crash in between leaves the old file.
+    The content is on disk before the name changes, so a crash leaves the old file or the new one, both whole.
 
     Raises:
-        InputError: the folder doesn't exist or can't be written to, or the name is a pipe's or a device's.
+        InputError: the folder doesn't exist or can't be written to, or `path` is a folder, a pipe or a device.
     """
     path = Path(path)
     require_replaceable(path)
@@ -61,14 +61,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Yield a new folder inside `folder` for files that `publish` is to put there; at the end it is gone.
+    """Yield a new folder inside `folder` for files that `publish` moves into `folder`; remove it at the end.
 
     Raises:
-        InputError: it can't be made.
+        InputError: `folder` can't be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # `remove_stale_temporaries` knows it by the process's number.
+        # The process's number is in the name: `remove_stale_temporaries` asks whether that process still runs.
         temporary = Path(tempfile.mkdtemp(prefix=".staged.", suffix=f".{os.getpid()}.tmp", dir=folder))
     except OSError as error:
         raise InputError(f"{folder} can't be written to ({error.strerror}); choose another.") from error
@@ -79,7 +79,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def publish(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Move files of one file system into a folder, one after the other, and return their new paths.
+    """Move files into a folder of the same file system, in order, and return their new paths.
 
     Raises:
         InputError: one of them can't take its place.
@@ -95,37 +95,37 @@ def publish(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def require_replaceable(path: Path) -> None:
-    """InputError for `/dev/null` and its like, whose place a file would take, where the user may do that."""
+    """Raise InputError for a folder, a pipe or a device (`/dev/null`): a rename would put a file in its place."""
     with suppress(OSError, ValueError):
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind == stat.S_IFDIR:
-            raise InputError(f"{path} is a folder where a file is to be written; move it away.")
+            raise InputError(f"{path} is a folder, but a file is to be written there; move it away.")
         if kind != stat.S_IFREG:
             raise InputError(f"{path} is a pipe or a device, which a file would replace: give a file's name.")
 
 
 def refuse_to_replace(flag: str, path: Path, inputs: Iterable[Path]) -> None:
-    """InputError where a file to be written is one of those that are read."""
+    """Raise InputError if the file that `flag` names for writing is also one of the `inputs`."""
     if any(real_path(path) == real_path(other) for other in inputs):
-        raise InputError(f"{flag} {path}: would replace what is read; give another name.")
+        raise InputError(f"{flag} {path}: would overwrite a file that is read; give another name.")
 
 
 def remove_temporaries() -> None:
-    """Deletes what is half written, for a process that is about to end without unwinding."""
+    """Delete what is half written; for a process that is about to end without unwinding."""
     for temporary in list(_temporaries):
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def stale_temporaries(folder: Path, name: str = "") -> list[Path]:
-    """Return what processes that were killed left half written in a folder, or of one file in it."""
+    """Return the half-written files that killed processes left in a folder; with a `name`, those of that file."""
     pattern = f".{glob.escape(name)}.*.tmp" if name else ".*.tmp"
     found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(pattern))
     return [path for path, match in found if match and not _is_running(int(match[1]))]
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Delete what processes that were killed left half written in a folder."""
+    """Delete the half-written files and folders that killed processes left in a folder."""
     for temporary in stale_temporaries(folder):
         if temporary.is_dir() and not temporary.is_symlink():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -134,6 +134,7 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
+    """Return whether a process with this number runs; True if the system doesn't say."""
     if os.name != "posix":  # signal 0 asks there, and ends the process on Windows
         return True
     try:
@@ -146,7 +147,7 @@ def _is_running(process: int) -> bool:
 
 
 def flush_folder(folder: Path) -> None:
-    """Put names on disk too; not every system and file system can."""
+    """Put the names in a folder on disk too, if the system and the file system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -156,9 +157,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def require_bounded(path: Path, most: int) -> None:
-    """InputError where reading a file could fill the memory or never end: more than `most` bytes, a pipe, a device.
+    """Raise InputError if a file has more than `most` bytes, or is a pipe or a device, whose reading may never end.
 
-    That a file isn't there, or is a folder, is for whoever opens it to say.
+    A missing file and a folder pass: opening them gives the error.
     """
     try:
         status = path.stat()
@@ -171,7 +172,7 @@ def require_bounded(path: Path, most: int) -> None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a file; InputError when it is missing, empty, of more than `most` bytes, or can't be read."""
+    """Return a file's bytes; InputError if it is missing, empty, larger than `most` bytes, or can't be read."""
     require_bounded(path, most)
     try:
         content = path.read_bytes()
@@ -185,16 +186,16 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path, most: int) -> Any:
-    """The content of a JSON file in UTF-8, with or without a byte order mark.
+    """Return the content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        InputError: as `read_bounded`, or it is no JSON.
+        InputError: as `read_bounded`, or it isn't JSON.
     """
     return parse_json(read_bounded(path, most), path)
 
 
 def parse_json(content: bytes | str, path: Path) -> Any:
-    """Return the JSON in `content`, which was read from `path`; InputError as `read_json`."""
+    """Parse JSON that was read from `path`; InputError, naming `path`, if it isn't JSON in UTF-8."""
     try:
         return json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -213,7 +214,7 @@ def file_sha256(path: Path) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; InputError where a file is in the way, or nothing can be written there."""
+    """Make a folder and those above it; InputError if a file is in the way, or nothing can be written there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -221,7 +222,7 @@ def make_folder(path: Path) -> None:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is such a file; False, not an error, for names that no file can have, as too long ones."""
+    """Return whether there is such a file; False, not an error, for a name that no file can have (too long, NUL)."""
     return os.path.isfile(path)  # noqa: PTH113 - pathlib's raises for a name that is too long
 
 
@@ -231,19 +232,19 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse a folder in which nothing can be written, before hours of work end there; it needn't be there yet."""
+    """Raise InputError if a folder, or the one it would be made in, is read-only: before hours of work end there."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{folder} can't be written to: {there} is read-only; choose another.")
 
 
 def is_new_or_empty(folder: Path) -> bool:
-    """Whether a folder can be filled without touching what somebody else put there."""
+    """Return whether a folder is missing or empty, so that nobody's files are touched if it is filled."""
     return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
-    """Writes text, or pieces of it, as UTF-8 through `replacing`, and returns the path."""
+    """Write text, or an iterable of pieces, as UTF-8 through `replacing`; return the path."""
     with replacing(path) as file:
         for piece in [text] if isinstance(text, str) else text:
             file.write(piece.encode("utf-8"))
@@ -251,12 +252,12 @@ def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> Path:
 
 
 def is_address(path: Path) -> bool:
-    """Return whether somebody gave an address of the web where a file is wanted."""
+    """Return whether a web address was given instead of a file."""
     return path.parts[:1] in (("https:",), ("http:",))
 
 
 def fetch_first(path: Path) -> str:
-    """Say how to make a file of an address, of which a path has lost a slash."""
+    """Return the advice to download an address that was given as a path (which turns `https://` into `https:/`)."""
     address = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
     name = path.name.split("?")[0]
     command = f"beit3-vqa download {shlex.quote(name)} --url {shlex.quote(address)}"
@@ -264,7 +265,7 @@ def fetch_first(path: Path) -> str:
 
 
 def missing(kind: str, path: Path) -> str:
-    """Return the message for a file or folder that isn't there, or is none, with the nearest one that is."""
+    """Return the message for a file or folder that is missing or of another kind, with the nearest name there."""
     if is_address(path):
         return fetch_first(path)
     if other := what_is_there(path):
@@ -277,20 +278,20 @@ def missing(kind: str, path: Path) -> str:
 
 
 def real_path(path: Path) -> Path:
-    """Return the path without links, as `Path.resolve`, which before Python 3.13 fails at a link to itself."""
+    """Follow all links, as `Path.resolve` does; before Python 3.13 that fails at a link to itself."""
     return Path(os.path.realpath(path))
 
 
 def what_is_there(path: Path) -> str:
-    """Return what a name is that was taken for another thing, in words; empty if nothing has it."""
+    """Return what kind of thing has this name, in words such as "a folder"; empty if nothing has it."""
     if not os.path.lexists(path):
         return ""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if path.is_symlink():
-            known = {errno.ELOOP: "leads back to itself", errno.ENOENT: "leads to nothing"}
-            return f"a link that {known.get(error.errno or 0, 'leads out of reach')} ({path.readlink()})"
+            known = {errno.ELOOP: "points to itself", errno.ENOENT: "points to nothing"}
+            return f"a link that {known.get(error.errno or 0, 'points out of reach')} ({path.readlink()})"
         return f"out of reach ({error.strerror})"
     if stat.S_ISDIR(mode):
         return "a folder"
@@ -298,15 +299,15 @@ def what_is_there(path: Path) -> str:
 
 
 def is_text(value: object) -> bool:
-    """Whether `value` is a string that can be stored: no NUL and no lone surrogate, which JSON can smuggle in."""
+    """Return whether `value` is a string that can be stored: no NUL, no lone surrogate, both of which JSON allows."""
     return isinstance(value, str) and not _UNSTORABLE.search(value)
 
 
 def one_form(text: str) -> str:
-    """Return `text` in the form that all its look-alikes share; ASCII is returned as it is.
+    """Return the one form that `text` shares with all texts that look the same; ASCII stays as it is.
 
-    Syllables and accents are composed (NFC), full-width and half-width characters have their ordinary width, every
-    space is a space, and what can't be seen is gone. NFKC would do more: 10² would become 102.
+    Syllables and accents are composed (NFC), full-width and half-width characters get their ordinary width, every
+    kind of space becomes a space, and invisible characters are removed. NFKC would do more: 10² would become 102.
     """
     if text.isascii():
         return text
@@ -314,7 +315,7 @@ def one_form(text: str) -> str:
 
 
 class _Widths(dict[int, str]):
-    """Character -> the one of ordinary width, found out when it is first met."""
+    """Map a character to its ordinary width; each is looked up when it is first met."""
 
     def __missing__(self, code: int) -> str:
         width, _, ordinary = unicodedata.decomposition(chr(code)).partition(" ")
@@ -327,7 +328,7 @@ _WIDTHS = _Widths()
 
 
 def look_alikes(some: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Return a line for each two names that differ in nothing that can be seen, with escapes, which tell them apart."""
+    """Return a line for each pair of names that look the same but differ; escapes show the difference."""
     known = {one_form(name): name for name in some}
     return [f"{known[one_form(name)]!a} and {name!a}" for name in others if one_form(name) in known]
 

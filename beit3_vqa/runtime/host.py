@@ -1,4 +1,4 @@
-"""The process a run lives in: how its C library hands out memory."""
+"""How the C library of this process hands out memory."""
 
 import ctypes
 import os
@@ -16,11 +16,11 @@ def tune_allocator() -> bool:
     """Keep freed memory in this process, instead of giving every large tensor back to the kernel.
 
     By default glibc maps each large block anew and unmaps it when it's freed, so that a training step on a CPU faults
-    in, and has the kernel zero, the same gigabytes again and again. Call it before the first tensor. What it costs: a
-    process keeps its peak size.
+    in, and has the kernel zero, the same gigabytes again and again. The price: a process keeps its peak size. Call
+    this before the first tensor is made.
 
     Returns:
-        whether anything was done: not outside Linux with glibc, nor where BEIT3_VQA_TUNE_ALLOCATOR is 0.
+        whether anything was done: nothing without Linux and glibc, or if BEIT3_VQA_TUNE_ALLOCATOR is 0.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or os.environ.get(ALLOCATOR_VARIABLE) == "0":
         return False
@@ -31,6 +31,6 @@ def tune_allocator() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give the kernel what this process has freed and kept, so that its size says what it uses; Linux with glibc."""
+    """Return freed memory to the kernel, so that the process's size is what it uses; Linux with glibc only."""
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,7 +1,7 @@
-"""What we take of timm and torchscale, imported without timm's warnings.
+"""The names that we use of timm and torchscale, imported without timm's warnings.
 
-timm 0.6.13, which torchscale pins and imports, scripts its activations when it is imported. Newer versions of torch say
-that this is deprecated, to whoever starts a run.
+timm 0.6.13, which torchscale pins, scripts its activations on import. Newer versions of torch print a deprecation
+warning for that at the start of every run.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""How much memory a computation takes at most, and how much there is."""
+"""Measure the memory that a computation takes at its peak, and the memory that is free."""
 
 import gc
 import sys
@@ -12,26 +12,26 @@ from beit3_vqa.runtime.host import give_back_freed_memory
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets VmHWM to what is resident now
-_CGROUPS = (  # the limit of a container, and what of it is in use: version 2, then version 1
+_CGROUPS = (  # files of a container's limit and use, in bytes: cgroup version 2, then version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 
 
-class NotEnoughMemory(Exception):  # noqa: N818 - it reads as what happened
+class NotEnoughMemory(Exception):  # noqa: N818 - named after what happened
     """The computation didn't fit."""
 
 
 def can_measure(device: torch.device) -> bool:
-    """Whether `measure_peak` and `free` know this device: GPUs of CUDA, and Linux's main memory."""
+    """Return whether `measure_peak` and `free` work for this device: CUDA GPUs, and the CPU on Linux."""
     return device.type == "cuda" or (device.type == "cpu" and _CLEAR.exists())
 
 
 def measure_peak(compute: Callable[[], object], device: torch.device) -> int:
-    """Bytes in use at the most while something is computed, everything that was there before included.
+    """Return the peak of memory in use during `compute()`, in bytes, with what was in use before.
 
     Raises:
-        NotEnoughMemory: a GPU hadn't as much.
+        NotEnoughMemory: it doesn't fit on the GPU.
     """
     gc.collect()
     if device.type == "cuda":
@@ -48,7 +48,7 @@ def measure_peak(compute: Callable[[], object], device: torch.device) -> int:
 
 
 def in_use(device: torch.device) -> int:
-    """Bytes in use by this process now."""
+    """Return the bytes that this process uses now."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     gc.collect()
@@ -57,7 +57,7 @@ def in_use(device: torch.device) -> int:
 
 
 def free(device: torch.device) -> int:
-    """Bytes that this process could still take."""
+    """Return the bytes that this process could still take; a container's limit counts."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = [_kibibytes(Path("/proc/meminfo"), "MemAvailable")]
@@ -68,7 +68,7 @@ def free(device: torch.device) -> int:
 
 
 def peak() -> int | None:
-    """Return the most bytes of main memory that this process has had; None if the system doesn't say."""
+    """Return the peak of this process's main memory in bytes; None if the system doesn't say."""
     with suppress(OSError, StopIteration):  # Linux; getrusage counts what the parent had before exec, too
         return _status("VmHWM")
     try:
@@ -83,6 +83,6 @@ def _status(name: str) -> int:
 
 
 def _kibibytes(path: Path, name: str) -> int:
-    """A line such as `VmHWM:   1234 kB`, in bytes."""
+    """Return the bytes on the line `NAME:   1234 kB`; StopIteration if there is none."""
     lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT (Ctrl-C): noted, so that the step is finished and saved before the process ends.
+"""On SIGTERM and SIGINT (Ctrl-C), let a run finish its step and save before the process ends.
 
 Colab, SLURM, spot machines and torchrun send SIGTERM some time before they kill.
 """
@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -18,7 +18,8 @@ from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import remove_temporaries
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds within which signals are one request: torchrun sends a Ctrl-C on that the terminal has sent already.
+Handler = Callable[[int, FrameType | None], object] | int | None
+# Seconds within which signals count as one: the terminal sends a Ctrl-C to every process, torchrun sends it again.
 _ONE_REQUEST = 1.0
 
 
@@ -26,8 +27,8 @@ class Stopped(RunEnded):
     """A signal asked the run to stop, and it has.
 
     Args:
-        number: of the signal.
-        left: what it leaves behind, for the user.
+        number: number of the signal.
+        left: the message: what the run leaves behind.
     """
 
     def __init__(self, number: int, left: str = ""):
@@ -40,13 +41,13 @@ class Stopped(RunEnded):
 class StopSignals:
     """A context in which the first signal is only noted; a second SIGINT ends the process at once.
 
-    Outside the main thread, where Python lets nobody handle signals, they do what they did.
+    Python handles signals in the main thread only: in any other thread this changes nothing.
     """
 
     def __init__(self) -> None:
         self.number = 0  # of the signal that came, 0: none
         self._came = 0.0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Handler] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -58,6 +59,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal and print what happens now; end the process at a later Ctrl-C."""
         if self.number:
             if number == signal.SIGINT and time.monotonic() - self._came > _ONE_REQUEST:
                 remove_temporaries()
@@ -71,11 +73,12 @@ class StopSignals:
 
 
 class SyncedStop:
-    """Whether a signal has come to any of the processes: each is told at the same call, so that all stop together.
+    """Tell every process at the same call that one of them got a signal, so that all stop after the same step.
 
     Args:
-        signals: of this process.
-        device: whose processes talk; a GPU is asked every few calls only, since asking waits for it.
+        signals: those of this process.
+        device: device that the processes talk through. On several GPUs only every tenth call asks, since asking waits
+            for the GPU.
     """
 
     def __init__(self, signals: StopSignals, device: torch.device):
@@ -84,15 +87,15 @@ class SyncedStop:
         self._calls = 0
 
     def __call__(self) -> int:
-        """The signal's number; 0: none has come."""
+        """Return the number of the signal; 0 if none has come. Every process must call this."""
         self._calls += 1
         return 0 if self._calls % self._interval else distributed.all_reduce_max(self.signals.number, self.device)
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """In a data loader's worker: Ctrl-C and a job's SIGTERM reach every process, and the parent decides what happens.
+    """Ignore SIGINT and the first SIGTERM in a data loader's worker: every process gets them, and the parent decides.
 
-    A second SIGTERM ends the worker all the same: that is how the loader and multiprocessing get rid of one.
+    A second SIGTERM ends the worker: that is how the loader and multiprocessing end one.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)

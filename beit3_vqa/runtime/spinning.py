@@ -1,9 +1,9 @@
-"""Idle OpenMP threads: they spin for their next work, but not while another process wants their core.
+"""Let idle OpenMP threads spin while they wait for work, but not while another process wants their core.
 
 A thread that spins takes a core from whoever has work. Beside another process, a step then waits for a thread that
-isn't running: each of two trainings on two cores came to a tenth of the speed of one alone, and less. Threads that
-always sleep early cost a training that is alone a quarter of its speed. `python -m benchmarks.contention` measures
-both. So a thread of ours looks how long this process waits for cores, and changes how long its idle threads spin.
+isn't running: each of two trainings on two cores ran at a tenth of the speed of one alone, or less. If threads always
+sleep early, a training that is alone loses a quarter of its speed. `python -m benchmarks.contention` measures both. So
+a thread of ours measures how long this process waits for cores, and changes how long its idle threads spin.
 """
 
 import os
@@ -15,18 +15,18 @@ from pathlib import Path
 
 # Whoever sets one of these has decided how idle threads wait.
 VARIABLES: tuple[str, ...] = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
-PERIOD = 0.25  # seconds between two looks
-CROWDED = 0.3  # seconds of waiting for a core, over all threads, in a second: others want the cores
-CALM = 0.15  # the same, below which nobody does
-CALM_SECONDS = 5.0  # that it must last before threads spin again
-_PARALLEL = 1 << 18  # elements that torch shares out among its threads
+PERIOD = 0.25  # seconds between two measurements
+CROWDED = 0.3  # seconds that all threads together wait for a core in a second; from here on, others want the cores
+CALM = 0.15  # the same; below it, nobody wants them
+CALM_SECONDS = 5.0  # of calm before threads spin again
+_PARALLEL = 1 << 18  # so many elements that torch splits the work among its threads
 _TASKS = Path("/proc/self/task")
 
 _started = threading.Lock()  # taken once, and kept
 
 
 class SpinWatch(threading.Thread):
-    """Makes idle threads sleep early while this process waits for cores; a daemon.
+    """A daemon thread that makes idle threads sleep early while this process waits for cores.
 
     GNU's OpenMP spins 300,000 turns, some milliseconds, but only 100 once it manages more threads than there are cores
     (GOMP_SPINCOUNT in libgomp's manual). A second pool of threads, which does nothing, brings it there without a
@@ -43,7 +43,7 @@ class SpinWatch(threading.Thread):
         return self._end_of_pool is not None
 
     def run(self) -> None:
-        """Look four times a second, as long as the process lives."""
+        """Measure every `PERIOD` seconds, as long as the process lives."""
         waited, calm = waited_for_cores(), 0.0
         while True:
             time.sleep(PERIOD)
@@ -57,7 +57,7 @@ class SpinWatch(threading.Thread):
                 self.spin()
 
     def sleep_early(self) -> None:
-        """Let OpenMP manage a second pool of threads."""
+        """Start a second pool of threads, so that OpenMP spins less."""
         if self._end_of_pool is None:
             self._end_of_pool = threading.Event()
             threading.Thread(target=_hold_pool, args=(self._end_of_pool,), name="second pool", daemon=True).start()
@@ -70,7 +70,7 @@ class SpinWatch(threading.Thread):
 
 
 def _hold_pool(end: threading.Event) -> None:
-    """Have OpenMP make a pool of threads for this thread, which it keeps until this thread ends."""
+    """Make OpenMP start a pool of threads for this thread; the pool lives until this thread ends."""
     import torch
 
     torch.ones(_PARALLEL).exp_()
@@ -78,7 +78,7 @@ def _hold_pool(end: threading.Event) -> None:
 
 
 def waited_for_cores() -> float:
-    """Return the seconds that the threads of this process were ready to run and waited for a core; Linux."""
+    """Return for how many seconds the threads of this process, ready to run, have waited for a core; Linux only."""
     waited = 0
     for task in _TASKS.iterdir():
         with suppress(OSError):  # it ended meanwhile
@@ -87,10 +87,10 @@ def waited_for_cores() -> float:
 
 
 def watch_spinning() -> None:
-    """Start the watch of this process, once; unless the environment says how idle threads wait.
+    """Start this process's `SpinWatch`, once, unless the environment says how idle threads wait.
 
-    Only Linux says how long threads wait for cores; some containers don't. There, and with the OpenMP of Intel and LLVM
-    (macOS, Windows), whose spinning threads offer their core to others, nothing is changed.
+    Only Linux says how long threads wait for cores, and not in every container. Elsewhere nothing changes: the OpenMP
+    of Intel and LLVM (macOS, Windows) spins in a way that offers the core to others.
     """
     if _watched() and _started.acquire(blocking=False):
         SpinWatch().start()
@@ -101,6 +101,6 @@ def _watched() -> bool:
 
 
 def spinning_in_words() -> str:
-    """Return how idle threads wait, for people: what the environment says, or what the watch does."""
+    """Describe how idle threads wait: the variables that are set, or what the watch does."""
     said = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
-    return " ".join(said) or ("until others want the cores" if _watched() else "as the library has it")
+    return " ".join(said) or ("until others want the cores" if _watched() else "as the library does by default")

@@ -1,4 +1,4 @@
-"""Fetch a file over https into `NAME.part`, going on where an earlier try or an earlier process stopped."""
+"""Fetch a file over https into `NAME.part`, from where an earlier try or an earlier process stopped."""
 
 import contextlib
 import http.client
@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
@@ -19,11 +19,11 @@ from beit3_vqa.runtime.files import read_json, write_text
 
 _CHUNK = 1 << 18  # bytes
 _MAX_NOTE = 100_000  # bytes
-_VERSION = {"etag": "ETag", "last_modified": "Last-Modified"}  # in the note: in the headers
+_VERSION = {"etag": "ETag", "last_modified": "Last-Modified"}  # name in `NAME.part.json` -> HTTP header
 
 
 def require_https(address: str, local_allowed: bool) -> None:
-    """Raise InputError unless it is https, or http to this machine itself, where nothing travels over a network."""
+    """Raise InputError unless it is https, or (if `local_allowed`) http to this machine, which no network sees."""
     with contextlib.suppress(ValueError):  # no such host or port
         parts = urlsplit(address)
         allowed = parts.scheme == "https" or (local_allowed and _is_local(address))
@@ -37,22 +37,30 @@ def _is_local(address: str) -> bool:
 
 
 def shown(address: str) -> str:
-    """Return the address without user and query, which may hold somebody's key."""
+    """Return the address for messages, without user and query, which may hold somebody's key."""
     return re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", address)[0])
 
 
 class SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Refuse redirects that leave https, or that lead to this machine from elsewhere."""
 
-    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
-        """Return the request to make next; InputError if its address, the last of `answer`, is refused."""
-        require_https(answer[-1], local_allowed=_is_local(req.full_url))
-        return super().redirect_request(req, *answer)
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """Return the request to make next; InputError if its address `newurl` is refused."""
+        require_https(newurl, local_allowed=_is_local(req.full_url))
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @contextlib.contextmanager
 def sole_writer(part: Path) -> Iterator[None]:
-    """Hold `part` for this process, since two downloads that append to one file would mix their bytes."""
+    """Lock `part` for this process: two downloads that append to one file would mix their bytes."""
     with part.open("ab") as lock:
         try:
             import fcntl
@@ -78,15 +86,16 @@ def fetch(
 
     Args:
         address: https, or http on this machine.
-        part: `NAME.part`, there, with the file's beginning or empty; `NAME.part.json` says whose beginning it is.
-        limit: bytes; a larger file isn't begun.
-        attempts: failures in a row, without a byte gained, after which it gives up.
+        part: `NAME.part`; it exists and is empty or holds the file's beginning. `NAME.part.json` says of which file.
+        limit: largest size in bytes; a larger file isn't begun.
+        attempts: give up after this many failures in a row without a new byte.
         pause: seconds before the second attempt; doubled each time, at most 30.
         timeout: seconds without an answer after which an attempt has failed.
-        say: is told why it tries again.
+        say: called with the reason of each new attempt.
 
     Raises:
-        InputError: refused, moved, too large, of unknown length, or not to be had; what came is kept in `part`.
+        InputError: the address is refused, or the file is moved, too large, of unknown length or out of reach; the
+            bytes that came stay in `part`.
     """
     failures, furthest = 0, part.stat().st_size
     while True:
@@ -121,6 +130,7 @@ def fetch(
 
 
 def _attempt(address: str, part: Path, limit: int, timeout: float) -> None:
+    """Fetch what `part` lacks, once; OSError (URLError, HTTPError) or HTTPException if that fails."""
     from tqdm import tqdm
 
     known, offset = _known(address, part), part.stat().st_size
@@ -156,10 +166,10 @@ def _attempt(address: str, part: Path, limit: int, timeout: float) -> None:
 
 
 def _known(address: str, part: Path) -> dict[str, Any]:
-    """Return what `part` is the beginning of; empty if nobody knows, or one can't go on from there."""
+    """Return the note about the file that `part` begins; empty if there is none or it doesn't let us continue."""
     with contextlib.suppress(Exception):  # a damaged note only costs a fresh start
         note = read_json(Path(f"{part}.json"), _MAX_NOTE)
-        strong = note["etag"] and not note["etag"].startswith("W/")  # a weak one doesn't promise the same bytes
+        strong = note["etag"] and not note["etag"].startswith("W/")  # a weak ETag doesn't promise the same bytes
         validator = note["etag"] if strong else note["last_modified"]
         if note["address"] == shown(address) and validator and part.stat().st_size <= note["total"]:
             return {**note, "validator": validator}
@@ -167,9 +177,9 @@ def _known(address: str, part: Path) -> dict[str, Any]:
 
 
 def _length(headers: http.client.HTTPMessage, address: str, part: Path, limit: int) -> int:
-    """Return the bytes of the whole file; InputError if they aren't told, are too many, or don't fit on the disk."""
+    """Return the size of the whole file in bytes; InputError if it is unknown, over `limit` or over the disk's."""
     total = headers.get("Content-Length", "").strip()
-    free = shutil.disk_usage(part.parent).free + part.stat().st_size  # what is there is written over
+    free = shutil.disk_usage(part.parent).free + part.stat().st_size  # `part` itself is overwritten
     if not re.fullmatch("[0-9]{1,15}", total):
         raise InputError(
             f"{shown(address)} doesn't say how long the file is, so a broken transfer could not be told from a whole "

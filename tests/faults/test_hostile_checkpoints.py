@@ -400,8 +400,8 @@ def test_who_asks_a_checkpoint_is_told_of_no_option_that_only_training_has(
     ("make", "says"),
     [
         (os.mkfifo, "is a pipe or a device"),
-        (lambda path: path.symlink_to(path), "is a link that leads back to itself"),
-        (lambda path: path.symlink_to(path.with_name("gone.pth")), "is a link that leads to nothing"),
+        (lambda path: path.symlink_to(path), "is a link that points to itself"),
+        (lambda path: path.symlink_to(path.with_name("gone.pth")), "is a link that points to nothing"),
         (Path.mkdir, "is a folder"),
         (lambda path: None, "no such file"),
     ],

@@ -37,7 +37,7 @@ def test_formulas_are_told_and_not_changed(tmp_path, capsys):
     rows = predictions(("=HYPERLINK(1)", "A"), ("TEST_1", "@SUM(1)"), ("TEST_2", "-3"), ("-", "b"))
     text = write_submission(rows, tmp_path / "s.csv").read_text()
     assert text == "ID,answer\n=HYPERLINK(1),A\nTEST_1,@SUM(1)\nTEST_2,-3\n-,b\n"
-    assert "take 3 rows for formulas" in capsys.readouterr().out
+    assert "see formulas in 3 rows" in capsys.readouterr().out
     write_submission(predictions(("TEST_1", "A")), tmp_path / "s.csv")
     assert capsys.readouterr().out == ""
 

@@ -55,7 +55,7 @@ def test_predictions_that_are_not_what_their_info_is_of_have_no_vote(tmp_path, c
         info = read_info(path)
         write_info(dataclasses.replace(info, predictions_sha256="0" * 64), path)
         assert main(["ensemble", *paths, "--vote", votes, "--output", str(out)]) == 2
-        assert f"{path} isn't what" in capsys.readouterr().err
+        assert f"{path} doesn't match" in capsys.readouterr().err
         assert not out.exists()
         write_info(info, path)
 

@@ -273,7 +273,7 @@ def test_the_first_of_test_questions_with_one_id_counts(scpc, trained, tmp_path,
     capsys.readouterr()
     assert answers_of(tmp_path / "all", *flags) == firsts
     assert (tmp_path / "all" / "predictions.json").read_text() == predictions
-    assert "2 rows left out, whose id an earlier row has, such as" in capsys.readouterr().out
+    assert "left out 2 rows that repeat the id of an earlier row, such as" in capsys.readouterr().out
     (folder / "vqa.rest_val.jsonl").write_text((folder / "vqa.test.jsonl").read_text())
     assert answers_of(tmp_path / "val", *flags, "--split", "val") is None  # a score would count them twice
     assert "the id '0' is on line 1 too" in capsys.readouterr().err

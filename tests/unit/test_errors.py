@@ -30,7 +30,7 @@ def test_messages_are_harmless_and_short():
     assert str(InputError(str(InputError(HOSTILE)))) == str(InputError(HOSTILE))
 
 
-def test_a_problem_is_one_line():
+def test_a_listed_problem_takes_one_line():
     said = str(InputError.of_problems("two rows:", ["row a\nerror: forged", "row b"]))
     assert said.split("\n") == ["two rows:", r"  row a\nerror: forged", "  row b"]
 
@@ -49,7 +49,7 @@ def test_values_of_any_size_depth_and_shape_are_named():
         assert harmless(short(value))
 
 
-def test_a_long_word_has_no_neighbour():
+def test_no_suggestion_is_sought_for_a_very_long_word():
     assert nearest("x" * 10**6, ["y" * 10**6]) == ""
     assert nearest("confg", ["config"]) == " Did you mean 'config'?"
 

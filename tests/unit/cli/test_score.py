@@ -80,7 +80,7 @@ def test_what_is_read_is_not_replaced(predictions, tmp_path, capsys, name):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     flags = ["--answers", str(answers), "--json", str(tmp_path / "." / name)]
     assert main(["score", str(predictions), *flags]) == 2
-    assert "would replace what is read" in capsys.readouterr().err
+    assert "would overwrite a file that is read" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -171,7 +171,7 @@ def test_bad_commands(predictions, capsys, flags, says):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"truth": "B", "score": 1.0}, "scores 1, but its answer 'A' to the truth 'B' is 0"),
+        ({"truth": "B", "score": 1.0}, "has the score 1, but its answer 'A' scores 0 (truth: 'B')"),
         ({"answer": "E"}, "'E' is none of its 4 options"),
         ({"answer": "C"}, "answers 'C', but 'A' has the highest probability"),
     ],

@@ -35,13 +35,13 @@ def literal_normalize(text: str) -> str:
     return " ".join(GOLDEN["contractions"].get(word, word) for word in words).replace(",", "")
 
 
-def test_all_golden_vectors():
+def test_normalize_word_gives_all_golden_outputs():
     got = {vector["text"]: normalize_word(vector["text"]) for vector in GOLDEN["vectors"]}
     assert got == {vector["text"]: vector["normalized"] for vector in GOLDEN["vectors"]}
     assert len(GOLDEN["vectors"]) == 395
 
 
-def test_tables_are_the_golden_ones():
+def test_contractions_number_words_articles_and_marks_are_the_golden_ones():
     assert GOLDEN["contractions"] == answers.CONTRACTIONS
     assert GOLDEN["number_words"] == answers.NUMBER_WORDS
     assert sorted(answers.ARTICLES) == sorted(GOLDEN["articles"])
@@ -61,7 +61,7 @@ def test_normalize_word_is_idempotent(text):
     assert normalize_word(once) == once
 
 
-def test_only_32_periods_are_removed():
+def test_normalize_word_removes_32_periods_as_the_official_script_does():
     assert normalize_word("x." * 40) == "x" * 33 + ".x" * 7 + "."
     assert normalize_word("x.5" * 40) == "x.5" * 40
 
@@ -69,7 +69,7 @@ def test_only_32_periods_are_removed():
 @pytest.mark.parametrize(
     ("text", "key"), [("A", "a"), (" The ", "the"), ("Two dogs", "2 dogs"), ("?", "?"), ("", ""), (" \n", "")]
 )
-def test_answer_key(text, key):
+def test_answer_key_is_empty_only_for_blank_text(text, key):
     assert answer_key(text) == key
 
 
@@ -116,25 +116,25 @@ def test_answers_that_look_different_stay_so(one, other):
 
 
 @given(st.text(st.characters(codec="ascii")))
-def test_ascii_has_one_form(text):
+def test_ascii_text_is_its_own_form(text):
     assert one_form(text) == text
     assert answer_key(text) == (normalize_word(text) or text.strip().lower())
 
 
 @given(st.text(max_size=20), st.sampled_from(["NFC", "NFD"]))
-def test_every_form_has_the_same_key(text, form):
+def test_every_unicode_form_has_the_same_key(text, form):
     assert one_form(unicodedata.normalize(form, text)) == one_form(text)
     assert one_form(one_form(text)) == one_form(text)
     assert answer_key(unicodedata.normalize(form, text)) == answer_key(text)
 
 
-def test_a_table_of_others_may_hold_both_forms():
+def test_a_table_that_holds_both_forms_keeps_a_label_for_each():
     """As upstream's scripts and 0.1.0 wrote them; a model that was trained on it has an output for each."""
     table = AnswerTable([NFC, "yes", NFD])
     assert [table.label(text) for text in (NFC, NFD, f"{NFD}\u200b")] == [0, 2, 0]
 
 
-def test_soft_score():
+def test_soft_score_grows_by_0_3_and_is_1_from_four_annotators_on():
     assert [soft_score(count) for count in range(11)] == [0, 0.3, 0.6, 0.9, 1, 1, 1, 1, 1, 1, 1]
     with pytest.raises(ValueError, match="-1"):
         soft_score(-1)
@@ -164,7 +164,7 @@ def test_an_empty_entry_stands_for_what_normalises_to_nothing():
         (["\ud83d"], "half a surrogate pair"),
     ],
 )
-def test_bad_tables(given_answers, message):
+def test_tables_without_answers_or_with_doubled_ones_are_refused(given_answers, message):
     with pytest.raises(InputError, match=message):
         AnswerTable(given_answers)
 
@@ -181,7 +181,7 @@ def test_answers_that_differ_in_spelling_alone_keep_their_labels(tmp_path, capsy
     assert [table.label(text) for text in ("TWO", "2", "YES", " A ", "no")] == [0, 0, 1, 5, None]
 
 
-def test_file_format(tmp_path):
+def test_a_table_is_written_as_one_json_object_a_line(tmp_path):
     path = tmp_path / "answer2label.txt"
     AnswerTable(["yes", "강아지", 'say "hi"']).write(path)
     assert path.read_bytes().decode("utf-8").split("\n") == [
@@ -195,7 +195,7 @@ def test_file_format(tmp_path):
 
 @settings(max_examples=50, deadline=None)
 @given(texts=st.lists(ANSWER_TEXT, min_size=1, unique_by=answer_key))
-def test_round_trip(tmp_path_factory, texts):
+def test_a_written_table_is_read_back_the_same(tmp_path_factory, texts):
     path = tmp_path_factory.getbasetemp() / "round_trip.txt"
     AnswerTable(texts).write(path)
     table = AnswerTable.read(path)
@@ -203,7 +203,7 @@ def test_round_trip(tmp_path_factory, texts):
     assert [table.label(text) for text in texts] == list(range(len(texts)))
 
 
-def test_reads_files_of_other_editors(tmp_path):
+def test_files_with_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     path = tmp_path / "answer2label.txt"
     path.write_bytes(b'\xef\xbb\xbf{"answer": "\\uac1c", "label": 0}\r\n{"label": 1, "answer": "no"}\r\n\r\n')
     assert AnswerTable.read(path).answers == ("개", "no")
@@ -227,7 +227,7 @@ def test_reads_files_of_other_editors(tmp_path):
         ('{"answer": "강아지", "label": 0}\n'.encode("cp949"), "not UTF-8"),
     ],
 )
-def test_bad_files(tmp_path, content, message):
+def test_a_bad_line_of_a_table_is_named(tmp_path, content, message):
     path = tmp_path / "answer2label.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
@@ -247,7 +247,7 @@ def test_a_damaged_file_gives_an_input_error_or_a_table(tmp_path_factory, start,
         AnswerTable.read(path)
 
 
-def test_missing_files_and_folders(tmp_path):
+def test_missing_files_and_folders_are_input_errors(tmp_path):
     AnswerTable(["yes"]).write(tmp_path / "answer2label.txt")
     with pytest.raises(InputError, match=r"Did you mean 'answer2label.txt'\?"):
         AnswerTable.read(tmp_path / "answers2label.txt")

@@ -62,7 +62,7 @@ def test_the_next_readable_row_stands_in_and_everything_else_stays(workers, caps
     assert [line.split(" of 4 allowed: ")[0] for line in lines] == [f"bad image {n}" for n in (1, 2, 3, 4)]
 
 
-def test_each_is_named_once_in_all_epochs(capsys):
+def test_each_bad_image_is_named_once_in_all_epochs(capsys):
     loader = loader_of(len(BAD))
     for epoch in range(3):
         assert len(seen(loader, epoch)[0]) == ROWS
@@ -79,25 +79,25 @@ def error_of(loader) -> str:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_one_too_many_ends_it(workers, capsys):
+def test_one_bad_image_too_many_ends_the_run(workers, capsys):
     said = error_of(loader_of(3, workers=workers))
     assert re.match(r"row r\d+: image 'bad_\d+.jpg' is damaged\n.*--skip_bad_images 3 allows", said)
     assert capsys.readouterr().out.count("bad image") == 3
 
 
-def test_workers_find_the_same_one_too_many():
+def test_any_number_of_workers_ends_at_the_same_bad_image():
     said = {error_of(loader_of(2, workers=workers)) for workers in (0, 1, 2)}
     assert len(said) == 1
     assert "allows" in said.pop()
 
 
-def test_none_allowed_stops_at_the_first():
+def test_without_an_allowance_the_first_bad_image_is_the_error():
     with pytest.raises(InputError, match=r"^row r\d+: image 'bad_\d+.jpg' is damaged$"):
         seen(loader_of(0, workers=0))
 
 
-def test_nothing_readable_at_all():
-    with pytest.raises(InputError, match="not one row has an image"):
+def test_a_split_without_any_readable_image_is_an_error():
+    with pytest.raises(InputError, match="none of the images can be read"):
         seen(loader_of(1000, bad=frozenset(range(ROWS)), workers=0))
 
 

@@ -28,22 +28,22 @@ OF_ITS_OWN = [
 
 
 @pytest.mark.parametrize("text", ABOUT_OTHERS)
-def test_what_speaks_of_the_others_stays(text):
+def test_options_that_speak_of_the_others_keep_their_place(text):
     assert keeps_its_place(text)
 
 
 @pytest.mark.parametrize("text", OF_ITS_OWN)
-def test_what_stands_for_itself_moves(text):
+def test_options_that_stand_for_themselves_move(text):
     assert not keeps_its_place(text)
 
 
-def test_what_is_named_stays_too():
+def test_options_that_another_one_names_keep_their_place():
     assert movable(("cat", "dog", "owl", "both A and B")) == [2]
     assert movable(("cat", "dog", "B, C 모두", "owl")) == [0, 3]
     assert movable(("cat", "dog", "owl", "all of the above")) == [0, 1, 2]
 
 
-def test_orders_by_hand():
+def test_orders_are_those_worked_out_by_hand():
     assert orders(("x", "y", "none of these", "z"), "cyclic") == ((0, 1, 2, 3), (1, 3, 2, 0), (3, 0, 2, 1))
     assert orders(("x", "y", "z"), "none") == ((0, 1, 2),)
     assert orders((), "all") == ((),)
@@ -55,7 +55,7 @@ some_choices = st.lists(texts, min_size=2, max_size=5)
 
 
 @given(some_choices, st.sampled_from(["cyclic", "all"]))
-def test_every_option_that_may_move_is_everywhere_equally_often(choices, mode):
+def test_every_movable_option_stands_in_each_place_equally_often(choices, mode):
     found = orders(choices, mode)
     free = movable(choices)
     assert found[0] == tuple(range(len(choices)))
@@ -84,7 +84,7 @@ def answer_of(example, weights, seen):
     )  # fmt: skip
 
 
-def test_equal_options_keep_their_order_by_hand():
+def test_options_of_the_same_text_keep_their_order():
     assert orders(("x", "x"), "cyclic") == orders(("x", "x"), "all") == ((0, 1),)
     assert orders(("x", "x", "y"), "cyclic") == ((0, 1, 2), (0, 2, 1), (2, 0, 1))
     assert orders(("x", "y", "x", "y"), "cyclic") == ((0, 1, 2, 3), (1, 0, 3, 2))
@@ -107,7 +107,7 @@ def test_whoever_knows_the_texts_answers_alike_in_every_order(choices, mode, rng
 
 
 @given(some_choices.filter(lambda c: len(set(c)) == len(c)), st.integers(0, 4), st.randoms())
-def test_orders_are_undone(choices, truth, rng):
+def test_unpermute_gives_the_answer_in_the_indexs_order(choices, truth, rng):
     truth %= len(choices)
     example = Example("0", "x", "q", tuple(choices), "ABCDE"[truth], ((truth, 1.0),))
     weights = dict(zip(rng.sample(choices, len(choices)), (0.0, 0.3, 0.5, 1.0, 2.0), strict=False))  # never level
@@ -123,13 +123,13 @@ def test_orders_are_undone(choices, truth, rng):
         assert back.probabilities == pytest.approx(plain.probabilities)
 
 
-def test_an_answer_without_options_stays_as_it_is():
+def test_unpermute_leaves_an_answer_without_options():
     answer = Prediction("0", "q", "red", {"red": 0.7, "blue": 0.2}, "red", 1.0)
     assert unpermute(answer, orders((), "none")[0]) == answer
 
 
 @given(st.lists(st.floats(0, 3), min_size=4, max_size=4))
-def test_rotations_take_a_weakness_for_places_away(seen):
+def test_the_mean_over_rotations_has_no_preference_for_a_place(seen):
     example = Example("0", "x", "q", ("w", "x", "y", "z"))
     weights = dict.fromkeys("wxyz", 0.5)
     answers = [unpermute(answer_of(reordered(example, o), weights, seen), o) for o in orders("wxyz", "cyclic")]
@@ -147,7 +147,7 @@ def test_too_many_orders_are_refused():
 @pytest.mark.parametrize(
     "words", ["both ", "a and ", "a and b and ", "all of ", "options ", "a, ", "위 ", "보기 모두 ", "all 없음 "]
 )
-def test_a_long_option_is_judged_at_once(words):
+def test_a_long_option_is_judged_quickly(words):
     start = time.perf_counter()
     assert not keeps_its_place((words * 50)[:144] + "zebra")
     assert time.perf_counter() - start < 1

@@ -79,7 +79,7 @@ def test_counting_scans_is_quick(filling, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "scans"), [((10_000, 10_000), 20), ((5000, 4000), 100)])
-def test_the_slowest_jpeg_that_is_decoded(tmp_path, size, scans):
+def test_the_slowest_jpeg_that_is_allowed_decodes_in_time(tmp_path, size, scans):
     (tmp_path / "x.jpg").write_bytes(jpeg_of_scans(*size, scans, components=3))
     started = time.process_time()
     assert open_image(tmp_path / "x.jpg").size == size
@@ -133,7 +133,7 @@ def test_a_process_that_is_forked_has_a_decoder_of_its_own(tmp_path):
     assert open_image(tmp_path / "x.tif").tobytes() == expected
 
 
-def test_sides_are_bounded(tmp_path):
+def test_an_image_with_too_long_a_side_is_refused(tmp_path):
     """A resize of an image goes through one as high as it was."""
     path = tmp_path / "x.png"
     Image.new("L", (1, 70_000)).save(path)
@@ -142,7 +142,7 @@ def test_sides_are_bounded(tmp_path):
     assert open_image(path).size == (1, 65_535)
 
 
-def test_an_mpo_is_a_jpeg(tmp_path):
+def test_an_mpo_is_read_as_a_jpeg(tmp_path):
     images = photograph(800), photograph(400)
     images[0].save(tmp_path / "x.jpg", quality=90)
     images[0].save(tmp_path / "x.mpo", save_all=True, append_images=images[1:], quality=90)

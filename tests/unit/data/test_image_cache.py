@@ -61,7 +61,7 @@ def test_an_image_larger_than_the_budget_is_not_kept(files, decoded):
     assert cache.bytes == 0
 
 
-def test_errors_are_not_kept(tmp_path, files):
+def test_a_file_that_is_mended_after_an_error_is_read(tmp_path, files):
     cache = ImageCache()
     with pytest.raises(InputError, match="doesn't exist"):
         cache.open(tmp_path / "new.png")
@@ -69,7 +69,7 @@ def test_errors_are_not_kept(tmp_path, files):
     assert cache.open(tmp_path / "new.png").size == (3, 3)
 
 
-def test_it_reaches_a_worker_that_is_spawned(files):
+def test_a_cache_can_be_pickled_for_a_spawned_worker(files):
     cache = ImageCache()
     cache.open(files[0])
     assert np.array_equal(pickle.loads(pickle.dumps(cache)).open(files[0]), open_image(files[0]))

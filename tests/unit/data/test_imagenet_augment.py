@@ -46,7 +46,7 @@ def test_a_view_depends_on_its_seed_alone():
 
 @pytest.mark.parametrize("size", [64, 384])
 @pytest.mark.parametrize("share", [(), (224 / 256,)])
-def test_evaluation_is_timms(size, share):
+def test_evaluation_equals_timms_pipeline(size, share):
     """At every size its central crop, by default (upstream's) of the whole shorter side."""
     crop_pct = share[0] if share else 1.0
     expected = create_transform(size, is_training=False, interpolation="bicubic", crop_pct=crop_pct)(PHOTO)
@@ -62,7 +62,7 @@ def test_every_policy_works_with_this_pillow(policy):
         assert torch.isfinite(transform(PHOTO, random.Random(seed))).all()
 
 
-def test_no_such_policy():
+def test_an_unknown_policy_is_an_input_error():
     with pytest.raises(InputError, match="--aa rnd-m9: timm has no such policy"):
         TimmTransform(16, "rnd-m9")
 
@@ -81,7 +81,7 @@ def test_mixed_targets_are_distributions(count, mode, smoothing, seed):
         torch.testing.assert_close(targets[-1], wanted)
 
 
-def test_a_mix_is_of_the_labels_of_what_is_mixed():
+def test_mixed_labels_are_those_of_the_mixed_images():
     """mixup alone: pixel for pixel the mean that the targets say."""
     images = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
     mixed, targets = Mix(2, mixup=1.0)(images, torch.tensor([0, 1]), 3)
@@ -90,7 +90,7 @@ def test_a_mix_is_of_the_labels_of_what_is_mixed():
 
 
 @pytest.mark.parametrize("shares", [(), (0.0, 1.0), (0.25, 0.5), (0.3, 0.35)])
-def test_what_cutmix_can_replace(shares):
+def test_possible_cutmix_shares_are_accepted(shares):
     check_cutmix_minmax(shares, 32)
     mix = Mix(2, cutmix=1.0, cutmix_minmax=shares)
     for seed in range(20):
@@ -98,6 +98,6 @@ def test_what_cutmix_can_replace(shares):
 
 
 @pytest.mark.parametrize("shares", [(0.3,), (0.1, 0.2, 0.3), (2.0, 3.0), (0.9, 0.1), (0.3, 0.31), (-0.5, 0.5)])
-def test_what_cutmix_cannot(shares):
+def test_impossible_cutmix_shares_are_refused(shares):
     with pytest.raises(InputError, match="--cutmix_minmax"):
         check_cutmix_minmax(shares, 32)

@@ -50,7 +50,7 @@ def test_photographs_decode_as_upstream_decodes_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "ppm", "webp", "tif", "jp2", "avif"])
-def test_formats_whatever_the_extension_says(suffix: str, tmp_path: Path) -> None:
+def test_content_decides_the_format_not_the_extension(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"image.{suffix}"
     photograph().save(path)
     disguised = path.rename(tmp_path / "image.txt")
@@ -58,14 +58,14 @@ def test_formats_whatever_the_extension_says(suffix: str, tmp_path: Path) -> Non
     assert image_size(disguised) == (96, 96)
 
 
-def test_grey_one_bit_and_palette(tmp_path: Path) -> None:
+def test_grey_one_bit_and_palette_images_become_rgb(tmp_path: Path) -> None:
     for mode in ("L", "1", "P"):
         original = photograph().convert(mode)
         original.save(tmp_path / "image.png")
         assert levels_apart(open_image(tmp_path / "image.png"), original.convert("RGB")).max() == 0
 
 
-def test_cmyk_jpeg(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
     photograph().convert("CMYK").save(tmp_path / "image.jpg", quality=95)
     assert levels_apart(open_image(tmp_path / "image.jpg"), photograph()).mean() < 3
 
@@ -83,7 +83,7 @@ def test_transparent_pixels_are_white_and_opaque_ones_are_upstreams(tmp_path: Pa
     assert np.argwhere(levels_apart(ours, upstream).any(axis=2)).tolist() == [[0, 0], [0, 1]]
 
 
-def test_transparency_of_grey_palette_and_colour_keys(tmp_path: Path) -> None:
+def test_transparent_grey_palette_and_colour_keys_become_white(tmp_path: Path) -> None:
     grey = Image.new("LA", (2, 1), (0, 0))
     grey.putpixel((1, 0), (100, 255))
     grey.save(tmp_path / "la.png")
@@ -119,7 +119,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0), (-3.0, 7.5), (2e5, 1e9)])
-def test_float_and_wide_grey(low: float, high: float, tmp_path: Path) -> None:
+def test_float_and_32_bit_grey_are_scaled_to_8_bits(low: float, high: float, tmp_path: Path) -> None:
     ramp = np.linspace(low, high, 256, dtype=np.float32).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "float.tif")
     assert np.abs(np.asarray(open_image(tmp_path / "float.tif"))[..., 2].ravel() - np.arange(256.0)).max() <= 1
@@ -128,7 +128,7 @@ def test_float_and_wide_grey(low: float, high: float, tmp_path: Path) -> None:
         assert np.abs(np.asarray(open_image(tmp_path / "int.tif"))[..., 2].ravel() - np.arange(256.0)).max() <= 1
 
 
-def test_float_constant_and_not_finite(tmp_path: Path) -> None:
+def test_a_constant_float_image_is_read_and_one_that_is_not_finite_refused(tmp_path: Path) -> None:
     path = tmp_path / "float.tif"
     Image.fromarray(np.full((4, 4), -7.0, np.float32)).save(path)
     assert open_image(path).getpixel((0, 0)) == (0, 0, 0)
@@ -183,7 +183,7 @@ def test_first_frame_stands_for_an_animation(tmp_path: Path) -> None:
     assert open_image(PHOTOGRAPHS / "multipage.tif").mode == "RGB"
 
 
-def test_missing_empty_folder_and_other_files(tmp_path: Path) -> None:
+def test_missing_and_empty_files_folders_and_other_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "gone.jpg", "doesn't exist", "image root")
     refused(tmp_path, "is a folder")
     refused(tmp_path / "a\0b.jpg", "can't be opened")
@@ -291,7 +291,7 @@ def test_mutated_bytes_give_an_image_or_an_input_error(options: dict, tmp_path: 
     assert 0 < read < 300
 
 
-def test_paths_inside_the_root(tmp_path: Path) -> None:
+def test_every_spelling_of_a_path_inside_the_root_is_resolved(tmp_path: Path) -> None:
     for written in ("images/0.jpg", "./images/0.jpg", r"images\0.jpg", r".\images\0.jpg", "images//0.jpg"):
         assert resolve_image_path(tmp_path, written) == tmp_path / "images" / "0.jpg"
     assert resolve_image_path(str(tmp_path), "a/../사진 1.jpg").resolve() == tmp_path.resolve() / "사진 1.jpg"
@@ -319,7 +319,7 @@ def test_paths_inside_the_root(tmp_path: Path) -> None:
         ("\ud800.jpg", "can't be the name"),
     ],
 )
-def test_paths_that_leave_the_root_are_named(written: str, said: str, tmp_path: Path) -> None:
+def test_bad_image_paths_are_refused_and_quoted(written: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     with pytest.raises(InputError) as caught:
         resolve_image_path(tmp_path / "root", written)
@@ -327,7 +327,7 @@ def test_paths_that_leave_the_root_are_named(written: str, said: str, tmp_path: 
     assert said in str(caught.value)
 
 
-def test_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_symbolic_links_are_followed_and_only_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real" / "inner").mkdir(parents=True)
     (tmp_path / "root").symlink_to("real")  # the root itself may be a link
     (tmp_path / "real" / "also_inner").symlink_to("inner")
@@ -356,7 +356,9 @@ def test_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("at_least", "size"), [(None, (800, 640)), (500, (800, 640)), (320, (400, 320)), (40, (100, 80))]
 )
-def test_a_jpeg_at_a_fraction_of_its_size(at_least: int | None, size: tuple[int, int], tmp_path: Path) -> None:
+def test_a_jpeg_is_decoded_at_a_fraction_that_is_large_enough(
+    at_least: int | None, size: tuple[int, int], tmp_path: Path
+) -> None:
     image = photograph(side=800).resize((800, 640))
     for name in ("x.jpg", "x.png"):
         image.save(tmp_path / name)

@@ -92,7 +92,7 @@ def test_a_wrong_field_is_named_with_file_and_line(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("line", [b"{", b"[" * 100_000, b"\xff{}", b'{"a": 1} x', b'{"a": ' + b"9" * 5000 + b"}"])
-def test_lines_that_are_no_json(tmp_path, line):
+def test_a_line_that_is_no_json_is_named(tmp_path, line):
     path = tmp_path / "i.jsonl"
     path.write_bytes(line + b"\n")
     with pytest.raises(InputError, match=r"i\.jsonl:1: isn't JSON"):
@@ -100,7 +100,7 @@ def test_lines_that_are_no_json(tmp_path, line):
 
 
 @pytest.mark.parametrize("line", ["[]", "null", "3", '"row"'])
-def test_lines_that_are_no_object(tmp_path, line):
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
     path = tmp_path / "i.jsonl"
     path.write_text(line, encoding="utf-8")
     with pytest.raises(InputError, match=r"i\.jsonl:1: isn't a JSON object"):
@@ -125,7 +125,7 @@ def test_twenty_problems_are_shown_and_the_rest_counted(tmp_path):
     assert "and 5 more" in str(error.value)
 
 
-def test_repeated_ids(tmp_path):
+def test_a_repeated_id_is_an_error_that_names_both_lines(tmp_path):
     path = tmp_path / "i.jsonl"
     write_rows(path, [OPEN_ROW, OPEN_ROW | {"id": 7}])
     with pytest.raises(InputError, match=r"i\.jsonl:2: the id '7' is on line 1 too"):
@@ -177,7 +177,7 @@ def test_a_fork_folder_without_dataset_json_holds_its_images(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"image_root": 3}', "\ud800"])
-def test_a_broken_dataset_json(tmp_path, text):
+def test_a_broken_dataset_json_is_an_input_error(tmp_path, text):
     (tmp_path / "dataset.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(InputError, match=r"dataset\.json"):
         DatasetInfo.read(tmp_path)
@@ -228,7 +228,7 @@ def test_two_spellings_of_a_path_are_one_image():
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -1.0, float("nan")])
-def test_impossible_ratios(ratio):
+def test_impossible_ratios_are_refused(ratio):
     with pytest.raises(InputError, match="between 0 and 1"):
         split_by_image([question(0, 0), question(1, 1)], ratio, seed=0)
 
@@ -259,6 +259,6 @@ def test_folds_are_stratified():
     assert set(per_fold.values()) == {3}
 
 
-def test_one_fold_is_no_fold():
+def test_fewer_than_two_folds_are_refused():
     with pytest.raises(InputError, match="at least 2 folds"):
         assign_folds([question(0, 0)], 1, seed=0)

@@ -63,13 +63,13 @@ def test_every_row_once_and_a_new_order_each_epoch():
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(workers):
+def test_the_number_of_workers_changes_no_batch(workers):
     ours, theirs = pass_over(2), pass_over(2, workers=workers)
     assert ours[0] == theirs[0]
     assert torch.equal(ours[1], theirs[1])
 
 
-def test_a_resumed_epoch_is_the_same_epoch():
+def test_an_epoch_depends_on_its_number_not_on_epochs_before():
     loader = BatchLoader(dataset(), collate, 5, shuffle=True, seed=3)
     for epoch in range(2):
         list(loader.epoch(epoch))
@@ -77,7 +77,7 @@ def test_a_resumed_epoch_is_the_same_epoch():
     assert after_two == pass_over(2)[0]
 
 
-def test_seeds_differ():
+def test_another_seed_gives_another_order():
     assert [e.id for e in pass_over(0, seed=1)[0]] != [e.id for e in pass_over(0, seed=2)[0]]
 
 
@@ -139,13 +139,13 @@ def test_balancing_makes_answers_equally_likely_and_keeps_draws_apart():
     assert again.examples == batch.examples
 
 
-def test_batches_are_counted_right():
+def test_len_is_the_number_of_batches():
     for rows in range(1, 30):
         batches = EpochBatches(rows, 7, shuffle=True)
         assert len(batches) == len(list(batches))
 
 
-def test_rows_of_upstreams_scripts():
+def test_rows_of_upstreams_scripts_become_examples():
     rows = [
         {"image_path": "a.jpg", "text_segment": [5, 6], "labels": [2, 0], "scores": [0.6, 1.0], "qid": 17},
         {"image_path": "a.jpg", "text_segment": "what?", "labels": "", "scores": "", "qid": "TEST_1"},

@@ -11,7 +11,7 @@ MASK, SIZE = 151, 152
 
 
 @given(st.lists(st.integers(3, 150), max_size=40), st.floats(0.01, 1), st.integers())
-def test_masking(words, probability, seed):
+def test_masking_chooses_the_right_number_of_tokens_and_never_the_first(words, probability, seed):
     ids = [0, *words, 2]
     masked, places = mask_words(ids, random.Random(seed), probability, MASK, SIZE)
     assert mask_words(ids, random.Random(seed), probability, MASK, SIZE) == (masked, places)
@@ -24,7 +24,7 @@ def test_masking(words, probability, seed):
     assert all(3 <= token < SIZE for place in places for token in [masked[place]] if token != ids[place])
 
 
-def test_shares_are_berts():
+def test_masked_kept_and_random_words_have_berts_shares():
     rng, kinds, ended = random.Random(0), Counter(), 0
     ids = [0, *[7] * 20, 2]
     for _ in range(500):

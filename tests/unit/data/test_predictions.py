@@ -107,7 +107,7 @@ def test_whatever_an_ensemble_answers_can_be_read(tmp_path, capsys, vote, open_e
     assert not capsys.readouterr().out
 
 
-def test_the_info_beside_it(tmp_path):
+def test_the_info_beside_predictions_is_read_back_and_checked(tmp_path):
     path = tmp_path / "predictions_val.json"
     assert read_info(path) is None
     assert write_info(INFO, path) == info_file(path) == tmp_path / "predictions_val.info.json"
@@ -149,16 +149,22 @@ SECOND = {"id": "2", "answer": "B", "probabilities": {"A": 0.3, "B": 0.7}, "choi
         (json.dumps([SECOND | {"answer": "no", "choices": []}]), "but 'B' has the highest probability"),
         (
             json.dumps([ROW, SECOND | {"truth": "A", "score": 1.0}]),
-            "row 2 .*: scores 1, but its answer 'B' to",
+            "row 2 .*: has the score 1, but its answer 'B' scores",
         ),
-        (json.dumps([SECOND | {"truth": "B", "score": 0.0}]), "scores 0, but its answer 'B' to the truth 'B' is 1"),
-        (json.dumps([SECOND | {"score": 1.0}]), "scores 1, but doesn't say the truth"),
-        (json.dumps([SECOND | {"score": 1.0, "choices": []}]), "scores 1, but doesn't say the truth"),
-        (json.dumps([SECOND | {"truth": "A", "score": 1.0, "answer_scores": {"A": 1, "B": 0.3}}]), "'A' is 0.3"),
+        (
+            json.dumps([SECOND | {"truth": "B", "score": 0.0}]),
+            r"has the score 0, but its answer 'B' scores 1 \(truth: 'B'\)",
+        ),
+        (json.dumps([SECOND | {"score": 1.0}]), "has the score 1, but no truth"),
+        (json.dumps([SECOND | {"score": 1.0, "choices": []}]), "has the score 1, but no truth"),
+        (
+            json.dumps([SECOND | {"truth": "A", "score": 1.0, "answer_scores": {"A": 1, "B": 0.3}}]),
+            r"'B' scores 0\.3 \(truth: 'A'\)",
+        ),
         (json.dumps([SECOND | {"answer_scores": {"A": 2}}]), "answer_scores must be an object of numbers"),
     ],
 )
-def test_what_is_no_predictions_file(tmp_path, content, message):
+def test_files_that_are_no_predictions_are_refused(tmp_path, content, message):
     path = tmp_path / "predictions.json"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
@@ -180,16 +186,16 @@ def test_scores_of_several_annotators_that_0_1_0_wrote_are_taken_and_said(tmp_pa
             for n, score in enumerate((1.0, 0.6, 0.0))]  # fmt: skip
     path.write_text(json.dumps(rows))
     assert [p.score for p in read_predictions(path)] == [1.0, 0.6, 0.0]
-    assert "taken as they are" in capsys.readouterr().out
+    assert "they are taken unchecked" in capsys.readouterr().out
     path.write_text(json.dumps([*rows, rows[0] | {"id": "9", "answer": "yes", "probabilities": {}, "score": 0.0}]))
-    with pytest.raises(InputError, match=r"row 4 .*'yes' is 1"):
+    with pytest.raises(InputError, match=r"row 4 .*'yes' scores 1"):
         read_predictions(path)
     path.write_text(json.dumps(rows[:1]))  # nothing shows that there were several
-    with pytest.raises(InputError, match=r"row 1 .*scores 1, but its answer 'no' to the truth 'yes' is 0"):
+    with pytest.raises(InputError, match=r"row 1 .*has the score 1, but its answer 'no' scores 0 \(truth: 'yes'\)"):
         read_predictions(path)
 
 
-def test_the_nearest_name_is_told(tmp_path):
+def test_a_missing_file_is_an_error_that_names_the_nearest(tmp_path):
     (tmp_path / "predictions.json").write_text("[]")
     with pytest.raises(InputError, match=r"Did you mean 'predictions\.json'"):
         read_predictions(tmp_path / "prediction.json")

@@ -27,7 +27,7 @@ def ids(rows):
     return [row["id"] for row in rows]
 
 
-def test_they_behave_as_a_list(files):
+def test_rows_behave_as_a_list(files):
     rows = read_rows(files[0])
     assert rows == [line(i) for i in range(5)]
     assert rows != [line(i) for i in range(4)]
@@ -42,7 +42,7 @@ def test_they_behave_as_a_list(files):
     assert rows[0]["id"] == "r0"
 
 
-def test_they_are_joined_and_chosen(files):
+def test_rows_are_joined_and_selected_as_lists_are(files):
     both = read_rows(files[0]) + read_rows(files[1]) + read_rows(files[2])
     assert ids(both) == [f"r{i}" for i in (0, 1, 2, 3, 4, 10, 11, 12, 13, 14)]
     odd = both.where(int(row["id"][1:]) % 2 for row in both)
@@ -56,7 +56,7 @@ def _ids(rows, queue):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_they_reach_other_processes(files, method):
+def test_rows_reach_forked_and_spawned_processes(files, method):
     rows = (read_rows(files[0]) + read_rows(files[1])).where([False, True] * 5)
     assert pickle.loads(pickle.dumps(rows)) == list(rows)
     context = multiprocessing.get_context(method)
@@ -75,7 +75,7 @@ def test_a_file_that_is_replaced_while_it_is_read_stays_as_it_was(files, tmp_pat
     assert ids(rows + rows)[5:] == ids(rows)
 
 
-def test_a_file_system_without_maps(files, monkeypatch):
+def test_rows_are_read_on_a_file_system_without_maps(files, monkeypatch):
     from beit3_vqa.data import rows as module
 
     def refused(*_, **__):

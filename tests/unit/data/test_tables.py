@@ -93,7 +93,7 @@ def test_other_encodings_are_refused_with_line_and_sample(encoding):
     assert read(content, encoding=encoding)[0] == text
 
 
-def test_the_few_korean_words_of_an_english_file_count(tmp_path):
+def test_a_few_korean_words_in_an_english_file_are_enough_for_cp949(tmp_path):
     text = "ID,question\n" + "1,What is this?\n" * 1000 + "2,이것은 무엇입니까?\n"
     assert read(text.encode("cp949")) == (text, "CP949")
     with pytest.raises(InputError, match="that reads as Korean"):  # a line of a Western file has got in
@@ -112,18 +112,18 @@ def test_the_few_korean_words_of_an_english_file_count(tmp_path):
         ("가a".encode("johab"), "johab", "JOHAB"),
     ],
 )
-def test_encodings_that_are_told(content, encoding, found):
+def test_utf_8_utf_16_and_named_encodings_are_read(content, encoding, found):
     assert read(content, encoding=encoding) == ("가a", found)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "cp949", "ascii", "undefined"])
-def test_a_file_that_is_not_what_was_said(encoding):
+def test_a_file_that_is_not_in_the_named_encoding_is_refused(encoding):
     with pytest.raises(InputError, match=rf"t\.csv:\d: isn't {encoding.upper()}"):
         read(b"ab\n\xff\xfe\xfd", encoding=encoding)
 
 
 @pytest.mark.parametrize("name", ["klingon", "base64", "rot13", "a\0b", "zlib_codec"])
-def test_encodings_that_there_are_not(name):
+def test_unknown_encodings_are_refused(name):
     with pytest.raises(InputError, match="there is no such encoding"):
         check_encoding(name)
     with pytest.raises(InputError, match="there is no such encoding"):
@@ -142,7 +142,7 @@ FILES = {
 }
 
 
-def test_every_format_is_here():
+def test_these_tests_cover_every_format_of_prepare():
     assert set(FILES) == set(FORMATS) - {"easy_vqa", "imagenet"}  # which read no text
 
 
@@ -174,7 +174,7 @@ def test_json_in_cp949_is_read_and_noted(tmp_path):
     assert "커피" in (tmp_path / "out" / "answer2label.txt").read_text(encoding="utf-8")
 
 
-def test_the_option_on_the_command_line(tmp_path, capsys):
+def test_prepare_takes_the_encoding_on_the_command_line(tmp_path, capsys):
     images = copy_photographs(tmp_path / "images")
     rows = [[*row[:2], "the man’s hat?", *row[3:]] for row in csv_rows(4)]
     train = write_csv(tmp_path / "train.csv", rows, HEADER, "cp1252")
@@ -188,7 +188,7 @@ def test_the_option_on_the_command_line(tmp_path, capsys):
     assert index.count("man’s") == 4
 
 
-def test_answers_in_another_encoding(tmp_path, capsys):
+def test_score_reads_answers_in_another_encoding(tmp_path, capsys):
     predictions = [Prediction("1", "?", "café", {"café": 0.7}), Prediction("2", "?", "커피", {"커피": 0.7})]
     path = write_predictions(predictions[:1], tmp_path / "predictions.json")
     answers = tmp_path / "answers.csv"

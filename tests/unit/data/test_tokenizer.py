@@ -55,7 +55,7 @@ def oracle_ids(oracle, text, **options):
     return oracle.convert_tokens_to_ids(oracle.tokenize(text, **options))
 
 
-def test_special_ids(tokenizer, oracle):
+def test_special_ids_are_those_of_xlm_r(tokenizer, oracle):
     ours = (tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.mask_id)
     assert ours == (0, 1, 2, 3, tokenizer.vocab_size - 1)
     assert list(ours) == oracle.convert_tokens_to_ids(SPECIAL_STRINGS)
@@ -63,11 +63,11 @@ def test_special_ids(tokenizer, oracle):
 
 
 @pytest.mark.parametrize("text", PLAIN_TEXTS)
-def test_ids_are_transformers(tokenizer, oracle, text):
+def test_ids_equal_those_of_transformers(tokenizer, oracle, text):
     assert tokenizer.encode(text) == oracle_ids(oracle, text)
 
 
-def test_batch_is_each_text(tokenizer, oracle):
+def test_a_batch_has_the_ids_of_each_text_alone(tokenizer, oracle):
     assert tokenizer.encode_batch(PLAIN_TEXTS) == [oracle_ids(oracle, text) for text in PLAIN_TEXTS]
     assert tokenizer.encode_batch(tuple(CORPUS)) == [tokenizer.encode(text) for text in CORPUS]
     assert tokenizer.encode_batch([]) == []
@@ -75,7 +75,7 @@ def test_batch_is_each_text(tokenizer, oracle):
 
 @settings(max_examples=200, deadline=None)
 @given(text=PLAIN_TEXT)
-def test_ids_are_transformers_on_any_plain_text(tokenizer, oracle, text):
+def test_ids_equal_those_of_transformers_on_any_plain_text(tokenizer, oracle, text):
     assert tokenizer.encode(text) == oracle_ids(oracle, text)
 
 
@@ -96,7 +96,7 @@ def test_no_text_gives_a_special_id(tokenizer, oracle, text):
     assert ids == oracle_ids(oracle, text, split_special_tokens=True)
 
 
-def test_decode(tokenizer):
+def test_decode_gives_the_text_back_without_special_ids(tokenizer):
     for text in CORPUS:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
@@ -110,7 +110,7 @@ def test_half_a_surrogate_pair_is_unknown_text(tokenizer):
     assert tokenizer.encode("dog \ud83d") == tokenizer.encode("dog \ufffd")
 
 
-def test_pickle_needs_no_file(tmp_path):
+def test_a_pickled_tokenizer_needs_no_file(tmp_path):
     original = train_tokenizer(CORPUS, 100, tmp_path / "gone.spm")
     content = pickle.dumps(original)
     original.path.unlink()
@@ -119,12 +119,12 @@ def test_pickle_needs_no_file(tmp_path):
     assert (copy.path, copy.vocab_size, copy.mask_id) == (original.path, original.vocab_size, original.mask_id)
 
 
-def test_import_is_light():
+def test_importing_the_tokenizer_loads_no_sentencepiece():
     code = "import sys, beit3_vqa.data.tokenizer; sys.exit('sentencepiece' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_bad_files(tokenizer, tmp_path):
+def test_missing_and_damaged_models_are_input_errors(tokenizer, tmp_path):
     whole = tokenizer.path.read_bytes()
     for name, content in {"empty": b"", "page": b"<html>404</html>", "cut": whole[: len(whole) // 2]}.items():
         path = tmp_path / f"{name}.spm"
@@ -160,7 +160,7 @@ def test_training_is_deterministic_and_quiet(tokenizer, tmp_path, capfd):
     assert list(tmp_path.iterdir()) == [again.path]
 
 
-def test_trained_size(tmp_path):
+def test_a_trained_tokenizer_has_the_size_asked_for(tmp_path):
     assert train_tokenizer(CORPUS, 150, tmp_path / "asked.spm").vocab_size == 150
     assert train_tokenizer(["yes", "no", ""], 8000, tmp_path / "few.spm").vocab_size < 30
 
@@ -173,7 +173,7 @@ def test_text_of_few_words_is_not_cut_into_letters(tmp_path):
     ]
 
 
-def test_every_character_gets_a_piece(tmp_path):
+def test_training_gives_every_character_a_piece(tmp_path):
     texts = [*CORPUS, "뷁", "a long question " * 1000 + "쀍"]
     trained = train_tokenizer(texts, 300, tmp_path / "rare.spm")
     assert 3 not in trained.encode("뷁쀍")
@@ -218,7 +218,7 @@ def test_a_failed_write_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
         train_tokenizer(CORPUS, 100, path / "below.spm")
 
 
-def test_pad_batch():
+def test_pad_batch_pads_on_the_right_and_masks_the_padding():
     ids, padding_mask = pad_batch([[0, 5, 2], [0, 2], [0, 7, 1, 2]])
     assert ids.tolist() == [[0, 5, 2, 1], [0, 2, 1, 1], [0, 7, 1, 2]]
     assert padding_mask.tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]

@@ -48,7 +48,7 @@ def pixels(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [32, 224, 480])
-def test_eval_is_torchvisions_resize_to_the_pixel(size: int, photograph: Image.Image) -> None:
+def test_evaluation_equals_torchvisions_resize_to_the_pixel(size: int, photograph: Image.Image) -> None:
     reference = transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC)
     ours = EvalTransform(size)(photograph)
     assert ours.dtype == torch.uint8
@@ -61,7 +61,7 @@ SIZES = [(640, 480), (480, 640), (333, 500), (1000, 200), (200, 1000), (1, 500),
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_crop_is_timms_draw_by_draw(size: tuple[int, int]) -> None:
+def test_crops_equal_timms_draw_by_draw(size: tuple[int, int]) -> None:
     image, rng = Image.new("L", size), random.Random(7)
     random.seed(7)
     for _ in range(100):
@@ -70,7 +70,7 @@ def test_crop_is_timms_draw_by_draw(size: tuple[int, int]) -> None:
     assert random.random() == rng.random()
 
 
-def test_crop_law_is_timms_from_other_seeds() -> None:
+def test_crops_are_distributed_as_timms_with_other_seeds() -> None:
     image, rng, n = Image.new("L", (640, 480)), random.Random(1), 4000
     random.seed(2)
     theirs = np.array([RandomResizedCropAndInterpolation.get_params(image, SCALE, RATIO) for _ in range(n)], float)
@@ -128,7 +128,7 @@ def test_random_interpolation_is_one_of_both(photograph: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("randaug", [False, True])
-def test_the_seed_alone_decides(randaug: bool, photograph: Image.Image) -> None:
+def test_a_view_depends_on_its_seed_alone(randaug: bool, photograph: Image.Image) -> None:
     transform = TrainTransform(64, interpolation="random", randaug=randaug)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     original = photograph.tobytes()
@@ -196,7 +196,7 @@ def memory_of_this_process() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def test_wrong_arguments_are_named() -> None:
+def test_wrong_arguments_are_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"'bicubik'.*Did you mean 'bicubic'"):
         TrainTransform(32, interpolation="bicubik")
     for scale in ((0.0, 1.0), (1.0, 0.5), (0.5, 1.5)):
@@ -300,7 +300,7 @@ def test_randaug_draws_each_operation_equally_and_applies_half(monkeypatch: pyte
         "\u110b\u116c\u11ab\u110d\u1169\u11a8",  # 왼쪽 as macOS decomposes it
     ],
 )
-def test_sides_are_heard(text: str) -> None:
+def test_texts_that_speak_of_sides_are_recognised(text: str) -> None:
     assert speaks_of_sides([text])
     assert speaks_of_sides(["What is it?", "a", text])
 
@@ -327,6 +327,6 @@ def test_sides_are_heard(text: str) -> None:
         "What colour is the sky?",
     ],
 )
-def test_words_that_only_look_like_sides(text: str) -> None:
+def test_words_that_only_look_like_sides_are_not_recognised(text: str) -> None:
     assert not speaks_of_sides([text])
     assert not speaks_of_sides([])

@@ -115,7 +115,7 @@ def test_a_long_cell_is_read_whole(tmp_path):
 def test_a_csv_with_another_separator_is_refused_and_the_separator_named(tmp_path, separator, name):
     path = tmp_path / "t.csv"
     path.write_text("\n".join(separator.join(row) for row in (HEADER, csv_rows(1)[0])), encoding="utf-8")
-    assert f"its cells stand between {name}: save it with commas" in problems_of(path)
+    assert f"its cells are separated by {name}: save it with commas" in problems_of(path)
 
 
 def test_a_header_of_thousands_of_columns_is_cut_in_the_message(tmp_path):

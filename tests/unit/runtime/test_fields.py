@@ -35,19 +35,19 @@ class Example(Options):
         ("way", "", "--way : must be one of up, down."),
     ],
 )
-def test_a_value_out_of_bounds_is_an_error_that_names_them(name, value, says):
+def test_a_value_out_of_bounds_is_an_error_that_names_the_bounds(name, value, says):
     with pytest.raises(InputError) as caught:
         Example(**{name: value})
     assert str(caught.value) == says
 
 
-def test_values_at_the_bounds_are_taken_where_they_are_inside():
+def test_inclusive_bounds_are_accepted():
     assert Example(share=0, rate=1e6, size=1, way="up") == Example(0, 1e6, 1, 0, "up")
     assert Example(size="auto").size == "auto"
     assert Example(rate=None, way=None) == Example()
 
 
-def test_a_word_is_typed_as_itself_and_no_other():
+def test_only_the_options_own_words_are_accepted():
     assert [typed(value, Size, "x") for value in ("auto", 0, 3)] == ["auto", 0, 3]
     for value in ("some", None, True, 1.5, []):
         with pytest.raises(InputError, match=r"^x can't be .*; expected int or auto\.$"):

@@ -12,7 +12,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import is_new_or_empty, missing, publish, remove_stale_temporaries, staged, write_text
 
 
-def test_a_pipe_keeps_its_place(tmp_path):
+def test_a_pipe_is_never_replaced_by_a_file(tmp_path):
     """And /dev/null, which root could replace, does so too."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
@@ -28,13 +28,13 @@ def test_a_pipe_keeps_its_place(tmp_path):
     ("make", "is_what"),
     [
         (os.mkfifo, "a pipe or a device"),
-        (lambda path: path.symlink_to(path), r"a link that leads back to itself \(.*\)"),
-        (lambda path: path.symlink_to("nothing"), r"a link that leads to nothing \(nothing\)"),
+        (lambda path: path.symlink_to(path), r"a link that points to itself \(.*\)"),
+        (lambda path: path.symlink_to("nothing"), r"a link that points to nothing \(nothing\)"),
         (Path.mkdir, "a folder"),
         (Path.touch, "a file"),
     ],
 )
-def test_what_is_there_but_something_else_is_not_called_missing(tmp_path, make, is_what):
+def test_a_path_of_another_kind_is_not_called_missing(tmp_path, make, is_what):
     path = tmp_path / "data"
     make(path)
     with pytest.raises(InputError, match=f"^there is no index {path}: that is {is_what}.$"):
@@ -70,7 +70,7 @@ def test_no_command_fails_at_a_link_to_itself(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [loop]
 
 
-def test_what_is_staged_comes_together_or_not_at_all(tmp_path):
+def test_staged_files_are_published_together_or_not_at_all(tmp_path):
     (tmp_path / "a").write_text("old")
     with staged(tmp_path) as place:
         write_text(place / "a", "new")
@@ -86,7 +86,7 @@ def test_what_is_staged_comes_together_or_not_at_all(tmp_path):
         publish([write_text(place / "c", "c")], tmp_path)
 
 
-def test_what_a_killed_process_staged_is_removed_and_a_running_ones_is_not(tmp_path):
+def test_only_staged_folders_of_killed_processes_are_removed(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     for process in (int(dead.stdout), os.getpid()):
         folder = tmp_path / f".staged.x7_a.{process}.tmp"
@@ -96,7 +96,7 @@ def test_what_a_killed_process_staged_is_removed_and_a_running_ones_is_not(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == [f".staged.x7_a.{os.getpid()}.tmp"]
 
 
-def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written(tmp_path):
+def test_writing_a_file_removes_what_a_killed_process_left_of_it(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
     for name in (f".x.json.{dead.pid}.tmp", f".y.json.{dead.pid}.tmp", f".x.json.{os.getpid()}1.tmp.json"):

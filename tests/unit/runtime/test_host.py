@@ -41,7 +41,7 @@ def test_a_tuned_process_faults_its_memory_in_once():
 
 
 @pytest.mark.parametrize(("system", "libc"), [("Darwin", ""), ("Windows", ""), ("Linux", "musl")])
-def test_other_systems_are_left_alone(monkeypatch, system, libc):
+def test_the_allocator_of_other_systems_is_left_alone(monkeypatch, system, libc):
     monkeypatch.setattr(host.platform, "system", lambda: system)
     monkeypatch.setattr(host.platform, "libc_ver", lambda: (libc, ""))
     monkeypatch.setattr(host.ctypes, "CDLL", lambda name: pytest.fail("touched the C library"))
@@ -49,7 +49,7 @@ def test_other_systems_are_left_alone(monkeypatch, system, libc):
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="Linux's /proc")
-def test_the_peak_of_memory_is_told_with_and_without_proc(monkeypatch, tmp_path):
+def test_the_peak_of_memory_is_known_with_and_without_proc(monkeypatch, tmp_path):
     import resource
 
     before = memory.peak()

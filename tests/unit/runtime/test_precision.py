@@ -35,6 +35,6 @@ def test_a_loaded_model_computes_as_precisely_as_asked(trained, scpc, monkeypatc
     assert first != pytest.approx(second, abs=1e-6)
 
 
-def test_a_precision_that_is_none_is_the_askers_not_the_checkpoints(trained):
+def test_an_unknown_precision_is_refused(trained):
     with pytest.raises(InputError, match=r"^--precision fp8: must be one of"):
         beit3_vqa.load(trained / "checkpoint-best.pth", "cpu", precision="fp8")

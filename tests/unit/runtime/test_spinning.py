@@ -56,14 +56,14 @@ def process(code, **environment):
     return subprocess.Popen(command, env={**FREE, **environment}, stdin=pipe, stdout=pipe, text=True)
 
 
-def test_idle_threads_of_torch_s_openmp_sleep_while_there_is_a_second_pool():
+def test_idle_openmp_threads_sleep_while_there_is_a_second_pool():
     with process(PAUSES) as running:
         spinning_at_first, early, spinning_again = map(float, running.communicate()[0].split())
     assert early * 3 < spinning_at_first
     assert early * 3 < spinning_again
 
 
-def test_the_watch_notices_when_others_want_the_cores_and_when_they_no_longer_do():
+def test_the_watch_notices_when_others_want_the_cores_and_when_they_stop():
     loops = []
     with process(WATCHED) as running, contextlib.ExitStack() as stack:
         for _ in range(2 * len(os.sched_getaffinity(0))):
@@ -86,7 +86,7 @@ def test_the_watch_notices_when_others_want_the_cores_and_when_they_no_longer_do
         ({"OMP_WAIT_POLICY": "ACTIVE", "KMP_LIBRARY": "x"}, 0, "OMP_WAIT_POLICY=ACTIVE KMP_LIBRARY=x"),
     ],
 )
-def test_there_is_one_watch_unless_the_environment_says_how_threads_wait(environment, threads, said):
+def test_one_watch_is_started_unless_the_environment_decides(environment, threads, said):
     code = """
 import threading
 from beit3_vqa.runtime.spinning import spinning_in_words, watch_spinning
@@ -98,10 +98,10 @@ print(sum(thread.name == "spin watch" for thread in threading.enumerate()), spin
         assert running.communicate()[0] == f"{threads} {said}\n"
 
 
-def test_without_the_kernel_s_figures_nothing_is_watched(monkeypatch, tmp_path):
+def test_no_watch_is_started_without_the_kernels_figures(monkeypatch, tmp_path):
     for name in spinning.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(spinning, "_TASKS", tmp_path)
     monkeypatch.setattr(spinning.SpinWatch, "start", lambda watch: pytest.fail("started"))
     spinning.watch_spinning()
-    assert spinning.spinning_in_words() == "as the library has it"
+    assert spinning.spinning_in_words() == "as the library does by default"

@@ -106,7 +106,7 @@ def test_attention_is_the_models_own_answer(evaluated, tmp_path, capsys):
     (copy / "predictions.json").write_text(json.dumps(rows))
     command = ["report", str(copy), "--output", str(tmp_path / "r.html"), "--attention", "7", "--device", "cpu"]
     assert main(command) == 2  # the info knows the SHA-256 of the predictions that it is of
-    assert "isn't what" in capsys.readouterr().err
+    assert "doesn't match" in capsys.readouterr().err
     info = read_info(copy / "predictions.json")
     checksum = hashlib.sha256((copy / "predictions.json").read_bytes()).hexdigest()
     write_info(dataclasses.replace(info, predictions_sha256=checksum), copy / "predictions.json")
@@ -243,8 +243,8 @@ def test_names_tell_runs_apart(tmp_path):
         (["{run}", "--split", "vla"], "--split vla: must be one of test, val. Did you mean 'val'?"),
         (["{run}", "--output", "{empty}"], "is a folder"),
         (["{run}", "--output", "{empty}/no/such.html"], "make it first"),
-        (["{run}", "--output", "{run}/predictions.json"], "would replace what is read"),
-        (["{run}/predictions.json", "--output", "{run}/predictions.json"], "would replace what is read"),
+        (["{run}", "--output", "{run}/predictions.json"], "would overwrite a file that is read"),
+        (["{run}/predictions.json", "--output", "{run}/predictions.json"], "would overwrite a file that is read"),
         (["{none}"], "holds no predictions"),
         (["{run}", "--attention", "-1"], "--attention -1"),
         (["{run}", "{other}"], "row q1: run and other"),
