@@ -11,7 +11,6 @@ import atexit
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -120,9 +119,8 @@ class _Decoder:
     """A process that decodes one image after the other."""
 
     def __init__(self) -> None:
-        code = (
-            "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from beit3_vqa.data.decoding import work; work()"
-        )
+        code = "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+        code += "from beit3_vqa.data.decode_worker import work\nwork()"
         command = [sys.executable, "-c", code, json.dumps(sys.path)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -206,25 +204,3 @@ def _forget_decoder() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_decoder)
-
-
-def work() -> None:
-    """Decode the images whose paths come in on standard input, until it ends; a `_Decoder` runs this."""
-    from beit3_vqa.data.images import decode_here
-
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are meant for the parent, which ends this process
-        signal.signal(number, signal.SIG_IGN)
-    with suppress(ImportError, OSError, ValueError):  # not on Windows
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_DECODER_BYTES, MAX_DECODER_BYTES))
-    for line in sys.stdin.buffer:
-        folder, path, max_pixels = json.loads(line)
-        try:
-            os.chdir(folder)
-            image = decode_here(path, max_pixels)
-            answer = json.dumps(image.size).encode() + b"\n" + image.tobytes()
-        except (ImageError, OSError, MemoryError) as error:
-            answer = json.dumps(str(error) or "not enough memory").encode() + b"\n"
-        sys.stdout.buffer.write(answer)
-        sys.stdout.buffer.flush()
