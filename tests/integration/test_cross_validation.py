@@ -7,7 +7,7 @@ import pytest
 
 from beit3_vqa.apps.cross_validation import summarise, table
 from beit3_vqa.cli.main import main
-from tests.conftest import finetune, finetune_clip
+from tests.helpers.commands import finetune, finetune_clip
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.clip.family import CLIPFamily
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
-from tests.conftest import finetune_clip
+from tests.helpers.commands import finetune_clip
 from tests.helpers.ensembles import simulated
 
 LARGE = 676_582_404  # beit3_large_patch16_480 with four answers

@@ -13,7 +13,7 @@ from beit3_vqa.cli.finetune import REPLACED_FLAGS
 from beit3_vqa.cli.main import main
 from beit3_vqa.config.config import RunConfig, option_fields, read_config_values, write_config
 from beit3_vqa.errors import InputError
-from tests.conftest import finetune
+from tests.helpers.commands import finetune
 
 # A flag that goes, or changes its default, changes what people's scripts do: change this list knowingly.
 FLAGS = {

@@ -16,7 +16,7 @@ from beit3_vqa.data.types import Prediction
 from beit3_vqa.data.visual7w import read_telling
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vqav2 import read_annotations
-from tests.conftest import finetune
+from tests.helpers.commands import finetune
 
 KEYS = ["annotations", "question_id", "answers", "answer", "images", "qa_pairs", "qa_id", "split", "type", "question"]
 CHOICES = ("red", "blue", "green", "teal")

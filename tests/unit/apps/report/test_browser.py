@@ -9,7 +9,7 @@ from PIL import Image
 
 from beit3_vqa.cli.main import main
 from tests.helpers.browser import needs_chromium, wait_for
-from tests.unit.apps.report.conftest import HOSTILE, some_predictions, write_run
+from tests.helpers.runs import HOSTILE, some_predictions, write_run
 
 pytestmark = needs_chromium
 

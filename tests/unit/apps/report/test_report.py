@@ -26,7 +26,7 @@ from beit3_vqa.data.predictions import read_info, read_predictions, write_info
 from beit3_vqa.data.types import Example, Prediction
 from beit3_vqa.engine.predictor import PreparedQuestion
 from beit3_vqa.metrics import accuracy_interval, full_metrics
-from tests.unit.apps.report.conftest import some_predictions, write_run
+from tests.helpers.runs import some_predictions, write_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

@@ -13,8 +13,8 @@ import pytest
 from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.predictor import load
-from tests.conftest import finetune
 from tests.helpers.browser import chromium, needs_chromium, wait_for
+from tests.helpers.commands import finetune
 from tests.helpers.serve_browser import CONTRASTS, Watched
 from tests.helpers.serve_client import CHOICES, ask, running
 

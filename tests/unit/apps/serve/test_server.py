@@ -22,9 +22,9 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.data.images import BYTES_PER_PIXEL, CACHE_BYTES, MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
 from beit3_vqa.engine.predictor import MOST_OPTIONS
 from tests.helpers import serve_abuse as abusers
+from tests.helpers.pages import ROOT, commands
 from tests.helpers.processes import ended, start, wait_until
 from tests.helpers.serve_client import ask, form, running, send
-from tests.integration.test_docs import ROOT, commands
 
 CLIENTS = 16
 MIB = 2**20
