@@ -187,7 +187,7 @@ def test_weights_are_fitted_on_validation_and_reported_with_and_without(tmp_path
     assert main([*arguments, "--val", *val]) == 0
     assert capsys.readouterr().out == said
     assert main([*arguments, "--val", *reversed(val)]) == 2
-    assert "is of another checkpoint" in capsys.readouterr().err
+    assert "comes from another checkpoint" in capsys.readouterr().err
     assert main([*arguments, "--val", val[0]]) == 2
     assert "1 files for 3 members" in capsys.readouterr().err
     (tmp_path / "m2" / "predictions_val.json").unlink()
