@@ -3,8 +3,8 @@
 BEiT-3: first open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint, with
 a new head, on four options. Straight to four options from scratch, a model this small hardly leaves chance.
 
-CLIP: a small one with random weights and a tokenizer of its own is written as a Hugging Face folder, where a user has a
-pretrained one; all of its weights are trained, since adapters of random weights would learn little.
+CLIP: a small one with random weights and a tokenizer of its own is written as a Hugging Face folder, in the place of a
+user's pretrained one; all of its weights are trained, since adapters of random weights would learn little.
 """
 
 import json

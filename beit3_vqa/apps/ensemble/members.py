@@ -115,6 +115,7 @@ def _given_parameters(text: str, names: Sequence[str]) -> tuple[str, int]:
 
 
 def _require_data(checkpoints: Sequence[str], evaluation: Mapping[str, Any]) -> None:
+    """Raise InputError if checkpoints are given without --data_path, on which to evaluate them."""
     if checkpoints and not evaluation.get("data_path"):
         raise InputError(
             f"{checkpoints[0]} is a checkpoint, which has to be evaluated first: give the prepared folder with "
@@ -123,6 +124,7 @@ def _require_data(checkpoints: Sequence[str], evaluation: Mapping[str, Any]) -> 
 
 
 def _of_predictions(name: str, path: Path, info: PredictionsInfo | None, given: int | None) -> Member:
+    """Make a member of a file of predictions; raise InputError if --params contradicts its .info.json."""
     if info is not None and given not in (None, info.parameters):
         raise InputError(
             f"--params {name}={given}: {info_file(path)} says {info.parameters:,}, as counted when it was evaluated. "
@@ -136,6 +138,7 @@ def _of_predictions(name: str, path: Path, info: PredictionsInfo | None, given: 
 def _of_checkpoint(
     name: str, path: Path, evaluation: Mapping[str, Any], folder: Path, given: Mapping[str, int]
 ) -> Member:
+    """Make a member of a checkpoint; raise InputError if its task has no single answers, or --params contradicts it."""
     values = {**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)}
     config = build_config(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
     config, parameters = plan_evaluation(config)
@@ -189,7 +192,7 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
         raise InputError.of_problems(
             "validation predictions, on which weights are fitted and members chosen, aren't there:",
             [f"of {name}: {files[name]}" for name in absent],
-            "Evaluate each member with --eval --split val, or say where they are with --val FILE..., in order.",
+            "Evaluate each member with --eval --split val, or name the files with --val FILE..., in order.",
         )
     infos = {member.name: read_info(files[member.name]) for member in of_files}
     for member in of_files:

@@ -2,12 +2,12 @@
 
 The weights maximise the log likelihood of the truth, sum over n of log(sum over m of w_m p_nm), not the accuracy: it
 is concave, so that there is one answer and expectation maximisation finds it (Dempster, Laird and Rubin 1977), with
-weights that are never negative and sum to 1; and every question has a say, while accuracy moves only where a vote is
+weights that are never negative and sum to 1; and every question has a say, while accuracy moves only if a vote is
 close, by jumps that a small validation set can't tell from luck.
 
 A few pseudo-questions for each member, which that member alone answers right, keep a few dozen real ones from giving
 anybody the weight 0 (a Dirichlet prior). Three: without them 60 questions cost three equally good simulated members 5.5
-points of accuracy against equal weights, with them 1.2; where one of three only guesses, they cost nothing.
+points of accuracy against equal weights, with them 1.2; if one of three only guesses, they cost nothing.
 """
 
 import random

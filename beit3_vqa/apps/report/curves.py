@@ -103,10 +103,12 @@ def _steps(folder: Path) -> dict[str, Points]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value of JSON is a number; a bool isn't."""
     return type(value) in (int, float)
 
 
 def _number(value: object) -> float | None:
+    """Return a finite number as a float, else None; an int of JSON may be too large for a float."""
     return float(value) if _is_number(value) and abs(value) <= sys.float_info.max else None
 
 

@@ -77,7 +77,8 @@ class Guard:
             self.running -= 1
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Requests are counted too: of a client that hung up, the question is still on its way to an answer.
+        """Refuse a request, or hand it on with its body bounded; add the security headers to the reply."""
+        # Requests are counted too: after a client hangs up, its question is still being answered.
         crowded = scope.get("state", {}).get(CROWDED) or self.running > MAX_CONNECTIONS
 
         async def send_guarded(message: Message) -> None:
@@ -88,7 +89,7 @@ class Guard:
         names = [name.decode("latin-1") for name, _ in scope["headers"]]
         headers = dict(zip(names, (value.decode("latin-1") for _, value in scope["headers"]), strict=True))
         twice = [name for name in _ONCE if names.count(name) > 1]
-        # Whoever reads it next might take the other one.
+        # Of two values, a proxy in front and the application might each take another.
         refused = (400, f"the header {twice[0]} is there twice.") if twice else None
         if crowded:
             refused = 503, f"{MAX_CONNECTIONS} requests or connections are open already: ask again in a moment."
@@ -180,6 +181,7 @@ async def _read_on(receive: Receive) -> None:
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:
+    """Reply with the reason as JSON, and close the connection."""
     body = json.dumps({"error": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close"), *_ALSO.get(status, ())]

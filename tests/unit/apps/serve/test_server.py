@@ -193,9 +193,7 @@ def test_server_answers_from_start_to_sigint(scpc, trained, photograph, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("families", [1, 2])
-def test_sixteen_clients_get_answers_in_constant_memory(
-    scpc, trained, clip_checkpoint, tmp_path, families
-):
+def test_sixteen_clients_get_answers_in_constant_memory(scpc, trained, clip_checkpoint, tmp_path, families):
     places = {
         "out/checkpoint-best.pth": trained / "checkpoint-best.pth",
         "out-clip/checkpoint-best.pth": clip_checkpoint,
