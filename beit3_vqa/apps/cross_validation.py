@@ -1,4 +1,4 @@
-"""Every fold of a prepared folder in turn, each held out once, and what that says about the recipe."""
+"""Cross validation: a training for each fold of a prepared folder, and mean and deviation of their metric."""
 
 import json
 import os
@@ -22,19 +22,19 @@ RESULTS = "cross_validation.json"
 
 
 def cross_validate(given: GivenOptions) -> dict[str, Any]:
-    """Trains once for each fold, in `--output_dir/fold-K`, and goes on where an earlier call stopped.
+    """Train once for each fold, in `--output_dir/fold-K`, and go on where an earlier call stopped.
 
     Args:
         given: options of every one of the runs.
 
     Returns:
-        What cross_validation.json holds: `metric`, `folds` (for each its value after every epoch), `epochs` (mean and
-        deviation over folds after every epoch) and `best` (mean and deviation of each fold's own best epoch). Empty
-        where folds are still to be trained, as after `--stop_after_epochs`, or with `--dry_run`.
+        the content of cross_validation.json: `metric`, `folds` (for each fold the metric after every epoch), `epochs`
+        (mean and deviation over folds after every epoch) and `best` (mean and deviation of each fold's own best
+        epoch). Empty if folds are still to be trained, as after `--stop_after_epochs`, or with `--dry_run`.
 
     Raises:
-        InputError: options that don't go with it, data without folds, or whatever else a run doesn't take.
-        TrainingDiverged: in one of the runs.
+        InputError: if an option belongs to one run, the data has no folds, or a run raises it.
+        TrainingDiverged: if one of the runs diverges.
     """
     of_one_run = {"fold": given["fold"] is not None, "resume": bool(given["resume"]), "eval": given["eval"]}
     for name in [name for name, is_set in of_one_run.items() if is_set]:
@@ -47,6 +47,7 @@ def cross_validate(given: GivenOptions) -> dict[str, Any]:
 
 
 def _cross_validate(given: GivenOptions) -> dict[str, Any]:
+    """Do the same, as the only process that works in `--output_dir`."""
     config = resolve(given, find_task(given["task"]).spec.defaults)  # what all of the runs have in common
     task = make_task(config)
     folds = task.folder.folds()
@@ -57,7 +58,7 @@ def _cross_validate(given: GivenOptions) -> dict[str, Any]:
         print(f"\n=== fold {fold} of {len(folds)}", flush=True)
         histories.append(_run_fold(given, config, fold, task.spec.best_metric))
         if config.run.dry_run:
-            print("the other folds cost about the same")
+            print("the other folds take about as long")
             return {}
     unfinished = [fold for fold, values in zip(folds, histories, strict=True) if len(values) < config.optim.epochs]
     if unfinished:
@@ -72,7 +73,7 @@ def _cross_validate(given: GivenOptions) -> dict[str, Any]:
 
 
 def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) -> list[float]:
-    """Trains what is left of a fold; its metric after every epoch."""
+    """Train what is left of a fold; return its metric after every epoch, empty with --dry_run."""
     folder = Path(config.run.output_dir) / f"fold-{fold}"
     values: dict[str, Any] = {"fold": fold, "output_dir": str(folder)}
     if config.run.log_dir:
@@ -80,7 +81,8 @@ def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) ->
     done = epoch_file(folder, config.optim.epochs - 1).is_file()
     if done and config.run.auto_resume and not config.run.dry_run:
         print(f"{folder}: all {config.optim.epochs} epochs are done")
-    train(given.also(**values))  # of a fold that is done: whether it is of this run
+    # Called for a fold that is done too: it checks that the checkpoints there are of a run with the same options.
+    train(given.also(**values))
     if config.run.dry_run:
         return []
     lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
@@ -88,11 +90,11 @@ def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) ->
 
 
 def summarise(histories: dict[int, Sequence[float]], metric: str) -> dict[str, Any]:
-    """Mean and sample standard deviation over folds, after each epoch and at each fold's best.
+    """Compute mean and sample standard deviation over folds, after each epoch and at each fold's best.
 
     Args:
         histories: fold -> its metric after each epoch, as many for every fold.
-        metric: its name.
+        metric: name of the metric.
     """
     by_epoch = [_moments(values) for values in zip(*histories.values(), strict=True)]
     return {
@@ -108,7 +110,7 @@ def _moments(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary for people: a line for each fold and for each epoch."""
+    """Write out a summary: a line for each fold and for each epoch."""
     lines = [f"{summary['metric']} of {len(summary['folds'])} folds, mean and standard deviation between folds"]
     for fold, values in summary["folds"].items():
         best = max(values)
@@ -117,6 +119,7 @@ def table(summary: dict[str, Any]) -> str:
         lines.append(f"  epoch {epoch:>2}: {moments['mean']:6.2f} +- {moments['deviation']:.2f}")
     best = summary["best"]
     lines.append(
-        f"  each fold's own best epoch: {best['mean']:6.2f} +- {best['deviation']:.2f} (chosen on what it scores)"
+        f"  each fold's own best epoch: {best['mean']:6.2f} +- {best['deviation']:.2f} "
+        "(flattering: the epoch was chosen by the same score)"
     )
     return "\n".join(lines)

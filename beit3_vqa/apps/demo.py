@@ -3,8 +3,8 @@
 BEiT-3: first open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint, with
 a new head, on four options. Straight to four options from scratch, a model this small hardly leaves chance.
 
-CLIP: a small one with random weights and a tokenizer of its own is written as a Hugging Face folder, where a user has a
-pretrained one; all of its weights are trained, since adapters of random weights would learn little.
+CLIP: a small one with random weights and a tokenizer of its own is written as a Hugging Face folder, in the place of a
+user's pretrained one; all of its weights are trained, since adapters of random weights would learn little.
 """
 
 import json
@@ -31,7 +31,7 @@ Main = Callable[[Sequence[str]], int]
 PROMPT = "A {a} B {b} C {c} D {d} {question}"
 
 
-Step = tuple[str, list[str] | Callable[[], object]]  # a title, and a command line or what Python does
+Step = tuple[str, list[str] | Callable[[], object]]  # a title, and a command line or a function to call
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ OPEN_ENDED += ["--min_lr", "3e-4"]
 
 
 def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = False, seed: int = 0) -> int:
-    """Prepares, trains, stops, resumes, fine-tunes, evaluates and reports; prints accuracy beside chance.
+    """Prepare, train, stop, resume, fine-tune, evaluate and report; print accuracy beside chance.
 
     Args:
         main: the command line's entry point.
-        output_dir: everything goes there; must be new or empty.
+        output_dir: folder for everything; must be new or empty.
         model: a key of `PIPELINES`.
         quick: fewer images and epochs, and a weaker model.
-        seed: of the trainings.
+        seed: seed of the trainings.
 
     Returns:
         0, or the exit code of the command that failed.
 
     Raises:
-        InputError: the folder isn't empty, or a package of the extras isn't installed.
+        InputError: if the folder isn't empty, or a package of the extras isn't installed.
     """
     missing = [package for package in PACKAGES[model] if find_spec(package) is None]
     if missing:
@@ -96,7 +96,7 @@ def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = Fa
 
 
 def take(steps: Sequence[Step], main: Main, output_dir: Path) -> int:
-    """Takes the steps one after the other; 0, or the exit code of the command that failed."""
+    """Take the steps one after the other; return 0, or the exit code of the command that failed."""
     started = time.monotonic()
     for title, step in steps:
         print(f"\n=== {title}", flush=True)
@@ -112,7 +112,7 @@ def take(steps: Sequence[Step], main: Main, output_dir: Path) -> int:
 
 
 def beit3_steps(recipe: Recipe, folder: Path, seed: int) -> list[Step]:
-    """Open-ended from scratch, then four options."""
+    """List the steps for BEiT-3: open-ended questions from scratch, then four options."""
     open_data, choices_data = str(folder / "data-open"), str(folder / "data-choices")
     open_out, choices_out = str(folder / "open"), str(folder / "choices")
     tokenizer = ["--sentencepiece_model", f"{choices_data}/tokenizer.spm"]
@@ -140,7 +140,7 @@ def beit3_steps(recipe: Recipe, folder: Path, seed: int) -> list[Step]:
 
 
 def clip_steps(recipe: CLIPRecipe, folder: Path, seed: int) -> list[Step]:
-    """Four options, each judged by its own text."""
+    """List the steps for CLIP: four options, each judged by its own text."""
     data, out, clip = folder / "data-choices", str(folder / "choices"), folder / "clip"
     prepare = ["prepare", "easy_vqa", "--train_images", str(recipe.train_images), "--val_ratio", "0.05"]
     prepare += ["--mode", "choices", "--data_path", str(data)]
@@ -176,6 +176,7 @@ PACKAGES = {"beit3": ("easy_vqa", "jinja2"), "clip": ("easy_vqa", "jinja2", "tra
 
 
 def _print_outcome(out: Path, seconds: float) -> None:
+    """Print the test accuracy and what the run's folder holds."""
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     print(
         f"\nTest accuracy with four options: {metrics['accuracy']:.1f}% (chance: 25%), "

@@ -1,4 +1,4 @@
-"""`beit3-vqa cross_validate`: every fold of `prepare --folds K`, with the options of finetune."""
+"""`beit3-vqa cross_validate`: a training for every fold of `prepare --folds K`, with the options of finetune."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from beit3_vqa.cli.flags import command
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     given = options_from(parsed)
     from beit3_vqa.apps.cross_validation import cross_validate
 
@@ -15,4 +15,6 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-add = command("cross_validate", "train every fold of `prepare --folds K`; mean and deviation", add_options, run)
+add = command(
+    "cross_validate", "train on every fold of `prepare --folds K`; print mean and deviation", add_options, run
+)

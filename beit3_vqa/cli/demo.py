@@ -9,12 +9,12 @@ from beit3_vqa.runtime.fields import Options, option
 
 @dataclass(frozen=True)
 class DemoOptions(Options):
-    """How long the road is, and where it leads."""
+    """Which model the demo trains, how long, and where to."""
 
     output_dir: Path = option(Path("demo_output"), "folder for everything; new or empty")
     model: str = option("beit3", "family of models", choices=("beit3", "clip"))
     quick: bool = option(False, "fewer images and epochs, and a weaker model")
-    seed: int = option(0, "of the trainings")
+    seed: int = option(0, "seed of the trainings")
 
 
 def run(options: DemoOptions) -> int:
@@ -25,4 +25,4 @@ def run(options: DemoOptions) -> int:
     return demo(main, **vars(options))
 
 
-add = command_with(DemoOptions, "demo", "the whole pipeline on easy-VQA, on a CPU", run)
+add = command_with(DemoOptions, "demo", "try everything on a small data set (easy-VQA), on a CPU", run)

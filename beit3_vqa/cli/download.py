@@ -14,8 +14,8 @@ class DownloadOptions(Options):
     name: str = option(
         MISSING, "a file name of checkpoints/README.md, such as beit3.spm", positional=True, metavar="name"
     )
-    folder: Path = option(Path("checkpoints"), "where it goes")
-    url: str | None = option(None, "another address to fetch it from")
+    folder: Path = option(Path("checkpoints"), "folder to write to")
+    url: str | None = option(None, "address to fetch it from, if not the official one")
 
 
 def run(options: DownloadOptions) -> int:

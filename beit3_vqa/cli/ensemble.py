@@ -18,7 +18,7 @@ Checkpoints are evaluated one after the other on one device, anew in every call;
 --output (submission_members), and the predictions.json there can be given in a checkpoint's place the next time.
 
 The parameters of all models are added up and may not exceed --max_params, else nothing runs. Models that are loaded one
-after the other count, too. Two files of predictions count once only where both say that they are of a checkpoint with
+after the other count, too. Two files of predictions count once only if both say that they come from a checkpoint with
 the same SHA-256, such as one model's answers with and without test-time augmentation.
 
 Votes: `hard`, the answer of most members, ties to the higher mean probability; `soft`, the highest mean probability;
@@ -29,6 +29,7 @@ Open-ended predictions hold the likeliest five answers; soft and weighted count 
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the ensemble, and those with which checkpoints among its members are evaluated."""
     add_options(parser, EnsembleOptions)
     group = parser.add_argument_group("evaluation", "for members that are checkpoints, as in `finetune --eval`")
     for _, field, _ in option_fields():

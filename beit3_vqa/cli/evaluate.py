@@ -1,14 +1,13 @@
-"""`beit3-vqa evaluate`: what `score` was called before, still taken for it."""
+"""`beit3-vqa evaluate`: the former name of `score`, which still runs it."""
 
 import argparse
 import sys
-from typing import Any
 
 from beit3_vqa.cli import score
-from beit3_vqa.cli.flags import add_options, given
+from beit3_vqa.cli.flags import Commands, add_options, given
 
 
-def add(commands: Any, build: bool) -> None:
+def add(commands: Commands, build: bool) -> None:
     """Add the command to the parser, and its flags if it is to be built."""
     model = "To evaluate a model, use `beit3-vqa finetune --eval --resume CHECKPOINT --data_path FOLDER`."
     # Without a help text, `beit3-vqa --help` doesn't list it: nobody new should learn this name.

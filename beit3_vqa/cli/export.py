@@ -14,7 +14,7 @@ class ExportOptions(Options):
     checkpoint: str = option(MISSING, "one of your checkpoints", metavar="FILE")
     output_dir: Path = option(MISSING, "new or empty", metavar="FOLDER")
     merge: bool = option(False, "the whole model, adapters added to its weights")
-    pretrained: str = option("", "default: the one it was trained on", metavar="FOLDER")
+    pretrained: str = option("", "folder of the pretrained CLIP; default: the one it was trained on", metavar="FOLDER")
 
 
 def run(options: ExportOptions) -> int:
@@ -25,4 +25,4 @@ def run(options: ExportOptions) -> int:
     return 0
 
 
-add = command_with(ExportOptions, "export", "a trained CLIP as a folder for peft or transformers", run)
+add = command_with(ExportOptions, "export", "save a trained CLIP as a folder for peft or transformers", run)

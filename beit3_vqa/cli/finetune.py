@@ -7,7 +7,7 @@ from beit3_vqa.cli.flags import add_option, command, given
 from beit3_vqa.config.config import DEFAULT_OF, GROUPS, option_fields, read_config_values
 from beit3_vqa.config.resolve import DEFAULTS, TITLES, GivenOptions
 
-# Flags of upstream that no longer do anything: how many values they take, and what there is instead.
+# Flags of upstream that no longer do anything -> how many values they take, and why, or what does it instead.
 REPLACED_FLAGS: dict[str, tuple[str, str]] = {
     "momentum": ("1", "AdamW has none"),
     "warmup_lr": ("1", "the warm-up starts at 0, as it always did upstream"),
@@ -23,13 +23,13 @@ REPLACED_FLAGS: dict[str, tuple[str, str]] = {
     "resplit": ("0", "upstream's scripts never used it"),
     "smoothing": ("1", "upstream's scripts never used it; --label_smoothing is what smooths"),
 }
-# What DeepSpeed's stages are here.
+# Stage of DeepSpeed -> --strategy.
 STRATEGY_OF_STAGE = {"0": "ddp", "1": "zero1", "2": "fsdp", "3": "fsdp"}
 
 
-def add_options(parser: Any) -> None:
-    """The flags of a run: every option, and those of upstream that no longer do anything."""
-    parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags go on top of it")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a run: every option, and those of upstream that no longer do anything."""
+    parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags take precedence over it")
     groups = {group: parser.add_argument_group(group, cls.__doc__) for group, cls in GROUPS.items()}
     for group, field, _ in option_fields():
         elsewhere = {TITLES[key]: own[field.name] for key, own in DEFAULTS.items() if field.name in own}
@@ -39,9 +39,10 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--zero_stage", help=argparse.SUPPRESS, default=argparse.SUPPRESS, choices=STRATEGY_OF_STAGE)
 
 
-def _add_ignored(parser: Any, name: str, values: str) -> None:
+def _add_ignored(parser: argparse.ArgumentParser, name: str, values: str) -> None:
+    """Add a flag of upstream that is accepted, has no effect, and isn't listed."""
     action: dict[str, Any] = {"action": "store_true"} if values == "0" else {}
-    names = [f"--{name}"] + (["--local-rank"] if name == "local_rank" else [])  # as torch.distributed.launch says it
+    names = [f"--{name}"] + (["--local-rank"] if name == "local_rank" else [])  # torch.distributed.launch types this
     parser.add_argument(*names, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **action)
 
 
@@ -58,7 +59,11 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def options_from(parsed: argparse.Namespace) -> GivenOptions:
-    """The options of a command line on top of those of its `--config`."""
+    """Return the options of a command line, whose flags take precedence over its `--config`.
+
+    Raises:
+        InputError: if the file can't be read, or options contradict each other.
+    """
     values = {name: value for cls in GROUPS.values() for name, value in given(cls, parsed).items()}
     for name in (name for name in REPLACED_FLAGS if name in parsed):
         print(f"--{name} has no effect: {REPLACED_FLAGS[name][1]}")
@@ -68,7 +73,7 @@ def options_from(parsed: argparse.Namespace) -> GivenOptions:
         print(f"--zero_stage {parsed.zero_stage} is --strategy {strategy} here")
     from_file = read_config_values(parsed.config) if parsed.config else {}
     if from_file.get("model_key") == DEFAULT_OF["model_key"]:
-        del from_file["model_key"]  # written down as the default, and not asked for
+        del from_file["model_key"]  # the file holds the default, which nobody asked for
     if from_file.pop("trust_checkpoint", False):
         print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
     if "eval" in values:

@@ -4,28 +4,33 @@ import argparse
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from beit3_vqa.runtime.fields import Options, scalar_of, words_of
 
 Given = TypeVar("Given", bound=Options)
-Adder = Callable[[Any, bool], None]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Adder = Callable[[Commands, bool], None]
 
 
 def command(
-    name: str, help: str, add_flags: Callable[[Any], None], run: Callable[[Any], int], description: str | None = None
+    name: str,
+    help: str,
+    add_flags: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
+    description: str | None = None,
 ) -> Adder:
-    """Return the function that adds a command to the parser, and its flags if it is to be built.
+    """Return the function that adds a command to the parser; it adds the flags only if they are to be built.
 
     Args:
-        name: of the command.
+        name: name of the command.
         help: a line about it.
-        add_flags: takes the command's own parser.
+        add_flags: adds the flags to the command's own parser.
         run: takes the parsed flags and returns the exit code.
-        description: more about it.
+        description: text that `--help` of the command shows before the flags.
     """
 
-    def add(commands: Any, build: bool) -> None:
+    def add(commands: Commands, build: bool) -> None:
         parser = commands.add_parser(name, help=help, description=description)
         if build:
             add_flags(parser)
@@ -35,31 +40,33 @@ def command(
 
 
 def command_with(options: type[Given], name: str, help: str, run: Callable[[Given], int]) -> Adder:
-    """Return the same for a command whose flags are the fields of one dataclass, which `run` takes."""
+    """Return what `command` does, for a command whose flags are the fields of a dataclass, which `run` takes."""
     return command(
         name, help, lambda parser: add_options(parser, options), lambda parsed: run(options(**given(options, parsed)))
     )
 
 
 def given(options: type[Options], parsed: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a dataclass that a command line gives."""
+    """Return those options of a dataclass that were typed, by name; several values as a tuple."""
     values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(options) if field.name in parsed}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def add_options(group: Any, options: type[Options]) -> None:
+def add_options(group: argparse._ActionsContainer, options: type[Options]) -> None:
     """Add the flags of a dataclass to a parser or a group of it."""
     for field in dataclasses.fields(options):
         add_option(group, field)
 
 
-def add_option(group: Any, field: dataclasses.Field, elsewhere: Mapping[str, Any] | None = None) -> None:
+def add_option(
+    group: argparse._ActionsContainer, field: "dataclasses.Field[Any]", elsewhere: Mapping[str, object] | None = None
+) -> None:
     """Add the flag of one field.
 
     Args:
-        group: of the parser.
+        group: a parser or a group of it.
         field: the option.
-        elsewhere: families of models with another default -> that default.
+        elsewhere: family of models -> its default, if it isn't the field's.
     """
     names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
     text = (field.metadata["help"] + _default_and_unit(field, elsewhere or {})).replace("%", "%%")
@@ -80,7 +87,8 @@ def add_option(group: Any, field: dataclasses.Field, elsewhere: Mapping[str, Any
         group.add_argument(*names, dest=field.name, required=field.default is dataclasses.MISSING, **more)
 
 
-def _default_and_unit(field: dataclasses.Field, elsewhere: Mapping[str, Any]) -> str:
+def _default_and_unit(field: "dataclasses.Field[Any]", elsewhere: Mapping[str, object]) -> str:
+    """Return what follows a help text in brackets: choices, unit and defaults."""
     shown = []
     if field.metadata["choices"]:
         shown.append("one of " + ", ".join(field.metadata["choices"]))
@@ -95,10 +103,10 @@ def _default_and_unit(field: dataclasses.Field, elsewhere: Mapping[str, Any]) ->
     return f" ({'; '.join(shown)})" if shown else ""
 
 
-def _or_word(scalar: type, words: tuple[str, ...]) -> Callable[[str], Any]:
-    """Return what argparse turns a text into a value with: `scalar`, but for the words that stand in its place."""
+def _or_word(scalar: type, words: tuple[str, ...]) -> Callable[[str], object]:
+    """Return a parser of values for argparse: `scalar`, but each of the words stands for itself."""
 
-    def parse(text: str) -> Any:
+    def parse(text: str) -> object:
         return text if text in words else scalar(text)
 
     parse.__name__ = scalar.__name__  # argparse names it if a value doesn't fit

@@ -1,4 +1,4 @@
-"""The command line: finds the command, runs it, and turns what goes wrong into a message and an exit code."""
+"""The command line: finds the command, runs it, and turns errors into a message and an exit code."""
 
 import argparse
 import contextlib
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from beit3_vqa.errors import InputError, RunEnded, nearest, visible
 
@@ -32,15 +32,16 @@ COMMANDS: dict[str, str] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: it is done; 2: your input; 3: training diverged; 4: another process was lost; 141: whoever read the output closed
-    it; 128 + N: signal N came, so 130 for Ctrl-C and 143 for SIGTERM.
+    0: done; 2: unusable input; 3: training diverged; 4: another process was lost; 141: the reader of the output
+    closed it; 128 + N: signal N came, so 130 for Ctrl-C and 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
     try:
         with contextlib.redirect_stdout(_VisibleText(sys.stdout)):
             parsed = _parse(arguments)
-            return parsed.function(parsed)
+            code: int = parsed.function(parsed)
+            return code
     except InputError as error:
         if not error.said_elsewhere:
             print(f"error: {error}", file=sys.stderr)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunEnded as ended:
         print(f"{ended.title}: {ended}", file=sys.stderr)
         return ended.exit_code
-    except BrokenPipeError:  # `... | head`: whoever read has read enough
+    except BrokenPipeError:  # as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a name that is too long, a folder that isn't ours: the system says it well enough
@@ -57,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(visible(f"error: {error.filename}: {error.strerror}."), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; training goes on from its last checkpoint with the same command", file=sys.stderr)
+        print("interrupted. Type the same command again: training goes on from its last checkpoint", file=sys.stderr)
         return 130
 
 
 def _print_anything() -> None:
-    """A terminal that isn't UTF-8 shows what it can't spell as escapes, instead of stopping the run."""
+    """Print characters that the terminal's encoding lacks as escapes, so that they don't stop the run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -71,7 +72,7 @@ def _print_anything() -> None:
 class _VisibleText(io.TextIOBase):
     """Standard output in which text from data (ids, names in a checkpoint) can't steer the terminal."""
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: TextIO):
         self.stream = stream
 
     def write(self, text: str) -> int:
@@ -83,7 +84,7 @@ class _VisibleText(io.TextIOBase):
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Return the command's flags, and as `function` what runs it."""
+    """Parse a command line; `function` of the result runs the command."""
     parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     adders = {name: import_module(f"beit3_vqa.cli.{file}").add for name, file in COMMANDS.items()}
@@ -95,7 +96,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises InputError with the parser's epilog, and knows what a misspelt flag may have meant."""
+    """A parser that raises InputError, with its epilog, and suggests a flag for a misspelt one."""
 
     def __init__(self, **options: Any):
         options |= {"formatter_class": argparse.RawDescriptionHelpFormatter}

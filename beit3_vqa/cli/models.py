@@ -30,4 +30,4 @@ def run(options: Options) -> int:
     return 0
 
 
-add = command_with(Options, "models", "names, resolutions and parameters", run)
+add = command_with(Options, "models", "list models with their resolution and parameters", run)

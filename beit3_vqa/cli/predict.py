@@ -8,7 +8,7 @@ from beit3_vqa.runtime.fields import Options, option
 
 @dataclass(frozen=True)
 class PredictOptions(Options):
-    """What to ask, and whom."""
+    """A question about an image, and the checkpoint that answers it."""
 
     checkpoint: str = option(MISSING, "one of your checkpoints", metavar="FILE")
     image: str = option(MISSING, "the image", metavar="FILE")
@@ -16,8 +16,8 @@ class PredictOptions(Options):
     choices: tuple[str, ...] = option((), "the options, in order", metavar="TEXT")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option("auto", "auto, fp32, bf16 or fp16")
-    sentencepiece_model: str = option("", "default: beside the checkpoint", metavar="FILE")
-    pretrained: str = option("", "CLIP; default: the one it was trained on", metavar="FOLDER")
+    sentencepiece_model: str = option("", "tokenizer; default: the one beside the checkpoint", metavar="FILE")
+    pretrained: str = option("", "folder of the pretrained CLIP; default: the one it was trained on", metavar="FOLDER")
 
 
 def run(options: PredictOptions) -> int:

@@ -1,4 +1,4 @@
-"""`beit3-vqa prepare FORMAT`: make the index of a data set."""
+"""`beit3-vqa prepare FORMAT`: turn a data set into the index that training reads."""
 
 import argparse
 
@@ -6,6 +6,7 @@ from beit3_vqa.cli.flags import add_options, command, given
 
 
 def _add_formats(parser: argparse.ArgumentParser) -> None:
+    """Add a subcommand for each raw format, with its own flags and those of all."""
     from beit3_vqa.prepare import FORMATS, find_format
     from beit3_vqa.prepare.writer import PrepareOptions
 
@@ -28,4 +29,4 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-add = command("prepare", "make the index of a data set", _add_formats, run)
+add = command("prepare", "turn a data set into the index that training reads", _add_formats, run)

@@ -9,23 +9,25 @@ from beit3_vqa.runtime.fields import Options, option
 
 @dataclass(frozen=True)
 class ReportOptions(Options):
-    """What to show, and where to."""
+    """Which runs to show, and where to write the page."""
 
     paths: tuple[Path, ...] = option(
         MISSING, "output folder of a run, or a predictions.json", positional=True, metavar="RUN"
     )
-    output: Path = option(Path("report.html"), "the page", metavar="FILE")
-    split: str | None = option(None, "whose predictions; default: test, else val", choices=("test", "val"))
+    output: Path = option(Path("report.html"), "the page to write", metavar="FILE")
+    split: str | None = option(
+        None, "split whose predictions are shown; default: test, else val", choices=("test", "val")
+    )
     attention: int = option(
         200,
-        "questions of each run to show where the model looked for, wrong and confident ones first; needs the "
+        "for how many questions of each run to show where the model looked, wrong and confident ones first; needs the "
         "checkpoint; 0: none",
         low=0,
         metavar="N",
     )
-    image_root: str = option("", "of the images, if they have moved", metavar="FOLDER")
+    image_root: str = option("", "folder of the images, if they have moved", metavar="FOLDER")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    tensorboard: str = option("", "write the metrics as scalars there, too", metavar="FOLDER")
+    tensorboard: str = option("", "also write the metrics to this folder for TensorBoard", metavar="FOLDER")
 
 
 def run(options: ReportOptions) -> int:

@@ -10,17 +10,19 @@ from beit3_vqa.runtime.fields import Options, option
 
 @dataclass(frozen=True)
 class ScoreOptions(Options):
-    """Which predictions, and what they are compared with."""
+    """The predictions to score, and the answers to compare them with."""
 
     predictions: Path = option(
         MISSING, "a file that `finetune --eval` wrote", positional=True, metavar="predictions.json"
     )
-    answers: Path | None = option(None, "ID,answer[,weight]; default: the truths in the file", metavar="CSV")
-    encoding: str = option("", "of that CSV; default: UTF-8, or Korean CP949", metavar="NAME")
+    answers: Path | None = option(
+        None, "known answers, as ID,answer[,weight]; default: the truths in predictions.json", metavar="CSV"
+    )
+    encoding: str = option("", "encoding of the --answers file; default: UTF-8, or Korean CP949", metavar="NAME")
     visual7w: Path | None = option(None, "dataset_v7w_telling.json: Visual7W's own scoring", metavar="JSON")
-    visual7w_results: Path | None = option(None, "write the toolkit's result file there", metavar="FILE")
+    visual7w_results: Path | None = option(None, "write the result file of Visual7W's toolkit here", metavar="FILE")
     vqav2: Path | None = option(None, "official annotations: VQAv2's ten-annotator score", metavar="JSON")
-    json: Path | None = option(None, "write the metrics there too", metavar="FILE")
+    json: Path | None = option(None, "also write the metrics to this file", metavar="FILE")
 
 
 def run(options: ScoreOptions) -> int:
@@ -39,7 +41,7 @@ def run(options: ScoreOptions) -> int:
     if options.visual7w_results and not options.visual7w:
         raise InputError("--visual7w_results: needs --visual7w dataset_v7w_telling.json, which has the questions' ids.")
     if options.encoding and not options.answers:
-        raise InputError("--encoding: is of --answers CSV, which isn't given.")
+        raise InputError("--encoding is the encoding of the --answers file. Give --answers too.")
     check_encoding(options.encoding)
     given = (options.predictions, options.answers, options.visual7w, options.vqav2)
     inputs = [path for path in given if path] + [info_file(options.predictions)]

@@ -1,4 +1,4 @@
-"""`beit3-vqa serve`: a page and an HTTP interface to ask trained models."""
+"""`beit3-vqa serve`: a page and an HTTP interface for questions to trained models."""
 
 from dataclasses import MISSING, dataclass
 
@@ -9,25 +9,25 @@ from beit3_vqa.runtime.fields import Options, option
 
 @dataclass(frozen=True)
 class ServeOptions(Options):
-    """Who answers, and whom."""
+    """The models that answer, and where requests are taken."""
 
     checkpoint: tuple[str, ...] = option(
         MISSING, "one of your checkpoints, or several that vote by the mean of their probabilities", metavar="FILE"
     )
     host: str = option(
-        "127.0.0.1", "address to listen on; another than this machine's own lets others in, with a token"
+        "127.0.0.1", "address to listen on; any but this machine's own lets other machines in, with a token"
     )
-    port: int = option(8000, "0 takes a free one", low=0, high=65535)
+    port: int = option(8000, "port to listen on; 0 takes a free one", low=0, high=65535)
     token: str = option(
         "",
-        "what each request must bring; default: made, and printed, where --host lets others in; else none",
+        "token that each request must send; default: if --host lets others in, one is made and printed; else none",
         metavar="TEXT",
     )
-    batch_size: int = option(8, "most questions that are answered in one pass", low=1, high=1024, metavar="N")
+    batch_size: int = option(8, "largest number of questions answered in one pass", low=1, high=1024, metavar="N")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option("auto", "auto, fp32, bf16 or fp16")
-    sentencepiece_model: str = option("", "default: beside the checkpoint", metavar="FILE")
-    pretrained: str = option("", "CLIP; default: the one it was trained on", metavar="FOLDER")
+    sentencepiece_model: str = option("", "tokenizer; default: the one beside the checkpoint", metavar="FILE")
+    pretrained: str = option("", "folder of the pretrained CLIP; default: the one it was trained on", metavar="FOLDER")
 
 
 def run(options: ServeOptions) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from beit3_vqa.cli.main import main
-from tests.conftest import CLIP, TINY
+from tests.helpers.commands import CLIP, TINY
 
 # Seconds that a life may last after training begins; one in five ends somewhere before that.
 LONGEST = 2.0

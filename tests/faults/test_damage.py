@@ -13,7 +13,7 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.engine.checkpoint import save as saving
 from beit3_vqa.engine.checkpoint.folder import prune_steps
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
-from tests.conftest import finetune, finetune_clip
+from tests.helpers.commands import finetune, finetune_clip
 from tests.helpers.processes import ended, long_run, start, wait_until
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from beit3_vqa.cli.main import main
 from beit3_vqa.errors import CONTROL
-from tests.conftest import TINY
+from tests.helpers.commands import TINY
 
 IDS = ["\x1b]0;owned\x07", "=HYPERLINK(1)", "a\nerror: forged", "\u202eevil", "b\rc", "\x9b2J"]
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from beit3_vqa.cli.main import main
-from tests.conftest import CLIP, finetune, finetune_clip
 from tests.faults.kills import differences
+from tests.helpers.commands import CLIP, finetune, finetune_clip
 from tests.helpers.processes import ended, long_run, start, torchrun, wait_until
 
 

@@ -15,7 +15,7 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.engine import run_lock as locking
 from beit3_vqa.engine.run_lock import FILE, require_lock, run_lock
 from beit3_vqa.errors import InputError
-from tests.conftest import finetune
+from tests.helpers.commands import finetune
 from tests.helpers.processes import ended, start, torchrun
 
 

@@ -13,8 +13,8 @@ from beit3_vqa.engine.checkpoint import save as saving
 from beit3_vqa.engine.checkpoint.folder import prune
 from beit3_vqa.engine.loop import train_epoch
 from beit3_vqa.errors import InputError
-from tests.conftest import finetune
 from tests.faults.kills import differences
+from tests.helpers.commands import finetune
 
 
 def read_rows(data, split):

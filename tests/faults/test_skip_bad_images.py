@@ -11,7 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from beit3_vqa.cli.main import main
 from beit3_vqa.data.transforms import EvalTransform
-from tests.conftest import finetune
+from tests.helpers.commands import finetune
 from tests.helpers.processes import ended, start, torchrun
 
 

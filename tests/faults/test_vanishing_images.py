@@ -8,8 +8,8 @@ import torch
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine import trainer
 from beit3_vqa.engine.loop import train_epoch
-from tests.conftest import finetune
 from tests.faults.kills import differences
+from tests.helpers.commands import finetune
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from beit3_vqa.cli.main import main
+
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "yellow": (240, 220, 40)}
 SHAPES = ("circle", "square", "triangle")
 GROUNDS = {"black": (0, 0, 0), "white": (255, 255, 255)}
@@ -60,3 +62,15 @@ def write_captioned(folder: Path, train: int, val: int, test: int, captions: int
         content = {"images": listed, **({"annotations": told} if split == "val" else {})}
         (folder / name).write_text(json.dumps(content))
     return folder
+
+
+def prepare_captioned(folder: Path, train: int) -> Path:
+    """`folder` with raw/ and data/, which has the index files of COCO's tasks, of Flickr30k and of nocaps."""
+    raw = str(write_captioned(folder / "raw", train=train, val=12, test=12))
+    places = ["--image_root", raw, "--data_path", str(folder / "data")]
+    lists = ["--val", f"{raw}/nocaps_val_4500_captions.json", "--test", f"{raw}/nocaps_test_image_info.json"]
+    assert main(["prepare", "nocaps", *lists, *places]) == 0
+    for name in ("flickr30k", "coco"):
+        arguments = ["--json", f"{raw}/dataset_{name}.json", *places, "--train_tokenizer", "300"]
+        assert main(["prepare", name, *arguments]) == 0
+    return folder / "data"

@@ -1,6 +1,7 @@
 """Checkpoints of BEiT-3's layout and next to no weight."""
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,3 +35,15 @@ def checkpoint_bytes(filler: int = 0, seed: int = 0, **sizes: int) -> bytes:
     file = io.BytesIO()
     torch.save(content, file)
     return file.getvalue()
+
+
+def tensors(content: object, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each tensor of a checkpoint with its place in it, such as `/model/head.3.weight`."""
+    if isinstance(content, torch.Tensor):
+        yield prefix, content
+    elif isinstance(content, dict):
+        for name, value in content.items():
+            yield from tensors(value, f"{prefix}/{name}")
+    elif isinstance(content, (list, tuple)):
+        for index, value in enumerate(content):
+            yield from tensors(value, f"{prefix}/{index}")

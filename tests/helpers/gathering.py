@@ -9,7 +9,7 @@ from beit3_vqa.models.names import build_model
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import processes, shard_range
 from beit3_vqa.tasks.losses import contrastive_loss
-from tests.unit.models.test_parity import SIZES
+from tests.helpers.upstream import SIZES
 
 CPU = torch.device("cpu")
 ROWS = 7

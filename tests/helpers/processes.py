@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import finetune
+from tests.helpers.commands import finetune
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -66,3 +66,12 @@ def _group_lives(group: int) -> bool:
 def torchrun(processes: int, *options: str) -> tuple[str, ...]:
     """The beginning of a command that runs in several processes on this machine."""
     return (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), *options)
+
+
+def run_in_new_process(arguments: list[str]) -> str:
+    """Run a command in a process in which warnings are errors; return what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "beit3_vqa", *arguments], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result.stdout

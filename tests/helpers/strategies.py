@@ -15,7 +15,7 @@ from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import processes
 from beit3_vqa.runtime.precision import Precision
 from tests.helpers.calls import calls_of_each_step
-from tests.unit.models.test_parity import small_model
+from tests.helpers.upstream import small_model
 
 CPU = torch.device("cpu")
 ROWS, BATCH, FREQ = 27, 4, 2  # of each process; with two of them, steps of 16 and 11, in batches of 8, 8, 8 and 3

@@ -16,8 +16,10 @@ from PIL import Image
 import beit3_vqa
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
-from tests.conftest import CLIP, SUBJECTS, finetune, finetune_clip
-from tests.integration.test_end_to_end import run_in_new_process, tensors
+from tests.helpers.checkpoint_files import tensors
+from tests.helpers.commands import CLIP, finetune, finetune_clip
+from tests.helpers.photographs import SUBJECTS
+from tests.helpers.processes import run_in_new_process
 
 EVERYTHING_ON = ["--lora_dropout", "0.1", "--model_ema", "--model_ema_decay", "0.9", "--update_freq", "2"]
 EVERYTHING_ON += ["--flip", "0.5", "--crop_scale", "0.7", "--randaug", "--plateau_patience", "0"]

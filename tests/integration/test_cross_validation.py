@@ -7,7 +7,7 @@ import pytest
 
 from beit3_vqa.apps.cross_validation import summarise, table
 from beit3_vqa.cli.main import main
-from tests.conftest import finetune, finetune_clip
+from tests.helpers.commands import finetune, finetune_clip
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_what_belongs_to_one_run_is_refused(scpc, folds, tmp_path, capsys):
 
 def test_a_dry_run_tries_one_fold(folds, tmp_path, capsys):
     assert main(["cross_validate", *finetune(folds, tmp_path / "out")[1:], "--dry_run"]) == 0
-    assert "the other folds cost about the same" in capsys.readouterr().out
+    assert "the other folds take about as long" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

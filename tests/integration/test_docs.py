@@ -9,7 +9,6 @@ import csv
 import http.server
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -32,12 +31,12 @@ from beit3_vqa.models.names import (
     parse_clip_name,
     parse_name,
 )
-from tests.conftest import CLIP, TINY
 from tests.helpers.captioned import write_captioned
+from tests.helpers.commands import CLIP, TINY
 from tests.helpers.generated import write_imagenet, write_nlvr2, write_vqav2
+from tests.helpers.pages import ROOT, commands
 from tests.helpers.processes import ENVIRONMENT
 
-ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "get_started/clip.md", "checkpoints/README.md"]
 PAGES += ["get_started/evaluation_and_reports.md", "get_started/reports.md"]
 PAGES += ["README.ko.md"]
@@ -51,12 +50,6 @@ OTHER_PAGES += ["CONTRIBUTING.md", "CHANGELOG.md"]
 LARGE = "beit3_large_indomain_patch16_224.pth"
 BASE = "beit3_base_patch16_224.pth"
 ITC = "beit3_base_itc_patch16_224.pth"
-
-
-def commands(page: str) -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
 
 
 @pytest.fixture(scope="module")

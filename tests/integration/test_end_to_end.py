@@ -3,8 +3,6 @@
 import csv
 import json
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,28 +12,12 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.config.resolve import resolve
 from beit3_vqa.engine import api, build
 from beit3_vqa.engine.checkpoint.io import read_checkpoint, save_checkpoint
-from tests.conftest import SUBJECTS, finetune
+from tests.helpers.checkpoint_files import tensors
+from tests.helpers.commands import finetune
+from tests.helpers.photographs import SUBJECTS
+from tests.helpers.processes import run_in_new_process
 
 EVERYTHING_ON = ["--model_ema", "--model_ema_decay", "0.9", "--update_freq", "2", "--drop_path", "0.2", "--randaug"]
-
-
-def run_in_new_process(arguments):
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "beit3_vqa", *arguments], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr + result.stdout
-    return result.stdout
-
-
-def tensors(content, prefix=""):
-    if isinstance(content, torch.Tensor):
-        yield prefix, content
-    elif isinstance(content, dict):
-        for name, value in content.items():
-            yield from tensors(value, f"{prefix}/{name}")
-    elif isinstance(content, (list, tuple)):
-        for index, value in enumerate(content):
-            yield from tensors(value, f"{prefix}/{index}")
 
 
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])

@@ -19,7 +19,7 @@ from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.clip.family import CLIPFamily
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
-from tests.conftest import finetune_clip
+from tests.helpers.commands import finetune_clip
 from tests.helpers.ensembles import simulated
 from tests.helpers.options import build_config
 
@@ -188,7 +188,7 @@ def test_weights_are_fitted_on_validation_and_reported_with_and_without(tmp_path
     assert main([*arguments, "--val", *val]) == 0
     assert capsys.readouterr().out == said
     assert main([*arguments, "--val", *reversed(val)]) == 2
-    assert "is of another checkpoint" in capsys.readouterr().err
+    assert "comes from another checkpoint" in capsys.readouterr().err
     assert main([*arguments, "--val", val[0]]) == 2
     assert "1 files for 3 members" in capsys.readouterr().err
     (tmp_path / "m2" / "predictions_val.json").unlink()
@@ -201,8 +201,8 @@ def test_what_was_fitted_on_the_questions_is_not_praised_for_them(tmp_path, caps
     val = [path.replace("predictions.json", "predictions_val.json") for path in paths]
     assert main(["ensemble", *val, "--vote", "weighted", "--output", str(tmp_path / "e" / "submission_val.csv")]) == 0
     said = capsys.readouterr().out
-    assert "the questions are validation questions" in said
-    assert said.count("accuracy on") == 1
+    assert "these are validation questions; the ensemble's accuracy on them is above" in said
+    assert said.count(": accuracy on") == 1
     assert (tmp_path / "e" / "predictions_val.json").is_file()
 
 
@@ -267,8 +267,8 @@ def test_one_process_is_enough(tmp_path, monkeypatch, capsys):
         (["m0/predictions.json", "--max_params", "-1"], "--max_params"),
         (["m0/predictions.json", "--seed", "-1"], "--seed"),
         (["m0/predictions.json", "--output", "e/submission.json"], "ends in .csv"),
-        (["m0/predictions.json", "--output", "m0/submission.csv"], "isn't an ensemble's"),
-        (["m0/predictions.json", "--output", "m1/submission.csv"], "isn't an ensemble's"),
+        (["m0/predictions.json", "--output", "m0/submission.csv"], "wasn't written by an ensemble"),
+        (["m0/predictions.json", "--output", "m1/submission.csv"], "wasn't written by an ensemble"),
         (["m0/predictions.json", "--params", "m0/predictions.json=0"], "write FILE=N"),
         (["m0/predictions.json", "--output", "train.csv"], "isn't a submission"),
         (["checkpoint.pth"], "--data_path"),

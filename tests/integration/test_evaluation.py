@@ -13,7 +13,7 @@ from beit3_vqa.engine.checkpoint.manifest import get_sha256, verify
 from beit3_vqa.engine.evaluator import evaluate_fully
 from beit3_vqa.metrics import accuracy_metrics, mean_nll
 from beit3_vqa.metrics.calibration import HIGHEST
-from tests.conftest import finetune, finetune_clip
+from tests.helpers.commands import finetune, finetune_clip
 
 
 def evaluate(scpc, run, out, *flags):

@@ -10,7 +10,7 @@ import torch
 
 from beit3_vqa.cli.main import main
 from beit3_vqa.data.answers import AnswerTable
-from tests.conftest import TINY, finetune
+from tests.helpers.commands import TINY, finetune
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
 

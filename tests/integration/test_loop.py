@@ -3,8 +3,8 @@
 import pytest
 
 from beit3_vqa.cli.main import main
-from tests.conftest import finetune
 from tests.helpers.calls import calls_of_each_step
+from tests.helpers.commands import finetune
 
 
 @pytest.mark.parametrize(

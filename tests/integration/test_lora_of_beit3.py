@@ -12,9 +12,10 @@ from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.names import build_model
 from beit3_vqa.runtime.precision import Precision
-from tests.conftest import finetune
+from tests.helpers.checkpoint_files import tensors
+from tests.helpers.commands import finetune
 from tests.helpers.options import build_config
-from tests.integration.test_end_to_end import run_in_new_process, tensors
+from tests.helpers.processes import run_in_new_process
 
 LAYERS, WIDTH, RANK = 3, 128, 4
 LORA = ["--lora_rank", str(RANK), "--lora_dropout", "0.1", "--layer_decay", "1.0", "--epochs", "2"]

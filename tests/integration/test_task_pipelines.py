@@ -12,10 +12,10 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.data.rows import RowFormat, read_rows
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
-from tests.conftest import TINY
+from tests.helpers.checkpoint_files import tensors
+from tests.helpers.commands import TINY
 from tests.helpers.generated import COLOURS, write_imagenet, write_nlvr2, write_vqav2
 from tests.helpers.processes import ended, start, torchrun
-from tests.integration.test_end_to_end import tensors
 
 LEARNING = [
     "--batch_size",

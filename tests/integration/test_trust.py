@@ -11,7 +11,7 @@ import beit3_vqa
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.engine.checkpoint.io import save_checkpoint
-from tests.conftest import finetune
+from tests.helpers.commands import finetune
 
 REFUSED = "holds more than weights and plain data"
 ON_CPU = ["--device", "cpu"]

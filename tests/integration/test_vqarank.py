@@ -21,8 +21,9 @@ from beit3_vqa.engine.checkpoint.io import read_checkpoint
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.tasks.vqa_rank import VQARank
-from tests.conftest import SUBJECTS, finetune
+from tests.helpers.commands import finetune
 from tests.helpers.options import build_config
+from tests.helpers.photographs import SUBJECTS
 
 
 def ranking(*command: str) -> list[str]:

@@ -9,6 +9,7 @@ from beit3_vqa.config.config import GROUPS
 from beit3_vqa.tasks import TASKS
 
 PACKAGE = Path(__file__).parents[2] / "beit3_vqa"
+TESTS = PACKAGE.parent / "tests"
 # A file imports from its own folder and from lower floors, top to bottom; nothing else.
 FLOORS = [
     ["__main__", "cli"],
@@ -191,3 +192,18 @@ def test_trust_in_a_checkpoint_is_decided_in_one_place():
             asks = isinstance(node, (ast.Compare, ast.Subscript)) and "'trust_checkpoint'" in ast.unparse(node)
             assert not asks or path == decides, f"{path}: {ast.unparse(node)}"
     assert in_full == [decides]
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_module_imports_a_test_file_or_a_conftest(path):
+    """What several test files need stands in tests/helpers (or is a fixture, which pytest hands over)."""
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+    for module in modules:
+        parts = module.split(".")
+        own = parts[0] == "tests" and any(part == "conftest" or part.startswith("test_") for part in parts)
+        assert not own, f"{module}: move what you need from it to tests/helpers"

@@ -17,7 +17,7 @@ _AT_ONCE = 1_000_000  # numbers drawn in one go
 
 @dataclass(frozen=True)
 class Gain:
-    """Percentage points that the ensemble has more than a member, with a 95% interval."""
+    """Percentage points by which the ensemble beats a member, with a 95% interval."""
 
     mean: float
     low: float
@@ -26,16 +26,16 @@ class Gain:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Members and their ensemble on questions with known answers.
+    """Accuracy of the members and of their ensemble on questions with known answers.
 
     Attributes:
-        questions: how many.
+        questions: number of questions.
         members: accuracy of each member, in percent.
-        ensemble: of the ensemble.
+        ensemble: accuracy of the ensemble, in percent.
         best: index of the best member, the first of equal ones.
-        gain: over the best member.
-        log_loss: of the ensemble, in nats; None for the hard vote, whose shares are votes, not probabilities.
-        equal: accuracy and log loss with equal weights, of the weighted vote alone.
+        gain: gain of the ensemble over the best member.
+        log_loss: log loss of the ensemble, in nats; None for the hard vote, whose shares are votes, not probabilities.
+        equal: accuracy and log loss with equal weights; None if the vote isn't weighted.
     """
 
     questions: int
@@ -49,13 +49,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Step:
-    """A member that the forward selection added, and what the ensemble had with it.
+    """A member that the forward selection added, and the ensemble that this made.
 
     Attributes:
-        member: its index.
-        accuracy: in percent.
-        gain: on the step before, in percentage points.
-        parameters: of the ensemble.
+        member: index of the member.
+        accuracy: accuracy of the ensemble, in percent.
+        gain: change of the accuracy from the step before, in percentage points.
+        parameters: parameters of the ensemble.
     """
 
     member: int
@@ -65,7 +65,13 @@ class Step:
 
 
 def vote_all(questions: Sequence[Question], vote: str, weights: Floats | None = None) -> list[Prediction]:
-    """The ensemble's predictions; weights (M,) or (N, M), equal ones where there are none."""
+    """Return the ensemble's prediction for each of N questions.
+
+    Args:
+        questions: as the M members answered them.
+        vote: a name of `metrics.vote.VOTES`.
+        weights: (M,) for all questions, or (N, M); None: equal ones.
+    """
     members = len(questions[0].answers)
     if weights is None:
         return [vote_one(question, vote, equal_weights(members)) for question in questions]
@@ -74,23 +80,24 @@ def vote_all(questions: Sequence[Question], vote: str, weights: Floats | None = 
 
 
 def truth_probabilities(questions: Sequence[Question]) -> Floats:
-    """What each member gave the truth, (N, M)."""
+    """Return the probability that each member gave the truth, (N, M)."""
     return np.array([question.truth_probabilities() for question in questions])
 
 
 def get_groups(questions: Sequence[Question]) -> list[str]:
-    """Questions about one image are of one group; where the image isn't known, each is a group of its own."""
+    """Return a group for each question: its image, or a group of its own if the image isn't known."""
     return [question.image or f"\0{number}" for number, question in enumerate(questions)]
 
 
 def compare(questions: Sequence[Question], vote: str, weights: Floats | None, seed: int) -> Comparison:
-    """Members and ensemble on questions with known answers, at least one.
+    """Compare the members with their ensemble on N questions with known answers, at least one.
 
     Args:
         questions: all with a `label`.
         vote: a name of `metrics.vote.VOTES`.
-        weights: of the weighted vote: (N, M), each question's fitted without it, or (M,), fitted on other questions.
-        seed: of the bootstrap.
+        weights: for the weighted vote alone: (M,), fitted on other questions, or (N, M), each row fitted without its
+            question.
+        seed: seed of the bootstrap.
     """
     indices = range(len(questions[0].answers))
     own = np.array([[question.score(p.answer) for p in question.answers] for question in questions])
@@ -117,16 +124,16 @@ def _scores(predictions: Sequence[Prediction]) -> Floats:
 
 
 def paired_bootstrap(differences: Floats, groups: Sequence[str], seed: int) -> Gain:
-    """Mean of paired differences, in percentage points, and the 2.5% and 97.5% points of its bootstrap distribution.
+    """Return the mean of paired differences and its 95% bootstrap interval, in percentage points.
 
     Whole groups are drawn, since questions about one image are right or wrong together (Efron and Tibshirani 1993,
-    An introduction to the bootstrap, chapters 13 and 8.6). One group says nothing: -100 to 100. Groups that are all
-    alike would draw the same again and again: see `unvarying_interval`.
+    An introduction to the bootstrap, chapters 13 and 8.6). A single group says nothing: -100 to 100. Groups that are
+    all alike would draw the same again and again: see `unvarying_interval`.
 
     Args:
-        differences: of each question, in [-1, 1].
-        groups: of each question.
-        seed: of the draws.
+        differences: the difference for each of N questions, in [-1, 1].
+        groups: the group of each question.
+        seed: seed of the draws.
     """
     sums: dict[str, tuple[float, int]] = {}
     for group, difference in zip(groups, differences.tolist(), strict=True):
@@ -150,7 +157,7 @@ def paired_bootstrap(differences: Floats, groups: Sequence[str], seed: int) -> G
 
 
 def agreement(questions: Sequence[Question]) -> Floats:
-    """Share of the questions that two members answer alike, (M, M)."""
+    """Return the share of the questions that each two members answer alike, (M, M)."""
     answers = np.array([[p.answer for p in question.answers] for question in questions], dtype=object)
     return np.array([(answers == answers[:, [m]]).mean(axis=0) for m in range(answers.shape[1])])
 
@@ -158,17 +165,18 @@ def agreement(questions: Sequence[Question]) -> Floats:
 def forward_selection(
     questions: Sequence[Question], vote: str, count_parameters: Callable[[Sequence[int]], int], most: float, seed: int
 ) -> list[Step]:
-    """Adds the member that helps most, again and again, while the parameters allow another.
+    """Add the member that helps most, again and again, while the parameters allow another.
 
-    What helps: accuracy, then log loss of the mean probabilities. A member that lowers the accuracy is added too, since
-    a hard vote of two says little and of three much; how far to follow the steps is for `best_prefix` to say.
+    Accuracy decides, and between equal accuracies the log loss of the mean probabilities. A member that lowers the
+    accuracy is added too, since a hard vote of two says little and of three much; `best_prefix` says how many steps to
+    take.
 
     Args:
         questions: all with a `label`.
         vote: a name of `metrics.vote.VOTES`; the weighted vote is judged by weights fitted without the question.
-        count_parameters: of some members together.
-        most: parameters that the ensemble may have.
-        seed: of the folds.
+        count_parameters: indices of members -> their parameters together.
+        most: limit on the parameters of the ensemble.
+        seed: seed of the folds.
     """
     of_truth = truth_probabilities(questions)
     groups = get_groups(questions)
@@ -194,16 +202,13 @@ def forward_selection(
 
 
 def best_prefix(steps: Sequence[Step]) -> list[Step]:
-    """The steps up to the highest accuracy, no more of them than that takes."""
+    """Return the steps up to the first that reaches the highest accuracy."""
     best = max(range(len(steps)), key=lambda index: (steps[index].accuracy, -index))
     return list(steps[: best + 1])
 
 
-# What is known of an ensemble, for people: lines of text.
-
-
 def comparison_text(comparison: Comparison, names: Sequence[str], title: str, vote: str) -> str:
-    """Accuracies in percent, the gain with its interval, and for the weighted vote the equal weights' results."""
+    """Write out the accuracies, the gain with its interval, and for the weighted vote the results of equal weights."""
     lines = [f"{title}: accuracy on {comparison.questions:,} questions with known answers"]
     for number, (name, accuracy) in enumerate(zip(names, comparison.members, strict=True), start=1):
         lines.append(f"  {number:>3}  {accuracy:6.2f}  {name}")
@@ -213,7 +218,7 @@ def comparison_text(comparison: Comparison, names: Sequence[str], title: str, vo
     if comparison.equal is not None:
         lines.append(f"       {comparison.equal[0]:6.2f}  with equal weights, log loss {comparison.equal[1]:.4f}")
         if loss is not None and loss >= comparison.equal[1]:
-            lines.append("       the weights don't pay on questions that they haven't seen: prefer --vote soft")
+            lines.append("       on unseen questions the weights are no better than equal ones: prefer --vote soft")
     lines.append(
         f"  gain over the best member ({comparison.best + 1}, best on these questions): {gain.mean:+.2f} points, "
         f"95% interval {gain.low:+.2f} to {gain.high:+.2f}"
@@ -222,7 +227,7 @@ def comparison_text(comparison: Comparison, names: Sequence[str], title: str, vo
 
 
 def agreement_text(shares: Floats) -> str:
-    """The matrix of equal answers in percent, members by their numbers."""
+    """Write out the matrix of equal answers, (M, M), in percent; the members stand there by their numbers."""
     numbers = range(1, len(shares) + 1)
     lines = ["the same answer, % of questions", "       " + "".join(f"{number:>7}" for number in numbers)]
     lines += [
@@ -233,16 +238,16 @@ def agreement_text(shares: Floats) -> str:
 
 
 def steps_text(steps: Sequence[Step], taken: int, names: Sequence[str]) -> str:
-    """The forward selection, step by step, and how far it was followed."""
+    """Write out the steps of the forward selection, of which the first `taken` were followed."""
     lines = ["greedy selection on validation questions: accuracy, gain of the step, parameters so far"]
     for number, step in enumerate(steps, start=1):
         name = names[step.member] + ("" if number <= taken else "  (not taken)")
         lines.append(f"  {number:>3}  {step.accuracy:6.2f}  {step.gain:+6.2f}  {step.parameters:>13,}  + {name}")
-    lines.append("  chosen on these questions, so that their accuracy flatters the choice")
+    lines.append("  the members were chosen on these questions, so this accuracy is flattering")
     return "\n".join(lines)
 
 
 def weights_text(weights: Sequence[float], names: Sequence[str], questions: int) -> str:
-    """The weights, as they are used."""
+    """Write out the weights of the members, and on how many questions they were fitted."""
     lines = [f"weights, fitted on {questions:,} validation questions"]
     return "\n".join(lines + [f"  {weight:6.4f}  {name}" for weight, name in zip(weights, names, strict=True)])

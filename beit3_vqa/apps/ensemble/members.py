@@ -24,12 +24,12 @@ class Member:
     """A model of an ensemble.
 
     Attributes:
-        name: as the user named it.
-        path: its predictions, or its checkpoint.
-        parameters: of its model, all that is loaded.
-        weights: what tells its weights from others: the checkpoint's SHA-256, or its name where that isn't known.
-        info: what is known of its predictions; None of a checkpoint that hasn't been evaluated.
-        given: options to evaluate it with; None where it is a file of predictions.
+        name: name that the user typed.
+        path: its file of predictions, or its checkpoint.
+        parameters: all parameters of its model.
+        weights: identity of its weights: the checkpoint's SHA-256, or the name if that isn't known.
+        info: content of the .info.json beside its predictions; None if there is none, and for a checkpoint.
+        given: options to evaluate the checkpoint with; None for a file of predictions.
     """
 
     name: str
@@ -43,16 +43,17 @@ class Member:
 def find_members(
     names: Sequence[str], params: Sequence[str], evaluation: Mapping[str, Any], folder: Path
 ) -> list[Member]:
-    """The members, each with its number of parameters; nothing is evaluated, and no model is loaded.
+    """Find the members and their numbers of parameters, without evaluating or loading a model.
 
     Args:
         names: predictions.json files, checkpoints, or run folders with a checkpoint-best.pth.
         params: `FILE=N`, the parameters of members whose files don't say them.
         evaluation: options of `--eval` by flat name, for checkpoints.
-        folder: where the results of checkpoints go, each in a folder of its own.
+        folder: folder for the results of checkpoints, each in a folder of its own.
 
     Raises:
-        InputError: no such file, a member named twice, an unknown number of parameters, a checkpoint without data.
+        InputError: if a file isn't there, a member is named twice, a number of parameters isn't known, or a checkpoint
+            is given without --data_path.
     """
     paths = [_source(name) for name in names]
     resolved = [real_path(path) for path in paths]
@@ -88,7 +89,7 @@ def _is_predictions(path: Path) -> bool:
 
 
 def _source(name: str) -> Path:
-    """The file that a name stands for."""
+    """Return the file that a name stands for; InputError if there is none."""
     path = Path(name)
     if path.is_dir():
         if not (path / BEST).is_file():
@@ -102,6 +103,7 @@ def _source(name: str) -> Path:
 
 
 def _given_parameters(text: str, names: Sequence[str]) -> tuple[str, int]:
+    """Parse `FILE=N` of --params; InputError if it isn't that, or no member is named so."""
     name, _, number = text.rpartition("=")
     digits = number.replace(",", "").replace("_", "")
     if not name or not digits.isdecimal() or not 0 < len(digits) < 19 or not int(digits):
@@ -112,6 +114,7 @@ def _given_parameters(text: str, names: Sequence[str]) -> tuple[str, int]:
 
 
 def _require_data(checkpoints: Sequence[str], evaluation: Mapping[str, Any]) -> None:
+    """Raise InputError if checkpoints are given without --data_path, on which to evaluate them."""
     if checkpoints and not evaluation.get("data_path"):
         raise InputError(
             f"{checkpoints[0]} is a checkpoint, which has to be evaluated first: give the prepared folder with "
@@ -120,6 +123,7 @@ def _require_data(checkpoints: Sequence[str], evaluation: Mapping[str, Any]) -> 
 
 
 def _of_predictions(name: str, path: Path, info: PredictionsInfo | None, given: int | None) -> Member:
+    """Make a member of a file of predictions; raise InputError if --params contradicts its .info.json."""
     if info is not None and given not in (None, info.parameters):
         raise InputError(
             f"--params {name}={given}: {info_file(path)} says {info.parameters:,}, as counted when it was evaluated. "
@@ -133,6 +137,7 @@ def _of_predictions(name: str, path: Path, info: PredictionsInfo | None, given: 
 def _of_checkpoint(
     name: str, path: Path, evaluation: Mapping[str, Any], folder: Path, given: Mapping[str, int]
 ) -> Member:
+    """Make a member of a checkpoint; raise InputError if its task has no single answers, or --params contradicts it."""
     values = {**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)}
     options = GivenOptions(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
     options, parameters = plan_evaluation(options)
@@ -145,7 +150,7 @@ def _of_checkpoint(
 
 
 def total_parameters(members: Iterable[Member]) -> int:
-    """Parameters of all models that are loaded, one after the other or not; the same weights count once."""
+    """Count the parameters of all models, even if they are loaded one after the other; the same weights count once."""
     counted: dict[str, int] = {}
     for member in members:
         counted[member.weights] = max(member.parameters, counted.get(member.weights, 0))
@@ -153,7 +158,7 @@ def total_parameters(members: Iterable[Member]) -> int:
 
 
 def load_predictions(member: Member, split: str) -> tuple[list[Prediction], PredictionsInfo | None]:
-    """A member's predictions and what is known of them; a checkpoint is evaluated on the split."""
+    """Read a member's predictions and their .info.json; evaluate a checkpoint on the split first."""
     if member.given is None:
         return read_predictions(member.path, member.info), member.info
     result = evaluate(member.given.also(split=split))
@@ -162,16 +167,16 @@ def load_predictions(member: Member, split: str) -> tuple[list[Prediction], Pred
 
 
 def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: bool) -> list[list[Prediction]] | None:
-    """Validation predictions of each member: of a checkpoint by evaluating it, else of `--val` or from beside it.
+    """Read each member's validation predictions; evaluate checkpoints to get theirs.
 
     Args:
         members: in order.
-        given: `--val`, one for each member that is a file of predictions, in order; empty: predictions_val.json in
-            the member's own folder.
-        needed: else None where they aren't at hand, and no checkpoint is evaluated for them.
+        given: files of `--val`, one for each member that is a file of predictions, in order; empty: the
+            predictions_val.json beside each.
+        needed: if False, return None instead of evaluating a checkpoint or missing a file.
 
     Raises:
-        InputError: a file that isn't there though needed, or is of another checkpoint than the member.
+        InputError: if a file that is needed isn't there, or comes from another checkpoint than the member.
     """
     of_files = [member for member in members if member.given is None]
     if given and len(given) != len(of_files):
@@ -187,7 +192,7 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
         raise InputError.of_problems(
             "validation predictions, on which weights are fitted and members chosen, aren't there:",
             [f"of {name}: {files[name]}" for name in absent],
-            "Evaluate each member with --eval --split val, or say where they are with --val FILE..., in order.",
+            "Evaluate each member with --eval --split val, or name the files with --val FILE..., in order.",
         )
     infos = {member.name: read_info(files[member.name]) for member in of_files}
     for member in of_files:
@@ -195,8 +200,8 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
         ours = member.info.sha256 if member.info else ""
         if info is not None and ours and info.sha256 and info.sha256 != ours:
             raise InputError(
-                f"{files[member.name]}: is of another checkpoint ({info.checkpoint}) than {member.name}. Evaluate both "
-                "splits with one checkpoint."
+                f"{files[member.name]}: comes from another checkpoint ({info.checkpoint}) than {member.name}. "
+                "Evaluate both splits with one checkpoint."
             )
     return [
         read_predictions(files[m.name], infos[m.name]) if m.given is None else load_predictions(m, "val")[0]

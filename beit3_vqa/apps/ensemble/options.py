@@ -16,15 +16,17 @@ class EnsembleOptions(Options):
     )
     output: Path = option(MISSING, "the submission, such as e/submission.csv", metavar="FILE")
     vote: str = option("soft", "how the members decide", choices=("hard", "soft", "weighted"))
-    max_params: float = option(3e9, "of all models together; default: 3e9, as in SCPC", above=0, below=math.inf)
+    max_params: float = option(
+        3e9, "limit on the parameters of all models together; default: 3e9, as in SCPC", above=0, below=math.inf
+    )
     greedy: bool = option(False, "choose members by forward selection on validation, within --max_params")
     val: tuple[str, ...] = option(
         (),
-        "validation predictions of the members that are predictions, in their order; default: predictions_val.json "
-        "beside each",
+        "validation predictions of those members that are files of predictions, in the same order; default: "
+        "predictions_val.json beside each",
         metavar="FILE",
     )
     params: tuple[str, ...] = option(
         (), "parameters of a member whose file doesn't say them", repeated=True, metavar="FILE=N"
     )
-    seed: int = option(0, "of folds and bootstrap", low=0)
+    seed: int = option(0, "seed of the folds and the bootstrap", low=0)

@@ -40,9 +40,12 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Pr
         options: what to join, and how.
         evaluation: options of `--eval` by flat name, for the members that are checkpoints.
 
+    Returns:
+        the ensemble's predictions, one for each question.
+
     Raises:
-        InputError: more parameters than allowed, which is found before any model is loaded; members that don't answer
-            the same questions; or whatever else can't be used.
+        InputError: if there are more parameters than allowed, which is found before any model is loaded, if the
+            members don't answer the same questions, or if something else can't be used.
     """
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise InputError("ensemble works on one device: start it without torchrun.")
@@ -71,7 +74,7 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Pr
 
 
 def _results_file(options: EnsembleOptions) -> Path:
-    """`predictions_val.json` for `submission_val.csv`, `x_predictions.json` for `x.csv`; checks the options."""
+    """Return `predictions_val.json` for `submission_val.csv`, `x_predictions.json` for `x.csv`; check --output."""
     if options.output.suffix != ".csv" or options.output.is_dir():
         raise InputError(f"--output {options.output}: give the name of a file that ends in .csv.")
     stem = options.output.stem
@@ -84,22 +87,22 @@ def _members_folder(output: Path) -> Path:
 
 
 def _refuse_to_replace(results: Path, options: EnsembleOptions, members: Sequence[Member]) -> None:
-    """InputError where the ensemble's predictions would take the place of a model's."""
+    """Raise InputError if a file would be replaced that no ensemble wrote, or that is read."""
     inputs = {real_path(path) for path in [*(member.path for member in members), *map(Path, options.val)]}
     info = read_info(results) if real_path(results) not in inputs else None
     if real_path(results) in inputs or (results.exists() and (info is None or not info.model.startswith(_KIND))):
         raise InputError(
-            f"--output {options.output}: {results} is there already, and isn't an ensemble's. Write to a folder of its "
-            "own, such as --output ensemble/submission.csv."
+            f"--output {options.output}: {results} already exists, and wasn't written by an ensemble. Write to a "
+            "folder of its own, such as --output ensemble/submission.csv."
         )
     if options.output.is_file():
         with options.output.open("rb") as file:
             if file.readline(len(HEADER) + 2).rstrip(b"\r\n") != HEADER.encode():
-                raise InputError(f"--output {options.output}: is there already, and isn't a submission; give another.")
+                raise InputError(f"--output {options.output}: already exists, and isn't a submission; give another.")
 
 
 def _check_budget(members: Sequence[Member], options: EnsembleOptions) -> None:
-    """Prints the parameters of all models; InputError where they are too many. With --greedy: of each alone."""
+    """Print the parameters of all models; raise InputError if they are too many (with --greedy: if each alone is)."""
     print("parameters")
     number_of: dict[str, int] = {}
     for number, member in enumerate(members, start=1):
@@ -113,12 +116,12 @@ def _check_budget(members: Sequence[Member], options: EnsembleOptions) -> None:
         raise InputError(
             f"the members have {least:,} parameters {'each, or more' if options.greedy else 'together'}, "
             f"{least - options.max_params:,.0f} more than --max_params {options.max_params:,.0f} allows. Every model "
-            "that is loaded counts, also one after the other. Leave members out, or let --greedy choose."
+            "counts, even if the models are loaded one after the other. Leave members out, or let --greedy choose."
         )
 
 
 def _validation(members: Sequence[Member], options: EnsembleOptions) -> list[Question] | None:
-    """The validation questions with known answers; None where there are none, and none are needed."""
+    """Return the validation questions with known answers; None if there are none, and none are needed."""
     needed = options.vote == "weighted" or options.greedy
     names = [f"validation predictions of {member.name}" for member in members]
     try:
@@ -137,7 +140,7 @@ def _validation(members: Sequence[Member], options: EnsembleOptions) -> list[Que
 
 
 def _choose(val: Sequence[Question], members: Sequence[Member], options: EnsembleOptions) -> list[int]:
-    """Indices of the members that the forward selection takes, in its order."""
+    """Return the indices of the members that the forward selection takes, in its order; print its steps."""
 
     def count_parameters(subset: Sequence[int]) -> int:
         return total_parameters(members[m] for m in subset)
@@ -151,7 +154,7 @@ def _choose(val: Sequence[Question], members: Sequence[Member], options: Ensembl
 def _report(
     questions: Sequence[Question], val: Sequence[Question] | None, names: Sequence[str], options: EnsembleOptions
 ) -> Floats | None:
-    """Prints what the ensemble is worth; the weights of the weighted vote."""
+    """Print what the ensemble gains; return the weights (M,) of the weighted vote, None for the other votes."""
     weights = None
     known = [question for question in questions if question.label is not None]
     fitted_on: set[tuple[str, str, str]] = set()
@@ -167,7 +170,7 @@ def _report(
             title = "validation, each question by weights fitted without it" if weights is not None else "validation"
             print(comparison_text(compare(val, options.vote, held_out, options.seed), names, title, options.vote))
     if known and fitted_on & set(map(_identity, known)):
-        print("the questions are validation questions: what the ensemble is worth on them stands above")
+        print("these are validation questions; the ensemble's accuracy on them is above")
     elif known:
         compared = compare(known, options.vote, weights, options.seed)
         print(comparison_text(compared, names, f"{len(questions):,} questions", options.vote))
@@ -179,13 +182,14 @@ def _report(
 
 
 def _identity(question: Question) -> tuple[str, str, str]:
-    """What tells a question from those of other splits, whose ids may begin at 0 too."""
+    """Return what tells a question from those of other splits, whose ids may begin at 0 too."""
     return question.answers[0].id, question.text, question.image
 
 
 def _info(
     members: Sequence[Member], infos: Sequence[PredictionsInfo | None], options: EnsembleOptions
 ) -> PredictionsInfo:
+    """Describe the ensemble as the .info.json of a model's predictions does."""
     known = [info for info in infos if info is not None]
     models = Counter(info.model[:MAX_VALUE] for info in known)
     listed = ", ".join(f"{count} x {model}" if count > 1 else model for model, count in models.items())

@@ -10,10 +10,8 @@ from beit3_vqa.errors import InputError, short
 from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.runtime.files import look_alikes, one_form
 
-# The members of an ensemble side by side: what each answered to every question, checked to be the same questions.
-
-SHOWN_IDS = 5  # of each kind and member, in a message
-SUM_TOLERANCE = 0.01  # of the probabilities of a question's options
+SHOWN_IDS = 5  # for each kind of problem and member, in a message
+SUM_TOLERANCE = 0.01  # how far from 1 the probabilities of a question's options may sum
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Question:
 
     Attributes:
         answers: a prediction of each of the M members, in their order.
-        label: the truth, spelt as the probabilities spell it where one of them has it; None where it isn't known.
+        label: the truth, spelt as in the probabilities if one of them has it; None if it isn't known.
     """
 
     answers: tuple[Prediction, ...]
@@ -30,16 +28,16 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question as text, empty where no member knows."""
+        """The question as text, empty if no member knows it."""
         return next((p.question for p in self.answers if p.question), "")
 
     @property
     def image(self) -> str:
-        """The image as the index names it, empty where no member knows."""
+        """The image as the index names it, empty if no member knows it."""
         return next((p.image for p in self.answers if p.image), "")
 
     def score(self, answer: str) -> float:
-        """What an answer scores in [0, 1]: as for a member that gave it, else whether it is the truth."""
+        """Return what an answer scores, in [0, 1]: what a member's file gives it, else 1 if it is the truth."""
         told = next((p.answer_scores for p in self.answers if p.answer_scores is not None), None)
         if told is not None:
             return told.get(answer, 0.0)
@@ -47,27 +45,27 @@ class Question:
         return next(known, float(answer == self.label))
 
     def truth_probabilities(self) -> list[float]:
-        """What each member gave the truth; 0 where it isn't among the answers that the member kept."""
+        """Return each member's probability of the truth; 0 if it isn't among the answers that the member kept."""
         return [p.probabilities.get(self.label, 0.0) if self.label is not None else 0.0 for p in self.answers]
 
     def of(self, members: Sequence[int]) -> "Question":
-        """The same question to some of the members."""
+        """Return the question as some of the members answered it, by their indices."""
         return Question(tuple(self.answers[m] for m in members), self.label)
 
 
 def align_predictions(
     names: Sequence[str], members: Sequence[Sequence[Prediction]], key: Callable[[str], str] = str
 ) -> list[Question]:
-    """The questions in the first member's order.
+    """Join the members' predictions by id, in the first member's order.
 
     Args:
-        names: of the members, for messages.
-        members: predictions of each, ids unique.
-        key: what two spellings of an answer must share to be the same answer; the first member's is taken.
+        names: names of the members, for messages.
+        members: predictions of each member, ids unique.
+        key: two spellings of an answer are the same answer if their keys are equal; the first spelling is taken.
 
     Raises:
-        InputError: the members answer other questions than the first, or disagree on what a question's text, options
-            or truth are; every such id is counted, the first of each kind listed.
+        InputError: if the members answer other questions than the first, or disagree on a question's text, options or
+            truth. The message counts every such id and lists the first of each kind.
     """
     by_id = [{p.id: p for p in predictions} for predictions in members]
     _check_ids(names, by_id)
@@ -86,6 +84,7 @@ def align_predictions(
 
 
 def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]]) -> None:
+    """Raise InputError if a member has other ids than the first, or the first has none."""
     first, problems = by_id[0], []
     for name, ids in zip(names[1:], by_id[1:], strict=True):
         for what, those in (("lacks", first.keys() - ids.keys()), ("has beyond it", ids.keys() - first.keys())):
@@ -119,7 +118,7 @@ def _respelt(prediction: Prediction, key: Callable[[str], str], spelling: dict[s
 
 
 def _disagreements(names: Sequence[str], answers: Sequence[Prediction]) -> list[str]:
-    """What is wrong with a row: members that know another question, other options or another truth."""
+    """List what the members disagree on in a row: question, options, truth, or what the probabilities are of."""
     problems = []
     for field in ("question", "choices", "truth"):
         known = [(name, value) for name, p in zip(names, answers, strict=True) if (value := getattr(p, field))]
@@ -146,6 +145,7 @@ def _form(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _label(answers: Sequence[Prediction], key: Callable[[str], str]) -> str | None:
+    """Return the truth, spelt as in the probabilities if one of them has it; None if no member knows it."""
     truth = next((p.truth for p in answers if p.truth is not None), None)
     if truth is None or any(truth in p.probabilities for p in answers):
         return truth
@@ -154,7 +154,7 @@ def _label(answers: Sequence[Prediction], key: Callable[[str], str]) -> str | No
 
 
 def vote_one(question: Question, vote: str, weights: Sequence[float]) -> Prediction:
-    """The ensemble's prediction for a question.
+    """Let the members vote on a question.
 
     Args:
         question: as the M members answered it.
@@ -182,5 +182,5 @@ def vote_one(question: Question, vote: str, weights: Sequence[float]) -> Predict
 
 
 def absent_answers(questions: Sequence[Question]) -> int:
-    """Of how many questions some member's predictions lack an answer that another's hold."""
+    """Count the questions for which some member's predictions lack an answer that another's hold."""
     return sum(len({frozenset(p.probabilities) for p in question.answers}) > 1 for question in questions)

@@ -2,12 +2,12 @@
 
 The weights maximise the log likelihood of the truth, sum over n of log(sum over m of w_m p_nm), not the accuracy: it
 is concave, so that there is one answer and expectation maximisation finds it (Dempster, Laird and Rubin 1977), with
-weights that are never negative and sum to 1; and every question has a say, while accuracy moves only where a vote is
+weights that are never negative and sum to 1; and every question has a say, while accuracy moves only if a vote is
 close, by jumps that a small validation set can't tell from luck.
 
-A few imagined questions for each member, which that member alone answers right, keep a few dozen real ones from
-silencing anybody (a Dirichlet prior). Three: without them 60 questions cost three equally good simulated members 5.5
-points of accuracy against equal weights, with them 1.2; where one of three only guesses, they cost nothing.
+A few pseudo-questions for each member, which that member alone answers right, keep a few dozen real ones from giving
+anybody the weight 0 (a Dirichlet prior). Three: without them 60 questions cost three equally good simulated members 5.5
+points of accuracy against equal weights, with them 1.2; if one of three only guesses, they cost nothing.
 """
 
 import random
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-PSEUDO_COUNT = 3.0  # questions for each member
+PSEUDO_COUNT = 3.0  # pseudo-questions for each member
 ITERATIONS = 5000
 CONVERGED = 1e-7  # largest change of a weight in an iteration
 FOLDS = 5
@@ -26,10 +26,10 @@ FLOOR = 1e-6  # least probability in a log loss: an answer that wasn't kept isn'
 
 
 def fit_weights(probabilities: Floats) -> Floats:
-    """The weights, (M,), not negative, summing to 1.
+    """Fit weights by expectation maximisation: (M,), not negative, summing to 1.
 
     Args:
-        probabilities: of the truth, (N, M): what each of M members gave it in each of N questions.
+        probabilities: (N, M), what each of M members gave the truth in each of N questions.
     """
     members = probabilities.shape[1]
     known = probabilities[probabilities.sum(axis=1) > 0]  # a question whose truth nobody kept favours nobody
@@ -47,12 +47,12 @@ def fit_weights(probabilities: Floats) -> Floats:
 
 
 def cross_fit_weights(probabilities: Floats, groups: Sequence[str], seed: int) -> Floats:
-    """For each question the weights fitted without its fold, (N, M): what they do there is an honest estimate.
+    """Fit for each question weights without its fold, (N, M), so that judging it by them is an honest estimate.
 
     Args:
         probabilities: as for `fit_weights`.
-        groups: of each question, such as its image: those of one group are never on both sides.
-        seed: of the folds.
+        groups: the group of each question, such as its image; a group is never on both sides.
+        seed: seed of the folds.
     """
     fold_of = np.array(_folds(groups, seed))
     weights = np.empty_like(probabilities)
@@ -62,7 +62,7 @@ def cross_fit_weights(probabilities: Floats, groups: Sequence[str], seed: int) -
 
 
 def _folds(groups: Sequence[str], seed: int) -> list[int]:
-    """A fold for each question, of about equal sizes; one group for all makes one fold."""
+    """Return a fold for each question, of about equal sizes; there are never more folds than groups."""
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
@@ -78,11 +78,11 @@ def _folds(groups: Sequence[str], seed: int) -> list[int]:
 
 
 def log_loss(probabilities: Floats, weights: Floats) -> float:
-    """Mean of -log of what the mixture gave the truth, in nats.
+    """Return the mean of -log of what the mixture gave the truth, in nats.
 
     Args:
-        probabilities: of the truth, (N, M).
-        weights: (M,), or (N, M) for weights of each question's own.
+        probabilities: (N, M), what each member gave the truth.
+        weights: (M,), or (N, M) if each question has weights of its own.
     """
     mixed = (probabilities * weights).sum(axis=1)
     return float(-np.log(np.maximum(mixed, FLOOR)).mean())

@@ -1,11 +1,11 @@
-"""What a report is made from: run folders and predictions, read and checked."""
+"""Read and check what a report is made from: run folders and files of predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beit3_vqa.apps.report.curves import read_curves
+from beit3_vqa.apps.report.curves import Curves, read_curves
 from beit3_vqa.data.predictions import predictions_file, read_info, read_predictions
 from beit3_vqa.data.types import AttentionMap, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError, one_line
@@ -21,18 +21,18 @@ class ReportRun:
     """One run, as the report shows it.
 
     Attributes:
-        name: short, different from every other run's.
-        path: what was named on the command line.
-        curves: see `read_curves`.
-        config: the values of config.json by group, empty where there is none.
-        predictions: in the order of their file; empty where there are none.
-        info: where the predictions come from.
+        name: short name, different from every other run's.
+        path: path as it was typed on the command line.
+        curves: see `read_curves`; empty for a file of predictions.
+        config: the values of config.json by group, empty if there is none.
+        predictions: in the order of their file; empty if there are none.
+        info: content of the .info.json beside the predictions, if there is one.
         attention: id of a question -> where the model looked.
     """
 
     name: str
     path: Path
-    curves: dict[str, Any] = field(default_factory=dict)
+    curves: Curves = field(default_factory=Curves)
     config: dict[str, Any] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
     info: PredictionsInfo | None = None
@@ -40,14 +40,15 @@ class ReportRun:
 
 
 def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun]:
-    """The runs of a report.
+    """Read the runs of a report.
 
     Args:
         paths: output folders, or predictions.json files.
-        split: whose predictions are wanted; None: the test split's, else the validation's, where there are any.
+        split: split whose predictions are wanted; None: the test split's, else the validation's, if there are any.
 
     Raises:
-        InputError: nothing to show at a path, predictions that can't be used, or other questions under the same ids.
+        InputError: if a path holds nothing to show, predictions can't be used, or the same ids stand for other
+            questions in another run.
     """
     if len(paths) > MAX_RUNS:
         raise InputError(f"a report shows up to {MAX_RUNS} runs, not {len(paths)}: name fewer.")
@@ -61,6 +62,7 @@ def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun
 
 
 def _read_run(path: Path, split: str | None) -> ReportRun:
+    """Read a run that has no name yet."""
     if path.is_file():
         info = read_info(path)
         run = ReportRun("", path, predictions=read_predictions(path, info), info=info)
@@ -83,7 +85,7 @@ def _read_run(path: Path, split: str | None) -> ReportRun:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """config.json, which only adds a few facts: one that can't be read is as good as none."""
+    """Read config.json; return {} if it can't be read, since it only adds a few facts."""
     if not path.is_file():
         return {}
     try:
@@ -94,7 +96,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart."""
+    """Name each run by the last parts of its path, as many as it takes to tell all of them apart."""
     whole = [real_path(path) for path in paths]
     for parts in range(1, max(len(path.parts) for path in whole) + 1):
         names = ["/".join(path.parts[-parts:]) for path in whole]
@@ -104,6 +106,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _check_same_questions(runs: Sequence[ReportRun]) -> None:
+    """Raise InputError if an id stands for different questions or options in two runs."""
     seen: dict[str, tuple[Prediction, str]] = {}
     problems = []
     for run in runs:

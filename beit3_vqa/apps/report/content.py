@@ -1,4 +1,4 @@
-"""The data of the page: plain values for JSON, in columns, which are small."""
+"""The data of the page: plain values for JSON, in columns, which take less room than rows."""
 
 import base64
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.apps.report.collect import ReportRun
+from beit3_vqa.apps.report.curves import Curves
 from beit3_vqa.data.images import resolve_image_path
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import AttentionMap, Prediction
@@ -17,14 +18,14 @@ _PROBABILITY_DIGITS = 4
 
 
 def page_data(runs: Sequence[ReportRun], image_root: str = "") -> tuple[dict[str, Any], list[Path | None]]:
-    """The page's data without its pictures, and the files of those.
+    """Collect the page's data without its pictures, and the files of the pictures.
 
     Args:
-        runs: to be shown.
-        image_root: folder of the images, where it isn't the one that the predictions name.
+        runs: runs to show.
+        image_root: folder of the images, if it isn't the one that the predictions name.
 
     Returns:
-        plain data (`runs`, `questions`, `images`), and for each image its file, None where it isn't known.
+        plain data (`runs`, `questions`, `images`), and for each image its file, None if it isn't known.
     """
     first: dict[str, tuple[Prediction, ReportRun]] = {}
     for run in runs:
@@ -54,7 +55,7 @@ def page_data(runs: Sequence[ReportRun], image_root: str = "") -> tuple[dict[str
 
 
 def image_file(prediction: Prediction, image_root: str) -> Path | None:
-    """The file that a prediction's image is in; None where that isn't known, or would lie outside the folder."""
+    """Return the file of a prediction's image; None if it isn't known, or would lie outside the folder."""
     if not prediction.image or not image_root:
         return None
     try:
@@ -64,18 +65,19 @@ def image_file(prediction: Prediction, image_root: str) -> Path | None:
 
 
 def blocks(pictures: Sequence[str]) -> list[list[str]]:
-    """The pictures in lists of `IMAGES_IN_BLOCK`, each of which the page reads when it shows one of them."""
+    """Split the pictures into lists of `IMAGES_IN_BLOCK`; the page reads a list when it shows one of its pictures."""
     return [list(pictures[start : start + IMAGES_IN_BLOCK]) for start in range(0, len(pictures), IMAGES_IN_BLOCK)]
 
 
 def _run(run: ReportRun, rows: dict[str, int]) -> dict[str, Any]:
+    """Collect the data of one run; `rows` gives each id its row in the columns."""
     info = run.info
     metrics = _metrics(run.predictions)
     return {
         "name": visible(run.name),
         "facts": _facts(run, metrics),
         "chance": info.chance if info else None,
-        "curves": run.curves or {"steps": {}, "epochs": {}, "score_name": ""},
+        "curves": run.curves or Curves(steps={}, epochs={}, score_name=""),
         "metrics": metrics or None,
         "answers": _answers(run.predictions, rows) if run.predictions else None,
         "attention": {rows[name]: _map(found) for name, found in run.attention.items()} or None,
@@ -83,7 +85,7 @@ def _run(run: ReportRun, rows: dict[str, int]) -> dict[str, Any]:
 
 
 def _metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """`full_metrics`, with intervals for the points of the reliability diagram and of the coverage too."""
+    """Compute `full_metrics`, and intervals for the points of the reliability diagram and of the coverage."""
     metrics = full_metrics(predictions)
     calibrated = metrics.get("calibration", {}).get("reliability", [])
     for point in [*calibrated, *metrics.get("accuracy_at_coverage", [])]:
@@ -93,11 +95,12 @@ def _metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _facts(run: ReportRun, metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """What to say of a run beside its score, (name, text)."""
+    """List what is said of a run beside its score, as (name, text)."""
     info, config = run.info, run.config
     model = info.model if info else _text(config, "model", "model")
-    epochs = run.curves.get("epochs", {}).get("score", []) if run.curves else []
-    best = max((point for point in epochs if point[1] is not None), key=lambda point: point[1], default=None)
+    epochs = run.curves.get("epochs", {}).get("score", [])
+    scored = [(epoch, score) for epoch, score in epochs if score is not None]
+    best = max(scored, key=lambda point: point[1], default=None)
     facts = [
         ("Model", model),
         ("Parameters", f"{info.parameters:,}" if info else ""),
@@ -114,13 +117,14 @@ def _facts(run: ReportRun, metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _text(config: dict[str, Any], group: str, name: str) -> str:
+    """Return a value of config.json if it is text, else an empty text: nobody has checked that file."""
     values = config.get(group)
     value = values.get(name) if isinstance(values, dict) else None
     return value if isinstance(value, str) else ""
 
 
 def _answers(predictions: Sequence[Prediction], rows: dict[str, int]) -> dict[str, list[Any]]:
-    """Columns over all questions of the report, None where this run has no answer."""
+    """Make columns over all questions of the report, None in rows that this run doesn't answer."""
     columns: dict[str, list[Any]] = {
         name: [None] * len(rows) for name in ("answer", "score", "probabilities", "problem")
     }
@@ -136,7 +140,7 @@ def _answers(predictions: Sequence[Prediction], rows: dict[str, int]) -> dict[st
 
 
 def _probabilities(p: Prediction) -> list[Any]:
-    """Of the options in their order, or [answer, probability] pairs."""
+    """Return the probabilities of the options in their order, or [answer, probability] pairs if others are known."""
     rounded = {visible(name): round(value, _PROBABILITY_DIGITS) for name, value in p.probabilities.items()}
     if p.choices and list(rounded) == list(LETTERS[: len(p.choices)]):
         return list(rounded.values())
@@ -144,7 +148,7 @@ def _probabilities(p: Prediction) -> list[Any]:
 
 
 def _map(found: AttentionMap) -> dict[str, Any]:
-    """An attention map, its patches as bytes, 255 for the brightest."""
+    """Turn an attention map into plain values, its patches into base64 of bytes, 255 for the brightest."""
     most = float(found.patches.max())
     scaled = (found.patches * (255 / most if most else 0)).round().byte()
     return {

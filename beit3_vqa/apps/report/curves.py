@@ -1,10 +1,10 @@
-"""The curves of a training run: log.txt has a line for each epoch, TensorBoard's events a point every few steps."""
+"""Read the curves of a run: log.txt has a line for each epoch, TensorBoard's events a point every few steps."""
 
 import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 from beit3_vqa.errors import first_line
 from beit3_vqa.runtime.files import require_bounded
@@ -12,30 +12,40 @@ from beit3_vqa.runtime.files import require_bounded
 MAX_LOG = 100_000_000  # bytes of log.txt
 MAX_EVENTS = 1_000_000_000  # bytes of TensorBoard's files, all together
 MAX_EPOCHS = 100_000
-MAX_EPOCH = 10**12  # a number of one
-MAX_POINTS = 800  # of a curve in the page
+MAX_EPOCH = 10**12  # largest number of an epoch
+MAX_POINTS = 800  # points of a curve in the page
 # Name in the page -> tag in TensorBoard.
 STEP_TAGS = {"loss": "train/loss", "lr": "train/lr", "examples_per_second": "train/examples_per_second"}
 EPOCH_KEYS = ("train_loss", "train_lr", "examples_per_second", "val_loss")
 
-Points = list[list[float | None]]
+Points = list[tuple[float, float | None]]
 
 
-def read_curves(folder: Path) -> dict[str, Any]:
-    """What a run folder holds of curves; empty parts where it holds none.
+class Curves(TypedDict, total=False):
+    """Curves of a run, none of the keys if nothing was read.
 
-    Returns:
-        `steps` and `epochs`: name -> [[step or epoch, value], ...], at most `MAX_POINTS` of them, values that aren't
-        finite as None; `score_name`, what `epochs["score"]` is.
+    Attributes:
+        steps: name -> (step, value) points.
+        epochs: name -> (epoch, value) points.
+        score_name: what `epochs["score"]` is; empty if there is no score.
+    """
+
+    steps: dict[str, Points]
+    epochs: dict[str, Points]
+    score_name: str
+
+
+def read_curves(folder: Path) -> Curves:
+    """Read the curves of a run folder: at most `MAX_POINTS` points each, values that aren't finite as None.
 
     Raises:
-        InputError: log.txt is a pipe, or far too large.
+        InputError: if log.txt is a pipe, or far too large.
     """
     lines = _epochs(folder / "log.txt")
     score = _score_key(lines)
     wanted = {name: name for name in EPOCH_KEYS} | ({"score": score} if score else {})
     epochs = {
-        name: _thinned([[line["epoch"], _number(line.get(key))] for line in lines if key in line])
+        name: _thinned([(line["epoch"], _number(line.get(key))) for line in lines if key in line])
         for name, key in wanted.items()
     }
     return {
@@ -46,7 +56,7 @@ def read_curves(folder: Path) -> dict[str, Any]:
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:
-    """The lines of log.txt that are whole; a run that was killed may leave one that isn't."""
+    """Read the lines of log.txt, but for those that aren't whole: a run that was killed may leave one."""
     if not path.is_file():
         return []
     require_bounded(path, MAX_LOG)
@@ -62,14 +72,14 @@ def _epochs(path: Path) -> list[dict[str, Any]]:
 
 
 def _score_key(lines: list[dict[str, Any]]) -> str:
-    """The validation's accuracy, else the first number of it that isn't a count or the loss."""
+    """Return the key of the validation's accuracy, else of its first number that isn't a count or the loss."""
     keys = [key for key in (lines[-1] if lines else {}) if key.startswith("val_") and _is_number(lines[-1][key])]
     others = [key for key in keys if key not in ("val_questions", "val_loss")]
     return "val_accuracy" if "val_accuracy" in keys else next(iter(others), "")
 
 
 def _steps(folder: Path) -> dict[str, Points]:
-    """TensorBoard's scalars of the steps; what a resumed run has overtaken is left out, as TensorBoard does."""
+    """Read TensorBoard's scalars of the steps, without those that a resumed run has overtaken."""
     files = [path for path in folder.glob("events.out.tfevents.*") if path.is_file()] if folder.is_dir() else []
     if not files:
         return {}
@@ -83,7 +93,7 @@ def _steps(folder: Path) -> dict[str, Points]:
         events = EventAccumulator(str(folder), size_guidance={**kept, "scalars": 20 * MAX_POINTS}).Reload()
         there = set(events.Tags()["scalars"])
         return {
-            name: _thinned([[event.step, _number(event.value)] for event in events.Scalars(tag)])
+            name: _thinned([(event.step, _number(event.value)) for event in events.Scalars(tag)])
             for name, tag in STEP_TAGS.items()
             if tag in there
         }
@@ -92,21 +102,23 @@ def _steps(folder: Path) -> dict[str, Points]:
         return {}
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value of JSON is a number; a bool isn't."""
     return type(value) in (int, float)
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
+    """Return a finite number as a float, else None; an int of JSON may be too large for a float."""
     return float(value) if _is_number(value) and abs(value) <= sys.float_info.max else None
 
 
 def _thinned(points: Points) -> Points:
-    """At most `MAX_POINTS`, each the mean of as many neighbours; rounded to six digits."""
+    """Thin out a curve to at most `MAX_POINTS`, each the mean of its neighbours, rounded to six digits."""
     size = math.ceil(len(points) / MAX_POINTS) or 1
     found: Points = []
     for start in range(0, len(points), size):
         group = points[start : start + size]
         values = [value for _, value in group if value is not None]
         mean = math.fsum(values) / len(values) if values else None
-        found.append([group[-1][0], None if mean is None else float(f"{mean:.6g}")])
+        found.append((group[-1][0], None if mean is None else float(f"{mean:.6g}")))
     return found

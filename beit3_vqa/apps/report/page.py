@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from beit3_vqa.apps.report.collect import ReportRun
 from beit3_vqa.apps.report.content import blocks, page_data
@@ -15,23 +15,26 @@ from beit3_vqa.apps.report.thumbnails import make_thumbnails
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import write_text
 
-MAX_PAGE = 29_000_000  # characters, pictures included
-MAX_PICTURES = 22_000_000
+if TYPE_CHECKING:
+    import jinja2
+
+MAX_PAGE = 29_000_000  # bytes, pictures included
+MAX_PICTURES = 22_000_000  # bytes
 SCRIPTS = ("charts.js", "summary.js", "gallery.js", "detail.js", "page.js")
 # What could end a script element, or begin a comment in one. JSON knows these characters in strings alone.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") -> Path:
-    """Writes the report and returns its path.
+    """Write the report and return its path.
 
     Args:
-        runs: to be shown, in this order.
-        path: of the HTML file.
+        runs: runs to show, in this order.
+        path: path of the HTML file.
         image_root: see `page_data`.
 
     Raises:
-        InputError: jinja2 isn't installed, or the file can't be written.
+        InputError: if jinja2 isn't installed, or the file can't be written.
     """
     template = read_template()
     data, pictures = page_data(runs, image_root)
@@ -53,8 +56,8 @@ def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") ->
     )
 
 
-def page_json(value: Any) -> str:
-    """Compact JSON that may stand in an element of the page."""
+def page_json(value: object) -> str:
+    """Return compact JSON that may stand in an element of the page."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
 
 
@@ -62,8 +65,8 @@ def _title(runs: Sequence[ReportRun]) -> str:
     return f"{runs[0].name}: report" if len(runs) == 1 else f"{len(runs)} runs compared"
 
 
-def read_template() -> Any:
-    """The page's template; InputError where jinja2 isn't installed, which is best found out first."""
+def read_template() -> "jinja2.Template":
+    """Read the page's template; raise InputError if jinja2 isn't installed, which is best found out first."""
     try:
         import jinja2
     except ImportError as error:
@@ -82,5 +85,5 @@ def _script() -> str:
 
 
 def _sha256(text: str) -> str:
-    """As a Content-Security-Policy names an inline element."""
+    """Return the hash by which a Content-Security-Policy names an inline element."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

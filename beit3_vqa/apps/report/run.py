@@ -1,4 +1,4 @@
-"""A report from its runs to its file; the attention maps are computed here, with the runs' own checkpoints."""
+"""Make a report, from its runs to its file; the attention maps are computed here, by the runs' own checkpoints."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +16,7 @@ from beit3_vqa.models.families import check_parameters
 from beit3_vqa.runtime.files import is_file, refuse_to_replace, require_writable
 
 BATCH = 16
-WRONG_SHARE = 0.75  # of the questions that get a map; the others are right, to compare with
+WRONG_SHARE = 0.75  # share of wrong answers among the questions that get a map; right ones are there to compare with
 
 
 def report(
@@ -29,19 +29,19 @@ def report(
     device: str = "auto",
     tensorboard: str = "",
 ) -> Path:
-    """Writes one HTML file about one run or several and returns its path.
+    """Write one HTML file about one run or several and return its path.
 
     Args:
         paths: output folders, or predictions.json files.
         output: the HTML file.
-        split: whose predictions; None: the test split's, else the validation's.
+        split: split whose predictions are shown; None: the test split's, else the validation's.
         attention: for how many questions of each run to compute where the model looked; 0: none.
-        image_root: folder of the images, where they have moved.
-        device: that computes the attention.
+        image_root: folder of the images, if they have moved.
+        device: device that computes the attention.
         tensorboard: folder to which the metrics go as scalars too; empty: nowhere.
 
     Raises:
-        InputError: something that was named can't be used.
+        InputError: if a path or an option can't be used.
     """
     if not output.absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
@@ -49,7 +49,7 @@ def report(
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: give the file a name, such as {output / 'report.html'}.")
     refuse_to_replace("--output", output, [path for path in paths if path.is_file()])
-    for path in filter(Path.is_dir, paths):  # nothing of a run, whichever of its files are read
+    for path in filter(Path.is_dir, paths):  # a run's own files stay, even those that aren't read
         refuse_to_replace("--output", output, [file for file in path.iterdir() if file.suffix not in (".html", ".htm")])
     read_template()
     runs = read_runs(paths, split)
@@ -67,11 +67,13 @@ def report(
 
 
 def worth_a_look(predictions: Sequence[Prediction], most: int) -> list[Prediction]:
-    """The questions that get a map: wrong and confident ones first, a quarter right ones; else the first ones.
+    """Choose the questions that get a map: wrong and confident ones first, a quarter right ones.
+
+    If there aren't enough of them, the first ones without a known answer follow.
 
     Args:
-        predictions: of a run.
-        most: how many.
+        predictions: predictions of a run.
+        most: largest number of questions.
     """
 
     def sure(p: Prediction) -> float:
@@ -86,7 +88,7 @@ def worth_a_look(predictions: Sequence[Prediction], most: int) -> list[Predictio
 
 
 def _load_attention(run: ReportRun, most: int, image_root: str, device: str) -> dict[str, AttentionMap]:
-    """Id -> map of the questions that are worth a look; empty, and it is said why, where the model can't be had."""
+    """Compute the maps of the questions worth a look, by id; if that can't be done, print why and return {}."""
     wanted = [(p, image_file(p, image_root or (run.info.image_root if run.info else ""))) for p in run.predictions]
     file_of = {p.id: path for p, path in wanted if path is not None and is_file(path) and p.question}
     chosen = worth_a_look([p for p in run.predictions if p.id in file_of], most)
@@ -101,7 +103,7 @@ def _load_attention(run: ReportRun, most: int, image_root: str, device: str) -> 
         return {}
     spec = model.components.task.spec
     if not spec.supports_questions:
-        print(f"{run.name}: no attention maps; they are made of answers to questions, not of {spec.name}")
+        print(f"{run.name}: no attention maps; they exist only for questions about one image, not for {spec.name}")
         return {}
     try:
         return _maps(model, [(p, file_of[p.id]) for p in chosen], run.name)
@@ -111,7 +113,7 @@ def _load_attention(run: ReportRun, most: int, image_root: str, device: str) -> 
 
 
 def _maps(model: Predictor, chosen: Sequence[tuple[Prediction, Path]], name: str) -> dict[str, AttentionMap]:
-    """The maps of questions and their image files; says how many answers came out otherwise than in the predictions."""
+    """Compute the maps of questions with image files, by id; print how many answers differ from the predictions."""
     found: dict[str, AttentionMap] = {}
     changed = 0
     progress = Progress(f"attention of {name}", len(chosen))
@@ -122,7 +124,7 @@ def _maps(model: Predictor, chosen: Sequence[tuple[Prediction, Path]], name: str
             with suppress(InputError):  # it was answered without its image, say
                 asked[p.id] = model.prepare(path, p.question, p.choices)
         answer_of = {p.id: p.answer for p, _ in batch}
-        for count in {len(one.example.choices) for one in asked.values()}:  # what is looked at together has as many
+        for count in {len(one.example.choices) for one in asked.values()}:  # a batch has one number of options
             alike = {row: one for row, one in asked.items() if len(one.example.choices) == count}
             again, maps = model.predict_with_attention(list(alike.values()))
             changed += sum(answer_of[row] != p.answer for row, p in zip(alike, again, strict=True))
@@ -131,7 +133,7 @@ def _maps(model: Predictor, chosen: Sequence[tuple[Prediction, Path]], name: str
     progress.close()
     if changed:
         print(
-            f"{name}: {changed} of {len(found)} answers came out otherwise than in its predictions: another "
-            "checkpoint, or options asked in several orders (--tta)?"
+            f"{name}: {changed} of {len(found)} answers differ from the predictions file. Was it another checkpoint, "
+            "or --tta?"
         )
     return found

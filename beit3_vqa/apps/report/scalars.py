@@ -10,19 +10,19 @@ from beit3_vqa.apps.report.collect import ReportRun
 from beit3_vqa.metrics import full_metrics
 from beit3_vqa.runtime.files import make_folder
 
-SUFFIX = ".report"  # of the files of events
-CELL = 32  # pixels of a square of the confusion matrix
+SUFFIX = ".report"  # ending of the files of events
+CELL = 32  # side of a square of the confusion matrix, in pixels
 
 
 def write_scalars(runs: Sequence[ReportRun], folder: Path) -> list[Path]:
-    """Writes what TensorBoard draws as curves, or as bars of one step; returns the folders, one for each run.
+    """Write what TensorBoard draws as curves, or as bars of one step; return the folders, one for each run.
 
     `accuracy_at_coverage` over the percent of questions answered, `reliability` over the percent of confidence; at step
     0 `accuracy`, its interval's ends, `calibration_error`, `accuracy_by_question_word/WORD`, how often each position
     was true and answered, and the `confusion` matrix as an image. A run without known answers has none.
 
     Raises:
-        InputError: the folder can't be made.
+        InputError: if the folder can't be made.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -58,9 +58,10 @@ def write_scalars(runs: Sequence[ReportRun], folder: Path) -> list[Path]:
 
 
 def confusion_image(matrix: Mapping[str, Mapping[str, int]]) -> NDArray[np.uint8]:
-    """A square for each truth (rows) and answer (columns), the darker the larger its share of the row: (3, H, W)."""
+    """Draw a square for each truth (rows) and answer (columns), darker for a larger share of its row: (3, H, W)."""
     counts = np.array([list(row.values()) for row in matrix.values()], float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     blue = np.array([23, 78, 166], float)  # of the page's own matrix
     colours = 255 - shares[..., None] * (255 - blue)
-    return colours.round().astype(np.uint8).transpose(2, 0, 1).repeat(CELL, axis=1).repeat(CELL, axis=2)
+    image: NDArray[np.uint8] = colours.round().astype(np.uint8).transpose(2, 0, 1)
+    return image.repeat(CELL, axis=1).repeat(CELL, axis=2)

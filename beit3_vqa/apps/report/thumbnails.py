@@ -15,18 +15,18 @@ from beit3_vqa.errors import ImageError
 
 # Longest side in pixels and WebP's quality, from a few hundred pictures to some ten thousand.
 STEPS = ((480, 80), (400, 75), (320, 70), (256, 65), (208, 60), (176, 55), (144, 50), (112, 45), (80, 40), (48, 35))
-SAMPLE = 48  # pictures from which the size of all is judged
-MARGIN = 1.1
+SAMPLE = 48  # pictures from which the size of all is estimated
+MARGIN = 1.1  # what the others may be larger by than the sample
 
 
 def make_thumbnails(paths: Sequence[Path | None], budget: int) -> list[str]:
-    """WebP in base64 of each picture, empty where it can't be read.
+    """Encode each picture as WebP in base64, as an empty text if it can't be read.
 
-    The largest of `STEPS` that fits is taken for all; where even the smallest doesn't, later pictures are left out.
+    The largest of `STEPS` that fits is taken for all; if even the smallest doesn't, later pictures are left out.
 
     Args:
-        paths: the files; None where one isn't known.
-        budget: characters that all may take together.
+        paths: files of the pictures, None if one isn't known.
+        budget: limit on the characters of all together.
     """
     there = [path for path in paths if path is not None]
     start = _first_step(there[:: max(1, len(there) // SAMPLE)][:SAMPLE], len(there), budget)
@@ -42,7 +42,7 @@ def make_thumbnails(paths: Sequence[Path | None], budget: int) -> list[str]:
 
 
 def _first_step(sample: list[Path], count: int, budget: int) -> int:
-    """The largest step at which pictures like those of the sample would fit."""
+    """Return the index of the largest step at which `count` pictures like those of the sample would fit."""
     for place, step in enumerate(STEPS):
         mean = sum(len(_encode(path, *step)) for path in sample) / max(1, len(sample))
         if mean * count * MARGIN <= budget:
@@ -53,7 +53,7 @@ def _first_step(sample: list[Path], count: int, budget: int) -> int:
 def _encode_all(
     paths: Sequence[Path | None], step: tuple[int, int], budget: int, *, must_fit: bool
 ) -> list[str] | None:
-    """All pictures, or None where they must fit and don't."""
+    """Encode all pictures; return None if they must fit and don't."""
     found, left = [], budget
     progress = Progress("pictures", len(paths))
     for picture in _in_threads(paths, step):
@@ -69,14 +69,14 @@ def _encode_all(
 
 
 def _in_threads(paths: Sequence[Path | None], step: tuple[int, int]) -> Iterator[str]:
-    """Pillow decodes and encodes without Python's lock."""
+    """Encode pictures in threads, since Pillow decodes and encodes without Python's lock."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for start in range(0, len(paths), 256):  # a few in memory, and an early end where they don't fit
+        for start in range(0, len(paths), 256):  # a few in memory, and an early end if they don't fit
             yield from pool.map(lambda path: _encode(path, *step) if path else "", paths[start : start + 256])
 
 
 def _encode(path: Path, side: int, quality: int) -> str:
-    """Base64 of a picture whose longest side is at most `side` pixels; empty where it can't be read."""
+    """Return base64 of a picture, its longest side at most `side` pixels; empty if it can't be read."""
     try:
         image = open_image(path, at_least=side)
     except ImageError:

@@ -1,13 +1,14 @@
-"""The application: a page, the interface beside it, and what describes the interface."""
+"""The application: a page, the interface that it asks, and the description of the interface."""
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import StringConstraints
 from starlette.datastructures import FormData
@@ -37,7 +38,7 @@ FILES = {
 OPEN_PATHS = frozenset({*FILES, "/openapi.json"})
 _PROBLEMS = {
     400: "Not HTTP, or a form that can't be read.",
-    401: "Without the token (Authorization: Bearer TOKEN), where the server asks for one.",
+    401: "The token (Authorization: Bearer TOKEN) is missing or wrong.",
     403: "Sent by a page of another site.",
     413: "Larger than a request may be.",
     415: "Not a form (multipart/form-data), or not in UTF-8.",
@@ -51,12 +52,13 @@ _PROBLEMS = {
 class _BoundedRequest(Request):
     """A request whose form is multipart, with few parts and short texts in UTF-8. `Guard` bounds its body's length."""
 
-    async def form(self, **_: Any) -> Any:  # type: ignore[override]  # FastAPI awaits it
-        """Read the form, within bounds; status 415 for another kind of form, or a text that isn't UTF-8."""
+    async def form(self, **_: Any) -> FormData:  # type: ignore[override]  # FastAPI awaits it
+        """Read the form, within bounds; raise status 415 for another kind of form, or a text that isn't UTF-8."""
         problem = form_problem(self.headers.get("content-type", ""))
         if problem:
             raise HTTPException(415, problem)
-        # Text in another encoding would be taken for Latin-1 in silence. Said to be that, it comes as the bytes it is.
+        # The parser silently takes text that isn't UTF-8 for Latin-1. Told that all of it is Latin-1, it keeps
+        # every byte, and the strict decoding below finds what isn't UTF-8.
         headers = [(k, v + b"; charset=latin-1" if k == b"content-type" else v) for k, v in self.scope["headers"]]
         raw = Request({**self.scope, "headers": headers}, self.receive)
         form = await raw.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
@@ -71,23 +73,23 @@ class _BoundedRequest(Request):
 class _BoundedRoute(APIRoute):
     """A route whose requests are bounded."""
 
-    def get_route_handler(self) -> Any:
-        """The handler, given a bounded request."""
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the route's handler, which gets a bounded request."""
         handler = super().get_route_handler()
 
-        async def handle(request: Request) -> Any:
+        async def handle(request: Request) -> Response:
             return await handler(_BoundedRequest(request.scope, request.receive))
 
         return handle
 
 
 def make_app(ensemble: Ensemble, batcher: Batcher[Question, Answer], reader: UploadReader) -> FastAPI:
-    """The application, without its guard.
+    """Build the application, without its guard.
 
     Args:
-        ensemble: who answers.
-        batcher: the queue before it.
-        reader: which makes questions ready.
+        ensemble: models that answer.
+        batcher: queue before them.
+        reader: what makes questions ready for the queue.
     """
     # FastAPI's own pages of documentation load scripts from the net.
     app = FastAPI(title="beit3_vqa", summary="Ask a model about an image.", version="1", docs_url=None, redoc_url=None)
@@ -99,7 +101,7 @@ def make_app(ensemble: Ensemble, batcher: Batcher[Question, Answer], reader: Upl
 
     @app.get("/api/model")
     async def model() -> replies.Description:
-        """Who answers, how many options a question may have, and what bounds there are."""
+        """Say which models answer, how many options a question may have, and what bounds there are."""
         return description
 
     @app.post(
@@ -115,7 +117,7 @@ def make_app(ensemble: Ensemble, batcher: Batcher[Question, Answer], reader: Upl
         ] = None,
         attention: Annotated[bool, Form(description="Whether to say where the models looked.")] = False,
     ) -> replies.Reply:
-        """Answers one question about one image. Requests of several clients are computed together."""
+        """Answer one question about one image. Requests of several clients are computed together."""
         choices = choices or []
         if not all(map(is_text, (question, *choices))):
             raise InputError("the question and its options must be text, without NUL.")
@@ -126,7 +128,7 @@ def make_app(ensemble: Ensemble, batcher: Batcher[Question, Answer], reader: Upl
     return app
 
 
-def _sender(name: str, kind: str) -> Any:
+def _sender(name: str, kind: str) -> Callable[[], Awaitable[FileResponse]]:
     async def send() -> FileResponse:
         return FileResponse(PAGE / name, media_type=kind)
 
@@ -134,7 +136,7 @@ def _sender(name: str, kind: str) -> Any:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error is one JSON object with the text `error`."""
+    """Turn every error into one JSON object with the text `error`."""
 
     async def say(request: Request, error: Exception) -> JSONResponse:
         status = {TooLargeError: 413, InputError: 422, Overloaded: 503}.get(type(error), 500)
@@ -169,5 +171,5 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, say_failed)
 
 
-def _problem(status: int, text: str, headers: Any = None) -> JSONResponse:
+def _problem(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": one_line(text)}, status, headers or ({"Retry-After": "1"} if status == 503 else None))

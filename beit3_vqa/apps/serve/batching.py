@@ -1,4 +1,4 @@
-"""Questions of many clients, answered together by the one thread that owns the model."""
+"""A queue of questions from many clients, answered together by the one thread that owns the model."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Overloaded(Exception):  # noqa: N818 - it reads as what happened
-    """More is waiting than the server takes on, or it is being stopped."""
+    """Too many items are waiting, or the server is being stopped."""
 
 
 @dataclass(eq=False)
@@ -29,16 +29,15 @@ class _Job(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """A queue before a function that answers several items at once, run in a thread of its own.
 
-    The first item waits up to `window` seconds for others of its kind. In fp32, results don't depend on who shares a
-    batch.
-    Use it as a context: at its end, what waits is still answered.
+    The first item waits up to `window` seconds for others of its kind. In fp32, a result doesn't depend on the other
+    items of its batch. Use it as a context manager: at its end, items that wait are still answered.
 
     Args:
         compute: up to `most` items of one kind -> a result for each.
-        kind: items of different kinds can't share a batch.
-        most: items of a batch.
+        kind: an item's kind; items of different kinds can't share a batch.
+        most: largest number of items in a batch.
         window: seconds.
-        waiting: items that may wait; beyond, `submit` refuses.
+        waiting: largest number of items that may wait; `submit` refuses more.
     """
 
     def __init__(
@@ -68,7 +67,11 @@ class Batcher(Generic[Item, Result]):
         self._thread.join()
 
     def submit(self, item: Item) -> "Future[Result]":
-        """A future of the item's result, or of the error that `compute` raised for it; Overloaded at once."""
+        """Queue an item; return a future of its result, or of the error that `compute` raises for it.
+
+        Raises:
+            Overloaded: if too many items wait, or the server is being stopped.
+        """
         with self._changed:
             if self._closed:
                 raise Overloaded("the server is being stopped.")
@@ -84,7 +87,7 @@ class Batcher(Generic[Item, Result]):
             self._answer([job for job in batch if job.future.set_running_or_notify_cancel()])
 
     def _next_batch(self) -> list[_Job[Item, Result]]:
-        """The jobs to answer next, in the order they came; none once the queue is closed and empty."""
+        """Wait for jobs and return the next batch, oldest first; empty once the queue is closed and empty."""
         with self._changed:
             while not self._jobs and not self._closed:
                 if not self._changed.wait(REST_SECONDS if self._worked else None):
@@ -104,7 +107,7 @@ class Batcher(Generic[Item, Result]):
         return [job for job in self._jobs if job.kind == kind]
 
     def _answer(self, batch: list[_Job[Item, Result]]) -> None:
-        """Fills the futures. Where a batch fails, each is tried alone: one must not spoil it for the others."""
+        """Fill the futures. If a batch fails, try each job alone: one must not spoil it for the others."""
         if not batch:
             return
         try:

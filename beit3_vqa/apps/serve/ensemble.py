@@ -1,11 +1,11 @@
-"""Who answers: one model, or several whose probabilities are averaged (a soft vote)."""
+"""The models that answer: one, or several whose probabilities are averaged (a soft vote)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.types import AttentionMap
+from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.predictor import Predictor, PreparedQuestion
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vote import soft
@@ -17,8 +17,8 @@ class Member:
 
     Attributes:
         model: its full name.
-        parameters: all of them.
-        device: where it computes.
+        parameters: number of its parameters.
+        device: device on which it computes.
         precision: fp32, bf16 or fp16.
     """
 
@@ -33,8 +33,8 @@ class Question:
     """A question, made ready for each member, in the ensemble's order.
 
     Attributes:
-        asked: for each member.
-        attention: whether it is wanted where the models looked.
+        asked: the question for each member.
+        attention: whether attention maps are wanted.
     """
 
     asked: tuple[PreparedQuestion, ...]
@@ -42,18 +42,18 @@ class Question:
 
     @property
     def kind(self) -> tuple[int, bool]:
-        """What must be the same for questions that are answered together."""
+        """Number of options and `attention`, which must be the same for questions that are answered together."""
         return len(self.asked[0].example.choices), self.attention
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the ensemble says to a question.
+    """The ensemble's answer to a question.
 
     Attributes:
-        answer: the likeliest: a letter for multiple choice, else text.
+        answer: the likeliest answer: a letter for multiple choice, else text.
         probabilities: answer -> probability, in the order of the options; the likeliest few first when open-ended.
-        attention: a map for each member; empty where none was wanted.
+        attention: a map for each member; empty if none was wanted.
     """
 
     answer: str
@@ -68,7 +68,7 @@ class Ensemble:
         predictors: at least one.
 
     Raises:
-        InputError: models that can't answer the same question.
+        InputError: if no question could be answered by all of them.
     """
 
     def __init__(self, predictors: Sequence[Predictor]):
@@ -87,16 +87,16 @@ class Ensemble:
 
     @property
     def members(self) -> list[Member]:
-        """Its models."""
+        """The models, for people to read."""
         return [_member(predictor.components) for predictor in self.predictors]
 
     def prepare(self, image: Path, question: str, choices: Sequence[str], *, attention: bool) -> Question:
-        """A question, checked; InputError where it can't be answered or the image can't be read."""
+        """Check a question and make it ready; InputError if it can't be answered or the image can't be read."""
         asked = tuple(predictor.prepare(image, question, choices) for predictor in self.predictors)
         return Question(asked, attention)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers questions of one kind, all in one forward pass of each model."""
+        """Answer questions of one kind, all in one forward pass of each model."""
         attention = questions[0].attention
         each = [
             predictor.predict_with_attention([question.asked[place] for question in questions])
@@ -112,7 +112,7 @@ class Ensemble:
         return answers
 
 
-def _member(components: Any) -> Member:
+def _member(components: Components) -> Member:
     parameters = sum(parameter.numel() for parameter in components.model.parameters())
     return Member(
         components.config.model.model, parameters, str(components.precision.device), components.precision.name

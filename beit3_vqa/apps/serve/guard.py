@@ -1,4 +1,4 @@
-"""What stands before the application: who may speak to it, how much, and what browsers may do with what it says."""
+"""The application's guard: who may send requests, how large they may be, and what browsers may do with replies."""
 
 import asyncio
 import hmac
@@ -33,7 +33,7 @@ _ONCE = ("host", "origin", "sec-fetch-site", "content-type", "content-length", "
 # A name, an IPv4 address or an IPv6 one in brackets, and a port. `urlsplit` finds a host in far more than that.
 _HOST = re.compile(r"(?:\[([0-9a-f]*:[0-9a-f:.]*)\]|([0-9a-z._-]+))(?::([0-9]{0,5}))?", re.IGNORECASE | re.ASCII)
 _HIGHEST_PORT = 65535
-CROWDED = "crowded"  # in a request's state: true where there are more connections than are served
+CROWDED = "crowded"  # in a request's state: true if there are more connections than are served
 _ALSO = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}
 _NO_TOKEN = (
     "this server asks for a token: open the address that it printed when it was started, or send the header "
@@ -42,18 +42,18 @@ _NO_TOKEN = (
 
 
 class Guard:
-    """ASGI middleware: refuses foreign hosts and pages, asks for the token, bounds the body, adds security headers.
+    """ASGI middleware that refuses other hosts and pages, asks for the token, bounds the body, adds security headers.
 
     A web page somewhere can make a browser send requests to this machine. With a name of its own that resolves to
     127.0.0.1 (DNS rebinding) it could read the answers too: so only this machine's names are answered to. And it may
-    post a form from its own origin, which the browser tells: so only this server's pages may post. Programs such as
-    curl send no origin.
+    post a form from its own origin, which the browser names in a header: so only this server's pages may post.
+    Programs such as curl send no origin.
 
     Args:
-        app: what is guarded.
-        hosts: names, without a port, by which the server may be called; None: any, where others may reach it.
-        token: what a request must bring as `Authorization: Bearer TOKEN`; empty: nothing.
-        open_paths: what is answered without it: what everybody can read in this package anyway.
+        app: application to guard.
+        hosts: names, without a port, by which the server may be called; None: any, if others may reach it.
+        token: token that a request must send as `Authorization: Bearer TOKEN`; empty: none.
+        open_paths: paths that are answered without it; everybody can read their files in this package anyway.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Guard:
         self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI call."""
+        """Take an ASGI call, and count the requests that are being answered."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -77,7 +77,8 @@ class Guard:
             self.running -= 1
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Requests are counted too: of a client that hung up, the question is still on its way to an answer.
+        """Refuse a request, or hand it on with its body bounded; add the security headers to the reply."""
+        # Requests are counted too: after a client hangs up, its question is still being answered.
         crowded = scope.get("state", {}).get(CROWDED) or self.running > MAX_CONNECTIONS
 
         async def send_guarded(message: Message) -> None:
@@ -88,12 +89,12 @@ class Guard:
         names = [name.decode("latin-1") for name, _ in scope["headers"]]
         headers = dict(zip(names, (value.decode("latin-1") for _, value in scope["headers"]), strict=True))
         twice = [name for name in _ONCE if names.count(name) > 1]
-        # Whoever reads it next might take the other one.
+        # Of two values, a proxy in front and the application might each take another.
         refused = (400, f"the header {twice[0]} is there twice.") if twice else None
         if crowded:
             refused = 503, f"{MAX_CONNECTIONS} requests or connections are open already: ask again in a moment."
         elif "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] < "1.1"):
-            refused = 400, "the end of the body is told in two ways (Content-Length, Transfer-Encoding)."
+            refused = 400, "the request has Content-Length and Transfer-Encoding, or the latter in HTTP/1.0."
         refused = refused or refusal(scope["method"], headers, self.hosts)
         if not refused and self.token and scope["path"] not in self.open_paths:
             refused = None if _brings(headers, self.token) else (401, _NO_TOKEN)
@@ -106,11 +107,11 @@ class Guard:
 
 
 def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str] | None) -> tuple[int, str] | None:
-    """Status and reason for which a request isn't answered; None for one that is.
+    """Return status and reason if a request must be refused, else None.
 
     Args:
-        method: of HTTP.
-        headers: by lower-case name.
+        method: method of HTTP.
+        headers: values by lower-case name.
         hosts: see `Guard`.
     """
     host = headers.get("host", "")
@@ -121,7 +122,7 @@ def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str] | Non
     if method not in _SAFE:
         site, here = headers.get("sec-fetch-site", "none"), f"http://{host}"
         if site not in ("same-origin", "none") or _place(headers.get("origin", here)) != _place(here):
-            return 403, "a page of another site may not ask here."
+            return 403, "pages of other sites may not send requests to this server."
     length = headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY_BYTES:
         return 413, _too_large()
@@ -129,7 +130,7 @@ def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str] | Non
 
 
 def form_problem(content_type: str) -> str:
-    """Why a form of this content type isn't read; empty for one that is."""
+    """Return why a form of this content type isn't read; empty if it is."""
     kind = content_type.lower().replace('"', "")
     if kind.partition(";")[0].strip() != "multipart/form-data":
         return "send a form as multipart/form-data."  # the reader of other forms takes a minute for some megabytes
@@ -139,13 +140,13 @@ def form_problem(content_type: str) -> str:
 
 
 def _brings(headers: Mapping[str, str], token: str) -> bool:
-    """Whether a request has the token; how long that takes doesn't say how much of a wrong one is right."""
+    """Return whether a request has the token, in a time that doesn't tell how much of a wrong one is right."""
     scheme, _, sent = headers.get("authorization", "").partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(sent.strip().encode("latin-1"), token.encode())
 
 
 def _host_name(host: str) -> str:
-    """`localhost:8000` -> `localhost`; `[::1]:8000` -> `::1`; empty for what is no host."""
+    """Turn `localhost:8000` into `localhost`, `[::1]:8000` into `::1`; return an empty text if it is no host."""
     found = _HOST.fullmatch(host)
     if not found or (found[3] and not 0 < int(found[3]) <= _HIGHEST_PORT):
         return ""
@@ -153,9 +154,9 @@ def _host_name(host: str) -> str:
 
 
 def _place(origin: str) -> str:
-    """`http://localhost:8000` -> `localhost:8000`; empty for what is no origin, such as the `null` of a hidden one.
+    """Turn `http://localhost:8000` into `localhost:8000`; return an empty text if it is no origin, such as `null`.
 
-    Without the scheme, where that is a page's: a proxy may speak https to the browser.
+    The scheme is left out, since a proxy may speak https to the browser.
     """
     try:
         split = urlsplit(origin)
@@ -169,7 +170,7 @@ def _too_large() -> str:
 
 
 async def _read_on(receive: Receive) -> None:
-    """Read the body for a moment: who is still sending when the connection is closed never sees the reply."""
+    """Read the body for a moment: a client still sending when the connection is closed never sees the reply."""
 
     async def to_its_end() -> None:
         while (await receive()).get("more_body", False):
@@ -180,6 +181,7 @@ async def _read_on(receive: Receive) -> None:
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:
+    """Reply with the reason as JSON, and close the connection."""
     body = json.dumps({"error": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close"), *_ALSO.get(status, ())]
@@ -188,7 +190,7 @@ async def _refuse(send: Send, status: int, reason: str) -> None:
 
 
 class _Bounded:
-    """`receive` that counts the body as it comes, whatever its length was said to be, and doesn't wait for ever."""
+    """A `receive` that counts the body as it comes, whatever its header says, and doesn't wait for ever."""
 
     def __init__(self, receive: Receive):
         self.receive = receive

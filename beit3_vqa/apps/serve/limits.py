@@ -1,11 +1,11 @@
-"""How much a client may ask of the server. Pixels of an image are bounded by `data.images`."""
+"""Limits on what a client may ask of the server. `data.images` limits the pixels of an image."""
 
 MAX_UPLOAD_BYTES = 32 * 2**20  # the image
 MAX_FORM_BYTES = 128 * 2**10  # everything else of a request's body
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + MAX_FORM_BYTES
 MAX_BODY_SECONDS = 60.0  # until the whole body has come
-MAX_REFUSED_SECONDS = 1.0  # that the body of a refused request is still read
-MAX_IDLE_SECONDS = 10.0  # of a connection on which nothing is asked, or not to the end of its headers
+MAX_REFUSED_SECONDS = 1.0  # for which the body of a refused request is still read
+MAX_IDLE_SECONDS = 10.0  # for which a connection may send no request, or not all of its headers
 MAX_QUESTION = 1000  # characters
 MAX_OPTION = 300  # characters
 MAX_FIELDS = 40  # of a form; the most options are 26

@@ -1,4 +1,4 @@
-"""What the interface says, as types from which its description (OpenAPI) is made."""
+"""The replies of the interface, as types from which its description (OpenAPI) is made."""
 
 from dataclasses import asdict
 
@@ -20,17 +20,17 @@ class Model(BaseModel):
     """A model that answers."""
 
     model: str = Field(description="Its full name.")
-    parameters: int = Field(description="All of them.")
-    device: str = Field(description="Where it computes.")
+    parameters: int = Field(description="How many it has.")
+    device: str = Field(description="The device on which it computes.")
     precision: str = Field(description="fp32, bf16 or fp16.")
 
 
 class Description(BaseModel):
-    """Who answers, and within which bounds; several models vote by the mean of their probabilities."""
+    """The models that answer, and the bounds of a request; several vote by the mean of their probabilities."""
 
     models: list[Model]
     open_ended: bool = Field(description="Questions come without options.")
-    fewest_options: int = Field(description="0 where questions are open-ended.")
+    fewest_options: int = Field(description="0 if questions are open-ended.")
     most_options: int
     max_upload_bytes: int = Field(default=MAX_UPLOAD_BYTES, description="Of the image.")
     max_jpeg_pixels: int = Field(default=MAX_JPEG_PIXELS, description="Width times height of a JPEG.")
@@ -44,7 +44,7 @@ class Description(BaseModel):
 class Option(BaseModel):
     """An answer that was possible."""
 
-    letter: str | None = Field(description="Null where questions are open-ended.")
+    letter: str | None = Field(description="Null if questions are open-ended.")
     text: str
     probability: float
 
@@ -60,16 +60,16 @@ class AttentionOverlay(BaseModel):
 
 
 class Reply(BaseModel):
-    """What the models answer."""
+    """The answer of the models."""
 
-    answer: str = Field(description="The likeliest: a letter, or text where questions are open-ended.")
+    answer: str = Field(description="The likeliest: a letter, or text if questions are open-ended.")
     text: str = Field(description="The answer's text.")
-    options: list[Option] = Field(description="As they were given; the likeliest few first where they were not.")
-    attention: list[AttentionOverlay] = Field(description="One for each model where it was wanted, else empty.")
+    options: list[Option] = Field(description="As they were given; if they were not, the likeliest few first.")
+    attention: list[AttentionOverlay] = Field(description="One for each model if it was wanted, else empty.")
 
 
 def describe(ensemble: Ensemble) -> Description:
-    """An ensemble, for clients."""
+    """Describe an ensemble for clients."""
     counts = ensemble.option_counts
     return Description(
         models=[Model(**asdict(member)) for member in ensemble.members],
@@ -80,7 +80,7 @@ def describe(ensemble: Ensemble) -> Description:
 
 
 def reply(answer: Answer, choices: list[str], models: list[Model]) -> Reply:
-    """An ensemble's answer to a question with these options, for clients."""
+    """Turn an ensemble's answer to a question with these options into a reply for clients."""
     texts = dict(zip(answer.probabilities, choices, strict=True)) if choices else {}
     return Reply(
         answer=answer.answer,

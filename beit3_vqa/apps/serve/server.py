@@ -1,4 +1,4 @@
-"""The server: a socket, signals, and the threads behind the application."""
+"""The server: its socket, its signals, and the threads behind the application."""
 
 import asyncio
 import ipaddress
@@ -37,13 +37,13 @@ from beit3_vqa.errors import InputError
 
 
 class IdleTimeout(H11Protocol):
-    """uvicorn's protocol, which waits for ever for the first request and for headers that come in drops.
+    """uvicorn's protocol, but closing idle connections: uvicorn waits for ever for a request and for its headers.
 
-    A connection is closed where for `MAX_IDLE_SECONDS` no request is being answered, and none begins.
+    A connection is closed if for `MAX_IDLE_SECONDS` no request is being answered, and none begins.
     """
 
     def connection_made(self, transport: Any) -> None:
-        """asyncio's call for a new connection."""
+        """Take a new connection from asyncio: abort it, mark it as one too many, or watch whether it is used."""
         super().connection_made(transport)
         # uvicorn's own limit says so in plain text, and in the log, which whoever connects often enough would fill.
         self.app_state = {CROWDED: len(self.connections) > MAX_CONNECTIONS}
@@ -53,11 +53,11 @@ class IdleTimeout(H11Protocol):
             self._look_again()
 
     def _should_upgrade(self) -> bool:
-        """uvicorn's question, at which it advises in the log to install a library for WebSockets, which aren't here."""
+        """Return False: uvicorn's own method advises in the log to install a library for WebSockets."""
         return False
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's reply to what isn't HTTP, after which the application's own can't be sent any more."""
+        """Reply to what isn't HTTP, and stop the application's own reply, which can't be sent any more."""
         super().send_400_response(msg)
         if self.cycle is not None:
             self.cycle.disconnected = True
@@ -66,7 +66,7 @@ class IdleTimeout(H11Protocol):
         asyncio.get_running_loop().call_later(MAX_IDLE_SECONDS, self._close_if_idle, self.cycle)
 
     def _close_if_idle(self, before: Any) -> None:
-        """Closes it if the last request is still the one of `before`, and is answered."""
+        """Close the connection if the last request is still the one of `before`, and is answered."""
         if self.transport.is_closing():
             return
         if self.cycle is before and (before is None or before.response_complete):
@@ -90,21 +90,21 @@ def serve(
     pretrained: str = "",
     token: str = "",
 ) -> None:
-    """Loads models and answers questions until a signal (SIGTERM, SIGINT) comes; what was asked is still answered.
+    """Load models and answer questions until a signal (SIGTERM, SIGINT) comes; open requests are still answered.
 
     Args:
         checkpoint: one, or several that vote.
-        host: address to listen on; one that others can reach serves them too, if they have the token.
-        port: 0 takes a free one.
+        host: address to listen on; if other machines can reach it, they are served too, with the token.
+        port: port to listen on; 0 takes a free one.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, fp32, bf16 or fp16.
-        batch_size: most questions that are answered together.
+        batch_size: largest number of questions that are answered together.
         sentencepiece_model: see `predictor.load`.
         pretrained: see `predictor.load`.
-        token: what requests must bring; empty: one is made and printed where others can reach the address, else none.
+        token: token that requests must send; empty: one is made and printed if others can reach the address, else none.
 
     Raises:
-        InputError: a checkpoint or a token that can't be used, or an address that can't be listened on.
+        InputError: if a checkpoint, the token or the address can't be used.
     """
     if token and not _TOKEN.fullmatch(token):
         raise InputError(
@@ -123,6 +123,7 @@ def serve(
 
 
 def _predictor(checkpoint: str, *options: str) -> Predictor:
+    """Load a model; raise InputError if its task has no single questions."""
     predictor = load(checkpoint, *options)
     task = predictor.components.task
     if not task.spec.supports_questions:
@@ -134,7 +135,7 @@ def _predictor(checkpoint: str, *options: str) -> Predictor:
 def serving(
     ensemble: Ensemble, listener: socket.socket, batch_size: int = BATCH_SIZE, token: str = ""
 ) -> Iterator[uvicorn.Server]:
-    """A server that is ready to `run(sockets=[listener])`, and the threads behind it; see `Guard` for its token."""
+    """Start the threads and yield a server, ready to `run(sockets=[listener])`; see `Guard` for its token."""
     with (
         tempfile.TemporaryDirectory(prefix="beit3_vqa_") as folder,
         Batcher[Question, Answer](ensemble.answer, lambda question: question.kind, batch_size) as batcher,
@@ -154,7 +155,7 @@ def serving(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; InputError where there can't be one."""
+    """Open a listening socket; raise InputError if there can't be one."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -176,17 +177,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """Return whether only this machine can reach a socket."""
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def greeting(ensemble: Ensemble, listener: socket.socket, token: str = "") -> str:
-    """What to tell whoever started the server: the models, the address to open, and who can reach it.
+    """Write out what to print at the start: the models, the address to open, and who can reach it.
 
     Args:
-        ensemble: who answers.
-        listener: where.
-        token: one that was made, which nobody knows yet.
+        ensemble: models that answer.
+        listener: socket that is listened on.
+        token: a token that was made, which nobody knows yet.
     """
     host, port = listener.getsockname()[:2]
     # An address that stands for all of this machine's can be listened on, but not opened.
@@ -209,7 +210,7 @@ def greeting(ensemble: Ensemble, listener: socket.socket, token: str = "") -> st
 
 @contextmanager
 def _signals_end_only(server: uvicorn.Server) -> Iterator[None]:
-    """The server stops in order and then raises the signal again, which would end the process before its cleanup."""
+    """Let a signal only stop the server: uvicorn raises it again, which would end the process before its cleanup."""
 
     def stop(*_: object) -> None:
         server.should_exit = True  # already so, unless the signal came before the server listened for it

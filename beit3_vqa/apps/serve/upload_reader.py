@@ -1,4 +1,4 @@
-"""Where images are read, before the questions about them join the queue."""
+"""Reading images, before the questions about them join the queue."""
 
 import asyncio
 import hashlib
@@ -17,13 +17,13 @@ class TooLargeError(InputError):
 
 
 class UploadReader:
-    """Reads images one at a time: decoding may take a gigabyte for a moment, and a second thread would double that.
+    """Reads an image at a time: decoding may take a gigabyte for a moment, and a second thread would double that.
 
-    An image has the name of its content while it is on disk, so that the next question about it finds it decoded.
+    While an image is on disk, its content's hash is its name, so that the next question about it finds it decoded.
 
     Args:
-        ensemble: for whom questions are made ready.
-        folder: for images; each leaves it at once.
+        ensemble: models for which questions are made ready.
+        folder: folder for images; each is deleted as soon as it is read.
     """
 
     def __init__(self, ensemble: Ensemble, folder: Path):
@@ -32,7 +32,7 @@ class UploadReader:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
 
     async def prepare(self, image: BinaryIO, question: str, choices: Sequence[str], *, attention: bool) -> Question:
-        """The question, ready for the model; InputError where that can't be done."""
+        """Make a question ready for the model; raise InputError if that can't be done."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._prepare, image, question, choices, attention)
 
@@ -50,5 +50,5 @@ class UploadReader:
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Reads no more images."""
+        """Stop reading images."""
         self._thread.shutdown(cancel_futures=True)

@@ -34,26 +34,26 @@ def parse(*arguments):
     return seen[0]
 
 
-def test_what_is_not_given_is_the_default():
+def test_options_that_are_not_typed_keep_their_default():
     assert parse("a", "b", "--output", "c") == Example((Path("a"), Path("b")), Path("c"))
 
 
-def test_every_kind_of_value_comes_back():
+def test_every_kind_of_value_is_parsed():
     given = ["--pair", 3, 4, "--note", "p", "--output", "c", "--note", "q", "--length", 5, "--name", "n", "--no_keep"]
     assert parse("a", *given) == Example((Path("a"),), Path("c"), (3.0, 4.0), ("p", "q"), 5, "n", False)
 
 
-def test_a_repeated_flag_leaves_what_follows_its_value_to_others():
+def test_a_repeated_flag_takes_one_value_each_time():
     assert parse("--output", "c", "--note", "p", "a").files == (Path("a"),)
 
 
-def test_a_word_stands_for_itself_and_bounds_are_checked():
+def test_a_word_is_parsed_as_itself_and_bounds_are_checked():
     assert parse("a", "--output", "c", "--size", "auto").size == "auto"
     with pytest.raises(InputError, match=r"^--size 0: must be at least 1, or auto\.$"):
         parse("a", "--output", "c", "--size", 0)
 
 
-def test_help_says_types_and_defaults(capsys):
+def test_help_shows_types_and_defaults(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     said = " ".join(capsys.readouterr().out.split())

@@ -11,7 +11,7 @@ from tests.golden.flags import flags
 FROZEN = Path(__file__).parents[2] / "golden" / "flags_0.1.0.txt"
 
 
-def test_no_flag_of_0_1_0_is_lost_or_takes_or_defaults_to_something_else():
+def test_flags_of_0_1_0_keep_their_values_and_defaults():
     frozen = FROZEN.read_text(encoding="utf-8").splitlines()
     assert len(frozen) > 400
     assert sorted(set(frozen) - set(flags())) == []
@@ -25,7 +25,7 @@ def test_a_config_of_0_1_0_means_the_same_batch_size(tmp_path, written, means):
 
 
 @pytest.mark.parametrize("written", ["false", "0.0", "null", '"some"'])
-def test_what_was_no_batch_size_in_0_1_0_is_none_now(tmp_path, written):
+def test_values_that_were_no_batch_size_in_0_1_0_are_refused(tmp_path, written):
     (tmp_path / "config.json").write_text(f'{{"batch_size": {written}}}')
     with pytest.raises(InputError, match="batch_size can't be"):
         read_config_values(tmp_path / "config.json")

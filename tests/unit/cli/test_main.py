@@ -13,7 +13,7 @@ from beit3_vqa.cli.finetune import REPLACED_FLAGS
 from beit3_vqa.cli.main import main
 from beit3_vqa.config.config import option_fields, read_config_values, write_config
 from beit3_vqa.errors import InputError
-from tests.conftest import finetune
+from tests.helpers.commands import finetune
 from tests.helpers.options import build_config
 
 # A flag that goes, or changes its default, changes what people's scripts do: change this list knowingly.
@@ -64,12 +64,12 @@ UPSTREAMS = """
 """
 
 
-def test_the_installed_command_is_this_one():
+def test_installed_command_runs_main():
     (script,) = metadata.entry_points(group="console_scripts", name="beit3-vqa")
     assert script.load() is main
 
 
-def test_flags_are_frozen():
+def test_names_and_defaults_of_flags_are_frozen():
     assert {field.name: field.default for _, field, _ in option_fields()} == FLAGS
 
 
@@ -159,7 +159,7 @@ def test_wrong_commands_end_with_one_clear_error(arguments, says, capsys, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_abbreviations_are_taken_where_they_can_mean_one_flag(scpc, tmp_path, capsys):
+def test_unambiguous_abbreviations_of_flags_are_taken(scpc, tmp_path, capsys):
     short = finetune(scpc, tmp_path / "out", "--dry", "--epo", "1", "--local-rank=0", "--no_shuf", "--ev", "3")
     assert main(short) == 2
     assert "--ev could match --eval_batch_size, --eval" in capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_abbreviations_are_taken_where_they_can_mean_one_flag(scpc, tmp_path, ca
     assert "--local_rank has no effect" in capsys.readouterr().out
 
 
-def test_what_no_longer_works_is_accepted_and_said(scpc, tmp_path, capsys):
+def test_replaced_flags_are_accepted_with_a_notice(scpc, tmp_path, capsys):
     old = ["--enable_deepspeed", "--zero_stage", "1", "--dist_eval", "--momentum", "0.9", "--nb_classes", "4"]
     assert main(finetune(scpc, tmp_path / "out", "--dry_run", *old, "--mixup", "0.8", "--num_beams", "5")) == 0
     said = capsys.readouterr().out
@@ -227,7 +227,7 @@ def test_missing_and_broken_images_end_training_with_their_name(scpc, tmp_path, 
         assert "Traceback" not in said
 
 
-def test_a_config_with_a_byte_order_mark(tmp_path):
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
     (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"epochs": 3}')
     assert read_config_values(tmp_path / "config.json") == {"epochs": 3}
 
@@ -239,7 +239,7 @@ def test_a_missing_config_names_its_neighbour(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["log.txt", "tokenizer.spm", "config.json", "checkpoint-best.pth", "tensorboard"])
-def test_what_stands_in_the_way_is_found_before_anything_is_written(scpc, tmp_path, capsys, name):
+def test_files_in_the_way_are_found_before_anything_is_written(scpc, tmp_path, capsys, name):
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text("mine") if name == "tensorboard" else (out / name).mkdir()
@@ -248,14 +248,14 @@ def test_what_stands_in_the_way_is_found_before_anything_is_written(scpc, tmp_pa
     assert [path.name for path in out.iterdir()] == [name]
 
 
-def test_the_demo_wants_a_folder(tmp_path, capsys):
+def test_demo_refuses_a_file_as_its_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main(["demo", "--output_dir", str(tmp_path / "file")]) == 2
     assert "isn't an empty folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_terminals_that_are_not_utf8(scpc, tmp_path):
+def test_a_terminal_that_is_not_utf8_gets_escapes(scpc, tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "beit3_vqa", "finetune", "--config", str(tmp_path / "설정.json")]
     result = subprocess.run(command, capture_output=True, env=environment, check=False)
@@ -264,7 +264,7 @@ def test_terminals_that_are_not_utf8(scpc, tmp_path):
     assert b"Traceback" not in result.stderr
 
 
-def test_questions_and_options_that_cannot_be_answered(scpc, trained, capsys):
+def test_empty_questions_and_repeated_options_are_refused(scpc, trained, capsys):
     image = next((scpc / "images").iterdir())
     command = [
         "predict",
@@ -310,3 +310,12 @@ def test_broken_configs_say_what_is_wrong(tmp_path, content, says):
 def test_flags_may_stand_in_a_flat_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"epochs": 7, "optim": {"lr": 1}}))
     assert read_config_values(tmp_path / "config.json") == {"epochs": 7, "lr": 1.0}
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("beit3_vqa.models.names.listed_names", interrupted)
+    assert main(["models"]) == 130
+    assert "Type the same command again" in capsys.readouterr().err

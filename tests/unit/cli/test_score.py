@@ -16,7 +16,7 @@ from beit3_vqa.data.types import Prediction
 from beit3_vqa.data.visual7w import read_telling
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vqav2 import read_annotations
-from tests.conftest import finetune
+from tests.helpers.commands import finetune
 
 KEYS = ["annotations", "question_id", "answers", "answer", "images", "qa_pairs", "qa_id", "split", "type", "question"]
 CHOICES = ("red", "blue", "green", "teal")
@@ -52,7 +52,7 @@ def test_answers_as_letters_and_as_text_with_weights(predictions, tmp_path, caps
     assert "95%, wilson" in capsys.readouterr().out
 
 
-def test_options_of_the_csv_where_predictions_have_none(tmp_path):
+def test_options_come_from_the_csv_if_predictions_have_none(tmp_path):
     path = tmp_path / "predictions.json"
     path.write_text(json.dumps([{"id": "q", "answer": "D", "probabilities": {"A": 0.3, "D": 0.7}}]))
     answers = write(tmp_path / "a.csv", "ID,A,B,C,D,answer\nq,w,x,y,z,Z\n")
@@ -61,7 +61,7 @@ def test_options_of_the_csv_where_predictions_have_none(tmp_path):
     assert evaluated(path, "--answers", write(tmp_path / "b.csv", "ID,answer\nq,A\n"))["accuracy"] == 0
 
 
-def test_any_number_of_options_of_the_csv(tmp_path):
+def test_the_csv_may_have_2_to_26_options(tmp_path):
     """Cells at the end stay empty where a question has fewer."""
     letters, texts = string.ascii_uppercase, tuple(f"option {number}" for number in range(26))
     some = [
@@ -75,7 +75,7 @@ def test_any_number_of_options_of_the_csv(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "predictions.info.json", "a.csv"])
-def test_what_is_read_is_not_replaced(predictions, tmp_path, capsys, name):
+def test_score_does_not_replace_a_file_that_it_reads(predictions, tmp_path, capsys, name):
     answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,C\n")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     flags = ["--answers", str(answers), "--json", str(tmp_path / "." / name)]
@@ -94,7 +94,7 @@ def test_open_answers_are_compared_after_normalisation(tmp_path):
 NFC, NFD = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"
 
 
-def test_answers_that_look_alike_are_right(tmp_path):
+def test_an_answer_in_another_unicode_form_is_right(tmp_path):
     said = [NFC, NFD, "12", f"{NFC}\u200b"]
     rows = [Prediction(str(place), "?", answer, {answer: 0.9}) for place, answer in enumerate(said)]
     path = write_predictions(rows, tmp_path / "predictions.json")
@@ -111,7 +111,7 @@ def test_ids_that_look_alike_are_shown_with_escapes(tmp_path, capsys):
     assert "and '\\uac15\\uc544\\uc9c0'" in said
 
 
-def test_it_says_what_the_evaluation_said(scpc, trained, tmp_path):
+def test_score_equals_the_metrics_of_the_evaluation(scpc, trained, tmp_path):
     out = tmp_path / "out"
     resume = ["--eval", "--resume", str(trained / "checkpoint-best.pth"), "--split", "train"]
     assert main(finetune(scpc, out, *resume)) == 0
@@ -146,7 +146,7 @@ def test_it_says_what_the_evaluation_said(scpc, trained, tmp_path):
         ("ID,A,B,C,D,answer\nq1,blue,red,green,teal,A\nq2,*,*,*,*,A\nq3,*,*,*,*,A\n", "a.csv:2: its options aren't"),
     ],
 )
-def test_answers_that_cannot_be_used(predictions, tmp_path, capsys, content, says):
+def test_unusable_answers_are_one_clear_error(predictions, tmp_path, capsys, content, says):
     answers = write(tmp_path / "a.csv", content.replace("*,*,*,*", ",".join(CHOICES)))
     assert main(["score", str(predictions), "--answers", str(answers), "--json", str(tmp_path / "m.json")]) == 2
     assert says in capsys.readouterr().err
@@ -159,11 +159,12 @@ def test_answers_that_cannot_be_used(predictions, tmp_path, capsys, content, say
         ([], "Give them with --answers"),
         (["--answers", "/no/such.csv"], "such.csv"),
         (["--visual7w_results", "r.json"], "needs --visual7w"),
+        (["--encoding", "utf-8"], "Give --answers too"),
         (["--visual7w", "/no/such.json"], "such.json"),
         (["--vqav2", "/no/such.json"], "such.json"),
     ],
 )
-def test_bad_commands(predictions, capsys, flags, says):
+def test_options_that_do_not_go_together_are_one_clear_error(predictions, capsys, flags, says):
     assert main(["score", str(predictions), *flags]) == 2
     assert says in capsys.readouterr().err
 
@@ -190,7 +191,7 @@ def test_a_row_that_contradicts_itself_is_named_and_not_counted(predictions, tmp
         st.binary(max_size=200), st.lists(st.sampled_from(["ID", "answer", "A", ",", "\n", '"', "x"])).map("".join)
     )
 )
-def test_any_file_is_answers_or_one_clear_error(tmp_path_factory, content):
+def test_any_file_of_answers_is_read_or_one_clear_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with suppress(InputError):
@@ -205,7 +206,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_any_json_is_a_benchmark_or_one_clear_error(tmp_path_factory, value):
+def test_any_json_of_a_benchmark_is_read_or_one_clear_error(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "any.json"
     for content in (
         value,
@@ -264,20 +265,20 @@ def test_visual7w_counts_every_question(tmp_path, capsys):
         (("1",), {"qa_id": None}, "qa_id must be"),
     ],
 )
-def test_visual7w_files_that_cannot_be_used(tmp_path, capsys, names, changes, says):
+def test_unusable_visual7w_files_are_one_clear_error(tmp_path, capsys, names, changes, says):
     dataset = telling(tmp_path / "v7w.json", **changes)
     path = write_predictions([choice(name, "A") for name in names], tmp_path / "predictions.json")
     assert main(["score", str(path), "--visual7w", str(dataset)]) == 2
     assert says in capsys.readouterr().err
 
 
-def test_letters_without_options_have_no_text(tmp_path, capsys):
+def test_visual7w_refuses_letters_without_options(tmp_path, capsys):
     path = write_predictions([Prediction("1", "q", "A", {"A": 1.0})], tmp_path / "predictions.json")
     assert main(["score", str(path), "--visual7w", str(telling(tmp_path / "v7w.json"))]) == 2
     assert "without saying its options" in capsys.readouterr().err
 
 
-def test_vqav2_from_the_command_line(tmp_path, capsys):
+def test_vqav2_score_from_the_command_line(tmp_path, capsys):
     path = write_predictions([Prediction("7", "q", "yes", {"yes": 1.0})], tmp_path / "predictions.json")
     rows = [{"question_id": 7, "answers": [{"answer": a} for a in ["yes"] * 3 + ["no"] * 7], "answer_type": "yes/no"}]
     annotations = write(tmp_path / "v2.json", json.dumps({"annotations": rows}))
@@ -285,7 +286,7 @@ def test_vqav2_from_the_command_line(tmp_path, capsys):
     assert "vqav2's own score" in capsys.readouterr().out
 
 
-def test_evaluate_is_still_taken_for_score(predictions, tmp_path, capsys):
+def test_evaluate_still_runs_score(predictions, tmp_path, capsys):
     answers = write(tmp_path / "a.csv", "ID,answer\nq1,A\nq2,B\nq3,D\n")
     command = [str(predictions), "--answers", str(answers)]
     assert main(["score", *command]) == 0
@@ -308,7 +309,7 @@ def test_evaluate_without_predictions_names_what_evaluates_a_model(flags, capsys
     assert "Did you mean" not in said
 
 
-def test_only_evaluate_speaks_of_evaluating_a_model(capsys):
+def test_only_evaluate_points_to_evaluating_a_model(capsys):
     assert main(["score"]) == 2
     said = capsys.readouterr().err
     assert "required: predictions.json" in said

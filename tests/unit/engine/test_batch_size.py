@@ -9,7 +9,7 @@ import torch
 
 from beit3_vqa.cli.main import main
 from beit3_vqa.runtime import memory
-from tests.conftest import TINY
+from tests.helpers.commands import TINY
 
 CPU = torch.device("cpu")
 GIB = 2**30

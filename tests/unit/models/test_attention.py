@@ -5,7 +5,7 @@ import torch
 
 from beit3_vqa.models.beit3 import multiway
 from beit3_vqa.models.beit3.attention import KERNELS, pick
-from tests.unit.models.test_parity import ragged_batch, small_model
+from tests.helpers.upstream import ragged_batch, small_model
 
 
 @pytest.mark.parametrize("masked", [False, True])

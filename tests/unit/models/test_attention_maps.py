@@ -9,7 +9,7 @@ from beit3_vqa.models.beit3.family import BEiT3Family
 from beit3_vqa.models.clip.processor import CLIPTransform
 from beit3_vqa.runtime.precision import Precision
 from tests.helpers.options import build_config
-from tests.unit.models.test_clip import FOUR, examples, family, randomise_adapters
+from tests.helpers.tiny_clip import FOUR, examples, family, randomise_adapters
 
 
 def beit3(scpc, **options):

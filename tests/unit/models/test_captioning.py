@@ -8,21 +8,7 @@ import torch
 
 from beit3_vqa.models.beit3.beam_search import beam_search
 from beit3_vqa.models.beit3.captioning import caption_mask
-from beit3_vqa.models.names import build_model
-from tests.unit.models.test_parity import CONFIG, SIZES, UPSTREAM, fill, golden_inputs
-
-CASE = UPSTREAM["cases"]["captioning"]
-
-
-def captioner(**overrides):
-    return build_model("beit3_base_patch16_64_captioning", **{**SIZES, **overrides})
-
-
-def masked_positions():
-    masked = torch.zeros(3, 12, dtype=torch.long)
-    for row, column in CASE["masked_pos"]:
-        masked[row, column] = 1
-    return masked
+from tests.helpers.upstream import CAPTIONING, CONFIG, UPSTREAM, captioner, fill, golden_inputs, masked_positions
 
 
 def test_the_model_is_upstreams():
@@ -39,8 +25,8 @@ def test_masked_logits_are_upstreams(attention):
     model = fill.fill(captioner(attention=attention)).eval()
     with torch.no_grad():
         logits = model(*golden_inputs(), language_masked_pos=masked_positions())
-    assert logits.shape == (len(CASE["masked_pos"]), CONFIG["vocab_size"])
-    torch.testing.assert_close(logits[:, :8], torch.tensor(CASE["logits_first8"]), atol=1e-5, rtol=1e-5)
+    assert logits.shape == (len(CAPTIONING["masked_pos"]), CONFIG["vocab_size"])
+    torch.testing.assert_close(logits[:, :8], torch.tensor(CAPTIONING["logits_first8"]), atol=1e-5, rtol=1e-5)
 
 
 def test_outputs_and_gradients_are_torchscales():
@@ -85,7 +71,7 @@ def test_incremental_logits_are_those_of_the_whole_text():
     """Word by word through `incremental_state`, as upstream's own decoding loop calls the model."""
     model = fill.fill(captioner()).eval()
     image, text, _ = golden_inputs()
-    mask = CASE["beam_search"]["mask_id"]
+    mask = CAPTIONING["beam_search"]["mask_id"]
     state: dict = {}
     for length in range(1, 8):
         whole = torch.cat([text[:, :length], torch.full((3, 1), mask)], dim=1)
@@ -99,12 +85,12 @@ def test_incremental_logits_are_those_of_the_whole_text():
 
 
 def generate(model, image, beams=3, max_len=8, penalty=0.6):
-    ids = {"start_id": 0, "mask_id": CASE["beam_search"]["mask_id"], "end_id": 2}
+    ids = {"start_id": 0, "mask_id": CAPTIONING["beam_search"]["mask_id"], "end_id": 2}
     return model.generate(image, **ids, num_beams=beams, max_len=max_len, length_penalty=penalty)
 
 
 def test_captions_are_upstreams():
-    given = CASE["beam_search"]
+    given = CAPTIONING["beam_search"]
     model = fill.fill(captioner()).eval()
     found = generate(model, golden_inputs()[0], given["num_beams"], given["max_len"], given["length_penalty"])
     assert [" ".join(map(str, c.ids)) for c in found] == [row["caption"] for row in given["decoded_ids"]]
@@ -142,7 +128,7 @@ def test_decoding_with_memory_is_decoding_without(beams, penalty):
     image = torch.randn(6, 3, 64, 64)
     model = fill.fill(captioner()).eval()
     model.mlm_head.bias[2] = 1.5  # some captions end early, others late
-    mask = CASE["beam_search"]["mask_id"]
+    mask = CAPTIONING["beam_search"]["mask_id"]
     whole = beam_search(WholeTexts(model, image, mask), beams, 2, 9, penalty)
     ours = generate(model, image, beams, 12, penalty)
     assert [c.ids for c in ours] == [c.ids for c in whole]
@@ -155,7 +141,7 @@ def test_memory_of_logits_is_exact():
     model = fill.fill(captioner()).eval()
     from beit3_vqa.models.beit3.captioning import CaptionDecoder
 
-    image, mask = golden_inputs()[0], CASE["beam_search"]["mask_id"]
+    image, mask = golden_inputs()[0], CAPTIONING["beam_search"]["mask_id"]
     with torch.no_grad():
         one, two = CaptionDecoder(model, image, 0, mask), WholeTexts(model, image, mask)
         torch.testing.assert_close(one.start(), two.start(), atol=1e-5, rtol=1e-5)

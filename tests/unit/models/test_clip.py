@@ -6,7 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import peft
 import pytest
@@ -32,38 +31,15 @@ from beit3_vqa.models.names import (
     parse_clip_name,
 )
 from beit3_vqa.runtime.precision import Precision
-from tests.conftest import CLIP, SUBJECTS, TEMPLATES
+from tests.helpers.commands import CLIP
 from tests.helpers.options import build_config
+from tests.helpers.photographs import SUBJECTS, TEMPLATES
+from tests.helpers.tiny_clip import examples, family, randomise_adapters
 
-FOUR = TaskShape("vqacustom", 4, True)
 SMALL_SIZES = [
     CLIP,
     TinyCLIP(width=48, layers=3, heads=3, img_size=48, patch_size=16, max_tokens=40),
 ]
-
-
-def family(folder, task=FOUR, **options):
-    given = {"model": f"{CLIP.name}_lora", "pretrained": str(folder), "lora_rank": 4, **options}
-    return CLIPFamily(build_config(given), task)
-
-
-def examples(scpc: Path) -> list[Example]:
-    """Nine questions about five images, some options the same; texts of several lengths."""
-    images = sorted((scpc / "images").iterdir())[:5]
-    rng = random.Random(0)
-    return [
-        Example(str(i), str(images[i % 5]), TEMPLATES[i % 3] + " Really?" * (i % 2), tuple(rng.sample(SUBJECTS, 4)))
-        for i in range(9)
-    ]
-
-
-def randomise_adapters(model):
-    """B begins at zero, which would hide whatever is wrong with the adapters."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_" in name:
-                value.normal_(std=0.3)
 
 
 def plain(folder, made: CLIPForMultipleChoice, options: ModelConfig) -> peft.PeftModel:
@@ -272,7 +248,7 @@ def test_without_the_extra_one_message_says_what_to_install(scpc, clip_folder, t
     code = (
         "import sys; sys.modules['transformers'] = sys.modules['peft'] = None\n"
         "from beit3_vqa.cli.main import main\n"
-        "from tests.conftest import finetune, finetune_clip\nfrom pathlib import Path\n"
+        "from tests.helpers.commands import finetune, finetune_clip\nfrom pathlib import Path\n"
         f"scpc, clip, out = Path({str(scpc)!r}), Path({str(clip_folder)!r}), Path({str(tmp_path)!r})\n"
         "assert main(finetune(scpc, out / 'beit3', '--epochs', '1')) == 0\n"
         "sys.exit(main(finetune_clip(scpc, clip, out / 'clip')))"

@@ -23,8 +23,9 @@ from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.clip.family import CLIPFamily
 from beit3_vqa.models.clip.hub import CLIPTexts, read_image_settings
 from beit3_vqa.runtime.precision import Precision
-from tests.conftest import CLIP, SUBJECTS, TEMPLATES, finetune_clip
+from tests.helpers.commands import CLIP, finetune_clip
 from tests.helpers.options import build_config
+from tests.helpers.photographs import SUBJECTS, TEMPLATES
 
 ON_CPU = Precision("fp32", torch.device("cpu"))
 

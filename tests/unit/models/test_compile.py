@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from beit3_vqa.models.compile import compile_model
-from tests.conftest import finetune
-from tests.unit.models.test_parity import ragged_batch, small_model
+from tests.helpers.commands import finetune
+from tests.helpers.upstream import ragged_batch, small_model
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

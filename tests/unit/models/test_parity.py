@@ -1,43 +1,11 @@
 """Our forward pass against upstream's numbers and against torchscale's own forward pass."""
 
-import json
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torchscale.model.BEiT3 import BEiT3
 
 from beit3_vqa.models.names import build_model, count_parameters
-
-GOLDEN = Path(__file__).parents[2] / "golden"
-sys.path.insert(0, str(GOLDEN))
-import fill  # noqa: E402
-
-UPSTREAM = json.loads((GOLDEN / "upstream.json").read_text())
-CONFIG = UPSTREAM["config"]
-SIZES = {
-    "embed_dim": CONFIG["dim"],
-    "depth": CONFIG["layers"],
-    "num_heads": CONFIG["heads"],
-    "vocab_size": CONFIG["vocab_size"],
-}
-
-
-def small_model(**overrides):
-    return build_model("beit3_base_patch16_64_vqacustom", **{**SIZES, **overrides})
-
-
-def golden_inputs():
-    image = torch.from_numpy(fill.draw("image", (3, 3, 64, 64))).clamp(-3, 3)
-    text = torch.from_numpy(fill.draw_ints("tokens", (3, 12), 4, CONFIG["vocab_size"] - 10))
-    text[:, 0] = 0
-    padding_mask = torch.zeros(3, 12, dtype=torch.long)
-    for row, length in enumerate(UPSTREAM["cases"]["vqa"]["lengths"]):
-        text[row, length - 1] = 2
-        text[row, length:] = 1
-        padding_mask[row, length:] = 1
-    return image, text, padding_mask
+from tests.helpers.upstream import CONFIG, SIZES, UPSTREAM, fill, golden_inputs, ragged_batch, small_model
 
 
 def test_state_dict_is_upstreams():
@@ -150,15 +118,6 @@ def test_bytes_are_normalised_as_imagenet_has_it():
 )
 def test_published_sizes(name, parameters):
     assert count_parameters(name, num_classes=4) == parameters
-
-
-def ragged_batch():
-    image = torch.randn(4, 3, 64, 64)
-    text = torch.randint(4, CONFIG["vocab_size"], (4, 9))
-    padding_mask = torch.zeros(4, 9, dtype=torch.bool)
-    for row, length in enumerate((9, 3, 5, 1)):
-        padding_mask[row, length:] = True
-    return image, text, padding_mask
 
 
 @pytest.mark.parametrize("given", ["both", "image", "text"])

@@ -8,7 +8,7 @@ from torchscale.model.BEiT3 import BEiT3
 from beit3_vqa.models.beit3.pretrained import load_pretrained
 from beit3_vqa.models.names import build_model
 from beit3_vqa.tasks.losses import contrastive_loss
-from tests.unit.models.test_parity import CONFIG, SIZES, UPSTREAM, fill, golden_inputs
+from tests.helpers.upstream import CONFIG, SIZES, UPSTREAM, fill, golden_inputs
 
 CASE = UPSTREAM["cases"]["retrieval"]
 

@@ -14,9 +14,10 @@ from beit3_vqa.engine.checkpoint.io import read_checkpoint
 from beit3_vqa.engine.parallel import FSDP
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.names import build_model
+from tests.helpers.captioned import prepare_captioned
+from tests.helpers.checkpoint_files import tensors
+from tests.helpers.commands import evaluate_on, train_on
 from tests.helpers.processes import ENVIRONMENT, ROOT, torchrun
-from tests.integration.test_end_to_end import tensors
-from tests.unit.tasks.conftest import evaluate_on, prepare_captioned, train_on
 
 TASK = "coco_captioning"
 FLAGS = ["--captioning_mask_prob", "0.7", "--num_max_bpe_tokens", "16", "--drop_worst_after", "4", "--num_beams", "2"]

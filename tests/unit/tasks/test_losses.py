@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from beit3_vqa.models.names import build_model
 from beit3_vqa.tasks.losses import caption_loss, contrastive_loss
 from tests.helpers.processes import ENVIRONMENT, ROOT, torchrun
-from tests.unit.models.test_captioning import CASE, captioner, masked_positions
-from tests.unit.models.test_parity import fill, golden_inputs
+from tests.helpers.upstream import CAPTIONING, captioner, fill, golden_inputs, masked_positions
 
 
 def test_caption_loss_equals_upstreams_golden_value():
@@ -20,7 +19,9 @@ def test_caption_loss_equals_upstreams_golden_value():
     with torch.no_grad():
         logits = model(image, text, padding_mask, language_masked_pos=masked)
     loss = caption_loss(logits, text[masked.bool()], smoothing=0.1, drop_worst=0.2)
-    assert loss.item() == pytest.approx(CASE["loss_label_smoothing_0.1_drop_worst_0.2_after_0_at_iter_5"], abs=1e-5)
+    assert loss.item() == pytest.approx(
+        CAPTIONING["loss_label_smoothing_0.1_drop_worst_0.2_after_0_at_iter_5"], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

@@ -13,7 +13,7 @@ from beit3_vqa.data.rows import RowFormat, image_problem
 from beit3_vqa.data.types import EvalResult, Example, Inputs, Prediction
 from beit3_vqa.tasks import TASKS
 from beit3_vqa.tasks.base import Task, TaskSpec
-from tests.conftest import TINY
+from tests.helpers.commands import TINY
 
 QUICK = ["--batch_size", "4", "--num_workers", "0", "--lr", "7e-4", "--layer_decay", "1", "--drop_path", "0"]
 QUICK += ["--opt_betas", "0.9", "0.98", "--clip_grad", "1", "--warmup_epochs", "1", "--crop_scale", "0.9"]

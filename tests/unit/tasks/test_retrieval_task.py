@@ -9,9 +9,9 @@ import torch
 from beit3_vqa.cli.main import main
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
+from tests.helpers.checkpoint_files import tensors
+from tests.helpers.commands import evaluate_on, train_on
 from tests.helpers.processes import ENVIRONMENT, ROOT, torchrun
-from tests.integration.test_end_to_end import tensors
-from tests.unit.tasks.conftest import evaluate_on, train_on
 
 TASK = "coco_retrieval"
 

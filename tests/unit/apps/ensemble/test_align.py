@@ -29,20 +29,20 @@ def some(*ids, **changes):
         (some("1", "2", "3", probabilities={}), "two.json has no probabilities"),
     ],
 )
-def test_what_does_not_go_together(second, says):
+def test_members_that_answer_different_questions_are_refused(second, says):
     with pytest.raises(InputError, match=says):
         align_predictions(["one.json", "two.json"], [some("1", "2", "3"), second])
 
 
-def test_the_first_members_order_is_kept():
+def test_questions_come_in_the_first_members_order():
     questions = align_predictions(["one", "two"], [some("2", "1", "3"), some("1", "2", "3")])
     assert [[p.id for p in question.answers] for question in questions] == [["2", "2"], ["1", "1"], ["3", "3"]]
 
 
-def test_a_member_that_knows_less_is_no_contradiction():
+def test_a_member_without_question_truth_and_options_does_not_contradict():
     align_predictions(["one", "two"], [some("1"), some("1", truth=None, score=None, choices=(), question="")])
 
 
-def test_nothing_to_join():
+def test_members_without_predictions_are_refused():
     with pytest.raises(InputError, match="holds no predictions"):
         align_predictions(["one", "two"], [[], []])

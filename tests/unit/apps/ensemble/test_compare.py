@@ -8,9 +8,12 @@ import pytest
 from scipy.stats import bootstrap
 
 from beit3_vqa.apps.ensemble.compare import (
+    Comparison,
+    Gain,
     agreement,
     best_prefix,
     compare,
+    comparison_text,
     forward_selection,
     get_groups,
     paired_bootstrap,
@@ -26,7 +29,7 @@ from tests.helpers.ensembles import answered, simulated
 
 
 @pytest.mark.parametrize("count", [40, 1000])
-def test_the_interval_is_scipys(count):
+def test_bootstrap_interval_equals_scipys(count):
     rng = np.random.default_rng(3)
     differences = rng.choice([-1.0, 0.0, 1.0, 0.3], size=count, p=[0.1, 0.7, 0.15, 0.05])
     gain = paired_bootstrap(differences, [str(number) for number in range(count)], seed=0)
@@ -59,26 +62,26 @@ def test_members_that_spell_an_answer_in_another_form_vote_for_the_same_one():
     assert vote_all([question], "hard")[0].answer == NFC
 
 
-def test_members_whose_ids_look_alike_are_told():
+def test_ids_that_look_alike_are_shown_with_escapes():
     members = [[Prediction(name, "?", "x", {"x": 1.0})] for name in (NFC, NFD)]
     with pytest.raises(InputError, match=r"look alike, but are other characters: '\\uac15.* and '\\u1100"):
         align_predictions(["a", "b"], members)
 
 
-def test_one_image_says_nothing_of_others():
+def test_one_image_alone_gives_the_widest_interval():
     gain = paired_bootstrap(np.array([1.0, 0.0]), ["x", "x"], seed=0)
     assert (gain.mean, gain.low, gain.high) == (50.0, -100.0, 100.0)
 
 
 @pytest.mark.parametrize("gain", [-1.0, 0.0, 0.5, 1.0])
-def test_questions_that_all_gain_alike_do_not_prove_it(gain):
+def test_interval_of_equal_gains_has_a_width_that_shrinks_with_their_number(gain):
     few, many = (paired_bootstrap(np.full(n, gain), [str(i) for i in range(n)], seed=0) for n in (2, 200))
     assert few.mean == many.mean == 100 * gain
     assert -100 <= few.low <= many.low <= 100 * gain <= many.high <= few.high <= 100
     assert many.high - many.low < 4 < 100 < few.high - few.low
 
 
-def test_weights_and_comparisons_of_degenerate_members():
+def test_degenerate_members_give_finite_weights_and_comparisons():
     """One question, one image, truths that nobody kept, members that are alike: numbers, and none that isn't one."""
     for truth in ("A", "D"):
         one = answered("q", truth, A=1.0, B=0.0)
@@ -95,7 +98,7 @@ def test_weights_and_comparisons_of_degenerate_members():
                 assert found.gain.low < 0 < found.gain.high
 
 
-def test_many_kinds_of_groups_are_drawn_in_parts(monkeypatch):
+def test_bootstrap_drawn_in_parts_gives_the_normal_interval(monkeypatch):
     monkeypatch.setattr("beit3_vqa.apps.ensemble.compare._AT_ONCE", 100_000)
     differences = np.random.default_rng(0).uniform(-1, 1, size=700)
     gain = paired_bootstrap(differences, [str(number) for number in range(700)], seed=0)
@@ -103,13 +106,13 @@ def test_many_kinds_of_groups_are_drawn_in_parts(monkeypatch):
     assert (gain.low, gain.high) == pytest.approx((gain.mean - half, gain.mean + half), abs=0.1 * half)
 
 
-def test_the_same_seed_draws_the_same():
+def test_comparison_depends_on_the_seed_alone():
     questions = simulated(100, [1.0, 1.0, 1.0], seed=0)
     assert compare(questions, "soft", None, seed=5) == compare(questions, "soft", None, seed=5)
     assert compare(questions, "soft", None, seed=5).gain != compare(questions, "soft", None, seed=6).gain
 
 
-def test_a_comparison_by_hand():
+def test_comparison_equals_numbers_computed_by_hand():
     right, wrong = {"A": 0.9, "B": 0.1}, {"A": 0.4, "B": 0.6}
     table = [(right, wrong, wrong), (right, right, wrong), (wrong, right, right), (right, right, right)]
     members = [[answered(str(n), "A", **row[m]) for n, row in enumerate(table)] for m in range(3)]
@@ -128,14 +131,14 @@ def test_a_comparison_by_hand():
     assert agreement(questions).tolist() == [[1, 0.5, 0.25], [0.5, 1, 0.75], [0.25, 0.75, 1]]
 
 
-def test_each_question_may_have_weights_of_its_own():
+def test_weighted_vote_takes_weights_for_each_question():
     questions = simulated(4, [1.0, 1.0], seed=4)
     weights = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     decided = [p.answer for p in vote_all(questions, "weighted", weights)]
     assert decided == [question.answers[number % 2].answer for number, question in enumerate(questions)]
 
 
-def test_images_make_groups():
+def test_questions_about_one_image_are_one_group():
     questions = simulated(3, [1.0], seed=0)
     pictured = [
         dataclasses.replace(q, answers=(dataclasses.replace(q.answers[0], image=image),))
@@ -147,7 +150,7 @@ def test_images_make_groups():
 
 
 @pytest.mark.parametrize("vote", ["hard", "soft", "weighted"])
-def test_the_selection_takes_what_helps_and_keeps_the_budget(vote):
+def test_forward_selection_takes_what_helps_within_the_budget(vote):
     questions = simulated(300, [0.0, 1.5, 0.0, 1.5, 1.5], seed=1)
     sizes = [1, 3, 1, 3, 5]
     steps = forward_selection(questions, vote, lambda subset: sum(sizes[m] for m in subset), most=8, seed=0)
@@ -161,6 +164,13 @@ def test_the_selection_takes_what_helps_and_keeps_the_budget(vote):
     assert sum(sizes[step.member] for step in taken) == taken[-1].parameters
 
 
-def test_the_selection_stops_where_nothing_fits():
+def test_forward_selection_stops_when_nothing_fits():
     questions = simulated(20, [1.0, 1.0], seed=1)
     assert len(forward_selection(questions, "soft", lambda subset: len(subset) * 5, most=9, seed=0)) == 1
+
+
+@pytest.mark.parametrize(("loss", "warned"), [(0.7, True), (0.6, True), (0.5, False)])
+def test_text_warns_of_weights_that_are_no_better_than_equal_ones(loss, warned):
+    found = Comparison(4, (50.0, 50.0), 50.0, 0, Gain(0.0, -1.0, 1.0), log_loss=loss, equal=(50.0, 0.6))
+    said = comparison_text(found, ["one", "two"], "validation", "weighted")
+    assert ("the weights are no better than equal ones: prefer --vote soft" in said) == warned

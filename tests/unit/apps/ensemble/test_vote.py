@@ -35,7 +35,7 @@ def shares(*values):
         ("weighted", [0.0, 1.0], [shares(0.0, 1.0), shares(0.51, 0.49)], "A"),
     ],
 )
-def test_votes_by_table(vote, weights, members, answer):
+def test_each_vote_gives_the_answer_computed_by_hand(vote, weights, members, answer):
     predictions = [[answered("1", "A", **member)] for member in members]
     (question,) = align_predictions([str(i) for i in range(len(members))], predictions)
     decided = vote_one(question, vote, weights or equal_weights(len(members)))
@@ -46,7 +46,7 @@ def test_votes_by_table(vote, weights, members, answer):
 
 
 @given(seed=st.integers(0, 2**32), vote=st.sampled_from(["hard", "soft"]))
-def test_the_order_of_members_changes_nothing(seed, vote):
+def test_vote_does_not_depend_on_the_order_of_members(seed, vote):
     (question,) = simulated(1, [0.5] * 5, seed)
     shuffled = list(question.answers)
     random.Random(seed).shuffle(shuffled)
@@ -55,7 +55,7 @@ def test_the_order_of_members_changes_nothing(seed, vote):
 
 
 @given(seed=st.integers(0, 2**32), vote=st.sampled_from(["hard", "soft", "weighted"]))
-def test_members_that_agree_are_followed(seed, vote):
+def test_ensemble_gives_the_answer_that_all_members_give(seed, vote):
     (question,) = simulated(1, [1.0], seed)
     alike = Question(question.answers * 3, question.label)
     assert vote_one(alike, vote, [0.2, 0.3, 0.5]).answer == question.answers[0].answer
@@ -77,14 +77,14 @@ def test_open_ended_answers_that_are_not_held_count_as_0():
     assert question.truth_probabilities() == [0.0, 0.6]
 
 
-def test_the_truth_is_found_however_it_is_spelt():
+def test_truth_is_matched_in_another_spelling():
     one = open_ended(1.0, "A Dog.", dog=0.6, cat=0.3)
     (question,) = align_predictions(["one"], [[one]], key=lambda text: text.lower().removeprefix("a ").rstrip("."))
     assert question.truth_probabilities() == [0.6]
     assert question.label == "dog"
 
 
-def test_what_the_ensemble_knows_of_a_question():
+def test_ensemble_takes_each_field_from_the_member_that_knows_it():
     plain = Prediction("1", "", "B", shares(0.2, 0.8))
     full = Prediction(
         "1", "What?", "A", shares(0.6, 0.4), "B", 0.0, 2.0, "no image", 0.7, choices=("x", "y"), image="1.jpg"

@@ -25,19 +25,19 @@ def by_scipy(probabilities):
 
 
 @pytest.mark.parametrize("skills", [[1.0, 1.0], [2.0, 1.0, 0.0], [1.5, 1.5, 1.4, 0.2]])
-def test_the_weights_are_scipys(skills):
+def test_fitted_weights_equal_scipys(skills):
     probabilities = truth_probabilities(simulated(300, skills, seed=1))
     assert fit_weights(probabilities) == pytest.approx(by_scipy(probabilities), abs=1e-4)
 
 
-def test_a_member_that_guesses_weighs_nothing():
+def test_a_member_that_guesses_gets_nearly_no_weight():
     probabilities = truth_probabilities(simulated(2000, [2.0, 2.0, 0.0], seed=2))
     weights = fit_weights(probabilities)
     assert weights[2] < 0.02
     assert min(weights[:2]) > 0.4
 
 
-def test_a_question_that_nobody_knows_says_nothing():
+def test_a_question_whose_truth_nobody_kept_changes_no_weight():
     probabilities = truth_probabilities(simulated(50, [2.0, 1.0], seed=3))
     more = np.concatenate([probabilities, np.zeros((10, 2))])
     assert fit_weights(more) == pytest.approx(fit_weights(probabilities))
@@ -46,7 +46,7 @@ def test_a_question_that_nobody_knows_says_nothing():
 
 
 @given(rows=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), max_size=30))
-def test_weights_are_weights(rows):
+def test_weights_are_positive_and_sum_to_1(rows):
     weights = fit_weights(np.array(rows).reshape(-1, 3))
     assert (weights > 0).all()
     assert weights.sum() == pytest.approx(1)
@@ -81,7 +81,7 @@ def test_no_question_is_judged_by_weights_that_saw_its_image():
         assert not (cross_fit_weights(changed, groups, seed=0) == weights).all()
 
 
-def test_an_estimate_on_the_fitted_questions_would_lie():
+def test_log_loss_of_fitted_weights_is_flattering_and_cross_fitted_is_not():
     """Members that only guess, few questions: the fit flatters itself, the cross-validated one doesn't."""
     flattered, honest = [], []
     for seed in range(20):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from beit3_vqa.cli.main import main
 from tests.helpers.browser import needs_chromium, wait_for
-from tests.unit.apps.report.conftest import HOSTILE, some_predictions, write_run
+from tests.helpers.runs import HOSTILE, some_predictions, write_run
 
 pytestmark = needs_chromium
 
@@ -83,7 +83,7 @@ def count(page) -> int:
     return int(page.text_content("#count").split(" of ")[0].replace(",", ""))
 
 
-def test_shows_what_the_runs_left(browser, page):
+def test_page_shows_runs_plots_and_every_question(browser, page):
     with opened(browser, page) as shown:
         assert shown.title() == "3 runs compared"
         assert shown.locator(".run").count() == 3
@@ -103,7 +103,7 @@ def test_shows_what_the_runs_left(browser, page):
         )
 
 
-def test_text_from_data_stays_text(browser, page):
+def test_markup_in_the_data_stays_text(browser, page):
     with opened(browser, page) as shown:
         shown.fill("#f-text", "onerror")
         assert count(shown) == 12
@@ -116,7 +116,7 @@ def test_text_from_data_stays_text(browser, page):
         assert shown.locator("body script").count() == 1 + shown.locator("script[type='application/json']").count()
 
 
-def test_filters(browser, page):
+def test_filters_show_the_questions_that_fit(browser, page):
     with opened(browser, page) as shown:
         shown.select_option("#f-run", label="first")
         shown.fill("#f-text", "q")
@@ -156,7 +156,7 @@ def test_filters(browser, page):
         assert "No question fits" in shown.locator("#gallery").inner_text()
 
 
-def test_where_runs_disagree(browser, page):
+def test_filters_find_where_runs_disagree(browser, page):
     with opened(browser, page) as shown:
         assert "first and second" in shown.locator("#between").inner_text()
         shown.select_option("#f-run", label="first")
@@ -172,7 +172,7 @@ def test_where_runs_disagree(browser, page):
         assert counts["only"] == int(row[2])
 
 
-def test_arrow_keys_walk_and_enter_opens(browser, page):
+def test_arrow_keys_walk_through_questions_and_enter_opens_one(browser, page):
     with opened(browser, page) as shown:
         focused = "document.activeElement.dataset.place"
         shown.locator(FIRST).focus()
@@ -200,7 +200,7 @@ def test_arrow_keys_walk_and_enter_opens(browser, page):
         assert shown.text_content("#page") == "page 3 of 4"
 
 
-def test_everything_can_be_reached_with_the_keyboard(browser, page):
+def test_every_control_is_reached_with_tab(browser, page):
     with opened(browser, page) as shown:
         reached = set()
         for _ in range(60):
@@ -230,7 +230,7 @@ def test_everything_can_be_reached_with_the_keyboard(browser, page):
         assert names | {"f-order", "f-reset", "next", "question data-text"} <= reached
 
 
-def test_overlay_fades(browser, page, evaluated):
+def test_attention_overlay_covers_the_picture_and_fades(browser, page, evaluated):
     with opened(browser, page) as shown:
         shown.select_option("#f-result", "map")
         assert count(shown) == 30
@@ -265,7 +265,7 @@ def test_overlay_fades(browser, page, evaluated):
         pytest.param(400, "light", marks=pytest.mark.slow),
     ],
 )
-def test_contrast_and_width(browser, page, width, scheme):
+def test_contrast_is_enough_and_nothing_sticks_out(browser, page, width, scheme):
     with opened(browser, page, width, scheme) as shown:
         for detail in (False, True):
             if detail:
@@ -282,7 +282,7 @@ def test_contrast_and_width(browser, page, width, scheme):
         assert dark == (scheme == "dark")
 
 
-def test_theme_button(browser, page):
+def test_theme_button_goes_around_the_themes(browser, page):
     with opened(browser, page) as shown:
         colours = []
         for _ in range(4):
@@ -292,7 +292,7 @@ def test_theme_button(browser, page):
         assert colours == [light, light, dark, light]  # as the system has it, light, dark, and around
 
 
-def test_pictures_and_plots_have_words_for_them(browser, page):
+def test_pictures_plots_and_controls_have_labels(browser, page):
     with opened(browser, page) as shown:
         alts = shown.locator("img").evaluate_all("all => all.map((one) => one.alt)")
         assert len(alts) == 24
@@ -305,7 +305,7 @@ def test_pictures_and_plots_have_words_for_them(browser, page):
         assert shown.locator("button, select, input").evaluate_all(unnamed) == 0
 
 
-def test_a_run_without_predictions_gives_curves(browser, trained, tmp_path):
+def test_a_run_without_predictions_shows_its_curves_alone(browser, trained, tmp_path):
     copy = tmp_path / "curves"
     copy.mkdir()
     (copy / "log.txt").write_bytes((trained / "log.txt").read_bytes())
@@ -317,7 +317,7 @@ def test_a_run_without_predictions_gives_curves(browser, trained, tmp_path):
         assert not shown.locator("#metrics").is_visible()
 
 
-def test_open_ended_answers_and_unknown_truths(browser, tmp_path):
+def test_open_ended_answers_and_unknown_truths_are_shown(browser, tmp_path):
     rows = [
         {"id": str(n), "question": "what is it?", "answer": "a cat", "probabilities": {"a cat": 0.6, "A": 0.1}}
         for n in range(3)

@@ -26,7 +26,7 @@ from beit3_vqa.data.predictions import read_info, read_predictions, write_info
 from beit3_vqa.data.types import Example, Prediction
 from beit3_vqa.engine.predictor import PreparedQuestion
 from beit3_vqa.metrics import accuracy_interval, full_metrics
-from tests.unit.apps.report.conftest import some_predictions, write_run
+from tests.helpers.runs import some_predictions, write_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -111,10 +111,10 @@ def test_attention_is_the_models_own_answer(evaluated, tmp_path, capsys):
     checksum = hashlib.sha256((copy / "predictions.json").read_bytes()).hexdigest()
     write_info(dataclasses.replace(info, predictions_sha256=checksum), copy / "predictions.json")
     assert main(command) == 0
-    assert "7 of 7 answers came out otherwise" in capsys.readouterr().out
+    assert "7 of 7 answers differ from the predictions file" in capsys.readouterr().out
 
 
-def test_without_a_checkpoint_or_pictures_there_is_a_report_all_the_same(evaluated, tmp_path, capsys):
+def test_report_is_written_without_checkpoint_or_pictures(evaluated, tmp_path, capsys):
     copy = tmp_path / "copy"
     copy.mkdir()
     shutil.copy(evaluated / "predictions.json", copy)
@@ -129,7 +129,7 @@ def test_without_a_checkpoint_or_pictures_there_is_a_report_all_the_same(evaluat
         assert data_of(tmp_path / "r.html")["runs"][0]["attention"] is None
 
 
-def test_wrong_and_confident_ones_are_worth_a_look():
+def test_wrong_and_confident_answers_get_attention_maps_first():
     predictions = some_predictions(["a.jpg"], 400, 3)
     chosen = worth_a_look(predictions, 40)
     assert len({p.id for p in chosen}) == 40
@@ -143,7 +143,7 @@ def test_wrong_and_confident_ones_are_worth_a_look():
     assert worth_a_look(predictions, 0) == []
 
 
-def test_questions_with_other_numbers_of_options_are_looked_at_apart(tmp_path):
+def test_attention_of_different_numbers_of_options_is_computed_apart(tmp_path):
     class Model:
         def prepare(self, path, question, choices):
             return PreparedQuestion(Example("0", str(path), question, tuple(choices)), {}, (1, 1))
@@ -157,7 +157,7 @@ def test_questions_with_other_numbers_of_options_are_looked_at_apart(tmp_path):
     assert reporting._maps(Model(), chosen, "run") == counts
 
 
-def test_curves_of_a_run_that_was_killed(tmp_path):
+def test_curves_of_a_killed_run_skip_damaged_lines(tmp_path):
     lines = [
         '{"epoch": 0, "train_loss": NaN, "val_accuracy": 50, "val_questions": 9}',
         "[1]",
@@ -173,13 +173,13 @@ def test_curves_of_a_run_that_was_killed(tmp_path):
     curves = read_curves(tmp_path)
     assert curves == {
         "steps": {},
-        "epochs": {"train_loss": [[0, None], [1, None], [0, None]], "score": [[0, 50.0], [0, 50.0]]},
+        "epochs": {"train_loss": [(0, None), (1, None), (0, None)], "score": [(0, 50.0), (0, 50.0)]},
         "score_name": "accuracy",
     }
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"", b"\xff", b"[" * 100_000, None])
-def test_a_config_that_cannot_be_read_is_as_good_as_none(tmp_path, content):
+def test_a_config_that_cannot_be_read_counts_as_none(tmp_path, content):
     (tmp_path / "log.txt").write_text('{"epoch": 0, "train_loss": 1.0}\n')
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(2 * 10**12) if content is None else file.write(content)  # sparse, and never read
@@ -200,7 +200,7 @@ def test_long_curves_are_thinned_and_what_was_overtaken_is_hidden(tmp_path):
             writer.add_scalar("train/loss", 2.0, step)
     points = read_curves(tmp_path)["steps"]["loss"]
     assert len(points) <= MAX_POINTS
-    assert points[-1] == [2500, 2.0]
+    assert points[-1] == (2500, 2.0)
     assert {value for step, value in points if step <= 1996} == {1.0}
 
 
@@ -273,7 +273,7 @@ def test_without_jinja2_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     assert 'pip install "beit3_vqa[report]"' in capsys.readouterr().err
 
 
-def test_metrics_go_to_tensorboard(page, tmp_path):
+def test_metrics_are_written_for_tensorboard(page, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
@@ -315,7 +315,7 @@ def test_training_writes_accuracy_by_question_word(trained):
         assert events.Scalars(f"val/accuracy_by_question_word/{word}")[-1].value == pytest.approx(group["accuracy"])
 
 
-def test_the_confusion_matrix_as_an_image():
+def test_confusion_image_is_darker_for_larger_shares():
     image = confusion_image({"A": {"A": 3, "B": 1}, "B": {"A": 0, "B": 0}})
     assert image.shape == (3, 2 * CELL, 2 * CELL)
     right, wrong, none = image[:, 0, 0], image[:, 0, -1], image[:, -1, 0]

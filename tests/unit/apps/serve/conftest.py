@@ -5,7 +5,7 @@ import pytest
 from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.predictor import load
-from tests.conftest import finetune_clip
+from tests.helpers.commands import finetune_clip
 from tests.helpers.serve_client import running
 
 

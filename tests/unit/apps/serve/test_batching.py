@@ -9,7 +9,7 @@ from beit3_vqa.apps.serve import batching
 from beit3_vqa.apps.serve.batching import Batcher, Overloaded
 
 
-def test_items_that_wait_are_answered_together_and_in_their_places():
+def test_waiting_items_are_answered_together_each_with_its_own_result():
     batches = []
 
     def square(items):
@@ -32,7 +32,7 @@ def test_a_single_item_waits_no_longer_than_the_window():
         assert 0.04 < time.monotonic() - started < 5
 
 
-def test_one_that_fails_spoils_nothing_for_the_others():
+def test_an_item_that_fails_does_not_fail_its_batch():
     def divide(items):
         return [10 / item for item in items]
 
@@ -44,7 +44,7 @@ def test_one_that_fails_spoils_nothing_for_the_others():
         assert batcher.submit(4).result(10) == 2.5  # and the thread lives on
 
 
-def test_more_than_may_wait_is_refused_and_what_waits_is_answered_at_the_end():
+def test_a_full_queue_refuses_and_waiting_items_are_answered_at_the_end():
     started, go_on = threading.Event(), threading.Event()
 
     def slow(items):

@@ -13,8 +13,8 @@ import pytest
 from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.predictor import load
-from tests.conftest import finetune
 from tests.helpers.browser import chromium, needs_chromium, wait_for
+from tests.helpers.commands import finetune
 from tests.helpers.serve_browser import CONTRASTS, Watched
 from tests.helpers.serve_client import CHOICES, ask, running
 
@@ -65,7 +65,7 @@ def fill(page, question="What is it?", choices=CHOICES) -> None:
         page.fill(f"#option-{place}", choice)
 
 
-def test_drop_ask_bars_and_overlay(browser, url, ensemble, photograph):
+def test_a_dropped_image_is_answered_with_bars_and_overlay(browser, url, ensemble, photograph):
     seen = Watched(browser)
     page = seen.page
     page.goto(url)
@@ -101,7 +101,7 @@ def test_drop_ask_bars_and_overlay(browser, url, ensemble, photograph):
     page.context.close()
 
 
-def test_only_the_keyboard(browser, url, photograph):
+def test_page_works_with_the_keyboard_alone(browser, url, photograph):
     """Tab and Enter, an image that is pasted, and errors that are read out and lead to what is wrong."""
     seen = Watched(browser)
     page = seen.page
@@ -137,7 +137,7 @@ def test_only_the_keyboard(browser, url, photograph):
     page.context.close()
 
 
-def test_an_image_that_cannot_be_read(browser, url, tmp_path):
+def test_an_unreadable_image_shows_the_servers_error(browser, url, tmp_path):
     (tmp_path / "cat.jpg").write_bytes(b"no image")
     seen = Watched(browser)
     page = seen.page
@@ -154,7 +154,7 @@ def test_an_image_that_cannot_be_read(browser, url, tmp_path):
     page.context.close()
 
 
-def test_as_many_options_as_the_model_takes(browser, clip_url, photograph):
+def test_options_can_be_added_up_to_the_models_limit(browser, clip_url, photograph):
     seen = Watched(browser)
     page = seen.page
     page.goto(clip_url)
@@ -176,7 +176,7 @@ def test_as_many_options_as_the_model_takes(browser, clip_url, photograph):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_narrow_and_wide_in_both_schemes(browser, both_url, photograph, scheme):
+def test_layout_and_contrast_hold_at_both_widths_and_schemes(browser, both_url, photograph, scheme):
     """Nothing sticks out sideways, every text has AA contrast, and an ensemble shows where each member looked."""
     for width in (400, 1400):
         seen = Watched(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -207,7 +207,7 @@ def test_narrow_and_wide_in_both_schemes(browser, both_url, photograph, scheme):
 
 
 @pytest.mark.slow
-def test_an_open_ended_model(browser, scpc, tmp_path):
+def test_an_open_ended_model_is_asked_without_options(browser, scpc, tmp_path):
     """No options; the likeliest answers of its vocabulary."""
     rows = []
     for number, path in enumerate(sorted((scpc / "images").iterdir())):
@@ -255,7 +255,7 @@ FOREIGN = """async ([url, content, choices, mode]) => {
 }"""
 
 
-def test_another_site_s_page_cannot_ask(browser, ensemble, photograph):
+def test_a_page_of_another_site_cannot_ask(browser, ensemble, photograph):
     """A form that this server's own page may send, sent by another's: the model isn't asked."""
     counting = CountingEnsemble(ensemble.predictors)
     with running(counting) as url, running_page() as elsewhere:

@@ -42,7 +42,7 @@ def test_batched_answers_equal_single_ones(ensemble, clip, scpc, attention):
             assert len(answer.attention) == attention * len(ensemble_.predictors)
 
 
-def test_an_ensemble_answers_with_the_mean(ensemble, clip, photograph):
+def test_ensemble_answers_with_the_mean_of_its_members(ensemble, clip, photograph):
     both = Ensemble([*ensemble.predictors, clip])
     (answer,) = both.answer([both.prepare(photograph, "What is it?", CHOICES, attention=False)])
     each = [one.predict(photograph, "What is it?", CHOICES).probabilities for one in both.predictors]
@@ -67,14 +67,14 @@ def test_clip_takes_two_to_ten_options(clip, photograph):
             clip.predict(photograph, "What is it?", TEXTS[:wrong])
 
 
-def test_a_head_takes_what_it_was_trained_with(ensemble, photograph):
+def test_a_head_takes_as_many_options_as_it_was_trained_with(ensemble, photograph):
     assert ensemble.option_counts == range(4, 5)
     for wrong in (2, 3, 5):
         with pytest.raises(InputError, match=f"among 4 options; {wrong} were given"):
             ensemble.prepare(photograph, "What is it?", TEXTS[:wrong], attention=False)
 
 
-def test_questions_of_different_kinds_are_told_apart(clip, photograph):
+def test_questions_of_different_kinds_are_not_batched_together(clip, photograph):
     ensemble = Ensemble([clip])
     kinds = {
         ensemble.prepare(photograph, "What?", TEXTS[:count], attention=attention).kind

@@ -22,9 +22,9 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.data.images import BYTES_PER_PIXEL, CACHE_BYTES, MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
 from beit3_vqa.engine.predictor import MOST_OPTIONS
 from tests.helpers import serve_abuse as abusers
+from tests.helpers.pages import ROOT, commands
 from tests.helpers.processes import ended, start, wait_until
 from tests.helpers.serve_client import ask, form, running, send
-from tests.integration.test_docs import ROOT, commands
 
 CLIENTS = 16
 MIB = 2**20
@@ -145,7 +145,7 @@ def as_typed(command: list[str], url: str, folder: Path) -> dict:
     return said
 
 
-def test_the_page_s_figures():
+def test_documentation_states_the_servers_limits():
     text = (ROOT / PAGE).read_text(encoding="utf-8")
     assert INSTALL == ["pip", "install", "-e", ".[serve]"]
     for figure in (
@@ -162,7 +162,7 @@ def test_the_page_s_figures():
         assert figure in text, figure
 
 
-def test_a_server_from_its_start_to_its_end(scpc, trained, photograph, tmp_path, capsys):
+def test_server_answers_from_start_to_sigint(scpc, trained, photograph, tmp_path, capsys):
     checkpoint = trained / "checkpoint-best.pth"
     served = Served(SERVE_ONE, {"out/checkpoint-best.pth": checkpoint}, tmp_path / "log")
     statuses, _ = load(served, sorted((scpc / "images").iterdir()), 2)
@@ -193,7 +193,7 @@ def test_a_server_from_its_start_to_its_end(scpc, trained, photograph, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("families", [1, 2])
-def test_sixteen_clients_for_a_minute(scpc, trained, clip_checkpoint, tmp_path, families):
+def test_sixteen_clients_get_answers_in_constant_memory(scpc, trained, clip_checkpoint, tmp_path, families):
     places = {
         "out/checkpoint-best.pth": trained / "checkpoint-best.pth",
         "out-clip/checkpoint-best.pth": clip_checkpoint,
@@ -237,7 +237,7 @@ def test_five_minutes_of_abuse_leave_two_models_answering_and_the_memory_flat(sc
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--port", "70000"], "between 0 and 65535"),
+        (["--port", "70000"], "--port 70000: must be at least 0 and at most 65,535"),
         (["--host", "no such host"], "--host no such host"),
         (["--host", "192.0.2.1"], "can't be listened on"),
         (["--batch_size", "0"], "--batch_size 0"),
@@ -246,18 +246,18 @@ def test_five_minutes_of_abuse_leave_two_models_answering_and_the_memory_flat(sc
         (["--token", "sixteen letters!"], "letters, digits and - . _ ~ only"),
     ],
 )
-def test_what_cannot_be_served(flags, says, capsys):
+def test_bad_serve_options_are_one_clear_error(flags, says, capsys):
     assert main(["serve", "--checkpoint", "/no/such.pth", *flags]) == 2
     assert says in capsys.readouterr().err
 
 
-def test_without_the_extra(monkeypatch, capsys):
+def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", "--checkpoint", "x"]) == 2
     assert 'pip install "beit3_vqa[serve]"' in capsys.readouterr().err
 
 
-def test_others_are_let_in_only_when_told(ensemble):
+def test_other_machines_are_let_in_only_if_host_says_so(ensemble):
     with running(ensemble, "0.0.0.0") as url:
         url = url.replace("0.0.0.0", "127.0.0.1")
         assert send(url, "GET", "/api/model", headers={"Host": "my.machine:8000"})[0] == 200
@@ -273,7 +273,7 @@ def test_others_are_let_in_only_when_told(ensemble):
 
 @pytest.mark.parametrize("given", ["", "a-token_of.24~characters"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_a_token_is_made_where_others_are_let_in_and_none_was_given(ensemble, monkeypatch, capsys, host, given):
+def test_a_token_is_made_if_others_are_let_in_and_none_is_given(ensemble, monkeypatch, capsys, host, given):
     asked_for = []
     monkeypatch.setattr(server, "_predictor", lambda *_: ensemble.predictors[0])
     monkeypatch.setattr(server.uvicorn.Server, "run", lambda self, **_: asked_for.append(self.config.app.token))
