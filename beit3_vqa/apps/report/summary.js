@@ -104,7 +104,7 @@ function reliabilityFigure() {
     return [one, `expected calibration error ${percent(ece)}${brier === undefined ? "" : `, Brier score ${brier.toFixed(3)}`}`];
   });
   const says = errors.map(([one, text]) => `${one.name}: ${text}`).join("; ");
-  const [chart, readout] = lineChart(series, { label: "says it is right", ...axis }, { label: "is right", ...axis }, { references: [[0, 0, 100, 100]], says });
+  const [chart, readout] = lineChart(series, { label: "confidence", ...axis }, { label: "accuracy", ...axis }, { references: [[0, 0, 100, 100]], says });
   const key = legend(errors.map(([one, text]) => [runs.length > 1 ? `${one.name}: ${text}` : text, one.colour]));
   const box = figure("Reliability", "Below the dashed line it is surer than it should be, above it too modest.", chart, [key, html("div", { class: "space" })]);
   box.append(readout);

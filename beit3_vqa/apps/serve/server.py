@@ -109,7 +109,7 @@ def serve(
     if token and not _TOKEN.fullmatch(token):
         raise InputError(
             "--token: must have 16 to 200 characters, of letters, digits and - . _ ~ only; without --token the server "
-            "makes one where --host lets others in."
+            "makes one if --host lets others in."
         )
     with closing(listen(host, port)) as listener:
         ensemble = Ensemble(
