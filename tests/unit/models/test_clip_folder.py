@@ -95,7 +95,7 @@ def test_keys_that_choose_code_are_not_taken(folder, no_network, capsys, old_nam
     capsys.readouterr()
     made = family(folder)
     said = capsys.readouterr().out
-    assert "chooses code, which isn't taken" in said
+    assert "asks for code of its own, which is ignored" in said
     assert all(name in said for name in CHOOSING if name not in ("_name_or_path", "torchscript"))
     assert "stranger" not in repr(vars(made.clip_config))
     for part in (made.clip_config, made.clip_config.text_config, made.clip_config.vision_config):

@@ -64,7 +64,7 @@ def test_of_a_head_of_another_class_count_what_fits_is_kept():
     assert report.dropped == ["head.3.weight (13, 64)", "head.3.bias (13,)"]
     assert report.kept == ["head.0.weight", "head.0.bias", "head.1.weight", "head.1.bias"]
     assert report.new == ["head.3.weight", "head.3.bias"]
-    assert "kept of its head: head.0.weight" in str(report)
+    assert "kept of the checkpoint's head: head.0.weight" in str(report)
     given = source.state_dict()
     for name, value in target.state_dict().items():
         torch.testing.assert_close(value, fresh[name] if name in report.new else given[name], msg=name)
@@ -99,7 +99,7 @@ def test_names_that_wrappers_gave_are_taken_off_and_that_is_said(wrapped, capsys
     weights = find_weights({"epoch": 3, **wrapped(source)}, where="--finetune x")
     assert list(weights) == list(expected)
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())
-    assert capsys.readouterr().out.startswith("--finetune x: taken off the names of its weights: ")
+    assert capsys.readouterr().out.startswith("--finetune x: removed from the parameter names: ")
 
 
 def test_the_models_own_names_are_left_alone(capsys):
@@ -127,7 +127,7 @@ def test_weights_that_are_not_where_they_are_looked_for():
 def test_head_of_the_same_class_count_is_kept():
     source, target = model(), model()
     nn.init.normal_(source.head[0].weight)
-    assert str(load_pretrained(target, source.state_dict(), "x")) == "every weight taken as it is"
+    assert str(load_pretrained(target, source.state_dict(), "x")) == "all weights were loaded unchanged"
     torch.testing.assert_close(target.head[0].weight, source.head[0].weight)
 
 
@@ -194,7 +194,7 @@ def test_images_alone_need_no_language_side():
     target = build_model("beit3_base_patch16_64_imageclassification", num_classes=7, **SIZES)
     report = load_pretrained(target, vision, "x.pth")
     assert report.new == []
-    assert f"of no influence on this task: {len(source.state_dict()) - len(vision)} weights" in str(report)
+    assert f"not used by this task: {len(source.state_dict()) - len(vision)} weights" in str(report)
     image = torch.randn(2, 3, 64, 64)
     assert torch.equal(source.eval()(image), target.eval()(image))
     with pytest.raises(InputError, match=r"missing: beit3\.encoder\.layers\.0\.ffn\.A\.fc1\.weight"):
