@@ -16,6 +16,9 @@ from beit3_vqa.data.types import AttentionMap, Example, Inputs
 from beit3_vqa.models.attention_maps import LAST_LAYERS
 from beit3_vqa.runtime.precision import Precision
 
+# Tensors and lists of one example, from its dataset to `collate`.
+Item = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class TextLengths:
@@ -56,14 +59,14 @@ class Processor(Protocol):
 
     max_tokens: int
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
         """Return tensors and lists of one example; with an `rng`, augment as in training.
 
         Raises:
             InputError: an image that can't be read, or a text that can't be cut to fit.
         """
 
-    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Return the model's keyword arguments for B examples."""
 
     def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:

@@ -1,7 +1,6 @@
 """torch.compile, or a line that says why not."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +22,9 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
     plain = model.forward
-    compiled: Callable[..., Any] | None = torch.compile(plain, dynamic=False, backend=backend)
+    compiled: Callable[..., object] | None = torch.compile(plain, dynamic=False, backend=backend)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         nonlocal compiled
         # The compiler runs at the first call of a shape, so this is the place where it can fail.
         if compiled is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from beit3_vqa.config.options import ModelConfig
 from beit3_vqa.errors import InputError, nearest
@@ -80,14 +80,14 @@ def keep_names(model: nn.Module) -> None:
         for name, _ in module.get_base_layer().named_parameters()
     }
 
-    def rename(state: dict[str, Any], names: dict[str, str]) -> None:
+    def rename(state: dict[str, Tensor], names: dict[str, str]) -> None:
         for old in [name for name in state if name in names]:
             state[names[old]] = state.pop(old)
 
-    def on_save(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    def on_save(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
         rename(state, {prefix + now: prefix + before for before, now in moved.items()})
 
-    def on_load(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    def on_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
         rename(state, {prefix + before: prefix + now for before, now in moved.items()})
 
     hooks: Any = model  # torch has no types for these methods
@@ -110,7 +110,7 @@ def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
 def keep_only(model: nn.Module, names: frozenset[str]) -> None:
     """Make `state_dict()` hold these names alone, and `load_state_dict` ask for no others: what a checkpoint keeps."""
 
-    def drop_others(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    def drop_others(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
         for name in [name for name in state if name.removeprefix(prefix) not in names]:
             del state[name]
 

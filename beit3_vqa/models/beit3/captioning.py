@@ -193,14 +193,17 @@ class BEiT3ForCaptioning(BEiT3Model):
         image_tokens = self.beit3.vision_embed.num_position_embeddings()
         text_len = text_ids.size(1) if text_len is None else text_len
         visible = caption_mask(image_tokens, text_len, text_ids.device)
-        options: dict[str, Any] = {"padding_mask": padding_mask}
+        kernels = None
         if incremental_state is not None:
-            kernels = keeping(incremental_state, self.get_num_layers(), attend)
-            options = {"kernels": kernels}
-        if image is None:  # rows of the new tokens; the columns are all keys that the state will then hold
-            visible = visible[-text_ids.size(1) :]
-            options["first_position"] = text_len - text_ids.size(1)
-        features = self.encode(image, text_ids, visible=visible, **options)[:, -text_ids.size(1) :]
+            kernels, padding_mask = keeping(incremental_state, self.get_num_layers(), attend), None
+        first_position = 0
+        if image is None:
+            first_position = text_len - text_ids.size(1)
+            visible = visible[-text_ids.size(1) :]  # rows of the new tokens; the columns are all keys there then are
+        features = self.encode(
+            image, text_ids, padding_mask=padding_mask, visible=visible, kernels=kernels, first_position=first_position
+        )
+        features = features[:, -text_ids.size(1) :]
         if language_masked_pos is not None:
             features = features[language_masked_pos.bool()]
         logits: Tensor = self.mlm_head(features)  # the widest layer: at the wanted tokens alone

@@ -6,7 +6,6 @@ Shapes: B examples, T tokens of the longest text, S side of the image in pixels.
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -18,7 +17,7 @@ from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.data.types import Example, Inputs
 from beit3_vqa.errors import ImageError, InputError
-from beit3_vqa.models.base import TextLengths
+from beit3_vqa.models.base import Item, TextLengths
 
 CHUNK = 4096  # examples whose texts are tokenized at once, so that a split of any size takes little memory
 
@@ -58,14 +57,14 @@ class BEiT3Processor:
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
         """Return images and text of an example, by the names of `inputs`; with an `rng`, augment the images.
 
         Raises:
             InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
         """
         paths = zip(self.inputs.images, example.image_paths, strict=True)
-        item: dict[str, Any] = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
+        item: Item = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
         return {**item, self.inputs.text: self.token_ids(example)} if self.inputs.text else item
 
     @property
@@ -95,7 +94,7 @@ class BEiT3Processor:
         sides_matter = speaks_of_sides((question, *example.choices))
         return self.train(image, rng, keep_left_right=sides_matter)
 
-    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Stack B items to images (B, 3, S, S), text (B, T) and `padding_mask` (B, T), 1 at padding.
 
         Other entries of the items are left out.

@@ -36,11 +36,11 @@ class _Number:
     low: float
     high: float
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Return whether a value read from JSON is such a number."""
-        if type(self.low) is int and type(value) is not int:  # not isinstance: True is an int
-            return False
-        return type(value) in (int, float) and math.isfinite(value) and self.low <= value <= self.high
+        if isinstance(value, bool) or not isinstance(value, int if type(self.low) is int else (int, float)):
+            return False  # a bool is an int for Python, but not in JSON
+        return math.isfinite(value) and self.low <= value <= self.high
 
     def __str__(self) -> str:
         return f"{'a whole number' if type(self.low) is int else 'a number'} from {self.low:g} to {self.high:,.10g}"
@@ -52,7 +52,7 @@ class _Word:
 
     words: tuple[str, ...]
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Return whether a value read from JSON is one of the words."""
         return isinstance(value, str) and value in self.words
 
@@ -219,7 +219,7 @@ def read_byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     if os.path.lexists(folder / VOCABULARY) and os.path.lexists(folder / MERGES):
         path, vocabulary = folder / VOCABULARY, read_json(folder / VOCABULARY, MAX_TOKENIZER)
         lines = read_bounded(folder / MERGES, MAX_TOKENIZER).decode("utf-8", errors="replace").strip().split("\n")
-        pairs: Any = lines[1 : MAX_MERGES + 1]  # the first is the version
+        pairs: object = lines[1 : MAX_MERGES + 1]  # the first is the version
     elif os.path.lexists(folder / TOKENIZER):
         path = folder / TOKENIZER
         model = _read_object(path, MAX_TOKENIZER).get("model")
@@ -236,11 +236,11 @@ def read_byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     return vocabulary, _merges(pairs, path)
 
 
-def _merges(pairs: Any, path: Path) -> list[tuple[str, str]]:
+def _merges(pairs: object, path: Path) -> list[tuple[str, str]]:
     """Return the merges as pairs of pieces; files hold them as "a b", or as ["a", "b"]."""
     if not isinstance(pairs, list):
         raise InputError(f"{path} holds no list of merges")
-    split: Iterable[Any] = (pair.split() if isinstance(pair, str) else pair for pair in pairs)
+    split: Iterable[object] = (pair.split() if isinstance(pair, str) else pair for pair in pairs)
     found = []
     for number, parts in enumerate(split):
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
@@ -265,6 +265,6 @@ def _taken(values: Mapping[str, Any], known: _Known, where: str) -> dict[str, An
     return found
 
 
-def _choosing_code(values: Mapping[str, Any]) -> list[str]:
+def _choosing_code(values: Mapping[str, object]) -> list[str]:
     """Return the names of entries that would make transformers load code or other files."""
     return [short(name) for name, value in values.items() if _CODE.search(name) and isinstance(value, (str, dict))]

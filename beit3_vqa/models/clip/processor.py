@@ -6,7 +6,6 @@ pixels.
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from beit3_vqa.data.prompt import OptionTemplate, cut_question
 from beit3_vqa.data.transforms import TrainTransform, resize_and_crop, speaks_of_sides
 from beit3_vqa.data.types import Example
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.base import TextLengths
+from beit3_vqa.models.base import Item, TextLengths
 from beit3_vqa.models.beit3.processor import chunks
 from beit3_vqa.models.clip.hub import CLIPTexts
 
@@ -112,7 +111,7 @@ class CLIPOptionsProcessor:
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
         """Return `image` and `texts` of an example; with an `rng`, augment the image.
 
         Raises:
@@ -154,7 +153,7 @@ class CLIPOptionsProcessor:
             return ""
         return f"the option {choice[:40]!r} alone takes {need} tokens, more than the {self.max_tokens} the model reads."
 
-    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Stack items to `image` (I, 3, S, S), `image_of` (B,), `text` (T, L), `text_of` (B, C), each content once."""
         # By their pixels, not by their paths: two augmentations of one image are two images.
         images: dict[bytes, int] = {}
