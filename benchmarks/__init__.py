@@ -1,4 +1,4 @@
-"""Paired measurements that anyone can repeat: `python -m benchmarks.step`, `.evaluate`, `.data`, `.startup`.
+"""Paired measurements that anyone can repeat: `python -m benchmarks.step`, `.evaluate`, `.data`, `.startup` and others.
 
 They run as the command line does: with idle threads that spin until others want the cores.
 """

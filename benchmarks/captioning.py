@@ -1,11 +1,13 @@
-"""Captions by beam search: an image's and the words' keys kept, against a forward pass of everything for each word."""
+"""Captions by beam search: keys and values of image and words kept, against a whole forward pass for each word.
 
-from typing import Any
+Shapes: N images, K beams of each, V words in the vocabulary.
+"""
 
 import torch
 from torch import Tensor
 
 from beit3_vqa.models.beit3.beam_search import Caption, beam_search
+from beit3_vqa.models.beit3.captioning import BEiT3ForCaptioning
 from beit3_vqa.models.names import build_model
 from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.paired import arguments, build_rows, paired, report
@@ -16,33 +18,33 @@ START, END, MASK = 0, 2, 64001
 class WholeTexts:
     """A decoder that keeps nothing: each step is a forward pass over the image and all words of each beam."""
 
-    def __init__(self, model: Any, image: Tensor):
+    def __init__(self, model: BEiT3ForCaptioning, image: Tensor):
         self.model, self.image = model, image
         self.texts = torch.full((len(image), 1, 1), START, device=image.device)
 
     def start(self) -> Tensor:
-        """Log-probabilities of the first word, (N, 1, V)."""
+        """Return log-probabilities of the word after those so far, (N, K, V); at first, K is 1."""
         images, beams, _ = self.texts.shape
         mask = torch.full((images, beams, 1), MASK, device=self.texts.device)
         text = torch.cat([self.texts, mask], dim=2).flatten(0, 1)
         wanted = torch.zeros_like(text)
         wanted[:, -1] = 1
-        logits = self.model(self.image.repeat_interleave(beams, 0), text, language_masked_pos=wanted)
-        return logits.float().log_softmax(-1).unflatten(0, (images, beams))
+        logits: Tensor = self.model(self.image.repeat_interleave(beams, 0), text, language_masked_pos=wanted)
+        return logits.float().log_softmax(-1).view(images, beams, -1)
 
     def extend(self, parents: Tensor, words: Tensor) -> Tensor:
-        """Of the word after these, (N, K, V)."""
+        """Return log-probabilities of the word after these, (N, K, V)."""
         old = self.texts.gather(1, parents[..., None].expand(-1, -1, self.texts.size(2)))
         self.texts = torch.cat([old, words[..., None]], dim=2)
         return self.start()
 
     def keep(self, images: Tensor) -> None:
-        """The images that go on."""
+        """Forget all images but these, int (N,)."""
         self.texts, self.image = self.texts[images], self.image[images]
 
 
 def main() -> None:
-    """`python -m benchmarks.captioning`."""
+    """Run `python -m benchmarks.captioning`."""
     parser = arguments(__doc__ or "", rounds=3)
     parser.add_argument("--model", default="beit3_base_patch16_224", help="name without a task")
     parser.add_argument("--images", type=int, default=2, help="images in a batch")
@@ -55,14 +57,14 @@ def main() -> None:
     precision = Precision(options.precision, device)
     torch.manual_seed(0)
     model = build_model(f"{options.model}_captioning").to(device).eval()
+    assert isinstance(model, BEiT3ForCaptioning)
     image = torch.randn(options.images, 3, model.img_size, model.img_size, device=device)
     beams, longest = options.num_beams, options.max_len
 
     @torch.no_grad()
     def kept() -> list[Caption]:
         with precision.autocast():
-            ids = {"start_id": START, "mask_id": MASK, "end_id": END}
-            return model.generate(image, **ids, num_beams=beams, max_len=longest)
+            return model.generate(image, start_id=START, mask_id=MASK, end_id=END, num_beams=beams, max_len=longest)
 
     @torch.no_grad()
     def anew() -> list[Caption]:

@@ -6,7 +6,6 @@ longest that the model reads. Weights are random and shared; seconds don't depen
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ Inputs = dict[str, Tensor]
 
 
 def make_model(name: str, device: torch.device, precision: Precision, layers: int | None) -> CLIPForMultipleChoice:
-    """A model of published sizes with random weights; `layers` cuts both towers."""
+    """Build a model of published sizes with random weights; `layers` cuts both towers."""
     values = clip_config_values(parse_clip_name(name))
     if layers:
         for tower in ("text_config", "vision_config"):
@@ -49,7 +48,7 @@ def make_model(name: str, device: torch.device, precision: Precision, layers: in
 
 
 def make_inputs(model: CLIPForMultipleChoice, questions: int, images: int, device: torch.device) -> Inputs:
-    """A batch as the loader gives it: so many questions about so many images, no text twice."""
+    """Make a batch as the loader gives it: so many questions about so many images, no text twice."""
     config = model.clip.config
     size, text = config.vision_config.image_size, config.text_config
     count = questions * OPTIONS
@@ -67,12 +66,13 @@ def make_inputs(model: CLIPForMultipleChoice, questions: int, images: int, devic
 
 
 def once(model: CLIPForMultipleChoice, inputs: Inputs) -> Tensor:
-    """Ours: (B, C) logits."""
-    return model(**inputs)
+    """Compute (B, C) logits as the package does."""
+    logits: Tensor = model(**inputs)
+    return logits
 
 
 def repeated(model: CLIPForMultipleChoice, inputs: Inputs) -> Tensor:
-    """The reference: (B, C) logits of B x C pairs of image and text."""
+    """Compute (B, C) logits as the reference does, from B x C pairs of image and text."""
     most = model.clip.config.text_config.max_position_embeddings
     shape = inputs["text_of"].shape
     image_of = inputs["image_of"].repeat_interleave(shape[1])
@@ -80,7 +80,8 @@ def repeated(model: CLIPForMultipleChoice, inputs: Inputs) -> Tensor:
     ids = F.pad(inputs["text"][inputs["text_of"].flatten()], (0, most - inputs["text"].size(1)))
     images = F.normalize(model.clip.get_image_features(pixel_values=pixels[image_of]).float(), dim=-1)
     texts = F.normalize(model.clip.get_text_features(input_ids=ids).float(), dim=-1)
-    return model.clip.logit_scale.exp() * (images * texts).sum(dim=-1).view(shape)
+    logits: Tensor = model.clip.logit_scale.exp() * (images * texts).sum(dim=-1).view(shape)
+    return logits
 
 
 Forward = Callable[[CLIPForMultipleChoice, Inputs], Tensor]
@@ -89,7 +90,7 @@ WAYS: Mapping[str, Forward] = {"image repeated, texts padded": repeated, "ours":
 
 @torch.no_grad()
 def evaluate(way: Forward, model: CLIPForMultipleChoice, inputs: Inputs, precision: Precision) -> Tensor:
-    """Logits of a batch."""
+    """Compute the logits of a batch."""
     with precision.autocast():
         return way(model, inputs)
 
@@ -102,7 +103,7 @@ def train(
     precision: Precision,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """A training step."""
+    """Train for one step."""
     with precision.autocast():
         logits = way(model, inputs)
     precision.scaler.scale(F.cross_entropy(logits, labels, label_smoothing=0.1)).backward()
@@ -113,12 +114,14 @@ def train(
 
 
 def main() -> None:
-    """`python -m benchmarks.clip`."""
+    """Run `python -m benchmarks.clip`."""
     parser = arguments(__doc__ or "", rounds=5)
-    parser.add_argument("--model", default="clip_vit_large_patch14_lora", help="of a published size")
-    parser.add_argument("--layers", type=int, help="only so many in each tower, to try it out")
-    parser.add_argument("--questions", type=int, default=4, help="in a batch, with four options each")
-    parser.add_argument("--images", type=int, default=2, help="in a batch of evaluation; in training each has its own")
+    parser.add_argument("--model", default="clip_vit_large_patch14_lora", help="name of a published size")
+    parser.add_argument("--layers", type=int, help="layers of each tower, if fewer than the size has, to try it out")
+    parser.add_argument("--questions", type=int, default=4, help="questions in a batch, with four options each")
+    parser.add_argument(
+        "--images", type=int, default=2, help="images in a batch of evaluation; in training each question has its own"
+    )
     parser.add_argument("--device", default="auto", help="as of finetune")
     parser.add_argument("--precision", default="auto", help="as of finetune")
     options = parser.parse_args()
@@ -126,23 +129,24 @@ def main() -> None:
     device = pick_device(options.device)
     precision = Precision(options.precision, device)
     model = make_model(options.model, device, precision, options.layers)
-    runs: dict[str, dict[str, Callable[[], Any]]] = {}
+    runs: dict[str, dict[str, Callable[[], object]]] = {}
     shared = make_inputs(model, options.questions, options.images, device)
-    runs["evaluation"] = {name: partial(evaluate, way, model, shared, precision) for name, way in WAYS.items()}
+    evaluations = {name: partial(evaluate, way, model, shared, precision) for name, way in WAYS.items()}
+    runs["evaluation"] = {**evaluations}
     own = make_inputs(model, options.questions, options.questions, device)
     labels = torch.randint(0, OPTIONS, (options.questions,), device=device)
     optimizer = make_optimizer(model, OptimConfig(lr=1e-4, layer_decay=1.0))
     runs["training step"] = {
         name: partial(train, way, model, own, labels, precision, optimizer) for name, way in WAYS.items()
     }
-    first, second = (run() for run in runs["evaluation"].values())
+    first, second = (run() for run in evaluations.values())
     error = {"ours": f"{((first - second).abs().max() / first.abs().max()).item():.1e}"}
     for title, variants in runs.items():
         model.train(title != "evaluation")
         images = options.images if title == "evaluation" else options.questions
         seconds = paired(variants, options.rounds)
         per_question = {name: f"{min(values) / options.questions:.4g}" for name, values in seconds.items()}
-        more: dict[str, dict[str, Any]] = {"least seconds per question": per_question}
+        more = {"least seconds per question": per_question}
         if title == "evaluation":
             more["largest error of a logit"] = error
         what = f"{options.questions} questions with {OPTIONS} options about {images} images, {precision.name}"

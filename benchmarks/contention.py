@@ -27,9 +27,13 @@ SETTINGS = [WATCH, "GOMP_SPINCOUNT=300000", "GOMP_SPINCOUNT=10000", "GOMP_SPINCO
 
 
 def train(data: Path, seconds: float, *, loading: bool) -> float:
-    """Train for some seconds and return examples a second; `loading`: a worker decodes JPEGs meanwhile.
+    """Train for some seconds and return examples a second.
 
-    Without, the batches of the first epoch come again and again, so that a trial is the model's alone.
+    Args:
+        data: the prepared folder.
+        seconds: length of the trial.
+        loading: let a worker decode JPEGs meanwhile. Without, the batches of the first epoch come again and again, so
+            that a trial measures the model alone.
     """
     run = set_up(MODEL, BATCH, data, vocab_size=300)
     if not loading:
@@ -51,7 +55,7 @@ def train(data: Path, seconds: float, *, loading: bool) -> float:
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """Processes that count."""
+    """Keep `loops` processes busy while the block runs."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         yield
@@ -62,7 +66,7 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def speeds(setting: str, data: Path, seconds: float, preload: str, *, at_once: int = 1, loading: bool = False) -> str:
-    """Examples a second of `at_once` trainings under a setting of the environment."""
+    """Return examples a second of each of `at_once` trainings under a setting of the environment."""
     environment = {key: text for key, text in os.environ.items() if key not in VARIABLES}
     if setting != WATCH:
         name, value = setting.split("=")
@@ -80,6 +84,7 @@ def speeds(setting: str, data: Path, seconds: float, preload: str, *, at_once: i
         )
         for _ in range(at_once)
     ]
+    # All have warmed up before the first may begin, so that none measures another's imports.
     for trial in trials:
         assert trial.stdout
         if trial.stdout.readline() != "ready\n":
@@ -92,10 +97,11 @@ def speeds(setting: str, data: Path, seconds: float, preload: str, *, at_once: i
 
 
 def main() -> None:
-    """`python -m benchmarks.contention`."""
+    """Run `python -m benchmarks.contention`."""
     parser = arguments(__doc__ or "", rounds=1)
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="NAME=VALUE", help=f"or {WATCH}")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each trial")
+    settings_help = f"environment of a trial, or {WATCH}: as the package sets it"
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="NAME=VALUE", help=settings_help)
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each trial")
     parser.add_argument("--preload", default="", help="another OpenMP, such as libiomp5.so, in place of torch's")
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--loading", action="store_true", help=argparse.SUPPRESS)

@@ -22,7 +22,7 @@ LOOKED_AT = 20_000  # rows that a worker reads before its memory is measured
 
 
 def write_photographs(folder: Path, count: int) -> list[Path]:
-    """JPEGs of 640x480, cut from scikit-image's photographs."""
+    """Write JPEGs of 640x480, cut from scikit-image's photographs, and return their paths."""
     import skimage.data
 
     photographs = [Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee")]
@@ -38,7 +38,7 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
 
 
 def upstreams(paths: list[Path], size: int, training: bool) -> Callable[[], torch.Tensor]:
-    """Upstream's pipeline of a batch: Pillow, timm, torchvision, float32."""
+    """Return upstream's way to a batch of float32 pixels: Pillow, timm, torchvision."""
     from timm.data.transforms import RandomResizedCropAndInterpolation
     from torchvision import transforms
     from torchvision.transforms import InterpolationMode
@@ -62,7 +62,10 @@ def upstreams(paths: list[Path], size: int, training: bool) -> Callable[[], torc
 
 
 def ours(paths: list[Path], size: int, training: bool) -> Callable[[], torch.Tensor]:
-    """Ours: uint8, which the model normalises on its device; in evaluation a shared image is decoded once a batch."""
+    """Return our way to a batch of uint8 pixels, which the model normalises on its device.
+
+    In evaluation an image that several questions share is decoded once a batch.
+    """
     train, evaluate = TrainTransform(size), EvalTransform(size)
 
     def batch() -> torch.Tensor:
@@ -74,7 +77,7 @@ def ours(paths: list[Path], size: int, training: bool) -> Callable[[], torch.Ten
 
 
 def time_images(rounds: int, output: Path | None) -> None:
-    """Decoding, augmenting and resizing, on one core."""
+    """Time decoding, augmenting and resizing on one core, and report it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photographs(Path(folder), BATCH)
@@ -91,7 +94,7 @@ def time_images(rounds: int, output: Path | None) -> None:
 
 
 def write_index(path: Path, rows: int) -> None:
-    """An index of multiple-choice questions, as `prepare` writes it."""
+    """Write an index of multiple-choice questions, as `prepare` does."""
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
             row = {
@@ -105,12 +108,13 @@ def write_index(path: Path, rows: int) -> None:
 
 
 def unique_set_size() -> float:
-    """MiB of memory that this process shares with no other (Linux)."""
+    """Return the memory, in MiB, that this process shares with no other (Linux)."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def _work(rows: Rows, seed: int, queue: "multiprocessing.Queue[float]") -> None:
+    """Read random rows, as a worker of the loader does, then send the memory that it took."""
     rng = random.Random(seed)
     for _ in range(LOOKED_AT):
         rows[rng.randrange(len(rows))]
@@ -118,7 +122,7 @@ def _work(rows: Rows, seed: int, queue: "multiprocessing.Queue[float]") -> None:
 
 
 def time_index(count: int, output: Path | None) -> None:
-    """Opening a large index, and what each further process that reads it costs."""
+    """Time opening a large index, measure the memory of each further process that reads it, and report both."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vqacustom.train.jsonl"
         write_index(path, count)
@@ -144,7 +148,7 @@ def time_index(count: int, output: Path | None) -> None:
 
 
 def main() -> None:
-    """`python -m benchmarks.data`."""
+    """Run `python -m benchmarks.data`."""
     parser = arguments(__doc__ or "", rounds=7)
     parser.add_argument("--questions", type=int, default=1_000_000, help="rows of the index")
     options = parser.parse_args()

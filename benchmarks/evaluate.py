@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from beit3_vqa.models.beit3.model import BEiT3Model
 from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.network import (
     Variant,
@@ -22,16 +22,17 @@ from benchmarks.paired import arguments, build_rows, paired, report
 
 
 @torch.no_grad()
-def evaluate(model: Any, inputs: dict[str, Tensor], variant: Variant, precision: Precision) -> Tensor:
-    """Logits by the variant."""
+def evaluate(model: BEiT3Model, inputs: dict[str, Tensor], variant: Variant, precision: Precision) -> Tensor:
+    """Compute logits as the variant does."""
     set_allocator(variant.tuned)
     model.beit3.attention = variant.attention
     with precision.autocast():
-        return model(**inputs).float()
+        logits: Tensor = model(**inputs)
+        return logits.float()
 
 
 def main() -> None:
-    """`python -m benchmarks.evaluate`."""
+    """Run `python -m benchmarks.evaluate`."""
     parser = arguments(__doc__ or "", rounds=7)
     network_arguments(parser)
     options = parser.parse_args()

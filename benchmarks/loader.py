@@ -21,10 +21,13 @@ WARM_UP = 2  # steps: workers start, memory is taken
 
 
 class Watch:
-    """Batches that add up the seconds between asking for one and getting it.
+    """An iterator over batches that adds up the seconds between asking for one and getting it.
 
     Args:
-        batches: of an epoch.
+        batches: batches of an epoch.
+
+    Attributes:
+        seconds: waited so far.
     """
 
     def __init__(self, batches: Iterator[Batch]):
@@ -42,7 +45,7 @@ class Watch:
 
 
 def prepare(folder: Path, questions: int) -> Path:
-    """A prepared folder of JPEGs of 640x480, one for each question."""
+    """Prepare questions about JPEGs of 640x480, one for each, and return the data folder."""
     (folder / "images").mkdir()
     paths = write_photographs(folder / "images", questions)
     with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
@@ -58,7 +61,7 @@ def prepare(folder: Path, questions: int) -> Path:
 
 
 def set_up(model: str, batch_size: int, data: Path, vocab_size: int = 64010) -> Training:
-    """A run of `model` on the data, its weights fresh."""
+    """Set up a run of `model` on the data, with fresh weights."""
     options = {"model": model, "data_path": str(data), "batch_size": batch_size, "vocab_size": vocab_size, "epochs": 1}
     config = resolve(GivenOptions(options))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -66,9 +69,9 @@ def set_up(model: str, batch_size: int, data: Path, vocab_size: int = 64010) -> 
 
 
 def main() -> None:
-    """`python -m benchmarks.loader`."""
+    """Run `python -m benchmarks.loader`."""
     parser = arguments(__doc__ or "", rounds=10)
-    parser.add_argument("--model", default="beit3_base_patch16_224", help="what is trained")
+    parser.add_argument("--model", default="beit3_base_patch16_224", help="model that is trained")
     parser.add_argument("--batch_size", type=int, default=8, help="examples in a step")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -7,11 +7,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from beit3_vqa.models.beit3.model import BEiT3Model
 from beit3_vqa.models.names import HEADS, build_model, parse_name
 from beit3_vqa.runtime.precision import Precision
 from beit3_vqa.tasks.losses import contrastive_loss
@@ -42,7 +42,7 @@ class Variant:
 
 
 def variants(device: torch.device, precisions: list[str]) -> dict[str, Variant]:
-    """Upstream as it is, upstream given all that isn't the forward pass, and ours, for each precision."""
+    """Return upstream as it is and, for each precision, upstream's forward pass with all else ours, and ours."""
     found = {"reference, fp32, as upstream ships it": Variant("reference", "fp32", tuned=False, fused=False)}
     for precision in precisions:
         found[f"reference, {precision}, allocator and optimizer ours"] = Variant("reference", precision, tuned=True)
@@ -51,11 +51,12 @@ def variants(device: torch.device, precisions: list[str]) -> dict[str, Variant]:
 
 
 def set_allocator(tuned: bool) -> None:
-    """glibc's allocator as `runtime.host` tunes it, or as it comes: 65,536 maps, 128 KiB trimmed, no padding."""
+    """Set glibc's allocator as `runtime.host` tunes it, or as it comes: 65,536 maps, 128 KiB trimmed, no padding."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except OSError:
         return
+    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
     for number, ours, default in ((-4, 0, 65536), (-1, 2**31 - 1, 128 * 1024), (-2, 64 * 2**20, 0)):
         mallopt(number, ours if tuned else default)
 
@@ -63,15 +64,16 @@ def set_allocator(tuned: bool) -> None:
 Loss = Callable[[Tensor], Tensor]
 
 
-def make(name: str, device: torch.device, batch: int) -> tuple[Any, dict[str, Tensor], Loss]:
-    """A model with random weights, inputs as the loader gives them, and its head's loss; texts of 8 to 32 tokens.
+def make(name: str, device: torch.device, batch: int) -> tuple[BEiT3Model, dict[str, Tensor], Loss]:
+    """Make a model with random weights, inputs as the loader gives them, and its head's loss.
 
-    A name without a head is a question's; of any other head the forward pass names the inputs.
+    Texts have 8 to 32 tokens. A name without a head means vqacustom's. The names of the inputs are those of the
+    parameters of the model's forward pass.
     """
     torch.manual_seed(0)
     parsed = parse_name(name, head="vqacustom")
     classes = {"num_classes": CLASSES} if HEADS[parsed.head].num_classes else {}
-    model: Any = build_model(parsed, drop_path_rate=0.1, **classes).to(device)
+    model = build_model(parsed, drop_path_rate=0.1, **classes).to(device)
     shape = (batch, 3, model.img_size, model.img_size)
     text = torch.randint(4, 64000, (batch, TEXT_TOKENS), device=device)
     lengths = torch.linspace(TEXT_TOKENS, 8, batch, device=device).long()
@@ -91,16 +93,17 @@ def make(name: str, device: torch.device, batch: int) -> tuple[Any, dict[str, Te
 
 
 def flops(run: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products in `run`."""
+    """Count the floating-point operations of the matrix products in `run`."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product, the best of a few seconds."""
+    """Measure floating-point operations per second of a large matrix product, the best of a few seconds."""
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype) for _ in range(2))
     best, until = 0.0, time.perf_counter() + PEAK_SECONDS
     while time.perf_counter() < until:
@@ -115,7 +118,14 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 def shares_of_peak(
     seconds: Mapping[str, Sequence[float]], work: int, wanted: Mapping[str, Variant], device: torch.device
 ) -> dict[str, str]:
-    """For each variant, `work` floating-point operations in its median time over the matrix peak of its precision."""
+    """Return, for each variant, the share of the matrix peak of its precision that it reaches.
+
+    Args:
+        seconds: times of each variant.
+        work: floating-point operations of a run, the same for all.
+        wanted: the variants.
+        device: where they ran.
+    """
     shares = {}
     for label, variant in wanted.items():
         peak = matrix_peak(device, Precision(variant.precision, device).dtype)
@@ -124,7 +134,7 @@ def shares_of_peak(
 
 
 def network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `step` and `evaluate` share."""
+    """Add the options that `step` and `evaluate` share."""
     parser.add_argument("--model", default="beit3_base_patch16_480", help="name with a head, or without: vqacustom's")
     parser.add_argument("--batch_size", type=int, default=2, help="examples in a batch")
     parser.add_argument("--device", default="auto", help="as of finetune")
@@ -134,5 +144,5 @@ def network_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_precisions(wanted: str | None, device: torch.device) -> list[str]:
-    """fp32, and the one that is wanted or that the hardware computes faster."""
+    """Return fp32 and the precision that is wanted or, if none is, that the hardware computes faster."""
     return list(dict.fromkeys(["fp32", Precision(wanted or "auto", device).name]))

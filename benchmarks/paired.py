@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ Run = Callable[[], object]
 
 
 def paired(variants: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run of each variant, taken in turns after one that isn't timed.
+    """Time the variants by turns, after one run of each that isn't timed, and return the seconds of each run.
 
     Args:
         variants: name -> what is timed.
@@ -32,7 +31,7 @@ def paired(variants: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
         for name, run in variants.items():
             started = time.perf_counter()
             run()
-            if torch.cuda.is_available():
+            if torch.cuda.is_available():  # a GPU computes on after the call has returned
                 torch.cuda.synchronize()
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - started)
@@ -40,9 +39,9 @@ def paired(variants: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def build_rows(
-    seconds: Mapping[str, Sequence[float]], reference: str, **more: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """A row for each variant: median seconds, how often faster than `reference`, and further columns by variant."""
+    seconds: Mapping[str, Sequence[float]], reference: str, **more: Mapping[str, object]
+) -> list[dict[str, object]]:
+    """Return a row for each variant: median seconds, how many times as fast as `reference`, and further columns."""
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return [
         {
@@ -56,15 +55,15 @@ def build_rows(
 
 
 def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks have."""
+    """Return a parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="timed runs of each variant")
     parser.add_argument("--output", type=Path, help="also write the table as JSON to this file")
     return parser
 
 
-def report(title: str, rows: Sequence[Mapping[str, Any]], output: Path | None) -> None:
-    """Prints a table in Markdown under the machine it was measured on, and writes both as JSON."""
+def report(title: str, rows: Sequence[Mapping[str, object]], output: Path | None) -> None:
+    """Print a table in Markdown below a line about the machine; with `output`, add both to that JSON file."""
     machine = describe_machine()
     print(f"\n{title}\n{', '.join(f'{name} {value}' for name, value in machine.items())}\n")
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -81,7 +80,7 @@ def _cell(value: object) -> str:
 
 
 def describe_machine() -> dict[str, object]:
-    """What the numbers depend on."""
+    """Return what the numbers depend on: date, processor, cores, threads, GPU, version of torch."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     flags = torch.backends.cpu.get_cpu_capability()

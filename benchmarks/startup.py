@@ -15,7 +15,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """`python -m benchmarks.startup`, in the folder of the launcher."""
+    """Run `python -m benchmarks.startup`, in the folder of the launcher."""
     options = arguments(__doc__ or "", rounds=7).parse_args()
     runs = {
         name: lambda command=command: subprocess.run([sys.executable, *command], capture_output=True, check=True)

@@ -3,15 +3,15 @@
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from beit3_vqa.config.options import OptimConfig
 from beit3_vqa.engine.optim import make_optimizer
+from beit3_vqa.models.beit3.model import BEiT3Model
 from beit3_vqa.runtime import memory
 from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.network import (
@@ -29,20 +29,20 @@ from benchmarks.paired import arguments, build_rows, paired, report
 
 
 def step(
-    model: Any,
+    model: BEiT3Model,
     inputs: dict[str, Tensor],
     loss_fn: Loss,
     variant: Variant,
     precision: Precision,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """One step of the variant."""
+    """Train for one step as the variant does."""
     set_allocator(variant.tuned)
     model.beit3.attention = variant.attention
     with precision.autocast():
         outputs = model(**inputs)
     precision.scaler.scale(loss_fn(outputs.float())).backward()
-    precision.scaler.unscale_(optimizer)
+    precision.scaler.unscale_(optimizer)  # before the clipping, which must see the gradients as they are
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     precision.scaler.step(optimizer)
     precision.scaler.update()
@@ -52,7 +52,7 @@ def step(
 def make_steps(
     name: str, device: torch.device, batch: int, wanted: dict[str, Variant]
 ) -> dict[str, Callable[[], None]]:
-    """Variant -> a step of it; all train the same weights."""
+    """Return a step for each variant; all train the same weights."""
     model, inputs, loss_fn = make(name, device, batch)
     model.train()
     fused = make_optimizer(model, OptimConfig())
@@ -65,7 +65,7 @@ def make_steps(
 
 
 def peak_memory(options: argparse.Namespace, label: str) -> float:
-    """GiB that a process of its own needs at most for three steps of one variant."""
+    """Return the peak memory, in GiB, of three steps of one variant in a process of its own."""
     arguments = ["--model", options.model, "--device", options.device, "--batch_size", str(options.batch_size)]
     arguments += ["--memory_of", label, *(["--precision", options.precision] if options.precision else [])]
     result = subprocess.run(
@@ -75,7 +75,7 @@ def peak_memory(options: argparse.Namespace, label: str) -> float:
 
 
 def print_memory(options: argparse.Namespace, device: torch.device, wanted: dict[str, Variant]) -> None:
-    """What `peak_memory` reads."""
+    """Print the peak memory of three steps in GiB, which `peak_memory` reads."""
     label = options.memory_of
     run = make_steps(options.model, device, options.batch_size, {label: wanted[label]})[label]
     for _ in range(3):
@@ -87,7 +87,7 @@ def print_memory(options: argparse.Namespace, device: torch.device, wanted: dict
 
 
 def main() -> None:
-    """`python -m benchmarks.step`."""
+    """Run `python -m benchmarks.step`."""
     parser = arguments(__doc__ or "", rounds=5)
     network_arguments(parser)
     parser.add_argument("--memory_of", help="only print the peak memory of this variant in GiB")
@@ -102,7 +102,8 @@ def main() -> None:
     share = shares_of_peak(seconds, flops(steps["ours, fp32"]), wanted, device)
     del steps
     memory = {label: round(peak_memory(options, label), 2) for label in wanted}
-    rows = build_rows(seconds, next(iter(wanted)), **{"matrix peak": share, "peak memory, GiB": memory})
+    more: dict[str, Mapping[str, object]] = {"matrix peak": share, "peak memory, GiB": memory}
+    rows = build_rows(seconds, next(iter(wanted)), **more)
     report(f"training step, {options.model}, batch {options.batch_size}", rows, options.output)
 
 

@@ -1,9 +1,9 @@
 """Where a model looks: the attention that one query (of [CLS], or of a text's end) gives to every key.
 
-A fused kernel never holds the weights, so queries and keys are caught on their way, as the projections give them, and
-the weights of that one query are computed again. The model's forward pass stays as it is, whichever kernel it takes.
+A fused kernel never holds the weights. So hooks take queries and keys as the projections put them out, and the weights
+of that one query are computed again. The model's forward pass stays as it is, whichever kernel it takes.
 
-Shapes: B batch, Q queries, K keys, D width, H heads.
+Shapes: B batch, K keys, D width, H heads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ LAST_LAYERS = 4  # earlier ones attend to neighbours and to edges, whatever is a
 
 @contextmanager
 def caught_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """A list that, as the block runs, takes up what each module puts out; afterwards in the order of `modules`.
+    """Yield a list that holds, after the block, what each module put out in it, in the order of `modules`.
 
-    Each module must be called once; a model that is compiled doesn't call its modules, so it is to be made without.
+    Each module must be called once. A compiled model doesn't call its modules: build it without `--compile`.
     """
     caught: dict[int, Tensor] = {}
     ordered: list[Tensor] = []
@@ -38,7 +38,7 @@ def caught_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def query_weights(query: Tensor, keys: Tensor, heads: int, attended: Tensor | None = None) -> Tensor:
-    """Softmax of one query's products with the keys, the mean over the heads.
+    """Return the attention weights of one query, averaged over the heads.
 
     Args:
         query: (B, D).
@@ -49,21 +49,22 @@ def query_weights(query: Tensor, keys: Tensor, heads: int, attended: Tensor | No
     Returns:
         float32 (B, K); each row sums to 1.
     """
-    q = query.float().unflatten(-1, (heads, 1, -1))  # (B, H, 1, D / H)
-    k = keys.float().unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, K, D / H)
-    scores = ((q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)).squeeze(2)
+    q = torch.unflatten(query.float(), -1, (heads, 1, -1))  # (B, H, 1, D / H)
+    k = torch.unflatten(keys.float(), -1, (heads, -1)).transpose(1, 2)  # (B, H, K, D / H)
+    # The same scale, 1 / sqrt(D / H), as in the model's own attention.
+    scores: Tensor = ((q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)).squeeze(2)  # (B, H, K)
     if attended is not None:
         scores = scores.masked_fill(~attended[:, None], float("-inf"))
     return scores.softmax(dim=-1).mean(dim=1)
 
 
 def mean_weights(queries: Sequence[Tensor], keys: Sequence[Tensor], heads: int, attended: Tensor | None) -> Tensor:
-    """`query_weights` of each layer, averaged over the layers: float32 (B, K)."""
+    """Average `query_weights` over the layers, one query (B, D) and keys (B, K, D) for each: float32 (B, K)."""
     each = [query_weights(q, k, heads, attended) for q, k in zip(queries, keys, strict=True)]
     return torch.stack(each).mean(dim=0)
 
 
 def square(shares: Tensor) -> Tensor:
-    """Shares of the patches of a square image, (B, rows * columns) -> (B, rows, columns)."""
+    """Lay out the shares of a square image's patches: (B, rows * columns) -> (B, rows, columns)."""
     side = round(shares.size(1) ** 0.5)
     return shares.reshape(-1, side, side)

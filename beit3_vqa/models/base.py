@@ -5,9 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.transforms import TrainTransform
@@ -15,10 +16,19 @@ from beit3_vqa.data.types import AttentionMap, Example, Inputs
 from beit3_vqa.models.attention_maps import LAST_LAYERS
 from beit3_vqa.runtime.precision import Precision
 
+# Tensors and lists of one example, from its dataset to `collate`.
+Item = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class TextLengths:
-    """Lengths of the texts of a split, in tokens with the special ones: the longest, the mean, how many were cut."""
+    """Lengths of a split's texts in tokens, special ones included.
+
+    Attributes:
+        longest: of the texts as the model reads them, after cutting.
+        mean: the same.
+        cut: number of texts that were too long.
+    """
 
     longest: int
     mean: float
@@ -30,11 +40,11 @@ class TaskShape:
     """What a model must know of its task.
 
     Attributes:
-        name: of the task.
-        num_classes: the model's outputs; 0 for a head that has no such number.
+        name: the task's, as of `--task`.
+        num_classes: number of the model's outputs; 0 for a head that has no such number.
         answers_are_options: whether each output stands for an option of a multiple-choice question.
-        head: the kind of head, as models' names end with it; empty: the task's name.
-        inputs: of the model.
+        head: kind of head, which is the last part of a model's full name; empty: the task's name.
+        inputs: names of the model's inputs.
     """
 
     name: str
@@ -45,39 +55,89 @@ class TaskShape:
 
 
 class Processor(Protocol):
-    """What a family makes of an example: its own pixels and tokens."""
+    """A family's way from examples to the inputs of its models: its own pixels and tokens."""
 
     max_tokens: int
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
-        """Tensors and lists of one example; with an `rng`, as in training. InputError where it can't be read."""
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
+        """Return tensors and lists of one example; with an `rng`, augment as in training.
 
-    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """The model's keyword arguments for B examples."""
+        Raises:
+            InputError: an image that can't be read, or a text that can't be cut to fit.
+        """
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Return the model's keyword arguments for B examples."""
 
     def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
-        """Text lengths as they reach the model; InputError that lists the rows that can't."""
+        """Count the tokens of many examples, as the model will read them.
+
+        Raises:
+            InputError: rows whose text the model can't read; all are listed.
+        """
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of an image that evaluation shows the model: left, top, right, bottom as shares of its sides."""
+        """Return the part of an image that evaluation shows: left, top, right, bottom as shares of its sides."""
 
 
-class Family(ABC):
-    """A family, set up for the options of one run.
+class TrainableModel(nn.Module):
+    """A model of any family: `forward(**inputs) -> outputs`, and what the optimizer and the reports ask of it.
+
+    Its `state_dict()` is what a checkpoint keeps, and `load_state_dict` takes just that.
+    """
+
+    #: why its parameters can't be sharded over processes (FSDP); empty if they can
+    unshardable = ""
+
+    def get_num_layers(self) -> int:
+        """Return N, the number of layers that layer-wise learning-rate decay counts."""
+        raise NotImplementedError
+
+    def layers(self) -> list[tuple[nn.Module, str]]:
+        """Return every layer with the name of the method by which it is called: FSDP shards one after the other."""
+        raise NotImplementedError
+
+    def layer_id(self, name: str) -> int:
+        """Return a parameter's depth for layer-wise decay: 0 embeddings, 1..N layers, N + 1 what follows."""
+        raise NotImplementedError
+
+    def is_head(self, name: str) -> bool:
+        """Return whether `--task_head_lr_weight` applies to a parameter."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters of two or more dimensions that weight decay leaves alone."""
+        raise NotImplementedError
+
+    def tokens(self, inputs: dict[str, Tensor]) -> int:
+        """Return how many tokens, of image and text, an example of this batch has."""
+        raise NotImplementedError
+
+    def attention_kernel(self, device: torch.device, dtype: torch.dtype, examples: int, text_tokens: int) -> str:
+        """Return the name of the attention kernel that a batch of this size gets."""
+        raise NotImplementedError
+
+
+M = TypeVar("M", bound=TrainableModel)
+P = TypeVar("P", bound=Processor)
+
+
+class BaseFamily(ABC, Generic[M, P]):
+    """A family of models of class M with processors of class P, set up for the options of one run.
 
     Args:
-        config: the run's options, whose `--model` is of this family.
-        task: the outputs that are wanted.
+        config: the run's options; `--model` names a model of this family.
+        task: what the task asks of the model.
 
     Raises:
         InputError: no such model, or options that contradict it.
     """
 
-    #: options without effect on this family; a run says so where one isn't at its default
+    #: options without effect on this family; a run says so if one isn't at its default
     unused: frozenset[str] = frozenset()
-    #: kind of device -> what `--precision auto` means there, where it isn't the hardware's best
+    #: kind of device -> what `--precision auto` means there, if it isn't the hardware's best
     auto_precision: Mapping[str, str] = {}
-    #: whether a question may have other numbers of options than those that were trained on
+    #: whether a question may have another number of options than the questions of training
     any_number_of_options: bool = False
     #: whether its library has a format of its own, which `export` writes
     exports: bool = False
@@ -89,10 +149,10 @@ class Family(ABC):
     @property
     @abstractmethod
     def img_size(self) -> int:
-        """Side of the square image in pixels, which the model's name says."""
+        """Side of the square image in pixels, from the model's name."""
 
     def train_transform(self) -> TrainTransform:
-        """The crop, flip and RandAugment that the run's options ask for."""
+        """Return the crop, flip and RandAugment that the run's options ask for."""
         options = self.config.data
         return TrainTransform(
             self.img_size,
@@ -103,45 +163,49 @@ class Family(ABC):
         )
 
     @abstractmethod
-    def processor(self, checkpoint_folder: Path | None) -> Processor:
-        """Tokenizer, prompt and image pipelines; the tokenizer beside the checkpoint, if there is one, is right."""
+    def processor(self, checkpoint_folder: Path | None) -> P:
+        """Build tokenizer, prompt and image pipelines.
 
-    @abstractmethod
-    def build(self, precision: Precision) -> Any:
-        """The model, on the CPU, with fresh weights or those it is built around.
-
-        Beside `forward(**inputs) -> outputs` it has what the optimizer and the reports ask:
-        `get_num_layers`, `layer_id`, `is_head`, `no_weight_decay`, `tokens` and `attention_kernel`. Its `state_dict()`
-        is what a checkpoint keeps, and `load_state_dict` takes just that.
+        Args:
+            checkpoint_folder: folder of the checkpoint in use; a tokenizer there is the one it was trained with.
         """
 
     @abstractmethod
-    def skeleton(self) -> Any:
-        """Make what `build` does on torch's meta device: names and shapes, without memory for one number."""
+    def build(self, precision: Precision) -> M:
+        """Build the model on the CPU, with fresh weights or the pretrained ones that it can't be built without."""
+
+    @abstractmethod
+    def skeleton(self) -> M:
+        """Build the same model on torch's meta device: names and shapes, but no memory for weights."""
 
     def count_parameters(self) -> int:
         """Count the numbers of the model, everything that is loaded for it, without allocating one of them."""
         return sum(parameter.numel() for parameter in self.skeleton().parameters())
 
     @abstractmethod
-    def initialise(self, model: Any, processor: Any, content: dict[str, Any] | None) -> list[str]:
+    def initialise(self, model: M, processor: P, content: dict[str, Any] | None) -> list[str]:
         """Fill the model with what training starts from if no run is resumed; return names of weights not in `content`.
 
         Args:
-            model: what `build` made.
-            processor: what makes its inputs.
-            content: of the checkpoint of `--finetune`; None: fresh weights.
+            model: from `build`.
+            processor: from `processor`.
+            content: of the `--finetune` checkpoint; None: fresh weights.
 
         Raises:
             InputError: weights that don't fit.
         """
 
     @abstractmethod
-    def load_pretrained(self, model: Any, weights: dict[str, Tensor], where: str) -> list[str]:
-        """Copies another run's weights, mended where the family knows how, and says what was done.
+    def load_pretrained(self, model: M, weights: dict[str, Tensor], where: str) -> list[str]:
+        """Copy another run's weights into the model, adapt what the family can adapt, and print what was done.
+
+        Args:
+            model: from `build`.
+            weights: state dict of the other run.
+            where: the file's name, for messages.
 
         Returns:
-            the names that the weights lack and that stay fresh.
+            Names that the weights lack and that keep their fresh values.
 
         Raises:
             InputError: weights that don't fit.
@@ -150,45 +214,51 @@ class Family(ABC):
     @abstractmethod
     def attention(
         self,
-        model: Any,
-        processor: Any,
+        model: M,
+        processor: P,
         inputs: dict[str, Tensor],
         sizes: Sequence[tuple[int, int]],
         last_layers: int = LAST_LAYERS,
     ) -> tuple[Tensor, list[AttentionMap]]:
-        """One forward pass that also says where the model looked.
+        """Run one forward pass and also return where the model looked.
 
         Call it in evaluation mode, without gradients, under the run's autocast, with a model that isn't compiled. A
         single question is `inputs = processor.collate([processor(example)])`, moved to the model's device, and
         `sizes = [image_size(example.image_path)]` (`data.images`).
 
         Args:
-            model: what `build` made, its weights loaded.
-            processor: what made the inputs.
+            model: from `build`, its weights loaded.
+            processor: the one that made the inputs.
             inputs: the model's keyword arguments for B examples.
             sizes: (width, height) in pixels of each example's upright image.
             last_layers: how many layers, from the last, are averaged; all heads are.
 
         Returns:
-            the model's logits (B, classes), the same as without; and a map for each example, on the CPU.
+            The model's logits (B, classes), the same as without maps; and a map for each example, on the CPU.
         """
 
     @abstractmethod
-    def fingerprints(self, model: Any, processor: Any) -> dict[str, str]:
-        """Of what a checkpoint rests on but doesn't hold, by the names that its entries have."""
+    def fingerprints(self, model: M, processor: P) -> dict[str, str]:
+        """Return checksums of what a checkpoint depends on but doesn't hold, by their names in the checkpoint."""
 
-    def check_fingerprints(self, content: dict[str, Any], model: Any, processor: Any) -> list[str]:
-        """What to say of each thing that a checkpoint rests on and the run has another of; upstream's don't say."""
+    def check_fingerprints(self, content: dict[str, Any], model: M, processor: P) -> list[str]:
+        """Return a message for each checksum in a checkpoint that differs from this run's.
+
+        Upstream's checkpoints hold no checksums, so nothing is said of them.
+        """
         ours = self.fingerprints(model, processor)
         return [self.foreign(name, processor) for name, value in ours.items() if content.get(name, value) != value]
 
     @abstractmethod
-    def foreign(self, name: str, processor: Any) -> str:
-        """What to say where the checkpoint's checksum `name` isn't this run's."""
+    def foreign(self, name: str, processor: P) -> str:
+        """Return the message for a checkpoint whose checksum `name` differs from this run's."""
 
-    def save_assets(self, processor: Any, folder: Path) -> None:  # noqa: B027 - most families keep nothing
-        """Puts files beside the checkpoints without which they can't be used elsewhere."""
+    def save_assets(self, processor: P, folder: Path) -> None:
+        """Copy files beside the checkpoints that these need to be used elsewhere."""
 
-    def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
-        """Writes the trained model in the format of the family's library, if it `exports`."""
+    def export(self, model: M, processor: P, folder: Path, *, merge: bool) -> None:
+        """Write the trained model in the format of the family's library, if it `exports`."""
         raise NotImplementedError
+
+
+Family = BaseFamily[TrainableModel, Processor]  # a family, whatever its models and processors

@@ -1,32 +1,32 @@
 """torch.compile, or a line that says why not."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
 from beit3_vqa.errors import first_line
 
-# Training and evaluation, first and last batch, and a few text lengths each.
+# Training and evaluation, whole and last batch, and a few text lengths of each; torch gives up after 8 by default.
 MAX_SHAPES = 64
 
 
 def compile_model(model: nn.Module, backend: str = "inductor") -> None:
-    """Compiles a model's forward pass in place, for each shape of inputs it meets; parameters stay as they are.
+    """Compile a model's forward pass in place, anew for each shape of inputs; parameters stay as they are.
 
-    Where the compiler fails, that is said once, and the model goes on as it was.
+    If the compiler fails, say so once and go on without it.
 
     Args:
-        model: to be compiled.
-        backend: of torch.compile.
+        model: the model, changed in place.
+        backend: torch.compile's.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
     plain = model.forward
-    compiled: Callable[..., Any] | None = torch.compile(plain, dynamic=False, backend=backend)
+    compiled: Callable[..., object] | None = torch.compile(plain, dynamic=False, backend=backend)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         nonlocal compiled
+        # The compiler runs at the first call of a shape, so this is the place where it can fail.
         if compiled is not None:
             try:
                 return compiled(*args, **kwargs)

@@ -1,6 +1,6 @@
-"""The families of models, found by a model's name, and their defaults.
+"""The families of models, found by a model's name, and the least parameters that a name can mean.
 
-Nothing here imports torch: `--help` shows the defaults, and must be quick.
+Nothing here imports torch at the top: `--help` uses this file, and must be quick.
 """
 
 import re
@@ -33,7 +33,7 @@ FAMILIES = {
 
 
 def family_key(model: str) -> str:
-    """The key in `FAMILIES` of a model's name.
+    """Return the key in `FAMILIES` of a model's name.
 
     Raises:
         InputError: no family has such names.
@@ -48,20 +48,21 @@ def family_key(model: str) -> str:
 
 
 def find_family(model: str) -> "type[Family]":
-    """The class of a model's family."""
+    """Import and return the class of a model's family."""
     module, class_name = FAMILIES[family_key(model)].split(":")
-    return getattr(import_module(module), class_name)
+    found: type[Family] = getattr(import_module(module), class_name)
+    return found
 
 
 @cache
 def least_parameters(text: str) -> int:
-    """Return how many parameters the largest model that is named in a text has at least; 0 if no known one is.
+    """Return how many parameters the largest model named in a text has at least; 0 if it names none.
 
-    At least: the size of the vocabulary, the answers and adapters aren't in a name.
+    It is a lower bound, since a name doesn't tell the sizes of vocabulary, answers and adapters.
     """
     found = [0]
     for name in re.findall(r"\w+", text):
-        with suppress(InputError):
+        with suppress(InputError):  # most words of a text are no model's name
             if name.startswith("clip_"):
                 found.append(least_clip_parameters(parse_clip_name(name)))
             else:
@@ -71,7 +72,7 @@ def least_parameters(text: str) -> int:
 
 
 def check_parameters(model: str, parameters: int, where: Path) -> None:
-    """InputError if the file `where` says fewer parameters of a model than its name allows."""
+    """Raise InputError if the file `where` says fewer parameters of a model than its name allows."""
     least = least_parameters(model)
     if parameters < least:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, "LoRA") by peft: added to a model, and what is frozen beside them.
+"""Low-rank adapters (Hu et al. 2021, "LoRA") by peft: how they are added, and how the rest is frozen and saved.
 
 An adapter of a Linear layer W adds (alpha / r) B A x to W x, with A (r, in) and B (out, r); B begins at zero, so that
 training starts from the pretrained model.
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from beit3_vqa.config.options import ModelConfig
 from beit3_vqa.errors import InputError, nearest
@@ -16,7 +16,12 @@ from beit3_vqa.models.clip.hub import optional
 
 
 def lora_config(options: ModelConfig, targets: Sequence[str] = ()) -> Any:
-    """peft's `LoraConfig` of a run; `targets` are names of layers in full, else the last parts that the options say."""
+    """Return peft's `LoraConfig` for a run.
+
+    Args:
+        options: `--lora_rank` and the rest.
+        targets: full names of layers; none: the last parts of names, as `--lora_targets` has them.
+    """
     return optional("peft").LoraConfig(
         r=options.lora_rank,
         lora_alpha=2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha,
@@ -31,20 +36,20 @@ def _targets(options: ModelConfig) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """What the options call a layer: the last part of its name, without the Multiway's side (A vision, B language)."""
+    """Return what the options call a layer: the last part of its name, without Multiway's A (vision), B (language)."""
     return name.removesuffix(".A").removesuffix(".B").split(".")[-1]
 
 
 def add_adapters(model: nn.Module, options: ModelConfig) -> None:
-    """Puts adapters beside a model's Linear layers, in place, and freezes everything else.
+    """Put adapters beside a model's Linear layers, in place, and freeze everything else.
 
     Args:
-        model: whose layers are named in `--lora_targets`, by the last part of their names; of a Multiway layer both
-            sides are meant.
-        options: `--lora_rank` and the rest.
+        model: the model, changed in place.
+        options: `--lora_rank` and the rest. `--lora_targets` holds the last parts of layers' names; of a Multiway
+            layer it means both sides.
 
     Raises:
-        InputError: a target that no Linear layer of the model has, or peft isn't installed.
+        InputError: no Linear layer of the model has such a name, or peft isn't installed.
     """
     linear = {name: _short(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     unknown = [name for name in _targets(options) if name not in linear.values()]
@@ -55,7 +60,7 @@ def add_adapters(model: nn.Module, options: ModelConfig) -> None:
     wanted = [name for name, short in linear.items() if short in _targets(options)]
     optional("peft").inject_adapter_in_model(lora_config(options, wanted), model)
     for _, layer in _adapted(model):
-        # Autocast sees to types; peft's own cast would take the input to float32 only for it to come back.
+        # Autocast chooses the types; peft would cast the input to float32, only for autocast to cast it back.
         layer.cast_input_dtype_enabled = False
 
 
@@ -65,9 +70,9 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def keep_names(model: nn.Module) -> None:
-    """Lets a model with adapters save and load its own weights under the names they had without.
+    """Make a model with adapters save and load its own weights under their names without adapters.
 
-    peft moves the weights of a layer `x` to `x.base_layer`; checkpoints of others know nothing of that.
+    peft moves the weights of a layer `x` to `x.base_layer`; other people's checkpoints know nothing of that.
     """
     moved = {
         f"{layer}.{name}": f"{layer}.base_layer.{name}"
@@ -75,25 +80,26 @@ def keep_names(model: nn.Module) -> None:
         for name, _ in module.get_base_layer().named_parameters()
     }
 
-    def rename(state: dict[str, Any], names: dict[str, str]) -> None:
+    def rename(state: dict[str, Tensor], names: dict[str, str]) -> None:
         for old in [name for name in state if name in names]:
             state[names[old]] = state.pop(old)
 
-    def on_save(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    def on_save(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
         rename(state, {prefix + now: prefix + before for before, now in moved.items()})
 
-    def on_load(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    def on_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
         rename(state, {prefix + before: prefix + now for before, now in moved.items()})
 
-    model.register_state_dict_post_hook(on_save)
-    model.register_load_state_dict_pre_hook(on_load)
+    hooks: Any = model  # torch has no types for these methods
+    hooks.register_state_dict_post_hook(on_save)
+    hooks.register_load_state_dict_pre_hook(on_load)
 
 
 def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps the frozen operands of matrix products in the compute dtype, in place.
+    """Cast the frozen operands of matrix products to the compute dtype, in place.
 
-    Autocast casts just these, in each forward pass, so the numbers stay the same while memory and time halve. Norms and
-    embeddings, which autocast leaves alone, stay float32, and so does everything that is trained.
+    Autocast would cast just these in each forward pass, so the numbers stay the same while memory and time halve. Norms
+    and embeddings, which autocast leaves alone, stay float32, and so does everything that is trained.
     """
     for module in model.modules():
         is_operand = isinstance(module, (nn.Linear, nn.Conv2d))
@@ -102,14 +108,16 @@ def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def keep_only(model: nn.Module, names: frozenset[str]) -> None:
-    """Makes `state_dict()` hold just these names, and `load_state_dict` ask for no others: what a checkpoint keeps."""
+    """Make `state_dict()` hold these names alone, and `load_state_dict` ask for no others: what a checkpoint keeps."""
 
-    def drop_others(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    def drop_others(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
         for name in [name for name in state if name.removeprefix(prefix) not in names]:
             del state[name]
 
     def expect_no_others(module: nn.Module, incompatible: Any) -> None:
+        # In place: torch reads this very list after its hooks to decide whether to raise.
         incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name in names]
 
-    model.register_state_dict_post_hook(drop_others)
-    model.register_load_state_dict_post_hook(expect_no_others)
+    hooks: Any = model  # torch has no types for these methods
+    hooks.register_state_dict_post_hook(drop_others)
+    hooks.register_load_state_dict_post_hook(expect_no_others)

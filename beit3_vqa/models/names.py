@@ -1,6 +1,6 @@
 """Model names -> models: one table of sizes, one parser, and timm's registry.
 
-`beit3_{size}_patch{P}_{resolution}_{head}`; any resolution that the patch divides."""
+`beit3_{size}_patch{P}_{resolution}_{head}`, with any resolution that the patch divides."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from beit3_vqa.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from beit3_vqa.models.beit3.model import BEiT3Model
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Head:
 
     Attributes:
         build: `module:class`.
-        num_classes: None for a head that has no such number.
+        num_classes: number of classes; None for a head that has no such number.
     """
 
     build: str
@@ -76,7 +76,7 @@ class ModelName:
 
 
 def parse_name(name: str, head: str = "") -> ModelName:
-    """The parts of a model name; a name without a head takes `head`.
+    """Split a model name into its parts; a name without a head takes `head`.
 
     Raises:
         InputError: not such a name, an unknown size or head, or a resolution that the patch doesn't divide.
@@ -100,21 +100,22 @@ def parse_name(name: str, head: str = "") -> ModelName:
     return parsed
 
 
-def build_model(name: ModelName | str, **overrides: Any) -> "nn.Module":
-    """The model of that name; keyword arguments override the table (`embed_dim`, `depth`, `num_classes`, ...)."""
+def build_model(name: ModelName | str, **overrides: Any) -> "BEiT3Model":
+    """Build a model by name; keyword arguments override the table (`embed_dim`, `depth`, `num_classes`, ...)."""
     if isinstance(name, str):
         name = parse_name(name)
     size, head = SIZES[name.size], HEADS[name.head]
     arguments = {**vars(size), "img_size": name.img_size, "patch_size": name.patch_size}
     if head.num_classes is not None:
         arguments["num_classes"] = head.num_classes
-    # Imported here, since the names are wanted before torch, by `--help`.
+    # Imported here, since `--help` wants the names without waiting for torch.
     module, class_name = head.build.split(":")
-    return getattr(import_module(module), class_name)(**(arguments | overrides))
+    model: BEiT3Model = getattr(import_module(module), class_name)(**(arguments | overrides))
+    return model
 
 
 def count_parameters(name: ModelName | str, **overrides: Any) -> int:
-    """Number of parameters, without allocating one of them."""
+    """Count a model's parameters, without allocating one of them."""
     import torch
 
     with torch.device("meta"):
@@ -123,7 +124,7 @@ def count_parameters(name: ModelName | str, **overrides: Any) -> int:
 
 
 def listed_names(head: str = "") -> list[str]:
-    """The names that timm is told of, for every head or for one; without the head's suffix if `head` is empty."""
+    """Return the names that are listed: with the suffix of a head, or without one if `head` is empty."""
     suffix = f"_{head}" if head else ""
     return [
         f"beit3_{size}_patch{patch}_{resolution}{suffix}"
@@ -133,7 +134,7 @@ def listed_names(head: str = "") -> list[str]:
 
 
 def register_with_timm() -> None:
-    """Make `timm.create_model` build every listed name; again does nothing."""
+    """Make `timm.create_model` build every listed name; a second call changes nothing."""
     from beit3_vqa.runtime.libraries import is_model, register_model
 
     for head in HEADS:
@@ -142,8 +143,8 @@ def register_with_timm() -> None:
                 register_model(_entrypoint(name))
 
 
-def _entrypoint(name: str) -> "Callable[..., nn.Module]":
-    def create(pretrained: bool = False, pretrained_cfg: Any = None, **overrides: Any) -> "nn.Module":
+def _entrypoint(name: str) -> "Callable[..., BEiT3Model]":
+    def create(pretrained: bool = False, pretrained_cfg: object = None, **overrides: Any) -> "BEiT3Model":
         if pretrained:
             raise InputError(f"{name}: load weights with --finetune FILE, or beit3_vqa.models.beit3.pretrained.")
         return build_model(name, **overrides)
@@ -159,7 +160,7 @@ DEFAULT_RESOLUTION = 224
 
 @dataclass(frozen=True)
 class CLIPSize:
-    """Width and layers of both towers, heads of both, and the width in which they meet."""
+    """Width, layers and heads of both towers, and the width of the space that they share."""
 
     vision_width: int
     vision_layers: int
@@ -205,7 +206,7 @@ class CLIPName:
 
 
 def parse_clip_name(name: str) -> CLIPName:
-    """The parts of a CLIP model's name.
+    """Split a CLIP model's name into its parts.
 
     Raises:
         InputError: not such a name, an unknown size, or a resolution that the patch doesn't divide.
@@ -225,15 +226,15 @@ def parse_clip_name(name: str) -> CLIPName:
 
 
 def listed_clip_names() -> list[str]:
-    """The names with published weights, each trained by adapters."""
+    """Return the names with published weights, each with the suffix that trains adapters."""
     return [f"{name}_lora" for name in LISTED_CLIP]
 
 
 def clip_config_values(name: CLIPName) -> dict[str, Any]:
-    """Arguments of `transformers.CLIPConfig` for a published size.
+    """Return the arguments of `transformers.CLIPConfig` for a published size.
 
     Raises:
-        InputError: a size whose folder decides.
+        InputError: a size without published numbers.
     """
     size = CLIP_SIZES[name.size]
     if size is None:
@@ -252,22 +253,22 @@ def clip_config_values(name: CLIPName) -> dict[str, Any]:
 
 
 def count_clip_parameters(name: CLIPName) -> int:
-    """Number of parameters of a published size, without adapters.
-
-    Of each layer: four square projections and an MLP of two, with biases, and two norms.
-    """
+    """Count the parameters of a published size, without adapters and without building it."""
     size = CLIP_SIZES[name.size]
     assert size is not None
 
     def tower(width: int, layers: int) -> int:
+        # Of each layer: four square projections and an MLP of two, with biases, and two norms.
         layer = 4 * (width + 1) * width + (width + 1) * MLP_RATIO * width + (MLP_RATIO * width + 1) * width + 4 * width
         return layers * layer
 
     patches = (name.img_size // name.patch_size) ** 2
+    # The patch embedding without bias, positions of patches and [CLS], [CLS] itself, two norms, the projection.
     vision = size.vision_width * (CHANNELS * name.patch_size**2 + patches + 1 + 1 + 4 + size.projection)
+    # Token embeddings, positions, one norm, the projection.
     text = size.text_width * (TEXT_IDS + TEXT_TOKENS + 2 + size.projection)
     towers = tower(size.vision_width, size.vision_layers) + tower(size.text_width, size.text_layers)
-    return towers + vision + text + 1
+    return towers + vision + text + 1  # the logit scale
 
 
 def least_clip_parameters(name: CLIPName) -> int:
@@ -277,7 +278,7 @@ def least_clip_parameters(name: CLIPName) -> int:
 
 
 def count_adapters(name: CLIPName, rank: int, targets: int = 3) -> int:
-    """Parameters of adapters beside square projections, `targets` of them in each layer of both towers."""
+    """Count the parameters of adapters beside square projections, `targets` of them in each layer of both towers."""
     size = CLIP_SIZES[name.size]
     assert size is not None
     widths = size.vision_width * size.vision_layers + size.text_width * size.text_layers

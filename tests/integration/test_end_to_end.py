@@ -158,7 +158,7 @@ def test_finetune_from_another_resolution_and_head(scpc, trained, tmp_path, caps
     said = capsys.readouterr().out
     assert "from 4x4 to 8x8 patches" in said
     assert "head.3.weight (13, 256)" in said
-    assert "new, not of the checkpoint: head.3.weight, head.3.bias" in said
+    assert "new, not in the checkpoint: head.3.weight, head.3.bias" in said
 
 
 def test_an_optimizer_takes_this_runs_options(scpc, trained, tmp_path):

@@ -1,7 +1,8 @@
-"""Scaled dot-product attention, by whichever way is quickest on the device at hand.
+"""Scaled dot-product attention, by the kernel that is quickest on the device at hand.
 
-Shapes: q (B, H, Q, D), k and v (B, H, K, D), context (B, H, Q, D): B batch, H heads, Q queries, K keys, D width of a
-head. `attended` is bool (B or 1, 1, Q or 1, K), true where a key may be attended to, or None where that is every key.
+Shapes: B batch, H heads, Q queries, K keys, D width of a head. A kernel takes q (B, H, Q, D), k and v (B, H, K, D) and
+`attended`, bool (B or 1, 1, Q or 1, K), true where a query may attend to a key; None: every query to every key. It
+returns the context (B, H, Q, D).
 """
 
 from collections.abc import Callable
@@ -12,39 +13,45 @@ from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-# Bytes of weights (B, H, Q, K) up to which `matmul` is taken: they are kept for the backward pass, in every layer.
+# Bytes of weights (B, H, Q, K) up to which `matmul` is taken: it keeps them for the backward pass, in every layer.
 MATMUL_BYTES = 256 * 2**20
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
-    """PyTorch's fused kernel; it never holds the attention weights."""
+    """Attend by PyTorch's fused kernel, which never holds the attention weights."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended)
 
 
 def matmul(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
-    """Two matrix products with a softmax between them."""
-    weights = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)
+    """Attend by two matrix products with a softmax between them."""
+    # As in torchscale, the scale 1 / sqrt(D) goes on the queries, before the product.
+    weights: Tensor = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)  # (B, H, Q, K)
     if attended is not None:
         weights = weights.masked_fill(~attended, float("-inf"))
-    return weights.softmax(dim=-1).to(v.dtype) @ v
+    # Autocast may compute the softmax in float32; the product goes on in the values' type.
+    context: Tensor = weights.softmax(dim=-1).to(v.dtype) @ v
+    return context
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
-    """The kernel that `pick` names for these tensors."""
+    """Attend by the kernel that `pick` names for these tensors."""
     weights = q.size(0) * q.size(1) * q.size(2) * k.size(2)
     return KERNELS[pick(q.device, q.dtype, weights)](q, k, v, attended)
 
 
 def pick(device: torch.device, dtype: torch.dtype, weights: int) -> str:
-    """What `auto` takes: `matmul` in bf16 on a CPU while its weights are few, else `sdpa`.
+    """Choose the kernel for `--attention auto`: `matmul` in bf16 on a CPU while its weights are few, else `sdpa`.
 
-    The fused kernel needs far less memory, so it is the one to take wherever the other hasn't been seen to be faster:
-    that was in bf16 on a CPU (1.15 times, base at 480 pixels).
+    The fused kernel needs far less memory. So it is taken wherever the other wasn't measured to be faster, and that was
+    only in bf16 on a CPU (1.15 times, base at 480 pixels).
 
     Args:
-        device: of the queries.
-        dtype: of the queries.
+        device: the queries'.
+        dtype: the queries'.
         weights: number of attention weights, B * H * Q * K.
+
+    Returns:
+        A key of `KERNELS`.
     """
     few = weights * dtype.itemsize <= MATMUL_BYTES
     return "matmul" if device.type == "cpu" and dtype == torch.bfloat16 and few else "sdpa"

@@ -1,10 +1,10 @@
-"""The official BEiT-3 files: where they are, and how one is fetched and known to be the right one.
+"""The official BEiT-3 files: their addresses, and how one is fetched and checked.
 
 Names, addresses and parameter counts are those of Microsoft's README (github.com/microsoft/unilm, beit3/README.md at
 commit 684e630d). No address could be tried where this was written, so `download` trusts none of them: what comes goes
 to `NAME.part`, is checked to be BEiT-3, and only then gets the name `NAME`.
 
-    download = be the only writer of .part -> fetch, again where it broke -> check -> rename"""
+    download = be the only writer of .part -> fetch, going on after failures -> check -> rename"""
 
 import re
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class OfficialFile:
         kind: "checkpoint" (torch's zip format) or "tokenizer" (SentencePiece).
         parameters: the published count, empty for the tokenizer. File sizes are not published.
         layout: the sizes that the checkpoint must have; None takes any.
-        sha256: of its bytes, in hexadecimal digits; empty if nobody published it, as of all of them today.
+        sha256: the published checksum, in hexadecimal digits; empty if there is none, which is so for all files today.
     """
 
     address: str
@@ -78,7 +78,7 @@ def download(
     timeout: float = 30.0,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Fetch one file to `folder/name`, going on from `name.part` where an earlier try stopped, and check it.
+    """Fetch one file to `folder/name` and check it; go on from `name.part` if an earlier try left one.
 
     Args:
         name: a name of `OFFICIAL_WEIGHTS` (".pth" may be left out); with `url`, any NAME.pth, .zip, .spm or .model.
@@ -88,7 +88,7 @@ def download(
         attempts: failures in a row, without a byte gained, after which it gives up.
         pause: seconds before the second attempt; doubled each time, at most 30.
         timeout: seconds without an answer after which an attempt has failed.
-        say: is told in plain sentences what happens.
+        say: called with sentences about what happens.
 
     Returns:
         The path of the complete, checked file. A file that is already there is checked, and not fetched again.
@@ -120,7 +120,7 @@ def download(
 
 
 def _resolve(name: str, url: str | None) -> tuple[str, OfficialFile]:
-    """Return the file's full name, and what is known of it, at `url` if there is one."""
+    """Return the file's full name and its entry, with `url` as its address if one is given."""
     # A browser that recognises torch's zip format saves NAME.pth as NAME.zip; both mean the same file.
     for known in (name, f"{name}.pth", f"{name.removesuffix('.zip')}.pth"):
         if known in OFFICIAL_WEIGHTS:
@@ -135,7 +135,11 @@ def _resolve(name: str, url: str | None) -> tuple[str, OfficialFile]:
 
 
 def _check_file(path: Path, official: OfficialFile) -> str:
-    """Return what the file is, in words; InputError if it is something else than it should be."""
+    """Return what the file is, in words.
+
+    Raises:
+        InputError: it isn't what it should be.
+    """
     if official.sha256 and file_sha256(path) != official.sha256:
         raise InputError(f"{path} isn't the official file, byte for byte: its SHA-256 should be {official.sha256}")
     if official.kind == "tokenizer":
@@ -150,6 +154,7 @@ def _check_file(path: Path, official: OfficialFile) -> str:
 
 
 def _check_present(target: Path, official: OfficialFile) -> str:
+    """Check a file that was there before: as `_check_file`, but never rename what isn't ours."""
     try:
         return _check_file(target, official)
     except InputError as error:
@@ -157,7 +162,7 @@ def _check_present(target: Path, official: OfficialFile) -> str:
 
 
 def _check_arrived(part: Path, official: OfficialFile) -> str:
-    """As `_check_file`, every byte; what fails is set aside, so that nobody goes on from it."""
+    """Check every byte of a file that was fetched; rename what fails, so that no later try goes on from it."""
     try:
         if official.kind == "checkpoint":
             require_torch_zip(part, every_byte=True)
@@ -169,7 +174,11 @@ def _check_arrived(part: Path, official: OfficialFile) -> str:
 
 
 def check_tokenizer(path: Path) -> int:
-    """Return the number of pieces of a SentencePiece model; InputError if the file is none, or has too many."""
+    """Return the number of pieces of a SentencePiece model.
+
+    Raises:
+        InputError: the file is no such model, or has more pieces than BEiT-3 embeds.
+    """
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor()

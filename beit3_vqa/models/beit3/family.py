@@ -1,4 +1,4 @@
-"""BEiT-3 as a family: SentencePiece and our own pixels in, upstream's parameter names, checkpoints of anybody."""
+"""BEiT-3 as a family: tokenizer, image pipelines, adapters and `--compile` around upstream's models and checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ from beit3_vqa.data.transforms import EvalTransform
 from beit3_vqa.data.types import AttentionMap
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
-from beit3_vqa.models.base import Family, TaskShape
-from beit3_vqa.models.beit3.model import MAX_TEXT_TOKENS, init_unit_scale
+from beit3_vqa.models.base import BaseFamily, TaskShape
+from beit3_vqa.models.beit3.model import MAX_TEXT_TOKENS, BEiT3Model, init_unit_scale
 from beit3_vqa.models.beit3.pretrained import NEW_IN_FINE_TUNING, asked_weights, load_pretrained
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.compile import compile_model
@@ -26,11 +26,11 @@ from beit3_vqa.models.names import HEADS, build_model, parse_name
 from beit3_vqa.runtime.files import is_file, replacing
 from beit3_vqa.runtime.precision import Precision
 
-COMPILED_LENGTH_STEP = 16  # tokens
+COMPILED_LENGTH_STEP = 16  # tokens; each length of text is compiled anew, so there should be few
 
 
-class BEiT3Family(Family):
-    """`beit3_{size}_patch{P}_{resolution}`."""
+class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
+    """The models called `beit3_{size}_patch{P}_{resolution}`."""
 
     unused = frozenset({"pretrained"})
 
@@ -50,7 +50,11 @@ class BEiT3Family(Family):
         return self.name.img_size
 
     def processor(self, checkpoint_folder: Path | None) -> BEiT3Processor:
-        """Tokenizer, prompt and image pipelines of a run; no tokenizer where the task has no text."""
+        """Build tokenizer, prompt and image pipelines of a run; no tokenizer if the task has no text.
+
+        Raises:
+            InputError: no tokenizer, one with more ids than the model embeds, or an impossible --num_max_bpe_tokens.
+        """
         config = self.config
         evaluate = EvalTransform(self.img_size)
         train, fast_decode = self.train_transform(), config.data.fast_decode
@@ -68,7 +72,7 @@ class BEiT3Family(Family):
             )
         max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
         length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
-        most = MAX_TEXT_TOKENS // length_step * length_step
+        most = MAX_TEXT_TOKENS // length_step * length_step  # padding to the step mustn't leave the position table
         if not 3 <= max_tokens <= most:
             raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
         choices = self.task.num_classes if self.task.answers_are_options else 4
@@ -77,11 +81,11 @@ class BEiT3Family(Family):
             tokenizer, max_tokens, prompt, evaluate, train, fast_decode, length_step, self.task.inputs
         )
 
-    def build(self, precision: Precision) -> Any:
-        """The model with upstream's fresh weights, adapters where asked for, compiled where `--compile` asks for it.
+    def build(self, precision: Precision) -> BEiT3Model:
+        """Build the model with upstream's fresh weights, with adapters and compiled if the options say so.
 
-        With adapters, pooler and head are trained too, and a checkpoint holds all weights, so that it needs no other
-        file to be used.
+        With adapters, pooler and head are trained too, and a checkpoint holds all weights, so that it can be used
+        without another file.
         """
         config = self.config
         classes = {"num_classes": self.task.num_classes} if self.task.num_classes else {}
@@ -97,19 +101,23 @@ class BEiT3Family(Family):
             add_adapters(model, config.model)
             keep_names(model)
             for name, parameter in model.named_parameters():
-                if name.startswith(NEW_IN_FINE_TUNING):  # no pretraining has made them
+                if name.startswith(NEW_IN_FINE_TUNING):  # they start from fresh weights, so they can't stay frozen
                     parameter.requires_grad_(True)
         if config.compute.compile:
             compile_model(model)
         return model
 
-    def skeleton(self) -> Any:
-        """Make backbone, pooler and head, and adapters where there are any, without memory for them."""
+    def skeleton(self) -> BEiT3Model:
+        """Build backbone, head and any adapters on the meta device, without memory for them."""
         with torch.device("meta"):
             return self.build(Precision("fp32", torch.device("cpu")))
 
-    def initialise(self, model: Any, processor: BEiT3Processor, content: dict[str, Any] | None) -> list[str]:
-        """Load the weights of `--finetune`, else draw fresh ones; return the names of those that aren't the file's."""
+    def initialise(self, model: BEiT3Model, processor: BEiT3Processor, content: dict[str, Any] | None) -> list[str]:
+        """Fill the model with the weights of `--finetune`, else with fresh ones; return names of weights not in it.
+
+        Raises:
+            InputError: weights that don't fit, or adapters without pretrained weights.
+        """
         options = self.config.init
         if self.config.model.lora_rank and not options.finetune:
             raise InputError("--lora_rank: adapters need pretrained weights to adapt; give them with --finetune.")
@@ -119,33 +127,39 @@ class BEiT3Family(Family):
             where = f"--finetune {options.finetune}"
             if self.check_fingerprints(content, model, processor):
                 print(
-                    f"{where}: was trained with another tokenizer than {_path(processor)}, so tokens have to "
-                    "be learned anew; the right one is the tokenizer.spm beside that checkpoint."
+                    f"{where}: was trained with another tokenizer, so its token embeddings don't fit those of "
+                    f"{_path(processor)} and have to be learned anew; the right one is the tokenizer.spm beside that "
+                    "checkpoint."
                 )
             return self.load_pretrained(model, asked_weights(content, self.config, where), where)
         return []
 
-    def load_pretrained(self, model: Any, weights: dict[str, Tensor], where: str) -> list[str]:
-        """Weights of another resolution, head or objective; see `models.pretrained`."""
+    def load_pretrained(self, model: BEiT3Model, weights: dict[str, Tensor], where: str) -> list[str]:
+        """Copy weights of another resolution, head or objective; see `pretrained.load_pretrained`."""
         report = load_pretrained(model, weights, where, self.config.init.allow_missing)
         print(f"{where}: {report}")
         return report.new
 
     def attention(
         self,
-        model: Any,
+        model: BEiT3Model,
         processor: BEiT3Processor,
         inputs: dict[str, Tensor],
         sizes: Sequence[tuple[int, int]],
         last_layers: int = LAST_LAYERS,
     ) -> tuple[Tensor, list[AttentionMap]]:
-        """Logits, and the attention of the image's [CLS], which the answer is read from."""
+        """Return logits, and the attention of the image's [CLS], from which the answer is computed.
+
+        Raises:
+            InputError: a task other than questions about one image.
+        """
         if processor.tokenizer is None or set(inputs) != {"image", "question", "padding_mask"}:
-            raise InputError("where a model looked is told of answers to questions about one image, of no other task.")
+            raise InputError("attention maps exist only for questions about one image, not for this task.")
         projections = [layer.self_attn for layer in model.beit3.encoder.layers[-last_layers:]]
+        # Three outputs a layer: queries of the image side ([CLS] is among them), keys of both sides.
         with caught_outputs([side for a in projections for side in (a.q_proj.A, a.k_proj.A, a.k_proj.B)]) as caught:
             logits = model(**inputs)
-        queries = [q[:, 0] for q in caught[0::3]]  # the last layer has no other
+        queries = [q[:, 0] for q in caught[0::3]]  # [CLS]; the last layer computes no other query
         keys = [torch.cat(sides, dim=1) for sides in zip(caught[1::3], caught[2::3], strict=True)]
         of_text = inputs["padding_mask"] == 0
         image_tokens = caught[1].size(1)
@@ -154,23 +168,24 @@ class BEiT3Family(Family):
         patches, of_tokens = square(shares[:, 1:image_tokens]), shares[:, image_tokens:].tolist()
         maps = []
         for row, ids in enumerate(inputs["question"].tolist()):
+            # Special tokens and padding have an empty piece, and no place in the map.
             read = zip(processor.tokenizer.pieces(ids), of_tokens[row], strict=True)
             maps.append(AttentionMap(patches[row], processor.region(*sizes[row]), (tuple(t for t in read if t[0]),)))
         return logits, maps
 
-    def fingerprints(self, model: Any, processor: BEiT3Processor) -> dict[str, str]:
-        """Of the tokenizer's file, where there is a text."""
+    def fingerprints(self, model: BEiT3Model, processor: BEiT3Processor) -> dict[str, str]:
+        """Return the checksum of the tokenizer's file, if the task has text."""
         return {"tokenizer_sha256": processor.tokenizer.sha256} if processor.tokenizer else {}
 
     def foreign(self, name: str, processor: BEiT3Processor) -> str:
-        """The only checksum is the tokenizer's."""
+        """Return the message for another tokenizer, the only checksum that there is."""
         return (
             f"{_path(processor)} isn't the tokenizer that the checkpoint was trained with: its ids would "
             "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
         )
 
     def save_assets(self, processor: BEiT3Processor, folder: Path) -> None:
-        """Puts the tokenizer beside the checkpoints, so that they can be used anywhere."""
+        """Copy the tokenizer beside the checkpoints, so that they can be used anywhere."""
         if processor.tokenizer is None:
             return
         source, target = Path(processor.tokenizer.path), folder / TOKENIZER_FILE
@@ -184,7 +199,7 @@ def _path(processor: BEiT3Processor) -> str:
 
 
 def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
-    """The SentencePiece file: the one that was given, else the checkpoint's, else the data's.
+    """Return the SentencePiece file: the one that the user gave, else the checkpoint's, else the data's.
 
     Raises:
         InputError: there is none.

@@ -1,4 +1,4 @@
-"""Is this file a BEiT-3 checkpoint? Told from its keys and shapes, without running what it brings."""
+"""Is this file a BEiT-3 checkpoint? Keys and shapes say so; no code in the file is run."""
 
 import argparse
 import re
@@ -21,7 +21,7 @@ class KeyLayout(NamedTuple):
 
 
 def check_key_layout(path: str | Path, vocab_rows: int | None = VOCAB_ROWS) -> KeyLayout:
-    """Read a checkpoint's keys and shapes (not its weights: the file is mapped) and make sure that it is BEiT-3.
+    """Read a checkpoint's keys and shapes, not its weights (the file is mapped), and make sure that it is BEiT-3.
 
     Args:
         path: a file written by torch.save since torch 1.6, holding `{"model": weights}`, `{"module": weights}` or the
@@ -54,6 +54,7 @@ def check_key_layout(path: str | Path, vocab_rows: int | None = VOCAB_ROWS) -> K
 
 
 def _find_layout(shapes: dict[str, tuple[int, ...]], path: Path, vocab_rows: int | None) -> KeyLayout:
+    """Return the sizes that the shapes have, once every layer's are as BEiT-3's must be; see `check_key_layout`."""
     token_table = shapes.get("beit3.text_embed.weight", ())
     if len(token_table) != 2:
         keys = ", ".join(list(shapes)[:3]) or "no tensors"
@@ -86,7 +87,15 @@ def _find_layout(shapes: dict[str, tuple[int, ...]], path: Path, vocab_rows: int
 
 
 def require_torch_zip(path: Path, every_byte: bool = False) -> None:
-    """Tell a web page, a damaged file and a zip bomb from torch's format: a zip whose entries are all stored as is."""
+    """Make sure that a file is in torch's format: a zip archive whose entries are all stored, not compressed.
+
+    Args:
+        path: the file.
+        every_byte: also compare the entries with their check sums.
+
+    Raises:
+        InputError: a web page, a damaged file, a zip bomb, or no file at all.
+    """
     if not path.is_file():
         raise InputError(f"{path} isn't a file")
     archive = read_archive(path)

@@ -1,15 +1,17 @@
-"""BEiT-3 with a task's head: what is trained, and what the optimiser must know about its parameters."""
+"""BEiT-3 with a task's head: what is trained, and what the optimiser must know about its parameters.
+
+Shapes: B batch, S side of the image in pixels, T text tokens, D width. Parameter names are upstream's.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from beit3_vqa.models.base import TrainableModel
 from beit3_vqa.models.beit3.attention import pick
 from beit3_vqa.models.beit3.multiway import Multiway
 from beit3_vqa.runtime.libraries import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, EncoderConfig, trunc_normal_
-
-# Task heads on top of the Multiway Transformer, under upstream's parameter names.
 
 
 class Pooler(nn.Module):
@@ -22,8 +24,9 @@ class Pooler(nn.Module):
         self.activation = nn.Tanh()
 
     def forward(self, first_token: Tensor) -> Tensor:
-        """(B, D) -> (B, D), entries in (-1, 1)."""
-        return self.activation(self.dense(self.norm(first_token)))
+        """Pool (B, D) -> (B, D), entries in (-1, 1)."""
+        pooled: Tensor = self.activation(self.dense(self.norm(first_token)))
+        return pooled
 
 
 class TwoLayerMLP(nn.Module):
@@ -38,12 +41,13 @@ class TwoLayerMLP(nn.Module):
         self.dense2 = nn.Linear(hidden_dim, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) -> logits (B, classes)."""
-        return self.dense2(self.act(self.norm2(self.dense1(self.norm1(features)))))
+        """Map features (B, D) -> logits (B, classes)."""
+        logits: Tensor = self.dense2(self.act(self.norm2(self.dense1(self.norm1(features)))))
+        return logits
 
 
 def vqa_head(dim: int, num_classes: int) -> nn.Sequential:
-    """(B, D) -> (B, num_classes) logits through a hidden layer of width 2D."""
+    """Build the head (B, D) -> logits (B, num_classes) with a hidden layer of width 2D."""
     return nn.Sequential(
         nn.Linear(dim, 2 * dim),
         nn.LayerNorm(2 * dim),
@@ -58,10 +62,8 @@ PATCH_GAIN = 2.8  # neighbouring pixels are alike, so their weighted sums are la
 MAX_TEXT_TOKENS = 1024 - 2  # rows of the text position table less fairseq's two
 
 
-class BEiT3Model(nn.Module):
-    """The backbone under the name `beit3`, upstream's initialisation, and what the optimiser asks.
-
-    `unshardable` says why a model's parameters can't be spread over processes; empty where they can.
+class BEiT3Model(TrainableModel):
+    """The backbone under the name `beit3`, with what the optimizer asks; a subclass adds the head of a task.
 
     Args:
         embed_dim: width D.
@@ -74,9 +76,8 @@ class BEiT3Model(nn.Module):
         normalize_output: whether a LayerNorm follows the last layer.
         attention: see `Multiway`.
         checkpoint_every: see `Multiway`.
+        mlp_ratio: width of the feed-forward networks over D.
     """
-
-    unshardable = ""
 
     def __init__(
         self,
@@ -112,26 +113,26 @@ class BEiT3Model(nn.Module):
         self.vocab_size = vocab_size
 
     def get_num_layers(self) -> int:
-        """Layers of the backbone, the unit of layer-wise learning-rate decay."""
-        return self.beit3.encoder.num_layers
+        """Return the number of layers of the backbone, the unit of layer-wise learning-rate decay."""
+        return len(self.beit3.encoder.layers)
 
     def layers(self) -> list[tuple[nn.Module, str]]:
-        """The layers of the backbone and the method by which each is called, for what works on one after the other."""
+        """Return the layers of the backbone, each with the name of the method by which it is called."""
         method = "forward" if self.beit3.attention == "reference" else "forward_streams"
         return [(layer, method) for layer in self.beit3.encoder.layers]
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters of two or more dimensions that upstream exempts from weight decay.
+        """Return names of parameters of two or more dimensions that upstream exempts from weight decay.
 
-        Kept as upstream has it: the image's position table is exempt, the text's is not.
+        As upstream has it, the image's position table is exempt and the text's is not.
         """
         return {"beit3.encoder.embed_positions.A.weight", "beit3.vision_embed.cls_token"}
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise decay: 0 embeddings, 1..N layers, N + 1 what comes after them.
+        """Return a parameter's depth for layer-wise decay: 0 embeddings, 1..N layers, N + 1 what comes after them.
 
         Raises:
-            ValueError: a part of the backbone that has no depth.
+            ValueError: a part of the backbone whose depth isn't known here.
         """
         if not name.startswith("beit3.") or name.startswith("beit3.encoder.layer_norm."):
             return self.get_num_layers() + 1
@@ -142,32 +143,33 @@ class BEiT3Model(nn.Module):
         return 0
 
     def is_head(self, name: str) -> bool:
-        """Whether `--task_head_lr_weight` applies: the head, not the pooler, as upstream has it."""
+        """Return whether `--task_head_lr_weight` applies: to the head, not the pooler, as upstream has it."""
         return name.startswith("head")
 
     def is_unread(self, name: str) -> bool:
-        """Whether no output depends on a parameter, so that a checkpoint may lack it."""
+        """Return whether no output depends on a parameter, so that a checkpoint may lack it."""
         return False
 
     def tokens(self, inputs: dict[str, Tensor]) -> int:
-        """Tokens of an example of a batch in one pass: patches, [CLS], and the longest text, if there is one."""
+        """Return how many tokens an example of this batch has: patches, [CLS], and the longest text, if any."""
         text = inputs["padding_mask"].size(1) if "padding_mask" in inputs else 0
-        return self.beit3.vision_embed.num_position_embeddings() + text
+        image: int = self.beit3.vision_embed.num_position_embeddings()
+        return image + text
 
     def attention_kernel(self, device: torch.device, dtype: torch.dtype, examples: int, text_tokens: int) -> str:
-        """Which attention kernel computes so many examples with texts of so many tokens."""
-        tokens = self.beit3.vision_embed.num_position_embeddings() + text_tokens
-        weights = examples * self.beit3.args.encoder_attention_heads * tokens**2
+        """Return the name of the attention kernel for so many examples with texts of so many tokens."""
+        tokens: int = self.beit3.vision_embed.num_position_embeddings() + text_tokens
+        weights = examples * self.beit3.args.encoder_attention_heads * tokens**2  # B * H * L * L
         return pick(device, dtype, weights) if self.beit3.attention == "auto" else self.beit3.attention
 
     def encode(self, image: Tensor | None = None, text: Tensor | None = None, **options: Any) -> Tensor:
-        """`Multiway.encode`, for images that may also come as uint8 (0..255), normalised here on the device."""
+        """Call `Multiway.encode`; images may also come as uint8 (0..255) and are then normalised on their device."""
         if image is not None and image.dtype == torch.uint8:
             image = self.normalised(image)
         return self.beit3.encode(image, text, **options)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 -> float32 with mean and standard deviation 0.5."""
+        """Normalise uint8 (B, 3, S, S) -> float32 in [-1, 1], with mean and standard deviation 0.5 as upstream."""
         return pixels.to(torch.float32).div_(127.5).sub_(1.0)
 
 
@@ -182,7 +184,7 @@ class BEiT3ForVisualQuestionAnswering(BEiT3Model):
         self.apply(init_like_upstream)
 
     def forward(self, image: Tensor, question: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Logits of each answer.
+        """Return a logit for each answer.
 
         Args:
             image: (B, 3, S, S), normalised float, or uint8.
@@ -193,7 +195,8 @@ class BEiT3ForVisualQuestionAnswering(BEiT3Model):
             (B, num_classes).
         """
         cls = self.encode(image, question, padding_mask=padding_mask, first_token_only=True)
-        return self.head(self.pooler(cls))
+        logits: Tensor = self.head(self.pooler(cls))
+        return logits
 
 
 class BEiT3ForVisualReasoning(BEiT3Model):
@@ -209,21 +212,23 @@ class BEiT3ForVisualReasoning(BEiT3Model):
     def forward(
         self, image_a: Tensor, image_b: Tensor, text_description: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """Logits of each class.
+        """Return a logit for each class.
 
         Args:
             image_a: (B, 3, S, S), normalised float, or uint8.
-            image_b: the same of the second image.
+            image_b: the second image, the same.
             text_description: token ids (B, T) of what is said about the two.
             padding_mask: (B, T), 1 at padding.
 
         Returns:
             (B, num_classes).
         """
+        # One pass over 2B pairs, as upstream: the text with the first image, then the text with the second.
         images, texts = torch.cat([image_a, image_b]), torch.cat([text_description, text_description])
         padding = None if padding_mask is None else torch.cat([padding_mask, padding_mask])
         first = self.encode(images, texts, padding_mask=padding, first_of_each=True).flatten(1)  # (2B, 2D)
-        return self.head(torch.cat(first.chunk(2), dim=1))
+        logits: Tensor = self.head(torch.cat(first.chunk(2), dim=1))
+        return logits
 
 
 class BEiT3ForImageClassification(BEiT3Model):
@@ -238,30 +243,31 @@ class BEiT3ForImageClassification(BEiT3Model):
         shrink(self.head)
 
     def is_unread(self, name: str) -> bool:
-        """The language side's; upstream counts no more than the others in its fine-tuned models."""
+        """Return whether a parameter is the language side's, which an image alone never reaches."""
         return name.startswith("beit3.text_embed.") or ".B." in name
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 -> float32 with ImageNet's mean and standard deviation of each channel."""
+        """Normalise uint8 (B, 3, S, S) -> float32 with ImageNet's mean and standard deviation of each channel."""
         statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         mean, std = (pixels.new_tensor(v, dtype=torch.float32).view(3, 1, 1) * 255 for v in statistics)
         return (pixels.to(torch.float32) - mean) / std
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of each class: (B, 3, S, S), normalised float or uint8 -> (B, num_classes)."""
-        patches = self.encode(image)[:, 1:]
-        return self.head(self.fc_norm(patches.mean(dim=1)))
+        """Return a logit for each class: (B, 3, S, S), normalised float or uint8 -> (B, num_classes)."""
+        patches = self.encode(image)[:, 1:]  # all but [CLS]
+        logits: Tensor = self.head(self.fc_norm(patches.mean(dim=1)))
+        return logits
 
 
 def shrink(*layers: nn.Linear) -> None:
-    """Makes the weights of heads a thousandth as large, as upstream does: fresh, they say nothing about any class."""
+    """Multiply the weights of heads by 0.001, as upstream does: fresh heads then favour no class."""
     for layer in layers:
         layer.weight.data.mul_(HEAD_SCALE)
         layer.bias.data.mul_(HEAD_SCALE)
 
 
 def init_like_upstream(module: nn.Module) -> None:
-    """Linear weights normal of std 0.02 cut at one std, biases 0, LayerNorm 1 and 0.
+    """Draw Linear weights from a normal of std 0.02 cut at one std; set biases to 0, LayerNorm to 1 and 0.
 
     Embeddings and positions keep torchscale's own draw (see `init_unit_scale` for training from scratch).
     """
@@ -275,12 +281,13 @@ def init_like_upstream(module: nn.Module) -> None:
 
 
 def init_unit_scale(model: BEiT3Model) -> None:
-    """Draws weights anew so that activations start at the scale of one, for training from scratch.
+    """Draw weights anew so that activations start at the scale of one, for training from scratch.
 
     Upstream's Linear weights (std 0.02, cut at one) and torchscale's embeddings (positions std 1, tokens D^-0.5) are
-    meant to be overwritten by pretrained ones. From scratch, a small model then sees where a token stands and hardly
-    what it is, and keeps to answers that need no image. Here Linear weights have std fan_in^-0.5 (LeCun et al. 1998,
-    "Efficient BackProp"), tokens and positions std 1, and patches enough to stand out beside their positions.
+    meant to be overwritten by pretrained ones. With them, a small model that trains from scratch sees where a token
+    stands but hardly what it is, and keeps to answers that need no image. Here Linear weights have std fan_in^-0.5
+    (LeCun et al. 1998, "Efficient BackProp"), tokens and positions std 1, and patches enough to stand out beside their
+    positions.
     """
     backbone = model.beit3
     for table in (backbone.text_embed, backbone.encoder.embed_positions.A, backbone.encoder.embed_positions.B):

@@ -1,6 +1,7 @@
 """The Multiway Transformer of BEiT-3: torchscale's modules and parameters, our forward pass.
 
-Shapes: B batch, V image tokens ([CLS] and the patches), T text tokens, L = V + T, D width, H heads.
+Shapes: B batch, V image tokens ([CLS] and the patches), T text tokens, L = V + T, D width, H heads. Streams map a side
+to its tokens: {"A": (B, V, D), "B": (B, T, D)}, or one of the two; the image always comes first.
 
 torchscale concatenates image and text, then splits and joins them again in every projection, norm and feed-forward
 network, since each has one set of weights per modality (A vision, B language). Here the two stay apart as streams and
@@ -14,18 +15,32 @@ Transformers" (arXiv:2210.06423).
 from collections.abc import Sequence
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from beit3_vqa.models.beit3.attention import KERNELS, Attend, attend
-from beit3_vqa.runtime.libraries import BEiT3, EncoderConfig
+from beit3_vqa.runtime.libraries import EncoderConfig
 
-# Positions 0 and 1 are fairseq's, never used for a token.
-FIRST_POSITION = 2
+if TYPE_CHECKING:
+
+    class BEiT3(nn.Module):
+        """The parts of torchscale's backbone that are used here; torchscale itself has no types."""
+
+        args: EncoderConfig
+        text_embed: nn.Embedding
+        vision_embed: Any
+        encoder: Any
+
+        def __init__(self, args: EncoderConfig) -> None: ...
+
+else:
+    from beit3_vqa.runtime.libraries import BEiT3
+
+FIRST_POSITION = 2  # rows 0 and 1 of fairseq's position tables never stand for a token
 VISION, LANGUAGE = "A", "B"
 
 
@@ -43,7 +58,7 @@ class Multiway(BEiT3):
         self.attention = attention
         self.checkpoint_every = checkpoint_every
         for layer in self.encoder.layers:
-            # A method of the layer, so that FSDP can gather its parameters before and free them after.
+            # Bound to the layer as a method, so that FSDP can gather its parameters before a call and free them after.
             layer.forward_streams = MethodType(_layer_forward, layer)
 
     def encode(
@@ -58,25 +73,28 @@ class Multiway(BEiT3):
         kernels: Sequence[Attend] | None = None,
         first_position: int = 0,
     ) -> Tensor:
-        """Features of image, text, or both together.
+        """Return features of image, text, or both together.
 
         Args:
             image: float (B, 3, S, S), normalised.
             text: token ids (B, T).
-            padding_mask: (B, T), nonzero at padding; None where no text is padded.
-            first_token_only: the caller reads nothing but the first token ([CLS] of the image, `<s>` of a text), so
+            padding_mask: (B, T), nonzero at padding; None: no text is padded.
+            first_token_only: the caller reads the first token alone ([CLS] of the image, else `<s>` of the text), so
                 the last layer computes nothing else.
             first_of_each: the same for the first token of the image and that of the text.
             visible: bool (Q, K), which of K keys each of Q queries may attend to, padding aside; None: all of them.
-            kernels: what attends in each layer, in place of `attention`: it may keep keys and values for later texts.
-            first_position: tokens of the text that went before, whose keys the kernels kept.
+            kernels: one for each layer, in place of `attention`; they may keep keys and values for later calls.
+            first_position: number of earlier text tokens, whose keys the kernels kept.
 
         Returns:
             (B, L, D), image tokens before text tokens; with `first_token_only` (B, D), with `first_of_each` (B, 2, D).
+
+        Raises:
+            ValueError: neither image nor text.
         """
         if self.attention == "reference" and kernels is None:
-            hidden = None if visible is None else (~visible).long()
-            features = self(text, image, padding_mask, attn_mask=hidden)["encoder_out"]
+            hidden = None if visible is None else (~visible).long()  # torchscale's mask is 1 where ours is False
+            features: Tensor = self(text, image, padding_mask, attn_mask=hidden)["encoder_out"]
             if first_of_each:
                 return features[:, [0, self.vision_embed.num_position_embeddings()]]
             return features[:, 0] if first_token_only else features
@@ -85,9 +103,11 @@ class Multiway(BEiT3):
         last = len(self.encoder.layers) - 1
         kernels = kernels or [KERNELS.get(self.attention, attend)] * (last + 1)
         for depth, layer in enumerate(self.encoder.layers):
+            # Only the last layer may drop tokens: all others feed the keys of the next.
             sides = (len(streams) if first_of_each else int(first_token_only)) if depth == last else 0
             forward = partial(layer.forward_streams, attend=kernels[depth], first_tokens=sides)
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
+                # It also puts the random state back, so that drop path draws the same in the second forward pass.
                 streams = checkpoint(forward, streams, attended, use_reentrant=False)
             else:
                 streams = forward(streams, attended)
@@ -107,20 +127,22 @@ class Multiway(BEiT3):
         if text is not None:
             x = self._add_positions(LANGUAGE, self.text_embed(text), first_position)
             if padding_mask is not None:
+                # As torchscale: pads become zeros once their position is added. Attention ignores them anyway.
                 x = x * (1 - padding_mask.unsqueeze(-1).to(x.dtype))
             streams[LANGUAGE] = x
         return streams
 
     def _add_positions(self, side: str, x: Tensor, first: int = 0) -> Tensor:
-        table = getattr(self.encoder.embed_positions, side).weight
+        table: Tensor = getattr(self.encoder.embed_positions, side).weight
+        scale: float = self.encoder.embed_scale
         first += FIRST_POSITION
-        return x * self.encoder.embed_scale + table[first : first + x.size(1)]
+        return x * scale + table[first : first + x.size(1)]
 
 
 def _attended_keys(
     streams: dict[str, Tensor], padding_mask: Tensor | None, visible: Tensor | None = None
 ) -> Tensor | None:
-    """Which keys may be attended to, bool (B or 1, 1, L or 1, L); None where that is all of them."""
+    """Return which keys may be attended to, bool (B or 1, 1, Q or 1, K); None if that is all of them."""
     if visible is not None:
         keys = _attended_keys(streams, padding_mask)
         return visible[None, None] if keys is None else visible & keys
@@ -136,9 +158,9 @@ def _attended_keys(
 def _layer_forward(
     layer: Any, streams: dict[str, Tensor], attended: Tensor | None, attend: Attend, first_tokens: int
 ) -> dict[str, Tensor]:
-    """Pre-norm attention and feed-forward with sub-LN.
+    """Compute one layer: pre-norm attention and feed-forward with sub-LN.
 
-    Where `first_tokens` isn't 0, only the first token of each of so many streams remains, and no other stream.
+    If `first_tokens` isn't 0, only the first token of each of so many streams remains, and no other stream.
     """
     normed = {side: getattr(layer.self_attn_layer_norm, side)(x) for side, x in streams.items()}
     if first_tokens:
@@ -149,6 +171,7 @@ def _layer_forward(
     else:
         queries = normed
 
+    # Both residual branches draw for drop path, first attention, then feed-forward: torchscale's order of draws.
     context = _attention(layer.self_attn, queries, normed, attended, attend)
     dropped = _drop_path(layer, context)
     streams = {side: x + dropped[side] for side, x in streams.items()}
@@ -161,7 +184,7 @@ def _layer_forward(
 def _attention(
     module: Any, queries: dict[str, Tensor], keys: dict[str, Tensor], attended: Tensor | None, attend: Attend
 ) -> dict[str, Tensor]:
-    """Multi-head self-attention over the joined streams, sub-LN and output projection per stream."""
+    """Attend over the joined streams; normalise (sub-LN) and project the context of each stream by itself."""
     q = _heads(_project(module.q_proj, queries), module.num_heads)
     k = _heads(_project(module.k_proj, keys), module.num_heads)
     v = _heads(_project(module.v_proj, keys), module.num_heads)
@@ -169,34 +192,38 @@ def _attention(
     context = context.transpose(1, 2).flatten(2)  # (B, L, D)
 
     lengths = [x.size(1) for x in queries.values()]
-    split = zip(queries, context.split(lengths, dim=1), strict=True)
+    split = zip(queries, context.split_with_sizes(lengths, dim=1), strict=True)
     return {side: getattr(module.out_proj, side)(getattr(module.inner_attn_ln, side)(x)) for side, x in split}
 
 
 def _project(projection: Any, streams: dict[str, Tensor]) -> Tensor:
+    """Project each stream with its own weights and join them: (B, L, D)."""
     return _join({side: getattr(projection, side)(x) for side, x in streams.items()})
 
 
 def _feed_forward(layer: Any, side: str, x: Tensor) -> Tensor:
     ffn = getattr(layer.ffn, side)
     x = getattr(layer.final_layer_norm, side)(x)
-    return ffn.fc2(ffn.ffn_layernorm(F.gelu(ffn.fc1(x))))
+    hidden: Tensor = ffn.fc2(ffn.ffn_layernorm(F.gelu(ffn.fc1(x))))
+    return hidden
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, L, D) -> (B, H, L, D / H)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    """Split the width into heads: (B, L, D) -> (B, H, L, D / H)."""
+    return torch.unflatten(x, -1, (num_heads, -1)).transpose(1, 2)
 
 
 def _join(streams: dict[str, Tensor]) -> Tensor:
+    # One stream alone is joined already; `cat` would copy it.
     return torch.cat(list(streams.values()), dim=1) if len(streams) > 1 else next(iter(streams.values()))
 
 
 def _drop_path(layer: Any, streams: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Stochastic depth per example: one draw, shared by both streams, as torchscale's joined tensor shares it."""
+    """Drop the branch of some examples (stochastic depth): one draw for both streams, as torchscale's joined tensor."""
     if layer.drop_path is None or layer.drop_path.drop_prob == 0.0 or not layer.training:
         return streams
     keep_prob = 1 - layer.drop_path.drop_prob
     x = next(iter(streams.values()))
+    # Kept branches grow by 1 / keep_prob, so that the expected value is that of evaluation.
     keep = x.new_empty((x.size(0), 1, 1)).bernoulli_(keep_prob).div_(keep_prob)
     return {side: x * keep for side, x in streams.items()}

@@ -1,6 +1,6 @@
 """Reading other people's checkpoints: keys, position tables, heads of another size.
 
-What may differ is listed here; everything else that doesn't fit is an error that names it.
+This file lists what may differ; everything else that doesn't fit is an error that names it.
 """
 
 import re
@@ -21,13 +21,13 @@ from beit3_vqa.runtime.tensors import all_finite, is_plain
 IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 TOKEN_TABLE = "beit3.text_embed.weight"
 EXTRA_POSITIONS = FIRST_POSITION + 1  # fairseq's two and [CLS]
-# Heads of the pre-training objectives and of other tasks, dropped where the model has none of that shape.
+# Heads of the pre-training objectives and of other tasks, dropped if the model has none of that shape.
 PRETRAINING_HEADS = ("mlm_head.", "mim_head.", "lm_head.")
 OTHER_HEADS = ("vision_head.", "language_head.", "logit_scale", "pooler.", "fc_norm.", "head.")
 # Models whose output isn't normalised (VQA, ImageNet) have no last norm, where pre-trained ones do.
 OUTPUT_NORM = "beit3.encoder.layer_norm."
 NEW_IN_FINE_TUNING = ("head.", "pooler.", "fc_norm.", "vision_head.", "language_head.", "logit_scale", "mlm_head.")
-ADAPTER = ".lora_"  # in the names that peft gives
+ADAPTER = ".lora_"  # part of every name that peft gives
 MODEL_KEY = InitConfig.model_key
 LIGHTNING_KEY = "state_dict"
 WRAPPERS = ("module.", "model.")  # of DDP, DeepSpeed and Lightning, before every name
@@ -37,10 +37,18 @@ WRAPPERS_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped
 
 @dataclass
 class LoadReport:
-    """What was done to make a checkpoint fit."""
+    """What was done to make a checkpoint fit; `str()` says it to the user.
+
+    Attributes:
+        dropped: names and shapes that the model has no place for.
+        kept: names of a head of which another part was dropped.
+        new: names that the checkpoint lacks and that keep their fresh weights.
+        unread: names that the checkpoint lacks and that no output of the model depends on.
+        interpolated: from which grid of image positions to which; empty: they are as they were.
+    """
 
     dropped: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)  # of a head of which another part was dropped
+    kept: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     interpolated: str = ""
@@ -52,12 +60,12 @@ class LoadReport:
         if self.dropped:
             lines.append(f"dropped from the checkpoint: {', '.join(self.dropped)}")
         if self.kept:
-            lines.append(f"kept of its head: {', '.join(self.kept)}")
+            lines.append(f"kept of the checkpoint's head: {', '.join(self.kept)}")
         if self.unread:
-            lines.append(f"not in the checkpoint, and of no influence on this task: {len(self.unread)} weights")
+            lines.append(f"not in the checkpoint, and not used by this task: {len(self.unread)} weights")
         if self.new:
-            lines.append(f"new, not of the checkpoint: {', '.join(self.new)}")
-        return "\n".join(lines) or "every weight taken as it is"
+            lines.append(f"new, not in the checkpoint: {', '.join(self.new)}")
+        return "\n".join(lines) or "all weights were loaded unchanged"
 
 
 def find_weights(
@@ -68,14 +76,14 @@ def find_weights(
     where: str = "the checkpoint",
     required: bool = False,
 ) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint, without the names that wrappers put around the model's own; says which.
+    """Return the state dict in a checkpoint under the model's own names; print what wrappers had put before them.
 
     Args:
-        content: of the file.
-        model_key: entries that may hold it, tried in order; then Lightning's, then the whole file.
-        model_prefix: of the model's names, the only ones that are taken then.
+        content: what the file holds.
+        model_key: entries that may hold it, separated by "|" and tried in order; then Lightning's, then the whole file.
+        model_prefix: if given, only names that begin with it are taken, and it is removed from them.
         where: flag and file, for messages.
-        required: only `model_key` will do, since somebody asked for it.
+        required: accept `model_key` alone, since the user asked for it.
 
     Raises:
         InputError: there are no weights.
@@ -87,18 +95,28 @@ def find_weights(
     state = content[found[0]] if found else content
     weights = {name: v for name, v in state.items() if isinstance(name, str) and isinstance(v, Tensor)}
     if not weights:
-        raise InputError(f"{where}: no weights where they are looked for ({model_key}); it holds "
-                         f"{_dicts_in(content)}. Name the one that holds them with --model_key.")  # fmt: skip
+        raise InputError(f"{where}: no weights under {model_key.replace('|', ' or ')}; the file holds "
+                         f"{_dicts_in(content)}. Name the right key with --model_key.")  # fmt: skip
     if model_prefix:  # as upstream: names without it aren't the model's
         weights = {name.removeprefix(model_prefix): v for name, v in weights.items() if name.startswith(model_prefix)}
     weights, taken_off = _unwrapped(weights)
     if taken_off:
-        print(f"{where}: taken off the names of its weights: {', '.join(taken_off)}")
+        print(f"{where}: removed from the parameter names: {', '.join(taken_off)}")
     return weights
 
 
 def asked_weights(content: dict[str, Any], config: RunConfig, where: str, first: str = "") -> dict[str, Tensor]:
-    """Return the weights that `--model_key` names; where it wasn't given, those under `first` go before the default."""
+    """Return the weights under `--model_key`; if it wasn't given, those under `first` before those of the default.
+
+    Args:
+        content: what the checkpoint holds.
+        config: the run's options.
+        where: flag and file, for messages.
+        first: a key that is tried before the default ones; empty: none.
+
+    Raises:
+        InputError: there are no weights.
+    """
     options, asked = config.init, "model_key" in config.given
     keys = f"{first}|{options.model_key}" if first and not asked else options.model_key
     return find_weights(content, keys, options.model_prefix, where=where, required=asked)
@@ -109,10 +127,11 @@ def _dicts_in(content: dict[str, Any]) -> str:
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights under the model's own names, and what was taken off them."""
+    """Return the weights under the model's own names, and what was removed from their names."""
     taken_off = [wrapper for wrapper in WRAPPERS_ANYWHERE if any(wrapper in name for name in weights)]
     for wrapper in taken_off:
         weights = {name.replace(wrapper, ""): value for name, value in weights.items()}
+    # A prefix counts only if all names have it; wrappers nest, so there may be several.
     while prefix := next((p for p in WRAPPERS if weights and all(name.startswith(p) for name in weights)), ""):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
         taken_off.append(prefix)
@@ -120,10 +139,10 @@ def _unwrapped(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]
 
 
 def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, allow_missing: str = "") -> LoadReport:
-    """Copies pretrained weights into a model.
+    """Copy pretrained weights into a model and return what was done to make them fit.
 
-    Image positions of another resolution are interpolated. Of a head of another number of classes what fits is kept, as
-    upstream keeps it; heads of other tasks are dropped; a head that the checkpoint lacks stays new.
+    Image positions of another resolution are interpolated. If a head has another number of classes, its weights that
+    fit are kept, as upstream does; heads of other tasks are dropped; a head that the checkpoint lacks stays new.
 
     Args:
         model: the model to fill.
@@ -168,14 +187,14 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
 
 
 def _prefix_hint(own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
-    """Say which prefix hides the model's own names, if one does."""
+    """Return a sentence about the prefix that hides the model's own names; empty if none does."""
     found = [name.removesuffix(TOKEN_TABLE) for name in weights if name.endswith(TOKEN_TABLE)]
     prefix = found[0] if TOKEN_TABLE in own and found else ""
     return f"Its names begin with {prefix!r}: --model_prefix {prefix}. " if prefix else ""
 
 
 def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
-    """What keeps `weights` from filling a model whose state dict is `own`, a line each."""
+    """Return what keeps `weights` from filling a model whose state dict is `own`, a line for each problem."""
     problems = [f"unexpected: {name} {tuple(value.shape)}" for name, value in weights.items() if name not in own]
     problems += [
         f"shape of {name}: {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
@@ -194,6 +213,7 @@ def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
 
 
 def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
+    """Remove from `weights`, in place, what belongs to heads that the model hasn't, or not of that shape."""
     for head in (*PRETRAINING_HEADS, *OTHER_HEADS):
         names = [name for name in weights if name.startswith(head)]
         fit = [name for name in names if name in own and weights[name].shape == own[name].shape]
@@ -205,6 +225,7 @@ def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report
 
 
 def _fit_positions(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
+    """Interpolate the image positions in `weights`, in place, if they are those of another resolution."""
     table, wanted = weights.get(IMAGE_POSITIONS), own[IMAGE_POSITIONS]
     if table is None or table.ndim != 2 or not is_plain(table):
         return
@@ -218,8 +239,11 @@ def _fit_positions(weights: dict[str, Tensor], own: dict[str, Tensor], report: L
 
 
 def interpolate_positions(table: Tensor, size: int) -> Tensor:
-    """Position table (3 + n*n, D) -> float32 (3 + size*size, D), bicubic; the first three rows are kept."""
-    table = table.to(torch.float32)
+    """Interpolate a position table bicubically: (3 + n*n, D) -> float32 (3 + size*size, D).
+
+    The first three rows, fairseq's two and [CLS]'s, are kept.
+    """
+    table = table.to(torch.float32)  # half-precision weights too: their grid is computed in full
     extra, patches = table[:EXTRA_POSITIONS], table[EXTRA_POSITIONS:]
     grid = round(len(patches) ** 0.5)
     patches = patches.T.reshape(1, -1, grid, grid)

@@ -1,9 +1,11 @@
-"""What BEiT-3 makes of an example: pixels of its images and one text, or either alone."""
+"""From an example to BEiT-3's inputs: pixels of its images and one text, or either alone.
+
+Shapes: B examples, T tokens of the longest text, S side of the image in pixels.
+"""
 
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -15,23 +17,23 @@ from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.data.types import Example, Inputs
 from beit3_vqa.errors import ImageError, InputError
-from beit3_vqa.models.base import TextLengths
+from beit3_vqa.models.base import Item, TextLengths
 
-CHUNK = 4096  # examples whose texts are counted at once
+CHUNK = 4096  # examples whose texts are tokenized at once, so that a split of any size takes little memory
 
 
 class BEiT3Processor:
     """Example -> images as uint8 (3, S, S) and token ids; a batch of them -> the model's keyword arguments.
 
     Args:
-        tokenizer: ids of the text; None where there is no text.
+        tokenizer: turns the text into ids; None if there is no text.
         max_tokens: longest text, `<s>` and `</s>` included; a longer one is cut in the question, never in the options.
         prompt: text of a multiple-choice question; an open-ended one is its question alone.
-        evaluate: pixels in evaluation.
-        train: pixels in training; None for a processor that only evaluates.
+        evaluate: image pipeline of evaluation.
+        train: image pipeline of training; None for a processor that only evaluates.
         fast_decode: decode large JPEGs at a fraction of their size (see `open_image`), still twice the resolution.
         length_step: texts of a batch are padded to a multiple of it, so that a compiled model meets few shapes.
-        inputs: names of what it makes; an empty `text`: no text.
+        inputs: names of the model's inputs; an empty `text`: no text.
     """
 
     def __init__(
@@ -55,14 +57,14 @@ class BEiT3Processor:
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
-        """Images and text of an example, by the names of `inputs`; with an `rng`, the images are augmented.
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
+        """Return images and text of an example, by the names of `inputs`; with an `rng`, augment the images.
 
         Raises:
             InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
         """
         paths = zip(self.inputs.images, example.image_paths, strict=True)
-        item: dict[str, Any] = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
+        item: Item = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
         return {**item, self.inputs.text: self.token_ids(example)} if self.inputs.text else item
 
     @property
@@ -71,33 +73,37 @@ class BEiT3Processor:
         return self.evaluate.size
 
     def open(self, example: Example, path: str) -> Image.Image:
-        """An image of an example in mode RGB; a grey one where the example has a problem."""
+        """Open an image of an example in mode RGB; return a grey one if the example has a problem.
+
+        Raises:
+            ImageError: it can't be read; the error knows which image it was.
+        """
         if example.problem:
             return self.grey
         try:
             return self.images.open(path)
         except ImageError as error:
-            error.path = path  # which of several it was
+            error.path = path  # an example may have several images
             raise
 
     def pixels(self, image: Image.Image, example: Example, rng: random.Random | None) -> Tensor:
-        """uint8 (3, S, S); with an `rng` augmented, but not mirrored where the example's text speaks of sides."""
+        """Return uint8 (3, S, S); with an `rng` augmented, but not mirrored if the example's text speaks of sides."""
         if rng is None or self.train is None:
             return self.evaluate(image)
         question = self._tokenizer.decode(example.token_ids) if example.token_ids else example.question
         sides_matter = speaks_of_sides((question, *example.choices))
         return self.train(image, rng, keep_left_right=sides_matter)
 
-    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Tensors of B examples -> images (B, 3, S, S), text (B, T) and `padding_mask` (B, T), 1 at padding.
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Stack B items to images (B, 3, S, S), text (B, T) and `padding_mask` (B, T), 1 at padding.
 
-        What the items hold beside that is left out.
+        Other entries of the items are left out.
         """
         batch = {name: torch.stack([item[name] for item in items]) for name in self.inputs.images}
         return {**batch, **self.padded([item[self.inputs.text] for item in items])} if self.inputs.text else batch
 
     def padded(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """Token ids of B texts -> the model's text (B, T) and `padding_mask` (B, T)."""
+        """Pad the token ids of B texts to the model's text (B, T) and `padding_mask` (B, T), 1 at padding."""
         ids, padding_mask = pad_batch(texts, self._tokenizer.pad_id, self.length_step)
         return {self.inputs.text: ids, "padding_mask": padding_mask}
 
@@ -107,15 +113,19 @@ class BEiT3Processor:
         return self.tokenizer
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The whole image, whatever its proportions."""
+        """Return the whole image: it is resized to a square, whatever its proportions."""
         return 0.0, 0.0, 1.0, 1.0
 
     def text(self, example: Example, question: str | None = None) -> str:
-        """The text that stands for an example, with another question if one is given."""
+        """Return the text that the model reads for an example, with another question if one is given."""
         return self.prompt(example.question if question is None else question, example.choices)
 
     def token_ids(self, example: Example) -> list[int]:
-        """`<s> text </s>`, at most `max_tokens` of them."""
+        """Return the ids of `<s> text </s>`, at most `max_tokens` of them.
+
+        Raises:
+            InputError: the options alone are longer.
+        """
         room = self.max_tokens - SPECIAL_TOKENS
         if example.token_ids is not None:
             ids = list(example.token_ids[:room])
@@ -126,7 +136,7 @@ class BEiT3Processor:
         return [self._tokenizer.bos_id, *ids, self._tokenizer.eos_id]
 
     def fitted(self, question: str, text: Callable[[str], str]) -> list[int]:
-        """`<s> text(question) </s>`, at most `max_tokens` of them; of a question that is too long, its beginning.
+        """Return the ids of `<s> text(question) </s>`, at most `max_tokens`; a question that is too long loses its end.
 
         Raises:
             InputError: the text is too long even with an empty question.
@@ -156,10 +166,11 @@ class BEiT3Processor:
         return len(self._tokenizer.encode(self.text(example, ""))) + SPECIAL_TOKENS
 
     def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
-        """Text lengths of many examples, as they will reach the model.
+        """Count the tokens of many examples, as the model will read them.
 
         Raises:
-            InputError: rows whose options alone are too long, or whose token ids aren't among `vocab_size`; all named.
+            InputError: rows whose options alone are too long, or whose token ids aren't below `vocab_size`; all are
+                listed.
         """
         counted: list[int] = []
         foreign: list[str] = []
@@ -187,7 +198,7 @@ class BEiT3Processor:
 
 
 def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """The examples in lists of `CHUNK`, whose texts are counted at once."""
+    """Yield the examples in lists of at most `CHUNK`."""
     iterator = iter(examples)
     while chunk := list(itertools.islice(iterator, CHUNK)):
         yield chunk

@@ -1,4 +1,7 @@
-"""BEiT-3 that finds images by text and texts by image: two passes, one space."""
+"""BEiT-3 that finds images by text and texts by image: each goes through the model alone, into one shared space.
+
+Shapes: B batch, T text tokens, D width, S side of the image in pixels.
+"""
 
 import math
 from typing import Any
@@ -13,9 +16,9 @@ TEMPERATURE = 0.07  # of fresh weights
 
 
 class BEiT3ForRetrieval(BEiT3Model):
-    """[CLS] of the image alone and `<s>` of the text alone -> unit vectors, close where the two belong together.
+    """[CLS] of the image alone and `<s>` of the text alone -> unit vectors, close if the two belong together.
 
-    Upstream's `..._retrieval` model. Its loss is the task's here, since it looks at every process's features.
+    Upstream's `..._retrieval` model. Here its loss belongs to the task, since it needs the features of all processes.
     """
 
     def __init__(self, **sizes: Any):
@@ -32,7 +35,7 @@ class BEiT3ForRetrieval(BEiT3Model):
         padding_mask: Tensor | None = None,
         only_infer: bool = False,
     ) -> Tensor | tuple[Tensor | None, Tensor | None]:
-        """Features of images and texts.
+        """Return features of images and texts.
 
         Args:
             image: (B, 3, S, S), normalised float, or uint8.
@@ -43,6 +46,9 @@ class BEiT3ForRetrieval(BEiT3Model):
         Returns:
             (B, 2, D): image features times the learned scale, and text features, so that the product of the one with
             the other is a logit. With `only_infer` both as unit vectors, (B, D) each, None for what wasn't given.
+
+        Raises:
+            ValueError: one of the two is missing without `only_infer`.
         """
         vision = language = None
         if image is not None:

@@ -1,4 +1,4 @@
-"""A trained CLIP as a folder that others read: peft's adapters, or transformers' whole model."""
+"""Export of a trained CLIP as a folder that others read: peft's adapters, or transformers' whole model."""
 
 import os
 import shutil
@@ -24,18 +24,19 @@ def export_clip(
     *,
     merge: bool,
 ) -> None:
-    """Writes a folder for `PeftModel.from_pretrained` or, with `merge`, for `CLIPModel.from_pretrained`.
+    """Write a folder for `PeftModel.from_pretrained` or, with `merge`, for `CLIPModel.from_pretrained`.
 
     Args:
-        model: trained, in float32.
+        model: the trained model, in float32.
         texts: its tokenizer, written along with the image settings.
-        base_folder: of the model that was trained.
-        options: of the run, with `--pretrained` and the adapters.
-        folder: new or empty; it is there whole or not at all.
+        base_folder: folder of the pretrained model that training started from.
+        options: the run's, with `--pretrained` and the adapters.
+        folder: new or empty; afterwards it is complete, or as it was.
         merge: add the adapters to the weights beside them.
 
     Raises:
         InputError: the folder holds something or can't be written, or there are no adapters to write by themselves.
+        NotFiniteError: weights that aren't finite once the adapters are added.
     """
     if not is_new_or_empty(folder):
         raise InputError(f"{folder} isn't an empty folder; name a new one.")
@@ -56,6 +57,7 @@ def export_clip(
     require_writable(folder)
     for stale in filter(Path.is_dir, stale_temporaries(folder.parent, folder.name)):  # of an export that was killed
         shutil.rmtree(stale, ignore_errors=True)
+    # Written under another name and renamed at the end, so that nobody reads half of it.
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:

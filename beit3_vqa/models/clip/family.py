@@ -13,7 +13,7 @@ from beit3_vqa.data.prompt import OptionTemplate
 from beit3_vqa.data.types import AttentionMap
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
-from beit3_vqa.models.base import Family, TaskShape
+from beit3_vqa.models.base import BaseFamily, TaskShape
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.clip.export import export_clip
 from beit3_vqa.models.clip.folder import find_clip_folder
@@ -38,10 +38,10 @@ KERNELS = {"auto": "sdpa", "sdpa": "sdpa", "matmul": "eager", "reference": "eage
 LEGACY_END = 2
 
 
-class CLIPFamily(Family):
-    """`clip_vit_{size}_patch{P}[_{resolution}][_lora]` around the weights of `--pretrained`.
+class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
+    """The models called `clip_vit_{size}_patch{P}[_{resolution}][_lora]`, built around the weights of `--pretrained`.
 
-    The published recipe trains in fp16; a CPU with bf16 in hardware takes that.
+    On a GPU `--precision auto` means fp16, as in the published recipe.
     """
 
     unused = frozenset({"sentencepiece_model", "vocab_size", "drop_path", "init", "allow_missing", "checkpoint_every"})
@@ -75,7 +75,11 @@ class CLIPFamily(Family):
         return self.name.img_size
 
     def processor(self, checkpoint_folder: Path | None) -> CLIPOptionsProcessor:
-        """The tokenizer of `--pretrained`, its image settings, and the template of an option."""
+        """Build the tokenizer and image pipelines of `--pretrained`, and the template of an option.
+
+        Raises:
+            InputError: a tokenizer that doesn't belong to the model, or an impossible --num_max_bpe_tokens.
+        """
         text_config = self.clip_config.text_config
         texts = CLIPTexts(self.folder, text_config.max_position_embeddings)
         if texts.vocab_size > text_config.vocab_size:
@@ -98,12 +102,12 @@ class CLIPFamily(Family):
         return CLIPOptionsProcessor(texts, max_tokens, template, evaluate, train, self.config.data.fast_decode)
 
     def build(self, precision: Precision) -> CLIPForMultipleChoice:
-        """The pretrained model, with fresh adapters where only those are trained."""
+        """Read the pretrained model and add fresh adapters if only those are trained."""
         options = self.config.model
         clip: Any = read_clip(self.folder, self.clip_config, KERNELS[self.config.compute.attention])
         base_sha256 = ""
         if options.lora_rank:
-            base_sha256 = weights_sha256(clip)
+            base_sha256 = weights_sha256(clip)  # before the adapters, which aren't part of it
             add_adapters(clip, options)
         if self.config.compute.checkpoint_activations:
             # Not reentrant: with frozen embeddings no input of a layer asks for a gradient.
@@ -113,7 +117,7 @@ class CLIPFamily(Family):
         return model
 
     def skeleton(self) -> CLIPForMultipleChoice:
-        """Make both towers and the logit scale, and adapters where there are any, without memory for them."""
+        """Build both towers, the logit scale and any adapters on the meta device, without memory for them."""
         with torch.device("meta"):
             clip = optional("transformers").CLIPModel(self.clip_config)
             if self.config.model.lora_rank:
@@ -123,7 +127,11 @@ class CLIPFamily(Family):
     def initialise(
         self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor, content: dict[str, Any] | None
     ) -> list[str]:
-        """Load another run's `--finetune` on top of `--pretrained`, which the model is built around."""
+        """Load the weights of `--finetune`, if given; without, the model is filled from `--pretrained` already.
+
+        Raises:
+            InputError: weights that don't fit, or that belong to another tokenizer or other frozen weights.
+        """
         options = self.config.init
         if content is None:
             return []
@@ -133,14 +141,18 @@ class CLIPFamily(Family):
         return self.load_pretrained(model, asked_weights(content, self.config, where), where)
 
     def load_pretrained(self, model: CLIPForMultipleChoice, weights: dict[str, Tensor], where: str) -> list[str]:
-        """Adapters of the same rank and targets, or all weights where all are trained; nothing can be mended."""
+        """Copy adapters of the same rank and targets, or all weights if all are trained; nothing can be adapted.
+
+        Raises:
+            InputError: weights that don't fit; all of them are listed.
+        """
         problems = mismatches(model.state_dict(), weights)
         if problems:
             raise InputError.of_problems(
                 f"{where} doesn't fit the model:", problems, "Are --lora_rank and --lora_targets the checkpoint's?"
             )
         model.load_state_dict(weights)
-        print(f"{where}: every weight taken as it is")
+        print(f"{where}: all weights were loaded unchanged")
         return []
 
     def attention(
@@ -151,16 +163,20 @@ class CLIPFamily(Family):
         sizes: Sequence[tuple[int, int]],
         last_layers: int = LAST_LAYERS,
     ) -> tuple[Tensor, list[AttentionMap]]:
-        """Logits, the attention of the class token over the patches, and of each option's end over its words."""
+        """Return logits, and the attention of the class token over the patches and of each option's end over its words.
+
+        These two tokens are what CLIP compares.
+        """
         vision = model.attention_modules("vision")[-last_layers:]
         text = model.attention_modules("text")[-last_layers:]
         modules = [projection for a in (*vision, *text) for projection in (a.q_proj, a.k_proj)]
         with caught_outputs(modules) as caught:
             logits = model(**inputs)
+        # Queries and keys by turns, layer by layer: first those of the image, then those of the text.
         of_image, of_text = caught[: 2 * len(vision)], caught[2 * len(vision) :]
         images = mean_weights([q[:, 0] for q in of_image[0::2]], of_image[1::2], vision[0].num_heads, None).cpu()
         ids = inputs["text"]
-        end = (ids == processor.texts.eos_id).int().argmax(dim=1)
+        end = (ids == processor.texts.eos_id).int().argmax(dim=1)  # the first one: what follows is padding
         rows, places = torch.arange(len(ids), device=ids.device), torch.arange(ids.size(1), device=ids.device)
         queries = [q[rows, end] for q in of_text[0::2]]
         shares = mean_weights(queries, of_text[1::2], text[0].num_heads, places <= end[:, None]).tolist()
@@ -172,25 +188,27 @@ class CLIPFamily(Family):
         ]
 
     def fingerprints(self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor) -> dict[str, str]:
-        """Of the tokenizer's vocabulary and, where they are frozen, of the pretrained weights."""
+        """Return checksums of the tokenizer's vocabulary and, if they are frozen, of the pretrained weights."""
         base = {"base_sha256": model.base_sha256} if model.base_sha256 else {}
         return {"tokenizer_sha256": processor.texts.sha256, **base}
 
     def foreign(self, name: str, processor: CLIPOptionsProcessor) -> str:
-        """Another tokenizer or other pretrained weights: both come with `--pretrained`."""
+        """Return the message for another tokenizer or other pretrained weights; both come with `--pretrained`."""
         what = "other weights" if name == "base_sha256" else "another tokenizer"
         return (
             f"--pretrained {processor.texts.path} has {what} than the model that the checkpoint was trained on. Give "
             "--pretrained the folder that was used then."
         )
 
-    def export(self, model: Any, processor: Any, folder: Path, *, merge: bool) -> None:
-        """peft's adapters, or with `merge` transformers' whole model; see `models.clip_export`."""
+    def export(
+        self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor, folder: Path, *, merge: bool
+    ) -> None:
+        """Write peft's adapters or, with `merge`, transformers' whole model; see `clip.export`."""
         export_clip(model, processor.texts, self.folder, self.config.model, folder, merge=merge)
 
 
 def _words(texts: CLIPTexts, ids: list[int], end: int, shares: list[float]) -> tuple[tuple[str, float], ...]:
-    """The words of a text with the sums of their tokens' shares."""
+    """Return the words of a text, each with the sum of its tokens' shares."""
     found, place = [], 1  # after <|startoftext|>
     for word, length in texts.words(ids[1:end]):
         found.append((word, sum(shares[place : place + length])))

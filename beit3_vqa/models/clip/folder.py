@@ -1,7 +1,7 @@
-"""A CLIP's Hugging Face folder, whoever made it: where it is, and the plain values in it that are taken.
+"""A CLIP's Hugging Face folder, which a stranger may have made: finding it, and reading plain values from it.
 
-transformers lets such a folder choose code, other files and downloads. Only what is read here reaches it: numbers of
-known names, within bounds, and a vocabulary.
+transformers lets such a folder choose code, other files and downloads. So it never sees the folder: this file reads
+numbers of known names, within bounds, and a vocabulary, and hands on nothing else.
 """
 
 import math
@@ -31,15 +31,16 @@ _CODE = re.compile(r"implementation|auto_map|kernel|experts|quantization|remote_
 
 @dataclass(frozen=True)
 class _Number:
-    """A number from `low` to `high`, whole ones only where both are."""
+    """A number from `low` to `high`, a whole one if `low` is an int."""
 
     low: float
     high: float
 
-    def holds(self, value: Any) -> bool:
-        if type(self.low) is int and type(value) is not int:
-            return False
-        return type(value) in (int, float) and math.isfinite(value) and self.low <= value <= self.high
+    def holds(self, value: object) -> bool:
+        """Return whether a value read from JSON is such a number."""
+        if isinstance(value, bool) or not isinstance(value, int if type(self.low) is int else (int, float)):
+            return False  # a bool is an int for Python, but not in JSON
+        return math.isfinite(value) and self.low <= value <= self.high
 
     def __str__(self) -> str:
         return f"{'a whole number' if type(self.low) is int else 'a number'} from {self.low:g} to {self.high:,.10g}"
@@ -51,7 +52,8 @@ class _Word:
 
     words: tuple[str, ...]
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
+        """Return whether a value read from JSON is one of the words."""
         return isinstance(value, str) and value in self.words
 
     def __str__(self) -> str:
@@ -92,12 +94,12 @@ _MEAN, _STD, _EDGE = _Number(-1e3, 1e3), _Number(1e-6, 1e3), _Number(1, MAX_EDGE
 
 
 def find_clip_folder(source: str, *, typed: bool) -> Path:
-    """Return the folder of `--pretrained`; that of a model on the hub is downloaded first.
+    """Return the folder of `--pretrained`; download a model that is on the hub.
 
     Args:
         source: a folder, or `hf:OWNER/NAME`.
-        typed: whether the user typed it. Nothing is downloaded that a checkpoint or a config file names: anybody may
-            have made them, and anybody may own the name.
+        typed: whether the user typed it. A name from a checkpoint or a config file is never downloaded: anybody may
+            have made the file, and anybody may own the name.
 
     Raises:
         InputError: no such folder, no CLIP in it, or a name on the hub that wasn't typed or can't be fetched.
@@ -119,19 +121,20 @@ def find_clip_folder(source: str, *, typed: bool) -> Path:
 
 
 def _from_hub(source: str, typed: bool) -> Path:
+    """Download a model from the hub and return its folder; see `find_clip_folder`."""
     name = source.removeprefix(HUB)
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"--pretrained {source}: write {HUB}OWNER/NAME, such as {HUB}openai/clip-vit-large-patch14.")
     if not typed:
         raise InputError(
-            f"--pretrained {source}: a checkpoint or a config file says so, and what those name isn't downloaded. If "
-            f"you trust that model, type it: --pretrained {source}; or give a folder."
+            f"--pretrained {source}: this name comes from a checkpoint or a config file, and such names are not "
+            f"downloaded. If you trust that model, type it: --pretrained {source}; or give a folder."
         )
     try:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
-        if not (folder / WEIGHTS).exists():
+        if not (folder / WEIGHTS).exists():  # only then: the old format holds the same weights once more
             folder = Path(snapshot_download(name, allow_patterns=[*FILES, OLD_WEIGHTS]))
         return folder
     except Exception as error:  # no network, no such model, no right to it, a full disk: each an error of its own
@@ -142,7 +145,7 @@ def _from_hub(source: str, typed: bool) -> Path:
 
 
 def read_config_values(folder: Path) -> dict[str, Any]:
-    """Return the arguments of `transformers.CLIPConfig` that config.json holds, both towers' in objects of their own.
+    """Return the arguments of `transformers.CLIPConfig` that config.json holds, with a dict for each tower.
 
     Raises:
         InputError: no such file, another kind of model, or a value that no CLIP has.
@@ -167,15 +170,19 @@ def read_config_values(folder: Path) -> dict[str, Any]:
         if width and heads and width % heads:
             raise InputError(f"{path}: {name}: hidden_size {width} can't be divided by {heads} num_attention_heads.")
     if choosing:
-        print(f"{path}: chooses code, which isn't taken: {', '.join(sorted(set(choosing)))[:200]}")
+        print(f"{path}: asks for code of its own, which is ignored: {', '.join(sorted(set(choosing)))[:200]}")
     return found
 
 
 def read_image_values(folder: Path, image_size: int) -> dict[str, Any]:
-    """Return the arguments of `transformers.CLIPImageProcessor`: of preprocessor_config.json, else CLIP's own.
+    """Return the arguments of `transformers.CLIPImageProcessor` from preprocessor_config.json.
+
+    Args:
+        folder: folder of the model.
+        image_size: side of the square in pixels, to which the shorter side is resized if the file says nothing else.
 
     Raises:
-        InputError: a value that can't be.
+        InputError: a value that no CLIP can have.
     """
     path = folder / IMAGES
     values = _read_object(path) if os.path.lexists(path) else {}
@@ -193,7 +200,7 @@ def read_image_values(folder: Path, image_size: int) -> dict[str, Any]:
 
 
 def _size(value: Any, where: str) -> dict[str, int]:
-    """The shorter side, or height and width."""
+    """Return the sides that an image is resized to: the shorter one, or height and width."""
     sides = {"shortest_edge": value} if not isinstance(value, dict) else value
     names = ("shortest_edge",) if "shortest_edge" in sides else ("height", "width")
     if not all(_EDGE.holds(sides.get(name)) for name in names):
@@ -202,9 +209,9 @@ def _size(value: Any, where: str) -> dict[str, int]:
 
 
 def read_byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return the vocabulary and the merges of CLIP's tokenizer: of vocab.json and merges.txt, else of tokenizer.json.
+    """Return vocabulary and merges of CLIP's tokenizer, from vocab.json and merges.txt, else from tokenizer.json.
 
-    What else a tokenizer.json holds, such as expressions to search for, isn't CLIP's and isn't taken.
+    Other entries of a tokenizer.json, such as regular expressions, aren't CLIP's and are ignored.
 
     Raises:
         InputError: no such files, or no vocabulary in them.
@@ -212,7 +219,7 @@ def read_byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     if os.path.lexists(folder / VOCABULARY) and os.path.lexists(folder / MERGES):
         path, vocabulary = folder / VOCABULARY, read_json(folder / VOCABULARY, MAX_TOKENIZER)
         lines = read_bounded(folder / MERGES, MAX_TOKENIZER).decode("utf-8", errors="replace").strip().split("\n")
-        pairs: Any = lines[1 : MAX_MERGES + 1]  # the first is the version
+        pairs: object = lines[1 : MAX_MERGES + 1]  # the first is the version
     elif os.path.lexists(folder / TOKENIZER):
         path = folder / TOKENIZER
         model = _read_object(path, MAX_TOKENIZER).get("model")
@@ -229,10 +236,11 @@ def read_byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     return vocabulary, _merges(pairs, path)
 
 
-def _merges(pairs: Any, path: Path) -> list[tuple[str, str]]:
+def _merges(pairs: object, path: Path) -> list[tuple[str, str]]:
+    """Return the merges as pairs of pieces; files hold them as "a b", or as ["a", "b"]."""
     if not isinstance(pairs, list):
         raise InputError(f"{path} holds no list of merges")
-    split: Iterable[Any] = (pair.split() if isinstance(pair, str) else pair for pair in pairs)
+    split: Iterable[object] = (pair.split() if isinstance(pair, str) else pair for pair in pairs)
     found = []
     for number, parts in enumerate(split):
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
@@ -249,7 +257,7 @@ def _read_object(path: Path, most: int = MAX_CONFIG) -> dict[str, Any]:
 
 
 def _taken(values: Mapping[str, Any], known: _Known, where: str) -> dict[str, Any]:
-    """Those of the values whose names are known; null stands for a default."""
+    """Return the values whose names are known, once each is within its bounds; null stands for a default."""
     found = {name: values[name] for name in known if values.get(name) is not None}
     for name, value in found.items():
         if not known[name].holds(value):
@@ -257,6 +265,6 @@ def _taken(values: Mapping[str, Any], known: _Known, where: str) -> dict[str, An
     return found
 
 
-def _choosing_code(values: Mapping[str, Any]) -> list[str]:
-    """Names of entries by which transformers would find code or other files."""
+def _choosing_code(values: Mapping[str, object]) -> list[str]:
+    """Return the names of entries that would make transformers load code or other files."""
     return [short(name) for name, value in values.items() if _CODE.search(name) and isinstance(value, (str, dict))]

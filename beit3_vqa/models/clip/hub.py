@@ -1,4 +1,4 @@
-"""transformers and peft, imported when a model needs them; their CLIP from what `clip_folder` reads."""
+"""transformers and peft, imported when a model needs them; their CLIP, built from what `clip.folder` reads."""
 
 import hashlib
 import json
@@ -36,12 +36,12 @@ _FLOATS = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16
 
 
 def optional(package: str) -> Any:
-    """An installed `transformers` or `peft`.
+    """Import and return a module of the `clip` extra, such as `transformers` or `peft`.
 
     Raises:
         InputError: it isn't installed.
     """
-    # Worker processes are forked after tokenizers has been used; its own threads would make it warn of that.
+    # Worker processes are forked after tokenizers has been used, and if it may use threads, it warns of that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return import_module(package)
@@ -52,10 +52,10 @@ def optional(package: str) -> Any:
 
 
 def read_clip_config(folder: Path, name: CLIPName, model: str) -> Any:
-    """The `CLIPConfig` of a folder, checked against the model's name.
+    """Return the `CLIPConfig` of a folder, checked against the model's name.
 
     Args:
-        folder: of `--pretrained`.
+        folder: folder of `--pretrained`.
         name: the parsed `--model`.
         model: the name itself, for messages.
 
@@ -94,13 +94,12 @@ def _right_name(config: Any, own: CLIPSize) -> str:
 
 
 def read_clip(folder: Path, config: Any, attention: str) -> nn.Module:
-    """The `CLIPModel` of a folder, float32, on the CPU.
+    """Build the `CLIPModel` of a folder, float32, on the CPU.
 
-    transformers gets the weights themselves: given a folder, it would read in its place whatever base model an
-    adapter_config.json there names.
+    transformers gets the weights, not the folder: an adapter_config.json there would make it load another base model.
 
     Args:
-        folder: of `--pretrained`.
+        folder: folder of `--pretrained`.
         config: its `CLIPConfig`.
         attention: transformers' name of the attention kernel.
 
@@ -111,15 +110,20 @@ def read_clip(folder: Path, config: Any, attention: str) -> nn.Module:
     model, info = optional("transformers").CLIPModel.from_pretrained(
         None, config=config, state_dict=weights, attn_implementation=attention, output_loading_info=True
     )
-    assert not info["missing_keys"]
+    assert not info["missing_keys"]  # `_read_weights` has checked the names
     broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if broken:
         raise InputError(f"--pretrained {folder}: holds NaN or infinity in {', '.join(broken[:3])}.")
-    return model.float()
+    whole: nn.Module = model.float()
+    return whole
 
 
 def _read_weights(folder: Path, config: Any) -> dict[str, Tensor]:
-    """The model's weights in float32, once the names, shapes and types that the file lists say that all of them fit."""
+    """Return the model's weights in float32; names, shapes and types are checked before any of them is read.
+
+    Raises:
+        InputError: no weights, damaged ones, or weights that don't fit the config.
+    """
     where = f"--pretrained {folder}"
     path = next((folder / name for name in (WEIGHTS, OLD_WEIGHTS) if (folder / name).exists()), None)
     if path is None:
@@ -148,7 +152,11 @@ def _read_weights(folder: Path, config: Any) -> dict[str, Tensor]:
 
 
 def _read_old_weights(path: Path, where: str) -> dict[str, Any]:
-    """Return the content of a file in torch's format, as plain data whoever asks; its tensors stay in the file."""
+    """Return the content of a file in torch's format, read as plain data; its tensors stay in the file.
+
+    Raises:
+        InputError: a damaged file, or one that holds more than plain data.
+    """
     if is_packed(path):
         raise InputError(f"{where}: {path.name} is a packed zip archive, which torch.save never writes.")
     try:
@@ -164,13 +172,15 @@ def _read_old_weights(path: Path, where: str) -> dict[str, Any]:
     return content
 
 
-def _require_fit(found: dict[str, tuple[Any, str, bool]], own: dict[str, Any], where: str) -> None:
-    """InputError where a weight isn't there, or isn't of the shape and of a type that the model takes.
+def _require_fit(
+    found: dict[str, tuple[tuple[int, ...], str, bool]], own: dict[str, tuple[int, ...]], where: str
+) -> None:
+    """Raise InputError if a weight isn't there, or hasn't the shape or a type that the model takes.
 
     Args:
         found: name -> shape, type, and whether all of its numbers are in the file.
         own: name -> shape in the model.
-        where: for messages.
+        where: flag and folder, for messages.
     """
     lacking = sorted(set(own) - set(found))
     if lacking:
@@ -185,7 +195,7 @@ def _require_fit(found: dict[str, tuple[Any, str, bool]], own: dict[str, Any], w
 
 
 def read_image_settings(folder: Path, image_size: int) -> Any:
-    """The `CLIPImageProcessor` that belongs to a model; CLIP's own settings where the folder has none."""
+    """Return the `CLIPImageProcessor` that belongs to a model; CLIP's own settings if the folder has none."""
     return optional("transformers").CLIPImageProcessor(**read_image_values(folder, image_size))
 
 
@@ -193,14 +203,14 @@ class CLIPTexts:
     """CLIP's byte-pair encoding, from the files beside the model.
 
     Args:
-        folder: of `--pretrained`.
-        max_tokens: longest text, for those that an exported tokenizer serves.
+        folder: folder of `--pretrained`.
+        max_tokens: longest text, noted in an exported tokenizer.
 
     Attributes:
         path: the folder, for messages.
         bos_id, eos_id: ids at the beginning and the end of a text.
         vocab_size: number of ids.
-        sha256: of the vocabulary, in hexadecimal digits.
+        sha256: checksum of the vocabulary, in hexadecimal digits.
 
     Raises:
         InputError: no such tokenizer there.
@@ -213,11 +223,11 @@ class CLIPTexts:
             vocabulary, merges = read_byte_pairs(folder)
             alphabet = optional("tokenizers").pre_tokenizers.ByteLevel.alphabet()
             lacking = {byte + end for byte in alphabet for end in ("", WORD_END)} - set(vocabulary)
-            if lacking:  # it would stand for the end of the text, in the middle
+            if lacking:  # an unknown byte would become the end token, in the middle of a text
                 raise InputError(f"its vocabulary lacks {len(lacking)} of the 512 single bytes")
             ends = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
             ids = {"bos_token_id": vocabulary[BOS], "eos_token_id": vocabulary[EOS]}
-            # What transformers converts is a tokenizer of its own, of which it asks no more than this.
+            # The converter expects a tokenizer object of transformers; these are the attributes that it reads.
             pairs = SimpleNamespace(encoder=vocabulary, bpe_ranks=dict.fromkeys(merges), **ends, **ids)
             made = optional("transformers.convert_slow_tokenizer").CLIPConverter(pairs).converted()
             self._tokenizer = transformers.CLIPTokenizerFast(tokenizer_object=made, model_max_length=max_tokens, **ends)
@@ -233,15 +243,17 @@ class CLIPTexts:
         self.sha256 = hashlib.sha256(listed.encode()).hexdigest()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, without the special ones; `<|endoftext|>` in a text is text like any other."""
+        """Return the ids of each text, without special ones; `<|endoftext|>` in a text is text like any other."""
         if not texts:  # which transformers' tokenizer can't take
             return []
-        return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        encoded = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
     def words(self, ids: Sequence[int]) -> list[tuple[str, int]]:
-        """The words of a text without special ids, a space after each, and how many ids each took.
+        """Return the words of a text without special ids, a space after each, and how many ids each took.
 
-        Words, not tokens: a token may be a part of a character.
+        Words, not tokens, since a token may be part of a character.
         """
         found: list[tuple[str, int]] = []
         begun: list[int] = []
@@ -254,12 +266,12 @@ class CLIPTexts:
         return found
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer's files."""
+        """Write the tokenizer's files."""
         self._tokenizer.save_pretrained(folder)
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """A checksum over the names, shapes and a sample of the numbers of a model's weights; quick for any size."""
+    """Return a checksum over names, shapes and a sample of the numbers of a model's weights; quick for any size."""
     digest = hashlib.sha256()
     for name, value in sorted(model.named_parameters()):
         flat = value.detach().flatten()

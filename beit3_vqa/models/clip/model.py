@@ -1,4 +1,4 @@
-"""CLIP as a judge of options: how well each option's text fits the image.
+"""CLIP for multiple choice: how well the text of each option fits the image.
 
 Shapes: B examples with C options each, I distinct images, T distinct texts of L tokens, S the image's side in pixels,
 P the width in which images and texts meet.
@@ -11,21 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit3_vqa.models.base import TrainableModel
 from beit3_vqa.models.lora import keep_only
 
 LOGIT_SCALE = "clip.logit_scale"
 
 
-class CLIPForMultipleChoice(nn.Module):
+class CLIPForMultipleChoice(TrainableModel):
     """Cosine similarity of the image with the text of each option, times CLIP's logit scale.
 
-    Each distinct image and each distinct text of a batch is encoded once; `image_of` and `text_of` say who needs which.
+    Each distinct image and text of a batch is encoded once; `image_of` and `text_of` say which of them belong to an
+    example.
 
     Args:
         clip: a `transformers.CLIPModel`, with adapters or without.
-        mean: of the pixels, red, green, blue, in [0, 1].
-        std: of the pixels.
-        base_sha256: checksum of the weights that are frozen; empty where none are.
+        mean: mean of the pixels' red, green and blue, in [0, 1].
+        std: their standard deviation.
+        base_sha256: checksum of the weights that are frozen; empty if none are.
     """
 
     mean: Tensor
@@ -35,14 +37,14 @@ class CLIPForMultipleChoice(nn.Module):
         super().__init__()
         self.clip = clip
         self.base_sha256 = base_sha256
-        # Not part of a checkpoint: they come from the pretrained model's folder.
+        # Not part of a checkpoint: they come from the pretrained model's folder. Times 255, for pixels in bytes.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         keep_only(self, frozenset(trained | {LOGIT_SCALE}))
 
     def forward(self, image: Tensor, image_of: Tensor, text: Tensor, text_of: Tensor) -> Tensor:
-        """Logits of the options.
+        """Return a logit for each option.
 
         Args:
             image: uint8 (I, 3, S, S).
@@ -55,31 +57,36 @@ class CLIPForMultipleChoice(nn.Module):
         """
         pixels = (image.float() - self.mean) / self.std
         # In float32 whatever the products were computed in: the logit scale multiplies rounding by 100.
-        images = F.normalize(self.clip.get_image_features(pixel_values=pixels).float(), dim=-1)
-        texts = F.normalize(self.clip.get_text_features(input_ids=text).float(), dim=-1)
-        own_texts = texts.index_select(0, text_of.flatten()).view(*text_of.shape, -1)
+        images = F.normalize(self.clip.get_image_features(pixel_values=pixels).float(), dim=-1)  # (I, P)
+        texts = F.normalize(self.clip.get_text_features(input_ids=text).float(), dim=-1)  # (T, P)
+        own_texts = texts.index_select(0, text_of.flatten()).view(*text_of.shape, -1)  # (B, C, P)
         similarity = (images.index_select(0, image_of).unsqueeze(1) * own_texts).sum(dim=-1)
-        return self.clip.logit_scale.exp() * similarity
+        logits: Tensor = self.clip.logit_scale.exp() * similarity
+        return logits
 
     def get_num_layers(self) -> int:
-        """Layers of the deeper tower, the unit of layer-wise learning-rate decay."""
+        """Return the number of layers of the deeper tower, the unit of layer-wise learning-rate decay."""
         return max(self._layers("vision"), self._layers("text"))
 
     def _layers(self, tower: str) -> int:
-        return getattr(self.clip.config, f"{tower}_config").num_hidden_layers
+        layers: int = getattr(self.clip.config, f"{tower}_config").num_hidden_layers
+        return layers
 
     def layers(self) -> list[tuple[nn.Module, str]]:
-        """The layers of both towers and the method by which each is called."""
+        """Return the layers of both towers, each with the name of the method by which it is called."""
         lists = [module for name, module in self.named_modules() if name.endswith("encoder.layers")]
         return [(layer, "forward") for layers in lists for layer in layers.children()]
 
     def attention_modules(self, tower: str) -> list[Any]:
-        """transformers' `CLIPAttention` of each layer of a tower, `vision` or `text`, the first layer first."""
+        """Return transformers' `CLIPAttention` of each layer of a tower, `vision` or `text`, the first layer first."""
         end = f"{tower}_model.encoder.layers"
         return [layer.self_attn for n, layers in self.named_modules() if n.endswith(end) for layer in layers.children()]
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise decay; both towers end at the same depth."""
+        """Return a parameter's depth for layer-wise decay: 0 embeddings, N + 1 what comes after the layers.
+
+        The last layer of both towers has depth N, so the shallower tower begins above 1.
+        """
         top = self.get_num_layers()
         tower = "vision" if ".vision_model." in name else "text"
         if ".layers." in name:
@@ -87,18 +94,20 @@ class CLIPForMultipleChoice(nn.Module):
         return 0 if "embed" in name else top + 1
 
     def is_head(self, name: str) -> bool:
-        """There is no head that `--task_head_lr_weight` could mean."""
+        """Return False: there is no head that `--task_head_lr_weight` could mean."""
         return False
 
     def no_weight_decay(self) -> set[str]:
-        """No parameter of two or more dimensions is exempt."""
+        """Return no names: every parameter of two or more dimensions decays."""
         return set()
 
     def tokens(self, inputs: dict[str, Tensor]) -> int:
-        """Tokens of an example of a batch: patches and [CLS], and the longest text for each option."""
+        """Return how many tokens an example of this batch has: patches, [CLS], and the longest text for each option."""
         vision = self.clip.config.vision_config
-        return (vision.image_size // vision.patch_size) ** 2 + 1 + inputs["text_of"].size(1) * inputs["text"].size(1)
+        patches: int = (vision.image_size // vision.patch_size) ** 2
+        return patches + 1 + inputs["text_of"].size(1) * inputs["text"].size(1)
 
     def attention_kernel(self, device: torch.device, dtype: torch.dtype, examples: int, text_tokens: int) -> str:
-        """The kernel's name in transformers, the same for every size."""
-        return self.clip.config._attn_implementation
+        """Return the kernel's name in transformers, the same for every size."""
+        kernel: str = self.clip.config._attn_implementation
+        return kernel

@@ -1,8 +1,11 @@
-"""What CLIP makes of an example: pixels, and a text for each option."""
+"""From an example to CLIP's inputs: pixels, and a text for each option.
+
+Shapes: B examples with C options each, I distinct images, T distinct texts of at most L tokens, S the image's side in
+pixels.
+"""
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from beit3_vqa.data.prompt import OptionTemplate, cut_question
 from beit3_vqa.data.transforms import TrainTransform, resize_and_crop, speaks_of_sides
 from beit3_vqa.data.types import Example
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.base import TextLengths
+from beit3_vqa.models.base import Item, TextLengths
 from beit3_vqa.models.beit3.processor import chunks
 from beit3_vqa.models.clip.hub import CLIPTexts
 
@@ -26,8 +29,8 @@ class CLIPTransform:
 
     Args:
         size: side S of the square.
-        shortest_edge: to which the shorter side is resized before the crop; None: the whole image becomes the square,
-            whatever its proportions.
+        shortest_edge: pixels that the shorter side is resized to before the crop; None: the whole image becomes the
+            square, whatever its proportions.
     """
 
     def __init__(self, size: int, shortest_edge: int | None):
@@ -35,42 +38,43 @@ class CLIPTransform:
         self.shortest_edge = shortest_edge
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Mode RGB in, an image of S x S out."""
+        """Resize and crop an image in mode RGB to S x S."""
         width, height, left, top = self._layout(image.width, image.height)
         return resize_and_crop(image, (width, height), (left, top, left + self.size, top + self.size))
 
     def _layout(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Width and height after the resize, left and top of the square in it."""
+        """Return width and height after the resize, then left and top of the square in it, all in pixels."""
         if self.shortest_edge is None:
             return self.size, self.size, 0, 0
         short, long = sorted((width, height))
+        # transformers rounds down, here and at the crop.
         longer = int(self.shortest_edge * long / short)
         resized = (self.shortest_edge, longer) if width <= height else (longer, self.shortest_edge)
         return *resized, (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The square in an image of that size: left, top, right, bottom as shares of its sides.
+        """Return the square's place in an image of that size: left, top, right, bottom as shares of its sides.
 
-        A square that is larger than the resized image, whose rest is black, has its own sides outside [0, 1].
+        A square larger than the resized image is black around it, and its sides lie outside [0, 1].
         """
         resized_width, resized_height, left, top = self._layout(width, height)
         right, bottom = left + self.size, top + self.size
         return left / resized_width, top / resized_height, right / resized_width, bottom / resized_height
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Mode RGB in, uint8 (3, S, S) out."""
+        """Turn an image in mode RGB into uint8 (3, S, S)."""
         return torch.from_numpy(np.array(self.square(image))).permute(2, 0, 1).contiguous()
 
 
 class CLIPTrainTransform:
-    """`CLIPTransform`, or a random crop where there is one; then the flip and RandAugment of `TrainTransform`."""
+    """A random crop, or `CLIPTransform` if none is asked for; then the flip and RandAugment of `TrainTransform`."""
 
     def __init__(self, evaluate: CLIPTransform, augment: TrainTransform):
         self.evaluate = evaluate
         self.augment = augment
 
     def __call__(self, image: Image.Image, rng: random.Random, keep_left_right: bool = False) -> Tensor:
-        """Mode RGB in, uint8 (3, S, S) out; see `TrainTransform`."""
+        """Turn an image in mode RGB into uint8 (3, S, S); see `TrainTransform`."""
         if self.augment.scale[0] >= 1:  # nothing is cropped at random: the square that evaluation sees
             image = self.evaluate.square(image)
         return self.augment(image, rng, keep_left_right)
@@ -83,8 +87,8 @@ class CLIPOptionsProcessor:
         texts: CLIP's tokenizer.
         max_tokens: longest text with its special tokens; a longer one is cut in the question, never in the option.
         template: text of an option.
-        evaluate: pixels in evaluation.
-        train: pixels in training.
+        evaluate: image pipeline of evaluation.
+        train: image pipeline of training.
         fast_decode: decode large JPEGs at a fraction of their size, at least twice the resolution.
     """
 
@@ -102,13 +106,13 @@ class CLIPOptionsProcessor:
         self.template = template
         self.evaluate = evaluate
         self.train = train
-        # After the end token nothing counts; an id that can't be taken for it.
+        # Any id will do, since nothing after the end token counts, but not the end token's.
         self.pad_id = 0 if texts.eos_id else 1
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> dict[str, Any]:
-        """`image` and `texts` of an example; with an `rng`, the image is augmented.
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
+        """Return `image` and `texts` of an example; with an `rng`, augment the image.
 
         Raises:
             InputError: an image that can't be read, or an option that alone is longer than `max_tokens`.
@@ -122,7 +126,11 @@ class CLIPOptionsProcessor:
         return {"image": pixels, "texts": self.token_ids(example)}
 
     def token_ids(self, example: Example) -> list[tuple[int, ...]]:
-        """Ids of each option's text between `<|startoftext|>` and `<|endoftext|>`, at most `max_tokens` of them."""
+        """Return the ids of each option's text between `<|startoftext|>` and `<|endoftext|>`, at most `max_tokens`.
+
+        Raises:
+            InputError: an option that alone is longer.
+        """
         room = self.max_tokens - SPECIAL_TOKENS
         found = []
         encoded = self.texts.encode_batch([self.template(example.question, choice) for choice in example.choices])
@@ -139,14 +147,15 @@ class CLIPOptionsProcessor:
         return ids
 
     def _length_problem(self, choice: str) -> str:
-        """What to say of an option that alone is too long; empty for any other."""
+        """Return the message for an option that alone is too long; empty for any other."""
         need = len(self.texts.encode_batch([self.template("", choice)])[0]) + SPECIAL_TOKENS
         if need <= self.max_tokens:
             return ""
         return f"the option {choice[:40]!r} alone takes {need} tokens, more than the {self.max_tokens} the model reads."
 
-    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """B examples -> `image` (I, 3, S, S), `image_of` (B,), `text` (T, L), `text_of` (B, C), each content once."""
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Stack items to `image` (I, 3, S, S), `image_of` (B,), `text` (T, L), `text_of` (B, C), each content once."""
+        # By their pixels, not by their paths: two augmentations of one image are two images.
         images: dict[bytes, int] = {}
         image_of = [images.setdefault(item["image"].numpy().tobytes(), len(images)) for item in items]
         first = {place: item["image"] for place, item in reversed(list(zip(image_of, items, strict=True)))}
@@ -161,14 +170,14 @@ class CLIPOptionsProcessor:
         }
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The square that is left of an image of that size."""
+        """Return the square that evaluation cuts from an image of that size, as shares of its sides."""
         return self.evaluate.region(width, height)
 
     def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
-        """Lengths of the options' texts.
+        """Count the tokens of the options' texts, as the model will read them.
 
         Raises:
-            InputError: rows without text, or with an option that alone is too long; all named.
+            InputError: rows without text, or with an option that alone is too long; all are listed.
         """
         counted: list[int] = []
         untold: list[str] = []

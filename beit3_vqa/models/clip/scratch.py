@@ -19,13 +19,13 @@ class TinyCLIP:
     """Sizes of a CLIP whose towers are alike.
 
     Attributes:
-        width: of both towers, and of the space in which they meet.
-        layers: of each tower.
-        heads: of each layer.
+        width: width of both towers, and of the space that they share.
+        layers: layers of each tower.
+        heads: heads of each layer.
         img_size: side of the image in pixels.
         patch_size: side of a patch in pixels.
-        max_tokens: longest text.
-        merges: of the tokenizer, at most.
+        max_tokens: tokens of the longest text.
+        merges: the most merges that the tokenizer learns.
     """
 
     width: int = 128
@@ -38,21 +38,24 @@ class TinyCLIP:
 
     @property
     def name(self) -> str:
-        """The name of `--model`."""
+        """The model's name, for `--model`."""
         return f"clip_vit_tiny_patch{self.patch_size}_{self.img_size}"
 
 
 def write_tiny_clip(folder: Path, texts: Iterable[str], sizes: TinyCLIP, seed: int = 0) -> Path:
-    """Writes config, random weights, tokenizer and image settings, as `save_pretrained` does.
+    """Write config, random weights, tokenizer and image settings, as `save_pretrained` does.
 
     Args:
         folder: made if missing.
-        texts: what the tokenizer is trained on.
-        sizes: of the model.
-        seed: of the weights.
+        texts: the tokenizer is trained on them.
+        sizes: the model's.
+        seed: the weights'.
 
     Returns:
         The folder, for `--pretrained`.
+
+    Raises:
+        InputError: the texts are empty.
     """
     import torch
 
@@ -82,7 +85,10 @@ def write_tiny_clip(folder: Path, texts: Iterable[str], sizes: TinyCLIP, seed: i
 
 
 def _write_tokenizer(folder: Path, texts: Iterable[str], sizes: TinyCLIP) -> dict[str, int]:
-    """Trains CLIP's kind of byte-pair encoding; every byte has ids of its own, so that any text can be written."""
+    """Train CLIP's kind of byte-pair encoding, write its files and return its vocabulary: piece -> id.
+
+    Every byte has ids of its own, so that any text can be encoded.
+    """
     tokenizers = optional("tokenizers")
     bpe: Any = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix=WORD_END))
     bpe.normalizer = tokenizers.normalizers.Lowercase()

@@ -10,7 +10,7 @@ from tests.helpers.upstream import ragged_batch, small_model
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("queries", [1, 7])
-def test_kernels_agree(masked, queries):
+def test_sdpa_and_matmul_give_the_same_context(masked, queries):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, queries, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
     attended = torch.rand(3, 1, 1, 7) < 0.6 if masked else None
@@ -32,7 +32,7 @@ def test_every_kernel_gives_torchscales_logits(kind):
     torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
 
 
-def test_reference_is_torchscales_forward_pass(monkeypatch):
+def test_attention_reference_runs_torchscales_forward_pass(monkeypatch):
     monkeypatch.setattr(multiway, "_layer_forward", lambda *_, **__: pytest.fail("our forward pass"))
     model = small_model(attention="reference")
     image, text, padding_mask = ragged_batch()
@@ -46,7 +46,7 @@ def test_reference_is_torchscales_forward_pass(monkeypatch):
         torch.testing.assert_close(model.beit3.encode(*given, first_token_only=True), whole[:, 0])
 
 
-def test_what_auto_takes():
+def test_auto_takes_matmul_only_for_few_weights_in_bf16_on_a_cpu():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert pick(cpu, torch.float32, 1000) == "sdpa"
     assert pick(cpu, torch.bfloat16, 1000) == "matmul"

@@ -25,7 +25,7 @@ def collated(processor, shown):
 
 
 @pytest.mark.parametrize("last_layers", [1, 3])
-def test_beit3s_is_what_torchscale_gives_out(scpc, last_layers):
+def test_beit3_maps_equal_torchscales_attention_weights(scpc, last_layers):
     ours, processor, model = beit3(scpc)
     _, _, theirs = beit3(scpc, attention="reference")
     given = []
@@ -50,14 +50,14 @@ def test_beit3s_is_what_torchscale_gives_out(scpc, last_layers):
     assert len({len(found.texts[0]) for found in maps}) > 1  # padding was among the keys
 
 
-def test_nothing_stays_behind(scpc):
+def test_no_hook_stays_on_the_model(scpc):
     ours, processor, model = beit3(scpc)
     with torch.no_grad():
         ours.attention(model, processor, *collated(processor, examples(scpc)[:2]))
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_adapters_take_part(scpc):
+def test_beit3_maps_change_with_the_adapters(scpc):
     """A query goes through its adapter, so the map must change with it."""
     ours, processor, model = beit3(scpc, lora_rank=4, finetune="x")
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_adapters_take_part(scpc):
     assert not torch.allclose(before[0].patches, after[0].patches, atol=1e-4)
 
 
-def test_clips_is_what_transformers_gives_out(scpc, clip_folder):
+def test_clip_maps_equal_transformers_attention_weights(scpc, clip_folder):
     ours = family(clip_folder)
     processor = ours.processor(None)
     model = ours.build(Precision("fp32", torch.device("cpu"))).eval()
@@ -99,7 +99,7 @@ def test_clips_is_what_transformers_gives_out(scpc, clip_folder):
 
 
 @pytest.mark.parametrize("width_height", [(100, 50), (50, 100), (64, 64), (37, 91)])
-def test_clips_region_is_its_crop(width_height):
+def test_clip_region_is_the_square_that_it_crops(width_height):
     """A mark on the region's corners is what the square's corners show."""
     transform = CLIPTransform(32, 32)
     left, top, right, bottom = transform.region(*width_height)

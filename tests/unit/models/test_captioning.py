@@ -11,7 +11,7 @@ from beit3_vqa.models.beit3.captioning import caption_mask
 from tests.helpers.upstream import CAPTIONING, CONFIG, UPSTREAM, captioner, fill, golden_inputs, masked_positions
 
 
-def test_the_model_is_upstreams():
+def test_captioning_parameters_have_upstreams_names_and_shapes():
     model = captioner()
     assert sum(p.numel() for p in model.parameters()) == UPSTREAM["params"]["captioning"]
     new = {n: list(v.shape) for n, v in model.state_dict().items() if n not in UPSTREAM["state_dict_keys_vqa"]}
@@ -21,7 +21,7 @@ def test_the_model_is_upstreams():
 
 
 @pytest.mark.parametrize("attention", ["auto", "matmul", "reference"])
-def test_masked_logits_are_upstreams(attention):
+def test_masked_logits_equal_upstreams(attention):
     model = fill.fill(captioner(attention=attention)).eval()
     with torch.no_grad():
         logits = model(*golden_inputs(), language_masked_pos=masked_positions())
@@ -29,7 +29,7 @@ def test_masked_logits_are_upstreams(attention):
     torch.testing.assert_close(logits[:, :8], torch.tensor(CAPTIONING["logits_first8"]), atol=1e-5, rtol=1e-5)
 
 
-def test_outputs_and_gradients_are_torchscales():
+def test_masked_logits_and_gradients_equal_torchscales():
     image, text, padding_mask = golden_inputs()
     found = []
     for attention in ("reference", "auto"):
@@ -46,7 +46,7 @@ def test_outputs_and_gradients_are_torchscales():
         assert (ours[name] - gradient).abs().max() <= 1e-5 * largest, name
 
 
-def test_a_token_sees_the_image_and_the_text_before_it():
+def test_a_word_sees_the_image_and_the_words_up_to_itself():
     model = fill.fill(captioner()).eval()
     image, text, _ = golden_inputs()
     other = text.clone()
@@ -67,7 +67,7 @@ def test_a_token_sees_the_image_and_the_text_before_it():
 
 
 @torch.no_grad()
-def test_incremental_logits_are_those_of_the_whole_text():
+def test_incremental_state_gives_the_logits_of_the_whole_text():
     """Word by word through `incremental_state`, as upstream's own decoding loop calls the model."""
     model = fill.fill(captioner()).eval()
     image, text, _ = golden_inputs()
@@ -89,7 +89,7 @@ def generate(model, image, beams=3, max_len=8, penalty=0.6):
     return model.generate(image, **ids, num_beams=beams, max_len=max_len, length_penalty=penalty)
 
 
-def test_captions_are_upstreams():
+def test_beam_search_writes_upstreams_captions():
     given = CAPTIONING["beam_search"]
     model = fill.fill(captioner()).eval()
     found = generate(model, golden_inputs()[0], given["num_beams"], given["max_len"], given["length_penalty"])
@@ -123,7 +123,7 @@ class WholeTexts:
 @torch.no_grad()
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
 @pytest.mark.parametrize("beams", [1, 4])
-def test_decoding_with_memory_is_decoding_without(beams, penalty):
+def test_captions_with_kept_keys_equal_those_of_whole_forward_passes(beams, penalty):
     torch.manual_seed(0)
     image = torch.randn(6, 3, 64, 64)
     model = fill.fill(captioner()).eval()
@@ -137,7 +137,7 @@ def test_decoding_with_memory_is_decoding_without(beams, penalty):
     assert [c.ids for c in alone] == [c.ids for c in ours]
 
 
-def test_memory_of_logits_is_exact():
+def test_log_probabilities_with_kept_keys_equal_those_of_whole_forward_passes():
     model = fill.fill(captioner()).eval()
     from beit3_vqa.models.beit3.captioning import CaptionDecoder
 
@@ -231,7 +231,7 @@ def test_finished_images_leave_the_batch():
     assert table.asked < 8 * 13
 
 
-def test_a_narrow_beam_is_a_greedy_walk():
+def test_one_beam_decodes_greedily():
     table = Table(4, 5, seed=2)
     for caption, image in zip(beam_search(table, 1, END, 6, 0.0), range(4), strict=True):
         text, total, best = (), 0.0, -math.inf
@@ -249,7 +249,7 @@ def test_a_narrow_beam_is_a_greedy_walk():
 
 
 @torch.no_grad()
-def test_decoding_in_bf16_goes_the_same_ways():
+def test_bf16_captions_have_the_lengths_and_scores_of_fp32():
     model = fill.fill(captioner()).eval()
     image = golden_inputs()[0]
     with torch.autocast("cpu", torch.bfloat16):

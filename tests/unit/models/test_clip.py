@@ -68,7 +68,7 @@ def plain_logits(wrapped, folder, shown: list[Example]) -> torch.Tensor:
 
 @pytest.mark.parametrize("sizes", SMALL_SIZES, ids=lambda sizes: sizes.name)
 @pytest.mark.parametrize("attention", ["auto", "matmul"])
-def test_logits_and_gradients_are_those_of_the_plain_computation(scpc, tmp_path, sizes, attention):
+def test_logits_and_gradients_equal_those_of_transformers_and_peft(scpc, tmp_path, sizes, attention):
     texts = [f"Question: {question} Answer: {subject}" for question in TEMPLATES for subject in SUBJECTS]
     folder = write_tiny_clip(tmp_path, texts, sizes)
     made = family(folder, model=f"{sizes.name}_lora", attention=attention)
@@ -93,7 +93,7 @@ def test_logits_and_gradients_are_those_of_the_plain_computation(scpc, tmp_path,
             assert value.grad is None
 
 
-def test_openais_folders_as_they_lie_on_the_hub(scpc, clip_folder, tmp_path):
+def test_openais_wrong_end_token_and_bare_sizes_change_no_logit(scpc, clip_folder, tmp_path):
     """Their configuration names a wrong end token (2: the highest id is meant), and sizes by a number alone."""
     folder = shutil.copytree(clip_folder, tmp_path / "clip")
     config = json.loads((folder / "config.json").read_text())
@@ -113,7 +113,7 @@ def test_openais_folders_as_they_lie_on_the_hub(scpc, clip_folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", LISTED_CLIP)
-def test_counts(name):
+def test_parameter_counts_are_those_of_the_built_and_published_models(name):
     parsed = parse_clip_name(name)
     with torch.device("meta"):
         clip = transformers.CLIPModel(transformers.CLIPConfig(**clip_config_values(parsed)))
@@ -125,7 +125,7 @@ def test_counts(name):
         assert (sum(p.numel() for p in clip.parameters()), trained) == (434_104_577, 6_488_064)
 
 
-def test_frozen_weights_are_in_the_compute_dtype_without_gradient_or_moments(scpc, clip_folder):
+def test_frozen_weights_in_the_compute_dtype_change_no_bit_and_get_no_gradient(scpc, clip_folder):
     precision = Precision("bf16", torch.device("cpu"))
     made = family(clip_folder)
     model, processor = made.build(precision), made.processor(None)
@@ -150,7 +150,7 @@ def test_frozen_weights_are_in_the_compute_dtype_without_gradient_or_moments(scp
         assert torch.equal(exact(**inputs), logits)
 
 
-def test_checkpointed_activations_change_nothing(scpc, clip_folder):
+def test_checkpointed_activations_give_the_same_gradients(scpc, clip_folder):
     gradients = []
     for flag in (False, True):
         made = family(clip_folder, checkpoint_activations=flag)
@@ -163,7 +163,7 @@ def test_checkpointed_activations_change_nothing(scpc, clip_folder):
         torch.testing.assert_close(plainly, again)
 
 
-def test_layer_decay_and_parameter_groups(clip_folder):
+def test_layer_decay_scales_both_towers_from_the_last_layer(clip_folder):
     model = family(clip_folder, lora_rank=0, model=CLIP.name).build(Precision("fp32", torch.device("cpu")))
     groups = parameter_groups(model, OptimConfig(layer_decay=0.5))
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
@@ -176,7 +176,7 @@ def test_layer_decay_and_parameter_groups(clip_folder):
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (31, 200), (33, 33), (32, 32), (100, 37)])
-def test_pixels_are_those_of_transformers(size):
+def test_pixels_equal_those_of_transformers(size):
     generator = random.Random(1)
     image = Image.frombytes("RGB", size, generator.randbytes(3 * size[0] * size[1]))
     settings = {"do_rescale": False, "do_normalize": False, "size": {"shortest_edge": 32}, "crop_size": 32}
@@ -186,7 +186,7 @@ def test_pixels_are_those_of_transformers(size):
     assert torch.equal(whole, CLIPTransform(32, 32)(image.resize((32, 32), Image.Resampling.BICUBIC)))
 
 
-def test_the_square_of_training_is_that_of_evaluation_unless_something_is_asked_for(scpc, clip_folder):
+def test_training_sees_the_square_of_evaluation_unless_augmentation_is_asked_for(scpc, clip_folder):
     example = examples(scpc)[0]
     processor = family(clip_folder).processor(None)
     augmented = family(clip_folder, flip=1.0).processor(None)
@@ -207,13 +207,13 @@ def test_long_questions_are_cut_and_options_never(clip_folder):
     assert (lengths.longest, lengths.cut) == (16, 4)
 
 
-def test_the_end_token_in_a_question_is_text(clip_folder):
+def test_an_end_token_typed_in_a_question_is_plain_text(clip_folder):
     processor = family(clip_folder).processor(None)
     ids = processor.token_ids(Example("0", "x", "Is <|endoftext|> the end?", SUBJECTS[:4]))[0]
     assert ids.count(processor.texts.eos_id) == 1
 
 
-def test_a_processor_reaches_workers_that_are_spawned(scpc, clip_folder):
+def test_a_pickled_processor_gives_the_same_pixels_and_tokens(scpc, clip_folder):
     processor, example = family(clip_folder).processor(None), examples(scpc)[0]
     here, there = processor(example), pickle.loads(pickle.dumps(processor))(example)
     assert here["texts"] == there["texts"]
@@ -231,11 +231,11 @@ def test_open_ended_data_are_refused(clip_folder):
         family(clip_folder, TaskShape("vqacustom", 13, False))
 
 
-def test_fp16_where_there_is_a_gpu():
+def test_auto_precision_means_fp16_on_a_gpu():
     assert CLIPFamily.auto_precision == {"cuda": "fp16"}
 
 
-def test_names():
+def test_clip_names_are_parsed_and_impossible_resolutions_refused():
     parsed = parse_clip_name("clip_vit_large_patch14_336_lora")
     assert (parsed.size, parsed.patch_size, parsed.img_size, parsed.lora) == ("large", 14, 336, True)
     assert all(parse_clip_name(name).img_size in (224, 336) for name in LISTED_CLIP)
@@ -243,7 +243,7 @@ def test_names():
         parse_clip_name("clip_vit_base_patch16_225")
 
 
-def test_without_the_extra_one_message_says_what_to_install(scpc, clip_folder, tmp_path):
+def test_without_transformers_clip_says_what_to_install_and_beit3_trains(scpc, clip_folder, tmp_path):
     """And BEiT-3 asks for neither package."""
     code = (
         "import sys; sys.modules['transformers'] = sys.modules['peft'] = None\n"

@@ -97,7 +97,7 @@ def test_keys_that_choose_code_are_not_taken(folder, no_network, capsys, old_nam
     capsys.readouterr()
     made = family(folder)
     said = capsys.readouterr().out
-    assert "chooses code, which isn't taken" in said
+    assert "asks for code of its own, which is ignored" in said
     assert all(name in said for name in CHOOSING if name not in ("_name_or_path", "torchscript"))
     assert "stranger" not in repr(vars(made.clip_config))
     for part in (made.clip_config, made.clip_config.text_config, made.clip_config.vision_config):
@@ -200,21 +200,21 @@ def test_weights_in_torchs_format_are_read_as_plain_data(folder):
         ({"image_std": [[0.5], 0.5, 1]}, "image_std is"),
     ],
 )
-def test_image_settings_that_can_not_be(folder, values, says):
+def test_impossible_image_settings_are_refused(folder, values, says):
     change(folder / "preprocessor_config.json", **values)
     with pytest.raises(InputError, match=f"preprocessor_config.json: {says}"):
         family(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "3", "", '{"size": ' + "[" * 10**5])
-def test_image_settings_that_are_no_object(folder, content):
+def test_image_settings_that_are_no_object_are_refused(folder, content):
     (folder / "preprocessor_config.json").write_text(content)
     with pytest.raises(InputError, match=r"preprocessor_config\.json"):
         family(folder)
 
 
 @pytest.mark.parametrize("size", [40, {"shortest_edge": 40}, {"height": 32, "width": 32}])
-def test_image_settings_as_transformers_has_them(folder, size):
+def test_image_settings_are_read_as_transformers_reads_them(folder, size):
     change(folder / "preprocessor_config.json", size=size, image_mean=[0.1, 0.2, 0.3], feature_extractor_type="x")
     theirs = transformers.CLIPImageProcessor.from_pretrained(folder)
     ours = read_image_settings(folder, 32)
@@ -247,7 +247,7 @@ def test_image_settings_as_transformers_has_them(folder, size):
         (None, {"model_type": ["clip"]}, r"is of type \['clip'\], not a CLIP"),
     ],
 )
-def test_configurations_that_can_not_be(folder, where, values, says):
+def test_impossible_configurations_are_refused(folder, where, values, says):
     if where:
         tower(folder, where, **values)
     else:
@@ -256,7 +256,7 @@ def test_configurations_that_can_not_be(folder, where, values, says):
         family(folder)
 
 
-def test_a_configuration_of_another_size_than_the_weights(folder):
+def test_a_configuration_that_contradicts_the_weights_is_refused(folder):
     """Told from the file's list of shapes: no memory is taken for a model of terabytes."""
     tower(folder, "text_config", hidden_size=10**5, num_attention_heads=2, intermediate_size=10**6)
     started = time.perf_counter()
@@ -295,7 +295,7 @@ FILES = ("config.json", "preprocessor_config.json", "vocab.json", "merges.txt", 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "nowhere", "circle", "huge"])
 @pytest.mark.parametrize("name", FILES)
-def test_links_and_files_without_an_end(folder, tmp_path, name, kind):
+def test_pipes_devices_broken_links_and_endless_files_are_refused(folder, tmp_path, name, kind):
     path = folder / name
     path.unlink()
     if kind == "pipe":
@@ -311,7 +311,7 @@ def test_links_and_files_without_an_end(folder, tmp_path, name, kind):
     assert time.perf_counter() - started < 5
 
 
-def test_a_folder_of_links_as_the_hubs_cache_has_them(scpc, folder, tmp_path):
+def test_a_folder_of_links_as_in_the_hubs_cache_is_read(scpc, folder, tmp_path):
     cached = tmp_path / "snapshots" / "abc"
     cached.mkdir(parents=True)
     for path in folder.iterdir():
@@ -340,7 +340,7 @@ def test_ids_are_those_of_transformers_whichever_files_there_are(folder, tmp_pat
     assert both[0].sha256 == both[1].sha256
 
 
-def test_a_tokenizer_brings_its_vocabulary_and_nothing_else(folder, tmp_path):
+def test_only_the_vocabulary_of_a_tokenizer_json_is_used(folder, tmp_path):
     """Thirty replacements, each doubling a letter, make a gigabyte of one."""
     expected = CLIPTexts(folder).encode_batch(["a cat"])
     transformers.CLIPTokenizerFast.from_pretrained(folder).save_pretrained(tmp_path / "bomb")
@@ -373,7 +373,7 @@ def with_id(number):
         lambda vocabulary: [],
     ],
 )
-def test_vocabularies_that_are_none(folder, capfd, damage):
+def test_damaged_vocabularies_are_refused(folder, capfd, damage):
     vocabulary = json.loads((folder / "vocab.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(damage(vocabulary)))
     with pytest.raises(InputError, match="no CLIP tokenizer there"):
@@ -382,14 +382,14 @@ def test_vocabularies_that_are_none(folder, capfd, damage):
 
 
 @pytest.mark.parametrize("line", ["a b c", "a", "qq qq", "\0 \0"])
-def test_merges_that_are_none(folder, line):
+def test_damaged_merges_are_refused(folder, line):
     with (folder / "merges.txt").open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
     with pytest.raises(InputError, match="no CLIP tokenizer there"):
         CLIPTexts(folder)
 
 
-def test_a_text_must_end_where_the_model_looks(folder):
+def test_an_end_token_that_the_tokenizer_does_not_use_is_refused(folder):
     tower(folder, "text_config", eos_token_id=5)
     with pytest.raises(InputError, match="says that texts end with id 5"):
         family(folder).processor(None)
@@ -424,7 +424,7 @@ def test_a_typed_name_on_the_hub_is_fetched(scpc, clip_folder, tmp_path, monkeyp
         ("hf:", "write hf:OWNER/NAME"),
     ],
 )
-def test_a_folder_that_is_not_there_asks_nobody(scpc, tmp_path, monkeypatch, no_network, capsys, name, says):
+def test_a_missing_folder_downloads_nothing(scpc, tmp_path, monkeypatch, no_network, capsys, name, says):
     monkeypatch.chdir(tmp_path)
     assert main(finetune_clip(scpc, Path("unused"), tmp_path / "out", "--pretrained", name)) == 2
     said = capsys.readouterr().err

@@ -12,7 +12,7 @@ from tests.helpers.upstream import ragged_batch, small_model
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_logits_and_gradients_are_the_same(backend):
+def test_compiled_logits_and_gradients_equal_the_plain_ones(backend):
     torch.manual_seed(0)
     model = small_model()
     inputs = ragged_batch()
@@ -33,7 +33,7 @@ def test_compiled_logits_and_gradients_are_the_same(backend):
         assert (results[1][1][name] - gradient).abs().max() <= 1e-5 * largest, name
 
 
-def test_a_compiler_that_fails_is_done_without(capsys):
+def test_if_the_compiler_fails_the_model_runs_without_it(capsys):
     def broken(graph, inputs):
         raise RuntimeError("no compiler here")
 
@@ -46,7 +46,7 @@ def test_a_compiler_that_fails_is_done_without(capsys):
 
 
 @pytest.mark.slow
-def test_training_compiled(scpc, tmp_path):
+def test_training_with_compile_ends_and_compiles(scpc, tmp_path):
     # A process of its own, since the compiler fails where warnings it means to ignore are errors, as they are here.
     command = [sys.executable, "-m", "beit3_vqa", *finetune(scpc, tmp_path / "out", "--epochs", "1", "--compile")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -59,7 +59,7 @@ def names_in(folder: Path) -> set[str]:
 # A transfer that works, at once or after trouble
 
 
-def test_fetches_checks_and_says_so(fetch: Callable[..., Path], server: FileServer, tmp_path: Path) -> None:
+def test_a_file_is_fetched_checked_and_reported(fetch: Callable[..., Path], server: FileServer, tmp_path: Path) -> None:
     said: list[str] = []
     path = fetch(say=said.append)
     assert path == tmp_path / NAME
@@ -83,14 +83,16 @@ def test_a_complete_file_is_not_fetched_again(fetch: Callable[..., Path], server
     assert said == [text for text in said if "already there" in text]
 
 
-def test_goes_on_where_the_connection_broke(fetch: Callable[..., Path], server: FileServer) -> None:
+def test_a_broken_connection_goes_on_at_the_byte_where_it_broke(fetch: Callable[..., Path], server: FileServer) -> None:
     server.behaviour.drop_after = [1_000_000, 0, 700_000]
     assert fetch().read_bytes() == server.behaviour.body
     assert server.behaviour.ranges == [None, "bytes=1000000-", "bytes=1000000-", "bytes=1700000-"]
     assert [request["If-Range"] for request in server.behaviour.requests] == [None, '"v1"', '"v1"', '"v1"']
 
 
-def test_a_later_call_goes_on_too(fetch: Callable[..., Path], server: FileServer, tmp_path: Path) -> None:
+def test_a_later_call_goes_on_with_the_part_that_is_there(
+    fetch: Callable[..., Path], server: FileServer, tmp_path: Path
+) -> None:
     server.behaviour.drop_after = [1_000_000, 0]
     with pytest.raises(InputError, match=r"run the same command again"):
         fetch(attempts=1)
@@ -147,7 +149,7 @@ def test_gives_up_after_failures_in_a_row(fetch: Callable[..., Path], server: Fi
     assert names_in(tmp_path) == set()
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_an_address_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no connection"):
         download(NAME, tmp_path, "http://127.0.0.1:9/x", attempts=2, pause=0.01, say=lambda text: None)
     assert names_in(tmp_path) == set()
@@ -335,7 +337,7 @@ def test_a_body_shorter_than_promised_never_gets_the_name(
     assert NAME not in names_in(tmp_path)
 
 
-def test_a_length_must_be_given(fetch: Callable[..., Path], server: FileServer, tmp_path: Path) -> None:
+def test_an_answer_without_a_length_is_refused(fetch: Callable[..., Path], server: FileServer, tmp_path: Path) -> None:
     server.behaviour.without_length = True
     with pytest.raises(InputError, match="how long"):
         fetch()
@@ -390,14 +392,14 @@ def test_a_wrong_file_that_was_there_before_is_left_alone(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(fetch: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(fetch: Callable[..., Path], tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="can't be written"):
         fetch()
     tmp_path.chmod(0o700)
 
 
-def test_a_file_where_the_folder_should_be(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_where_the_folder_should_be_is_an_error(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="can't be written"):
         download(NAME, tmp_path / "taken", server.url, say=lambda text: None)
@@ -415,7 +417,9 @@ def test_a_name_cannot_leave_the_folder(name: str, fetch: Callable[..., Path], t
     assert names_in(tmp_path) == set()
 
 
-def test_tokenizer(fetch: Callable[..., Path], server: FileServer, tmp_path: Path) -> None:
+def test_a_tokenizer_is_fetched_and_its_pieces_are_counted(
+    fetch: Callable[..., Path], server: FileServer, tmp_path: Path
+) -> None:
     import sentencepiece
 
     text = (f"what colour is shape number {n} in picture {n * n}" for n in range(300))

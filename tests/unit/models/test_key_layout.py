@@ -17,14 +17,14 @@ from tests.helpers.checkpoint_files import base_weights, checkpoint_bytes
 
 
 @pytest.mark.parametrize("wrap", ["model", "module", None])
-def test_layout_of_each_wrapping(wrap: str | None, tmp_path: Path) -> None:
+def test_layout_is_found_under_model_under_module_and_bare(wrap: str | None, tmp_path: Path) -> None:
     weights = base_weights(resolution=480)
     content = {wrap: weights, "args": argparse.Namespace(lr=1e-5)} if wrap else weights
     torch.save(content, tmp_path / "c.pth")
     assert check_key_layout(tmp_path / "c.pth") == KeyLayout(768, 12, 900, 64010)
 
 
-def test_layout_with_a_vocabulary_of_its_own(tmp_path: Path) -> None:
+def test_another_vocabulary_is_accepted_only_if_any_is_allowed(tmp_path: Path) -> None:
     torch.save(base_weights(rows=32002), tmp_path / "c.pth")
     assert check_key_layout(tmp_path / "c.pth", vocab_rows=None).vocab_rows == 32002
     with pytest.raises(InputError, match=r"text_embed.weight: \[32002, 768\], expected \[64010, 768\]"):
@@ -71,7 +71,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
         check_key_layout(tmp_path / "c.pth")
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="isn't a file"):
         check_key_layout(tmp_path / "none.pth")
 

@@ -8,14 +8,14 @@ from beit3_vqa.models.names import build_model, count_parameters
 from tests.helpers.upstream import CONFIG, SIZES, UPSTREAM, fill, golden_inputs, ragged_batch, small_model
 
 
-def test_state_dict_is_upstreams():
+def test_vqa_state_dict_equals_upstreams():
     state = small_model().state_dict()
     assert {name: list(value.shape) for name, value in state.items()} == UPSTREAM["state_dict_keys_vqa"]
     assert list(state) == list(UPSTREAM["state_dict_keys_vqa"])
     assert sum(value.numel() for value in state.values()) == UPSTREAM["params"]["vqa"]
 
 
-def test_logits_and_losses_are_upstreams():
+def test_vqa_logits_and_losses_equal_upstreams():
     model = fill.fill(small_model(drop_path_rate=0.1)).eval()
     case = UPSTREAM["cases"]["vqa"]
     with torch.no_grad():
@@ -58,7 +58,7 @@ def other_model(head, **overrides):
 
 
 @pytest.mark.parametrize(("head", "case"), [("nlvr2", "nlvr2"), ("imageclassification", "imagenet")])
-def test_state_dicts_of_other_heads_are_upstreams(head, case):
+def test_state_dicts_of_other_heads_equal_upstreams(head, case):
     """The backbone's keys are those of the VQA model; the head's are in upstream's order, and as many numbers."""
     state = other_model(head).state_dict()
     backbone = {name: shape for name, shape in UPSTREAM["state_dict_keys_vqa"].items() if name.startswith("beit3.")}
@@ -68,7 +68,7 @@ def test_state_dicts_of_other_heads_are_upstreams(head, case):
 
 
 @pytest.mark.parametrize("attention", ["auto", "reference"])
-def test_logits_of_two_images_are_upstreams(attention):
+def test_nlvr2_logits_equal_upstreams(attention):
     model = fill.fill(other_model("nlvr2", attention=attention)).eval()
     image, text, padding_mask = golden_inputs()
     second = torch.from_numpy(fill.draw("image2", (3, 3, 64, 64))).clamp(-3, 3)
@@ -78,14 +78,14 @@ def test_logits_of_two_images_are_upstreams(attention):
 
 
 @pytest.mark.parametrize("attention", ["auto", "reference"])
-def test_logits_of_an_image_alone_are_upstreams(attention):
+def test_imagenet_logits_equal_upstreams(attention):
     model = fill.fill(other_model("imageclassification", attention=attention)).eval()
     with torch.no_grad():
         logits = model(image=golden_inputs()[0])
     torch.testing.assert_close(logits, torch.tensor(UPSTREAM["cases"]["imagenet"]["logits"]), atol=1e-5, rtol=1e-5)
 
 
-def test_first_tokens_of_both_have_the_gradients_of_the_whole():
+def test_first_of_each_gives_the_features_and_gradients_of_the_whole():
     torch.manual_seed(0)
     backbone = other_model("nlvr2").beit3.train()
     image, text, padding_mask = ragged_batch()
@@ -102,7 +102,7 @@ def test_first_tokens_of_both_have_the_gradients_of_the_whole():
             torch.testing.assert_close(p.grad, whole[name], atol=1e-5, rtol=1e-4)
 
 
-def test_bytes_are_normalised_as_imagenet_has_it():
+def test_imagenet_bytes_are_normalised_with_imagenets_statistics():
     from torchvision.transforms.functional import normalize
 
     model = fill.fill(other_model("imageclassification")).eval()
@@ -116,7 +116,7 @@ def test_bytes_are_normalised_as_imagenet_has_it():
     ("name", "parameters"),
     [("beit3_base_patch16_480_vqacustom", 223_307_524), ("beit3_large_patch16_480_vqacustom", 676_582_404)],
 )
-def test_published_sizes(name, parameters):
+def test_parameter_counts_are_the_published_ones(name, parameters):
     assert count_parameters(name, num_classes=4) == parameters
 
 
@@ -125,7 +125,7 @@ def test_published_sizes(name, parameters):
 @pytest.mark.parametrize("checkpoint_every", [0, 1, 2])
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.4])
 @pytest.mark.parametrize("normalized", [False, True])
-def test_outputs_and_gradients_are_torchscales(given, attention, checkpoint_every, drop_path_rate, normalized):
+def test_features_and_gradients_equal_torchscales(given, attention, checkpoint_every, drop_path_rate, normalized):
     torch.manual_seed(0)
     model = small_model(drop_path_rate=drop_path_rate, attention=attention, checkpoint_every=checkpoint_every)
     backbone = model.beit3.train()
@@ -157,7 +157,7 @@ def test_outputs_and_gradients_are_torchscales(given, attention, checkpoint_ever
         assert (got - wanted).abs().max() <= 1e-5 * largest, name
 
 
-def test_first_token_only_is_the_first_token_with_the_same_gradients():
+def test_first_token_only_gives_the_first_token_and_its_gradients():
     torch.manual_seed(0)
     backbone = small_model().beit3.train()
     image, text, padding_mask = ragged_batch()
@@ -175,7 +175,7 @@ def test_first_token_only_is_the_first_token_with_the_same_gradients():
             torch.testing.assert_close(p.grad, whole[name], atol=1e-5, rtol=1e-4)
 
 
-def test_padding_does_not_matter():
+def test_padding_changes_no_logit():
     model = fill.fill(small_model()).eval()
     image, text, padding_mask = golden_inputs()
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_padding_does_not_matter():
     torch.testing.assert_close(alone, unmasked, atol=1e-6, rtol=1e-6)
 
 
-def test_pixels_may_come_as_bytes():
+def test_bytes_and_normalised_floats_give_the_same_logits():
     model = fill.fill(small_model()).eval()
     _, text, padding_mask = golden_inputs()
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)

@@ -29,7 +29,7 @@ def pretraining_checkpoint():
     return weights
 
 
-def test_official_pretraining_layout():
+def test_official_pretraining_heads_are_dropped_and_task_heads_stay_new():
     target = model()
     weights = pretraining_checkpoint()
     report = load_pretrained(target, weights, "x")
@@ -54,7 +54,7 @@ def test_positions_are_interpolated_bicubically_in_float32(dtype):
     torch.testing.assert_close(interpolate_positions(table, 4)[3:], table[3:], atol=1e-6, rtol=1e-6)
 
 
-def test_of_a_head_of_another_class_count_what_fits_is_kept():
+def test_a_head_of_another_class_count_keeps_the_weights_that_fit():
     """As upstream, whose load_state_dict prints what has another shape, and takes the rest."""
     source, target = model(classes=13), model(classes=4)
     for parameter in source.head.parameters():
@@ -64,7 +64,7 @@ def test_of_a_head_of_another_class_count_what_fits_is_kept():
     assert report.dropped == ["head.3.weight (13, 64)", "head.3.bias (13,)"]
     assert report.kept == ["head.0.weight", "head.0.bias", "head.1.weight", "head.1.bias"]
     assert report.new == ["head.3.weight", "head.3.bias"]
-    assert "kept of its head: head.0.weight" in str(report)
+    assert "kept of the checkpoint's head: head.0.weight" in str(report)
     given = source.state_dict()
     for name, value in target.state_dict().items():
         torch.testing.assert_close(value, fresh[name] if name in report.new else given[name], msg=name)
@@ -93,13 +93,13 @@ def _with_compiled_part(module):
 
 
 @pytest.mark.parametrize("wrapped", WRAPPERS.values(), ids=WRAPPERS)
-def test_names_that_wrappers_gave_are_taken_off_and_that_is_said(wrapped, capsys):
+def test_wrappers_names_are_removed_and_reported(wrapped, capsys):
     source = model()
     expected = {name: value.clone() for name, value in source.state_dict().items()}
     weights = find_weights({"epoch": 3, **wrapped(source)}, where="--finetune x")
     assert list(weights) == list(expected)
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())
-    assert capsys.readouterr().out.startswith("--finetune x: taken off the names of its weights: ")
+    assert capsys.readouterr().out.startswith("--finetune x: removed from the parameter names: ")
 
 
 def test_the_models_own_names_are_left_alone(capsys):
@@ -108,7 +108,7 @@ def test_the_models_own_names_are_left_alone(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_prefix_of_somebody_elses_is_named_and_unexpected_names_come_first():
+def test_the_error_names_a_foreign_prefix_and_lists_unexpected_names_first():
     weights = {f"net.{name}": value for name, value in model().state_dict().items()}
     with pytest.raises(InputError) as caught:
         load_pretrained(model(), weights, "x")
@@ -117,7 +117,7 @@ def test_a_prefix_of_somebody_elses_is_named_and_unexpected_names_come_first():
     assert "--model_prefix net." in lines[-1]
 
 
-def test_weights_that_are_not_where_they_are_looked_for():
+def test_the_error_says_which_keys_the_file_holds_if_weights_are_not_found():
     with pytest.raises(InputError, match=r"x: no weights .*'model_state_dict', 'args'.*--model_key"):
         find_weights({"model_state_dict": {"w": torch.ones(1)}, "args": {"lr": 1}}, where="x")
     with pytest.raises(InputError, match="x: --model_key ema isn't in it; it holds 'model'"):
@@ -127,12 +127,12 @@ def test_weights_that_are_not_where_they_are_looked_for():
 def test_head_of_the_same_class_count_is_kept():
     source, target = model(), model()
     nn.init.normal_(source.head[0].weight)
-    assert str(load_pretrained(target, source.state_dict(), "x")) == "every weight taken as it is"
+    assert str(load_pretrained(target, source.state_dict(), "x")) == "all weights were loaded unchanged"
     torch.testing.assert_close(target.head[0].weight, source.head[0].weight)
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "not finite"])
-def test_anything_else_is_an_error_that_names_it(change):
+def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(change):
     weights = dict(model().state_dict())
     name = "beit3.encoder.layers.1.ffn.B.fc1.weight"
     if change == "missing":
@@ -152,7 +152,7 @@ def test_anything_else_is_an_error_that_names_it(change):
         assert torch.equal(value, before[key])  # nothing half-loaded
 
 
-def test_allow_missing():
+def test_allow_missing_lets_matching_names_stay_new():
     weights = dict(model().state_dict())
     del weights["beit3.encoder.layers.1.ffn.B.fc1.weight"]
     report = load_pretrained(model(), weights, "x", allow_missing=r"layers\.1\.ffn")
@@ -164,20 +164,20 @@ def test_allow_missing():
 @pytest.mark.parametrize(
     "wrap", [lambda w: w, lambda w: {"model": w}, lambda w: {"module": w, "args": argparse.Namespace()}]
 )
-def test_wrappings(wrap):
+def test_weights_are_found_under_model_under_module_and_bare(wrap):
     weights = model().state_dict()
     assert set(find_weights(wrap(weights))) == set(weights)
     assert set(find_weights(wrap({f"module.{name}": value for name, value in weights.items()}))) == set(weights)
 
 
-def test_model_prefix():
+def test_model_prefix_is_removed_from_the_names():
     weights = {f"net.{name}": value for name, value in model().state_dict().items()}
     assert set(find_weights({"state": weights}, "state", "net.")) == set(model().state_dict())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_full_size_official_layout_on_the_meta_device(size):
+def test_full_size_official_weights_fit_a_higher_resolution(size):
     with torch.device("meta"):
         source = build_model(f"beit3_{size}_patch16_224_vqacustom")
         target = build_model(f"beit3_{size}_patch16_480_vqacustom")
@@ -194,7 +194,7 @@ def test_images_alone_need_no_language_side():
     target = build_model("beit3_base_patch16_64_imageclassification", num_classes=7, **SIZES)
     report = load_pretrained(target, vision, "x.pth")
     assert report.new == []
-    assert f"of no influence on this task: {len(source.state_dict()) - len(vision)} weights" in str(report)
+    assert f"not used by this task: {len(source.state_dict()) - len(vision)} weights" in str(report)
     image = torch.randn(2, 3, 64, 64)
     assert torch.equal(source.eval()(image), target.eval()(image))
     with pytest.raises(InputError, match=r"missing: beit3\.encoder\.layers\.0\.ffn\.A\.fc1\.weight"):

@@ -65,12 +65,12 @@ def test_braces_in_the_data_are_text(spm):
         ("", "missing"),
     ],
 )
-def test_templates_are_checked(template, says):
+def test_wrong_templates_are_refused(template, says):
     with pytest.raises(InputError, match=says):
         PromptTemplate(template)
 
 
-def test_ids_have_specials_around_them(spm):
+def test_ids_begin_and_end_with_special_tokens(spm):
     made = processor(spm)
     assert made.token_ids(example()) == [0, *made.tokenizer.encode(made.text(example())), 2]
 
@@ -86,7 +86,7 @@ def test_long_texts_are_cut_in_the_question_never_in_the_options(spm, question, 
     assert ids[-1 - len(options) : -1] == options
 
 
-def test_cut_is_the_longest_that_fits(spm):
+def test_a_cut_question_keeps_as_much_as_fits(spm):
     made = processor(spm, max_tokens=40)
     long = example(question="What is on the table? " * 9)
     assert 36 <= len(made.token_ids(long)) <= 40
@@ -101,14 +101,14 @@ def test_options_that_do_not_fit_are_an_error_that_names_the_rows(spm):
         made.measure([example()], 300)
 
 
-def test_upstreams_token_ids(spm):
+def test_token_ids_of_upstreams_index_are_taken_and_cut(spm):
     made = processor(spm, max_tokens=6)
     row = example(question="", choices=(), token_ids=(9, 8, 7, 6, 5))
     assert made.token_ids(row) == [0, 9, 8, 7, 6, 2]
     assert made.measure([row], 300).cut == 1
 
 
-def test_batch(spm, tmp_path):
+def test_a_batch_has_stacked_images_and_padded_texts(spm, tmp_path):
     Image.new("RGB", (40, 20), "red").save(tmp_path / "x.png")
     made = processor(spm)
     examples = [Example("0", str(tmp_path / "x.png"), q) for q in ("What is on the table?", "How many")]
@@ -120,7 +120,7 @@ def test_batch(spm, tmp_path):
     assert (batch["question"][1][batch["padding_mask"][1] == 1] == 1).all()
 
 
-def test_nothing_is_flipped_where_sides_matter(spm, tmp_path):
+def test_images_are_not_flipped_if_the_question_speaks_of_sides(spm, tmp_path):
     left_red = Image.new("RGB", (32, 32), "blue")
     left_red.paste("red", (0, 0, 16, 32))
     left_red.save(tmp_path / "x.png")

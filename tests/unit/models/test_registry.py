@@ -28,7 +28,7 @@ assert not timm.list_models("beit3*") and not timm.models.is_model("beit3_base_p
 
 
 @pytest.mark.parametrize("timm_before", [True, False])
-def test_timm_builds_our_models_once_it_is_told_of_them(timm_before):
+def test_timm_builds_our_models_after_register_with_timm(timm_before):
     in_a_fresh_process(f"""
 import beit3_vqa, warnings
 if {timm_before}:
@@ -48,11 +48,11 @@ assert timm.list_models() == known and len(set(known)) == len(known)
 
 
 @pytest.mark.parametrize("module", ["models.beit3.model", "models.beit3.multiway", "data.imagenet_augment"])
-def test_no_run_begins_with_the_warnings_of_timms_import(module):
+def test_timms_import_prints_no_warning(module):
     in_a_fresh_process(f"import beit3_vqa.{module}")
 
 
-def test_full_name_and_task_mean_the_same():
+def test_full_name_equals_name_and_task():
     assert parse_name("beit3_large_patch16_480", head="vqacustom") == parse_name("beit3_large_patch16_480_vqacustom")
     assert str(parse_name("beit3_large_patch16_480", head="vqacustom")) == "beit3_large_patch16_480_vqacustom"
 
@@ -67,19 +67,19 @@ def test_full_name_and_task_mean_the_same():
         ("beit3_base_patch0_0", "multiple of the patch"),
     ],
 )
-def test_wrong_names_say_what_is_right(name, says):
+def test_the_error_for_a_wrong_name_says_what_is_right(name, says):
     with pytest.raises(InputError, match=says):
         parse_name(name, head="vqacustom")
 
 
-def test_any_resolution_the_patch_divides():
+def test_any_resolution_that_the_patch_divides_is_built():
     with torch.device("meta"):
         model = build_model("beit3_base_patch16_592_vqacustom", vocab_size=100)
     assert model.beit3.vision_embed.num_patches == 37 * 37
     assert "beit3_base_patch16_480" in listed_names()
 
 
-def test_fresh_weights_have_upstreams_scale_or_one():
+def test_fresh_weights_have_upstreams_scale_and_unit_scale_if_asked_for():
     model = build_model("beit3_tiny_patch8_32_vqacustom", vocab_size=300)
     positions = model.beit3.encoder.embed_positions
     assert positions.B.weight.std().item() == pytest.approx(1.0, rel=0.1)  # torchscale's own

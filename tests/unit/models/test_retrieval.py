@@ -17,7 +17,7 @@ def retriever(**overrides):
     return build_model("beit3_base_patch16_64_retrieval", **{**SIZES, **overrides})
 
 
-def test_the_model_is_upstreams():
+def test_retrieval_parameters_have_upstreams_names_and_shapes():
     model = retriever()
     assert sum(p.numel() for p in model.parameters()) == UPSTREAM["params"]["retrieval"]
     new = {n: list(v.shape) for n, v in model.state_dict().items() if n not in UPSTREAM["state_dict_keys_vqa"]}
@@ -29,7 +29,7 @@ def test_the_model_is_upstreams():
 
 
 @pytest.mark.parametrize("attention", ["auto", "reference"])
-def test_features_and_loss_are_upstreams(attention):
+def test_features_and_loss_equal_upstreams(attention):
     model = fill.fill(retriever(attention=attention)).eval()
     image, text, padding_mask = golden_inputs()
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_features_and_loss_are_upstreams(attention):
         model(image=image)
 
 
-def test_gradients_are_torchscales():
+def test_loss_and_gradients_equal_torchscales():
     """Against upstream's formula on torchscale's own forward pass."""
     image, text, padding_mask = golden_inputs()
     torch.manual_seed(0)
@@ -73,7 +73,7 @@ def test_gradients_are_torchscales():
         assert (own[name] - gradient).abs().max() <= 1e-5 * largest, name
 
 
-def test_pretrained_heads_are_taken_where_they_fit():
+def test_pretrained_heads_are_taken_if_they_fit():
     """As the official files are: masked words beside the backbone, or (itc) the contrastive heads."""
     captioner = fill.fill(build_model("beit3_base_patch16_64_captioning", **SIZES))
     pretrained = captioner.state_dict()
