@@ -189,7 +189,7 @@ def test_a_kill_before_or_in_a_rename_loses_nothing(scpc, trained, tmp_path, cap
     before["checkpoint-0.pth"] = (out / "checkpoint-0.pth").read_bytes()
     assert main(finetune(scpc, out, "--epochs", "3")) == 0
     said = capsys.readouterr().out
-    assert said.count("hadn't got its name yet") == 3
+    assert said.count("was written but not yet renamed") == 3
     assert "2 epochs done, 1 to go" in said
     for name in ("checkpoint-0.pth", "checkpoint-1.pth"):
         assert (out / name).read_bytes() == before[name]

@@ -63,7 +63,7 @@ def test_a_split_drawn_anew_is_refused_for_what_was_trained_on(run, scpc, capsys
         code, said = run()
         assert code == 2
         assert f"{leaked} of {len(val)} rows of val are trained on" in said
-        assert "val is another" in said
+        assert "the validation split has changed" in said
         assert "--data_changed ok" in said
         assert contents(run.out) == before
 
@@ -74,7 +74,7 @@ def test_another_val_begins_a_new_best_and_keeps_the_old_one(run):
     code, said = run()
     assert code == 2
     assert "val: 2 removed" in said
-    assert "val is another" in said
+    assert "the validation split has changed" in said
     assert "trained on" not in said
     assert run("--data_changed", "ok")[0] == 0
     assert (run.out / "previous-1" / "checkpoint-best.pth").read_bytes() == best

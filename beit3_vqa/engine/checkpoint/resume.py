@@ -1,4 +1,10 @@
-"""Going on from a checkpoint: what comes back from it, what must agree with it, and what may have changed since."""
+"""Go on from a checkpoint: find it, check that it fits the run, and restore it.
+
+`find_run` finds and reads the file. `restore_weights` fills the model, once answers, tokenizer and fold agree.
+`restore` brings back the rest, after the optimizer and the moving average were made: their moments and weights, the
+place inside the epoch, the scores so far and the random generators. A resumed run then ends bit for bit as one that
+was never interrupted, if the machine and the number of processes are the same.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,14 +40,15 @@ Read = Callable[[Path], dict[str, Any]]
 
 
 def find_run(given: GivenOptions) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, and what it holds: of `--resume`, else the newest in `--output_dir`; None: no run.
+    """Return the checkpoint to go on from, and what it holds; None if a new run begins.
 
-    With several processes the main one looks, and all of them read what it found.
+    It is the file of `--resume`, or else the newest in `--output_dir`. With several processes the main one looks, and
+    all of them read what it found.
 
     Raises:
-        InputError: `--resume` can't be read, or nothing in `--output_dir` can.
+        InputError: `--resume` can't be read, or there are checkpoints in `--output_dir` and none can be read.
     """
-    contents: dict[Path, dict[str, Any]] = {}  # of the last one that was read: they are large
+    contents: dict[Path, dict[str, Any]] = {}  # the last one that was read and no more: they are large
 
     def read(path: Path) -> dict[str, Any]:
         if path not in contents:
@@ -69,7 +76,7 @@ def _find(given: GivenOptions, read: Read) -> Path | None:
             check_beginning(given)
             return None
     elif in_folder:
-        # Typed again, as one does after a disconnect: what came of FILE is newer than FILE.
+        # The same command typed again, as after a disconnect: what was trained from FILE is newer than FILE.
         newest, _ = _newest_whole(folder, read)
         if newest and read(newest).get("resumed_from") == str(resume.resolve()):
             print(f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)")
@@ -81,7 +88,11 @@ def _find(given: GivenOptions, read: Read) -> Path | None:
 
 
 def _own_newest(folder: Path, read: Read) -> Path | None:
-    """The newest whole checkpoint of a run's own folder; None where it holds none at all."""
+    """Return the newest undamaged checkpoint in `--output_dir`; None if it holds none.
+
+    Raises:
+        InputError: all of them are damaged.
+    """
     newest, problems = _newest_whole(folder, read)
     if newest is None and problems:
         raise InputError.of_problems(
@@ -93,7 +104,7 @@ def _own_newest(folder: Path, read: Read) -> Path | None:
 
 
 def _newest_whole(folder: Path, read: Read) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with those passed over, which is said."""
+    """Return the newest undamaged checkpoint, if any; print and return what is wrong with the newer ones."""
     problems: list[str] = []
     for path in reversed(checkpoints(folder)):
         problem = _problem_with(path, read)
@@ -124,10 +135,10 @@ def _read(path: Path, given: GivenOptions) -> dict[str, Any]:
 
 
 def restore_weights(components: Components, content: dict[str, Any], path: Path) -> None:
-    """The weights, once everything else that must agree with them does.
+    """Load the weights into the model, once it is certain that they mean the same in this run.
 
     Raises:
-        InputError: another answer table, tokenizer, fold or model than the run's.
+        InputError: the checkpoint has another answer table, tokenizer, fold or model than the run.
     """
     where = f"--resume {path}"
     if content.get("epoch") == "best":
@@ -147,10 +158,13 @@ def restore_weights(components: Components, content: dict[str, Any], path: Path)
 
 
 def restore(run: Training, content: dict[str, Any], path: Path) -> None:
-    """Brings back all else that a checkpoint holds; upstream's hold no best score and no random state.
+    """Restore everything but the weights: optimizer, moving average, scores, place in the epoch, random generators.
+
+    Upstream's checkpoints hold no best score and no random state.
 
     Raises:
-        InputError: another optimizer or moving average than the run's, or other data, see `check_same_data`.
+        InputError: the checkpoint has another optimizer or moving average than the run, or other data (see
+            `check_same_data`).
     """
     components, where = run.components, f"--resume {path}"
     same_val = check_same_data(components, content, get_options(content), where)
@@ -169,6 +183,7 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     if components.config.run.resume and str(Path(components.config.run.resume).resolve()) == str(path.resolve()):
         run.state.resumed_from = str(path.resolve())
     run.resumed_in = path.parent
+    # After the place in training: if the file has no random state to restore, the seed is made from `run.step`.
     _restore_random_state(run, content)
     _tell_new_schedule(run, get_options(content).get("epochs"))
     inside = run.state.inside
@@ -178,7 +193,7 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
 
 
 def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
-    """How far the epoch had come; its beginning where the order of its examples is no longer the same."""
+    """Return how far the epoch had come; its beginning if its examples now come in another order."""
     if "inside_epoch" not in content:
         return InsideEpoch()
     inside = InsideEpoch(**content["inside_epoch"])
@@ -189,7 +204,7 @@ def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
         print(f"the epoch begins again, since its examples come in another order now ({changed})")
         return InsideEpoch()
     step_size = run.components.step_size
-    # As many steps as this run would have made of them: batches may have another size now.
+    # Count the steps that this run would have needed for these examples: its batches may have another size.
     inside.steps = steps_per_epoch(inside.examples, step_size.batch_size, step_size.update_freq)
     return inside
 
@@ -198,7 +213,7 @@ def _restore_random_state(run: Training, content: dict[str, Any]) -> None:
     states = content.get("random_states", [content["random_state"]] if "random_state" in content else [])
     if len(states) == distributed.world_size():
         set_random_state(states[distributed.rank()])
-    else:  # another number of processes: none of them can go on where it was
+    else:  # another number of processes, or upstream's file: fresh random numbers, others in each process
         torch.manual_seed(hash((run.components.config.run.seed, run.step, distributed.rank())) % 2**63)
 
 
@@ -242,7 +257,10 @@ def _restore_average(run: Training, content: dict[str, Any], where: str) -> None
 
 
 def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
-    """InputError where a checkpoint's outputs mean other answers than the data's, or nothing says what they mean."""
+    """Raise InputError if a checkpoint's outputs mean other answers than the data's.
+
+    `Task.vouch` decides on a checkpoint that keeps no answer table.
+    """
     if "task_state" not in content:
         task.vouch(where)
     elif content["task_state"] != task.state():
@@ -253,16 +271,18 @@ def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
 
 
 def check_same_fingerprints(components: Components, content: dict[str, Any]) -> None:
-    """InputError where the tokenizer, or whatever else a checkpoint rests on, isn't the one it was trained with."""
+    """Raise InputError if the tokenizer, or another file that a checkpoint depends on, has changed since training."""
     for problem in components.family.check_fingerprints(content, components.model, components.processor):
         raise InputError(problem)
 
 
 def fold_of_evaluation(given: GivenOptions, saved: dict[str, Any]) -> tuple[str, ...]:
-    """Return `("fold",)` where val is a fold and none was given: the checkpoint's own, on which it was validated.
+    """Return the options that an evaluation takes from the checkpoint: `("fold",)` or none.
+
+    It is the fold if val is one of the folds and the user gave none: the checkpoint was validated on its own fold.
 
     Raises:
-        InputError: another fold's validation rows are asked for, which the checkpoint was trained on.
+        InputError: the user asks for another fold, whose validation rows the checkpoint was trained on.
     """
     fold = saved.get("fold")
     if not isinstance(fold, int) or given["split"] != "val":

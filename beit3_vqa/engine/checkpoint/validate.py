@@ -1,7 +1,7 @@
-"""What a checkpoint of a training run holds, checked before any of it is used.
+"""Check what a checkpoint holds before any of it is used.
 
-The file may be damaged, from another program, or made by someone who means harm: whatever isn't of the kind that
-`save` writes is named here, in one line, instead of failing somewhere inside the optimizer.
+The file may be damaged, from another program, or made by someone who means harm. An entry that isn't of the kind that
+`save.py` writes is named here, in one line, instead of failing somewhere inside the optimizer. `_ENTRIES` lists them.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,14 @@ MAX_SCORE = 1e300
 
 
 def validate_content(content: dict[str, Any], where: str) -> None:
-    """InputError that names the first entry of a checkpoint that can't be what a run saved.
-
-    Entries that aren't there are nobody's fault here: upstream's checkpoints have no random state and no scores.
+    """Check every entry of a checkpoint that is there; upstream's checkpoints lack some, such as the random state.
 
     Args:
-        content: of `read_checkpoint`.
+        content: what `read_checkpoint` returned.
         where: flag and file, for messages.
+
+    Raises:
+        InputError: an entry can't be what a run saved; it names the first.
     """
     for name, (holds, wanted) in _ENTRIES.items():
         if name in content and not holds(content[name]):
@@ -89,7 +90,7 @@ def _is_inside_epoch(value: Any) -> bool:
 
 
 def _is_rows(value: Any) -> bool:
-    """Whether it is what `data.fingerprint` keeps of each split."""
+    """Return whether a value is what `data.fingerprint` keeps: for each split, int64 rows (N) and a digest."""
     return isinstance(value, dict) and all(
         isinstance(split, dict)
         and set(split) == {"rows", "digest"}
@@ -135,7 +136,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _kind(value: Any) -> str:
-    """The value if it is short, else its type."""
+    """Return the value as text if it is short and plain, else its type."""
     shown = short(value)
     return (
         shown
