@@ -116,7 +116,7 @@ def test_options_of_another_kind_are_never_compared_or_shown_whole():
     assert saved["epochs"] == 3
     assert saved["opt_betas"] == (0.9, 0.98)
     assert (saved["lr"] == 0.001) is False  # a tensor's answer would be three answers
-    with pytest.raises(InputError, match="options that no model can have") as error:
+    with pytest.raises(InputError, match="options that are not valid for a model") as error:
         resolve(GivenOptions({}), saved=SavedOptions({"vocab_size": saved["model"]}, "x.pth"))
     assert len(str(error.value)) < 400
 
