@@ -85,7 +85,7 @@ def test_what_cant_be_seen_is_watched(tmp_path, capsys, content):
     else:
         (tmp_path / FILE).write_text("")
     with run_lock(tmp_path):
-        assert "for a sign of life" in capsys.readouterr().out
+        assert "for activity" in capsys.readouterr().out
     (tmp_path / FILE).write_text(json.dumps({**content, "beat": 1}))
     timer = threading.Timer(0.2, (tmp_path / FILE).write_text, [json.dumps({**content, "beat": 2})])
     timer.start()
@@ -111,7 +111,10 @@ def test_who_lost_it_saves_nothing_more_and_leaves_it_alone(tmp_path):
     with run_lock(tmp_path):
         require_lock(tmp_path)
         (tmp_path / FILE).write_text(json.dumps({"token": "another", "pid": 7, "host": "elsewhere", "since": "now"}))
-        with pytest.raises(InputError, match=r"taken over by another run \(process 7 on elsewhere"):
+        with pytest.raises(
+            InputError,
+            match=r"another run \(process 7 on elsewhere, since now\) took over .* while this one was paused",
+        ):
             require_lock(tmp_path)
     assert (tmp_path / FILE).exists()
 

@@ -336,5 +336,5 @@ def test_weights_that_are_not_finite_once_they_are_merged_are_not_exported(scpc,
 def test_only_clip_is_exported(trained, tmp_path, capsys):
     command = ["export", "--checkpoint", str(trained / "checkpoint-best.pth"), "--output_dir", str(tmp_path / "out")]
     assert main(command) == 2
-    assert "its checkpoints are its format" in capsys.readouterr().err
+    assert "use its checkpoint as it is; there is nothing to export" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

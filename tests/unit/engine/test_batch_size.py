@@ -61,7 +61,10 @@ def test_where_all_of_it_fits(scpc, tmp_path, capsys):
         (["--batch_size", "0"], "--batch_size 0: must be at least 1 and at most 1,000,000, or auto."),
         (["--batch_size", "some"], "invalid int value"),
         (["--batch_size", "3", "--effective_batch_size", "8"], "can't be made of batches of 3"),
-        (["--batch_size", "4", "--effective_batch_size", "8", "--update_freq", "2"], "leave one out"),
+        (
+            ["--batch_size", "4", "--effective_batch_size", "8", "--update_freq", "2"],
+            "set the same thing; give one of them",
+        ),
     ],
 )
 def test_contradictions(scpc, tmp_path, capsys, flags, message):
