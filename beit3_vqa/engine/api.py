@@ -5,7 +5,6 @@ Each takes what the user gave, settles the options, builds the components, loads
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,7 +37,7 @@ from beit3_vqa.engine.checkpoint.resume import (
 )
 from beit3_vqa.engine.checkpoint.same_run import beginning_of
 from beit3_vqa.engine.checkpoint.save import TrainState
-from beit3_vqa.engine.checkpoint.validate import validate_content
+from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import evaluate_fully, naming
 from beit3_vqa.engine.predictor import _load
@@ -96,7 +95,7 @@ def _begin(given: GivenOptions) -> Training:
     return run
 
 
-def _go_on(given: GivenOptions, path: Path, content: dict[str, Any]) -> Training:
+def _go_on(given: GivenOptions, path: Path, content: Content) -> Training:
     where = f"--resume {path}"
     config = resolve_checkpoint_config(given, content, where, kept=beginning_of(given, get_options(content)))
     components = build(config, make_task(config), path)

@@ -25,6 +25,7 @@ from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
+from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.models.base import Family, Processor, TaskShape
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
@@ -272,7 +273,7 @@ def checkpoint_to_evaluate(given: GivenOptions) -> tuple[Path, str]:
 
 
 def resolve_checkpoint_config(
-    given: GivenOptions, content: dict[str, Any], where: str, kept: tuple[str, ...] = ()
+    given: GivenOptions, content: Content, where: str, kept: tuple[str, ...] = ()
 ) -> RunConfig:
     """Settle the options of a run or an evaluation that loads a checkpoint.
 
@@ -319,7 +320,7 @@ def plan_evaluation(given: GivenOptions) -> tuple[GivenOptions, int]:
     return given, _require_possible(_family(config, make_task(config)), path)
 
 
-def load_for_inference(components: Components, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
+def load_for_inference(components: Components, content: Content, where: str, *, exact: bool = True) -> None:
     """Load the weights to answer with: those of `--model_key` if given, else the moving average if there is one.
 
     Args:

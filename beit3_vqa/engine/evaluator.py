@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from beit3_vqa.runtime.precision import Precision, all_finite, in_float32
 from beit3_vqa.runtime.signals import Stopped
 from beit3_vqa.tasks.base import not_finite
 
+T = TypeVar("T")
+
 
 @contextmanager
 def naming(checkpoint: str) -> Iterator[None]:
@@ -42,10 +44,10 @@ def naming(checkpoint: str) -> Iterator[None]:
 def evaluate_batches(
     model: nn.Module,
     batches: Iterable[Batch],
-    predict: Callable[[Any, Batch], list[Any]],
+    predict: Callable[[Any, Batch], list[T]],
     precision: Precision,
-    infer: Callable[[Any, Batch], Any] | None = None,
-) -> Iterator[list[Any]]:
+    infer: Callable[[nn.Module, Batch], Any] | None = None,
+) -> Iterator[list[T]]:
     """Yield the predictions of each batch, one per example and in their order.
 
     Args:

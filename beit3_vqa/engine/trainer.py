@@ -8,8 +8,8 @@
         evaluate_split          validation, with the averaged weights if there is a moving average
         _end_epoch              choose the best epoch, write log.txt, then the checkpoints
 
-A run can end in four ways, and goes on from each with the same command: after its last epoch; after
-`--stop_after_epochs`; at a signal, once the step is finished and saved; with an error, from its last checkpoint.
+A run ends after its last epoch, after `--stop_after_epochs`, at a signal (once the step is finished and saved), or
+with an error. The same command goes on from its last checkpoint.
 """
 
 import shlex

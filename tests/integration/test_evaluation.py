@@ -213,7 +213,10 @@ def test_without_answers_there_is_nothing_to_score(scpc, trained, tmp_path, caps
         (["--tta", "cyclic"], "--tta: belongs to --eval"),
         (["--blind"], "--blind: belongs to --eval"),
         (["--temperature", "2"], "--temperature: belongs to --eval"),
-        (["--eval", "--temperature", "fit"], "is for --split val, not for test"),
+        (
+            ["--eval", "--temperature", "fit"],
+            "works on --split val only; fitted on test it would make test results look better",
+        ),
         (["--eval", "--temperature", "warm"], "must be fit, or a number"),
         (["--eval", "--temperature", "nan"], "must be fit, or a number"),
         (["--eval", "--temperature", "0"], "must be fit, or a number"),

@@ -19,6 +19,7 @@ import torch
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.checkpoint.folder import manifest_file
 from beit3_vqa.engine.checkpoint.manifest import HashingFile, opened_by_others, verify, write_manifest
+from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.archives import is_packed
 from beit3_vqa.runtime.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there
@@ -36,17 +37,17 @@ class _NumpyDtype:
     could then change; and its scalars of kind `object` are pickles inside the pickle.
     """
 
-    def __init__(self, code: Any, *flags: Any):
+    def __init__(self, code: object, *flags: object):
         if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)|[US][1-9]\d{0,4}", code):
             raise pickle.UnpicklingError(f"unsupported class: a number of numpy's kind {short(code)}")
         self.code, self.order = code, "<"
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             self.order = state[1]
 
 
-def _number(dtype: Any, data: Any) -> Any:
+def _number(dtype: object, data: object) -> object:
     """Return a numpy scalar of a pickle as Python's own bool, int, float, complex, str or bytes."""
     if not isinstance(dtype, _NumpyDtype) or not isinstance(data, bytes):
         raise pickle.UnpicklingError("unsupported class: a numpy scalar of no kind of number")
@@ -76,7 +77,7 @@ _TRUST = "If you trust the file, add --trust_checkpoint."
 _TAMPERED = "Checkpoints of this package hold plain data only, so this isn't one, or somebody changed it."
 
 
-def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:
+def save_checkpoint(path: Path, content: Content, about: dict[str, Any] | None = None) -> None:
     """Write a checkpoint and the JSON beside it; the file gets its name only when all of it is on disk.
 
     Args:
@@ -100,9 +101,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] |
     write_manifest(path, written, about or {})
 
 
-def read_checkpoint(
-    path: str | Path, flag: str, given: GivenOptions | None = None, *, mapped: bool = False
-) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, flag: str, given: GivenOptions | None = None, *, mapped: bool = False) -> Content:
     """Read a checkpoint file, tensors into main memory.
 
     Args:
@@ -208,7 +207,7 @@ def _foreign_names(path: Path, error: Exception) -> str:
     return ", ".join(sorted(names)) or ("other objects" if refused else "")
 
 
-def get_options(content: dict[str, Any]) -> dict[str, Any]:
+def get_options(content: Content) -> dict[str, Any]:
     """Return the options (flat) that a checkpoint was trained with; empty if it holds none.
 
     They are a dict in our checkpoints and a Namespace in upstream's. A value of a kind that no option has, such as a
@@ -221,7 +220,7 @@ def get_options(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value if _is_option(value) else short(value) for name, value in options.items()}
 
 
-def _is_option(value: Any) -> bool:
+def _is_option(value: object) -> bool:
     plain = (type(None), bool, int, float, str)
     return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(isinstance(v, plain) for v in value))
 

@@ -26,7 +26,7 @@ from beit3_vqa.engine.checkpoint.same_run import (
     tell_changes,
 )
 from beit3_vqa.engine.checkpoint.save import InsideEpoch
-from beit3_vqa.engine.checkpoint.validate import validate_content
+from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.trainer import Training, make_ema
@@ -36,10 +36,10 @@ from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
-Read = Callable[[Path], dict[str, Any]]
+Read = Callable[[Path], Content]
 
 
-def find_run(given: GivenOptions) -> tuple[Path, dict[str, Any]] | None:
+def find_run(given: GivenOptions) -> tuple[Path, Content] | None:
     """Return the checkpoint to go on from, and what it holds; None if a new run begins.
 
     It is the file of `--resume`, or else the newest in `--output_dir`. With several processes the main one looks, and
@@ -48,9 +48,9 @@ def find_run(given: GivenOptions) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         InputError: `--resume` can't be read, or there are checkpoints in `--output_dir` and none can be read.
     """
-    contents: dict[Path, dict[str, Any]] = {}  # the last one that was read and no more: they are large
+    contents: dict[Path, Content] = {}  # the last one that was read and no more: they are large
 
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> Content:
         if path not in contents:
             contents.clear()
             contents[path] = _read(path, given)
@@ -123,7 +123,7 @@ def _problem_with(path: Path, read: Read) -> str:
     return ""
 
 
-def _read(path: Path, given: GivenOptions) -> dict[str, Any]:
+def _read(path: Path, given: GivenOptions) -> Content:
     content = read_checkpoint(path, "--resume", given)
     if given["resume_weights_only"]:
         content.pop("optimizer", None)
@@ -134,7 +134,7 @@ def _read(path: Path, given: GivenOptions) -> dict[str, Any]:
     return content
 
 
-def restore_weights(components: Components, content: dict[str, Any], path: Path) -> None:
+def restore_weights(components: Components, content: Content, path: Path) -> None:
     """Load the weights into the model, once it is certain that they mean the same in this run.
 
     Raises:
@@ -157,7 +157,7 @@ def restore_weights(components: Components, content: dict[str, Any], path: Path)
     load_weights(components.model, find_weights(content), where, advice)
 
 
-def restore(run: Training, content: dict[str, Any], path: Path) -> None:
+def restore(run: Training, content: Content, path: Path) -> None:
     """Restore everything but the weights: optimizer, moving average, scores, place in the epoch, random generators.
 
     Upstream's checkpoints hold no best score and no random state.
@@ -192,7 +192,7 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     print(f"{where}: {run.state.epoch} epochs{part} done, {left} to go")
 
 
-def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
+def _inside_epoch(run: Training, content: Content) -> InsideEpoch:
     """Return how far the epoch had come; its beginning if its examples now come in another order."""
     if "inside_epoch" not in content:
         return InsideEpoch()
@@ -209,7 +209,7 @@ def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
     return inside
 
 
-def _restore_random_state(run: Training, content: dict[str, Any]) -> None:
+def _restore_random_state(run: Training, content: Content) -> None:
     states = content.get("random_states", [content["random_state"]] if "random_state" in content else [])
     if len(states) == distributed.world_size():
         set_random_state(states[distributed.rank()])
@@ -217,7 +217,7 @@ def _restore_random_state(run: Training, content: dict[str, Any]) -> None:
         torch.manual_seed(hash((run.components.config.run.seed, run.step, distributed.rank())) % 2**63)
 
 
-def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
+def _restore_optimizer(run: Training, content: Content, where: str) -> None:
     if "optimizer" not in content:
         raise InputError(
             f"{where}: holds weights without an optimizer (checkpoint-best.pth is for evaluation). Resume from "
@@ -239,7 +239,7 @@ def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> No
             ) from error
 
 
-def _restore_average(run: Training, content: dict[str, Any], where: str) -> None:
+def _restore_average(run: Training, content: Content, where: str) -> None:
     assert run.ema is not None
     if not content.get("model_ema") or run.components.config.run.resume_weights_only:
         print(f"{where}: has no moving average to go on from; it starts from the weights")
@@ -256,7 +256,7 @@ def _restore_average(run: Training, content: dict[str, Any], where: str) -> None
     run.ema.load_state_dict(average)
 
 
-def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
+def check_same_answers(task: Task, content: Content, where: str) -> None:
     """Raise InputError if a checkpoint's outputs mean other answers than the data's.
 
     `Task.vouch` decides on a checkpoint that keeps no answer table.
@@ -270,7 +270,7 @@ def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
         )
 
 
-def check_same_fingerprints(components: Components, content: dict[str, Any]) -> None:
+def check_same_fingerprints(components: Components, content: Content) -> None:
     """Raise InputError if the tokenizer, or another file that a checkpoint depends on, has changed since training."""
     for problem in components.family.check_fingerprints(content, components.model, components.processor):
         raise InputError(problem)

@@ -10,6 +10,7 @@ from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.fingerprint import ANSWER_BITS, EMPTY, Changes, Fingerprint, Numbers, compare
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, is_checkpoint
+from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
@@ -99,7 +100,7 @@ def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
         )
 
 
-def tell_changes(components: Components, content: dict[str, Any], saved: dict[str, Any]) -> None:
+def tell_changes(components: Components, content: Content, saved: dict[str, Any]) -> None:
     """Print the options of model, data, training and task, and the number of processes, that have changed since."""
     own = {"seed", *components.task.spec.own_options}
     places = {"data_path", "image_root", "trust_checkpoint"} if _DATA in content else {"trust_checkpoint"}
@@ -117,16 +118,16 @@ def tell_changes(components: Components, content: dict[str, Any], saved: dict[st
         print(f"changed since the checkpoint: {', '.join(changed)}")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def data_state(components: Components) -> dict[str, Any]:
+def data_state(components: Components) -> Content:
     """Return the entry of a checkpoint that tells which rows the run has seen: fingerprints by split."""
     return {_DATA: {split: components.fingerprints[split].state() for split in sorted(components.fingerprints)}}
 
 
-def check_same_data(components: Components, content: dict[str, Any], saved: dict[str, Any], where: str) -> bool:
+def check_same_data(components: Components, content: Content, saved: dict[str, Any], where: str) -> bool:
     """Compare today's rows with those that the checkpoint was trained and validated on, and print what changed.
 
     Returns:
@@ -160,9 +161,7 @@ def check_same_data(components: Components, content: dict[str, Any], saved: dict
     return changes["val"].same_content
 
 
-def _problems(
-    before: dict[str, Fingerprint], now: dict[str, Fingerprint], val: Changes, content: dict[str, Any]
-) -> list[str]:
+def _problems(before: dict[str, Fingerprint], now: dict[str, Fingerprint], val: Changes, content: Content) -> list[str]:
     """Return the reasons against going on, in words; none if the scores stay honest."""
     trained = _trained(before) >> np.uint64(ANSWER_BITS)
     today, old_val = now.get("val", EMPTY), before.get("val", EMPTY)

@@ -15,6 +15,7 @@ from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file, prune, prune_st
 from beit3_vqa.engine.checkpoint.io import random_state, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import ROLLING, is_rolling
 from beit3_vqa.engine.checkpoint.same_run import data_state
+from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.parallel import SingleProcess, full_state_dict
 from beit3_vqa.engine.run_lock import require_lock
@@ -121,12 +122,12 @@ class Saver:
             return f"nothing was saved: {self.problem or '--no_save_ckpt'}"
         return f"saved {path}; the same command goes on from there"
 
-    def _weights(self) -> dict[str, Any]:
+    def _weights(self) -> Content:
         weights = {"model": full_state_dict(self.components.model.state_dict())}
         return weights if self.ema is None else {**weights, "model_ema": full_state_dict(self.ema.state_dict())}
 
-    def _progress(self, state: TrainState) -> dict[str, Any]:
-        content: dict[str, Any] = {
+    def _progress(self, state: TrainState) -> Content:
+        content: Content = {
             "args": self.components.config.flat(self.components.found),
             "processes": distributed.world_size(),
             "best_score": state.best_score,
@@ -142,7 +143,7 @@ class Saver:
             content["resumed_from"] = state.resumed_from
         return content
 
-    def _session(self) -> dict[str, Any]:
+    def _session(self) -> Content:
         """Return the entries that only resuming needs."""
         states = distributed.all_gather(random_state())  # each process has generators of its own
         return {
@@ -153,7 +154,7 @@ class Saver:
         }
 
     def _write(
-        self, path: Path, content: dict[str, Any], state: TrainState, score: float | None, rolling: bool = False
+        self, path: Path, content: Content, state: TrainState, score: float | None, rolling: bool = False
     ) -> bool:
         about = {
             **({ROLLING: True} if rolling else {}),
