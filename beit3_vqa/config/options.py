@@ -94,7 +94,7 @@ class DataConfig(Options):
         0.5, "smallest share of the image that a training crop keeps; 1: no cropping", above=0, high=1
     )
     flip: float = option(
-        0.5, "horizontal flips in training, never where left or right matters", unit="probability", low=0, high=1
+        0.5, "horizontal flips in training, never if left or right matters", unit="probability", low=0, high=1
     )
     num_workers: int | None = option(
         None,
@@ -116,7 +116,7 @@ class DataConfig(Options):
 
 @dataclass(frozen=True)
 class OptimConfig(Options):
-    """The optimiser and its schedule."""
+    """Options of the optimizer and its schedule."""
 
     epochs: int = option(20, "passes over the training data", low=1, high=1e6)
     batch_size: int | Literal["auto"] = option(
@@ -158,7 +158,9 @@ class OptimConfig(Options):
     task_head_lr_weight: float = option(
         0.0, "factor of the head's learning rate, on top of --layer_decay; 0: none", low=0, high=1e6
     )
-    weight_decay: float = option(0.05, "AdamW's; none on biases, norms, [CLS] and image positions", low=0, high=1e6)
+    weight_decay: float = option(
+        0.05, "AdamW's weight decay; none on biases, norms, [CLS] and image positions", low=0, high=1e6
+    )
     opt: str = option("adamw", "optimizer", choices=("adamw",))
     opt_eps: float = option(1e-8, "AdamW's epsilon", low=0, high=1)
     opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
@@ -169,7 +171,7 @@ class OptimConfig(Options):
         low=1,
         high=1e6,
     )
-    label_smoothing: float = option(0.0, "for cross entropy", unit="probability", low=0, below=1)
+    label_smoothing: float = option(0.0, "label smoothing of cross entropy", unit="probability", low=0, below=1)
     model_ema: bool = option(False, "keep a moving average of the weights, and evaluate that")
     model_ema_decay: float = option(0.9999, "decay of the moving average per optimizer step", low=0, below=1)
     model_ema_force_cpu: bool = option(False, "keep the moving average in main memory")
@@ -194,7 +196,7 @@ class TaskConfig(Options):
     crop_pct: float = option(
         1.0, "imagenet: share of the shorter side that evaluation's central crop keeps", above=0, high=1
     )
-    reprob: float = option(0.25, "imagenet: random erasing", unit="probability", low=0, high=1)
+    reprob: float = option(0.25, "imagenet: random erasing of a part of the image", unit="probability", low=0, high=1)
     remode: str = option("pixel", "imagenet: what erased parts are filled with", choices=("pixel", "rand", "const"))
     recount: int = option(1, "imagenet: largest number of erased parts", low=1, high=1e3)
     captioning_mask_prob: float = option(
