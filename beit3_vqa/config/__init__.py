@@ -1,1 +1,1 @@
-"""The options of a run, and what they are where nobody gave them."""
+"""The options of a run: what there is (options), what this run has (config), and who decides it (resolve)."""

@@ -1,4 +1,4 @@
-"""The options of one run, which of them the user gave, and their JSON form: config.json in every output folder."""
+"""The settled options of one run, and their JSON form: config.json in every output folder."""
 
 import dataclasses
 import json
@@ -30,7 +30,13 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All options of a run, and which the user gave, and typed; `config.resolve` makes it, and nobody changes it."""
+    """All options of a run, settled: `config.resolve` makes it, and nobody changes it.
+
+    Attributes:
+        model, init, data, optim, of_task, compute, run: the options by group.
+        given: names of the options that the user gave, in any way.
+        typed_flags: names of those that were typed on the command line.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
@@ -42,22 +48,30 @@ class RunConfig:
     given: frozenset[str] = frozenset()
     typed_flags: frozenset[str] = frozenset()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self)
 
     def to_dict(self, found: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
-        """Return the JSON form, one object per group, with what was `found` out (flat) in the place of options."""
+        """Return the JSON form, one object per group.
+
+        Args:
+            found: values that were found out later (flat), such as the batch size for `auto`; they replace options.
+        """
         return {
             group: dataclasses.asdict(getattr(self, group)) | {n: v for n, v in found.items() if GROUP_OF[n] == group}
             for group in GROUPS
         }
 
     def flat(self, found: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
-        """Return option name -> value, over all groups, with what was `found` out in the place of options."""
+        """Return option name -> value over all groups; values in `found` replace options."""
         return {name: value for group in self.to_dict(found).values() for name, value in group.items()}
 
     def num_workers(self, beside_model: bool) -> int:
-        """Worker processes of a data loader; fewer where they share the cores with the model (`beside_model`)."""
+        """Return the number of a data loader's processes.
+
+        Args:
+            beside_model: the model runs on the CPU too, so that half of the cores are left for it.
+        """
         if self.data.num_workers is not None:
             return self.data.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -65,7 +79,7 @@ class RunConfig:
 
     @property
     def temperature(self) -> float | None:
-        """The number of `--temperature`; None where it is to be fitted, or read beside the checkpoint."""
+        """Return the number of `--temperature`; None if it is to be fitted, or read from beside the checkpoint."""
         return float(self.run.temperature) if self.run.temperature not in ("", FIT) else None
 
 
@@ -82,6 +96,7 @@ GROUPS: dict[str, type[Options]] = {
     "run": RunOptions,
 }
 GIVEN = "given"  # in config.json: names of the options that the user gave
+# What a command asks of one session only: config.json leaves it out, so that it can be used for any other session.
 SESSION_OPTIONS = frozenset(
     {
         "eval",
@@ -102,8 +117,8 @@ GROUP_OF = {f.name: group for group, cls in GROUPS.items() for f in dataclasses.
 DEFAULT_OF = {f.name: f.default for cls in GROUPS.values() for f in dataclasses.fields(cls)}
 
 
-def option_fields() -> list[tuple[str, dataclasses.Field, Any]]:
-    """(group, field, resolved type) of every option, in the order of `--help`."""
+def option_fields() -> list[tuple[str, dataclasses.Field[Any], Any]]:
+    """List (group, field, resolved type) of every option, in the order of `--help`."""
     return [
         (group, f, typing.get_type_hints(cls)[f.name]) for group, cls in GROUPS.items() for f in dataclasses.fields(cls)
     ]
@@ -115,21 +130,21 @@ def option_kinds() -> dict[str, Any]:
 
 
 def write_config(config: RunConfig, path: Path, found: Mapping[str, Any] = NOTHING) -> None:
-    """Write config.json whole or not at all, without what was meant for one session only.
+    """Write config.json, whole or not at all, without the options of one session.
 
     Args:
         config: the options.
         path: the file.
-        found: what was found out, by the name of the option in whose place it is written.
+        found: values that were found out later, by option name; they replace options.
     """
     groups = config.to_dict(found)
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in SESSION_OPTIONS}
-    groups[GIVEN] = sorted(config.given - SESSION_OPTIONS)  # for people: the others are defaults, of the model's family
+    groups[GIVEN] = sorted(config.given - SESSION_OPTIONS)  # for people: all others are defaults
     write_text(path, json.dumps(groups, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_config_values(path: str | Path) -> dict[str, Any]:
-    """Flat option values of a config.json; groups may be left out, unknown names are an error.
+    """Read a config.json and return option name -> value; options may stand in their groups or outside.
 
     Raises:
         InputError: no such file, not JSON, an unknown option, or a value of the wrong type.
@@ -149,13 +164,13 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
         if name not in types:
             raise InputError(f"--config {path}: unknown option {name!r}.{nearest(name, types)}")
         if name == "batch_size" and type(value) is int and value == 0:
-            value = AUTO  # which version 0.1.0 wrote so
+            value = AUTO  # version 0.1.0 wrote it as 0
         values[name] = typed(value, types[name], f"--config {path}: {name}")
     return values
 
 
 def _check(config: RunConfig) -> None:
-    """Ranges, choices and contradictions that can be told without opening a file."""
+    """Raise InputError if options contradict each other; each option's own limits are checked by its group."""
     values = config.flat()
     for name, value in values.items():
         if isinstance(value, str) and not is_text(value):
@@ -177,7 +192,10 @@ def _check(config: RunConfig) -> None:
 def _check_temperature(options: RunOptions) -> None:
     if options.temperature == FIT:
         if options.split != "val":
-            raise InputError(f"--temperature fit: is for --split val, not for {options.split}, which it would flatter.")
+            raise InputError(
+                f"--temperature fit works on --split val only; fitted on {options.split} it would make {options.split} "
+                "results look better."
+            )
     elif options.temperature:
         try:
             value = float(options.temperature)

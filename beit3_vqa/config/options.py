@@ -1,4 +1,4 @@
-"""Every option of a run: its name, default, unit, limits and meaning, in one place.
+"""Define every option of a run: its name, default, unit, limits and meaning.
 
 `cli/finetune.py` makes the flags and `--help` from these dataclasses, and `config.py` reads and writes them as
 config.json. Names are upstream's where upstream has the option; what differs is said in `help`.
@@ -18,7 +18,7 @@ AUTO: Final = "auto"  # a value of --batch_size
 
 @dataclass(frozen=True)
 class ModelConfig(Options):
-    """What the weights mean: saved with every checkpoint and taken from there by --eval and --resume."""
+    """Options that decide what the weights mean; --eval and --resume take them from the checkpoint."""
 
     model: str = option("beit3_base_patch16_480", "name of the model, with or without the task at its end")
     input_size: int | None = option(None, "only checked: the model's name decides the resolution", unit="pixels")
@@ -26,14 +26,14 @@ class ModelConfig(Options):
     vocab_size: int = option(64010, "rows of the token embedding; 64,010 in the official checkpoints", low=4, high=1e8)
     num_classes: int | None = option(
         None,
-        "answers; default: as many as answer2label.txt has, else an error if it differs",
+        "number of answers; default: the length of answer2label.txt; an error if it differs from that",
         aliases=("nb_classes",),
         low=1,
         high=1e7,
     )
     num_max_bpe_tokens: int | None = option(
         None,
-        f"longest text, <s> and </s> included; default: what the data need, {MAX_BPE_TOKENS} at most",
+        f"length of the longest text, <s> and </s> included; default: what the data need, {MAX_BPE_TOKENS} at most",
         unit="tokens",
     )
     prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question; CLIP: of one option")
@@ -70,9 +70,10 @@ class DataConfig(Options):
     """Where the questions are and how they are read."""
 
     data_path: str = option("", "folder that `beit3-vqa prepare` wrote")
-    image_root: str = option("", "folder of the images, where it isn't the one written in dataset.json")
+    image_root: str = option("", "folder of the images, if it isn't the one in dataset.json")
     answer2label: str = option(
-        "", "answer table of the checkpoint, where it keeps none (upstream's, a fork's) and --data_path has another"
+        "",
+        "answer table of a checkpoint that keeps none (upstream's, a fork's), if --data_path has another one",
     )
     fold: int | None = option(
         None, "with `prepare --folds K`: the fold to validate on, 0..K-1, train on the others", low=0, high=1e6
@@ -80,18 +81,20 @@ class DataConfig(Options):
     shuffle_choices: bool = option(True, "permute the options, and the answer with them, anew in every epoch")
     balance_answers: float = option(
         0.0,
-        "draw training rows in proportion to (rows with the same answer)^-this; 0: every row once an epoch, "
-        "1: answers equally often",
+        "draw rows of rare answers more often, in proportion to (rows with the same answer)^-this; 0: every row once "
+        "an epoch, 1: all answers equally often",
         low=0,
         high=1,
     )
     randaug: bool = option(False, "RandAugment(2, 7) on training images")
-    train_interpolation: str = option("bicubic", "of the training crop", choices=("bicubic", "bilinear", "random"))
+    train_interpolation: str = option(
+        "bicubic", "interpolation of the training crop", choices=("bicubic", "bilinear", "random")
+    )
     crop_scale: float = option(
         0.5, "smallest share of the image that a training crop keeps; 1: no cropping", above=0, high=1
     )
     flip: float = option(
-        0.5, "horizontal flips in training, never where left or right matters", unit="probability", low=0, high=1
+        0.5, "horizontal flips in training, never if left or right matters", unit="probability", low=0, high=1
     )
     num_workers: int | None = option(
         None,
@@ -104,7 +107,7 @@ class DataConfig(Options):
     )
     skip_bad_images: int = option(
         0,
-        "distinct images that can't be read which training and evaluation go on past, each named; 0: stop at the first",
+        "how many unreadable images training and evaluation may skip, each named once; 0: stop at the first",
         low=0,
         high=1e9,
     )
@@ -113,7 +116,7 @@ class DataConfig(Options):
 
 @dataclass(frozen=True)
 class OptimConfig(Options):
-    """The optimiser and its schedule."""
+    """Options of the optimizer and its schedule."""
 
     epochs: int = option(20, "passes over the training data", low=1, high=1e6)
     batch_size: int | Literal["auto"] = option(
@@ -122,7 +125,7 @@ class OptimConfig(Options):
     effective_batch_size: int | None = option(
         None,
         "examples in an optimizer step, over all processes and forward passes, instead of --update_freq; default: "
-        "--batch_size (64 where that is auto) times --update_freq times processes",
+        "--batch_size x --update_freq x processes (with --batch_size auto, 64 x --update_freq x processes)",
         low=1,
         high=1e8,
     )
@@ -137,8 +140,10 @@ class OptimConfig(Options):
         "learning rate after the warm-up: a cosine, or constant and lowered when the validation loss stops falling",
         choices=("cosine", "plateau"),
     )
-    plateau_factor: float = option(0.5, "of the learning rate, where the validation loss stays", above=0, below=1)
-    plateau_patience: int = option(2, "epochs without a lower validation loss that are waited for", low=0, high=1e6)
+    plateau_factor: float = option(
+        0.5, "factor for the learning rate when the validation loss stops falling", above=0, below=1
+    )
+    plateau_patience: int = option(2, "epochs to wait for a lower validation loss", low=0, high=1e6)
     warmup_epochs: float | None = option(
         None,
         "linear warm-up, fractions allowed; default: 5, and at most a quarter of --epochs",
@@ -153,47 +158,54 @@ class OptimConfig(Options):
     task_head_lr_weight: float = option(
         0.0, "factor of the head's learning rate, on top of --layer_decay; 0: none", low=0, high=1e6
     )
-    weight_decay: float = option(0.05, "AdamW's; none on biases, norms, [CLS] and image positions", low=0, high=1e6)
+    weight_decay: float = option(
+        0.05, "AdamW's weight decay; none on biases, norms, [CLS] and image positions", low=0, high=1e6
+    )
     opt: str = option("adamw", "optimizer", choices=("adamw",))
     opt_eps: float = option(1e-8, "AdamW's epsilon", low=0, high=1)
     opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
     clip_grad: float | None = option(None, "largest norm of the gradient; default: no clipping", low=0, high=1e12)
     max_bad_steps: int = option(
-        10, "steps in a row with a gradient that isn't finite, each skipped, that end the training", low=1, high=1e6
+        10,
+        "end the training after this many steps in a row whose gradient isn't finite; each such step is skipped",
+        low=1,
+        high=1e6,
     )
-    label_smoothing: float = option(0.0, "for cross entropy", unit="probability", low=0, below=1)
+    label_smoothing: float = option(0.0, "label smoothing of cross entropy", unit="probability", low=0, below=1)
     model_ema: bool = option(False, "keep a moving average of the weights, and evaluate that")
-    model_ema_decay: float = option(0.9999, "of the moving average, per optimizer step", low=0, below=1)
+    model_ema_decay: float = option(0.9999, "decay of the moving average per optimizer step", low=0, below=1)
     model_ema_force_cpu: bool = option(False, "keep the moving average in main memory")
 
 
 @dataclass(frozen=True)
 class TaskConfig(Options):
-    """What single tasks have of their own; without effect on others."""
+    """Options of single tasks; without effect on the others."""
 
     mixup: float = option(0.0, "imagenet: alpha of mixup; 0: none", low=0, high=1e3)
     cutmix: float = option(0.0, "imagenet: alpha of cutmix; 0: none", low=0, high=1e3)
     cutmix_minmax: tuple[float, ...] = option(
         (), "imagenet: smallest and largest share of a side that cutmix replaces, instead of --cutmix"
     )
-    mixup_prob: float = option(1.0, "imagenet: of mixup or cutmix in a batch", unit="probability", low=0, high=1)
-    mixup_switch_prob: float = option(0.5, "imagenet: of cutmix where both are on", unit="probability", low=0, high=1)
+    mixup_prob: float = option(1.0, "imagenet: probability that a batch is mixed", low=0, high=1)
+    mixup_switch_prob: float = option(0.5, "imagenet: probability of cutmix if both are on", low=0, high=1)
     mixup_mode: str = option(
         "batch", "imagenet: one mix for the batch, for each pair, or for each image", choices=("batch", "pair", "elem")
     )
-    color_jitter: float = option(0.4, "imagenet: colour jitter, where --aa is none", low=0, high=1e2)
+    color_jitter: float = option(0.4, "imagenet: strength of the colour jitter, if --aa is none", low=0, high=1e2)
     aa: str = option("rand-m9-mstd0.5-inc1", "imagenet: timm's auto-augment policy; none: no policy")
     crop_pct: float = option(
         1.0, "imagenet: share of the shorter side that evaluation's central crop keeps", above=0, high=1
     )
-    reprob: float = option(0.25, "imagenet: random erasing", unit="probability", low=0, high=1)
+    reprob: float = option(0.25, "imagenet: random erasing of a part of the image", unit="probability", low=0, high=1)
     remode: str = option("pixel", "imagenet: what erased parts are filled with", choices=("pixel", "rand", "const"))
-    recount: int = option(1, "imagenet: parts that are erased at most", low=1, high=1e3)
+    recount: int = option(1, "imagenet: largest number of erased parts", low=1, high=1e3)
     captioning_mask_prob: float = option(
         0.6, "captioning: share of a caption's tokens that training hides", above=0, high=1
     )
     drop_worst_ratio: float = option(0.2, "captioning: share of the largest losses that is left out", low=0, below=1)
-    drop_worst_after: int = option(12000, "captioning: from that optimizer step on", low=0, high=1e12)
+    drop_worst_after: int = option(
+        12000, "captioning: optimizer step from which --drop_worst_ratio applies", low=0, high=1e12
+    )
     num_beams: int = option(3, "captioning: width of the beam search", low=1, high=1e3)
     length_penalty: float = option(
         0.6, "captioning: exponent of the length that a score is divided by", low=0, high=100
@@ -202,12 +214,12 @@ class TaskConfig(Options):
 
 @dataclass(frozen=True)
 class ComputeConfig(Options):
-    """How it is computed: what changes speed and memory, not what is learned."""
+    """Options of speed and memory, which don't change what is learned."""
 
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
         "auto",
-        "compute precision; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32; CLIP: fp16 on a GPU",
+        "compute precision; auto: bf16 if the hardware has it, else fp16 on a GPU, else fp32; CLIP: fp16 on a GPU",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     attention: str = option(
@@ -236,12 +248,12 @@ class ComputeConfig(Options):
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """The run itself: what to do, where, and what to keep."""
+    """Options of the run itself: what to do, where, and what to keep."""
 
     task: str = option("vqacustom", "kind of task")
     output_dir: str = option("", "folder for checkpoints, logs and results")
     log_dir: str = option("", "TensorBoard folder; default: --output_dir/tensorboard")
-    seed: int = option(0, "of everything random", low=0, high=4294967295)
+    seed: int = option(0, "seed of everything random", low=0, high=4294967295)
     eval: bool = option(False, "no training: evaluate --resume or --finetune on --split")
     split: str = option("test", "what --eval evaluates", choices=("test", "test-dev", "val", "train"))
     tta: str = option(
@@ -260,14 +272,13 @@ class RunOptions(Options):
     auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")
     trust_checkpoint: bool = option(
         False,
-        "let every checkpoint run code that it brings (pickle), if it holds more than plain data; without, only a file "
-        "typed after --resume may",
+        "let any checkpoint run code that it brings (pickle). Without this, only a file typed after --resume may",
     )
     resume_weights_only: bool = option(False, "with --resume: weights and epoch, but a new optimizer")
     data_changed: str = option(
         "refuse",
         "when a run goes on with other rows: refuse it if rows of val were trained on, or if the best score is of "
-        "another val; ok: go on, with a new best score",
+        "another validation split; ok: go on, with a new best score",
         choices=("refuse", "ok"),
     )
     stop_after_epochs: int = option(
@@ -278,10 +289,10 @@ class RunOptions(Options):
         1, "epochs between checkpoints that are kept (upstream: 5); the newest always is", low=1, high=1e6
     )
     save_steps: int = option(
-        0, "optimizer steps between checkpoints inside an epoch; 0: none but when a signal stops it", low=0, high=1e9
+        0, "optimizer steps between checkpoints inside an epoch; 0: only if a signal stops the run", low=0, high=1e9
     )
     keep_checkpoints: int = option(0, "newest epoch checkpoints to keep beside the best; 0: all", low=0, high=1e6)
     dry_run: bool = option(False, "two training and two evaluation steps, sizes and a time estimate, then stop")
     log_interval: float = option(
-        10.0, "between progress lines where there's no terminal", unit="seconds", low=0, high=1e9
+        10.0, "time between progress lines if the output is no terminal", unit="seconds", low=0, high=1e9
     )

@@ -1,7 +1,13 @@
-"""What every option of a run is, and who says so: the one place that makes a `RunConfig`.
+"""Settle the options of a run: the one place that makes a `RunConfig`.
 
-From the weakest to the strongest: options.py, the task's defaults, the defaults of the model's family, the model
-options that a checkpoint was saved with, what the user gave, and what a run keeps for good.
+An option's value comes from the last of these that has one:
+
+1. its default in options.py
+2. the task's defaults (`TaskSpec.defaults`)
+3. the defaults of the model's family (`DEFAULTS` below)
+4. the checkpoint that is resumed or evaluated, for the options of the model
+5. the user: flags, and `--config`
+6. the checkpoint again, for what a run keeps from its beginning (`SavedOptions.kept`)
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,8 +20,8 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.fields import typed
 
 TITLES: dict[str, str] = {"beit3": "BEiT-3", "clip": "CLIP"}
-# Where a family's default of an option isn't the one of options.py. CLIP's are the published recipe
-# (get_started/clip.md); `lora_rank` holds for names that end in `_lora`.
+# Defaults of a family that differ from options.py. CLIP's are the published recipe (get_started/clip.md); `lora_rank`
+# holds only for models whose name ends in `_lora`.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "beit3": {},
     "clip": {
@@ -38,21 +44,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GivenOptions:
-    """What a user gave, before anything else has its say: `given["resume"]` is that, or the default of options.py.
+    """The options that a user gave; `given["resume"]` is what was given, or else the default of options.py.
 
     Attributes:
-        values: by the option's name.
+        values: option name -> value.
         typed_flags: names of those that were typed on the command line; the others come from a file.
 
     Raises:
-        InputError: a value that an option can't have, or two that contradict each other.
+        InputError: an option can't have its value, or two contradict each other.
     """
 
     values: dict[str, Any]
     typed_flags: frozenset[str] = frozenset()
 
-    def __post_init__(self):
-        resolve(self)
+    def __post_init__(self) -> None:
+        resolve(self)  # only for its errors, before any file is opened
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
@@ -61,18 +67,18 @@ class GivenOptions:
         return self.values.get(name, DEFAULT_OF[name])
 
     def also(self, **values: Any) -> "GivenOptions":
-        """Return the options with more of them given, none of those typed."""
+        """Return the options with more of them given, but not typed."""
         return GivenOptions({**self.values, **values}, self.typed_flags)
 
 
 @dataclass(frozen=True)
 class SavedOptions:
-    """What a checkpoint says of its run.
+    """The options that a checkpoint was saved with.
 
     Attributes:
-        values: the options that it was saved with, by name, as they came; only those of the model count.
-        where: its flag and file, for messages.
-        kept: names of others that count too, more than what is given.
+        values: option name -> value, unchecked; only the options of the model are used.
+        where: the checkpoint's flag and file, for messages.
+        kept: names of further options that are used; they are stronger than what the user gave.
     """
 
     values: Mapping[str, Any]
@@ -83,15 +89,16 @@ class SavedOptions:
 def resolve(
     given: GivenOptions, task_defaults: Mapping[str, Any] = NOTHING, saved: SavedOptions | None = None
 ) -> RunConfig:
-    """Return the options of a run, settled: nobody changes them afterwards.
+    """Return the settled options of a run.
 
     Args:
-        given: by the user.
-        task_defaults: options whose default isn't, for the run's task, the one of options.py.
-        saved: with the checkpoint that is resumed or evaluated; None: the run begins.
+        given: the user's options.
+        task_defaults: defaults of the run's task that differ from options.py.
+        saved: options of the checkpoint that is resumed or evaluated; None: there is none.
 
     Raises:
-        InputError: a value that an option can't have, or two that contradict each other; says whose they are.
+        InputError: an option can't have its value, or two contradict each other; it names the checkpoint if the
+            options are the checkpoint's.
     """
     not_given = [name for name, group in GROUP_OF.items() if group == "model" and name not in given]
     of_model = _typed(saved, not_given, "model")
@@ -100,7 +107,9 @@ def resolve(
     model = given.values.get("model", of_model.get("model", DEFAULT_OF["model"]))
     family = model.split("_")[0]
     hint = f" ({TITLES[family]} has defaults of its own; `finetune --help` shows them.)" if DEFAULTS.get(family) else ""
-    if saved is not None:  # first what is wrong without the family that it brings, to say whose fault that is
+    # Two trials that only look for errors, so that the message blames the right one: the user's options alone, then
+    # with the checkpoint's on top.
+    if saved is not None:
         known = {**_get_defaults(given["model"]), **task_defaults}
         _made({**known, **given.values}, given)
         _made({**known, **of_model, **given.values}, given, _blame(saved, "model"))
@@ -112,14 +121,18 @@ def resolve(
 
 
 def _get_defaults(model: str) -> dict[str, Any]:
-    values = dict(DEFAULTS.get(model.split("_")[0], {}))  # an unknown family is an error of whoever looks for it
+    values = dict(DEFAULTS.get(model.split("_")[0], {}))  # `find_family` reports an unknown family
     if not model.endswith("_lora"):
         values.pop("lora_rank", None)
     return values
 
 
 def _typed(saved: SavedOptions | None, names: Iterable[str], of: str) -> dict[str, Any]:
-    """Return those of the saved options that have one of the names, as the options' types."""
+    """Return the saved options of these names, converted to the options' types.
+
+    Raises:
+        InputError: one can't be converted; `of` says what it is an option of.
+    """
     if saved is None:
         return {}
     kinds = option_kinds()
@@ -130,11 +143,11 @@ def _typed(saved: SavedOptions | None, names: Iterable[str], of: str) -> dict[st
 
 
 def _blame(saved: SavedOptions, of: str) -> str:
-    return f"{saved.where} was saved with options that no {of} can have: "
+    return f"{saved.where} contains options that are not valid for a {of}: "
 
 
 def _made(values: Mapping[str, Any], given: GivenOptions, before: str = "", after: str = "") -> RunConfig:
-    """Return the options with these values, by name; an error is framed by `before` and `after`."""
+    """Return a config of values by option name; the message of an InputError is put between `before` and `after`."""
     try:
         groups: dict[str, Any] = {
             group: cls(**{name: value for name, value in values.items() if GROUP_OF[name] == group})

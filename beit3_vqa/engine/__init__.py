@@ -1,1 +1,4 @@
-"""The loops and what they need: optimiser, precision, checkpoints. No files of data, no task names."""
+"""A run, from its settled options to its results: build, train, validate, checkpoint, resume, evaluate, predict.
+
+Read trainer.py first, then loop.py. api.py holds the entry points. Nothing here knows a task or a model by name.
+"""

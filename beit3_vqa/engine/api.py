@@ -1,8 +1,10 @@
-"""Training, evaluation and single answers: where the parts meet. Knows no task and no model by name."""
+"""The entry points of a run: `train`, `evaluate` and `export`. Single questions: `predictor.load`.
+
+Each takes what the user gave, settles the options, builds the components, loads the weights and does its work.
+"""
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,7 +38,7 @@ from beit3_vqa.engine.checkpoint.resume import (
 )
 from beit3_vqa.engine.checkpoint.same_run import beginning_of
 from beit3_vqa.engine.checkpoint.save import TrainState
-from beit3_vqa.engine.checkpoint.validate import validate_content
+from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import evaluate_fully, naming
 from beit3_vqa.engine.predictor import _load
@@ -54,13 +56,13 @@ from beit3_vqa.tasks.base import Task
 
 
 def train(given: GivenOptions) -> TrainState:
-    """Trains as `given` says, from scratch, from pretrained weights, or on from a checkpoint.
+    """Train from scratch, from pretrained weights, or on from a checkpoint; with `--dry_run`, only try it.
 
     Raises:
         InputError: something the user gave doesn't work.
-        TrainingDiverged: the gradient stays not finite.
+        TrainingDiverged: the gradient wasn't finite for `--max_bad_steps` steps in a row.
         Stopped: a signal came; the step was finished and saved.
-        ProcessLost: another process of the run ended.
+        ProcessLost: another process of the run ended or can't be reached.
     """
     find_task(given["task"])  # an unknown one is an error before anything is made
     if not given["output_dir"] and not given["dry_run"]:
@@ -89,13 +91,14 @@ def _begin(given: GivenOptions) -> Training:
     new = components.family.initialise(components.model, components.processor, content)
     if content is not None:
         tell_other_answers(components.task, content, new, f"--finetune {finetune}")
-    del content
+    del content  # free the memory before the batch size is measured
     run = set_up_training(with_batch_size(components))
-    torch.manual_seed(config.run.seed + distributed.rank())  # the weights are everyone's, stochastic depth each one's
+    # Until here every process drew the same numbers, for the same weights. In training each draws its own.
+    torch.manual_seed(config.run.seed + distributed.rank())
     return run
 
 
-def _go_on(given: GivenOptions, path: Path, content: dict[str, Any]) -> Training:
+def _go_on(given: GivenOptions, path: Path, content: Content) -> Training:
     where = f"--resume {path}"
     config = resolve_checkpoint_config(given, content, where, kept=beginning_of(given, get_options(content)))
     components = build(config, make_task(config), path)
@@ -107,10 +110,12 @@ def _go_on(given: GivenOptions, path: Path, content: dict[str, Any]) -> Training
 
 
 def evaluate(given: GivenOptions) -> EvalResult:
-    """Evaluates a checkpoint on `--split` and writes the result files.
+    """Evaluate a checkpoint on `--split` and write the result files.
 
     Raises:
         InputError: something the user gave doesn't work.
+        NotFiniteError: the model's outputs aren't finite.
+        ProcessLost: another process ended or can't be reached.
     """
     if given["tune_allocator"]:
         tune_allocator()
@@ -126,7 +131,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     find_task(given["task"])  # an unknown one is an error before a file is read
     content = read_checkpoint(path, flag, given, mapped=True)
     where = f"{flag} {path}"
-    checksum = get_sha256(path)  # now: training may put another in its place before the end
+    checksum = get_sha256(path)  # now, since a training that runs beside may replace the file meanwhile
     if flag == "--resume":
         validate_content(content, where)
     config = resolve_checkpoint_config(given, content, where, kept=fold_of_evaluation(given, get_options(content)))
@@ -140,7 +145,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     components.model.to(components.precision.device)
     print(f"evaluating {path}")
     if average and "model_key" not in given:
-        print("its moving average, that is (model_ema); --model_key model takes the weights themselves")
+        print("evaluating its moving average (model_ema); --model_key model takes the plain weights")
     fit, temperature = config.run.temperature == FIT, None
     if fit:
         require_manifest(path)
@@ -176,7 +181,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
 
 
 def _temperature(task: Task, checkpoint: Path, given: float | None) -> float:
-    """Return the temperature that is given, or else what is kept beside the checkpoint."""
+    """Return the temperature that the user gave, else the one that is kept beside the checkpoint, else 1."""
     kept = read_temperature(checkpoint) if given is None and task.spec.takes_temperature else None
     if kept:
         print(f"temperature {kept:g}, kept beside the checkpoint")
@@ -184,13 +189,13 @@ def _temperature(task: Task, checkpoint: Path, given: float | None) -> float:
 
 
 def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, pretrained: str = "") -> None:
-    """Writes a trained model in the format of its family's library.
+    """Write a trained model in the format of its family's library, such as peft's.
 
     Args:
         checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
         folder: new or empty.
-        merge: the whole model; else the adapters alone.
-        pretrained: the model that was fine-tuned, where it no longer lies where it did.
+        merge: write the whole model; else the adapters alone.
+        pretrained: the model that was fine-tuned, if it has moved since.
 
     Raises:
         InputError: not such a checkpoint, or a family without such a format.

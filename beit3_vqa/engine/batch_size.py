@@ -1,4 +1,8 @@
-"""`--batch_size auto` and `--effective_batch_size`: how many examples a forward pass and a step have."""
+"""Choose how many examples a forward pass and an optimizer step have: `--batch_size auto`, `--effective_batch_size`.
+
+`auto` tries batches of 1, 2 and 4 examples, draws a straight line through the memory that they took, and takes the
+largest batch that fits by that line.
+"""
 
 import itertools
 import math
@@ -20,21 +24,22 @@ from beit3_vqa.runtime.precision import in_float32
 
 Sample = tuple[Example, dict[str, Any]]
 
-SHARE = 0.85  # of the memory that is free; the rest is for what varies from batch to batch, and for others
-DRY_RUN_SHARE = 0.95  # the same where the number is the user's own
-TRIED = (1, 2, 4)  # examples: the first pays for what is done once, the others tell what one more costs
-LOOKED_AT = 2000  # rows among which the longest text is looked for
-MOMENTS = 2  # of AdamW, each as large as the weights that are trained
+SHARE = 0.85  # of the free memory may be used; the rest is for what varies between batches, and for other programs
+DRY_RUN_SHARE = 0.95  # the same if the user chose the batch size
+TRIED = (1, 2, 4)  # examples; the first includes what is allocated once, the others show what one more takes
+LOOKED_AT = 2000  # rows among which the longest texts are looked for
+MOMENTS = 2  # AdamW keeps two, each as large as the weights that are trained
 
 
 def with_batch_size(components: Components) -> Components:
-    """Return the parts of a run with their `step_size` settled, and say what was chosen.
+    """Return the components with their `step_size` settled, and print what was chosen.
 
-    The step is what was asked for, whatever fits into memory: a mean over the same examples, in more forward passes.
+    Memory decides only how many forward passes a step takes: the step is a mean over as many examples as were asked
+    for, whatever fits.
 
     Raises:
-        InputError: an effective batch that can't be made of such batches, or memory for not one example; for a dry run,
-            also for less than a batch.
+        InputError: the effective batch isn't a multiple of the batch, or not one example fits into memory; in a dry
+            run, also if the batch that the user chose doesn't fit.
     """
     components = replace(components, step_size=_step_size(components))
     if components.config.optim.batch_size != AUTO and components.config.run.dry_run:
@@ -57,7 +62,7 @@ def _step_size(components: Components) -> StepSize:
     if components.task.spec.in_batch_negatives:
         raise InputError(
             f"--batch_size auto: the loss of {components.task.spec.name} compares the rows of a forward pass with each "
-            "other, so their number is part of the recipe; give it."
+            "other, so it depends on the batch size; choose it yourself."
         )
     device = components.precision.device
     if not memory.can_measure(device):
@@ -68,6 +73,7 @@ def _step_size(components: Components) -> StepSize:
             "--batch_size auto: not one example fits into memory. Try --checkpoint_activations, --precision bf16, or "
             "a smaller model."
         )
+    # The largest divisor that fits, so that every step has equal forward passes.
     batch_size = next(size for size in range(fitting, 0, -1) if per_process % size == 0)
     print(f"--batch_size auto: {fitting} fit; batches of {batch_size}, {per_process // batch_size} a step")
     return StepSize(batch_size, per_process // batch_size)
@@ -79,17 +85,17 @@ def _examples_per_process(components: Components) -> int:
     if wanted is None:
         return (BATCH_SIZE if options.batch_size == AUTO else options.batch_size) * options.update_freq
     if "update_freq" in components.config.typed_flags:  # config.json has both: there it is what was found
-        raise InputError("--effective_batch_size and --update_freq say the same in two ways; leave one out.")
+        raise InputError("--effective_batch_size and --update_freq set the same thing; give one of them.")
     if wanted % processes:
         raise InputError(f"--effective_batch_size {wanted}: can't be shared evenly by {processes} processes.")
     return wanted // processes
 
 
 def _largest_that_fits(components: Components, most: int) -> int:
-    """The number of examples, `most` at most, whose forward and backward pass fits; 0: not even one does.
+    """Return the largest number of examples, up to `most`, whose forward and backward pass fits; 0 if none does.
 
-    A few examples are tried, the peak is a straight line through what they took. On a GPU the number that this gives is
-    tried too, since there a step that doesn't fit can be taken back; on a CPU it would end the process.
+    On a GPU the number that the line gives is tried too: if it doesn't fit, that is an error to catch. On a CPU trying
+    it could end the process.
     """
     with _tried(components, most, SHARE) as tried:
         fitting, largest = tried.fitting(most), max(tried.peaks, default=0)
@@ -100,9 +106,9 @@ def _largest_that_fits(components: Components, most: int) -> int:
 
 
 def _require_fitting(components: Components) -> None:
-    """InputError where a step of the batch that was asked for would take more memory than there is.
+    """Raise InputError if a step of the batch that the user chose would take more memory than there is.
 
-    A CPU's kernel would end the process without a word, and perhaps another one with it.
+    Without this, a system that runs out of memory kills the process without a message, and perhaps another one too.
     """
     count, device = components.step_size.batch_size, components.precision.device
     if distributed.world_size() > 1 or not memory.can_measure(device):
@@ -122,15 +128,15 @@ def _require_fitting(components: Components) -> None:
 
 @dataclass
 class _Tried:
-    """What a few examples took, and what there is.
+    """The memory that a few examples took, and the memory that there is, in bytes.
 
     Attributes:
-        samples: of which batches are made.
-        room: bytes that a forward and backward pass may take, the weights and gradients included.
-        later: bytes that are taken after it, of the optimizer and a moving average.
-        start: bytes of those alone.
-        peaks: number of examples -> bytes.
-        limit: more examples than this have been seen not to fit.
+        samples: rows that batches are made of.
+        room: memory for a forward and backward pass, weights and gradients included.
+        later: memory that optimizer and moving average will take after it.
+        start: memory of weights and gradients alone.
+        peaks: number of examples -> memory at the most.
+        limit: largest number of examples that may fit; with more, memory ran out.
     """
 
     samples: list[Sample]
@@ -141,12 +147,12 @@ class _Tried:
     limit: float = math.inf
 
     def peak(self, count: int) -> float:
-        """Return the bytes that so many examples take, by a straight line through the two largest batches tried."""
+        """Return the memory that `count` examples take, by a straight line through the two largest batches tried."""
         most, peak, slope = self._line()
         return peak + (count - most) * slope
 
     def fitting(self, most: int) -> int:
-        """Return the largest number of examples, `most` at most, that fits by that line."""
+        """Return the largest number of examples, up to `most`, that fits by that line."""
         count, peak, slope = self._line()
         return int(max(0, min(most, self.limit, count + (self.room - peak) / slope)))
 
@@ -158,24 +164,24 @@ class _Tried:
 
 @contextmanager
 def _tried(components: Components, most: int, share: float) -> Iterator[_Tried]:
-    """A context in which a few examples, `most` at most, have been tried.
+    """Try batches of a few examples and yield what they took; at the end of the context gradients are freed.
 
     Args:
         components: whose model is moved to its device.
-        most: examples.
-        share: of the memory that is free, which may be taken.
+        most: examples in a batch.
+        share: of the free memory that may be used.
     """
     device = components.precision.device
     components.model.to(device)
     samples = _longest(components.task.dataset("train", components.processor, training=True), most)
     trained = sum(p.numel() * p.element_size() for p in components.model.parameters() if p.requires_grad)
     in_use = memory.in_use(device)
-    # The gradients are there for the peaks; what comes later is the optimizer's, and a moving average.
+    # Gradients are part of the peaks; the moments and the moving average come after them, and are counted here.
     later = trained * (MOMENTS + int(components.config.optim.model_ema))
     tried = _Tried(samples, share * (memory.free(device) + in_use) - later, later, in_use + trained, {})
     try:
         for count in (n for n in TRIED if n <= most):
-            if device.type != "cuda" and tried.peak(count) > tried.room:  # trying it would end the process
+            if device.type != "cuda" and tried.peak(count) > tried.room:  # trying it could end the process
                 break
             peak = _peak(components, samples, count)
             if peak == math.inf:
@@ -188,9 +194,12 @@ def _tried(components: Components, most: int, share: float) -> Iterator[_Tried]:
 
 
 def _longest(dataset: IndexDataset, count: int) -> list[Sample]:
-    """So many rows, as the processor made them: those with the longest texts of many, of an image each where it can be.
+    """Return up to `count` rows as the processor makes them: those with the longest texts, each of another image.
 
-    A family may compute what is the same only once, so they mustn't be copies of one.
+    They mustn't be copies of one row, since a family may compute what is the same only once.
+
+    Raises:
+        InputError: none of their images can be read.
     """
     places = range(0, len(dataset), -(-len(dataset) // LOOKED_AT))
     length = {place: _length(dataset.example(place)) for place in places}
@@ -201,7 +210,7 @@ def _longest(dataset: IndexDataset, count: int) -> list[Sample]:
         if image in images:
             continue
         images.add(image)
-        with suppress(ImageError):  # the loader will name it
+        with suppress(ImageError):  # the loader reports it, if the row's turn comes
             samples.append(dataset[(0, 0, place)])
         if len(samples) == count:
             break
@@ -215,7 +224,7 @@ def _length(example: Example) -> int:
 
 
 def _peak(components: Components, samples: list[Sample], count: int) -> float:
-    """Bytes at the most while `count` examples go forward and backward; infinity where they don't fit."""
+    """Return the largest memory in use, in bytes, while `count` examples go forward and backward; inf: no room."""
     examples, tensors = zip(*itertools.islice(itertools.cycle(samples), count), strict=True)
     batch = Batch(components.task.collate(tensors, components.processor), examples, num_valid=count)
     batch = components.task.attach_targets(batch, tensors)
@@ -224,7 +233,7 @@ def _peak(components: Components, samples: list[Sample], count: int) -> float:
         on_device = batch.to(components.precision.device)
         with components.precision.autocast():
             outputs = components.model(**on_device.inputs)
-        components.precision.scaler.scale(components.task.loss(in_float32(outputs), on_device)).backward()
+        torch.autograd.backward(components.precision.scaler.scale(components.task.loss(in_float32(outputs), on_device)))
 
     components.model.train()
     try:

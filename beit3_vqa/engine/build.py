@@ -1,4 +1,9 @@
-"""Puts the parts of a run together: task, family, processor, model, loaders, and the weights to answer with."""
+"""Build the components of a run: task, family, processor, model, loaders, and the weights to answer with.
+
+The order is always the same. `resolve` settles the options, `make_task` opens the data, and `build` makes everything
+else on top of them, with a model whose weights don't matter yet. Then the weights are loaded: `Family.initialise` or
+`checkpoint.resume` to train, `load_for_inference` to evaluate and to answer questions.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -20,6 +25,7 @@ from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
+from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.models.base import Family, Processor, TaskShape
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
@@ -37,7 +43,7 @@ class StepSize:
 
     Attributes:
         batch_size: examples in a forward pass of each process.
-        update_freq: forward passes.
+        update_freq: forward passes per optimizer step.
     """
 
     batch_size: int
@@ -46,7 +52,19 @@ class StepSize:
 
 @dataclass
 class Components:
-    """A run's parts, the model without weights of its own yet."""
+    """What a run is made of.
+
+    Attributes:
+        config: the settled options.
+        task: what is learned, on the data of the run.
+        family: the family of models, set up for the options.
+        processor: makes the model's inputs of images and texts.
+        model: a module with the methods that `Family.build` lists; the weights are loaded after `build`.
+        precision: device, autocast and gradient scaling.
+        step_size: as the options ask for it; with `--batch_size auto`, what `batch_size.with_batch_size` found.
+        bad_images: the images that couldn't be read so far, and how many may be skipped.
+        fingerprints: of the rows of each split that `loader` has been called for.
+    """
 
     config: RunConfig
     task: Task
@@ -54,41 +72,60 @@ class Components:
     processor: Processor
     model: Any
     precision: Precision
-    step_size: StepSize  # as asked for, until `batch_size.with_batch_size` has found it
+    step_size: StepSize
     bad_images: BadImages = field(default_factory=BadImages)
-    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)  # of the splits that `loader` has seen
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
 
     @property
     def found(self) -> dict[str, int]:
-        """What was found out after the options were settled; files keep it in the place of the options asked for."""
+        """Return the options whose values were found out (flat): files keep them instead of what was asked for."""
         return asdict(self.step_size)
 
     def loader(self, split: str, *, training: bool = False) -> BatchLoader:
-        """Batches of a split; says how long its texts are."""
+        """Return the batches of a split, keep its fingerprint, and print its size and the lengths of its texts.
+
+        Raises:
+            InputError: the split doesn't exist, can't be used, or too many of its images are missing.
+        """
         maker = FingerprintMaker()
         loader = self._loader(self.task.dataset(split, self.processor, training=training), split, training, maker)
         self.fingerprints[split] = maker.done()
         return loader
 
     def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, PermutedChoices]:
-        """Batches of a split for evaluation, each question in every order of its options that `mode` has, and it."""
+        """Return the batches of a split with each question in several orders of its options, and their dataset.
+
+        Args:
+            split: name of the split.
+            mode: which orders, as `--tta` names them.
+            blind: show a grey image instead of each image.
+        """
         dataset = PermutedChoices(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
         label = split + (", blind" if blind else "") + (", options in other orders too" if mode != "none" else "")
         return self._loader(dataset, label, training=False), dataset
 
-    def _loader(self, dataset: Any, label: str, training: bool, maker: FingerprintMaker | None = None) -> BatchLoader:
-        config = self.config
+    def _loader(
+        self,
+        dataset: IndexDataset | PermutedChoices,
+        label: str,
+        training: bool,
+        maker: FingerprintMaker | None = None,
+    ) -> BatchLoader:
+        config, balance = self.config, self.config.data.balance_answers
+        # One pass over the examples checks that the images are there, takes the fingerprint and measures the texts.
         examples = _with_images(dataset, self.bad_images)
         texts = self._texts(maker.watch(examples) if maker else examples)
         print(f"{label}: {len(dataset)} {self.task.spec.unit}{texts}")
-        balanced = training and config.data.balance_answers > 0
+        weights = None
+        if training and balance > 0 and isinstance(dataset, IndexDataset):
+            weights = dataset.balancing_weights(balance)
         return BatchLoader(
             dataset,
             partial(self.task.collate, processor=self.processor),
             self.step_size.batch_size if training else self._eval_batch_size(),
             shuffle=training,
             seed=config.run.seed,
-            weights=dataset.balancing_weights(config.data.balance_answers) if balanced else None,
+            weights=weights,
             attach_targets=self.task.attach_targets if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
@@ -99,10 +136,10 @@ class Components:
         return self.config.optim.eval_batch_size or max(1, int(self.step_size.batch_size * 1.5))
 
     def _texts(self, examples: Iterator[Example]) -> str:
-        """What there is to say of the texts of a split; looks at every example in any case."""
+        """Return a message on the lengths of a split's texts; empty if it has none. Use up `examples` in any case."""
         texts = (text for example in examples for text in self.task.texts_to_measure(example))
         if not self.task.spec.inputs.text:
-            deque(texts, maxlen=0)
+            deque(texts, maxlen=0)  # the checks of images and rows happen as the examples go by
             return ""
         lengths = self.processor.measure(texts, self.config.model.vocab_size)
         if not lengths.longest:
@@ -112,11 +149,12 @@ class Components:
 
 
 def _with_images(dataset: IndexDataset | PermutedChoices, bad_images: BadImages) -> Iterator[Example]:
-    """The examples of a split, one after the other; images that aren't there count as bad ones.
+    """Yield the examples of a split, and at the end count the images that aren't there as bad ones.
+
+    So a wrong `--image_root` is an error before training, not hours into it.
 
     Raises:
-        InputError: at the end, listing the images that aren't there, if they are more than may be passed over: before
-            hours of training find the first.
+        InputError: at the end, if more images are missing than may be skipped; it lists them.
     """
     row_of: dict[str, str] = {}
     for index in range(len(dataset)):
@@ -133,15 +171,15 @@ def _with_images(dataset: IndexDataset | PermutedChoices, bad_images: BadImages)
 
 
 def build(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Components:
-    """Everything of a run but its weights and its data.
+    """Build the components of a run; the weights are loaded afterwards.
 
     Args:
         config: the run's options.
         task: what is learned.
-        checkpoint: the file that is to be loaded; the tokenizer beside it is the right one.
+        checkpoint: the file whose weights will be loaded; the tokenizer beside it is used.
 
     Raises:
-        InputError: options that contradict each other, or a model that can't be in the checkpoint or in memory.
+        InputError: options contradict each other, or the model is too large for the checkpoint or for memory.
     """
     device = pick_device(config.compute.device)
     family = _family(config, task)
@@ -150,8 +188,8 @@ def build(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Comp
             f"--input_size {config.model.input_size} contradicts --model {config.model.model}, which is for "
             f"{family.img_size} pixels. Change the model's name; --input_size isn't needed."
         )
-    _require_possible(family, checkpoint)  # before anything is made whose size the model's name says
-    torch.manual_seed(config.run.seed)
+    _require_possible(family, checkpoint)  # before anything of the model's size is allocated
+    torch.manual_seed(config.run.seed)  # fresh weights are drawn below
     wanted = config.compute.precision
     precision = Precision(family.auto_precision.get(device.type, wanted) if wanted == "auto" else wanted, device)
     _tell_unused(config, family, task)
@@ -170,18 +208,23 @@ def _family(config: RunConfig, task: Task) -> Family:
 
 
 def _require_possible(family: Family, checkpoint: Path | None) -> int:
-    """Return the model's parameters; InputError where the checkpoint can't hold them, or memory can't."""
+    """Return the number of the model's parameters.
+
+    Raises:
+        InputError: the checkpoint is too small to hold them, or free memory is.
+    """
     skeleton = family.skeleton()
     name = family.config.model.model
     saved = sum(value.numel() for value in skeleton.state_dict().values())
-    # No type has less than a byte; twice, since image positions may be interpolated to a higher resolution.
+    # Every number takes at least a byte. The factor of 2 leaves room for image positions, which may be interpolated
+    # to a higher resolution.
     if checkpoint is not None and saved > 2 * (size := checkpoint.stat().st_size):
         raise InputError(
             f"{checkpoint}: has {size:,} bytes, too few for the {saved:,} numbers of a {name} with the sizes that the "
             "checkpoint says. It is damaged, or of another model."
         )
     needed = sum(value.numel() * value.element_size() for value in skeleton.parameters())
-    main_memory = torch.device("cpu")  # where a model is made
+    main_memory = torch.device("cpu")  # a model is made there before it moves to a GPU
     if memory.can_measure(main_memory) and needed > (free := memory.free(main_memory)):
         raise InputError(
             f"--model {name}: its weights alone take {needed / 2**30:,.1f} GiB of memory, of which "
@@ -191,9 +234,10 @@ def _require_possible(family: Family, checkpoint: Path | None) -> int:
 
 
 def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
-    """Says which of the options that were given mean nothing to the family, or to the task."""
+    """Print which of the options that the user gave have no effect on the family or the task."""
     values = config.flat()
-    given = sorted(name for name in config.given if values[name] != DEFAULT_OF[name])  # a config.json gives all of them
+    # Only those that aren't at their default: a config.json gives every option.
+    given = sorted(name for name in config.given if values[name] != DEFAULT_OF[name])
     for name in given:
         if GROUP_OF[name] == "of_task" and name not in task.spec.own_options:
             print(f"--{name} has no effect on --task {task.spec.name}")
@@ -203,12 +247,18 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
 
 
 def make_task(config: RunConfig) -> Task:
-    """The task of `--task` on the data of `--data_path`."""
+    """Return the task of `--task`, set up on the data of `--data_path`."""
     return find_task(config.run.task).from_folder(config)
 
 
 def checkpoint_to_evaluate(given: GivenOptions) -> tuple[Path, str]:
-    """The checkpoint of `--resume`, of `--finetune`, or the best of the output folder, and the flag that named it."""
+    """Return the checkpoint to evaluate, and the flag that names it.
+
+    It is the file of `--resume`, or else that of `--finetune`, or else the best one in `--output_dir`.
+
+    Raises:
+        InputError: none of them is there.
+    """
     if given["resume"]:
         return Path(given["resume"]), "--resume"
     if given["finetune"]:
@@ -223,18 +273,18 @@ def checkpoint_to_evaluate(given: GivenOptions) -> tuple[Path, str]:
 
 
 def resolve_checkpoint_config(
-    given: GivenOptions, content: dict[str, Any], where: str, kept: tuple[str, ...] = ()
+    given: GivenOptions, content: Content, where: str, kept: tuple[str, ...] = ()
 ) -> RunConfig:
-    """Return the options of a run or an evaluation that has a checkpoint.
+    """Settle the options of a run or an evaluation that loads a checkpoint.
 
     Args:
-        given: by the user, the task among them where it isn't the default.
+        given: the user's options.
         content: of the checkpoint.
         where: its flag and file, for messages.
-        kept: options beside the model's that are the checkpoint's, whatever is given.
+        kept: names of options that stay the checkpoint's, whatever the user gave; the model's options needn't be named.
 
     Raises:
-        InputError: options that contradict each other, or a checkpoint of another family of models.
+        InputError: options contradict each other, or the checkpoint is of another family of models.
     """
     spec = find_task(given["task"]).spec
     saved = {name: value for name, value in get_options(content).items() if name not in ("input_size", "num_classes")}
@@ -253,36 +303,39 @@ def resolve_checkpoint_config(
 
 
 def plan_evaluation(given: GivenOptions) -> tuple[GivenOptions, int]:
-    """The options of an evaluation on the task that its checkpoint is of, and the parameters that it would load.
+    """Check that an evaluation can run, without loading a weight.
 
-    No weight is loaded for that.
+    Returns:
+        The options, with the task that the checkpoint was trained on; and the number of the model's parameters.
 
     Raises:
-        InputError: as evaluation would: no such checkpoint, a damaged one, data that don't fit.
+        InputError: as the evaluation would: no such checkpoint, a damaged one, data that don't fit.
     """
     path, flag = checkpoint_to_evaluate(given)
     content = read_checkpoint(path, flag, given, mapped=True)
-    saved = get_options(content).get("task") if "task_state" in content else None  # upstream's may call it otherwise
+    # Upstream's checkpoints have no task_state, and may call the task by another name.
+    saved = get_options(content).get("task") if "task_state" in content else None
     given = given.also(task=saved) if isinstance(saved, str) else given
     config = resolve_checkpoint_config(given, content, f"{flag} {path}")
     return given, _require_possible(_family(config, make_task(config)), path)
 
 
-def load_for_inference(components: Components, content: dict[str, Any], where: str, *, exact: bool = True) -> None:
-    """The weights to answer with: those of `--model_key` if it was given, else the moving average if there is one.
+def load_for_inference(components: Components, content: Content, where: str, *, exact: bool = True) -> None:
+    """Load the weights to answer with: those of `--model_key` if given, else the moving average if there is one.
 
     Args:
         components: whose model is filled.
         content: of the checkpoint.
         where: its name, for messages.
-        exact: every weight must fit; else what `--finetune` mends is mended, but the head must be there.
+        exact: every weight must fit. If false, weights are adapted as `--finetune` adapts them (another resolution,
+            say), but none may be missing.
 
     Raises:
-        InputError: weights that don't fit.
+        InputError: the weights don't fit.
     """
     weights = asked_weights(content, components.config, where, first="model_ema")
     if exact:
-        load_weights(components.model, weights, where, "Was another model asked for than it is of? Else it is damaged.")
+        load_weights(components.model, weights, where, "Was it trained as another model? If not, it is damaged.")
         return
     missing = components.family.load_pretrained(components.model, weights, where)
     if missing:
@@ -293,22 +346,18 @@ def load_for_inference(components: Components, content: dict[str, Any], where: s
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], where: str, advice: str) -> None:
-    """A state dict that must fit exactly.
+    """Load a state dict that must fit exactly.
 
     Args:
         model: to be filled.
         weights: the state dict.
         where: the checkpoint's name, for messages.
-        advice: what to do where it doesn't fit.
+        advice: what the user can do if it doesn't fit; ends the message.
 
     Raises:
-        InputError: it doesn't.
+        InputError: a name or a shape differs; it lists them.
     """
     problems = mismatches(model.state_dict(), weights)
     if problems:
-        raise InputError.of_problems(
-            f"{where} doesn't fit the model:",
-            problems,
-            advice,
-        )
+        raise InputError.of_problems(f"{where} doesn't fit the model:", problems, advice)
     model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""What a run is, before it starts: sizes, tokens, memory, time."""
+"""Describe a run before it starts, and try a few of its steps: sizes, tokens, memory, time."""
 
 import itertools
 import time
@@ -13,11 +13,11 @@ from beit3_vqa.engine.trainer import Training
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.spinning import spinning_in_words
 
-TIMED_STEPS = 2
+TIMED_STEPS = 2  # the first pays for warming up; the second is the one that is timed
 
 
 def describe(run: Training) -> None:
-    """Prints what will be trained, on what, and how."""
+    """Print the model, the size of the training, the device and the attention kernel."""
     components, config = run.components, run.components.config
     parameters = sum(p.numel() for p in components.model.parameters())
     trainable = sum(p.numel() for p in components.model.parameters() if p.requires_grad)
@@ -42,7 +42,7 @@ def describe(run: Training) -> None:
 
 
 def dry_run(run: Training) -> None:
-    """Two training and two evaluation steps, then what they cost; writes nothing."""
+    """Run two training and two evaluation steps, and print their time and memory; write nothing."""
     components = run.components
     times = [time.monotonic()]
     examples = 0

@@ -1,10 +1,14 @@
-"""A split from its first row to its metrics."""
+"""Evaluate a model on a split: from its first row to its metrics.
+
+`evaluate_batches` is the loop over batches. `predict_split` runs it in every process and gathers the predictions.
+`evaluate_split` is training's short validation; `evaluate_fully` is `--eval`, with `--tta`, `--blind`, `--temperature`.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,12 +28,12 @@ from beit3_vqa.runtime.precision import Precision, all_finite, in_float32
 from beit3_vqa.runtime.signals import Stopped
 from beit3_vqa.tasks.base import not_finite
 
-# One pass over a split without training. Knows neither files nor tasks.
+T = TypeVar("T")
 
 
 @contextmanager
 def naming(checkpoint: str) -> Iterator[None]:
-    """Say of which checkpoint outputs are that aren't finite."""
+    """Name the checkpoint in the message of a NotFiniteError that comes out of the context."""
     try:
         yield
     except NotFiniteError as error:
@@ -40,21 +44,21 @@ def naming(checkpoint: str) -> Iterator[None]:
 def evaluate_batches(
     model: nn.Module,
     batches: Iterable[Batch],
-    predict: Callable[[Any, Batch], list[Any]],
+    predict: Callable[[Any, Batch], list[T]],
     precision: Precision,
-    infer: Callable[[Any, Batch], Any] | None = None,
-) -> Iterator[list[Any]]:
-    """Yields the predictions of each batch, one per example and in their order.
+    infer: Callable[[nn.Module, Batch], Any] | None = None,
+) -> Iterator[list[T]]:
+    """Yield the predictions of each batch, one per example and in their order.
 
     Args:
-        model: in evaluation mode.
+        model: put into evaluation mode, and back at the end.
         batches: the split, in order.
         predict: (outputs as float32, batch) -> predictions.
-        precision: autocast.
+        precision: device and autocast.
         infer: (model, batch) -> outputs; by default the model is called with `batch.inputs`.
 
     Raises:
-        NotFiniteError: outputs that aren't finite.
+        NotFiniteError: outputs aren't finite.
     """
     was_training = model.training
     model.eval()
@@ -72,7 +76,11 @@ def evaluate_batches(
 
 
 def finite(outputs: Any, checkpoint: str) -> Any:
-    """Return outputs as float32; NotFiniteError, naming the checkpoint, if they hold no answer."""
+    """Return a model's outputs as float32.
+
+    Raises:
+        NotFiniteError: they aren't finite; it names the checkpoint.
+    """
     outputs = in_float32(outputs)
     if not all_finite(outputs):
         raise NotFiniteError(
@@ -82,13 +90,13 @@ def finite(outputs: Any, checkpoint: str) -> Any:
     return outputs
 
 
-Answers = list[list[Any]]  # for each question, to each order of its options
+Answers = list[list[Any]]  # predictions: for each question, one per order of its options
 
 
 def evaluate_split(
     components: Components, loader: BatchLoader, label: str, stop: Callable[[], int] | None = None
 ) -> EvalResult:
-    """Predictions and the short metrics of the val split; see `predict_split`."""
+    """Return the predictions and the short metrics of the validation split; see `predict_split` for the arguments."""
     return components.task.aggregate(predict_split(components, loader, label, stop), "val", components.processor)
 
 
@@ -99,17 +107,18 @@ def predict_split(
     stop: Callable[[], int] | None = None,
     temperature: float = 1.0,
 ) -> list[Any]:
-    """What the task predicts of each row of a split, rows in input order, each once, however many processes share it.
+    """Return the task's prediction for each row of a split, in input order, the same in every process.
 
     Args:
         components: task, model and precision.
         loader: of the split; this process's part of each batch.
         label: for the progress display.
-        stop: asked after each batch for the number of a signal that came.
+        stop: called after each batch; returns the number of a signal that came, or 0.
         temperature: see `Task.predictions`.
 
     Raises:
         Stopped: a signal came.
+        NotFiniteError: outputs aren't finite.
     """
     rows, global_batch = loader.batches.rows, loader.batches.batch_size * distributed.world_size()
     own: list[list[Any]] = []
@@ -118,6 +127,7 @@ def predict_split(
     infer = partial(components.task.infer, processor=components.processor)
     for batch in evaluate_batches(components.model, loader.epoch(0), predict, components.precision, infer):
         in_batch = min(global_batch, rows - len(own) * global_batch)
+        # If a short last batch has nothing for this process, the loader gives it one example that doesn't count.
         own.append(batch[: local_size(in_batch)])
         progress.update(in_batch, dict)
         number = stop() if stop else 0
@@ -125,31 +135,33 @@ def predict_split(
             raise Stopped(number)
     progress.close()
     components.bad_images.sync_ranks()
+    # Every process had a part of each batch, in order of rank: put the parts of a batch back together, batch by batch.
     by_batch = zip(*distributed.all_gather(own), strict=True)
     return [prediction for shares in by_batch for share in shares for prediction in share]
 
 
 def evaluate_fully(components: Components, temperature: float | None) -> tuple[EvalResult, dict[str, Any]]:
-    """Everything there is to say of `--split`, asked in the orders of `--tta`, and once more with `--blind`.
+    """Evaluate `--split` with all metrics, in the orders of `--tta`, and once more without images if `--blind`.
 
     Args:
         components: task, model and precision.
-        temperature: what logits are divided by before they become probabilities; None: find the one under which the
-            truths are likeliest, and go on with it.
+        temperature: what logits are divided by before they become probabilities; None: fit the one under which the
+            true answers are likeliest, and use it.
 
     Returns:
-        The result; and of a fitted temperature its value, the questions it is from, and the mean negative
-        log-likelihood of their truths before and after, empty if it was given.
+        The result; and how a fitted temperature was found: its value, the number of questions, and the mean negative
+        log-likelihood of the true answers before and after (empty if the temperature was given).
 
     Raises:
-        InputError: options that don't go with the data.
+        InputError: options that don't fit the task or the data.
+        NotFiniteError: outputs aren't finite.
     """
     run, task = components.config.run, components.task
     _check(components, fit=temperature is None)
     answers, rotated = _ask(components, temperature or 1.0, blind=False)
     fitted: dict[str, Any] = {}
     if temperature is None:
-        # On the questions as they stand: what is averaged over orders is another model's certainty.
+        # Fit on each question in its own order: averaging over orders changes how certain the answers are.
         fitted = _fit([group[0] for group in answers])
         temperature = fitted["temperature"]
         answers = [[tempered(answer, temperature) for answer in group] for group in answers]
@@ -170,10 +182,10 @@ def evaluate_fully(components: Components, temperature: float | None) -> tuple[E
 
 
 def _check(components: Components, *, fit: bool) -> None:
-    """InputError where options were given that mean nothing to the task."""
+    """Raise InputError if an option of the evaluation was given that has no meaning for the task."""
     mode, task = components.config.run.tta, components.task
     if components.config.run.blind and not task.spec.per_example:
-        raise InputError(f"--blind: {task.spec.name} is nothing without its images.")
+        raise InputError(f"--blind makes no sense for {task.spec.name}: without images there is nothing to answer.")
     if components.config.run.temperature and not task.spec.takes_temperature:
         raise InputError(f"--temperature: has no effect on {task.spec.name}; leave it out.")
     if not task.answers_are_options:
@@ -184,7 +196,10 @@ def _check(components: Components, *, fit: bool) -> None:
 
 
 def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[Answers, list[int]]:
-    """The answers to each question in every order, letters as in the index; and how many orders are rotations."""
+    """Return the predictions for each question in every order, and how many of its orders are rotations.
+
+    The letters A, B, ... stand for the options as the index has them, in whatever order they were shown.
+    """
     mode, split = components.config.run.tta, components.config.run.split
     label = f"evaluating {split}{', blind' if blind else ''}"
     if mode == "none" and not blind:
@@ -193,7 +208,7 @@ def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[An
     loader, dataset = components.loader_in_orders(split, mode, blind=blind)
     told = iter(predict_split(components, loader, label, temperature=temperature))
     asked = [[unpermute(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
-    # Without --tta a question has one order, which is all that is looked at.
+    # Without --tta a question has one order.
     return asked, [rotations(group[0].choices) if mode != "none" else 1 for group in asked]
 
 
@@ -202,9 +217,12 @@ def _fit(plain: Sequence[Prediction]) -> dict[str, Any]:
     if temperature is None:
         raise InputError("--temperature fit: no answer of the val split is known. Evaluate one with answers.")
     if temperature == HIGHEST:
-        print(f"temperature {temperature:g} is as far as is looked: its certainty says nothing of what it gets right")
+        print(
+            f"temperature {temperature:g} is the end of the search range: the model's certainty says nothing about "
+            "whether it is right"
+        )
     if temperature == LOWEST:
-        print("the temperature stays 1: the likeliest answers are all right, or nearly, so any lower one looks better")
+        print("the temperature stays 1: (nearly) all answers are right, so any lower value would look better")
         temperature = 1.0
     return {
         "temperature": temperature,

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a progress bar or plain lines, TensorBoard, log.txt."""
+"""Show and log a run while it goes: a progress bar or plain lines, TensorBoard, log.txt."""
 
 import json
 import sys
@@ -16,17 +16,16 @@ from beit3_vqa.runtime import memory
 from beit3_vqa.runtime.distributed import is_main
 from beit3_vqa.runtime.files import write_text
 
-# Between looks at values that live on a device, each of which makes the host wait for it.
-BAR_SECONDS = 2.0
+BAR_SECONDS = 2.0  # between updates of the bar's values: reading them makes the host wait for the device
 
 
 class Progress:
-    """A bar on a terminal, a line now and then elsewhere (a notebook's log, a file).
+    """A bar on a terminal, or a line now and then in a file or a notebook.
 
     Args:
-        label: what goes on, such as `epoch 3/20`.
-        total: examples to come.
-        interval: seconds between lines where there is no terminal.
+        label: begins each line, such as `epoch 3/20`.
+        total: number of examples.
+        interval: seconds between lines if there is no terminal.
         done: examples of the total that are done already.
     """
 
@@ -41,7 +40,7 @@ class Progress:
             self.bar = tqdm(total=total, initial=done, desc=label, unit="ex", leave=False, dynamic_ncols=True)
 
     def update(self, examples: int, values: Callable[[], dict[str, str]]) -> None:
-        """Counts examples and, if it is time, shows `values()` beside speed and time left."""
+        """Count examples and, if it is time, show `values()` beside speed and time left."""
         self.done += examples
         if self.bar is not None:
             self.bar.update(examples)
@@ -59,25 +58,25 @@ class Progress:
             )
 
     def speed(self) -> float:
-        """Examples per second so far."""
+        """Return the examples per second so far."""
         return (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 class RunLog:
-    """TensorBoard scalars and log.txt (a JSON line per epoch) of a training run; the main process's alone.
+    """TensorBoard scalars and log.txt (a JSON line per epoch) of a training run; only the main process writes them.
 
-    A disk that is full costs points of a curve, not the run: that is said once, and log.txt is tried again.
+    A full disk costs points of a curve, not the run: the error is printed once, and log.txt is tried again.
 
     Args:
         output_dir: where log.txt goes.
         log_dir: TensorBoard folder.
-        first_epoch: epochs already done: lines of a lost continuation from there on are dropped.
-        first_step: optimizer steps already done: events of a lost continuation beyond them are hidden.
+        first_epoch: epochs already done. Lines of later epochs are dropped: these epochs are trained again.
+        first_step: optimizer steps already done. TensorBoard hides events of later steps.
     """
 
     def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int = 0, first_step: int = 0):
@@ -93,13 +92,13 @@ class RunLog:
                 self._write_lines()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """TensorBoard scalars of an optimizer step."""
+        """Write TensorBoard scalars of an optimizer step."""
         with self._complaining():
             for name, value in values.items() if self.writer else ():
                 self.writer.add_scalar(name, value, step)
 
     def epoch(self, values: dict[str, Any]) -> None:
-        """A JSON line in log.txt."""
+        """Add a JSON line to log.txt."""
         self.lines.append(json_text(values, allow_nan=True))
         if is_main():
             with self._complaining():
@@ -119,14 +118,14 @@ class RunLog:
             self._complained = True
 
     def close(self) -> None:
-        """Flushes TensorBoard's events."""
+        """Flush TensorBoard's events."""
         with self._complaining():
             if self.writer:
                 self.writer.close()
 
 
 def get_scalars(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
-    """What of metrics is a curve: all but counts, and the accuracies of groups (`prefix/accuracy_by_.../what`)."""
+    """Return the metrics that TensorBoard draws: floats, and the accuracies of groups (`prefix/NAME/GROUP`)."""
     found = {f"{prefix}/{name}": value for name, value in metrics.items() if isinstance(value, float)}
     for name, groups in metrics.items():
         if isinstance(groups, dict):
@@ -145,7 +144,7 @@ def _epochs_before(first_epoch: int, path: Path) -> list[str]:
 
 
 def _read_epoch(line: str) -> int:
-    """The epoch of a line of log.txt; -1 where it was cut off, or isn't ours."""
+    """Return the epoch of a line of log.txt; -1 if the line was cut off or isn't ours."""
     try:
         return int(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -153,14 +152,14 @@ def _read_epoch(line: str) -> int:
 
 
 def format_seconds(seconds: float) -> str:
-    """`1:02:03`, or `2:03` under an hour."""
+    """Format seconds as `1:02:03`, or as `2:03` under an hour."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def peak_memory(device: torch.device) -> str:
-    """Peak memory of this process: the GPU's if it has one, else main memory."""
+    """Return the peak memory of this process as text: on its GPU if it has one, else in main memory."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
     peak = memory.peak()

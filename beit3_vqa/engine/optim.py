@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from beit3_vqa.config.options import OptimConfig
 from beit3_vqa.engine.parallel import SingleProcess, distribute_like
 
-PLATEAU_THRESHOLD = 1e-4  # by what share of itself the loss must fall to count as lower
+PLATEAU_THRESHOLD = 1e-4  # the loss must fall by this share of itself to count as lower
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CosineSchedule:
     total_steps: int
 
     def __call__(self, step: int) -> float:
-        """Learning rate of step 0, 1, ..., total_steps - 1."""
+        """Return the learning rate of a step, from 0 to total_steps - 1."""
         if step < self.warmup_steps:
             return self.lr * step / max(1, self.warmup_steps - 1)
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
@@ -38,11 +38,11 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class PlateauSchedule:
-    """Learning rate of an optimizer step: linear warm-up from 0, then `lr`, lowered each time the loss stays.
+    """Learning rate of an optimizer step: linear warm-up from 0, then `lr`, lowered whenever the loss stops falling.
 
-    It is `factor` times as high, and never below `min_lr`, after more than `patience` epochs in a row without a loss
-    that is a ten-thousandth lower than the lowest before. A pure function of the step and the losses so far, so that
-    resuming needs nothing else. Source: torch's `ReduceLROnPlateau` in its mode `min`, whose numbers these are.
+    After more than `patience` epochs in a row whose loss isn't a ten-thousandth lower than the lowest before, the rate
+    is multiplied by `factor`, down to `min_lr`. A pure function of the step and the `losses` of the epochs so far, so
+    that resuming needs nothing else. Source: torch's `ReduceLROnPlateau` in its mode `min`, which gives equal numbers.
     """
 
     lr: float
@@ -53,7 +53,7 @@ class PlateauSchedule:
     losses: tuple[float, ...]
 
     def __call__(self, step: int) -> float:
-        """Learning rate of step 0, 1, ... of the epoch that comes after the losses."""
+        """Return the learning rate of a step (counted from the start of the run) in the epoch after the losses."""
         if step < self.warmup_steps:
             return self.lr * step / max(1, self.warmup_steps - 1)
         lr, best, waited = self.lr, math.inf, 0
@@ -69,12 +69,12 @@ Schedule = CosineSchedule | PlateauSchedule
 
 
 def make_schedule(options: OptimConfig, steps_per_epoch: int, losses: Sequence[float] = ()) -> Schedule:
-    """The schedule of a run, counted in optimizer steps.
+    """Return the schedule of a run: optimizer step -> learning rate.
 
     Args:
-        options: peak, warm-up and what follows it.
+        options: peak, warm-up, and what follows it.
         steps_per_epoch: optimizer steps.
-        losses: validation losses of the epochs so far, which `--sched plateau` follows.
+        losses: validation losses of the epochs so far, one each, for `--sched plateau`.
     """
     warmup_epochs = options.warmup_epochs
     if warmup_epochs is None:
@@ -89,17 +89,17 @@ def make_schedule(options: OptimConfig, steps_per_epoch: int, losses: Sequence[f
 
 
 def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups, each with `lr_scale`, in upstream's order, so that its optimizer states load.
+    """Return AdamW's parameter groups, each with its `lr_scale`, in upstream's order, so that its states load.
 
-    The scale of a parameter is layer_decay ^ (N + 1 - depth), times `task_head_lr_weight` in the head; upstream takes
-    the second only where layer decay is off. Biases, vectors and `no_weight_decay()` names are not decayed.
+    The scale of a parameter is layer_decay ^ (N + 1 - depth), times `task_head_lr_weight` in the head; upstream applies
+    the second only if layer decay is off. Biases, vectors and `no_weight_decay()` names are not decayed.
 
     Args:
         model: has `get_num_layers()`, `layer_id(name)`, `is_head(name)` and `no_weight_decay()`.
         options: decay rates.
 
     Raises:
-        ValueError: `no_weight_decay()` names a parameter that the model hasn't.
+        ValueError: `no_weight_decay()` names a parameter that the model doesn't have.
     """
     top = model.get_num_layers() + 1
     exempt = model.no_weight_decay()
@@ -110,7 +110,7 @@ def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = model.layer_id(name)  # of every parameter, or it is an error
+        depth = model.layer_id(name)  # even if it isn't needed: an error if the model gives the parameter no depth
         depth = depth if options.layer_decay < 1 else top
         in_head = options.task_head_lr_weight > 0 and model.is_head(name)
         decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
@@ -126,17 +126,17 @@ def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
 def make_optimizer(
     model: nn.Module, options: OptimConfig, strategy: SingleProcess | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`, spread over the processes as the strategy has it."""
+    """Return AdamW over `parameter_groups`, sharded over the processes if the strategy shards it."""
     return (strategy or SingleProcess()).make_optimizer(parameter_groups(model, options), options)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads the moments of a saved state, whatever implementation of AdamW and however many processes wrote it.
+    """Load the moments of a saved state, whichever implementation of AdamW and however many processes wrote it.
 
-    Options stay this run's.
+    Learning rate, weight decay and the other options stay this run's.
 
     Raises:
-        ValueError: other parameter groups than ours.
+        ValueError: the state has other parameter groups, or moments of other shapes.
     """
     groups: list[dict[str, Any]] = []
     parameters: list[Tensor] = []
@@ -146,13 +146,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         parameters += own["params"]
     if [len(group["params"]) for group in state["param_groups"]] != [len(group["params"]) for group in groups]:
         raise ValueError(f"{len(state['param_groups'])} groups, not {len(groups)}, or others in them")
-    # Rates, decay and implementation are this run's; which state belongs to which parameter is the file's.
+    # The file numbers the parameters in its own way; ours are numbered by their place in the groups.
     order = [index for group in state["param_groups"] for index in group["params"]]
     moments = {place: state["state"][index] for place, index in enumerate(order) if index in state["state"]}
     for place, moment in moments.items():
         for name in ("exp_avg", "exp_avg_sq"):
             shape = parameters[place].shape
-            if moment[name].shape != shape:  # the fused kernel wouldn't notice, and write beyond it
+            if moment[name].shape != shape:  # the fused kernel doesn't check, and would write out of bounds
                 raise ValueError(
                     f"{name} of parameter {place} has shape {tuple(moment[name].shape)}, not {tuple(shape)}"
                 )
@@ -182,23 +182,24 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step of the average."""
+        """Move the average one step towards the weights."""
         averages = list(self.average.values())
         weights = [value.to(average.device) for average, (_, value) in zip(averages, self._weights(), strict=True)]
+        # One kernel for all tensors; with fsdp each process averages its own part.
         torch._foreach_lerp_([_local(a) for a in averages], [_local(w) for w in weights], 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's names."""
+        """Return the averaged weights under the model's names; the tensors are the average itself, not copies."""
         return self.average
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores an average."""
+        """Copy the values of a saved average; every name must be there."""
         for name, value in self.average.items():
             value.copy_(distribute_like(state[name], value))
 
     @contextmanager
     def use_ema_weights(self) -> Iterator[None]:
-        """A context in which the model has the averaged weights."""
+        """Give the model the averaged weights inside the context, and its own back at the end."""
         own = {name: value.clone() for name, value in self._weights()}
         self.model.load_state_dict(self.average)
         try:
@@ -208,5 +209,5 @@ class ModelEma:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is spread over several."""
+    """Return this process's part of a tensor that is sharded over several."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,14 +1,14 @@
-"""How several processes train one model: what each keeps, and how gradients and states meet.
+"""Train one model in several processes: what each of them keeps, and when gradients and states are exchanged.
 
-One process: everything is here. ddp: everything in each process, gradients averaged. zero1: as ddp, but each keeps the
-optimizer's moments of a part of the parameters only. fsdp: each keeps a part of every parameter and its moments.
+ddp: every process keeps everything; gradients are averaged. zero1: as ddp, but each process keeps the optimizer's
+moments of a part of the parameters only. fsdp: each process keeps a part of every parameter and of its moments.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -21,35 +21,37 @@ from beit3_vqa.runtime import distributed
 
 
 class SingleProcess:
-    """No other process: the base of the strategies, and what each of them does where it says nothing else."""
+    """Training without other processes, and the base of the strategies: each replaces the methods that differ."""
 
-    def wrap(self, model: Any) -> Any:
-        """What is called in place of the model in training; the model itself keeps its names."""
-        return model
+    def wrap(self, model: Any) -> nn.Module:
+        """Return the module to call in training; the model itself keeps its parameters' names."""
+        return cast(nn.Module, model)
 
     def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
-        """AdamW, fused: one pass over each group's memory per step."""
-        return torch.optim.AdamW(groups, fused=True, **_adamw(options))
+        """Return AdamW over parameter groups."""
+        return torch.optim.AdamW(groups, fused=True, **_adamw(options))  # fused: one pass over memory per step
 
-    def no_sync(self, wrapped: Any) -> AbstractContextManager:
-        """The context of a backward pass after which there is no optimizer step yet."""
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Return a context for backward passes that are not the last of their step: gradients stay in the process."""
         return nullcontext()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The whole state in AdamW's own layout; every process must ask, only the main one needs what comes back."""
-        return optimizer.state_dict()
+        """Return the whole state in AdamW's own layout; every process must call it, and the main one gets the state."""
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
 
 
 class DDP(SingleProcess):
-    """DistributedDataParallel."""
+    """The whole model in every process: torch's DistributedDataParallel."""
 
-    def wrap(self, model: Any) -> Any:
-        """The model with gradients averaged over the processes."""
+    def wrap(self, model: Any) -> nn.Module:
+        """Return the model, wrapped so that its backward pass averages the gradients over the processes."""
         # The last layer's text side feeds nothing: the head reads [CLS] alone.
         return DistributedDataParallel(model, find_unused_parameters=True)
 
-    def no_sync(self, wrapped: Any) -> AbstractContextManager:
-        """Gradients stay where they are until the step."""
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Return a context for backward passes after which gradients aren't averaged yet."""
+        assert isinstance(wrapped, DistributedDataParallel)
         return wrapped.no_sync()
 
 
@@ -60,20 +62,24 @@ class ShardedOptimizer(DDP):
     """
 
     def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
-        """AdamW whose moments are spread over the processes."""
+        """Return AdamW whose moments are sharded over the processes."""
         return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, fused=True, **_adamw(options))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The moments of every process, on the main one."""
+        """Return the moments of all processes on the main one; empty on the others."""
         optimizer.consolidate_state_dict(to=0)
         return optimizer.state_dict() if distributed.is_main() else {}
 
 
 class FSDP(SingleProcess):
-    """`fully_shard` of each layer, and of what is left."""
+    """A part of every parameter in each process: torch's `fully_shard` on each layer, and on the rest of the model."""
 
-    def wrap(self, model: Any) -> Any:
-        """The model itself, its parameters now spread over the processes."""
+    def wrap(self, model: Any) -> nn.Module:
+        """Shard the model's parameters over the processes and return it.
+
+        Raises:
+            InputError: the model can't be sharded.
+        """
         problem = getattr(model, "unshardable", "")
         if problem:
             raise InputError(f"--strategy fsdp isn't for this model: {problem}. Take zero1.")
@@ -82,7 +88,8 @@ class FSDP(SingleProcess):
         for layer, method in model.layers():
             fully_shard(layer, mesh=mesh)
             register_fsdp_forward_method(layer, method)
-        # A scalar, such as CLIP's logit scale, can't be divided: each process keeps it.
+        # A scalar, such as CLIP's logit scale, can't be sharded: each process keeps it, and `fully_shard` leaves it
+        # alone, so the mean of its gradient is taken here.
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         fully_shard(model, mesh=mesh, ignored_params=scalars)
         for scalar in scalars:
@@ -90,14 +97,14 @@ class FSDP(SingleProcess):
                 scalar.register_hook(
                     lambda gradient: distributed.all_reduce_sum(gradient.clone()) / distributed.world_size()
                 )
-        return model
+        return cast(nn.Module, model)
 
     def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
-        """AdamW over the parts."""
+        """Return AdamW over this process's parts of the parameters."""
         return torch.optim.AdamW(groups, foreach=True, **_adamw(options))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The moments, put together."""
+        """Return the moments, gathered from all processes."""
         state = optimizer.state_dict()
         return {**state, "state": {index: full_state_dict(moments) for index, moments in state["state"].items()}}
 
@@ -111,17 +118,17 @@ STRATEGIES: dict[str, type[SingleProcess]] = {"ddp": DDP, "zero1": ShardedOptimi
 
 
 def make_strategy(name: str) -> SingleProcess:
-    """The strategy of that name; with one process there is nothing to spread."""
+    """Return the strategy of that name; with one process, `SingleProcess` whatever the name."""
     return STRATEGIES[name]() if distributed.world_size() > 1 else SingleProcess()
 
 
 def full_state_dict(state: dict[str, Any]) -> dict[str, Any]:
-    """A state dict with its spread tensors put together, in main memory; every process must ask."""
+    """Return a state dict whose sharded tensors are gathered into main memory; every process must call it."""
     return {name: value.full_tensor().cpu() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 
 def distribute_like(value: Any, like: Any) -> Any:
-    """A whole tensor, spread over the processes as `like` is; unchanged where that isn't spread."""
+    """Return a whole tensor sharded over the processes as `like` is; unchanged if `like` isn't sharded."""
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value

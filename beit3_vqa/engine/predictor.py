@@ -1,4 +1,4 @@
-"""Single questions that somebody asks a trained model: what they must be like, and what is kept of them."""
+"""Ask a trained model single questions: `load` a checkpoint, then `Predictor.predict`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,10 @@ from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_size
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
-from beit3_vqa.engine.build import (
-    Components,
-    build,
-    load_for_inference,
-    resolve_checkpoint_config,
-)
+from beit3_vqa.engine.build import Components, build, load_for_inference, resolve_checkpoint_config
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
-from beit3_vqa.engine.checkpoint.manifest import (
-    read_temperature,
-)
-from beit3_vqa.engine.checkpoint.resume import (
-    check_same_fingerprints,
-)
+from beit3_vqa.engine.checkpoint.manifest import read_temperature
+from beit3_vqa.engine.checkpoint.resume import check_same_fingerprints
 from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.evaluator import finite
 from beit3_vqa.errors import InputError
@@ -36,9 +27,9 @@ from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
-MOST_OPTIONS = 10  # that a model which takes any number is asked about
+MOST_OPTIONS = 10  # limit for models that take any number of options
 EVALUATE = "`beit3-vqa finetune --eval --resume FILE` evaluates it on a split."
-# Where a checkpoint's belongings lie now, where and how it is to compute: the options of who loads one to ask it.
+# The options that `load` takes: where the checkpoint's files are now, and where and how to compute.
 _PLACES = frozenset({"sentencepiece_model", "pretrained", "device", "precision"})
 
 
@@ -58,7 +49,13 @@ class PreparedQuestion:
 
 
 def check_question(question: str, choices: Sequence[str], option_counts: range) -> None:
-    """InputError where a question is empty, or its options aren't as many as a model takes, different and not empty."""
+    """Raise InputError if the question or an option is empty, two options are equal, or their number is wrong.
+
+    Args:
+        question: as text.
+        choices: its options.
+        option_counts: numbers of options that the model takes; empty for an open-ended model.
+    """
     if not question.strip():
         raise InputError("the question is empty.")
     if any(not choice.strip() for choice in choices) or len(set(choices)) < len(choices):
@@ -77,7 +74,10 @@ def check_question(question: str, choices: Sequence[str], option_counts: range) 
 
 @contextmanager
 def naming_saved_options(where: str) -> Iterator[None]:
-    """Let errors call the options that the checkpoint `where` was saved with its own: who asks it can't give them."""
+    """Reword errors about options that the checkpoint `where` was saved with: the caller can't give them as flags.
+
+    `--vocab_size 1` becomes `its vocab_size 1`; the options that `load` takes keep their dashes.
+    """
 
     def named(flag: re.Match[str]) -> str:
         return f"its {flag[1]}" if flag[1] in GROUP_OF and flag[1] not in _PLACES else flag[0]
@@ -101,10 +101,10 @@ class Predictor:
 
     @property
     def option_counts(self) -> range:
-        """How many options a question may have; none at all (an empty range) for an open-ended model.
+        """Return how many options a question may have; an empty range for an open-ended model.
 
-        A head has one output for each option and a prompt one place, so that it takes what it was trained with. A
-        family that scores option by option takes any number; more than `MOST_OPTIONS` nobody reads.
+        A model whose head has one output per option takes the number that it was trained with. A model that scores
+        each option by itself takes any number, here limited to `MOST_OPTIONS`.
         """
         task = self.components.task
         if not task.answers_are_options:
@@ -114,20 +114,21 @@ class Predictor:
         return range(task.num_classes, task.num_classes + 1)
 
     def predict(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Prediction:
-        """Answers one question about one image.
+        """Answer one question about one image.
 
         Args:
             image: a file.
             question: as text.
-            choices: the options, of which the model says how many there may be; empty for an open-ended model.
+            choices: the options, as many as `option_counts` allows; empty for an open-ended model.
 
         Raises:
-            InputError: an image that can't be read, another number of options, or a task without questions.
+            InputError: the image can't be read, the number of options is wrong, or the task has no questions.
+            NotFiniteError: the model's outputs aren't finite.
         """
         return self.predict_many([self.prepare(image, question, choices)])[0]
 
     def prepare(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> PreparedQuestion:
-        """The half of `predict` that can fail and that needs no model: one thread at a time may do it.
+        """Check a question and read its image: the part of `predict` that needs no model. Not thread-safe.
 
         Raises:
             InputError: as `predict`.
@@ -141,10 +142,10 @@ class Predictor:
             return PreparedQuestion(example, task.tensors(example, None, self.components.processor), image_size(image))
 
     def predict_many(self, asked: Sequence[PreparedQuestion]) -> list[Prediction]:
-        """Answers B questions in one forward pass; they have the same number of options.
+        """Answer B questions, which have the same number of options, in one forward pass.
 
         Raises:
-            NotFiniteError: the model's outputs are no numbers that could be an answer.
+            NotFiniteError: the model's outputs aren't finite.
         """
         task, batch = self._batch(asked)
         with torch.no_grad(), self.components.precision.autocast():
@@ -152,9 +153,12 @@ class Predictor:
         return task.predictions(finite(outputs, self.checkpoint), batch, self.temperature)
 
     def predict_with_attention(self, asked: Sequence[PreparedQuestion]) -> tuple[list[Prediction], list[AttentionMap]]:
-        """`predict_many`, and where the model looked at each image, which takes a little longer.
+        """Answer as `predict_many` does, and return where the model looked at each image; takes a little longer.
 
-        Of a task that passes each option through the model it is where it looked with the option that was chosen.
+        If each option has a forward pass of its own, the map is that of the option that was chosen.
+
+        Raises:
+            NotFiniteError: the model's outputs or maps aren't finite.
         """
         task, batch = self._batch(asked)
         components, passes = self.components, task.forwards_per_example
@@ -167,7 +171,7 @@ class Predictor:
         return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
 
     def _batch(self, asked: Sequence[PreparedQuestion]) -> tuple[Task, Batch]:
-        """The questions as a batch, and the task for as many options as they have."""
+        """Return the task for as many options as the questions have, and the questions as a batch on the device."""
         task = self.components.task
         options = len(asked[0].example.choices)
         if options and options != task.num_classes:
@@ -184,17 +188,18 @@ def load(
     pretrained: str = "",
     precision: str = "auto",
 ) -> Predictor:
-    """A trained model from one of your checkpoints, with everything else it needs.
+    """Load a trained model from one of your checkpoints, with everything else that it needs.
 
     Args:
         checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
         device: auto, cpu, cuda, cuda:N or mps.
-        sentencepiece_model: the tokenizer, where tokenizer.spm no longer lies beside the checkpoint.
-        pretrained: the model that was fine-tuned, where it no longer lies where it did (CLIP).
-        precision: auto, fp32, bf16 or fp16; in fp32 an answer is, to 1e-5, the same whatever is asked beside it.
+        sentencepiece_model: the tokenizer, if tokenizer.spm is no longer beside the checkpoint.
+        pretrained: CLIP: folder of the model that was fine-tuned, if it has moved since.
+        precision: auto, fp32, bf16 or fp16. In fp32 an answer's probabilities don't depend, up to 1e-5, on the
+            questions that are in the batch with it.
 
     Raises:
-        InputError: not such a checkpoint, or no tokenizer or pretrained model where it is looked for.
+        InputError: not a checkpoint of this package, or its tokenizer or pretrained model can't be found.
     """
     watch_spinning()
     places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
@@ -205,7 +210,13 @@ def load(
 
 
 def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Components:
-    """The parts of a checkpoint's run with its weights, and the options `given` on top of its own."""
+    """Build the components of a checkpoint's run and load its weights.
+
+    Args:
+        path: the checkpoint.
+        given: options that replace the checkpoint's own.
+        to_export: whether the model's family must have a format to export to.
+    """
     where = f"--checkpoint {path}"
     content = read_checkpoint(path, "--checkpoint", mapped=True)
     validate_content(content, where)
@@ -217,7 +228,9 @@ def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Comp
         options = GivenOptions({**given, "task": task_name}, typed_flags=frozenset(given))
         config = resolve_checkpoint_config(options, content, where)
         if to_export and not find_family(config.model.model).exports:
-            raise InputError(f"{where}: is a {config.model.model}; its checkpoints are its format, there is no other.")
+            raise InputError(
+                f"{where}: is a {config.model.model}: use its checkpoint as it is; there is nothing to export."
+            )
         task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
         components = build(config, task, path)
         check_same_fingerprints(components, content)

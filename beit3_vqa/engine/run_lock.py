@@ -1,8 +1,9 @@
-"""One run at a time writes to a folder. A file there says which; it is worth nothing once that process is dead.
+"""Lock a folder, so that one run at a time writes to it. A lock whose process is dead doesn't count.
 
-On the same machine the process is looked for, by its number and by when it began, since numbers are used again. What
-runs on another machine, as on a network drive, can't be seen: its run writes a sign of life into the file every few
-seconds, and the file is watched. Clocks aren't compared: those of two machines differ, and one may jump.
+The lock is a file that names its process. On the same machine that process is looked up by its number and its start
+time, since numbers are used again. A process on another machine (the folder may be on a network drive) can't be looked
+up: every run writes to its lock every few seconds, and whoever wants it watches whether it changes. Clocks aren't
+compared: those of two machines differ, and one may jump.
 """
 
 import json
@@ -22,17 +23,17 @@ from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder
 
 FILE = "run.lock"
-BEAT = 10.0  # seconds between signs of life
-WATCHED = 45.0  # seconds without one after which another machine's run is taken for dead
-_MAX = 10_000  # bytes of the file
+BEAT = 10.0  # seconds between writes to the lock
+WATCHED = 45.0  # seconds without a write after which another machine's run is considered dead
+_MAX = 10_000  # bytes that are read of a lock
 
 
 @contextmanager
 def run_lock(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this run; the main process of several does so for all.
+    """Hold the lock of a folder inside the context; the main process of several does so for all.
 
     Raises:
-        InputError: another run has it, or nothing can be written there.
+        InputError: another run holds it, or the folder can't be written to.
     """
     lock = _Lock(Path(folder))
     distributed.run_on_main(lock.take)
@@ -43,11 +44,11 @@ def run_lock(folder: str | Path) -> Iterator[None]:
 
 
 def require_lock(folder: Path) -> None:
-    """Refuse to write where another run has taken over, as when this machine slept and another went on."""
+    """Raise InputError if another run has taken over the folder, as can happen while this machine sleeps."""
     path = folder / FILE
     content = _parsed(_read(path))
     if content and content.get("token") != _tokens.get(path.absolute()):
-        raise InputError(f"{folder} was taken over by {_who(content)} while this one stood still; it ends, unsaved.")
+        raise InputError(f"{_who(content)} took over {folder} while this one was paused; this one ends without saving.")
 
 
 _tokens: dict[Path, str] = {}  # of the locks that this process holds
@@ -64,14 +65,18 @@ class _Lock:
         self._held = False
 
     def take(self) -> None:
-        """Write the file, once nobody else's is there."""
+        """Create the lock, and remove a dead run's first.
+
+        Raises:
+            InputError: another run holds it, or the folder can't be written to.
+        """
         self._made = [f for f in (self.folder, *self.folder.parents) if not f.exists()]
         try:
             make_folder(self.folder)
             self._held = self._create()
             while not self._held:
                 self._remove_dead(_read(self.path))
-                # Of several that found a dead one, one may have moved another's new file for a moment.
+                # Several runs may have found the same dead lock; one of them may move our new file for a moment.
                 self._held = self._create() and self._stays_own()
         except OSError as error:
             raise InputError(f"{self.folder} can't be written to ({error.strerror}); give another folder.") from error
@@ -82,7 +87,7 @@ class _Lock:
         self._thread.start()
 
     def release(self) -> None:
-        """Remove the file, and the folder if nothing came into it."""
+        """Remove the lock, and the folders that were made for it if they are still empty."""
         if not self._held:
             return
         self._stop.set()
@@ -114,7 +119,7 @@ class _Lock:
             "started": _started(os.getpid()),
             "token": self.token,
         }
-        # The same length each time, so that a reader sees an old sign of life or a new one.
+        # Always the same length, so that a write in place never leaves a reader with half an old and half a new file.
         return json.dumps({**about, "beat": f"{self.beats:012}"}).encode()
 
     def _stays_own(self) -> bool:
@@ -133,19 +138,22 @@ class _Lock:
                 if self._is_own():
                     with self.path.open("r+b") as file:
                         file.write(content)
-                elif not self.path.exists():  # deleted by hand, though we live
+                elif not self.path.exists():  # deleted by hand, though this run is alive
                     self._create()
 
     def _remove_dead(self, seen: bytes | None) -> None:
-        """Remove the file of a run that is dead.
+        """Remove the lock of a run that is dead.
+
+        Args:
+            seen: what the lock holds; None if it is gone.
 
         Raises:
-            InputError: the run lives.
+            InputError: the run is alive.
         """
-        if seen is None:  # it has ended just now
+        if seen is None:  # its run has ended just now
             return
         content = _parsed(seen)
-        if not content:  # it is being written
+        if not content:  # it may be half written: look again
             time.sleep(0.2)
             seen = _read(self.path) or seen
             content = _parsed(seen)
@@ -158,22 +166,23 @@ class _Lock:
                 f"runs would take each other's files. If it is certain that nothing runs there, delete {self.path}."
             )
         aside = self.path.with_name(f"{FILE}.{self.token}")
-        with suppress(FileNotFoundError):  # somebody else was quicker
+        with suppress(FileNotFoundError):  # another run was quicker to remove it
             self.path.rename(aside)
-            if aside.read_bytes() != seen:  # and has it already
+            if aside.read_bytes() != seen:  # and this is that run's new lock: put it back
                 with suppress(OSError):
                     self.path.hardlink_to(aside)
             aside.unlink(missing_ok=True)
 
     def _changes(self, seen: bytes, content: dict[str, Any]) -> bool:
-        print(f"{self.path} is of {_who(content)}: waiting {WATCHED:.0f} s for a sign of life", flush=True)
+        """Watch the lock for `WATCHED` seconds and return whether its run writes to it."""
+        print(f"{self.path} is the lock of {_who(content)}: watching {WATCHED:.0f} s for activity", flush=True)
         end = time.monotonic() + WATCHED
         while time.monotonic() < end:
             time.sleep(min(1.0, WATCHED / 10))
             now = _read(self.path)
             if now != seen:
                 return now is not None
-        print("there is none: it is taken for dead", flush=True)
+        print("no activity: that run is considered dead", flush=True)
         return False
 
     def _remove_made(self) -> None:
@@ -183,7 +192,7 @@ class _Lock:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return what the file holds; None where there is none."""
+    """Return what the lock holds; None if there is none."""
     try:
         with path.open("rb") as file:
             return file.read(_MAX)
@@ -192,7 +201,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
-    """Return the content as an object; empty where it is being written, or isn't ours."""
+    """Return the content of a lock as an object; empty if it is half written or isn't ours."""
     try:
         found = json.loads(content or b"{}")
     except (ValueError, RecursionError):
@@ -208,7 +217,7 @@ def _who(content: dict[str, Any]) -> str:
 
 
 def _lives(content: dict[str, Any]) -> bool | None:
-    """Return whether the process lives; None where that can't be seen from here."""
+    """Return whether the process of a lock is alive; None if that can't be seen from here."""
     process = content.get("pid")
     if type(process) is not int or content.get("machine") != _machine() or content.get("started") is None:
         return None
@@ -217,7 +226,7 @@ def _lives(content: dict[str, Any]) -> bool | None:
 
 
 def _is_hidden(process: int) -> bool:
-    """Return whether it is somebody else's, of whom the system tells nothing but that it is there."""
+    """Return whether the process is another user's and the system tells nothing but that it exists."""
     try:
         os.kill(process, 0)
     except PermissionError:
@@ -228,7 +237,7 @@ def _is_hidden(process: int) -> bool:
 
 
 def _machine() -> str:
-    """Return what processes have in common that can see each other; not so two containers of the same name."""
+    """Return a text that is equal for processes that can see each other, and differs between containers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -237,9 +246,9 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str | None:
-    """Return when a process began, in whatever unit the system says it; None where it is dead, or can't be asked."""
+    """Return when a process began, in a unit of the system's; None if it is dead or can't be looked up."""
     try:
-        # After the name, which may hold anything: the state, and 19 fields later ticks since the machine began.
+        # After the name, which may hold anything, come the state and, 19 fields later, the start in ticks since boot.
         fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:

@@ -1,4 +1,16 @@
-"""A training run from epoch to epoch: train, validate, save, log."""
+"""Train a model from epoch to epoch: train, validate, log, save.
+
+    set_up_training         model to its device, loaders, optimizer, moving average -> Training
+    checkpoint.resume       a run that goes on gets back all that its checkpoint holds
+    fit                     prepare the output folder, then for every epoch:
+        loop.train_epoch        forward, loss, backward, clip, step, average
+            _after_steps            after every optimizer step: count, show, log; stop at a signal; --save_steps
+        evaluate_split          validation, with the averaged weights if there is a moving average
+        _end_epoch              choose the best epoch, write log.txt, then the checkpoints
+
+A run ends after its last epoch, after `--stop_after_epochs`, at a signal (once the step is finished and saved), or
+with an error. The same command goes on from its last checkpoint.
+"""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -33,55 +45,67 @@ SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
 
 @dataclass(kw_only=True)
 class Training(Learner):
-    """A training run: what learns, its data, and where it stands."""
+    """A training run: the model and what trains it (see `Learner`), its data, and how far it has come.
+
+    Attributes:
+        components: task, model, processor and options.
+        train: batches of the training split.
+        val: batches of the validation split; None if the data have none.
+        resumed_in: folder of the checkpoint that the run goes on from; None if it begins.
+        best_is_of_other_data: whether the best checkpoint so far was chosen on another validation split.
+        state: epochs done, place inside the epoch, best score.
+    """
 
     components: Components
     train: BatchLoader
     val: BatchLoader | None
-    resumed_in: Path | None = None  # folder of the checkpoint that it goes on from
-    best_is_of_other_data: bool = False  # its best checkpoint was chosen on another val split
+    resumed_in: Path | None = None
+    best_is_of_other_data: bool = False
     state: TrainState = field(default_factory=TrainState)
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Return the optimizer steps done since the start of the run."""
         return self.state.epoch * self.steps_per_epoch + self.state.inside.steps
 
     @property
     def schedule(self) -> Schedule:
-        """The learning rates of the epoch to come."""
+        """Return the learning rate as a function of the step, valid for the epoch to come."""
         return make_schedule(self.components.config.optim, self.steps_per_epoch, self.state.val_losses)
 
     @property
     def order(self) -> dict[str, Any]:
-        """What decides the order of an epoch's examples."""
+        """Return everything that decides the order of an epoch's examples."""
         seed, balance = self.components.config.run.seed, self.components.config.data.balance_answers
         rows = self.components.fingerprints["train"].order
         return {"rows": self.examples, "seed": seed, "balance_answers": balance, "data": rows}
 
     @property
     def stays_in_its_folder(self) -> bool:
-        """Whether it goes on from a checkpoint in `--output_dir`, and not from another folder's or from none."""
+        """Return whether the run goes on from a checkpoint in its own `--output_dir`."""
         folder = Path(self.components.config.run.output_dir)
         return self.resumed_in is not None and self.resumed_in.resolve() == folder.resolve()
 
 
 def set_up_training(components: Components) -> Training:
-    """Return a run whose model has its weights, with loaders, optimizer and moving average."""
+    """Return a run that is ready for its first step.
+
+    Args:
+        components: of the run; the model has its weights already, since the moving average begins with them.
+    """
     config, options = components.config, components.config.optim
     components.model.to(components.precision.device)
     train_loader = components.loader("train", training=True)
     val_loader = components.loader("val") if "val" in components.task.folder.splits() else None
     if val_loader is None:
-        print("no val split: nothing to choose the best epoch by, the last one counts as the best")
+        print("no validation split, so the last epoch counts as the best")
         if components.task.folder.folds():
             print("the training rows have folds: --fold K holds one of them out as val")
         if options.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     strategy = make_strategy(config.compute.strategy)
-    model = strategy.wrap(
-        components.model
-    )  # first: fsdp replaces the parameters that optimizer and average are made of
+    # Before the optimizer and the moving average are made: fsdp replaces the parameters that they hold.
+    model = strategy.wrap(components.model)
     return Training(
         components=components,
         train=train_loader,
@@ -107,10 +131,11 @@ def make_ema(components: Components) -> ModelEma:
 
 
 def fit(run: Training) -> TrainState:
-    """Train to the end of the session, leaving checkpoints, logs and config.json in the output folder.
+    """Train until the last epoch or `--stop_after_epochs`; write checkpoints, logs and config.json to `--output_dir`.
 
     Raises:
         Stopped: a signal came; the step was finished and saved.
+        TrainingDiverged: the gradient wasn't finite for `--max_bad_steps` steps in a row.
         InputError: an example can't be read, or the last checkpoint couldn't be written.
     """
     components, config, state = run.components, run.components.config, run.state
@@ -118,25 +143,27 @@ def fit(run: Training) -> TrainState:
     if state.epoch >= epochs:
         print(f"nothing left to train: {state.epoch} of {epochs} epochs are done; raise --epochs for more")
         if run.stays_in_its_folder and distributed.is_main():
-            # A run that was killed after its last save hadn't come to that.
+            # A run that was killed right after its last save didn't get to delete what that made useless.
             run_folder.prune(folder, config.run.keep_checkpoints, is_rolling)
         return state
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
     if not run.stays_in_its_folder:
-        state.best_score = state.best_epoch = None  # that best epoch's checkpoint lies elsewhere
+        state.best_score = state.best_epoch = None  # the checkpoint of that best epoch isn't in this folder
     distributed.run_on_main(lambda: _prepare_folder(run, folder, log_dir))
     saver = Saver(components, run.strategy, run.optimizer, run.ema)
-    end = min(epochs, state.epoch + (config.run.stop_after_epochs or epochs))  # of this session
+    end = min(epochs, state.epoch + (config.run.stop_after_epochs or epochs))  # epoch at which this session ends
     with closing(RunLog(folder, log_dir, state.epoch, run.step)) as log, StopSignals() as signals:
         stop = SyncedStop(signals, run.precision.device)
         for epoch in range(state.epoch, end):
-            inside, first = state.inside, state.inside.examples  # 0 but for the epoch that a run goes on in
+            # A run that was stopped inside an epoch goes on there; every other epoch begins at example 0.
+            inside, first = state.inside, state.inside.examples
             progress = Progress(f"epoch {epoch}/{epochs}", run.examples, config.run.log_interval, first)
             try:
                 with _after_steps(run, progress, log, saver, stop) as after_step:
                     batches = run.train.epoch(epoch, first)
                     train_epoch(run, batches, run.schedule, after_step, first_example=first, first_step=run.step)
                 progress.close()
+                # Each process has met other images; from here on all know the same bad ones.
                 components.bad_images.sync_ranks()
                 values = {"train_loss": inside.loss_sum / max(1.0, inside.counted), "train_lr": inside.lr}
                 if inside.bad:
@@ -152,14 +179,14 @@ def fit(run: Training) -> TrainState:
             except Stopped as stopped:
                 raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
             except InputError as error:
-                # Of several processes the others don't know of it: they are in the middle of a step.
+                # Saving takes every process, and the others don't know of the error: they are in the middle of a step.
                 if distributed.world_size() > 1 or not inside.steps:
                     raise
                 raise InputError(f"{error}\n{saver.save_where_it_is(state)}") from None
             _end_epoch(run, values, metrics, log, saver)
-        number = stop()
+        number = stop()  # a signal may have come while the last epoch was saved
         if number:
-            raise Stopped(number, "every epoch asked for was done and saved before that")
+            raise Stopped(number, "all epochs were already done and saved")
     if saver.problem:
         raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
     if end < epochs:
@@ -170,10 +197,10 @@ def fit(run: Training) -> TrainState:
 
 
 def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
-    """Make room for what the run writes, and write what it begins with.
+    """Move another run's files out of the way, and write config.json and the tokenizer.
 
     Raises:
-        InputError: something stands in the way, and nothing was written.
+        InputError: a folder stands where a file is to be written, or one can't be made; nothing was moved.
     """
     for name in ("config.json", "log.txt", TOKENIZER_FILE, BEST):
         if (folder / name).is_dir():
@@ -192,7 +219,7 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
             print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
         aside = run_folder.archive_best(folder) if run.best_is_of_other_data else None
         if aside:
-            print(f"the best checkpoint on the other val is now in {aside}")
+            print(f"the best checkpoint on the old validation split is now in {aside}")
     write_config(run.components.config, folder / "config.json", run.components.found)
     run.components.family.save_assets(run.components.processor, folder)
 
@@ -201,19 +228,20 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
 def _after_steps(
     run: Training, progress: Progress, log: RunLog, saver: Saver, stop: SyncedStop
 ) -> Iterator[Callable[[StepReport], None]]:
-    """Return a context with what to call after each optimizer step of an epoch: it counts, shows, logs and saves.
+    """Yield the function to call after each optimizer step of an epoch: it counts, shows, logs and saves.
 
-    However the context ends, `run.state.inside` then says how far the epoch has come. If it ends with an InputError,
-    the random state is that after the last step, where the run can go on.
+    However the context ends, `run.state.inside` then tells how far the epoch has come. If it ends with an InputError,
+    the random state is set back to that after the last step, from where the run can be saved and go on.
 
     Raises:
         Stopped: in the call, if a signal came.
     """
     config, device, inside = run.components.config, run.precision.device, run.state.inside
     inside.order = run.order
+    # The sums stay on the device, and are read only to be saved: reading makes the host wait for the device.
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     last_step = (run.state.epoch + 1) * run.steps_per_epoch
-    # Forward passes of a step that isn't finished draw random numbers too.
+    # A step of several forward passes may break off after some of them, which have drawn random numbers.
     random = random_state() if run.update_freq > 1 else None
 
     def after_step(report: StepReport) -> None:
@@ -236,7 +264,8 @@ def _after_steps(
         if number:
             raise Stopped(number)
         every = config.run.save_steps
-        if every and inside.steps % every == 0 and inside.examples < run.examples:  # the whole epoch is saved anyway
+        # Not after the epoch's last step: `_end_epoch` saves the whole epoch.
+        if every and inside.steps % every == 0 and inside.examples < run.examples:
             inside.loss_sum, inside.counted, inside.bad = sums.tolist()
             saver.save_step(run.state)
 
@@ -251,18 +280,30 @@ def _after_steps(
 
 
 def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any], log: RunLog, saver: Saver) -> None:
-    """Save and log an epoch; `values` are its averages in training, `metrics` those of validation."""
+    """Choose the best epoch, log this one and save it.
+
+    Args:
+        run: whose `state.epoch` is the epoch that has just ended; it is counted up here.
+        values: averages of the epoch's training.
+        metrics: of its validation; empty if there is no validation split.
+        log: where the epoch is written.
+        saver: which writes the checkpoints.
+    """
     spec, state, config, epoch = run.components.task.spec, run.state, run.components.config, run.state.epoch
     score = metrics.get(spec.best_metric)
-    # Without a score nothing is known to be better than what had one.
+    # An epoch without a score is the best only as long as no epoch had one.
     improved = state.best_score is None or (score is not None and score > state.best_score)
     if run.val is not None and score is None and state.best_epoch is None:
-        print(f"the val split has nothing to compare with, so no {spec.best_metric}: the last epoch is the best one")
+        print(
+            f"nothing in the validation split can be scored, so there is no {spec.best_metric}, and the last epoch "
+            "counts as the best"
+        )
     state.epoch, state.inside = epoch + 1, InsideEpoch()
     state.val_losses += [metrics["loss"]] if "loss" in metrics else []
     if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
         print(f"--sched plateau: {spec.name} has no validation loss to follow: the learning rate stays as it is")
-    # Before the checkpoint: a line too many is dropped when the run resumes, one that is missing stays missing.
+    # Log before saving: if the process is killed in between, the resumed run drops the line and writes it again. The
+    # other way round the line would be missing for good.
     log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
         saver.save_epoch(state, score, improved)
@@ -275,7 +316,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
 
 
 def _evaluation_command(run: Training) -> str:
-    """Return what one types after training, to get the result files."""
+    """Return the command that evaluates the best checkpoint, for the user to type next."""
     config = run.components.config
     folder = Path(config.run.output_dir)
     words = ["--eval", "--task", config.run.task, "--resume", str(folder / BEST)]

@@ -1,7 +1,8 @@
-"""This process's place among those of a run started by torchrun, and what they tell each other.
+"""This process's place among those that torchrun started, and the ways in which they exchange values.
 
 W processes share each batch: `--batch_size` is per process, so that a step has W times as many examples. With one
-process everything here is local and free."""
+process everything here is local and free.
+"""
 
 import os
 import sys
@@ -20,8 +21,7 @@ from beit3_vqa.errors import InputError, RunEnded, first_line
 from beit3_vqa.runtime import distributed
 
 T = TypeVar("T")
-# Seconds between signs of life while one process works and the others wait.
-_HEARTBEAT = 1.0
+_HEARTBEAT = 1.0  # seconds between signs of life while one process works and the others wait
 
 
 class ProcessLost(RunEnded):
@@ -31,41 +31,41 @@ class ProcessLost(RunEnded):
 
 
 def rank() -> int:
-    """Number of this process, 0 to `world_size() - 1`; 0 writes the files."""
+    """Return the number of this process, 0 to `world_size() - 1`; process 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes, W."""
+    """Return the number of processes, W."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process is the one that writes and prints."""
     return rank() == 0
 
 
 def shard_range(count: int, of_rank: int, of_size: int) -> tuple[int, int]:
-    """Where the part of a process begins and ends among `count` examples; parts differ by one at most."""
+    """Return where the part of a process begins and ends among `count` examples; parts differ by one at most."""
     return of_rank * count // of_size, (of_rank + 1) * count // of_size
 
 
 def local_size(count: int) -> int:
-    """How many of `count` examples are this process's."""
+    """Return how many of `count` examples are this process's."""
     begin, end = shard_range(count, rank(), world_size())
     return end - begin
 
 
 @contextmanager
 def processes(device: torch.device, timeout: float) -> Iterator[None]:
-    """A context in which the processes that torchrun started know each other; the main one alone prints.
+    """Connect the processes that torchrun started for the time of the context; only the main one prints.
 
     Args:
-        device: of this process: nccl talks between GPUs, gloo between CPUs.
+        device: of this process; GPUs are connected with nccl, CPUs with gloo.
         timeout: seconds that a process waits for another.
 
     Raises:
-        ProcessLost: one of them ended or can't be reached.
+        ProcessLost: another process ended or can't be reached.
         InputError: torchrun's variables are missing or can't be right.
     """
     count = os.environ.get("WORLD_SIZE", "1")
@@ -73,7 +73,7 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where nccl looks for what has no device of its own
+        torch.cuda.set_device(device)  # nccl uses the current device for what has none of its own
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
@@ -88,11 +88,11 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         if not _is_of_another(error):
             raise
         raise ProcessLost(
-            f"process {rank()} of {world_size()} lost another one ({first_line(error)}). The checkpoints are as they "
-            "were; the same command goes on from the last."
+            f"process {rank()} of {world_size()} lost contact with another process ({first_line(error)}). The "
+            "checkpoints are as they were; the same command goes on from the last."
         ) from error
     finally:
-        # With a process lost there is nobody to say goodbye to, and no waiting for it.
+        # After an error the others may be gone: closing the group would wait for them.
         if sys.exc_info()[0] is None:
             dist.destroy_process_group()
 
@@ -104,7 +104,7 @@ def _is_of_another(error: RuntimeError) -> bool:
 
 
 def all_reduce_max(flag: int, device: torch.device) -> int:
-    """The largest of every process's number; each must call it."""
+    """Return the largest of the processes' numbers; each must call it."""
     if world_size() == 1:
         return flag
     value = torch.tensor(flag, device=device)
@@ -113,14 +113,14 @@ def all_reduce_max(flag: int, device: torch.device) -> int:
 
 
 def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
-    """The sum over the processes of a tensor, which it replaces; each must call it."""
+    """Add up a tensor over the processes, in place, and return it; each must call it."""
     if world_size() > 1:
         dist.all_reduce(value)
     return value
 
 
 def all_gather(value: T) -> list[T]:
-    """Every process's value, by rank; each must call it."""
+    """Return the values of all processes, by rank; each must call it with a value that can be pickled."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -129,9 +129,13 @@ def all_gather(value: T) -> list[T]:
 
 
 def run_on_main(choose: Callable[[], T]) -> T:
-    """What the main process chose, in every process; an InputError of its is raised in each.
+    """Call a function in the main process and return its result in every process; each must call this.
 
-    The others wait for as long as it takes: every second all say that they are there.
+    The others wait for as long as it takes: a signal every second keeps `--dist_timeout` from ending them.
+
+    Raises:
+        InputError: the function raised it; it is raised in every process, and only the main one prints it.
+        RuntimeError: the function raised another error.
     """
     if world_size() == 1:
         return choose()
@@ -148,7 +152,8 @@ def run_on_main(choose: Callable[[], T]) -> T:
     if outcome[1] is not None:
         outcome[1].said_elsewhere = not is_main()
         raise outcome[1]
-    return outcome[0]
+    chosen: T = outcome[0]
+    return chosen
 
 
 def _note_outcome(choose: Callable[[], T], outcome: list[Any]) -> None:
@@ -156,7 +161,7 @@ def _note_outcome(choose: Callable[[], T], outcome: list[Any]) -> None:
         outcome[0] = choose()
     except InputError as error:
         outcome[1] = error
-    except Exception:  # its traceback as text: it is raised anew, in every process
+    except Exception:  # its traceback as text: the error is raised anew in every process
         outcome[1] = RuntimeError(f"the main process failed:\n{traceback.format_exc()}")
 
 
@@ -165,7 +170,7 @@ def _talking_device() -> torch.device:
 
 
 def local_device(kind: str) -> torch.device:
-    """This process's device of a kind: each process of a machine has a GPU of its own."""
+    """Return this process's device of a kind: each process of a machine has a GPU of its own."""
     local = os.environ.get("LOCAL_RANK")
     return (
         torch.device(kind, int(local))
@@ -174,29 +179,28 @@ def local_device(kind: str) -> torch.device:
     )
 
 
-# A gather over the processes that gradients go back through.
-
-
 def shard_sizes(global_batch: int) -> list[int]:
-    """How many of `global_batch` examples each process has, by rank."""
+    """Return how many of `global_batch` examples each process has, by rank."""
     size = distributed.world_size()
     return [end - begin for begin, end in (shard_range(global_batch, rank, size) for rank in range(size))]
 
 
 def gather_rows(x: Tensor, global_batch: int) -> Tensor:
-    """The rows of every process, by rank, the same in each; each must call it, and go backward through it.
+    """Gather the rows of every process, by rank; each must call it, and go backward through it.
 
     Args:
-        x: this process's rows, of which the first `shard_sizes(global_batch)[rank]` count; the rest have no part.
-        global_batch: rows that count, over all processes.
+        x: (N, ...), this process's rows, of which the first `shard_sizes(global_batch)[rank]` are taken.
+        global_batch: number of rows that are taken over all processes.
 
     Returns:
-        (global_batch, ...), whose gradient comes back to `x` summed over all processes.
+        (global_batch, ...), the same in every process; its gradient, summed over all processes, comes back to `x`.
     """
     return x[:global_batch] if distributed.world_size() == 1 else _Gather.apply(x, shard_sizes(global_batch))
 
 
 class _Gather(torch.autograd.Function):
+    """A gather over the processes that gradients go back through."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
         own = counts[distributed.rank()]

@@ -1,4 +1,4 @@
-"""Where and in which precision the model computes."""
+"""Choose the device and the precision in which the model computes."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -16,12 +16,12 @@ LARGEST = 1e30  # float32 ends at 3.4e38; sums over a few thousand classes must 
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU.
+    """Return the device of a name; `auto` takes CUDA, else Apple's MPS, else the CPU.
 
-    Where torchrun started several processes, each has the GPU of its number.
+    If torchrun started several processes, each gets the GPU of its number.
 
     Raises:
-        InputError: no such device here.
+        InputError: this machine has no such device.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return local_device("cuda")
@@ -42,7 +42,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def in_float32(outputs: Any) -> Any:
-    """A model's outputs (a tensor, or several by place or by name) with their floating-point numbers as float32."""
+    """Return a model's outputs (a tensor, a tuple or a mapping of them) with floating-point numbers as float32."""
     if isinstance(outputs, Tensor):
         return outputs.float() if outputs.is_floating_point() else outputs
     if isinstance(outputs, Mapping):
@@ -77,8 +77,8 @@ class Precision:
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
-    def autocast(self) -> AbstractContextManager:
-        """The context of a forward pass."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context for a forward pass."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -92,19 +92,19 @@ class Precision:
 
     @contextmanager
     def skipping(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> Iterator[bool]:
-        """Return a context in which an optimizer step changes nothing if its gradient isn't finite.
+        """Make an optimizer step inside the context change nothing if its gradient isn't finite.
 
         Args:
-            optimizer: gradients unscaled; without a fused kernel the device has to be asked after all.
+            optimizer: its gradients are unscaled. If its kernel isn't fused, this waits for the device.
             bad: float32 scalar on the device: 1 if the gradient isn't finite, else 0.
 
         Yields:
-            Whether the step is to be called.
+            Whether to call the step.
         """
-        if self.scaler.is_enabled():  # it sees to that
+        if self.scaler.is_enabled():  # the scaler skips such steps by itself
             yield True
         elif getattr(optimizer, "_step_supports_amp_scaling", False):
-            # The fused kernel reads the flag that a scaler would give it, so the host needn't wait for the device.
+            # The fused kernel reads the flag on the device, as it reads a scaler's, so the host needn't wait.
             optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
             yield True
             del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
@@ -121,9 +121,12 @@ def _best_precision(device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 matrices in hardware; without, bf16 is slower than fp32.
+    """Return whether the CPU multiplies bf16 matrices in hardware; if it doesn't, bf16 is slower than fp32.
 
-    BEIT3_VQA_CPU_BF16 says it instead of the processor: 1 (it does) or 0 (it doesn't).
+    The variable BEIT3_VQA_CPU_BF16 overrules what the processor says: 1 (it does) or 0 (it doesn't).
+
+    Raises:
+        InputError: the variable has another value.
     """
     said = os.environ.get(CPU_BF16_VARIABLE, "")
     if said not in ("", "0", "1"):

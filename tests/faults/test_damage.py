@@ -42,7 +42,7 @@ def assert_no_traceback_of_ours(said):
 
 
 @pytest.mark.parametrize(("harm", "manifest"), [(cut_short, True), (flip_a_bit, False), (empty, True)])
-def test_the_newest_checkpoint_that_is_whole(scpc, trained, tmp_path, capsys, harm, manifest):
+def test_training_goes_on_from_the_newest_undamaged_checkpoint(scpc, trained, tmp_path, capsys, harm, manifest):
     out = tmp_path / "out"
     shutil.copytree(trained, out)
     harm(out / "checkpoint-1.pth")
@@ -72,7 +72,7 @@ def test_a_folder_of_damaged_checkpoints_is_never_started_over(scpc, trained, tm
     assert (out / "previous-1" / "checkpoint-1.pth").read_bytes() == before["checkpoint-1.pth"]
 
 
-def test_typed_again_it_goes_on_from_what_is_whole_in_its_own_folder(scpc, trained, tmp_path, capsys):
+def test_resume_typed_again_goes_on_from_the_newest_undamaged_checkpoint_of_its_folder(scpc, trained, tmp_path, capsys):
     resume = ["--resume", str(trained / "checkpoint-0.pth"), "--epochs", "3"]
     command = finetune(scpc, tmp_path / "out", *resume)
     assert main(command) == 0
@@ -85,7 +85,7 @@ def test_typed_again_it_goes_on_from_what_is_whole_in_its_own_folder(scpc, train
 
 
 @pytest.mark.parametrize("flags", [["--resume"], ["--eval", "--split", "val", "--resume"], ["--finetune"]])
-def test_a_damaged_checkpoint_that_was_named(scpc, trained, tmp_path, capsys, flags):
+def test_a_damaged_checkpoint_that_was_named_is_refused(scpc, trained, tmp_path, capsys, flags):
     shutil.copytree(trained, tmp_path / "from")
     flip_a_bit(tmp_path / "from" / "checkpoint-1.pth")
     assert main(finetune(scpc, tmp_path / "out", *flags, str(tmp_path / "from" / "checkpoint-1.pth"))) == 2
@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_that_was_named(scpc, trained, tmp_path, capsys, fl
     assert not (tmp_path / "out").exists()
 
 
-def test_saves_inside_an_epoch_are_overtaken_by_its_own(scpc, tmp_path, monkeypatch):
+def test_checkpoints_inside_an_epoch_are_deleted_at_its_end(scpc, tmp_path, monkeypatch):
     out, seen = tmp_path / "out", []
     monkeypatch.setattr(saving, "prune_steps", lambda folder: (prune_steps(folder), seen.append(names(folder))))
     command = finetune(scpc, out, "--batch_size", "4", "--epochs", "1", "--save_steps", "2")
@@ -111,7 +111,9 @@ def names(folder, pattern="checkpoint-*-step*.pth"):
 
 
 @pytest.mark.slow
-def test_another_batch_size_or_order_inside_an_epoch(scpc, tmp_path, capsys):
+def test_a_run_goes_on_inside_an_epoch_with_another_batch_size_and_begins_it_again_in_another_order(
+    scpc, tmp_path, capsys
+):
     """A run that stopped inside an epoch goes on at the next example with another batch size."""
     out, log = tmp_path / "out", tmp_path / "log"
     process = start(long_run(scpc, out), log)
@@ -137,7 +139,7 @@ def test_another_batch_size_or_order_inside_an_epoch(scpc, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_folder_that_vanishes(scpc, tmp_path):
+def test_a_folder_that_vanishes_is_an_error_at_the_end_and_loses_no_checkpoint(scpc, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     process = start(long_run(scpc, out), log)
     wait_until(lambda: (out / "checkpoint-0.json").exists(), process)
@@ -150,7 +152,7 @@ def test_a_folder_that_vanishes(scpc, tmp_path):
     read_checkpoint(tmp_path / "elsewhere" / "checkpoint-0.pth", "x")
 
 
-def test_a_full_disk(scpc, tmp_path):
+def test_training_goes_on_through_a_full_disk_and_leaves_no_broken_file(scpc, tmp_path):
     """On a file system of 40 MiB, where a checkpoint takes 16 and the best one 6."""
     if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
         pytest.skip("no file system can be mounted here")
@@ -189,7 +191,7 @@ def test_a_kill_before_or_in_a_rename_loses_nothing(scpc, trained, tmp_path, cap
     before["checkpoint-0.pth"] = (out / "checkpoint-0.pth").read_bytes()
     assert main(finetune(scpc, out, "--epochs", "3")) == 0
     said = capsys.readouterr().out
-    assert said.count("hadn't got its name yet") == 3
+    assert said.count("was written but not yet renamed") == 3
     assert "2 epochs done, 1 to go" in said
     for name in ("checkpoint-0.pth", "checkpoint-1.pth"):
         assert (out / name).read_bytes() == before[name]

@@ -24,7 +24,7 @@ def fuzz(counts, root):
     return results
 
 
-def test_only_input_errors_come_out(pytestconfig):
+def test_readers_of_mutated_files_raise_input_errors_only(pytestconfig):
     for reader, result in fuzz(SHORT, pytestconfig.rootpath).items():
         assert not result["failures"], "\n".join(result["failures"])
         assert 0 < result["refused"] <= result["inputs"] == SHORT[reader]
@@ -32,7 +32,7 @@ def test_only_input_errors_come_out(pytestconfig):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", LONG)
-def test_only_input_errors_come_out_of_many(pytestconfig, reader):
+def test_readers_of_many_mutated_files_raise_input_errors_only(pytestconfig, reader):
     result = fuzz({reader: LONG[reader]}, pytestconfig.rootpath)[reader]
     assert not result["failures"], "\n".join(result["failures"])
     assert result["inputs"] == LONG[reader]

@@ -74,7 +74,7 @@ def test_entries_of_another_kind_are_named(scpc, good, tmp_path, capsys, entries
     assert not (tmp_path / "out").exists()
 
 
-def test_kinds_of_tensors_that_torch_may_no_longer_load():
+def test_sparse_and_mkldnn_weights_are_refused():
     own = {"w": torch.zeros(2, 2)}
     for weights in (torch.eye(2).to_sparse(), torch.eye(2).to_mkldnn()):
         assert "not a plain tensor" in mismatches(own, {"w": weights})[0]
@@ -122,7 +122,7 @@ def test_outputs_that_are_not_finite_are_no_answer_from_python_and_over_http(scp
             assert str(huge) in capfd.readouterr().err
 
 
-def test_moments_that_are_not_finite_or_not_there(scpc, good, tmp_path, capsys):
+def test_moments_that_are_not_finite_or_missing_are_refused(scpc, good, tmp_path, capsys):
     optimizer = good["optimizer"]
     for moment in (torch.tensor([float("nan")]), torch.zeros(2, dtype=torch.int8), None):
         state = {**optimizer["state"], 0: {**optimizer["state"][0], "exp_avg": moment}}
@@ -130,7 +130,7 @@ def test_moments_that_are_not_finite_or_not_there(scpc, good, tmp_path, capsys):
         assert "its 'optimizer'" in failing(capsys, finetune(scpc, tmp_path / "out", "--resume", str(path)))
 
 
-def test_an_average_that_does_not_fit(scpc, good, tmp_path, capsys):
+def test_a_moving_average_that_does_not_fit_is_refused(scpc, good, tmp_path, capsys):
     for average in ({"w": torch.zeros(1)}, {**good["model"], "head.3.bias": torch.zeros(7)}):
         path = altered(good, tmp_path / "x.pth", model_ema=average)
         said = failing(capsys, finetune(scpc, tmp_path / "out", "--resume", str(path), "--model_ema"))
@@ -146,7 +146,7 @@ def test_an_average_that_does_not_fit(scpc, good, tmp_path, capsys):
     ],
     ids=str,
 )  # fmt: skip
-def test_options_that_no_model_can_have(scpc, good, tmp_path, capsys, options):
+def test_saved_options_that_no_model_can_have_are_refused(scpc, good, tmp_path, capsys, options):
     path = altered(good, tmp_path / "x.pth", args={**good["args"], **options})
     evaluate = ["finetune", "--eval", "--resume", path, "--data_path", scpc / "data", "--device", "cpu"]
     ask = ["predict", "--checkpoint", path, "--device", "cpu", "--question", "?", "--choices", *"abcd"]
@@ -163,7 +163,7 @@ def test_options_that_no_model_can_have(scpc, good, tmp_path, capsys, options):
     [{"model": "beit3_tiny_patch8_16000"}, {"model": "beit3_large_patch1_30000"}, {"vocab_size": 10**8}],
     ids=str,
 )
-def test_what_a_checkpoint_says_decides_no_memory(scpc, good, tmp_path, capsys, options):
+def test_a_checkpoint_too_small_for_its_options_is_refused_without_allocating(scpc, good, tmp_path, capsys, options):
     """Its weights are small; a model of that name would take 2 GB, 3.7 TB, 50 GB."""
     path = altered(good, tmp_path / "x.pth", args={**good["args"], **options})
     data = ["--data_path", scpc / "data", "--device", "cpu"]
@@ -187,7 +187,7 @@ def test_what_a_checkpoint_says_decides_no_memory(scpc, good, tmp_path, capsys, 
     assert {entry.name for entry in tmp_path.iterdir()} == {"x.pth"}
 
 
-def test_a_model_that_memory_cannot_hold_is_said(scpc, tmp_path, capsys):
+def test_a_model_larger_than_memory_is_refused(scpc, tmp_path, capsys):
     for name in ("beit3_base_patch1_30000", "beit3_base_patch1_99999"):
         said = failing(capsys, finetune(scpc, tmp_path / "out", "--model", name))
         assert f"--model {name}: its weights alone take " in said
@@ -196,7 +196,7 @@ def test_a_model_that_memory_cannot_hold_is_said(scpc, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_no_family_where_one_is_given(scpc, good, tmp_path, capsys):
+def test_a_saved_model_of_no_family_never_ends_in_a_traceback(scpc, good, tmp_path, capsys):
     for model in (3, "beit4", ""):
         path = altered(good, tmp_path / "x.pth", args={**good["args"], "model": model})
         resume = finetune(scpc, tmp_path / f"out {model}", "--resume", str(path), "--epochs", "2")
@@ -205,7 +205,7 @@ def test_a_model_of_no_family_where_one_is_given(scpc, good, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("state", [{}, {"answers": 3}, {"answers": [1, 2]}, {"answers": ["a", "a"]}], ids=str)
-def test_an_answer_table_that_is_none(scpc, trained, good, tmp_path, capsys, state):
+def test_a_saved_answer_table_of_another_kind_is_refused(scpc, trained, good, tmp_path, capsys, state):
     path = altered(good, tmp_path / "x.pth", task_state=state)
     (tmp_path / "tokenizer.spm").write_bytes((trained / "tokenizer.spm").read_bytes())
     ask = ["predict", "--checkpoint", path, "--device", "cpu", "--question", "?", "--choices", *"abcd"]
@@ -255,7 +255,7 @@ POSITIONS = "beit3.encoder.embed_positions.A.weight"
         ("head.0.weight", lambda value: value.to(torch.uint8).view(four_bits()), "not a plain tensor"),
     ],
 )
-def test_tensors_that_are_no_weights(scpc, good, tmp_path, capsys, name, change, says):
+def test_tensors_that_are_no_weights_are_refused(scpc, good, tmp_path, capsys, name, change, says):
     weights = dict(good["model"])
     old = weights.pop(name if isinstance(name, str) else "head.0.weight")
     torch.save({"model": {**weights, name: change(old)}}, tmp_path / "x.pth")
@@ -276,13 +276,13 @@ def test_tensors_that_are_no_weights(scpc, good, tmp_path, capsys, name, change,
         (b"junk", "isn't a PyTorch file"),
     ],
 )
-def test_files_that_are_no_checkpoint(scpc, tmp_path, capsys, content, says):
+def test_files_that_are_no_checkpoint_say_what_they_are(scpc, tmp_path, capsys, content, says):
     (tmp_path / "x.pth").write_bytes(content)
     for flag in ("--finetune", "--resume"):
         assert says in failing(capsys, finetune(scpc, tmp_path / "out", flag, str(tmp_path / "x.pth")))
 
 
-def test_a_folder_for_a_checkpoint(scpc, trained, tmp_path, capsys):
+def test_a_folder_given_as_a_checkpoint_lists_those_in_it(scpc, trained, tmp_path, capsys):
     said = failing(capsys, finetune(scpc, tmp_path / "out", "--resume", str(trained)))
     assert "is a folder" in said
     assert "checkpoint-1.pth" in said
@@ -340,7 +340,7 @@ BEFORE_A_QUESTION = {
 
 
 @pytest.mark.parametrize("command", BEFORE_A_QUESTION)
-def test_who_asks_a_checkpoint_is_told_of_no_option_that_only_training_has(
+def test_errors_of_predict_name_no_option_that_only_training_has(
     scpc, trained, good, clip_folder, tmp_path, capsys, command
 ):
     """Whatever is wrong with it; `failing` looks at every message. What could be given here is still called so."""

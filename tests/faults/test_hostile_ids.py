@@ -25,7 +25,7 @@ def hostile(scpc, tmp_path):
     return tmp_path
 
 
-def test_the_whole_road(trained, hostile, capsys):
+def test_hostile_ids_pass_through_preparation_and_evaluation_without_control_characters(trained, hostile, capsys):
     said = capsys.readouterr()
     assert not CONTROL.search(said.out)
     assert not any(line.startswith("error: forged") for line in said.out.splitlines())
@@ -41,7 +41,7 @@ def test_the_whole_road(trained, hostile, capsys):
     assert [row["id"] for row in json.loads(text)] == IDS
 
 
-def test_errors_about_them_are_one_line_each(hostile, trained, capsys):
+def test_errors_about_hostile_rows_are_one_line_each(hostile, trained, capsys):
     index = hostile / "data" / "vqacustom.test.jsonl"
     rows = [json.loads(line) for line in index.read_text().splitlines()]
     command = ["finetune", "--eval", "--resume", str(trained / "checkpoint-best.pth"), *TINY]
@@ -57,7 +57,7 @@ def test_errors_about_them_are_one_line_each(hostile, trained, capsys):
     assert not (hostile / "out").exists()
 
 
-def test_tensorboard_holds_numbers_alone(trained):
+def test_tensorboard_files_hold_no_text_of_the_data(trained):
     written = b"".join(path.read_bytes() for path in (trained / "tensorboard").iterdir())
     assert b"val/accuracy" in written
     for text in (b"astronaut", b"photograph", b"train_0", b".jpg"):

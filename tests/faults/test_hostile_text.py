@@ -33,7 +33,7 @@ def test_a_submission_has_ids_and_answers_as_they_are(tmp_path_factory, pairs):
         assert list(csv.reader(file)) == [["ID", "answer"], *map(list, pairs)]
 
 
-def test_formulas_are_told_and_not_changed(tmp_path, capsys):
+def test_formulas_in_a_submission_are_reported_and_not_changed(tmp_path, capsys):
     rows = predictions(("=HYPERLINK(1)", "A"), ("TEST_1", "@SUM(1)"), ("TEST_2", "-3"), ("-", "b"))
     text = write_submission(rows, tmp_path / "s.csv").read_text()
     assert text == "ID,answer\n=HYPERLINK(1),A\nTEST_1,@SUM(1)\nTEST_2,-3\n-,b\n"
@@ -43,12 +43,12 @@ def test_formulas_are_told_and_not_changed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["=1+1", " =1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "-", "+a"])
-def test_what_a_spreadsheet_calculates(text):
+def test_text_that_a_spreadsheet_calculates_is_a_formula(text):
     assert is_formula(text)
 
 
 @pytest.mark.parametrize("text", ["A", "-3", "+1,000.5", "-5%", "a=1", "", "3-4", "x@y"])
-def test_what_a_spreadsheet_shows(text):
+def test_text_that_a_spreadsheet_shows_is_no_formula(text):
     assert not is_formula(text)
 
 

@@ -38,7 +38,7 @@ MOMENTS = {
         pytest.param(signal.SIGINT, "save", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_to_every_process_of_the_run(scpc, tmp_path, undisturbed, number, moment):
+def test_a_run_stopped_by_a_signal_goes_on_to_the_same_weights(scpc, tmp_path, undisturbed, number, moment):
     out, log = tmp_path / "out", tmp_path / "log"
     command = long_run(scpc, out, "--num_workers", "1", "--eval_batch_size", "1")
     process = start(command, log)
@@ -68,7 +68,7 @@ with StopSignals(), replacing(sys.argv[1]) as file:
 """
 
 
-def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_last_good_file(tmp_path):
+def test_a_second_ctrl_c_ends_the_run_at_once_and_keeps_the_last_good_file(tmp_path):
     target = tmp_path / "checkpoint-0.pth"
     target.write_bytes(b"the last good one")
     process = subprocess.Popen(

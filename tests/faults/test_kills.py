@@ -9,12 +9,12 @@ from tests.helpers.processes import ENVIRONMENT, ROOT
 
 
 @pytest.mark.parametrize(("kills", "epochs"), [(2, 2), pytest.param(50, 4, marks=pytest.mark.slow)])
-def test_killed_and_restarted_it_ends_the_same(scpc, tmp_path, kills, epochs):
+def test_a_run_killed_at_any_moment_and_restarted_ends_with_the_same_weights(scpc, tmp_path, kills, epochs):
     kill(scpc / "data", tmp_path, kills, epochs)
 
 
 @pytest.mark.slow
-def test_clips_adapters_too(scpc, clip_folder, tmp_path):
+def test_a_clip_run_killed_at_any_moment_and_restarted_ends_with_the_same_weights(scpc, clip_folder, tmp_path):
     kill(scpc / "data", tmp_path, 20, 4, "--clip", str(clip_folder))
 
 

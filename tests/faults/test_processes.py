@@ -30,7 +30,7 @@ def ranks(process: subprocess.Popen) -> list[int]:
     return [int(line) for line in found.split()]
 
 
-def test_two_processes_stopped_together_go_on_as_one(scpc, tmp_path, capsys):
+def test_a_run_of_two_processes_goes_on_in_one(scpc, tmp_path, capsys):
     out, log = tmp_path / "out", tmp_path / "log"
     process = start(launcher(long_run(scpc, out, "--save_steps", "3")), log, *torchrun(2))
     wait_until(lambda: "epoch 1/4" in log.read_text(), process)
@@ -49,7 +49,7 @@ def test_two_processes_stopped_together_go_on_as_one(scpc, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_upstreams_launcher_which_passes_a_rank_with_a_hyphen(scpc, tmp_path, processes):
+def test_upstreams_launcher_with_its_local_rank_flag_works(scpc, tmp_path, processes):
     out, log = tmp_path / "out", tmp_path / "log"
     command = finetune(scpc, out, "--epochs", "1", "--batch_size", str(8 // processes), "--dist_eval")
     with socket.create_server(("127.0.0.1", 0)) as free:  # its own default, 29500, may be another test's
@@ -65,7 +65,7 @@ def test_upstreams_launcher_which_passes_a_rank_with_a_hyphen(scpc, tmp_path, pr
 @pytest.mark.parametrize(
     "more", [[], ["--tta", "cyclic", "--blind"], ["--split", "val", "--temperature", "fit", "--tta", "all"]]
 )
-def test_evaluation_in_any_number_of_processes(scpc, trained, tmp_path, more):
+def test_evaluation_is_the_same_in_any_number_of_processes(scpc, trained, tmp_path, more):
     shutil.copytree(trained, tmp_path / "run")
     split = "val" if "val" in more else "train"
     results = []
@@ -108,7 +108,7 @@ def test_a_checkpoint_goes_from_any_strategy_to_any_other(scpc, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("adapters", [True, False])
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "fsdp"])
-def test_clip_in_two_processes(scpc, clip_folder, tmp_path, strategy, adapters):
+def test_clip_in_two_processes_trains_as_in_one(scpc, clip_folder, tmp_path, strategy, adapters):
     """Trained as in one process; stopped after two epochs, and gone on with in one."""
     flags = ["--epochs", "3", "--model_ema", "--lora_dropout", "0", "--opt_eps", "1e-3", "--clip_grad", "1"]
     flags += [] if adapters else ["--model", CLIP.name, "--lora_rank", "0"]
@@ -126,7 +126,7 @@ def test_clip_in_two_processes(scpc, clip_folder, tmp_path, strategy, adapters):
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed(scpc, tmp_path):
+def test_the_other_processes_end_with_a_message_if_one_is_killed_and_torchrun_restarts_them(scpc, tmp_path):
     """The others end at once with a message; with --max-restarts torchrun goes on from the last checkpoint."""
     flags = ["--save_steps", "2", "--drop_path", "0.2"]
     undisturbed = tmp_path / "undisturbed"
@@ -141,7 +141,7 @@ def test_a_rank_that_is_killed(scpc, tmp_path):
     code, said = ended(process, log, 60)
     assert code != 0
     assert time.monotonic() - killed_at < 60
-    assert "process 0 of 2 lost another one" in said
+    assert "process 0 of 2 lost contact with another process" in said
     assert "the same command goes on" in said
 
     process = start(launcher(long_run(scpc, out, *flags)), log, *torchrun(2, "--max-restarts", "2"))
@@ -156,7 +156,7 @@ def test_a_rank_that_is_killed(scpc, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_link_that_is_cut(scpc, tmp_path):
+def test_processes_whose_network_is_cut_end_with_a_message(scpc, tmp_path):
     """Two hosts, as network namespaces; the cable between them is pulled in the middle of training."""
     if os.geteuid() != 0 or subprocess.run(["ip", "netns", "list"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespaces can be made here")
@@ -196,7 +196,7 @@ def test_a_link_that_is_cut(scpc, tmp_path):
         for host, log in zip(hosts, logs, strict=True):
             code, said = ended(host, log, 90)
             assert code != 0
-            assert "lost another one" in said
+            assert "lost contact with another process" in said
         assert time.monotonic() - cut_at < 60
     finally:
         for name in names:

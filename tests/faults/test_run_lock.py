@@ -35,7 +35,7 @@ def other(folder, **changes):
     return content
 
 
-def test_a_second_run_is_told_who_is_there_and_touches_nothing(scpc, tmp_path, capsys):
+def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(scpc, tmp_path, capsys):
     out = tmp_path / "out"
     with run_lock(out):
         before = (out / FILE).read_text()
@@ -50,7 +50,7 @@ def test_a_second_run_is_told_who_is_there_and_touches_nothing(scpc, tmp_path, c
     assert not out.exists()  # as it was
 
 
-def test_a_killed_run_holds_nothing_reaped_or_not(tmp_path):
+def test_a_killed_run_holds_no_lock(tmp_path):
     ready, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -71,21 +71,21 @@ def test_a_killed_run_holds_nothing_reaped_or_not(tmp_path):
     os.close(writing)
 
 
-def test_a_number_that_is_used_again_is_another_process(tmp_path):
+def test_a_process_number_that_is_used_again_holds_no_lock(tmp_path):
     other(tmp_path, pid=os.getpid(), started="1")
     with run_lock(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("content", [{}, {"machine": "elsewhere 1", "pid": os.getpid()}])
-def test_what_cant_be_seen_is_watched(tmp_path, capsys, content):
+def test_the_lock_of_a_process_that_cant_be_looked_up_is_watched(tmp_path, capsys, content):
     """A lock without a sign of life is a dead one's, whatever its clock says; with one it is a living one's."""
     if content:
         content = other(tmp_path, since="2099-01-01 00:00:00", **content)
     else:
         (tmp_path / FILE).write_text("")
     with run_lock(tmp_path):
-        assert "for a sign of life" in capsys.readouterr().out
+        assert "for activity" in capsys.readouterr().out
     (tmp_path / FILE).write_text(json.dumps({**content, "beat": 1}))
     timer = threading.Timer(0.2, (tmp_path / FILE).write_text, [json.dumps({**content, "beat": 2})])
     timer.start()
@@ -94,7 +94,7 @@ def test_what_cant_be_seen_is_watched(tmp_path, capsys, content):
     timer.join()
 
 
-def test_it_gives_signs_of_life_and_comes_back_if_deleted(tmp_path):
+def test_a_lock_is_written_to_regularly_and_comes_back_if_deleted(tmp_path):
     with run_lock(tmp_path):
         first = json.loads((tmp_path / FILE).read_text())
         time.sleep(0.2)
@@ -107,11 +107,14 @@ def test_it_gives_signs_of_life_and_comes_back_if_deleted(tmp_path):
     assert not (tmp_path / FILE).exists()
 
 
-def test_who_lost_it_saves_nothing_more_and_leaves_it_alone(tmp_path):
+def test_a_run_that_lost_its_lock_saves_nothing_and_leaves_the_new_one(tmp_path):
     with run_lock(tmp_path):
         require_lock(tmp_path)
         (tmp_path / FILE).write_text(json.dumps({"token": "another", "pid": 7, "host": "elsewhere", "since": "now"}))
-        with pytest.raises(InputError, match=r"taken over by another run \(process 7 on elsewhere"):
+        with pytest.raises(
+            InputError,
+            match=r"another run \(process 7 on elsewhere, since now\) took over .* while this one was paused",
+        ):
             require_lock(tmp_path)
     assert (tmp_path / FILE).exists()
 
@@ -126,7 +129,7 @@ def _try(folder, barrier, results):
         results.put(False)
 
 
-def test_of_many_that_find_a_dead_one_a_single_one_takes_over(tmp_path):
+def test_one_of_many_runs_takes_over_a_dead_lock(tmp_path):
     other(tmp_path, pid=os.getpid(), started="1")
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(8), context.Queue()
@@ -139,7 +142,7 @@ def test_of_many_that_find_a_dead_one_a_single_one_takes_over(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cant_be_written_to(scpc, capsys):
+def test_a_folder_that_cant_be_written_to_is_refused(scpc, capsys):
     assert main(finetune(scpc, "/proc/self/net", "--epochs", "1")) == 2
     assert "can't be written to" in capsys.readouterr().err
 

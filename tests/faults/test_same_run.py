@@ -49,7 +49,7 @@ def what_is_asked(rows):
     return {(row["image_path"], row["question"], *row["choices"]) for row in rows}
 
 
-def test_a_split_drawn_anew_is_refused_for_what_was_trained_on(run, scpc, capsys):
+def test_a_new_split_whose_val_was_trained_on_is_refused(run, scpc, capsys):
     trained_on, before = what_is_asked(read_rows(run.data, "train")), contents(run.out)
     prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
     shutil.rmtree(run.data)
@@ -63,7 +63,7 @@ def test_a_split_drawn_anew_is_refused_for_what_was_trained_on(run, scpc, capsys
         code, said = run()
         assert code == 2
         assert f"{leaked} of {len(val)} rows of val are trained on" in said
-        assert "val is another" in said
+        assert "the validation split has changed" in said
         assert "--data_changed ok" in said
         assert contents(run.out) == before
 
@@ -74,7 +74,7 @@ def test_another_val_begins_a_new_best_and_keeps_the_old_one(run):
     code, said = run()
     assert code == 2
     assert "val: 2 removed" in said
-    assert "val is another" in said
+    assert "the validation split has changed" in said
     assert "trained on" not in said
     assert run("--data_changed", "ok")[0] == 0
     assert (run.out / "previous-1" / "checkpoint-best.pth").read_bytes() == best
@@ -120,21 +120,21 @@ def test_changes_of_train_are_counted(run, change, told):
     assert f"the rows of --data_path have changed since the checkpoint; {told}\n" in said
 
 
-def test_an_order_of_val_is_no_other_val(run):
+def test_val_in_another_order_is_the_same_val(run):
     write_rows(run.data, "val", read_rows(run.data, "val")[::-1])
     code, said = run("--dry_run")
     assert code == 0
     assert "val: 6 in another place" in said
 
 
-def test_the_same_rows_in_another_place(run):
+def test_the_same_rows_in_another_folder_go_on(run):
     code, said = run("--dry_run")
     assert code == 0
     assert f"--data_path {run.data}: the same rows as in" in said
     assert "data_path" not in said.replace("--data_path", "")  # as something that changed
 
 
-def test_a_checkpoint_that_knows_no_rows_goes_on(run):
+def test_a_checkpoint_without_fingerprints_goes_on(run):
     content = torch.load(run.out / "checkpoint-1.pth")
     del content["data_rows"]
     torch.save(content, run.out / "checkpoint-1.pth")
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_knows_no_rows_goes_on(run):
     assert run("--dry_run")[0] == 0
 
 
-def test_rows_that_no_run_saved(run):
+def test_a_checkpoint_with_malformed_fingerprints_is_passed_over(run):
     content = torch.load(run.out / "checkpoint-1.pth")
     for rows in ({"train": {"rows": torch.zeros(3)}}, {"train": {"rows": torch.zeros(3), "digest": ""}}, [1]):
         torch.save({**content, "data_rows": rows}, run.out / "checkpoint-1.pth")
@@ -162,7 +162,7 @@ def test_rows_that_no_run_saved(run):
     [["--finetune", "other.pth"], ["--init", "upstream"], ["--model", "beit3_tiny_patch8_64"], ["--task", "vqarank"]],
 )
 @pytest.mark.parametrize("resume", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_what_has_no_effect_on_a_run_that_goes_on_is_an_error(run, flags, resume):
+def test_options_without_effect_on_a_resumed_run_are_refused(run, flags, resume):
     before = contents(run.out)
     named = ["--resume", str(run.out / "checkpoint-0.pth")] if resume else []
     code, said = run(*flags, *named)
@@ -220,7 +220,7 @@ def test_the_named_best_wins_over_what_auto_resume_would_find(run):
     assert "where the new run's own checkpoints would take its place" in said
 
 
-def test_going_back_and_typed_again_goes_on(run):
+def test_a_command_that_goes_back_an_epoch_goes_on_when_typed_again(run):
     back = ["--resume", str(run.out / "checkpoint-0.pth"), "--epochs", "3", "--stop_after_epochs", "1"]
     for epoch in (1, 2):
         code, said = run(*back)
@@ -242,7 +242,7 @@ def test_a_kill_loses_no_epoch_with_save_ckpt_freq(scpc, tmp_path, monkeypatch):
     assert seen == [*kept, ["checkpoint-1.pth", "checkpoint-3.pth"]]
 
 
-def test_only_what_was_rolling_is_deleted(run):
+def test_only_rolling_checkpoints_are_deleted(run):
     """Every epoch was asked for when these were written."""
     assert run("--save_ckpt_freq", "5", "--stop_after_epochs", "2", "--epochs", "5")[0] == 0
     assert epochs_kept(run.out) == ["checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-3.pth"]
@@ -250,7 +250,7 @@ def test_only_what_was_rolling_is_deleted(run):
     assert epochs_kept(run.out) == ["checkpoint-1.pth", "checkpoint-4.pth"]
 
 
-def test_other_workers_go_on_bit_for_bit(scpc, tmp_path, monkeypatch):
+def test_resume_with_other_workers_is_bitwise_identical(scpc, tmp_path, monkeypatch):
     """In the middle of an epoch, from two processes that load data to none."""
     flags = ["--epochs", "1", "--batch_size", "3", "--drop_path", "0.2", "--randaug"]
     assert main(finetune(scpc, tmp_path / "undisturbed", *flags)) == 0
@@ -274,7 +274,7 @@ def test_other_workers_go_on_bit_for_bit(scpc, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_other_threads_go_on_within_rounding(scpc, tmp_path):
+def test_resume_with_other_threads_is_identical_up_to_rounding(scpc, tmp_path):
     flags = ["--epochs", "2", "--drop_path", "0.2"]
     threads = torch.get_num_threads()
     try:
@@ -292,7 +292,7 @@ def test_other_threads_go_on_within_rounding(scpc, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_clock_that_goes_back(scpc, tmp_path, monkeypatch):
+def test_a_clock_that_goes_back_changes_nothing(scpc, tmp_path, monkeypatch):
     """Nothing is chosen by time; TensorBoard's curves have each epoch once, in order."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

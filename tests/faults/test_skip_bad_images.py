@@ -48,7 +48,7 @@ def evaluation(scpc, trained, images, out):
     return [*command, "--data_path", str(scpc / "data"), "--image_root", str(images), "--output_dir", str(out)]
 
 
-def test_training_goes_on_and_workers_change_nothing(scpc, damaged, tmp_path, capsys):
+def test_training_skips_bad_images_the_same_with_any_number_of_workers(scpc, damaged, tmp_path, capsys):
     weights = []
     for workers in ("0", "2"):
         out = tmp_path / f"out{workers}"
@@ -61,7 +61,7 @@ def test_training_goes_on_and_workers_change_nothing(scpc, damaged, tmp_path, ca
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_one_too_many_ends_training_and_saves_the_steps_before(scpc, damaged, tmp_path, capsys):
+def test_one_bad_image_too_many_ends_training_and_saves_the_steps_before(scpc, damaged, tmp_path, capsys):
     command = finetune(scpc, tmp_path / "out", "--image_root", str(damaged), "--epochs", "1")
     assert main([*command, "--skip_bad_images", "2"]) == 2
     captured = capsys.readouterr()
@@ -73,7 +73,7 @@ def test_one_too_many_ends_training_and_saves_the_steps_before(scpc, damaged, tm
     assert "images that aren't there" in capsys.readouterr().err
 
 
-def test_evaluation_flags_the_row_and_keeps_its_place(scpc, trained, damaged, tmp_path, capsys):
+def test_evaluation_flags_the_row_of_a_bad_image_and_keeps_its_place(scpc, trained, damaged, tmp_path, capsys):
     evaluate = ["finetune", "--eval", "--resume", str(trained / "checkpoint-best.pth"), "--device", "cpu"]
     evaluate += ["--data_path", str(scpc / "data"), "--image_root", str(damaged), "--output_dir", str(tmp_path / "out")]
     assert main(evaluate) == 2
@@ -124,7 +124,7 @@ def test_an_image_that_needs_too_much_memory_is_a_bad_one(scpc, trained, tmp_pat
         assert flagged == [row["ID"] for row in asked(scpc) if row["img_path"] == first]
 
 
-def test_pixels_that_do_not_fit_are_said(scpc, trained, tmp_path, monkeypatch, capsys):
+def test_an_image_whose_pixels_do_not_fit_into_memory_is_one_error(scpc, trained, tmp_path, monkeypatch, capsys):
     def load(self):
         raise MemoryError
 
@@ -133,7 +133,7 @@ def test_pixels_that_do_not_fit_are_said(scpc, trained, tmp_path, monkeypatch, c
     assert "needs more memory than there is: scale it down" in capsys.readouterr().err
 
 
-def test_rows_whose_image_has_too_long_a_name(scpc, trained, tmp_path, capsys):
+def test_an_image_with_too_long_a_name_is_a_bad_one(scpc, trained, tmp_path, capsys):
     """255 bytes are what a file system takes, and a Korean syllable is three."""
     name = "가" * 100 + ".jpg"
     shutil.copytree(scpc / "data", tmp_path / "data")
@@ -180,7 +180,7 @@ def check_order(scpc, out, bad_rows):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_rows_keep_their_order_whoever_loads_them(scpc, trained, tmp_path, workers):
+def test_rows_keep_their_order_with_bad_images_and_workers(scpc, trained, tmp_path, workers):
     bad_rows, bad = spoil(scpc, tmp_path / "images")
     assert 3 < len(bad_rows) < len(asked(scpc))
     command = evaluation(scpc, trained, tmp_path / "images", tmp_path / "out")
@@ -190,7 +190,7 @@ def test_rows_keep_their_order_whoever_loads_them(scpc, trained, tmp_path, worke
 
 
 @pytest.mark.slow
-def test_rows_keep_their_order_in_two_processes(scpc, trained, tmp_path):
+def test_rows_keep_their_order_with_bad_images_in_two_processes(scpc, trained, tmp_path):
     bad_rows, bad = spoil(scpc, tmp_path / "images")
     command = evaluation(scpc, trained, tmp_path / "images", tmp_path / "out")
     command += ["--skip_bad_images", str(bad), "--num_workers", "2", "--eval_batch_size", "2"]
@@ -202,7 +202,7 @@ def test_rows_keep_their_order_in_two_processes(scpc, trained, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("allowed", "code"), [(3, 0), (2, 2)])
-def test_two_processes_count_together(scpc, damaged, tmp_path, allowed, code):
+def test_two_processes_count_bad_images_together(scpc, damaged, tmp_path, allowed, code):
     """Each meets a part of the bad images; together they name each once, and may pass over no more."""
     missing = next(name for name in sorted((scpc / "images").iterdir()) if not (damaged / name.name).exists())
     (damaged / missing.name).write_bytes(b"no image")  # a missing one is found before the processes part

@@ -19,7 +19,9 @@ from tests.helpers.commands import finetune
         (10, ["--skip_bad_images", "1"], 10),  # as the split is about to be validated
     ],
 )
-def test_an_epoch_whose_images_vanish(scpc, tmp_path, monkeypatch, capsys, vanish_after, flags, steps_done):
+def test_images_that_vanish_end_the_run_which_is_saved_and_goes_on_to_the_same_weights(
+    scpc, tmp_path, monkeypatch, capsys, vanish_after, flags, steps_done
+):
     images, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
     shutil.copytree(scpc / "images", images)
     command = ["--image_root", str(images), "--epochs", "1", "--batch_size", "3", *flags]
@@ -49,7 +51,7 @@ def test_an_epoch_whose_images_vanish(scpc, tmp_path, monkeypatch, capsys, vanis
     assert [name for name in differences(theirs, ours) if not name.endswith(".lr")] == []
 
 
-def test_nothing_is_saved_where_no_step_was_done(scpc, tmp_path, monkeypatch, capsys):
+def test_nothing_is_saved_if_images_vanish_before_the_first_step(scpc, tmp_path, monkeypatch, capsys):
     """Else the command with the right --image_root would go on with it."""
     images = tmp_path / "images"
     shutil.copytree(scpc / "images", images)

@@ -34,7 +34,7 @@ def trained_clip(scpc, clip_folder, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_two_epochs_are_one_and_one_resumed_bit_for_bit(scpc, clip_folder, tmp_path, workers):
+def test_resume_is_bitwise_identical(scpc, clip_folder, tmp_path, workers):
     flags = ["--epochs", "2", *EVERYTHING_ON, "--num_workers", workers]
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     run_in_new_process(finetune_clip(scpc, clip_folder, straight, *flags))
@@ -82,7 +82,7 @@ def test_checkpoints_hold_adapters_and_the_logit_scale_only(trained_clip):
     assert not (trained_clip / "tokenizer.spm").exists()
 
 
-def test_the_familys_defaults_hold_where_nothing_was_given(trained_clip):
+def test_the_familys_defaults_hold_if_nothing_was_given(trained_clip):
     saved = json.loads((trained_clip / "config.json").read_text())
     assert saved["run"]["seed"] == 41
     assert saved["optim"]["sched"] == "plateau"
@@ -94,7 +94,7 @@ def test_the_familys_defaults_hold_where_nothing_was_given(trained_clip):
     assert (saved["model"]["lora_rank"], saved["optim"]["lr"], saved["optim"]["epochs"]) == (4, 1e-2, 2)  # given
 
 
-def test_evaluation_writes_what_beit3s_does(scpc, trained_clip, tmp_path):
+def test_evaluation_writes_the_same_files_as_for_beit3(scpc, trained_clip, tmp_path):
     out = tmp_path / "eval"
     arguments = ["finetune", "--eval", "--resume", str(trained_clip / "checkpoint-best.pth"), "--device", "cpu"]
     arguments += ["--data_path", str(scpc / "data"), "--output_dir", str(out), "--num_workers", "0"]
@@ -186,7 +186,7 @@ def test_contradictions_are_found_before_anything_is_written(scpc, clip_folder, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_name_on_the_hub_without_a_network(scpc, clip_folder, tmp_path):
+def test_a_name_on_the_hub_without_a_network_is_one_error(scpc, clip_folder, tmp_path):
     flags = ["--model", "clip_vit_base_patch32_lora", "--pretrained", "hf:openai/clip-vit-base-patch32"]
     command = [sys.executable, "-m", "beit3_vqa", *finetune_clip(scpc, clip_folder, tmp_path / "out", *flags)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
@@ -208,7 +208,7 @@ def test_another_familys_checkpoint_is_refused(scpc, clip_folder, trained, train
     assert not (tmp_path / "out").exists()
 
 
-def test_options_that_mean_nothing_here_are_said(scpc, clip_folder, tmp_path, capsys):
+def test_options_without_effect_on_clip_are_reported(scpc, clip_folder, tmp_path, capsys):
     assert main(finetune_clip(scpc, clip_folder, tmp_path / "out", "--dry_run", "--drop_path", "0.3", "--compile")) == 0
     said = capsys.readouterr().out
     assert "--drop_path has no effect on clip_vit_tiny" in said
@@ -338,5 +338,5 @@ def test_weights_that_are_not_finite_once_they_are_merged_are_not_exported(scpc,
 def test_only_clip_is_exported(trained, tmp_path, capsys):
     command = ["export", "--checkpoint", str(trained / "checkpoint-best.pth"), "--output_dir", str(tmp_path / "out")]
     assert main(command) == 2
-    assert "its checkpoints are its format" in capsys.readouterr().err
+    assert "use its checkpoint as it is; there is nothing to export" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

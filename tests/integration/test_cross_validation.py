@@ -28,7 +28,7 @@ def command(request, folds, clip_folder, tmp_path):
     return ["cross_validate", *made[1:]]
 
 
-def test_folds_go_on_where_they_stopped(command, folds, tmp_path, capsys):
+def test_cross_validation_goes_on_at_the_fold_where_it_stopped(command, folds, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([*command, "--epochs", "2", "--stop_after_epochs", "1"]) == 0
     assert "not all epochs are done in folds 0, 1, 2" in capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_folds_go_on_where_they_stopped(command, folds, tmp_path, capsys):
     assert (out / "fold-1" / "checkpoint-1.pth").stat().st_mtime_ns == before
 
 
-def test_what_belongs_to_one_run_is_refused(scpc, folds, tmp_path, capsys):
+def test_cross_validation_refuses_options_of_a_single_run(scpc, folds, tmp_path, capsys):
     command = ["cross_validate", *finetune(folds, tmp_path / "out")[1:]]
     for flags in (["--fold", "0"], ["--resume", "x.pth"], ["--eval"]):
         assert main([*command, *flags]) == 2
@@ -64,13 +64,13 @@ def test_what_belongs_to_one_run_is_refused(scpc, folds, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_tries_one_fold(folds, tmp_path, capsys):
+def test_dry_run_of_cross_validation_tries_one_fold(folds, tmp_path, capsys):
     assert main(["cross_validate", *finetune(folds, tmp_path / "out")[1:], "--dry_run"]) == 0
     assert "the other folds take about as long" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
-def test_summary_by_hand():
+def test_summary_of_folds_equals_one_computed_by_hand():
     made = summarise({0: [50.0, 70.0], 1: [60.0, 50.0]}, "accuracy")
     assert [moments["mean"] for moments in made["epochs"]] == [55.0, 60.0]
     assert made["epochs"][1]["deviation"] == pytest.approx(200**0.5)

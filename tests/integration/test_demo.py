@@ -16,7 +16,7 @@ CHANCE = 25.0
 
 
 @pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.slow), ["--no_such_flag"]])
-def test_clips_road_from_end_to_end(tmp_path, capsys, flags):
+def test_clips_demo_runs_from_end_to_end(tmp_path, capsys, flags):
     """With a model and data so small that it learns nothing; a command that fails ends it."""
     recipe = CLIPRecipe(epochs=2, sizes=TinyCLIP(width=16, layers=1, heads=2, img_size=16), train_images=20)
     steps = clip_steps(recipe, tmp_path, 0)

@@ -146,7 +146,7 @@ def as_here(command: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW_PAGES)) for p in PAGES])
-def test_commands_of(page, reader, release, monkeypatch, tmp_path):
+def test_commands_on_a_page_run_as_written(page, reader, release, monkeypatch, tmp_path):
     shutil.copytree(reader, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     ran = 0
@@ -168,7 +168,7 @@ def test_commands_of(page, reader, release, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_for_several_gpus(scpc, reader, tmp_path):
+def test_commands_for_several_gpus_run_as_written(scpc, reader, tmp_path):
     """As the page has them, but for the tiny model and the processors in the place of GPUs."""
     shutil.copytree(reader, tmp_path / "work")
     shutil.copytree(scpc / "data", tmp_path / "work" / "data")

@@ -21,7 +21,7 @@ EVERYTHING_ON = ["--model_ema", "--model_ema_decay", "0.9", "--update_freq", "2"
 
 
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
-def test_two_epochs_are_one_and_one_resumed_bit_for_bit(scpc, tmp_path, workers):
+def test_resume_is_bitwise_identical(scpc, tmp_path, workers):
     flags = ["--epochs", "2", *EVERYTHING_ON, "--num_workers", workers]
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     run_in_new_process(finetune(scpc, straight, *flags))
@@ -40,7 +40,7 @@ def test_two_epochs_are_one_and_one_resumed_bit_for_bit(scpc, tmp_path, workers)
     assert (straight / "log.txt").read_text().count("\n") == (parts / "log.txt").read_text().count("\n") == 2
 
 
-def test_every_way_in_settles_its_options_once(scpc, trained, tmp_path, monkeypatch):
+def test_every_entry_point_settles_its_options_once(scpc, trained, tmp_path, monkeypatch):
     settled = []
 
     def counting(*of, **how):
@@ -62,7 +62,7 @@ def test_every_way_in_settles_its_options_once(scpc, trained, tmp_path, monkeypa
         assert len(settled) == number, command
 
 
-def test_what_training_leaves_behind(trained):
+def test_training_leaves_checkpoints_log_and_config(trained):
     names = {path.name for path in trained.iterdir()}
     assert names == {
         "checkpoint-0.pth",
@@ -92,7 +92,7 @@ def test_tensorboard_has_the_scalars(trained):
     assert {"train/loss", "train/lr", "val/accuracy"} <= set(events.Tags()["scalars"])
 
 
-def test_evaluation_on_one_device(scpc, trained, tmp_path):
+def test_evaluation_writes_every_row_once_in_order(scpc, trained, tmp_path):
     out = tmp_path / "eval"
     arguments = ["finetune", "--eval", "--resume", str(trained / "checkpoint-best.pth"), "--device", "cpu"]
     arguments += ["--data_path", str(scpc / "data"), "--output_dir", str(out), "--num_workers", "0"]
@@ -137,7 +137,7 @@ def test_evaluation_equals_asking_one_by_one(scpc, trained, tmp_path):
         assert prediction.probabilities == pytest.approx(expected["probabilities"], abs=1e-5)
 
 
-def test_predict_from_the_command_line(scpc, trained, capsys):
+def test_predict_prints_every_option_and_marks_one(scpc, trained, capsys):
     image = next((scpc / "images").iterdir())
     command = ["predict", "--checkpoint", str(trained / "checkpoint-best.pth"), "--device", "cpu"]
     command += ["--image", str(image), "--question", "What is this?", "--choices"]
@@ -161,7 +161,7 @@ def test_finetune_from_another_resolution_and_head(scpc, trained, tmp_path, caps
     assert "new, not in the checkpoint: head.3.weight, head.3.bias" in said
 
 
-def test_an_optimizer_takes_this_runs_options(scpc, trained, tmp_path):
+def test_a_resumed_optimizer_takes_this_runs_options(scpc, trained, tmp_path):
     resume = ["--resume", str(trained / "checkpoint-0.pth"), "--epochs", "2", "--weight_decay", "0.3"]
     assert main(finetune(scpc, tmp_path / "out", *resume, "--opt_betas", "0.5", "0.6")) == 0
     groups = torch.load(tmp_path / "out" / "checkpoint-1.pth")["optimizer"]["param_groups"]
@@ -244,7 +244,7 @@ def test_going_back_an_epoch_keeps_what_came_after(scpc, tmp_path, capsys):
     assert [path.name for path in out.glob("checkpoint-?.pth")] == ["checkpoint-1.pth"]
 
 
-def test_resume_weights_only(scpc, trained, tmp_path, capsys):
+def test_resume_weights_only_starts_a_new_optimizer(scpc, trained, tmp_path, capsys):
     resume = finetune(scpc, tmp_path / "out", "--resume", str(trained / "checkpoint-0.pth"), "--epochs", "2")
     assert main([*resume, "--layer_decay", "1.0"]) == 2
     assert "--resume_weights_only" in capsys.readouterr().err
@@ -272,7 +272,7 @@ def test_dry_run_writes_nothing(scpc, tmp_path, capsys):
         assert word in said
 
 
-def test_saved_config_with_flags_on_top(scpc, trained, tmp_path):
+def test_flags_win_over_a_saved_config(scpc, trained, tmp_path):
     again = ["finetune", "--config", str(trained / "config.json"), "--output_dir", str(tmp_path / "out")]
     assert main([*again, "--epochs", "1"]) == 0
     one, two = (json.loads((folder / "config.json").read_text()) for folder in (trained, tmp_path / "out"))
@@ -280,7 +280,7 @@ def test_saved_config_with_flags_on_top(scpc, trained, tmp_path):
     assert (one["optim"]["epochs"], two["optim"]["epochs"]) == (2, 1)
 
 
-def test_configs_are_for_any_session(scpc, trained, tmp_path):
+def test_a_saved_config_starts_any_session(scpc, trained, tmp_path):
     out = tmp_path / "out"
     assert main(finetune(scpc, out, "--epochs", "2", "--stop_after_epochs", "1")) == 0
     assert "stop_after_epochs" not in (out / "config.json").read_text()
@@ -311,14 +311,14 @@ def test_the_prompt_is_saved_with_the_checkpoint(scpc, tmp_path):
     assert model.components.processor.prompt.template == template
 
 
-def test_bce_is_upstreams_loss(scpc, tmp_path):
+def test_training_with_bce_has_the_scale_of_upstreams_loss(scpc, tmp_path):
     assert main(finetune(scpc, tmp_path / "out", "--epochs", "1", "--vqa_loss", "bce")) == 0
     loss = json.loads((tmp_path / "out" / "log.txt").read_text())["train_loss"]
     # About 4 ln 2 = 2.77 at the start, four times the mean over classes; cross entropy would be about ln 4 = 1.39.
     assert 2.2 < loss < 3.4
 
 
-def test_folds(scpc, tmp_path, capsys):
+def test_a_fold_is_held_out_as_val_and_stays_that_of_the_run(scpc, tmp_path, capsys):
     prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
     assert main([*prepare, "--data_path", str(tmp_path / "data"), "--folds", "3", "--train_tokenizer", "300"]) == 0
     assert main(finetune(tmp_path, tmp_path / "out", "--epochs", "1", "--dry_run")) == 0
@@ -332,7 +332,7 @@ def test_folds(scpc, tmp_path, capsys):
     assert main(finetune(tmp_path, tmp_path / "out", "--fold", "1", "--epochs", "2", "--lr", "1e-4")) == 0
 
 
-def test_open_ended_with_its_own_vocabulary(tmp_path, scpc, capsys):
+def test_open_ended_data_train_with_their_own_vocabulary(tmp_path, scpc, capsys):
     images = sorted(path.name for path in (scpc / "images").iterdir())
     (tmp_path / "images").mkdir()
     rows = []

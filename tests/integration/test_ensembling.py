@@ -100,7 +100,7 @@ def test_four_large_models_are_within_the_rules_and_five_are_not(tmp_path, capsy
     assert main(["ensemble", *paths, "--output", str(out), "--max_params", "3382912020"]) == 0  # the limit itself
 
 
-def test_a_budget_that_is_too_small_for_any(tmp_path, capsys):
+def test_a_budget_too_small_for_any_model_is_refused(tmp_path, capsys):
     paths = write_members(tmp_path, [1.0] * 2)
     arguments = ["ensemble", *paths, "--greedy", "--max_params", "1e8", "--output", str(tmp_path / "submission.csv")]
     assert main(arguments) == 2
@@ -139,7 +139,7 @@ def test_parameters_that_no_file_says_are_asked_for(tmp_path, capsys):
         assert says in capsys.readouterr().err
 
 
-def test_the_report_of_a_soft_vote(tmp_path, capsys):
+def test_a_soft_vote_reports_members_and_accuracy(tmp_path, capsys):
     paths = write_members(tmp_path, [1.0, 1.5, 0.5])
     out = tmp_path / "e" / "submission.csv"
     assert main(["ensemble", *paths, "--output", str(out)]) == 0
@@ -249,7 +249,7 @@ def test_folds_with_validation_questions_of_their_own_can_vote(tmp_path, capsys)
     assert main([*arguments, "--val", str(tmp_path / "m0" / "predictions_val.json"), str(val)]) == 2
 
 
-def test_one_process_is_enough(tmp_path, monkeypatch, capsys):
+def test_ensemble_refuses_torchrun(tmp_path, monkeypatch, capsys):
     paths = write_members(tmp_path, [1.0])
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["ensemble", *paths, "--output", str(tmp_path / "e" / "submission.csv")]) == 2
@@ -275,7 +275,7 @@ def test_one_process_is_enough(tmp_path, monkeypatch, capsys):
         (["m0/predictions.json", "checkpoint.pth", "--data_path", "data"], "checkpoint.pth"),
     ],
 )
-def test_what_cannot_be_joined(tmp_path, monkeypatch, capsys, arguments, says):
+def test_members_that_cannot_be_joined_are_refused(tmp_path, monkeypatch, capsys, arguments, says):
     write_members(tmp_path, [1.0, 1.0])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint.pth").write_text("no checkpoint")
@@ -304,7 +304,7 @@ def trained_clip(scpc, clip_folder, tmp_path_factory):
     return out
 
 
-def test_checkpoints_of_both_families(scpc, trained, trained_clip, tmp_path, capsys):
+def test_checkpoints_of_both_families_vote_together(scpc, trained, trained_clip, tmp_path, capsys):
     out = tmp_path / "e" / "submission.csv"
     evaluation = ["--data_path", str(scpc / "data"), "--device", "cpu", "--num_workers", "0", "--precision", "fp32"]
     arguments = ["ensemble", str(trained), str(trained_clip / "checkpoint-0.pth"), "--vote", "weighted", *evaluation]

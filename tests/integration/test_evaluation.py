@@ -33,7 +33,7 @@ def plain(scpc, trained, tmp_path_factory):
     return out
 
 
-def test_what_an_evaluation_says(plain):
+def test_evaluation_reports_all_metrics(plain):
     metrics = metrics_of(plain)
     assert {"accuracy_interval", "calibration", "accuracy_at_coverage", "positions", "confusion"} <= set(metrics)
     assert metrics["baselines"]["most_frequent_answer"]["counted_in"] == "the training answers"
@@ -92,7 +92,7 @@ def test_other_orders_are_those_of_the_data_reordered(scpc, trained, plain, tmp_
 
 
 @pytest.mark.parametrize("equal", [False, True])
-def test_clip_knows_no_order(scpc, clip_folder, tmp_path, equal):
+def test_clip_answers_the_same_in_every_order(scpc, clip_folder, tmp_path, equal):
     """Nor tells options of the same text apart, whichever of them is the annotated one."""
     assert main(finetune_clip(scpc, clip_folder, tmp_path / "out", "--epochs", "1")) == 0
     resume = ["--eval", "--resume", str(tmp_path / "out" / "checkpoint-best.pth"), "--split", "val"]
@@ -213,14 +213,17 @@ def test_without_answers_there_is_nothing_to_score(scpc, trained, tmp_path, caps
         (["--tta", "cyclic"], "--tta: belongs to --eval"),
         (["--blind"], "--blind: belongs to --eval"),
         (["--temperature", "2"], "--temperature: belongs to --eval"),
-        (["--eval", "--temperature", "fit"], "is for --split val, not for test"),
+        (
+            ["--eval", "--temperature", "fit"],
+            "works on --split val only; fitted on test it would make test results look better",
+        ),
         (["--eval", "--temperature", "warm"], "must be fit, or a number"),
         (["--eval", "--temperature", "nan"], "must be fit, or a number"),
         (["--eval", "--temperature", "0"], "must be fit, or a number"),
         (["--eval", "--tta", "cyclical"], "Did you mean 'cyclic'"),
     ],
 )
-def test_options_that_do_not_go_together(scpc, trained, tmp_path, capsys, flags, says):
+def test_evaluation_options_that_do_not_go_together_are_refused(scpc, trained, tmp_path, capsys, flags, says):
     resume = ["--resume", str(trained / "checkpoint-best.pth")]
     assert main(finetune(scpc, tmp_path / "out", *resume, *flags)) == 2
     assert says in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_training_that_begins_with_a_head_of_another_order_says_so(open_ended, o
 # The weights that are asked for
 
 
-def test_the_weights_that_are_asked_for_are_taken(open_ended, tmp_path, capsys):
+def test_model_key_chooses_the_weights(open_ended, tmp_path, capsys):
     ours = open_ended / "out" / "checkpoint-0.pth"
     content = torch.load(ours)
     content["model"]["head.3.bias"] += torch.tensor([100.0, 0, 0, 0, 0, 0])  # always the first answer

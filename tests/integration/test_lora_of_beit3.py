@@ -54,7 +54,7 @@ def test_adapters_begin_at_nothing_and_are_on_both_sides(attention):
 
 
 @pytest.mark.slow
-def test_train_resume_evaluate(scpc, trained, tmp_path, capsys):
+def test_adapters_train_resume_and_evaluate(scpc, trained, tmp_path, capsys):
     start = ["--finetune", str(trained / "checkpoint-best.pth"), *LORA]
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     run_in_new_process(finetune(scpc, straight, *start))
@@ -85,7 +85,7 @@ def test_train_resume_evaluate(scpc, trained, tmp_path, capsys):
         (["--lora_rank", "-1"], "at least 0"),
     ],
 )
-def test_what_adapters_need(scpc, tmp_path, capsys, flags, says):
+def test_adapters_without_what_they_need_are_refused(scpc, tmp_path, capsys, flags, says):
     assert main(finetune(scpc, tmp_path / "out", *flags)) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

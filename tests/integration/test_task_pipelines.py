@@ -108,7 +108,7 @@ def trained(data, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("task", [pytest.param("vqav2", marks=pytest.mark.slow), "nlvr2", "imagenet"])
-def test_two_epochs_are_one_and_one_resumed_bit_for_bit(task, data, trained, tmp_path):
+def test_resume_is_bitwise_identical(task, data, trained, tmp_path):
     flags = ["--epochs", "2", "--drop_path", "0.2", "--update_freq", "2", *PIPELINES[task].resume_flags]
     out = tmp_path / "out"
     assert main(finetune(task, data[task], out, *flags, "--stop_after_epochs", "1")) == 0
@@ -164,7 +164,7 @@ def test_upstreams_index_files_give_the_same_predictions(task, data, trained, tm
                     assert mine.get(field) == other.get(field), field
 
 
-def test_what_the_test_server_takes(data, trained, tmp_path):
+def test_submissions_have_the_form_that_the_test_server_takes(data, trained, tmp_path):
     for split, rows in (("test", 8), ("test-dev", 4)):
         assert main(evaluate("vqav2", data["vqav2"], trained["vqav2"] / "checkpoint-best.pth", tmp_path, split)) == 0
         answers = json.loads((tmp_path / f"submit_vqav2_{split}.json").read_text())
@@ -179,7 +179,7 @@ def test_what_the_test_server_takes(data, trained, tmp_path):
 
 
 @pytest.mark.parametrize("task", PIPELINES)
-def test_what_is_known_without_the_image(task, data, trained, tmp_path):
+def test_blind_evaluation_answers_every_row_without_its_image(task, data, trained, tmp_path):
     command = evaluate(task, data[task], trained[task] / "checkpoint-best.pth", tmp_path, "val")
     assert main([*command, "--blind"]) == 0
     seeing, blind = (json.loads((tmp_path / f"predictions_val{of}.json").read_text()) for of in ("", "_blind"))
@@ -207,7 +207,7 @@ def test_soft_scores_are_the_metric(data, trained, tmp_path):
         pytest.param("nlvr2", 900, 3, 85, marks=pytest.mark.slow),
     ],
 )
-def test_it_learns_from_scratch(task, size, epochs, reach, tmp_path, capsys):
+def test_the_task_is_learned_from_scratch(task, size, epochs, reach, tmp_path, capsys):
     """Measured: 100% of each (chance: about 28, 25 and 50)."""
     data_path, out = make(task, tmp_path, size), tmp_path / "out"
     flags = [*LEARNING, "--epochs", str(epochs), *PIPELINES[task].learning_flags]
@@ -219,7 +219,7 @@ def test_it_learns_from_scratch(task, size, epochs, reach, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", PIPELINES)
-def test_one_process_and_two_say_the_same(task, data, trained, tmp_path):
+def test_evaluation_in_two_processes_equals_one(task, data, trained, tmp_path):
     results = []
     for count in (1, 2):
         out, log = tmp_path / str(count), tmp_path / f"log{count}"
@@ -232,7 +232,7 @@ def test_one_process_and_two_say_the_same(task, data, trained, tmp_path):
     assert results[0] == results[1]
 
 
-def test_what_has_changed_of_a_task_is_said(data, trained, tmp_path, capsys):
+def test_changed_options_of_a_task_are_reported_on_resume(data, trained, tmp_path, capsys):
     command = finetune("imagenet", data["imagenet"], tmp_path / "out", "--resume")
     changed = ["--mixup", "0.2", "--epochs", "2", "--dry_run"]
     assert main([*command, str(trained["imagenet"] / "checkpoint-0.pth"), *changed]) == 0
@@ -246,7 +246,7 @@ def test_a_config_gives_all_options_and_only_what_was_set_is_idle(data, trained,
     assert idle == ["--mixup has no effect on --task nlvr2"]
 
 
-def test_what_cannot_be_mixed_is_said_before_training(data, tmp_path, capsys):
+def test_impossible_mixing_is_refused_before_training(data, tmp_path, capsys):
     command = finetune("imagenet", data["imagenet"], tmp_path / "out", "--cutmix_minmax", "0.9", "0.1")
     assert main(command) == 2
     assert "--cutmix_minmax 0.9 0.1" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def batch(*labels, choices=CHOICES):
     return Batch({}, examples, task().targets(examples))
 
 
-def test_cross_entropy():
+def test_loss_is_cross_entropy_with_label_smoothing():
     logits = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 3]))
     torch.testing.assert_close(task().loss(logits, batch(0, 3)), expected)
@@ -80,7 +80,7 @@ def test_a_temperature_is_over_the_whole_vocabulary():
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
-def test_predictions(loss):
+def test_predictions_hold_answer_score_truth_and_probabilities(loss):
     logits = torch.tensor([[0.0, 3.0, 0.0, -1.0], [5.0, 0.0, 0.0, 0.0]])
     first, second = task(vqa_loss=loss).predictions(logits, batch(1, 3))
     assert (first.answer, first.score, first.truth) == ("B", 1.0, "B")
@@ -105,7 +105,7 @@ def test_level_answers_are_kept_with_the_one_that_is_given():
 
 
 @pytest.mark.parametrize("options", [{"vqa_loss": "ce", "label_smoothing": 0.1}, {"vqa_loss": "bce"}])
-def test_the_validation_loss_is_trainings(options):
+def test_validation_loss_equals_training_loss(options):
     made, shown = task(**options), batch(1, 3, 0)
     logits = torch.randn(3, 4)
     predictions = made.predictions(logits, shown)
@@ -116,7 +116,7 @@ def test_the_validation_loss_is_trainings(options):
     assert [p.loss for p in without] == [None, *(p.loss for p in predictions[1:])]
 
 
-def test_open_ended_predictions_keep_the_likeliest():
+def test_open_ended_predictions_keep_the_likeliest_answers():
     open_ended = task([f"answer {i}" for i in range(20)])
     example = Example("7", "x", "what?", answer="something else")
     (made,) = open_ended.predictions(torch.arange(20.0)[None], Batch({}, (example,)))
@@ -147,7 +147,7 @@ def test_another_number_of_options_than_answers_is_an_error(tmp_path):
         made.dataset("train", None, training=True)
 
 
-def test_rows_without_options_among_multiple_choice_and_with_options_among_open_ended(tmp_path):
+def test_rows_of_multiple_choice_and_open_ended_data_are_not_mixed(tmp_path):
     made = folder(tmp_path, [row(0, answer="A"), {**row(1, choices=list(CHOICES)), "qid": "1"}])
     with pytest.raises(InputError, match="row 0: 0 options"):
         made.dataset("train", None, training=True)
@@ -156,7 +156,7 @@ def test_rows_without_options_among_multiple_choice_and_with_options_among_open_
         made.dataset("train", None, training=True)
 
 
-def test_an_empty_split_is_said(tmp_path):
+def test_an_empty_split_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"vqacustom\.train\.jsonl is empty"):
         folder(tmp_path, []).dataset("train", None, training=True)
 
@@ -167,7 +167,7 @@ def test_training_rows_need_an_answer(tmp_path):
         made.dataset("train", None, training=True)
 
 
-def test_rows_outside_the_vocabulary_are_said_not_lost(tmp_path, capsys):
+def test_rows_outside_the_vocabulary_are_reported_and_kept(tmp_path, capsys):
     made = folder(tmp_path, [row(0, answer="red"), row(1, answer="mauve")], ["red", "blue"])
     assert len(made.dataset("train", None, training=True)) == 1
     assert "1 of 2 training rows aren't trained on" in capsys.readouterr().out

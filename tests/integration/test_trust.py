@@ -155,7 +155,7 @@ def test_code_in_a_checkpoint_runs_where_it_was_typed_and_says_so(scpc, scene, c
     said = capsys.readouterr().out
     assert scene.marker.exists()
     assert REFUSED in said
-    assert "as a trusted file" in said
+    assert "which runs now because you trust the file" in said
 
 
 def test_plain_files_are_read_as_plain_data_where_they_could_be_trusted(scpc, trained, tmp_path, capsys, monkeypatch):
@@ -165,7 +165,7 @@ def test_plain_files_are_read_as_plain_data_where_they_could_be_trusted(scpc, tr
     flags = ["--resume", str(trained / BEST), "--trust_checkpoint", "--eval"]
     assert main(finetune(scpc, tmp_path / "out", *flags)) == 0
     assert loads == [True]
-    assert "trusted" not in capsys.readouterr().out
+    assert "because you trust the file" not in capsys.readouterr().out
 
 
 def test_folds_do_not_run_code(folds, scene, capsys):

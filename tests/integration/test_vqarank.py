@@ -38,12 +38,12 @@ def ranked(scpc, tmp_path_factory):
     return out
 
 
-def test_the_head_has_one_output(ranked):
+def test_ranking_model_has_one_output(ranked):
     weights = read_checkpoint(ranked / "checkpoint-best.pth", "x")["model"]
     assert weights["head.3.weight"].shape == (1, 256)
 
 
-def test_the_order_of_the_options_changes_nothing(scpc, ranked):
+def test_ranking_does_not_depend_on_the_order_of_options(scpc, ranked):
     model = beit3_vqa.load(ranked / "checkpoint-best.pth", device="cpu", precision="fp32")
     image = next((scpc / "images").iterdir())
     options = list(SUBJECTS[:4])
@@ -69,7 +69,7 @@ def test_evaluation_equals_asking_one_by_one(scpc, ranked, tmp_path):
         assert asked.probabilities == pytest.approx(expected["probabilities"], abs=1e-5)
 
 
-def test_it_votes_with_a_model_of_four_outputs(scpc, ranked, trained, tmp_path):
+def test_ranking_model_votes_with_a_model_of_four_outputs(scpc, ranked, trained, tmp_path):
     """Each checkpoint says itself which task it is of."""
     flags = ["--data_path", str(scpc / "data"), "--device", "cpu", "--num_workers", "0", "--precision", "fp32"]
     out = tmp_path / "e" / "submission.csv"
@@ -100,13 +100,13 @@ def test_a_long_question_is_cut_and_never_the_option(scpc):
         made.fitted("What?", lambda question: text(question, "galaxies " * 20))
 
 
-def test_open_ended_data_have_nothing_to_rank(tmp_path):
+def test_ranking_refuses_open_ended_data(tmp_path):
     AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
     with pytest.raises(InputError, match="no options to rank"):
         VQARank.from_folder(build_config({"data_path": str(tmp_path)}))
 
 
-def test_upstreams_rows_hold_question_and_options_in_one(scpc, tmp_path, capsys):
+def test_ranking_refuses_upstreams_rows_of_question_and_options_in_one(scpc, tmp_path, capsys):
     for name in ("answer2label.txt", "tokenizer.spm"):
         (tmp_path / name).write_bytes((scpc / "data" / name).read_bytes())
     image = next((scpc / "images").iterdir()).name

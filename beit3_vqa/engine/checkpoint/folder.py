@@ -12,56 +12,58 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import next_previous
 
 BEST = "checkpoint-best.pth"
-# Of those inside an epoch: the newest, and the one to fall back to.
-KEPT_STEPS = 2
+KEPT_STEPS = 2  # checkpoints inside an epoch: the newest, and the one to fall back to if that is damaged
 # What a run leaves in its folder; anything else there is the user's.
 _RUN_FILES: tuple[str, ...] = ("checkpoint-*.pth", "checkpoint-*.json", "config.json", "log.txt", "tensorboard")
 _RUN_FILES += ("tokenizer.spm", "predictions*.json", "metrics*.json", "submission*.csv", "submit_*.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})(?:-step(\d{1,12}))?\.pth")
 _DEEPSPEED = "checkpoint-*/*model_states.pt"
-# Where an epoch's own checkpoint stands among those of its steps.
-_END = 10**12
+_END = 10**12  # takes the place of the steps in an epoch's own checkpoint, which comes after those of its steps
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch lies."""
+    """Return the path of the checkpoint that is written at the end of an epoch."""
     return folder / f"checkpoint-{epoch}.pth"
 
 
 def step_file(folder: Path, epoch: int, steps: int) -> Path:
-    """Where the checkpoint lies that was made after so many optimizer steps of an epoch."""
+    """Return the path of the checkpoint that is written after `steps` optimizer steps of an epoch."""
     return folder / f"checkpoint-{epoch}-step{steps}.pth"
 
 
 def manifest_file(path: Path) -> Path:
-    """The JSON beside a checkpoint."""
+    """Return the path of the JSON beside a checkpoint."""
     return path.with_suffix(".json")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Every checkpoint to go on from, oldest first: those of epochs and those inside an epoch."""
+    """List every checkpoint that training can go on from, oldest first: of epochs, and from inside an epoch."""
     return [path for _, path in sorted(_places(folder))]
 
 
 def epoch_checkpoints(folder: Path) -> dict[int, Path]:
-    """Epoch -> file, oldest first, of the checkpoints made at the end of an epoch."""
+    """Map each epoch to the checkpoint that was made at its end, oldest first."""
     return {epoch: path for (epoch, steps), path in sorted(_places(folder)) if steps == _END}
 
 
 def _places(folder: Path) -> list[tuple[tuple[int, int], Path]]:
-    """((epoch, steps into it), file) of every checkpoint in a folder."""
+    """List ((epoch, steps into it), file) of every checkpoint in a folder; sorted, they are in order of time."""
     found = ((path, _CHECKPOINT.fullmatch(path.name)) for path in folder.glob("checkpoint-*.pth"))
     return [((int(m[1]), int(m[2]) if m[2] else _END), path) for path, m in found if m and not path.is_dir()]
 
 
 def deepspeed_weights(folder: Path) -> list[Path]:
-    """Return the files that DeepSpeed left in `folder/checkpoint-N`, where upstream runs with it, oldest first."""
+    """List the files that upstream's runs with DeepSpeed left in `folder/checkpoint-N`, oldest first."""
     numbers = {path: re.fullmatch(r"checkpoint-(\d{1,9})", path.parent.name) for path in folder.glob(_DEEPSPEED)}
     return sorted(numbers, key=lambda path: (int(m[1]) if (m := numbers[path]) else -1, path.name))
 
 
 def tell_deepspeed(folder: Path, *, wanted: bool) -> None:
-    """Say that a folder holds a run of DeepSpeed's; InputError where that is the run to go on with."""
+    """Print that a folder holds a run with DeepSpeed.
+
+    Raises:
+        InputError: there is one, and it is the run to go on with (`wanted`).
+    """
     theirs = deepspeed_weights(folder)
     if not theirs:
         return
@@ -78,9 +80,12 @@ def tell_deepspeed(folder: Path, *, wanted: bool) -> None:
 
 
 def prune_checkpoints(folder: Path, keep: int, is_rolling: Callable[[Path], bool]) -> None:
-    """Deletes the rolling epoch checkpoints but the newest, and all but the `keep` newest of the others; 0 keeps all.
+    """Delete checkpoints of epochs that are no longer needed; the best one and the newest always stay.
 
-    The best one, and the newest, stay in any case.
+    Args:
+        folder: of the run.
+        keep: how many of the newest stay; 0: all.
+        is_rolling: tells a checkpoint that was only to stay until the next one is written; it doesn't count in `keep`.
     """
     *older, newest = [*epoch_checkpoints(folder).values()] or [folder]
     rolling = [path for path in older if is_rolling(path)]
@@ -92,7 +97,7 @@ def prune_checkpoints(folder: Path, keep: int, is_rolling: Callable[[Path], bool
 
 
 def prune_steps(folder: Path) -> None:
-    """Deletes checkpoints inside an epoch: those an epoch's own has overtaken, and all but the newest few."""
+    """Delete checkpoints from inside an epoch: all but the newest two, and those older than a finished epoch's."""
     places = sorted(_places(folder))
     ends = [place for place, _ in places if place[1] == _END]
     steps = [(place, path) for place, path in places if place[1] < _END]
@@ -103,14 +108,14 @@ def prune_steps(folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int, is_rolling: Callable[[Path], bool]) -> None:
-    """Deletes what the checkpoint of an epoch leaves without use: see `prune_checkpoints` and `prune_steps`."""
+    """Delete what the checkpoint of an epoch makes useless; see `prune_checkpoints` and `prune_steps`."""
     prune_checkpoints(folder, keep, is_rolling)
     prune_steps(folder)
 
 
 def _delete(path: Path) -> None:
     try:
-        # The JSON last: a checkpoint without one is still checked, by its own checksums.
+        # The JSON goes last: if the process is killed in between, no checkpoint is without its checksum.
         path.unlink(missing_ok=True)
         manifest_file(path).unlink(missing_ok=True)
     except OSError as error:  # a network drive's whim costs space, not the run
@@ -118,40 +123,46 @@ def _delete(path: Path) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a file has the name of a checkpoint to go on from."""
+    """Return whether a file has the name of a checkpoint that training can go on from."""
     return _CHECKPOINT.fullmatch(path.name) is not None
 
 
 def archive_previous_run(folder: Path, named: Path) -> Path | None:
-    """Moves what an earlier run left in `folder` into `folder/previous-N`; None where there are no checkpoints.
+    """Move what an earlier run left in `folder` into `folder/previous-N`.
 
     Args:
         folder: of the run.
-        named: a checkpoint that the command names: typed again, it must find it, so that it stays, and a second name
-            for it, or a copy, goes with the others.
+        named: the checkpoint of `--finetune`. If it is the earlier run's best one, it stays, since the same command
+            typed again must find it; the archive gets a hard link to it, or a copy.
+
+    Returns:
+        `folder/previous-N`; None if there are no checkpoints.
     """
     best = folder / BEST
     if not _places(folder) and not best.exists():
         return None
     stays = {best, manifest_file(best)} if best.exists() and named.exists() and best.samefile(named) else set()
     if stays and not _places(folder) and any(best.samefile(other) for other in folder.glob(f"previous-*/{BEST}")):
-        return None  # killed before its first checkpoint, and typed again
+        return None  # the new run was killed before its first checkpoint: the earlier run is archived already
     return _move_aside([path for pattern in _RUN_FILES for path in folder.glob(pattern)], folder, stays)
 
 
 def archive_best(folder: Path) -> Path | None:
-    """Moves the best checkpoint into `folder/previous-N`; None: there is none."""
+    """Move the best checkpoint into `folder/previous-N`, which is returned; None if there is none."""
     best = [path for path in (folder / BEST, manifest_file(folder / BEST)) if path.exists()]
     return _move_aside(best, folder) if best else None
 
 
 def archive_later(folder: Path, epoch: int, steps: int) -> Path | None:
-    """Moves checkpoints of what is about to be trained again into `folder/previous-N`; None: there are none.
+    """Move the checkpoints after a point in training into `folder/previous-N`: from there it is trained again.
 
     Args:
         folder: of the run.
         epoch: in which training goes on.
         steps: optimizer steps of that epoch that are done.
+
+    Returns:
+        `folder/previous-N`; None if there are no such checkpoints.
     """
     later = [path for place, path in _places(folder) if place > (epoch, steps)]
     manifests = [manifest for path in later if (manifest := manifest_file(path)).exists()]
@@ -170,7 +181,7 @@ def _move_aside(files: list[Path], folder: Path, stays: Container[Path] = ()) ->
 
 
 def _give_second_name(path: Path, other: Path) -> None:
-    """A later file takes the first name, and leaves what has the second as it was."""
+    """Make `other` a second name of the file; the file that later replaces `path` leaves `other` as it is."""
     try:
         other.hardlink_to(path)
     except OSError:  # not every file system can

@@ -1,4 +1,9 @@
-"""Checkpoints: read from anybody, written whole, found again."""
+"""Read and write one checkpoint file.
+
+A file is written under a temporary name and renamed once all of it is on disk. A file that is read may come from
+anybody: it is checked for damage, read as plain data, and its code (a pickle can hold any) runs only if the user
+trusts it, which `_trusted` alone decides. `validate.py` then looks at what it holds.
+"""
 
 import argparse
 import pickle
@@ -14,13 +19,14 @@ import torch
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.checkpoint.folder import manifest_file
 from beit3_vqa.engine.checkpoint.manifest import HashingFile, opened_by_others, verify, write_manifest
+from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.archives import is_packed
 from beit3_vqa.runtime.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there
 
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
-# What only going on with the training needs: large, and in other programs' files often of classes of their own.
+# Entries that only resuming needs: large, and in other programs' files often of classes of their own.
 _TRAINING_ONLY = ("optimizer", "random_state", "random_states")
 
 
@@ -31,17 +37,17 @@ class _NumpyDtype:
     could then change; and its scalars of kind `object` are pickles inside the pickle.
     """
 
-    def __init__(self, code: Any, *flags: Any):
+    def __init__(self, code: object, *flags: object):
         if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)|[US][1-9]\d{0,4}", code):
             raise pickle.UnpicklingError(f"unsupported class: a number of numpy's kind {short(code)}")
         self.code, self.order = code, "<"
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             self.order = state[1]
 
 
-def _number(dtype: Any, data: Any) -> Any:
+def _number(dtype: object, data: object) -> object:
     """Return a numpy scalar of a pickle as Python's own bool, int, float, complex, str or bytes."""
     if not isinstance(dtype, _NumpyDtype) or not isinstance(data, bytes):
         raise pickle.UnpicklingError("unsupported class: a numpy scalar of no kind of number")
@@ -68,11 +74,11 @@ _PLAIN: list[Any] = [
 ]
 _PLAIN_NAMES = {f"{item.__module__}.{item.__qualname__}" for item in _PLAIN}
 _TRUST = "If you trust the file, add --trust_checkpoint."
-_TAMPERED = "Checkpoints of this package hold plain data only, so it is none, or was tampered with."
+_TAMPERED = "Checkpoints of this package hold plain data only, so this isn't one, or somebody changed it."
 
 
-def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] | None = None) -> None:
-    """Writes a checkpoint under its name only when all of it is on disk, and its JSON beside it.
+def save_checkpoint(path: Path, content: Content, about: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint and the JSON beside it; the file gets its name only when all of it is on disk.
 
     Args:
         path: the file.
@@ -80,35 +86,33 @@ def save_checkpoint(path: Path, content: dict[str, Any], about: dict[str, Any] |
         about: plain data for the JSON.
 
     Raises:
-        InputError: it can't be written there; what was there before still is.
+        InputError: the file can't be written; the old file of that name, if there was one, is still there.
     """
     with replacing(path) as file:
         written = HashingFile(file)
         try:
-            torch.save(content, cast(IO[bytes], written))  # it needs no more than to write
-        except RuntimeError:
+            torch.save(content, cast(IO[bytes], written))  # torch.save needs only `write` and `flush`
+        except RuntimeError:  # torch hides an OSError (a full disk) behind one of its own
             if written.error is None:
                 raise
             raise written.error from None
-        # From here on the old JSON would be the new file's.
+        # Before the rename: the old file's checksum would make the new file look damaged.
         manifest_file(path).unlink(missing_ok=True)
     write_manifest(path, written, about or {})
 
 
-def read_checkpoint(
-    path: str | Path, flag: str, given: GivenOptions | None = None, *, mapped: bool = False
-) -> dict[str, Any]:
-    """The content of a checkpoint file, tensors in main memory.
+def read_checkpoint(path: str | Path, flag: str, given: GivenOptions | None = None, *, mapped: bool = False) -> Content:
+    """Read a checkpoint file, tensors into main memory.
 
     Args:
         path: the file.
         flag: the option that named it, for messages.
-        given: the options of the session, by which a file is trusted or not, see `_trusted`; None: it isn't.
-        mapped: leave tensors in the file until they are looked at, and the optimizer out, for whoever wants the rest.
+        given: the user's options, which decide whether the file is trusted; None: it isn't.
+        mapped: leave out the optimizer, and leave tensors in the file until they are used.
 
     Raises:
         InputError: no such file, not a checkpoint, cut short, changed since it was written, or more than plain data
-            in one that isn't trusted.
+            in a file that isn't trusted.
     """
     path = Path(path)
     opened = opened_by_others(path)
@@ -134,7 +138,7 @@ def read_checkpoint(
             # Commands with --checkpoint read this package's own checkpoints alone.
             advice = _TAMPERED if flag == "--checkpoint" else _TRUST
             raise InputError(f"{flag} {path}: {more}, which would run code of whoever made it. {advice}") from error
-        print(f"{flag} {path}: {more}; read in full, its code is run, as a trusted file.")
+        print(f"{flag} {path}: {more}: it contains code, which runs now because you trust the file.")
         content = _read_trusted(path, flag)
     except Exception as error:  # a damaged file makes torch raise anything
         raise InputError(_broken(flag, path)) from error
@@ -144,10 +148,10 @@ def read_checkpoint(
 
 
 def _trusted(path: Path, given: GivenOptions | None) -> bool:
-    """Return whether code that a checkpoint brings may run: the one place that decides it.
+    """Return whether code that a checkpoint brings may run; no other place decides it.
 
-    Only for the very file that the user typed after `--resume`, or with `--trust_checkpoint` typed: neither for a file
-    that was found in a folder, nor for one that an ensemble or a `--config` names.
+    It may if the user typed this very file after `--resume`, or typed `--trust_checkpoint`. A file that was found in a
+    folder, or that an ensemble or a `--config` names, is not trusted.
     """
     if given is None:
         return False
@@ -177,7 +181,7 @@ def _missing(flag: str, path: Path) -> str:
 
 
 def _broken(flag: str, path: Path) -> str:
-    """What a file that torch can't read may be, by its first bytes and its length."""
+    """Explain what a file that torch can't read may be, judged by its first bytes and its length."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
@@ -194,7 +198,7 @@ def _broken(flag: str, path: Path) -> str:
 
 
 def _foreign_names(path: Path, error: Exception) -> str:
-    """Return what a pickle wants to import beside plain data; empty where it is something else that is wrong."""
+    """Return the names that a pickle wants to import beside plain data; empty if something else is wrong with it."""
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _PLAIN_NAMES
     except Exception:  # it reads zip files only, and raises anything on a damaged one
@@ -203,11 +207,11 @@ def _foreign_names(path: Path, error: Exception) -> str:
     return ", ".join(sorted(names)) or ("other objects" if refused else "")
 
 
-def get_options(content: dict[str, Any]) -> dict[str, Any]:
-    """The options (flat) that a checkpoint was trained with: a dict of ours, a Namespace of upstream's, or none.
+def get_options(content: Content) -> dict[str, Any]:
+    """Return the options (flat) that a checkpoint was trained with; empty if it holds none.
 
-    Values that no option has (tensors, lists in lists) come as their short form: such text fits no option, so that
-    whoever needs the value refuses it.
+    They are a dict in our checkpoints and a Namespace in upstream's. A value of a kind that no option has, such as a
+    tensor, is replaced by a short description: text fits no such option, so whoever needs the value refuses it.
     """
     options = content.get("args", {})
     options = vars(options) if isinstance(options, argparse.Namespace) else options
@@ -216,13 +220,13 @@ def get_options(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value if _is_option(value) else short(value) for name, value in options.items()}
 
 
-def _is_option(value: Any) -> bool:
+def _is_option(value: object) -> bool:
     plain = (type(None), bool, int, float, str)
     return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(isinstance(v, plain) for v in value))
 
 
 def random_state() -> dict[str, Any]:
-    """State of torch's generators, as plain tensors."""
+    """Return the state of torch's random generators, on the CPU and on every GPU, as uint8 tensors."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -230,7 +234,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores what `random_state` gave; GPUs only where their number is the same."""
+    """Restore what `random_state` returned; that of the GPUs only if their number is the same."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

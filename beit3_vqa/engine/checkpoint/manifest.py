@@ -1,4 +1,4 @@
-"""The readable JSON beside a checkpoint, and whether the checkpoint is still what was written."""
+"""The readable JSON beside a checkpoint, and the check that the checkpoint is still what was written."""
 
 import hashlib
 import json
@@ -18,11 +18,12 @@ PICKLE = "data.pkl"  # the entry that makes an archive torch's
 
 
 def opened_by_others(path: Path) -> str:
-    """Say what happened where a browser or an archive program took a checkpoint for an archive; empty: nothing did.
+    """Explain that a browser or an archive program unpacked or repacked a checkpoint; empty if none did.
 
-    Some unpack what they download, and a user who finds a folder packs it again, compressed.
+    Torch's files are zip archives: some programs unpack what they download, and a user who finds a folder packs it
+    again, compressed.
     """
-    if not is_folder(path) and not is_file(path):  # a pipe, say, which would be waited for
+    if not is_folder(path) and not is_file(path):  # reading a pipe, say, would wait forever
         return ""
     folders = [path, *path.glob("*/")] if is_folder(path) else [path.parent] if path.name == PICKLE else []
     inside = next(
@@ -48,7 +49,7 @@ def opened_by_others(path: Path) -> str:
 
 _PACKAGES = ("beit3_vqa", "torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
 MAX_MANIFEST = 10_000_000  # bytes
-ROLLING = "rolling"  # whether it is only kept until the next one is there
+ROLLING = "rolling"  # true if the checkpoint is only kept until the next one is written
 TEMPERATURE = "temperature"  # what logits are to be divided by, found by --temperature fit
 
 
@@ -66,7 +67,7 @@ class HashingFile:
         self._hash = hashlib.sha256()
 
     def write(self, data: Any) -> int:
-        """Writes bytes; keeps the error if it can't, since torch.save hides it behind one of its own."""
+        """Write bytes; keep the error if that fails, since torch.save hides it behind one of its own."""
         try:
             written = self.file.write(data)
         except OSError as error:
@@ -77,17 +78,17 @@ class HashingFile:
         return written
 
     def flush(self) -> None:
-        """Flushes the file."""
+        """Flush the file."""
         self.file.flush()
 
     @property
     def sha256(self) -> str:
-        """Checksum so far, in hexadecimal digits."""
+        """Return the SHA-256 so far, in hexadecimal digits."""
         return self._hash.hexdigest()
 
 
 def write_manifest(path: Path, written: HashingFile, about: dict[str, Any]) -> None:
-    """Writes the JSON beside the checkpoint `path`.
+    """Write the JSON beside the checkpoint `path`.
 
     Args:
         path: the checkpoint.
@@ -112,7 +113,7 @@ def _version(package: str) -> str | None:
 
 
 def read_temperature(path: Path) -> float | None:
-    """The temperature kept beside the checkpoint `path`; None where there is none.
+    """Return the temperature that is kept beside the checkpoint `path`; None if there is none.
 
     Raises:
         InputError: the JSON holds something else under that name.
@@ -130,22 +131,22 @@ def read_temperature(path: Path) -> float | None:
 
 
 def keep_temperature(path: Path, temperature: float, fit: dict[str, Any]) -> Path:
-    """Keeps a temperature, and how it was found, in the JSON beside the checkpoint `path`, whose path it returns.
+    """Add a temperature, and how it was found, to the JSON beside the checkpoint `path`; return that JSON's path.
 
     Raises:
-        InputError: there is no such JSON, or it can't be written; what was there before still is.
+        InputError: there is no such JSON, or it can't be written; the old one is still there.
     """
     content = {**require_manifest(path), TEMPERATURE: temperature, "temperature_fit": fit}
     return write_text(manifest_file(path), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def is_rolling(path: Path) -> bool:
-    """Return whether the checkpoint was only to be kept until the next one is there."""
+    """Return whether the checkpoint was only to be kept until the next one is written."""
     return _read(path).get(ROLLING) is True
 
 
 def require_manifest(path: Path) -> dict[str, Any]:
-    """The JSON beside the checkpoint `path`; InputError where it isn't there or isn't the checkpoint's."""
+    """Return the JSON beside the checkpoint `path`; InputError if there is none, or if it isn't a checkpoint's."""
     content = _read(path)
     if not _identity(content):
         raise InputError(
@@ -156,7 +157,7 @@ def require_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON beside a checkpoint; empty where there is none that can be read."""
+    """Return the JSON beside a checkpoint; empty if there is none that can be read."""
     try:
         content = read_json(manifest_file(path), MAX_MANIFEST)
     except (OSError, InputError):
@@ -165,16 +166,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _identity(content: dict[str, Any]) -> tuple[int, str] | None:
-    """Size and checksum; None where one isn't there."""
+    """Return size in bytes and SHA-256; None if one is missing."""
     size, sha256 = content.get("bytes"), content.get("sha256")
     return (size, sha256) if isinstance(size, int) and isinstance(sha256, str) else None
 
 
 def verify(path: Path) -> str:
-    """What is wrong with a checkpoint file; empty where it is what was written.
+    """Return what is wrong with a checkpoint file; empty if it is what was written.
 
-    The JSON beside it says size and SHA-256. Without one, the checksums inside the file are looked at, which torch
-    writes but doesn't check; files of the format before torch 1.6 have none.
+    The JSON beside it holds size and SHA-256. Without a JSON, the CRC-32 of each part inside the file is checked, which
+    torch writes but doesn't check; files of the format before torch 1.6 have none.
     """
     expected = _identity(_read(path))
     if expected is None:
@@ -189,17 +190,18 @@ def verify(path: Path) -> str:
 
 
 def finish_renames(folder: Path) -> None:
-    """Give checkpoints and log.txt their names where a process was killed just before it did, or in the middle of it.
+    """Rename checkpoints and log.txt that were written in full when a process was killed before or in the renaming.
 
-    On some network drives a file that takes another's name isn't there for a moment, or is copied.
+    On some network drives a rename that replaces a file isn't atomic: for a moment no file has the name, or it is a
+    copy that isn't complete.
     """
     for temporary in stale_temporaries(folder):
         path = folder / temporary.name.lstrip(".").rsplit(".", 2)[0]
         is_whole = {".pth": _is_whole, ".txt": Path.exists}.get(path.suffix)
         if is_whole is not None and is_whole(temporary) and not is_whole(path):
-            manifest_file(path).unlink(missing_ok=True)  # of the one before
+            manifest_file(path).unlink(missing_ok=True)  # it holds the checksum of the file before
             temporary.replace(path)
-            print(f"{path}: was written, but hadn't got its name yet", flush=True)
+            print(f"{path}: was written but not yet renamed to its final name", flush=True)
 
 
 def _is_whole(path: Path) -> bool:
@@ -207,11 +209,11 @@ def _is_whole(path: Path) -> bool:
 
 
 def get_sha256(path: Path) -> str:
-    """The checksum of a checkpoint that isn't damaged: the one beside it, or the file's own where there is none."""
+    """Return the SHA-256 of a checkpoint that was verified: from the JSON beside it, or else computed."""
     expected = _identity(_read(path))
     return expected[1] if expected else file_sha256(path)
 
 
 def _bad_record(path: Path) -> str:
-    bad = "" if is_packed(path) else damaged_entry(path)  # None: whoever reads the file says what it is
+    bad = "" if is_packed(path) else damaged_entry(path)  # None if it is no archive: reading it gives that error
     return f"its part {bad} isn't what was written (CRC-32)" if bad else ""

@@ -1,4 +1,10 @@
-"""Going on from a checkpoint: what comes back from it, what must agree with it, and what may have changed since."""
+"""Go on from a checkpoint: find it, check that it fits the run, and restore it.
+
+`find_run` finds and reads the file. `restore_weights` fills the model, once answers, tokenizer and fold agree.
+`restore` brings back the rest, after the optimizer and the moving average were made: their moments and weights, the
+place inside the epoch, the scores so far and the random generators. A resumed run then ends bit for bit as one that
+was never interrupted, if the machine and the number of processes are the same.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +26,7 @@ from beit3_vqa.engine.checkpoint.same_run import (
     tell_changes,
 )
 from beit3_vqa.engine.checkpoint.save import InsideEpoch
-from beit3_vqa.engine.checkpoint.validate import validate_content
+from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.trainer import Training, make_ema
@@ -30,20 +36,21 @@ from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
-Read = Callable[[Path], dict[str, Any]]
+Read = Callable[[Path], Content]
 
 
-def find_run(given: GivenOptions) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, and what it holds: of `--resume`, else the newest in `--output_dir`; None: no run.
+def find_run(given: GivenOptions) -> tuple[Path, Content] | None:
+    """Return the checkpoint to go on from, and what it holds; None if a new run begins.
 
-    With several processes the main one looks, and all of them read what it found.
+    It is the file of `--resume`, or else the newest in `--output_dir`. With several processes the main one looks, and
+    all of them read what it found.
 
     Raises:
-        InputError: `--resume` can't be read, or nothing in `--output_dir` can.
+        InputError: `--resume` can't be read, or there are checkpoints in `--output_dir` and none can be read.
     """
-    contents: dict[Path, dict[str, Any]] = {}  # of the last one that was read: they are large
+    contents: dict[Path, Content] = {}  # the last one that was read and no more: they are large
 
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> Content:
         if path not in contents:
             contents.clear()
             contents[path] = _read(path, given)
@@ -69,7 +76,7 @@ def _find(given: GivenOptions, read: Read) -> Path | None:
             check_beginning(given)
             return None
     elif in_folder:
-        # Typed again, as one does after a disconnect: what came of FILE is newer than FILE.
+        # The same command typed again, as after a disconnect: what was trained from FILE is newer than FILE.
         newest, _ = _newest_whole(folder, read)
         if newest and read(newest).get("resumed_from") == str(resume.resolve()):
             print(f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)")
@@ -81,7 +88,11 @@ def _find(given: GivenOptions, read: Read) -> Path | None:
 
 
 def _own_newest(folder: Path, read: Read) -> Path | None:
-    """The newest whole checkpoint of a run's own folder; None where it holds none at all."""
+    """Return the newest undamaged checkpoint in `--output_dir`; None if it holds none.
+
+    Raises:
+        InputError: all of them are damaged.
+    """
     newest, problems = _newest_whole(folder, read)
     if newest is None and problems:
         raise InputError.of_problems(
@@ -93,7 +104,7 @@ def _own_newest(folder: Path, read: Read) -> Path | None:
 
 
 def _newest_whole(folder: Path, read: Read) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with those passed over, which is said."""
+    """Return the newest undamaged checkpoint, if any; print and return what is wrong with the newer ones."""
     problems: list[str] = []
     for path in reversed(checkpoints(folder)):
         problem = _problem_with(path, read)
@@ -112,7 +123,7 @@ def _problem_with(path: Path, read: Read) -> str:
     return ""
 
 
-def _read(path: Path, given: GivenOptions) -> dict[str, Any]:
+def _read(path: Path, given: GivenOptions) -> Content:
     content = read_checkpoint(path, "--resume", given)
     if given["resume_weights_only"]:
         content.pop("optimizer", None)
@@ -123,11 +134,11 @@ def _read(path: Path, given: GivenOptions) -> dict[str, Any]:
     return content
 
 
-def restore_weights(components: Components, content: dict[str, Any], path: Path) -> None:
-    """The weights, once everything else that must agree with them does.
+def restore_weights(components: Components, content: Content, path: Path) -> None:
+    """Load the weights into the model, once it is certain that they mean the same in this run.
 
     Raises:
-        InputError: another answer table, tokenizer, fold or model than the run's.
+        InputError: the checkpoint has another answer table, tokenizer, fold or model than the run.
     """
     where = f"--resume {path}"
     if content.get("epoch") == "best":
@@ -146,11 +157,14 @@ def restore_weights(components: Components, content: dict[str, Any], path: Path)
     load_weights(components.model, find_weights(content), where, advice)
 
 
-def restore(run: Training, content: dict[str, Any], path: Path) -> None:
-    """Brings back all else that a checkpoint holds; upstream's hold no best score and no random state.
+def restore(run: Training, content: Content, path: Path) -> None:
+    """Restore everything but the weights: optimizer, moving average, scores, place in the epoch, random generators.
+
+    Upstream's checkpoints hold no best score and no random state.
 
     Raises:
-        InputError: another optimizer or moving average than the run's, or other data, see `check_same_data`.
+        InputError: the checkpoint has another optimizer or moving average than the run, or other data (see
+            `check_same_data`).
     """
     components, where = run.components, f"--resume {path}"
     same_val = check_same_data(components, content, get_options(content), where)
@@ -169,6 +183,7 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     if components.config.run.resume and str(Path(components.config.run.resume).resolve()) == str(path.resolve()):
         run.state.resumed_from = str(path.resolve())
     run.resumed_in = path.parent
+    # After the place in training: if the file has no random state to restore, the seed is made from `run.step`.
     _restore_random_state(run, content)
     _tell_new_schedule(run, get_options(content).get("epochs"))
     inside = run.state.inside
@@ -177,8 +192,8 @@ def restore(run: Training, content: dict[str, Any], path: Path) -> None:
     print(f"{where}: {run.state.epoch} epochs{part} done, {left} to go")
 
 
-def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
-    """How far the epoch had come; its beginning where the order of its examples is no longer the same."""
+def _inside_epoch(run: Training, content: Content) -> InsideEpoch:
+    """Return how far the epoch had come; its beginning if its examples now come in another order."""
     if "inside_epoch" not in content:
         return InsideEpoch()
     inside = InsideEpoch(**content["inside_epoch"])
@@ -189,20 +204,20 @@ def _inside_epoch(run: Training, content: dict[str, Any]) -> InsideEpoch:
         print(f"the epoch begins again, since its examples come in another order now ({changed})")
         return InsideEpoch()
     step_size = run.components.step_size
-    # As many steps as this run would have made of them: batches may have another size now.
+    # Count the steps that this run would have needed for these examples: its batches may have another size.
     inside.steps = steps_per_epoch(inside.examples, step_size.batch_size, step_size.update_freq)
     return inside
 
 
-def _restore_random_state(run: Training, content: dict[str, Any]) -> None:
+def _restore_random_state(run: Training, content: Content) -> None:
     states = content.get("random_states", [content["random_state"]] if "random_state" in content else [])
     if len(states) == distributed.world_size():
         set_random_state(states[distributed.rank()])
-    else:  # another number of processes: none of them can go on where it was
+    else:  # another number of processes, or upstream's file: fresh random numbers, others in each process
         torch.manual_seed(hash((run.components.config.run.seed, run.step, distributed.rank())) % 2**63)
 
 
-def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> None:
+def _restore_optimizer(run: Training, content: Content, where: str) -> None:
     if "optimizer" not in content:
         raise InputError(
             f"{where}: holds weights without an optimizer (checkpoint-best.pth is for evaluation). Resume from "
@@ -224,7 +239,7 @@ def _restore_optimizer(run: Training, content: dict[str, Any], where: str) -> No
             ) from error
 
 
-def _restore_average(run: Training, content: dict[str, Any], where: str) -> None:
+def _restore_average(run: Training, content: Content, where: str) -> None:
     assert run.ema is not None
     if not content.get("model_ema") or run.components.config.run.resume_weights_only:
         print(f"{where}: has no moving average to go on from; it starts from the weights")
@@ -241,8 +256,11 @@ def _restore_average(run: Training, content: dict[str, Any], where: str) -> None
     run.ema.load_state_dict(average)
 
 
-def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
-    """InputError where a checkpoint's outputs mean other answers than the data's, or nothing says what they mean."""
+def check_same_answers(task: Task, content: Content, where: str) -> None:
+    """Raise InputError if a checkpoint's outputs mean other answers than the data's.
+
+    `Task.vouch` decides on a checkpoint that keeps no answer table.
+    """
     if "task_state" not in content:
         task.vouch(where)
     elif content["task_state"] != task.state():
@@ -252,7 +270,7 @@ def check_same_answers(task: Task, content: dict[str, Any], where: str) -> None:
         )
 
 
-def tell_other_answers(task: Task, content: dict[str, Any], new: list[str], where: str) -> None:
+def tell_other_answers(task: Task, content: Content, new: list[str], where: str) -> None:
     """Say if training begins with a head whose outputs may stand for other answers than the data's.
 
     Args:
@@ -269,17 +287,19 @@ def tell_other_answers(task: Task, content: dict[str, Any], new: list[str], wher
     print(f"{where}: its head {what}, perhaps in another order; they are learned anew")
 
 
-def check_same_fingerprints(components: Components, content: dict[str, Any]) -> None:
-    """InputError where the tokenizer, or whatever else a checkpoint rests on, isn't the one it was trained with."""
+def check_same_fingerprints(components: Components, content: Content) -> None:
+    """Raise InputError if the tokenizer, or another file that a checkpoint depends on, has changed since training."""
     for problem in components.family.check_fingerprints(content, components.model, components.processor):
         raise InputError(problem)
 
 
 def fold_of_evaluation(given: GivenOptions, saved: dict[str, Any]) -> tuple[str, ...]:
-    """Return `("fold",)` where val is a fold and none was given: the checkpoint's own, on which it was validated.
+    """Return the options that an evaluation takes from the checkpoint: `("fold",)` or none.
+
+    It is the fold if val is one of the folds and the user gave none: the checkpoint was validated on its own fold.
 
     Raises:
-        InputError: another fold's validation rows are asked for, which the checkpoint was trained on.
+        InputError: the user asks for another fold, whose validation rows the checkpoint was trained on.
     """
     fold = saved.get("fold")
     if not isinstance(fold, int) or given["split"] != "val":

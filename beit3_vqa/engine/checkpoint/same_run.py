@@ -1,4 +1,4 @@
-"""Whether a command goes on with the run that a checkpoint is of: its model, its beginning, its fold, its data."""
+"""Check that a command goes on with the run of a checkpoint: the same model, beginning, fold and data."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.fingerprint import ANSWER_BITS, EMPTY, Changes, Fingerprint, Numbers, compare
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, is_checkpoint
+from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 
-# What decides how a run begins, and nothing after that.
+# Options that decide how a run begins, and nothing after that.
 _BEGINNING = ("finetune", "model_key", "model_prefix", "allow_missing", "init")
 _DATA = "data_rows"  # in a checkpoint
-_EARLIER = "earlier"  # there: rows that were trained on, and that the training split no longer has
+_EARLIER = "earlier"  # a split in there: rows that were trained on and are no longer in the training split
 _ADVICE = "--no_auto_resume begins a new run and keeps the old one's files in previous-N; so does another --output_dir."
 
 
@@ -27,7 +28,7 @@ def begins_anew(given: GivenOptions, saved: dict[str, Any]) -> bool:
 
 
 def check_beginning(given: GivenOptions) -> None:
-    """Refuse to begin a run with a checkpoint in whose place its own would come."""
+    """Raise InputError if `--finetune` names a checkpoint that the new run's own checkpoints would overwrite."""
     named = Path(given["finetune"])
     if _names_own_checkpoint(given) and named.name != BEST:
         raise InputError(
@@ -44,15 +45,15 @@ def _names_own_checkpoint(given: GivenOptions) -> bool:
 
 
 def check_same_run(given: GivenOptions, saved: dict[str, Any], path: Path) -> None:
-    """Refuse what was given and has no effect on a run that goes on.
+    """Check that the options agree with the run that goes on: one that has no effect on it is an error, not silence.
 
     Args:
-        given: the command's options.
-        saved: the options of the run (flat), with its checkpoint.
+        given: the user's options.
+        saved: the options (flat) in the run's checkpoint.
         path: the checkpoint.
 
     Raises:
-        InputError: another model or task than the run's, or another beginning.
+        InputError: another model or task than the run's, or other options for its beginning.
     """
     advice = f"--resume goes on with a run; leave one of them out. {_ADVICE}" if given["resume"] else _ADVICE
     task, model = saved.get("task"), saved.get("model")
@@ -72,7 +73,7 @@ def check_same_run(given: GivenOptions, saved: dict[str, Any], path: Path) -> No
 
 
 def _is_ours(saved: dict[str, Any]) -> bool:
-    return "save_steps" in saved  # an option that upstream doesn't have
+    return "save_steps" in saved  # upstream has no such option
 
 
 def _bare(model: str, given: GivenOptions) -> str:
@@ -86,12 +87,12 @@ def _same_file(one: str, other: object) -> bool:
 
 
 def beginning_of(given: GivenOptions, saved: dict[str, Any]) -> tuple[str, ...]:
-    """Return which options stay those of the run's beginning, so that config.json says how it began."""
+    """Return the names of the options that stay as they were when the run began; config.json tells how it began."""
     return _BEGINNING if _is_ours(saved) and not given["resume_weights_only"] else ()
 
 
 def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
-    """Refuse to go on with another fold held out."""
+    """Raise InputError if the run held out another fold."""
     if saved.get("fold", config.data.fold) != config.data.fold:
         raise InputError(
             f"--fold {config.data.fold}: the run in --output_dir trains with fold {saved['fold']}, so it has seen this "
@@ -99,8 +100,8 @@ def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
         )
 
 
-def tell_changes(components: Components, content: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Print which options of model, data, training and task, and how many processes, differ from the checkpoint's."""
+def tell_changes(components: Components, content: Content, saved: dict[str, Any]) -> None:
+    """Print the options of model, data, training and task, and the number of processes, that have changed since."""
     own = {"seed", *components.task.spec.own_options}
     places = {"data_path", "image_root", "trust_checkpoint"} if _DATA in content else {"trust_checkpoint"}
     changed = [
@@ -117,23 +118,24 @@ def tell_changes(components: Components, content: dict[str, Any], saved: dict[st
         print(f"changed since the checkpoint: {', '.join(changed)}")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def data_state(components: Components) -> dict[str, Any]:
-    """Return what a checkpoint keeps of the rows that a run has seen."""
+def data_state(components: Components) -> Content:
+    """Return the entry of a checkpoint that tells which rows the run has seen: fingerprints by split."""
     return {_DATA: {split: components.fingerprints[split].state() for split in sorted(components.fingerprints)}}
 
 
-def check_same_data(components: Components, content: dict[str, Any], saved: dict[str, Any], where: str) -> bool:
-    """Compare today's rows with those that the checkpoint was trained and validated on, and say what changed.
+def check_same_data(components: Components, content: Content, saved: dict[str, Any], where: str) -> bool:
+    """Compare today's rows with those that the checkpoint was trained and validated on, and print what changed.
 
     Returns:
-        Whether val is still the one that the best score is of. Checkpoints of old versions don't say: it is.
+        True if val is still the split that the best score was measured on. Checkpoints of old versions don't keep
+        their rows: for them it is True.
 
     Raises:
-        InputError: rows of val were trained on, or val is another, without `--data_changed ok`.
+        InputError: rows of val were trained on, or val has changed, and `--data_changed ok` wasn't given.
     """
     if _DATA not in content:
         return True
@@ -159,29 +161,27 @@ def check_same_data(components: Components, content: dict[str, Any], saved: dict
     return changes["val"].same_content
 
 
-def _problems(
-    before: dict[str, Fingerprint], now: dict[str, Fingerprint], val: Changes, content: dict[str, Any]
-) -> list[str]:
-    """Return what would be wrong with going on."""
+def _problems(before: dict[str, Fingerprint], now: dict[str, Fingerprint], val: Changes, content: Content) -> list[str]:
+    """Return the reasons against going on, in words; none if the scores stay honest."""
     trained = _trained(before) >> np.uint64(ANSWER_BITS)
     today, old_val = now.get("val", EMPTY), before.get("val", EMPTY)
-    known = old_val.asked[np.isin(old_val.asked, trained)]  # that val shared with train from the beginning
+    known = old_val.asked[np.isin(old_val.asked, trained)]  # val shared these with train from the beginning
     leaks = np.setdiff1d(np.concatenate([trained, now.get("train", EMPTY).asked]), known)
     problems = []
     if leaked := today.count_in(leaks):
         problems.append(f"{leaked:,} of {len(today.rows):,} rows of val are trained on (same image, same question)")
     if not val.same_content and content.get("best_score") is not None:
-        problems.append("val is another, so that new scores can't be compared with the best one so far")
+        problems.append("the validation split has changed, so new scores can't be compared with the best one so far")
     return problems
 
 
 def _keep_earlier(components: Components, before: dict[str, Fingerprint]) -> None:
-    """Add to the run's fingerprints the rows that were trained on, and are no longer in the training split."""
+    """Add to the run's fingerprints the rows that were trained on and are no longer in the training split."""
     gone = np.setdiff1d(_trained(before), components.fingerprints.get("train", EMPTY).rows)
     if len(gone):
         components.fingerprints[_EARLIER] = Fingerprint(gone)
 
 
 def _trained(before: dict[str, Fingerprint]) -> Numbers:
-    """Return every row that was trained on, in the checkpoint's data or in those before them."""
+    """Return every row that the checkpoint was trained on, even if the data have changed in between."""
     return np.concatenate([before.get(split, EMPTY).rows for split in ("train", _EARLIER)])

@@ -1,4 +1,8 @@
-"""What a training run writes down so that it can go on, and what happens where it can't be written."""
+"""Collect the state of a training run and write it as a checkpoint.
+
+Every checkpoint holds the weights and the progress (`_weights`, `_progress`). Those to go on from also hold what only
+resuming needs: optimizer, gradient scaler, random generators (`_session`). `checkpoint-best.pth` leaves that out.
+"""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +15,7 @@ from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file, prune, prune_st
 from beit3_vqa.engine.checkpoint.io import random_state, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import ROLLING, is_rolling
 from beit3_vqa.engine.checkpoint.same_run import data_state
+from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.parallel import SingleProcess, full_state_dict
 from beit3_vqa.engine.run_lock import require_lock
@@ -20,16 +25,16 @@ from beit3_vqa.runtime import distributed
 
 @dataclass
 class InsideEpoch:
-    """How far an epoch has come, and the sums that become its averages.
+    """How far an epoch has come, and the sums that its averages are made of.
 
     Attributes:
         steps: optimizer steps done.
-        examples: draws done, over all processes.
-        loss_sum: of the examples whose loss was finite.
-        counted: how many those are.
-        bad: steps that were skipped.
-        lr: of the last step.
-        order: what decides the order of the epoch's examples; with another the rest of it can't be found.
+        examples: examples done, over all processes.
+        loss_sum: sum of the losses of the examples whose loss was finite.
+        counted: number of those examples.
+        bad: steps that were skipped since their gradient wasn't finite.
+        lr: learning rate of the last step.
+        order: what decides the order of the epoch's examples; if it has changed, the epoch must begin again.
     """
 
     steps: int = 0
@@ -55,7 +60,7 @@ class TrainState:
 
 @dataclass
 class Saver:
-    """Writes a run's checkpoints. A disk that is full costs one of them, not the run: the next is tried again.
+    """Write a run's checkpoints. A full disk costs one of them, not the run: training goes on to the next.
 
     Every process calls it, since each may hold a part of the state; the main one writes.
     """
@@ -64,29 +69,29 @@ class Saver:
     strategy: SingleProcess
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
-    problem: str = ""  # of the last attempt; empty where it was written
+    problem: str = ""  # why the last checkpoint couldn't be written; empty if it was
 
     @property
     def folder(self) -> Path:
-        """Where checkpoints go."""
+        """Return the folder of the checkpoints."""
         return Path(self.components.config.run.output_dir)
 
     def save_epoch(self, state: TrainState, score: float | None, improved: bool) -> None:
-        """The checkpoint of the epoch before `state.epoch`, and the best one.
+        """Write the checkpoint of the epoch that has just ended, and the best one if its score improved.
 
-        Where `--save_ckpt_freq` doesn't ask for it, the checkpoint stays until the next one is there: a run that is
-        killed loses no epoch.
+        An epoch that `--save_ckpt_freq` leaves out is written too, and deleted once the next one is there: a run that
+        is killed loses no epoch.
 
         Args:
-            state: after the epoch; its best score is taken back where the best checkpoint can't be written.
-            score: of the epoch.
-            improved: it is the best so far.
+            state: after the epoch. Its best score is set here, and only if the best checkpoint could be written.
+            score: of the epoch; None if nothing could be scored.
+            improved: whether it is the best so far.
         """
         epoch, run = state.epoch - 1, self.components.config.run
         weights = self._weights()
         if improved:
             before = state.best_score, state.best_epoch
-            state.best_score, state.best_epoch = score, epoch
+            state.best_score, state.best_epoch = score, epoch  # first: the file is to hold them
             if not self._write(self.folder / BEST, {**weights, **self._progress(state)}, state, score):
                 state.best_score, state.best_epoch = before
         rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.components.config.optim.epochs
@@ -96,7 +101,7 @@ class Saver:
             prune(self.folder, run.keep_checkpoints, is_rolling)
 
     def save_step(self, state: TrainState) -> Path | None:
-        """A checkpoint inside an epoch; None where it couldn't be written, or nothing is to be kept."""
+        """Write a checkpoint inside an epoch; return its path, or None if it wasn't written (error, --no_save_ckpt)."""
         if not self.components.config.run.save_ckpt:
             return None
         path = step_file(self.folder, state.epoch, state.inside.steps)
@@ -108,7 +113,7 @@ class Saver:
         return path
 
     def save_where_it_is(self, state: TrainState) -> str:
-        """Saves a run that is about to stop, unless that has been done; says what there is to go on from."""
+        """Save a run that is about to stop, if it isn't saved already, and return a message on how to go on."""
         last = epoch_file(self.folder, state.epoch - 1)
         if not state.inside.steps and state.epoch and last.exists():
             return f"{last} has everything; the same command goes on from there"
@@ -117,12 +122,12 @@ class Saver:
             return f"nothing was saved: {self.problem or '--no_save_ckpt'}"
         return f"saved {path}; the same command goes on from there"
 
-    def _weights(self) -> dict[str, Any]:
+    def _weights(self) -> Content:
         weights = {"model": full_state_dict(self.components.model.state_dict())}
         return weights if self.ema is None else {**weights, "model_ema": full_state_dict(self.ema.state_dict())}
 
-    def _progress(self, state: TrainState) -> dict[str, Any]:
-        content: dict[str, Any] = {
+    def _progress(self, state: TrainState) -> Content:
+        content: Content = {
             "args": self.components.config.flat(self.components.found),
             "processes": distributed.world_size(),
             "best_score": state.best_score,
@@ -138,9 +143,9 @@ class Saver:
             content["resumed_from"] = state.resumed_from
         return content
 
-    def _session(self) -> dict[str, Any]:
-        """What only going on needs."""
-        states = distributed.all_gather(random_state())
+    def _session(self) -> Content:
+        """Return the entries that only resuming needs."""
+        states = distributed.all_gather(random_state())  # each process has generators of its own
         return {
             "optimizer": self.strategy.optimizer_state(self.optimizer),
             "scaler": self.components.precision.scaler_state(),
@@ -149,7 +154,7 @@ class Saver:
         }
 
     def _write(
-        self, path: Path, content: dict[str, Any], state: TrainState, score: float | None, rolling: bool = False
+        self, path: Path, content: Content, state: TrainState, score: float | None, rolling: bool = False
     ) -> bool:
         about = {
             **({ROLLING: True} if rolling else {}),
@@ -161,6 +166,7 @@ class Saver:
             "processes": distributed.world_size(),
             "config": self.components.config.to_dict(self.components.found),
         }
+        # Outside the `try`: if another run has taken over the folder, this one must end.
         distributed.run_on_main(lambda: require_lock(self.folder))
         try:
             distributed.run_on_main(lambda: save_checkpoint(path, content, about))

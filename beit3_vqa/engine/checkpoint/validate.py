@@ -1,7 +1,7 @@
-"""What a checkpoint of a training run holds, checked before any of it is used.
+"""Check what a checkpoint holds before any of it is used.
 
-The file may be damaged, from another program, or made by someone who means harm: whatever isn't of the kind that
-`save` writes is named here, in one line, instead of failing somewhere inside the optimizer.
+The file may be damaged, from another program, or made by someone who means harm. An entry that isn't of the kind that
+`save.py` writes is named here, in one line, instead of failing somewhere inside the optimizer. `_ENTRIES` lists them.
 """
 
 from collections.abc import Callable
@@ -13,19 +13,21 @@ from torch import Tensor
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime.tensors import all_finite, is_plain
 
+Content = dict[str, Any]  # what a checkpoint file holds; `_ENTRIES` describes the values
 MAX_EPOCH = 10**6
 MAX_EXAMPLES = 10**12
 MAX_SCORE = 1e300
 
 
-def validate_content(content: dict[str, Any], where: str) -> None:
-    """InputError that names the first entry of a checkpoint that can't be what a run saved.
-
-    Entries that aren't there are nobody's fault here: upstream's checkpoints have no random state and no scores.
+def validate_content(content: Content, where: str) -> None:
+    """Check every entry of a checkpoint that is there; upstream's checkpoints lack some, such as the random state.
 
     Args:
-        content: of `read_checkpoint`.
+        content: what `read_checkpoint` returned.
         where: flag and file, for messages.
+
+    Raises:
+        InputError: an entry can't be what a run saved; it names the first.
     """
     for name, (holds, wanted) in _ENTRIES.items():
         if name in content and not holds(content[name]):
@@ -35,11 +37,11 @@ def validate_content(content: dict[str, Any], where: str) -> None:
             )
 
 
-def _is_epoch(value: Any) -> bool:
+def _is_epoch(value: object) -> bool:
     return type(value) is int and 0 <= value < MAX_EPOCH
 
 
-def _is_optimizer(value: Any) -> bool:
+def _is_optimizer(value: object) -> bool:
     return (
         isinstance(value, dict)
         and isinstance(value.get("state"), dict)
@@ -49,7 +51,7 @@ def _is_optimizer(value: Any) -> bool:
     )
 
 
-def _is_list_of_ints(value: Any) -> bool:
+def _is_list_of_ints(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
@@ -61,11 +63,11 @@ def _has_moments(state: dict[str, Any]) -> bool:
     )
 
 
-def _is_finite(value: Any) -> bool:
-    return is_plain(value) and not value.is_meta and all_finite(value)
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Tensor) and is_plain(value) and not value.is_meta and all_finite(value)
 
 
-def _is_random_state(value: Any) -> bool:
+def _is_random_state(value: object) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("cuda", []), list):
         return False
     states = [value.get("cpu"), *value.get("cuda", [])]
@@ -78,7 +80,7 @@ def _is_random_state(value: Any) -> bool:
     return True
 
 
-def _is_inside_epoch(value: Any) -> bool:
+def _is_inside_epoch(value: object) -> bool:
     names = {"steps": int, "examples": int, "loss_sum": float, "counted": float, "bad": float, "lr": float}
     return (
         isinstance(value, dict)
@@ -88,8 +90,8 @@ def _is_inside_epoch(value: Any) -> bool:
     )
 
 
-def _is_rows(value: Any) -> bool:
-    """Whether it is what `data.fingerprint` keeps of each split."""
+def _is_rows(value: object) -> bool:
+    """Return whether a value is what `data.fingerprint` keeps: for each split, int64 rows (N) and a digest."""
     return isinstance(value, dict) and all(
         isinstance(split, dict)
         and set(split) == {"rows", "digest"}
@@ -102,15 +104,16 @@ def _is_rows(value: Any) -> bool:
     )
 
 
-def _is_weights(value: Any) -> bool:
+def _is_weights(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < MAX_SCORE  # not of NaN
+def _is_number(value: object) -> bool:
+    # The comparison is false for NaN; `type` keeps bools out.
+    return isinstance(value, (int, float)) and type(value) in (int, float) and abs(value) < MAX_SCORE
 
 
-_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     # Upstream's checkpoint-best.pth says "best" where a number is due; whoever needs the number says what to do.
     "epoch": (lambda value: _is_epoch(value) or value == "best", f"a number of epochs from 0 up to {MAX_EPOCH:,}"),
     "optimizer": (_is_optimizer, "the state of an AdamW optimizer with finite moments"),
@@ -134,8 +137,8 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _kind(value: Any) -> str:
-    """The value if it is short, else its type."""
+def _kind(value: object) -> str:
+    """Return the value as text if it is short and plain, else its type."""
     shown = short(value)
     return (
         shown

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 GIB = 2**30
 
 
-def test_a_peak_is_what_was_allocated():
+def test_measured_peak_is_what_the_step_allocates():
     """Whatever was there, and freed, before: here twice as much, which a tuned allocator keeps."""
     torch.ones(128 * 2**20).sum()
     before = memory.in_use(CPU)
@@ -34,7 +34,7 @@ def config(out):
     return json.loads((out / "config.json").read_text())["optim"]
 
 
-def test_the_step_is_the_same_in_smaller_batches(scpc, tmp_path, monkeypatch, capsys):
+def test_auto_batch_size_in_little_memory_trains_to_the_same_weights(scpc, tmp_path, monkeypatch, capsys):
     """Memory for few: the step's mean is over the same examples, so the weights are the same up to rounding."""
     drop = ["--drop_path", "0"]
     assert train(scpc, tmp_path / "whole", "--batch_size", "8", *drop) == 0
@@ -50,7 +50,7 @@ def test_the_step_is_the_same_in_smaller_batches(scpc, tmp_path, monkeypatch, ca
         torch.testing.assert_close(auto[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_where_all_of_it_fits(scpc, tmp_path, capsys):
+def test_auto_batch_size_is_64_if_memory_suffices(scpc, tmp_path, capsys):
     assert train(scpc, tmp_path / "out", "--batch_size", "auto") == 0
     assert "batches of 64, 1 a step" in capsys.readouterr().out
 
@@ -61,16 +61,19 @@ def test_where_all_of_it_fits(scpc, tmp_path, capsys):
         (["--batch_size", "0"], "--batch_size 0: must be at least 1 and at most 1,000,000, or auto."),
         (["--batch_size", "some"], "invalid int value"),
         (["--batch_size", "3", "--effective_batch_size", "8"], "can't be made of batches of 3"),
-        (["--batch_size", "4", "--effective_batch_size", "8", "--update_freq", "2"], "leave one out"),
+        (
+            ["--batch_size", "4", "--effective_batch_size", "8", "--update_freq", "2"],
+            "set the same thing; give one of them",
+        ),
     ],
 )
-def test_contradictions(scpc, tmp_path, capsys, flags, message):
+def test_contradicting_batch_sizes_are_refused_before_anything_is_written(scpc, tmp_path, capsys, flags, message):
     assert train(scpc, tmp_path / "out", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_an_effective_batch_of_given_ones(scpc, tmp_path):
+def test_effective_batch_size_decides_the_forward_passes_of_a_step(scpc, tmp_path):
     assert train(scpc, tmp_path / "out", "--batch_size", "4", "--effective_batch_size", "12") == 0
     assert config(tmp_path / "out")["update_freq"] == 3
     # What was found is written down beside what was asked for; the file can be given back all the same.
@@ -78,7 +81,7 @@ def test_an_effective_batch_of_given_ones(scpc, tmp_path):
     assert config(tmp_path / "again") == config(tmp_path / "out")
 
 
-def test_memory_for_one_and_not_for_two(scpc, tmp_path, monkeypatch, capsys):
+def test_auto_batch_size_is_1_if_two_examples_run_out_of_memory(scpc, tmp_path, monkeypatch, capsys):
     """As on a GPU, where a step that doesn't fit is an error that can be caught."""
     tried = iter((GIB, None))
 
@@ -99,7 +102,7 @@ def memory_for_the_weights_alone(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: next(answers, -(2**40)))
 
 
-def test_memory_for_not_one(scpc, tmp_path, monkeypatch, capsys):
+def test_memory_for_less_than_one_example_is_an_error(scpc, tmp_path, monkeypatch, capsys):
     memory_for_the_weights_alone(monkeypatch)
     assert train(scpc, tmp_path / "out", "--batch_size", "auto") == 2
     assert "not one example fits" in capsys.readouterr().err
@@ -124,7 +127,7 @@ print(chosen, batch_size._peak(components, samples, chosen))
 """
 
 
-def test_a_real_limit_is_kept(scpc):
+def test_auto_batch_size_stays_below_a_real_memory_limit(scpc):
     """A step with the number chosen stays under what was said to be there, and uses a good part of it."""
     command = [sys.executable, "-c", CHOSEN, str(scpc / "data")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
@@ -133,7 +136,7 @@ def test_a_real_limit_is_kept(scpc):
     assert LIMIT / 4 < peak < LIMIT
 
 
-def test_a_dry_run_of_what_does_not_fit_says_so(scpc, tmp_path, monkeypatch, capsys):
+def test_dry_run_refuses_a_batch_that_does_not_fit(scpc, tmp_path, monkeypatch, capsys):
     # A share of what is in use is kept free too, and other tests have made this process large.
     monkeypatch.setattr(memory, "free", lambda device: memory.in_use(device) // 10 + 64 * 2**20)
     big = ["--model", "beit3_tiny_patch8_64", "--dry_run", "--batch_size"]
@@ -166,7 +169,7 @@ with batch_size._tried(components, {(count := 128)}, 0.9) as tried:
 
 
 @pytest.mark.slow
-def test_what_a_step_takes_is_foretold(scpc):
+def test_predicted_memory_of_a_step_is_close_to_the_measured_one(scpc):
     command = [sys.executable, "-c", PREDICTED, str(scpc / "data")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     start, predicted, peak = map(float, said.split())

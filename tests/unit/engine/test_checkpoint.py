@@ -49,7 +49,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, capsys):
     assert not canary.exists()
     read_checkpoint(tmp_path / "x.pth", "--resume", TRUSTING)
     assert canary.exists()  # that is what trusting means, and it says so
-    assert "trusted" in capsys.readouterr().out
+    assert "which runs now because you trust the file" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, capsys):
     ],
 )
 @pytest.mark.parametrize("flag", ["--resume", "--finetune"])
-def test_whom_a_file_is_trusted_by(tmp_path, values, typed_flags, runs, flag):
+def test_only_a_typed_resume_or_trust_checkpoint_lets_code_run(tmp_path, values, typed_flags, runs, flag):
     """By what was typed, whichever option leads to the file."""
     path, canary = tmp_path / "x.pth", tmp_path / "canary"
     torch.save({"extra": Malicious(canary)}, path)
@@ -80,7 +80,7 @@ def test_whom_a_file_is_trusted_by(tmp_path, values, typed_flags, runs, flag):
     assert canary.exists() == runs
 
 
-def test_old_style_pickles(tmp_path):
+def test_files_before_torch_1_6_are_read_without_running_code(tmp_path):
     torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
     assert "w" in read_checkpoint(tmp_path / "x.pth", "--finetune")["model"]
     canary = tmp_path / "canary"
@@ -92,14 +92,14 @@ def test_old_style_pickles(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04" + b"\0" * 50])
 @pytest.mark.parametrize("given", [None, TRUSTING])
-def test_what_is_no_checkpoint(tmp_path, content, given):
+def test_files_that_are_no_checkpoint_are_refused(tmp_path, content, given):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.pth"):
         read_checkpoint(tmp_path / "x.pth", "--finetune", given)
 
 
 @pytest.mark.parametrize("part", [0.2, 0.9, 0.999])
-def test_a_file_cut_short(tmp_path, part):
+def test_a_file_cut_short_is_refused_with_and_without_its_json(tmp_path, part):
     save_checkpoint(tmp_path / "x.pth", {"model": {"w": torch.randn(5000)}})
     whole = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(whole[: int(len(whole) * part)])
@@ -123,7 +123,7 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path, manifest):
         read_checkpoint(tmp_path / "x.pth", "--resume", TRUSTING)
 
 
-def test_the_json_beside_a_checkpoint(tmp_path):
+def test_the_json_beside_a_checkpoint_holds_size_checksum_and_versions(tmp_path):
     save_checkpoint(tmp_path / "x.pth", {"epoch": 3}, {"epoch": 3, "score": 71.5})
     manifest = json.loads((tmp_path / "x.json").read_text())
     content = (tmp_path / "x.pth").read_bytes()
@@ -142,7 +142,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         read_checkpoint(tmp_path / "checkpoint-2.pth", "--resume")
 
 
-def test_saving_is_all_or_nothing(tmp_path):
+def test_a_failed_save_keeps_the_old_checkpoint(tmp_path):
     save_checkpoint(tmp_path / "x.pth", {"epoch": 1})
     with pytest.raises(Exception, match=r"(?i)pickle"):
         save_checkpoint(tmp_path / "x.pth", {"epoch": lambda: None})
@@ -150,7 +150,7 @@ def test_saving_is_all_or_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.pth"]
 
 
-def test_pruning_and_setting_aside(tmp_path):
+def test_pruning_keeps_the_newest_and_the_best_and_archiving_moves_them_all(tmp_path):
     for epoch in (0, 1, 2, 10):
         save_checkpoint(tmp_path / f"checkpoint-{epoch}.pth", {})
     save_checkpoint(tmp_path / "checkpoint-best.pth", {})
@@ -208,7 +208,7 @@ class Calls:
         return self.call
 
 
-def test_what_numpy_could_be_made_to_do_does_not_happen(tmp_path):
+def test_hostile_numpy_objects_in_a_pickle_are_refused(tmp_path):
     scalar, canary = np.float64(0).__reduce__()[0], tmp_path / "canary"
     hostile = [
         Calls(scalar, np.dtype(object), pickle.dumps(Malicious(canary))),
@@ -235,7 +235,7 @@ def test_a_pickle_cannot_change_the_float64_of_this_process(tmp_path):
     assert np.array([1.0]).tobytes() == b"\0\0\0\0\0\0\xf0?"
 
 
-def test_whoever_wants_weights_reads_no_optimizer(tmp_path):
+def test_mapped_reading_leaves_the_optimizer_out(tmp_path):
     weights, moments = torch.zeros(2**23), {0: {"exp_avg": torch.zeros(2**23)}}
     save_checkpoint(tmp_path / "x.pth", {"model": {"w": weights}, "optimizer": {"state": moments}, "epoch": 3})
     del weights, moments
@@ -254,7 +254,7 @@ def own_memory():
     return 1024 * int(re.findall(r"RssAnon:\s*(\d+)", status.read_text())[0])
 
 
-def test_an_address_is_to_be_fetched_first():
+def test_a_web_address_is_refused_with_the_command_that_fetches_it():
     for read in (read_checkpoint, lambda address, flag: Tokenizer(address)):
         with pytest.raises(InputError) as caught:
             read("https://example.com/a/beit3.pth?x=1&y=2", "--finetune")
@@ -282,6 +282,6 @@ def test_a_checkpoint_that_was_unpacked_is_explained_and_can_be_packed_again(tmp
             assert all(torch.equal(again["model"][name], value) for name, value in weights["model"].items())
 
 
-def test_a_file_of_that_name_that_is_a_checkpoint(tmp_path):
+def test_a_checkpoint_that_is_called_data_pkl_is_read(tmp_path):
     torch.save({"epoch": 1}, tmp_path / "data.pkl")
     assert read_checkpoint(tmp_path / "data.pkl", "--finetune") == {"epoch": 1}

@@ -68,7 +68,7 @@ def test_accumulated_batches_equal_one_large_batch(rows):
     torch.testing.assert_close(large.linear.weight, small.linear.weight)
 
 
-def test_clipping():
+def test_clipping_limits_the_step_and_reports_the_norm_before_it():
     x, y = 100 * torch.randn(4, 2), 100 * torch.randn(4)
     torch.manual_seed(0)
     before = Linear().linear.weight.clone()
@@ -112,13 +112,13 @@ def test_too_many_bad_steps_in_a_row_end_the_training():
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
-def test_precisions_on_a_cpu(name):
+def test_autocast_computes_in_the_chosen_precision_on_a_cpu(name):
     precision = Precision(name, CPU)
     with precision.autocast():
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == precision.dtype
 
 
-def test_devices():
+def test_devices_that_are_not_there_are_refused():
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(InputError, match="--device"):

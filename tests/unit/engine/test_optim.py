@@ -32,7 +32,7 @@ def scales(options, head="vqacustom") -> dict[str, float]:
 
 
 @pytest.mark.parametrize("patience", [0, 1, 2])
-def test_a_plateau_lowers_the_rate_when_torch_does(patience):
+def test_plateau_schedule_lowers_the_rate_when_torch_does(patience):
     losses = [1.0, 0.9, 0.89995, 0.95, 0.9, 0.5, 0.6, 0.6, 0.6, 0.6, 0.49, 0.7, 0.7, 0.7, 0.7, 0.7]
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1e-3)
@@ -47,7 +47,7 @@ def test_a_plateau_lowers_the_rate_when_torch_does(patience):
     assert len(set(rates)) > 1
 
 
-def test_a_plateau_warms_up():
+def test_plateau_schedule_warms_up():
     options = OptimConfig(lr=1e-3, sched="plateau", warmup_epochs=1.0)
     assert [make_schedule(options, 5)(step) for step in (0, 2, 4, 5)] == pytest.approx([0, 5e-4, 1e-3, 1e-3])
 
@@ -77,7 +77,7 @@ def test_a_parameter_without_a_depth_and_a_name_without_a_parameter_are_errors()
         parameter_groups(made, OptimConfig())
 
 
-def test_head_weight_is_upstreams():
+def test_head_weight_equals_upstreams():
     got = scales(OptimConfig(layer_decay=1.0, task_head_lr_weight=20))
     for name, scale in UPSTREAM["layer_lr"]["task_head_lr_weight_20"].items():
         if name in got:
@@ -102,7 +102,7 @@ def test_every_parameter_is_in_exactly_one_group_and_decay_is_upstreams():
         assert (id(p) in decayed) == (not exempt), name
 
 
-def test_cosine_is_upstreams():
+def test_cosine_schedule_equals_upstreams():
     args = UPSTREAM["cosine"]["args"]
     options = OptimConfig(
         lr=args["base_value"], min_lr=args["final_value"], epochs=args["epochs"], warmup_epochs=args["warmup_epochs"]
@@ -118,7 +118,7 @@ def test_warmup_defaults_to_upstreams_five_epochs_but_never_eats_a_short_run():
     assert make_schedule(OptimConfig(warmup_epochs=0, warmup_steps=7), 100).warmup_steps == 7  # upstream ignores these
 
 
-def test_schedule_ends_at_its_minimum():
+def test_cosine_schedule_ends_at_min_lr():
     schedule = CosineSchedule(1.0, 0.1, 2, 10)
     assert schedule(10) == pytest.approx(0.1)
     assert max(map(schedule, range(10))) == 1.0
@@ -152,7 +152,7 @@ def test_optimizer_of_other_shapes_is_refused():
             load_optimizer(optimizer, state)
 
 
-def test_moving_average():
+def test_moving_average_follows_the_weights_and_is_swapped_in_and_out():
     made = nn.Linear(1, 1, bias=False)
     nn.init.constant_(made.weight, 1.0)
     ema = ModelEma(made, decay=0.9)

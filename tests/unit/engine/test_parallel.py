@@ -8,7 +8,7 @@ from tests.helpers.processes import ENVIRONMENT, ROOT, torchrun
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_strategy_equals_one_process(size):
+def test_every_strategy_trains_as_one_process_does(size):
     command = [*torchrun(size), "-m", "tests.helpers.strategies", str(size)]
     result = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False

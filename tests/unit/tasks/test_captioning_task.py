@@ -111,7 +111,7 @@ def test_without_references_the_last_epoch_is_the_best_and_the_note_is_printed_o
     flags = [*FLAGS, *images, "--epochs", "4", "--stop_after_epochs", "1"]
     for _ in range(2):  # sessions of one run
         assert main(train_on(data, TASK, out, *flags)) == 0
-    assert capsys.readouterr().out.count("the last epoch is the best one") == 1
+    assert capsys.readouterr().out.count("the last epoch counts as the best") == 1
     assert read_checkpoint(out / "checkpoint-best.pth", "x")["epoch"] == 1
     # What has a score is better than what has none, and stays that when the references go.
     shutil.copy(tmp_path / "references.json", references)
@@ -119,7 +119,7 @@ def test_without_references_the_last_epoch_is_the_best_and_the_note_is_printed_o
     assert read_checkpoint(out / "checkpoint-best.pth", "x")["epoch"] == 2
     references.unlink()
     assert main(train_on(data, TASK, out, *flags)) == 0
-    assert "the last epoch is" not in capsys.readouterr().out
+    assert "the last epoch counts as the best" not in capsys.readouterr().out
     assert read_checkpoint(out / "checkpoint-best.pth", "x")["epoch"] == 2
 
 
