@@ -27,7 +27,7 @@ from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import ImageError, InputError, one_line
-from beit3_vqa.models.base import Family, Processor, TaskShape
+from beit3_vqa.models.base import Family, Processor, TaskShape, TrainableModel
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.families import family_key, find_family
 from beit3_vqa.runtime import memory
@@ -70,7 +70,7 @@ class Components:
     task: Task
     family: Family
     processor: Processor
-    model: Any
+    model: TrainableModel
     precision: Precision
     step_size: StepSize
     bad_images: BadImages = field(default_factory=BadImages)

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from beit3_vqa.config.options import OptimConfig
 from beit3_vqa.engine.parallel import SingleProcess, distribute_like
+from beit3_vqa.models.base import TrainableModel
 
 PLATEAU_THRESHOLD = 1e-4  # the loss must fall by this share of itself to count as lower
 
@@ -88,7 +89,7 @@ def make_schedule(options: OptimConfig, steps_per_epoch: int, losses: Sequence[f
     return CosineSchedule(options.lr, options.min_lr, warmup_steps, total_steps)
 
 
-def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: TrainableModel, options: OptimConfig) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups, each with its `lr_scale`, in upstream's order, so that its states load.
 
     The scale of a parameter is layer_decay ^ (N + 1 - depth), times `task_head_lr_weight` in the head; upstream applies
@@ -124,7 +125,7 @@ def parameter_groups(model: Any, options: OptimConfig) -> list[dict[str, Any]]:
 
 
 def make_optimizer(
-    model: nn.Module, options: OptimConfig, strategy: SingleProcess | None = None
+    model: TrainableModel, options: OptimConfig, strategy: SingleProcess | None = None
 ) -> torch.optim.Optimizer:
     """Return AdamW over `parameter_groups`, sharded over the processes if the strategy shards it."""
     return (strategy or SingleProcess()).make_optimizer(parameter_groups(model, options), options)

@@ -17,15 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beit3_vqa.config.options import OptimConfig
 from beit3_vqa.errors import InputError
+from beit3_vqa.models.base import TrainableModel
 from beit3_vqa.runtime import distributed
 
 
 class SingleProcess:
     """Training without other processes, and the base of the strategies: each replaces the methods that differ."""
 
-    def wrap(self, model: Any) -> nn.Module:
+    def wrap(self, model: TrainableModel) -> nn.Module:
         """Return the module to call in training; the model itself keeps its parameters' names."""
-        return cast(nn.Module, model)
+        return model
 
     def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
         """Return AdamW over parameter groups."""
@@ -44,7 +45,7 @@ class SingleProcess:
 class DDP(SingleProcess):
     """The whole model in every process: torch's DistributedDataParallel."""
 
-    def wrap(self, model: Any) -> nn.Module:
+    def wrap(self, model: TrainableModel) -> nn.Module:
         """Return the model, wrapped so that its backward pass averages the gradients over the processes."""
         # The last layer's text side feeds nothing: the head reads [CLS] alone.
         return DistributedDataParallel(model, find_unused_parameters=True)
@@ -74,7 +75,7 @@ class ShardedOptimizer(DDP):
 class FSDP(SingleProcess):
     """A part of every parameter in each process: torch's `fully_shard` on each layer, and on the rest of the model."""
 
-    def wrap(self, model: Any) -> nn.Module:
+    def wrap(self, model: TrainableModel) -> nn.Module:
         """Shard the model's parameters over the processes and return it.
 
         Raises:
@@ -94,7 +95,7 @@ class FSDP(SingleProcess):
         fully_shard(model, mesh=mesh, ignored_params=scalars)
         for scalar in scalars:
             if scalar.requires_grad:
-                scalar.register_hook(
+                scalar.register_hook(  # type: ignore[no-untyped-call]
                     lambda gradient: distributed.all_reduce_sum(gradient.clone()) / distributed.world_size()
                 )
         return cast(nn.Module, model)

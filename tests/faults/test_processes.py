@@ -30,6 +30,7 @@ def ranks(process: subprocess.Popen) -> list[int]:
     return [int(line) for line in found.split()]
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(scpc, tmp_path, capsys):
     out, log = tmp_path / "out", tmp_path / "log"
     process = start(launcher(long_run(scpc, out, "--save_steps", "3")), log, *torchrun(2))

@@ -39,9 +39,12 @@ from tests.helpers.processes import ENVIRONMENT
 
 PAGES = ["README.md", "get_started/get_started_for_vqacustom.md", "get_started/clip.md", "checkpoints/README.md"]
 PAGES += ["get_started/evaluation_and_reports.md", "get_started/reports.md"]
-PAGES += ["README.ko.md"]
 _TASKS = ("vqav2", "nlvr2", "image_classification", "retrieval", "captioning")
-SLOW_PAGES = ["get_started/ensembles.md", *(f"get_started/get_started_for_{name}.md" for name in _TASKS)]
+SLOW_PAGES = [
+    "README.ko.md",
+    "get_started/ensembles.md",
+    *(f"get_started/get_started_for_{name}.md" for name in _TASKS),
+]
 PAGES += SLOW_PAGES
 # serve.md: tests/unit/apps/serve/test_server.py runs its commands, which don't end by themselves.
 OTHER_PAGES = ["get_started/serve.md", "get_started/several_gpus.md", "get_started/reliability.md"]

@@ -20,7 +20,7 @@ from tests.helpers.processes import run_in_new_process
 EVERYTHING_ON = ["--model_ema", "--model_ema_decay", "0.9", "--update_freq", "2", "--drop_path", "0.2", "--randaug"]
 
 
-@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_resume_is_bitwise_identical(scpc, tmp_path, workers):
     flags = ["--epochs", "2", *EVERYTHING_ON, "--num_workers", workers]
     straight, parts = tmp_path / "straight", tmp_path / "parts"
@@ -40,6 +40,7 @@ def test_resume_is_bitwise_identical(scpc, tmp_path, workers):
     assert (straight / "log.txt").read_text().count("\n") == (parts / "log.txt").read_text().count("\n") == 2
 
 
+@pytest.mark.slow
 def test_every_entry_point_settles_its_options_once(scpc, trained, tmp_path, monkeypatch):
     settled = []
 

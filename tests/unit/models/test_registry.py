@@ -47,7 +47,14 @@ assert timm.list_models() == known and len(set(known)) == len(known)
 """)
 
 
-@pytest.mark.parametrize("module", ["models.beit3.model", "models.beit3.multiway", "data.imagenet_augment"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "models.beit3.model",
+        pytest.param("models.beit3.multiway", marks=pytest.mark.slow),
+        pytest.param("data.imagenet_augment", marks=pytest.mark.slow),
+    ],
+)
 def test_timms_import_prints_no_warning(module):
     in_a_fresh_process(f"import beit3_vqa.{module}")
 
