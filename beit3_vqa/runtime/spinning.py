@@ -18,7 +18,7 @@ VARIABLES: tuple[str, ...] = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIM
 PERIOD = 0.25  # seconds between two measurements
 CROWDED = 0.3  # seconds that all threads together wait for a core in a second; from here on, others want the cores
 CALM = 0.15  # the same; below it, nobody wants them
-CALM_SECONDS = 5.0  # of calm before threads spin again
+CALM_SECONDS = 2.0  # that it must last before threads spin again
 _PARALLEL = 1 << 18  # so many elements that torch splits the work among its threads
 _TASKS = Path("/proc/self/task")
 
