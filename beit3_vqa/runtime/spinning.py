@@ -1,9 +1,10 @@
 """Let idle OpenMP threads spin while they wait for work, but not while another process wants their core.
 
 A thread that spins takes a core from whoever has work. Beside another process, a step then waits for a thread that
-isn't running: each of two trainings on two cores ran at a fourteenth of the speed of one alone, or less. If threads always
-sleep early, a training that is alone loses a quarter to two fifths of its speed. `python -m benchmarks.contention` measures both. So
-a thread of ours measures how long this process waits for cores, and changes how long its idle threads spin.
+isn't running: each of two trainings on two cores ran at a fourteenth of the speed of one alone, or less. If threads
+always sleep early, a training that is alone loses a quarter to two fifths of its speed. So a thread of ours measures
+how long this process waits for cores, and changes how long its idle threads spin. `python -m benchmarks.contention`
+measures what each way gains and costs.
 """
 
 import os
