@@ -76,7 +76,7 @@ def options_from(parsed: argparse.Namespace) -> GivenOptions:
         del from_file["model_key"]  # the file holds the default, which nobody asked for
     if from_file.pop("trust_checkpoint", False):
         print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
-    if "eval" in values:
+    if values.get("eval"):
         from_file.pop("finetune", None)  # what that run started from, not what it became
     return GivenOptions(from_file | values, typed_flags=frozenset(values))
 

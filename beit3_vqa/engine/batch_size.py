@@ -215,7 +215,7 @@ def _longest(dataset: IndexDataset, count: int) -> list[Sample]:
         if len(samples) == count:
             break
     if not samples:
-        raise InputError("--batch_size auto: none of the training images that were tried can be read.")
+        raise InputError("none of the training images that were tried for the batch size can be read.")
     return samples
 
 

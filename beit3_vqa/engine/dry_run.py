@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from beit3_vqa.engine.checkpoint.save import InsideEpoch
 from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.engine.logging import format_seconds, peak_memory
 from beit3_vqa.engine.loop import StepReport, train_epoch
@@ -55,6 +56,8 @@ def dry_run(run: Training) -> None:
         print(f"step {report.step}: loss {loss:.4f}, {times[-1] - times[-2]:.2f} s")
 
     inside = run.state.inside
+    if inside.examples >= run.examples:  # it was stopped after the last step of its epoch, in validation
+        inside = InsideEpoch()
     first_batches = itertools.islice(run.train.epoch(0, inside.examples), TIMED_STEPS * run.update_freq)
     train_epoch(run, first_batches, run.schedule, after_step, first_example=inside.examples, first_step=inside.steps)
     epoch_seconds = (times[-1] - times[-2]) * run.steps_per_epoch

@@ -1,7 +1,4 @@
-"""The families of models, found by a model's name, and the least parameters that a name can mean.
-
-Nothing here imports torch at the top: `--help` uses this file, and must be quick.
-"""
+"""The families of models, found by a model's name, and the least parameters that a name can mean."""
 
 import re
 from contextlib import suppress

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from beit3_vqa.errors import InputError, RunEnded, first_line
-from beit3_vqa.runtime import distributed
 
 T = TypeVar("T")
 _HEARTBEAT = 1.0  # seconds between signs of life while one process works and the others wait
@@ -181,8 +180,8 @@ def local_device(kind: str) -> torch.device:
 
 def shard_sizes(global_batch: int) -> list[int]:
     """Return how many of `global_batch` examples each process has, by rank."""
-    size = distributed.world_size()
-    return [end - begin for begin, end in (shard_range(global_batch, rank, size) for rank in range(size))]
+    size = world_size()
+    return [end - begin for begin, end in (shard_range(global_batch, place, size) for place in range(size))]
 
 
 def gather_rows(x: Tensor, global_batch: int) -> Tensor:
@@ -195,7 +194,7 @@ def gather_rows(x: Tensor, global_batch: int) -> Tensor:
     Returns:
         (global_batch, ...), the same in every process; its gradient, summed over all processes, comes back to `x`.
     """
-    return x[:global_batch] if distributed.world_size() == 1 else _Gather.apply(x, shard_sizes(global_batch))
+    return x[:global_batch] if world_size() == 1 else _Gather.apply(x, shard_sizes(global_batch))
 
 
 class _Gather(torch.autograd.Function):
@@ -203,8 +202,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
-        own = counts[distributed.rank()]
-        ctx.place, ctx.shape = (sum(counts[: distributed.rank()]), own), x.shape
+        own = counts[rank()]
+        ctx.place, ctx.shape = (sum(counts[: rank()]), own), x.shape
         padded = x.new_zeros(max(counts), *x.shape[1:])  # a collective wants equal shapes
         padded[:own] = x[:own]
         parts = [torch.empty_like(padded) for _ in counts]

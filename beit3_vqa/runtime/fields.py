@@ -96,8 +96,9 @@ def typed(value: object, kind: Any, where: str) -> Any:
     expected = " or ".join((scalar_of(kind).__name__, *words_of(kind)))
     if typing.get_origin(kind) is tuple:
         expected = f"a list of {expected}"
-        if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
-            return tuple(float(v) for v in value)
+        with contextlib.suppress(OverflowError):
+            if isinstance(value, (list, tuple)) and all(type(v) in (int, float) for v in value):
+                return tuple(float(v) for v in value)
     elif (value is None and type(None) in accepted) or value in words_of(kind):
         return value
     elif float in accepted and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -49,6 +49,9 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_weights(scpc, tmp_path, u
     assert f"stopped by {number.name}: saved {out}" in said
     assert "Traceback" not in said
     assert not list(out.glob(".*.tmp"))
+    if moment == "evaluation":  # every step of its epoch is done: a dry run times those of another
+        process = start([*command, "--dry_run"], log)
+        assert ended(process, log)[0] == 0
     process = start(command, log)
     assert ended(process, log)[0] == 0
     content = torch.load(out / "checkpoint-3.pth")

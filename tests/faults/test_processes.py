@@ -100,7 +100,7 @@ def test_a_checkpoint_goes_from_any_strategy_to_any_other(scpc, tmp_path):
     ours, theirs = (torch.load(folder / "checkpoint-5.pth") for folder in (out, alone))
     for key in ("model", "model_ema"):
         for name, value in theirs[key].items():
-            # 30 steps, each of which moves a weight by 5e-4 at most; see tests/engine/strategies.py for --opt_eps.
+            # 30 steps, each of which moves a weight by 5e-4 at most; see tests/helpers/strategies.py for --opt_eps.
             assert (ours[key][name] - value).abs().max() <= 1e-5, name
     assert main(finetune(scpc, out, "--eval", "--split", "val", "--resume", str(out / "checkpoint-5.pth"))) == 0
     assert main(finetune(scpc, tmp_path / "tuned", "--finetune", str(out / "checkpoint-5.pth"), "--epochs", "1")) == 0

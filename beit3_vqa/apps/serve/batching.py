@@ -90,9 +90,14 @@ class Batcher(Generic[Item, Result]):
         """Wait for jobs and return the next batch, oldest first; empty once the queue is closed and empty."""
         with self._changed:
             while not self._jobs and not self._closed:
-                if not self._changed.wait(REST_SECONDS if self._worked else None):
+                woken = self._changed.wait(REST_SECONDS if self._worked else None)
+                if not woken and not self._jobs and not self._closed:
                     self._worked = False
-                    give_back_freed_memory()  # requests of all sizes leave gaps behind, which only fill up slowly
+                    self._changed.release()  # whoever comes meanwhile needn't wait for it
+                    try:
+                        give_back_freed_memory()  # requests of all sizes leave gaps behind, which only fill up slowly
+                    finally:
+                        self._changed.acquire()
             if not self._jobs:
                 return []
             kind, end = self._jobs[0].kind, time.monotonic() + self.window

@@ -264,9 +264,10 @@ def check_same_answers(task: Task, content: Content, where: str) -> None:
     if "task_state" not in content:
         task.vouch(where)
     elif content["task_state"] != task.state():
+        table = task.config.data.answer2label or "the one in --data_path"
         raise InputError(
-            "the checkpoint was trained with another answer table than the one in --data_path. Its outputs would be "
-            "read as the wrong answers; start from it with --finetune instead."
+            f"{where}: was trained with another answer table than {table}. Its outputs would be read as the wrong "
+            "answers; start from it with --finetune instead."
         )
 
 

@@ -103,7 +103,7 @@ def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
 def tell_changes(components: Components, content: Content, saved: dict[str, Any]) -> None:
     """Print the options of model, data, training and task, and the number of processes, that have changed since."""
     own = {"seed", *components.task.spec.own_options}
-    places = {"data_path", "image_root", "trust_checkpoint"} if _DATA in content else {"trust_checkpoint"}
+    places = {"data_path", "image_root"} if _DATA in content else set()
     changed = [
         f"{name} {short(saved[name])} -> {value}"
         for name, value in components.config.flat(components.found).items()

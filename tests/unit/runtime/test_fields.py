@@ -52,3 +52,10 @@ def test_only_the_options_own_words_are_accepted():
     for value in ("some", None, True, 1.5, []):
         with pytest.raises(InputError, match=r"^x can't be .*; expected int or auto\.$"):
             typed(value, Size, "x")
+
+
+@pytest.mark.parametrize("value", [(10**400, 0.9), (True, 0.9), ("0.9", 0.9)])
+def test_tuple_takes_numbers_that_a_float_can_hold_and_nothing_else(value):
+    assert typed((1, 0.5), tuple[float, ...], "x") == (1.0, 0.5)
+    with pytest.raises(InputError, match="x can't be"):
+        typed(value, tuple[float, ...], "x")
