@@ -1,7 +1,9 @@
 """`beit3-vqa serve`: a page and an HTTP interface for questions to trained models."""
 
+import os
 from dataclasses import MISSING, dataclass
 
+from beit3_vqa.apps.serve.limits import COMPILED_SHAPES
 from beit3_vqa.cli.flags import command_with
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.fields import Options, option
@@ -38,6 +40,8 @@ def run(options: ServeOptions) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError(f'`beit3-vqa serve` needs {error.name}: pip install "beit3_vqa[serve]".') from error
+    for name, number in COMPILED_SHAPES.items():  # before torch is loaded
+        os.environ.setdefault(name, number)
     from beit3_vqa.apps.serve.server import serve
 
     serve(**vars(options))

@@ -16,5 +16,8 @@ MAX_PENDING = 32  # connections that the system keeps for us; with uvicorn's 2,0
 MAX_WAITING = 64  # questions that wait for the model; an image of the size that a model sees is a megabyte
 WINDOW_SECONDS = 0.01  # how long the model waits for a second question when it has one
 BATCH_SIZE = 8
+# oneDNN and PyTorch compile a product anew for each size of batch and text, and keep 1,024 of them each, some 150 MiB.
+# They read these variables when torch is loaded.
+COMPILED_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 REST_SECONDS = 5.0  # without a question, after which the system gets back what was freed
 SHUTDOWN_SECONDS = 30  # for requests that are being answered when the server is stopped
