@@ -1,6 +1,7 @@
 """`beit3-vqa serve` as a process, by the commands of its page: its address, many clients, its memory, its end."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -286,3 +287,20 @@ def test_a_token_is_made_if_others_are_let_in_and_none_is_given(ensemble, monkey
         assert asked_for == printed
         assert len(set(printed)) == 2
         assert min(map(len, printed)) == 43  # 256 bits
+
+
+@pytest.mark.parametrize(("environment", "said"), [({}, "64 64 False"), ({"LRU_CACHE_CAPACITY": "9"}, "9 64 False")])
+def test_caches_of_compiled_shapes_are_bounded_before_torch_is_loaded(environment, said):
+    code = """
+import os, sys, types
+server = types.ModuleType("beit3_vqa.apps.serve.server")
+names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+server.serve = lambda **options: print(*map(os.environ.get, names), "torch" in sys.modules)
+sys.modules[server.__name__] = server
+from beit3_vqa.cli.main import main
+main(["serve", "--checkpoint", "x"])
+"""
+    inherited = {name: value for name, value in os.environ.items() if name not in limits.COMPILED_SHAPES}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{said}\n"
