@@ -41,7 +41,7 @@ from beit3_vqa.engine.checkpoint.save import TrainState
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import evaluate_fully, naming
-from beit3_vqa.engine.predictor import _load
+from beit3_vqa.engine.predictor import load_components
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.engine.trainer import Training, fit, set_up_training
 from beit3_vqa.errors import InputError
@@ -201,7 +201,7 @@ def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, p
         InputError: not such a checkpoint, or a family without such a format.
     """
     given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
-    components = _load(Path(checkpoint), given, to_export=True)
+    components = load_components(Path(checkpoint), given, to_export=True)
     with naming(str(checkpoint)):
         components.family.export(components.model, components.processor, Path(folder), merge=merge)
     print(f"wrote {folder}; the text of an option was {components.config.model.prompt_template!r}")

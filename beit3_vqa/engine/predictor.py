@@ -204,12 +204,12 @@ def load(
     watch_spinning()
     places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
-    components = _load(Path(checkpoint), given)
+    components = load_components(Path(checkpoint), given)
     components.model.to(components.precision.device).eval()
     return Predictor(components, str(checkpoint), read_temperature(Path(checkpoint)) or 1.0)
 
 
-def _load(path: Path, given: dict[str, str], *, to_export: bool = False) -> Components:
+def load_components(path: Path, given: dict[str, str], *, to_export: bool = False) -> Components:
     """Build the components of a checkpoint's run and load its weights.
 
     Args:
