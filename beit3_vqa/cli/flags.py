@@ -109,5 +109,5 @@ def _or_word(scalar: type, words: tuple[str, ...]) -> Callable[[str], object]:
     def parse(text: str) -> object:
         return text if text in words else scalar(text)
 
-    parse.__name__ = scalar.__name__  # argparse names it if a value doesn't fit
+    parse.__name__ = " or ".join((scalar.__name__, *words))  # argparse names it if a value doesn't fit
     return parse

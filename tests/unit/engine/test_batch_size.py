@@ -59,7 +59,7 @@ def test_auto_batch_size_is_64_if_memory_suffices(scpc, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--batch_size", "0"], "--batch_size 0: must be at least 1 and at most 1,000,000, or auto."),
-        (["--batch_size", "some"], "invalid int value"),
+        (["--batch_size", "some"], "invalid int or auto value: 'some'"),
         (["--batch_size", "3", "--effective_batch_size", "8"], "can't be made of batches of 3"),
         (
             ["--batch_size", "4", "--effective_batch_size", "8", "--update_freq", "2"],
