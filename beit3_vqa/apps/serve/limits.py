@@ -18,6 +18,6 @@ WINDOW_SECONDS = 0.01  # how long the model waits for a second question when it 
 BATCH_SIZE = 8
 # oneDNN and PyTorch compile a product anew for each size of batch and text, and keep 1,024 of them each, some 150 MiB.
 # They read these variables when torch is loaded.
-COMPILED_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+COMPILED_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 REST_SECONDS = 5.0  # without a question, after which the system gets back what was freed
 SHUTDOWN_SECONDS = 30  # for requests that are being answered when the server is stopped

@@ -7,7 +7,8 @@ to `NAME.part`, is checked to be BEiT-3, and only then gets the name `NAME`.
     download = be the only writer of .part -> fetch, going on after failures -> check -> rename"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,8 @@ from typing import Literal
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.models.beit3.key_layout import VOCAB_ROWS, KeyLayout, check_key_layout, require_torch_zip
 from beit3_vqa.runtime.files import file_sha256, flush_folder
-from beit3_vqa.runtime.transfer import fetch, require_https, shown, sole_writer
+from beit3_vqa.runtime.https import require_https, shown
+from beit3_vqa.runtime.transfer import fetch
 
 RELEASES = "https://github.com/addf400/files/releases/download/beit3/"  # addf400 answers for BEiT in Microsoft's issues
 MAX_BYTES = 8_000_000_000
@@ -108,7 +110,7 @@ def download(
         say(f"Fetching {shown(address)} to {target}")
         limit = max_bytes if official.kind == "checkpoint" else min(max_bytes, MAX_TOKENIZER_BYTES)
         part.parent.mkdir(parents=True, exist_ok=True)
-        with sole_writer(part):
+        with _sole_writer(part):
             fetch(address, part, limit, attempts=attempts, pause=pause, timeout=timeout, say=say)
             found = _check_arrived(part, official)
             part.replace(target)
@@ -117,6 +119,27 @@ def download(
         raise InputError(f"{target} can't be written ({error}). What came so far is kept") from error
     say(f"{target} is complete ({found}).")
     return target
+
+
+@contextmanager
+def _sole_writer(part: Path) -> Iterator[None]:
+    """Lock `part` for this process: two downloads that append to one file would mix their bytes."""
+    with part.open("ab") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another download is writing {part}: wait for it, or stop it") from None
+        except (ImportError, OSError):  # Windows, where an open file can't be renamed, or a file system without locks
+            lock.close()
+        try:
+            yield
+        finally:
+            if part.exists() and part.stat().st_size == 0:
+                part.unlink()
+            if not part.exists():
+                Path(f"{part}.json").unlink(missing_ok=True)
 
 
 def _resolve(name: str, url: str | None) -> tuple[str, OfficialFile]:

@@ -21,7 +21,7 @@ import pytest
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS, RELEASES, download
 from beit3_vqa.models.beit3.key_layout import KeyLayout
-from beit3_vqa.runtime.transfer import SafeRedirects
+from beit3_vqa.runtime.https import SafeRedirects
 from tests.helpers.checkpoint_files import checkpoint_bytes
 from tests.helpers.file_server import NAME, Behaviour, FileServer, Handler
 
@@ -152,6 +152,22 @@ def test_gives_up_after_failures_in_a_row(fetch: Callable[..., Path], server: Fi
 def test_an_address_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no connection"):
         download(NAME, tmp_path, "http://127.0.0.1:9/x", attempts=2, pause=0.01, say=lambda text: None)
+    assert names_in(tmp_path) == set()
+
+
+def test_without_a_network_it_ends_at_once_and_names_other_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):  # one would be asked instead
+        monkeypatch.delenv(name, raising=False)
+    said: list[str] = []
+    started = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        download(NAME, tmp_path, "https://no-such-host.invalid/x", say=said.append)
+    assert time.monotonic() - started < 2
+    assert len(said) == 1
+    for way in ("no connection", "checkpoints/README.md", "--url", "browser", f"put it at {tmp_path / NAME}"):
+        assert way in str(caught.value)
     assert names_in(tmp_path) == set()
 
 
