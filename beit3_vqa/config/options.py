@@ -55,6 +55,7 @@ class InitConfig(Options):
     model_key: str = option("model|module", "keys of that file that may hold the weights, tried in order")
     model_prefix: str = option("", "prefix to strip from its parameter names")
     allow_missing: str = option("", "regular expression of parameter names that --finetune may leave out")
+    new_head: bool = option(False, "begin with a new head; else what fits of the head in --finetune is kept")
     init: str = option(
         "auto",
         "scale of fresh weights: upstream's, or unit, for training from scratch; auto: unit without --finetune",

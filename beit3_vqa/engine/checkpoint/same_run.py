@@ -16,7 +16,7 @@ from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 
 # Options that decide how a run begins, and nothing after that.
-_BEGINNING = ("finetune", "model_key", "model_prefix", "allow_missing", "init")
+_BEGINNING = ("finetune", "model_key", "model_prefix", "allow_missing", "new_head", "init")
 _DATA = "data_rows"  # in a checkpoint
 _EARLIER = "earlier"  # a split in there: rows that were trained on and are no longer in the training split
 _ADVICE = "--no_auto_resume begins a new run and keeps the old one's files in previous-N; so does another --output_dir."

@@ -136,7 +136,8 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
 
     def load_pretrained(self, model: BEiT3Model, weights: dict[str, Tensor], where: str) -> list[str]:
         """Copy weights of another resolution, head or objective; see `pretrained.load_pretrained`."""
-        report = load_pretrained(model, weights, where, self.config.init.allow_missing)
+        init = self.config.init
+        report = load_pretrained(model, weights, where, init.allow_missing, new_head=init.new_head)
         print(f"{where}: {report}")
         return report.new
 

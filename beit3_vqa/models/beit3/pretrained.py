@@ -138,7 +138,9 @@ def _unwrapped(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]
     return weights, taken_off
 
 
-def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, allow_missing: str = "") -> LoadReport:
+def load_pretrained(
+    model: BEiT3Model, weights: dict[str, Tensor], where: str, allow_missing: str = "", *, new_head: bool = False
+) -> LoadReport:
     """Copy pretrained weights into a model and return what was done to make them fit.
 
     Image positions of another resolution are interpolated. If a head has another number of classes, its weights that
@@ -149,6 +151,7 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
         weights: state dict of the checkpoint, in any floating-point type.
         where: the file's name, for messages.
         allow_missing: regular expression of names that may be missing on either side.
+        new_head: keep nothing of the checkpoint's head, even if it fits.
 
     Raises:
         InputError: any other missing, unexpected or mis-shaped name, all of them listed.
@@ -156,7 +159,7 @@ def load_pretrained(model: BEiT3Model, weights: dict[str, Tensor], where: str, a
     own = model.state_dict()
     before, weights = weights, dict(weights)
     report = LoadReport()
-    _drop_other_heads(weights, own, report)
+    _drop_other_heads(weights, own, report, new_head)
     _fit_positions(weights, own, report)
 
     try:
@@ -212,11 +215,13 @@ def mismatches(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
     return problems
 
 
-def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport) -> None:
-    """Remove from `weights`, in place, what belongs to heads that the model hasn't, or not of that shape."""
+def _drop_other_heads(weights: dict[str, Tensor], own: dict[str, Tensor], report: LoadReport, new_head: bool) -> None:
+    """Remove from `weights`, in place, heads that the model hasn't, or not of that shape; any if `new_head`."""
     for head in (*PRETRAINING_HEADS, *OTHER_HEADS):
         names = [name for name in weights if name.startswith(head)]
         fit = [name for name in names if name in own and weights[name].shape == own[name].shape]
+        if new_head and head.endswith("head."):  # the pooler before it stays
+            fit = []
         if len(fit) < len(names):
             report.kept += fit
             report.dropped += [f"{name} {tuple(weights.pop(name).shape)}" for name in names if name not in fit]

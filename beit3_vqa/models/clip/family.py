@@ -44,7 +44,9 @@ class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
     On a GPU `--precision auto` means fp16, as in the published recipe.
     """
 
-    unused = frozenset({"sentencepiece_model", "vocab_size", "drop_path", "init", "allow_missing", "checkpoint_every"})
+    unused = frozenset(
+        {"sentencepiece_model", "vocab_size", "drop_path", "init", "allow_missing", "new_head", "checkpoint_every"}
+    )
     unused |= {"compile", "task_head_lr_weight"}
     auto_precision: Mapping[str, str] = MappingProxyType({"cuda": "fp16"})
     exports = True

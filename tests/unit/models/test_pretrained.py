@@ -131,6 +131,20 @@ def test_head_of_the_same_class_count_is_kept():
     torch.testing.assert_close(target.head[0].weight, source.head[0].weight)
 
 
+def test_a_new_head_keeps_nothing_of_the_checkpoints_even_if_it_fits():
+    source, target = model(), model()
+    fresh = {name: value.clone() for name, value in target.state_dict().items()}
+    for value in source.state_dict().values():
+        nn.init.normal_(value)
+    report = load_pretrained(target, source.state_dict(), "x", new_head=True)
+    heads = [name for name in fresh if name.startswith("head.")]
+    assert report.new == heads
+    assert report.kept == []
+    assert len(report.dropped) == len(heads)
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, fresh[name] if name in heads else source.state_dict()[name])
+
+
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "not finite"])
 def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(change):
     weights = dict(model().state_dict())
