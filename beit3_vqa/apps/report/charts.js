@@ -130,10 +130,12 @@ function lineChart(title, series, x, y, options = {}) {
   const smallest = Math.min(full[1] - full[0], Math.max((full[1] - full[0]) / 200, x.whole ? 2 : 0));
   const clip = `clip-${lineChart.made = (lineChart.made || 0) + 1}`;
 
-  const [plot, all, chart] = zoomable(title, full, smallest, (view, show) => drawn(label, (width) => {
+  const [plot, showAll, chart] = zoomable(title, full, smallest, (view, show) => drawn(label, (width) => {
     const left = 50, right = 16, top = 30, bottom = 40, height = 250;
-    const inside = points.filter((p) => p[0] >= view.low && p[0] <= view.high);
-    const seen = (inside.length ? inside : points).map((p) => p[1]);
+    const shown = series.map((one) => ({ ...one, mean: options.smooth && smoothing.weight ? smoothed(one.points, smoothing.weight) : null }));
+    const all = shown.flatMap((one) => [...one.points, ...(one.mean || [])]);
+    const inside = all.filter((p) => p[0] >= view.low && p[0] <= view.high);
+    const seen = (inside.length ? inside : all).map((p) => p[1]);
     const [yLow, yHigh] = range(view.zoomed ? seen : [...seen, ...baselines.map((one) => one.value)], y);
     const toX = (v) => left + ((v - view.low) / (view.high - view.low)) * (width - left - right);
     const toY = (v) => height - bottom - ((v - yLow) / (yHigh - yLow)) * (height - top - bottom);
@@ -152,7 +154,6 @@ function lineChart(title, series, x, y, options = {}) {
     axes.push(svg("text", { x: width - right, y: height - 4, "text-anchor": "end", text: x.label }));
     for (const [x1, y1, x2, y2] of options.references || []) parts.push(svg("path", { class: "reference", d: line([[x1, y1], [x2, y2]]) }));
     for (const one of baselines) parts.push(svg("path", { class: `reference ${one.kind}`, d: line([[view.low, one.value], [view.high, one.value]]) }));
-    const shown = series.map((one) => ({ ...one, mean: options.smooth && smoothing.weight ? smoothed(one.points, smoothing.weight) : null }));
     for (const one of shown) {
       if (one.band && one.band.length > 1) {
         const up = one.band.map((p) => [p[0], p[2]]), down = one.band.map((p) => [p[0], p[1]]).reverse();
@@ -213,7 +214,7 @@ function lineChart(title, series, x, y, options = {}) {
     return drawing;
   }));
   if (options.smooth) smoothing.charts.push(chart);
-  return [plot, html("div", { class: "under" }, [readout, all])];
+  return [plot, html("div", { class: "under" }, [readout, showAll])];
 }
 
 // rows: [{label, marks: [{name, colour, value, low, high, note}]}], percent on the x axis
@@ -225,7 +226,7 @@ function intervalChart(rows, baselines, label) {
     const height = heights.reduce((a, b) => a + b, 0) + 44;
     const toX = (v) => left + (v / 100) * (width - left - right);
     const parts = [];
-    for (const v of [0, 25, 50, 75, 100]) {
+    for (const v of toX(100) - left < 150 ? [0, 50, 100] : [0, 25, 50, 75, 100]) {
       parts.push(svg("line", { class: "grid", x1: toX(v), x2: toX(v), y1: 0, y2: height - 44 }));
       parts.push(svg("text", { x: toX(v), y: height - 26, "text-anchor": "middle", text: `${v}%` }));
     }

@@ -320,7 +320,7 @@ def curved(images, scpc, tmp_path_factory):
     (out / "log.txt").write_text("\n".join(map(json.dumps, rows)))
     with SummaryWriter(str(out / "tensorboard")) as writer:
         for step in range(1, 301):
-            writer.add_scalar("train/loss", 0.7 + 1 / (step + 9) + 0.3 * (-1) ** step, step)
+            writer.add_scalar("train/loss", 0.7 + 2 * (step < 120) + 0.3 * (-1) ** step, step)
             writer.add_scalar("train/lr", 0.00073 * (1 - step / 301), step)
     assert main(["report", str(out), "--output", str(out.parent / "r.html")]) == 0
     return out.parent / "r.html"
@@ -407,6 +407,16 @@ def test_smoothing_draws_a_calmer_line_and_leaves_the_raw_one_faint(browser, cur
 
         assert swing(plot.locator("path.curve.mean").get_attribute("d")) < 0.2 * swing(raw)
         assert shown.get_by_role("group", name="Learning rate").locator("path.mean").count() == 0
+        plot.focus()
+        for _ in range(8):  # however near, the calm line stays in sight
+            shown.keyboard.press("+")
+        low, high, left, right = 30, 210, 50, plot.bounding_box()["width"] - 16
+        line = plot.locator("path.curve.mean").get_attribute("d")[1:].split("L")
+        inside = [y for x, y in (map(float, point.split(",")) for point in line) if left <= x <= right]
+        assert inside
+        assert low <= min(inside) <= max(inside) <= high
+        shown.keyboard.press("0")
+        shown.get_by_label("Smoothing").focus()
         shown.keyboard.press("Home")
         assert plot.locator("path.curve").count() == 1
 
@@ -452,6 +462,9 @@ def test_open_ended_answers_and_unknown_truths_are_shown(browser, tmp_path):
         assert [text.split("\n")[0] for text in texts] == ["a cat", "A", "a dog"]
         badges = shown.locator(".card .head .badge").all_text_contents()
         assert badges == ["answer not known", "✗ wrong", "answer not known"]
+        assert "picture, always answering “a dog” (counted in the questions themselves) gets" in shown.inner_text(
+            "#metrics-lead"
+        )
         assert not shown.locator("#training").is_visible()
 
 
