@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
     package_data={
-        "beit3_vqa": ["py.typed", "apps/serve/page/*"],
+        "beit3_vqa": ["py.typed", "apps/attention.js", "apps/serve/page/*"],
         "beit3_vqa.apps.report": ["*.j2", "*.css", "*.js"],
     },
     install_requires=[

@@ -14,9 +14,15 @@ class ReportOptions(Options):
     paths: tuple[Path, ...] = option(
         MISSING, "output folder of a run, or a predictions.json", positional=True, metavar="RUN"
     )
-    output: Path = option(Path("report.html"), "the page to write", metavar="FILE")
+    output: Path = option(
+        Path("report.html"),
+        "the page to write; a report of the same runs is replaced, any other file isn't",
+        metavar="FILE",
+    )
     split: str | None = option(
-        None, "split whose predictions are shown; default: test, else val", choices=("test", "val")
+        None,
+        "split whose predictions are shown; default: test if its answers are known, else val",
+        choices=("test", "val"),
     )
     attention: int = option(
         200,

@@ -20,20 +20,26 @@ const colourOf = (run) => `var(--run-${run % 8})`;
 const percent = (value, digits = 1) => `${value.toFixed(digits)}%`;
 const count = (value) => value.toLocaleString("en-US");
 
-function short(value) {
+// A number with as many digits as tell it from its neighbours a step away; without a step, four.
+function short(value, step) {
   const size = Math.abs(value);
-  if (size >= 1e4) return `${+(value / 1000).toPrecision(3)}k`;
-  if (size && size < 1e-3) return value.toExponential(1).replace(".0e", "e");
-  return String(+value.toPrecision(3));
+  const digits = (unit) => Math.max(0, -Math.floor(Math.log10(step / unit) + 1e-9));
+  if (!size) return "0";
+  if (size >= 1e4) return `${step ? (value / 1000).toFixed(digits(1000)) : +(value / 1000).toPrecision(4)}k`;
+  if (size < 1e-3 || (step < 1e-3 && size < 1e-2)) return value.toExponential(step ? digits(10 ** Math.floor(Math.log10(size) + 1e-9)) : 3).replace(/\.?0*e/, "e");
+  return step ? value.toFixed(digits(1)) : String(+value.toPrecision(4));
 }
+const shortPercent = (value, step = 0.1) => `${short(value, step)}%`;
 
-function ticks(low, high, wanted) {
+// Places of the ticks, 1, 2 or 5 times a power of ten apart, and how far; whole: only whole numbers.
+function ticks(low, high, wanted, whole = false) {
   const rough = (high - low) / wanted || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].find((m) => m * power >= rough * 0.999) * power;
+  const fitting = [1, 2, 5, 10].find((m) => m * power >= rough * 0.999) * power;
+  const step = whole ? Math.max(1, fitting) : fitting;
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step);
-  return found;
+  return [found, step];
 }
 
 function figure(title, note, chart, extra) {
@@ -46,60 +52,115 @@ function legend(items, kind = "") {
     html("li", {}, [html("span", { class: `swatch ${own || kind}`, colour }), html("span", { class: "data-text", text: name })])));
 }
 
-// A box that draws anew when its width changes, so that letters keep their size.
+// A box that draws anew when its width changes, so that letters keep their size, and when it is told to.
 function drawn(label, draw) {
   const box = html("div", { role: "img", "aria-label": label });
   let last = 0;
+  box.redraw = () => last && box.replaceChildren(draw(last));
   const observer = new ResizeObserver(([entry]) => {
     const width = Math.round(entry.contentRect.width);
     if (width && width !== last) {
       last = width;
-      box.replaceChildren(draw(width));
+      box.redraw();
     }
   });
   observer.observe(box);
   return box;
 }
 
-// series: [{name, colour, points: [[x, y]], band: [[x, low, high]], dots}]; x and y: {label, low, high, format}
-function lineChart(series, x, y, options = {}) {
-  const all = series.flatMap((one) => one.points);
-  const xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
-  const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
-  const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
-  const xLow = x.low ?? least(xs), xHigh = Math.max(x.high ?? most(xs), xLow + 1e-9);
-  let yLow = y.low ?? least(ys), yHigh = y.high ?? most(ys);
-  if (y.low === undefined) yLow -= (yHigh - yLow) * 0.06 || Math.abs(yLow) * 0.1 || 1;
-  if (y.high === undefined) yHigh += (yHigh - yLow) * 0.06 || Math.abs(yHigh) * 0.1 || 1;
-  const xFormat = x.format || short, yFormat = y.format || short;
-  const last = series.filter((one) => one.points.length).map((one) => `${one.name}: ${yFormat(one.points.at(-1)[1])}`);
+const smoothing = { weight: 0, charts: [] };
+
+// The mean of a point and those before it, each with `weight` times the weight of the next.
+function smoothed(points, weight) {
+  let sum = 0, total = 0;
+  return points.map(([x, y]) => {
+    sum = weight * sum + y;
+    total = weight * total + 1;
+    return [x, sum / total];
+  });
+}
+
+const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
+
+// The range of an axis: what is fixed stays, the rest gets a margin.
+function range(values, axis) {
+  let low = axis.low ?? least(values), high = axis.high ?? most(values);
+  if (axis.low === undefined) low -= (high - low) * 0.06 || Math.abs(low) * 0.1 || 1;
+  if (axis.high === undefined) high += (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+  return [low, high];
+}
+
+// What of the x axis is seen. Dragging takes a part, a double click, 0 or the button all; keys zoom and move.
+function zoomable(title, full, smallest, chartOf) {
+  const view = { low: full[0], high: full[1], zoomed: false };
+  const all = html("button", { type: "button", class: "small", text: "Show all", hidden: true, onclick: () => { show(...full); plot.focus(); } });
+  function show(low, high) {
+    const size = Math.min(Math.max(high - low, smallest), full[1] - full[0]);
+    view.low = Math.min(Math.max(low, full[0]), full[1] - size);
+    view.high = view.low + size;
+    view.zoomed = size < full[1] - full[0];
+    all.hidden = !view.zoomed;
+    chart.redraw();
+  }
+  function press(event) {
+    const size = view.high - view.low;
+    const by = { "+": [0.25, -0.25], "=": [0.25, -0.25], "-": [-0.5, 0.5], ArrowLeft: [-0.2, -0.2], ArrowRight: [0.2, 0.2], 0: [-Infinity, Infinity] }[event.key];
+    if (!by || event.target !== plot || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    if (event.key === "0") show(...full);
+    else show(view.low + by[0] * size, view.high + by[1] * size);
+  }
+  const chart = chartOf(view, show);
+  const says = `${title}. Plus and minus zoom, arrow keys move, 0 shows all.`;
+  const plot = html("div", { class: "plot", role: "group", tabindex: "0", "aria-label": says, onkeydown: press, ondblclick: () => show(...full) }, [chart]);
+  return [plot, all, chart];
+}
+
+// series: [{name, colour, points: [[x, y]], band: [[x, low, high]], dots}]; x and y: {label, low, high, format, whole}
+// options: {references: [[x1, y1, x2, y2]], baselines: [{value, kind}], smooth, says}
+function lineChart(title, series, x, y, options = {}) {
+  const points = series.flatMap((one) => one.points), baselines = options.baselines || [];
+  const first = x.low ?? least(points.map((p) => p[0]));
+  const full = [first, Math.max(x.high ?? most(points.map((p) => p[0])), first + 1e-9)];
+  const format = { x: x.format || (x.whole ? count : short), y: y.format || short };
+  const last = series.filter((one) => one.points.length).map((one) => `${one.name}: ${format.y(one.points.at(-1)[1])}`);
   const readout = html("p", { class: "readout", "aria-hidden": "true" });
   const label = `${y.label} over ${x.label}. ${options.says || `At the end: ${last.join("; ")}`}.`;
+  const smallest = Math.min(full[1] - full[0], Math.max((full[1] - full[0]) / 200, x.whole ? 2 : 0));
+  const clip = `clip-${lineChart.made = (lineChart.made || 0) + 1}`;
 
-  const chart = drawn(label, (width) => {
+  const [plot, showAll, chart] = zoomable(title, full, smallest, (view, show) => drawn(label, (width) => {
     const left = 50, right = 16, top = 30, bottom = 40, height = 250;
-    const toX = (v) => left + ((v - xLow) / (xHigh - xLow)) * (width - left - right);
+    const shown = series.map((one) => ({ ...one, mean: options.smooth && smoothing.weight ? smoothed(one.points, smoothing.weight) : null }));
+    const all = shown.flatMap((one) => [...one.points, ...(one.mean || [])]);
+    const inside = all.filter((p) => p[0] >= view.low && p[0] <= view.high);
+    const seen = (inside.length ? inside : all).map((p) => p[1]);
+    const [yLow, yHigh] = range(view.zoomed ? seen : [...seen, ...baselines.map((one) => one.value)], y);
+    const toX = (v) => left + ((v - view.low) / (view.high - view.low)) * (width - left - right);
     const toY = (v) => height - bottom - ((v - yLow) / (yHigh - yLow)) * (height - top - bottom);
-    const parts = [svg("text", { x: 0, y: 12, text: y.label })];
-    for (const v of ticks(yLow, yHigh, 5)) {
-      parts.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: toY(v), y2: toY(v) }));
-      parts.push(svg("text", { x: left - 8, y: toY(v) + 4, "text-anchor": "end", text: yFormat(v) }));
+    const line = (list) => `M${list.map((p) => `${toX(p[0]).toFixed(1)},${toY(p[1]).toFixed(1)}`).join("L")}`;
+    const axes = [svg("text", { x: 0, y: 12, text: y.label })], parts = [];
+    const [rows, rowStep] = ticks(yLow, yHigh, 7);
+    for (const v of rows) {
+      axes.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: toY(v), y2: toY(v) }));
+      axes.push(svg("text", { class: "y-tick", x: left - 8, y: toY(v) + 4, "text-anchor": "end", text: format.y(v, rowStep) }));
     }
-    for (const v of x.ticks || ticks(xLow, xHigh, width < 420 ? 4 : 6)) {
-      parts.push(svg("text", { x: toX(v), y: height - bottom + 18, "text-anchor": "middle", text: xFormat(v) }));
+    const [columns, columnStep] = ticks(view.low, view.high, width < 420 ? 5 : 8, x.whole);
+    for (const v of columns) {
+      axes.push(svg("text", { class: "x-tick", x: toX(v), y: height - bottom + 18, "text-anchor": "middle", text: (x.format || short)(v, columnStep) }));
     }
-    parts.push(svg("line", { class: "axis", x1: left, x2: width - right, y1: toY(yLow), y2: toY(yLow) }));
-    parts.push(svg("text", { x: width - right, y: height - 4, "text-anchor": "end", text: x.label }));
-    for (const [x1, y1, x2, y2] of options.references || []) {
-      parts.push(svg("path", { class: "reference", d: `M${toX(x1 ?? xLow)},${toY(y1)}L${toX(x2 ?? xHigh)},${toY(y2)}` }));
-    }
-    for (const one of series) {
+    axes.push(svg("line", { class: "axis", x1: left, x2: width - right, y1: toY(yLow), y2: toY(yLow) }));
+    axes.push(svg("text", { x: width - right, y: height - 4, "text-anchor": "end", text: x.label }));
+    for (const [x1, y1, x2, y2] of options.references || []) parts.push(svg("path", { class: "reference", d: line([[x1, y1], [x2, y2]]) }));
+    for (const one of baselines) parts.push(svg("path", { class: `reference ${one.kind}`, d: line([[view.low, one.value], [view.high, one.value]]) }));
+    for (const one of shown) {
       if (one.band && one.band.length > 1) {
-        const up = one.band.map((p) => `${toX(p[0])},${toY(p[2])}`), down = one.band.map((p) => `${toX(p[0])},${toY(p[1])}`);
-        parts.push(svg("path", { class: "band", colour: one.colour, d: `M${up.join("L")}L${down.reverse().join("L")}Z` }));
+        const up = one.band.map((p) => [p[0], p[2]]), down = one.band.map((p) => [p[0], p[1]]).reverse();
+        parts.push(svg("path", { class: "band", colour: one.colour, d: `${line([...up, ...down])}Z` }));
       }
-      const path = one.points.map((p) => `${toX(p[0]).toFixed(1)},${toY(p[1]).toFixed(1)}`).join("L");
-      if (one.points.length > 1) parts.push(svg("path", { class: "curve", colour: one.colour, d: `M${path}` }));
+      if (one.points.length > 1) parts.push(svg("path", { class: one.mean ? "curve raw" : "curve", colour: one.colour, d: line(one.points) }));
+      if (one.mean) parts.push(svg("path", { class: "curve mean", colour: one.colour, d: line(one.mean) }));
       for (const [px, low, high] of one.whiskers || []) {
         parts.push(svg("line", { class: "whisker faint", colour: one.colour, x1: toX(px), x2: toX(px), y1: toY(low), y2: toY(high) }));
       }
@@ -107,43 +168,70 @@ function lineChart(series, x, y, options = {}) {
         for (const p of one.points) parts.push(svg("circle", { class: "dot", colour: one.colour, cx: toX(p[0]), cy: toY(p[1]), r: 4.5 }));
       }
     }
+    const area = { x: left - 6, y: top - 6, width: width - left - right + 12, height: height - top - bottom + 12 };
     const cursor = svg("line", { class: "cursor", y1: top, y2: height - bottom });
-    const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, [...parts, cursor]);
-    drawing.addEventListener("pointermove", (event) => {
-      const bounds = drawing.getBoundingClientRect();
-      const at = xLow + ((event.clientX - bounds.left - left) / (bounds.width - left - right)) * (xHigh - xLow);
-      const near = (one) => one.points.reduce((a, b) => (Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a));
-      const found = series.filter((one) => one.points.length).map((one) => [one, near(one)]);
+    const picked = svg("rect", { class: "picked", y: top, height: height - top - bottom, width: 0 });
+    const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, [
+      svg("clipPath", { id: clip }, [svg("rect", area)]), ...axes, svg("g", { "clip-path": `url(#${clip})` }, parts), picked, cursor,
+    ]);
+    const at = (event) => Math.min(Math.max(event.clientX - drawing.getBoundingClientRect().left, left), width - right);
+    const toValue = (place) => view.low + ((place - left) / (width - left - right)) * (view.high - view.low);
+    let from = null;
+    put(drawing, {
+      onpointerdown: (event) => {
+        if (event.button) return;
+        from = at(event);
+        drawing.setPointerCapture(event.pointerId);
+      },
+      onpointermove: (event) => {
+        if (from !== null) put(picked, { x: Math.min(from, at(event)), width: Math.abs(at(event) - from) });
+        tell(toValue(at(event)));
+      },
+      onpointerup: (event) => {
+        const ends = [from, at(event)].sort((a, b) => a - b);
+        if (from !== null && ends[1] - ends[0] > 5) show(...ends.map(toValue));
+        from = null;
+      },
+      onpointercancel: () => {
+        from = null;
+        put(picked, { width: 0 });
+      },
+      onpointerleave: () => {
+        cursor.style.visibility = "hidden";
+        readout.textContent = "";
+      },
+    });
+    function tell(wanted) {
+      const near = (list) => list.reduce((a, b) => (Math.abs(b[0] - wanted) < Math.abs(a[0] - wanted) ? b : a));
+      const found = shown.filter((one) => one.points.length).map((one) => [one, near(one.points)]);
       if (!found.length) return;
-      const place = found.reduce((a, b) => (Math.abs(b[1][0] - at) < Math.abs(a[1][0] - at) ? b : a))[1][0];
-      put(cursor, { x1: toX(place), x2: toX(place) }).style.visibility = "visible";
-      const values = found.filter(([, p]) => Math.abs(p[0] - place) <= (xHigh - xLow) * 0.02);
-      readout.textContent = `${x.label} ${xFormat(place)} – ${values.map(([one, p]) => `${one.name} ${yFormat(p[1])}`).join(", ")}`;
-    });
-    drawing.addEventListener("pointerleave", () => {
-      cursor.style.visibility = "hidden";
-      readout.textContent = "";
-    });
+      const place = near(found.map(([, p]) => p))[0];
+      put(cursor, { x1: toX(place), x2: toX(place) }).style.visibility = place < view.low || place > view.high ? "hidden" : "visible";
+      const values = found.filter(([, p]) => Math.abs(p[0] - place) <= (view.high - view.low) * 0.02);
+      const mean = (one) => (one.mean ? ` (smoothed ${format.y(near(one.mean)[1])})` : "");
+      readout.textContent = `${x.label} ${format.x(place)} – ${values.map(([one, p]) => `${one.name} ${format.y(p[1])}${mean(one)}`).join(", ")}`;
+    }
     return drawing;
-  });
-  return [chart, readout];
+  }));
+  if (options.smooth) smoothing.charts.push(chart);
+  return [plot, html("div", { class: "under" }, [readout, showAll])];
 }
 
 // rows: [{label, marks: [{name, colour, value, low, high, note}]}], percent on the x axis
-function intervalChart(rows, reference, label) {
+function intervalChart(rows, baselines, label) {
   return drawn(label, (width) => {
-    const left = Math.min(130, width * 0.3), right = 18, inner = 18;
+    const left = Math.min(130, Math.max(106, width * 0.3)), right = 18, inner = 18;
     const least = Math.min(64, 200 / rows.length);
     const heights = rows.map((row) => Math.max(least, row.marks.length * inner + 16));
     const height = heights.reduce((a, b) => a + b, 0) + 44;
     const toX = (v) => left + (v / 100) * (width - left - right);
     const parts = [];
-    for (const v of [0, 25, 50, 75, 100]) {
+    for (const v of toX(100) - left < 150 ? [0, 50, 100] : [0, 25, 50, 75, 100]) {
       parts.push(svg("line", { class: "grid", x1: toX(v), x2: toX(v), y1: 0, y2: height - 44 }));
       parts.push(svg("text", { x: toX(v), y: height - 26, "text-anchor": "middle", text: `${v}%` }));
     }
     parts.push(svg("text", { x: width - right, y: height - 6, "text-anchor": "end", text: "accuracy, bars: 95% interval" }));
-    if (reference !== null) parts.push(svg("path", { class: "reference", d: `M${toX(reference)},0V${height - 44}` }));
+    for (const one of baselines) parts.push(svg("path", { class: `reference ${one.kind}`, d: `M${toX(one.value)},0V${height - 44}` }));
     let top = 0;
     rows.forEach((row, place) => {
       const middle = top + heights[place] / 2;
@@ -172,9 +260,10 @@ function barChart(groups, yLabel, label) {
     const slot = (width - left - right) / groups.length;
     const toY = (v) => height - bottom - (v / high) * (height - top - bottom);
     const parts = [svg("text", { x: 0, y: 12, text: yLabel })];
-    for (const v of ticks(0, high, 4)) {
+    const [rows, step] = ticks(0, high, 4, true);
+    for (const v of rows) {
       parts.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: toY(v), y2: toY(v) }));
-      parts.push(svg("text", { x: left - 8, y: toY(v) + 4, "text-anchor": "end", text: short(v) }));
+      parts.push(svg("text", { x: left - 8, y: toY(v) + 4, "text-anchor": "end", text: short(v, step) }));
     }
     groups.forEach((group, place) => {
       const wide = Math.min(34, (slot * 0.8) / group.bars.length), start = left + slot * (place + 0.5) - (wide * group.bars.length) / 2;

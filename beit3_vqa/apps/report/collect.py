@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.apps.report.curves import Curves, read_curves
-from beit3_vqa.data.predictions import predictions_file, read_info, read_predictions
+from beit3_vqa.data.predictions import get_suffix, predictions_file, read_info, read_predictions
 from beit3_vqa.data.types import AttentionMap, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.runtime.files import missing, read_json, real_path
 
 MAX_RUNS = 8  # colours that can be told apart
-MAX_CONFIG = 10_000_000  # bytes
-SPLITS = ("test", "val")
+MAX_JSON = 10_000_000  # bytes of config.json and of metrics.json
+SPLITS = ("test", "val")  # which comes first, if none is asked for
 
 
 @dataclass
@@ -27,6 +27,10 @@ class ReportRun:
         config: the values of config.json by group, empty if there is none.
         predictions: in the order of their file; empty if there are none.
         info: content of the .info.json beside the predictions, if there is one.
+        split: split whose predictions are shown; empty for a file of predictions, or if there are none.
+        evaluated: the values of the metrics.json of these predictions, empty if there is none.
+        other_split: split that has predictions too but isn't shown; empty if there is none.
+        preferred: whether the split is shown because the other one's answers aren't known.
         attention: id of a question -> where the model looked.
     """
 
@@ -36,7 +40,16 @@ class ReportRun:
     config: dict[str, Any] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
     info: PredictionsInfo | None = None
+    split: str = ""
+    evaluated: dict[str, Any] = field(default_factory=dict)
+    other_split: str = ""
+    preferred: bool = False
     attention: dict[str, AttentionMap] = field(default_factory=dict)
+
+    @property
+    def answers_known(self) -> bool:
+        """Whether there is a prediction that can be scored."""
+        return any(p.score is not None for p in self.predictions)
 
 
 def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun]:
@@ -44,7 +57,8 @@ def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun
 
     Args:
         paths: output folders, or predictions.json files.
-        split: split whose predictions are wanted; None: the test split's, else the validation's, if there are any.
+        split: split whose predictions are wanted; None: the test split's if their answers are known, else the
+            validation's if theirs are, else those that are there.
 
     Raises:
         InputError: if a path holds nothing to show, predictions can't be used, or the same ids stand for other
@@ -71,25 +85,46 @@ def _read_run(path: Path, split: str | None) -> ReportRun:
         return run
     if not path.is_dir():
         raise InputError(missing("run folder or predictions file", path))
-    run = ReportRun("", path, read_curves(path), _read_config(path / "config.json"))
-    wanted = [predictions_file(path, s) for s in ([split] if split else SPLITS)]
-    file = next(filter(Path.exists, wanted), None)
-    if file is not None:
-        run.info = read_info(file)
-        run.predictions = read_predictions(file, run.info)
-    elif split:
-        raise InputError(f"{path} has no {wanted[0].name}: evaluate with --eval --split {split} first.")
+    run = ReportRun("", path, read_curves(path), _read_object(path / "config.json"))
+    there = [name for name in SPLITS if predictions_file(path, name).exists()]
+    if split and split not in there:
+        raise InputError(
+            f"{path} has no {predictions_file(path, split).name}: evaluate with --eval --split {split} first."
+        )
+    if there:
+        _show_best(run, [split] if split else there)
+        run.other_split = next((name for name in there if name != run.split), "")
     if not run.predictions and not run.curves["steps"] and not run.curves["epochs"]:
         raise InputError(f"{path} has nothing to show: no log.txt, no TensorBoard events, no predictions.json.")
     return run
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read config.json; return {} if it can't be read, since it only adds a few facts."""
+def _show_best(run: ReportRun, splits: Sequence[str]) -> None:
+    """Read the predictions of the first split whose answers are known; if none is, of the first."""
+    for split in splits:
+        _show_split(run, split)
+        if run.answers_known:
+            run.preferred = split != splits[0]
+            return
+    if len(splits) > 1:
+        _show_split(run, splits[0])
+
+
+def _show_split(run: ReportRun, split: str) -> None:
+    """Read the predictions of a split, and what lies beside them."""
+    file = predictions_file(run.path, split)
+    run.split = split
+    run.info = read_info(file)
+    run.predictions = read_predictions(file, run.info)
+    run.evaluated = _read_object(run.path / f"metrics{get_suffix(split)}.json")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; return {} if it can't be read, since it only adds a few facts."""
     if not path.is_file():
         return {}
     try:
-        content = read_json(path, MAX_CONFIG)
+        content = read_json(path, MAX_JSON)
     except InputError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -72,11 +72,12 @@ def blocks(pictures: Sequence[str]) -> list[list[str]]:
 def _run(run: ReportRun, rows: dict[str, int]) -> dict[str, Any]:
     """Collect the data of one run; `rows` gives each id its row in the columns."""
     info = run.info
-    metrics = _metrics(run.predictions)
+    metrics = _metrics(run)
     return {
         "name": visible(run.name),
         "facts": _facts(run, metrics),
         "chance": info.chance if info else None,
+        "measures": info.best_metric if info else "",
         "curves": run.curves or Curves(steps={}, epochs={}, score_name=""),
         "metrics": metrics or None,
         "answers": _answers(run.predictions, rows) if run.predictions else None,
@@ -84,14 +85,32 @@ def _run(run: ReportRun, rows: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _metrics(run: ReportRun) -> dict[str, Any]:
     """Compute `full_metrics`, and intervals for the points of the reliability diagram and of the coverage."""
-    metrics = full_metrics(predictions)
+    metrics = full_metrics(run.predictions)
+    if metrics:
+        metrics["likeliest"] = _likeliest(metrics, run.evaluated)
     calibrated = metrics.get("calibration", {}).get("reliability", [])
     for point in [*calibrated, *metrics.get("accuracy_at_coverage", [])]:
         low, high = wilson_interval(point["questions"] * point["accuracy"] / 100, point["questions"])
         point |= {"low": round(100 * low, 2), "high": round(100 * high, 2)}
     return metrics
+
+
+def _likeliest(metrics: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
+    """Return what always choosing the likeliest answer gets, without the image, and how that was counted.
+
+    The evaluation has counted it in the training answers, which aren't here. Its number is taken if it speaks of the
+    same predictions; else answers are counted in the questions themselves.
+    """
+    found: dict[str, Any] = metrics.get("baselines", {}).get("most_frequent_answer", {})
+    baselines = evaluated.get("baselines")
+    told = baselines.get("most_frequent_answer") if isinstance(baselines, dict) else None
+    same = all(evaluated.get(name) == metrics[name] for name in ("questions", "accuracy"))
+    if same and isinstance(told, dict) and type(told.get("accuracy")) is float and 0 <= told["accuracy"] <= 100:
+        found = told
+    texts = {name: visible(found[name]) for name in ("answer", "counted_in") if isinstance(found.get(name), str)}
+    return {"accuracy": found["accuracy"], **texts} if found else {}
 
 
 def _facts(run: ReportRun, metrics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -101,14 +120,18 @@ def _facts(run: ReportRun, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     epochs = run.curves.get("epochs", {}).get("score", [])
     scored = [(epoch, score) for epoch, score in epochs if score is not None]
     best = max(scored, key=lambda point: point[1], default=None)
+    likeliest = metrics.get("likeliest")
     facts = [
         ("Model", model),
         ("Parameters", f"{info.parameters:,}" if info else ""),
         ("Task", info.task if info else _text(config, "run", "task")),
         ("Split", info.split if info else ""),
+        ("Why this one", f"the answers of {run.other_split} aren't known" if run.preferred else ""),
+        ("Other split", f"{run.other_split}: --split {run.other_split} shows it" if run.other_split else ""),
         ("Questions", f"{len(run.predictions):,}" if run.predictions else ""),
         ("Weighted", f"{metrics['weighted_accuracy']:.1f}%" if "weighted_accuracy" in metrics else ""),
         ("Guessing", f"{info.chance:.1f}%" if info and info.chance is not None else ""),
+        ("Likeliest", f"{likeliest['accuracy']:.1f}%, if always chosen" if likeliest else ""),
         ("Best epoch", f"{best[0]}, validation {best[1]:.2f}" if best else ""),
         ("Checkpoint", info.checkpoint if info else ""),
         ("Read from", str(run.path)),

@@ -2,37 +2,10 @@
 
 const detail = { place: 0, fade: 0.8, run: null };
 
-// From clear over yellow to red: where nothing was looked at, the picture stays as it is.
-const HEAT = [[255, 236, 120], [250, 170, 40], [236, 70, 40], [190, 0, 90]];
-
-function heat(share) {
-  const at = Math.min(0.9999, Math.max(0, share)) * (HEAT.length - 1), low = Math.floor(at), part = at - low;
-  return [...HEAT[low].map((value, channel) => value + part * (HEAT[low + 1][channel] - value)), 235 * share ** 0.6];
-}
-
-// The share at a place between the middles of patches, from the four around it.
-function between(shares, map, x, y) {
-  const column = Math.min(map.columns - 1, Math.max(0, x)), row = Math.min(map.rows - 1, Math.max(0, y));
-  const left = Math.floor(column), top = Math.floor(row), right = Math.min(left + 1, map.columns - 1), bottom = Math.min(top + 1, map.rows - 1);
-  const at = (r, c) => shares.charCodeAt(r * map.columns + c) / 255;
-  const upper = at(top, left) + (column - left) * (at(top, right) - at(top, left));
-  const lower = at(bottom, left) + (column - left) * (at(bottom, right) - at(bottom, left));
-  return upper + (row - top) * (lower - upper);
-}
-
 function overlay(map) {
-  const fine = Math.ceil(200 / Math.max(map.columns, map.rows));
-  const canvas = html("canvas", { width: fine * map.columns, height: fine * map.rows, "aria-hidden": "true", id: "overlay" });
-  const pixels = new ImageData(canvas.width, canvas.height);
+  const canvas = html("canvas", { "aria-hidden": "true", id: "overlay" });
   const shares = atob(map.patches);
-  for (let place = 0; place < canvas.width * canvas.height; place++) {
-    const x = ((place % canvas.width) + 0.5) / fine - 0.5, y = (Math.floor(place / canvas.width) + 0.5) / fine - 0.5;
-    pixels.data.set(heat(between(shares, map, x, y)), 4 * place);
-  }
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
-  const [left, top, right, bottom] = map.region;
-  const place = { left, top, width: right - left, height: bottom - top };
-  for (const [name, share] of Object.entries(place)) canvas.style[name] = `${100 * share}%`;
+  drawAttention(canvas, map.rows, map.columns, (row, column) => shares.charCodeAt(row * map.columns + column) / 255, map.region);
   canvas.style.opacity = detail.fade;
   return canvas;
 }

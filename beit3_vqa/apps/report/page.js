@@ -2,15 +2,13 @@
 
 function drawThemeButton() {
   const button = byId("theme");
-  const themes = [["", "Auto", "as the system has them"], ["light", "Light", "light"], ["dark", "Dark", "dark"]];
+  const themes = ["system", "light", "dark"];
   let at = 0;
   button.addEventListener("click", () => {
     at = (at + 1) % themes.length;
-    const [theme, text, said] = themes[at];
-    if (theme) document.documentElement.dataset.theme = theme;
+    if (at) document.documentElement.dataset.theme = themes[at];
     else delete document.documentElement.dataset.theme;
-    button.textContent = text;
-    button.setAttribute("aria-label", `Colours: ${said}`);
+    button.textContent = `Theme: ${themes[at]}`;
   });
 }
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.resources import files
@@ -13,7 +14,7 @@ from beit3_vqa.apps.report.collect import ReportRun
 from beit3_vqa.apps.report.content import blocks, page_data
 from beit3_vqa.apps.report.thumbnails import make_thumbnails
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime.files import write_text
+from beit3_vqa.runtime.files import is_file, real_path, write_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -21,8 +22,35 @@ if TYPE_CHECKING:
 MAX_PAGE = 29_000_000  # bytes, pictures included
 MAX_PICTURES = 22_000_000  # bytes
 SCRIPTS = ("charts.js", "summary.js", "gallery.js", "detail.js", "page.js")
+SHARED = "attention.js"  # drawn in serve's page too
 # What could end a script element, or begin a comment in one. JSON knows these characters in strings alone.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+# Stands at the top of a report and says which runs it is of.
+_MARK = re.compile(rb'<meta name="beit3-vqa-runs" content="([0-9a-f]{64})">')
+_HEAD = 10_000  # bytes that hold it
+
+
+def require_own_report(path: Path, runs: Sequence[Path]) -> None:
+    """Raise InputError if a file is there that isn't a report of the same paths, in whatever order."""
+    if not is_file(path):
+        return
+    try:
+        with path.open("rb") as file:
+            found = _MARK.search(file.read(_HEAD))
+    except OSError as error:
+        raise InputError(f"--output {path}: can't be read ({error.strerror}); give another name.") from error
+    if found is None or found[1].decode() != _mark(runs):
+        what = "is the report of another run" if found else "isn't a report that says which run it is of"
+        raise InputError(
+            f"--output {path}: the file that is there {what}. Delete or move it, or name another file, such as "
+            f"--output {path.with_name(f'report-{real_path(runs[0]).stem}.html')}."
+        )
+
+
+def _mark(runs: Sequence[Path]) -> str:
+    """Return a name for a set of paths that doesn't tell them, since a report may be sent to others."""
+    return hashlib.sha256("\0".join(sorted(str(real_path(path)) for path in runs)).encode()).hexdigest()
 
 
 def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") -> Path:
@@ -45,6 +73,7 @@ def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") ->
         path,
         template.generate(
             title=_title(runs),
+            runs=_mark([run.path for run in runs]),
             version=metadata.version("beit3_vqa"),
             style=style,
             style_sha256=_sha256(style),
@@ -76,12 +105,12 @@ def read_template() -> "jinja2.Template":
     return environment.from_string(_part("page.html.j2"))
 
 
-def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+def _part(name: str, package: str = "beit3_vqa.apps.report") -> str:
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def _script() -> str:
-    return '(() => {\n"use strict";\n' + "\n".join(map(_part, SCRIPTS)) + "})();\n"
+    return '(() => {\n"use strict";\n' + "\n".join([_part(SHARED, "beit3_vqa.apps"), *map(_part, SCRIPTS)]) + "})();\n"
 
 
 def _sha256(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from beit3_vqa.apps.report.collect import ReportRun, read_runs
 from beit3_vqa.apps.report.content import image_file
-from beit3_vqa.apps.report.page import read_template, write_report
+from beit3_vqa.apps.report.page import read_template, require_own_report, write_report
 from beit3_vqa.apps.report.scalars import write_scalars
 from beit3_vqa.data.types import AttentionMap, Prediction
 from beit3_vqa.engine.logging import Progress
@@ -33,8 +33,8 @@ def report(
 
     Args:
         paths: output folders, or predictions.json files.
-        output: the HTML file.
-        split: split whose predictions are shown; None: the test split's, else the validation's.
+        output: the HTML file. A report of the same paths is replaced, any other file isn't.
+        split: split whose predictions are shown; None: see `read_runs`.
         attention: for how many questions of each run to compute where the model looked; 0: none.
         image_root: folder of the images, if they have moved.
         device: device that computes the attention.
@@ -53,7 +53,9 @@ def report(
         refuse_to_replace("--output", output, [file for file in path.iterdir() if file.suffix not in (".html", ".htm")])
     read_template()
     runs = read_runs(paths, split)
+    require_own_report(output, paths)
     for run in runs:
+        _print_split(run)
         if run.info is not None:
             check_parameters(run.info.model, run.info.parameters, run.path)
     if attention:
@@ -64,6 +66,13 @@ def report(
     written = write_report(runs, output, image_root)
     print(f"wrote {written}, {written.stat().st_size / 1e6:.1f} MB")
     return written
+
+
+def _print_split(run: ReportRun) -> None:
+    """Print which of two splits is shown, and how to see the other."""
+    if run.other_split:
+        why = f", since the answers of {run.other_split} aren't known" if run.preferred else ""
+        print(f"{run.name}: shows the split {run.split}{why}; --split {run.other_split} shows the other")
 
 
 def worth_a_look(predictions: Sequence[Prediction], most: int) -> list[Prediction]:

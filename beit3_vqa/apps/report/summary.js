@@ -55,20 +55,54 @@ function trainingFigures() {
       return points.length ? [{ name: run.name, colour: colourOf(place), points, dots: points.length < 30 && x.from === "epochs" }] : [];
     });
     if (!list.length) return false;
-    const steps = x.from === "epochs" ? [...new Set(list.flatMap((one) => one.points.map((p) => p[0])))].sort((a, b) => a - b) : null;
-    const spread = steps && steps.length > 12 ? null : steps;
-    const [chart, readout] = lineChart(list, { label: x.label, ticks: spread }, { label: unit, ...options.y }, options);
-    found.push(figure(title, note, chart, [...names(list), html("div", { class: "space" })]));
+    const [chart, readout] = lineChart(title, list, { label: x.label, whole: true }, { label: unit, ...options.y }, options);
+    found.push(figure(title, note, chart, [...names(list), ...baselineKey(options.baselines || []), html("div", { class: "space" })]));
     found.at(-1).append(readout);
     return true;
   };
   const step = { from: "steps", label: "optimizer step" }, epoch = { from: "epochs", label: "epoch" };
-  add("Training loss", "Mean of the steps since the last point.", "loss", "loss", step) || add("Training loss", "Mean of each epoch.", "train_loss", "loss", epoch);
-  add("Validation score", "At the end of each epoch.", "score", runs.find((run) => run.curves.score_name)?.curves.score_name || "score", epoch);
+  add("Training loss", "Mean of the steps since the last point.", "loss", "loss", step, { smooth: true }) || add("Training loss", "Mean of each epoch.", "train_loss", "loss", epoch);
+  const score = runs.find((run) => run.curves.score_name)?.curves.score_name || "score";
+  add("Validation score", "At the end of each epoch.", "score", score, epoch, { baselines: baselines(score) });
   add("Validation loss", "At the end of each epoch.", "val_loss", "loss", epoch);
   add("Learning rate", "", "lr", "learning rate", step, { y: { low: 0 } }) || add("Learning rate", "At the end of each epoch.", "train_lr", "learning rate", epoch, { y: { low: 0 } });
-  add("Throughput", "", "examples_per_second", "examples per second", step, { y: { low: 0 } }) || add("Throughput", "", "examples_per_second", "examples per second", epoch, { y: { low: 0 } });
+  add("Throughput", "", "examples_per_second", "examples per second", step, { y: { low: 0 }, smooth: true }) || add("Throughput", "", "examples_per_second", "examples per second", epoch, { y: { low: 0 } });
   return found;
+}
+
+// What is reached without a look at the picture: lines to beat, of the first run that knows them.
+function baselines(score) {
+  const run = scored.map(([one]) => one).find((one) => one.measures === score || one.measures === "");
+  if (!run) return [];
+  const { accuracy } = score === "accuracy" ? run.metrics.likeliest : {};
+  return [
+    run.chance === null ? null : { name: `blind guessing, ${percent(run.chance)}`, value: run.chance, kind: "chance" },
+    accuracy === undefined ? null : { name: `always the likeliest answer, ${percent(accuracy)}`, value: accuracy, kind: "likeliest" },
+  ].filter(Boolean);
+}
+
+const baselineKey = (lines) => (lines.length ? [legend(lines.map((one) => [one.name, "var(--edge)", one.kind]))] : []);
+
+function baselineText() {
+  const { chance, metrics: { likeliest } } = scored[0][0];
+  const ways = chance === null ? [] : [`blind guessing gets ${percent(chance)}`];
+  if (likeliest.accuracy !== undefined) {
+    const what = likeliest.answer ? `always answering “${likeliest.answer}”` : "always choosing the option whose text is right most often";
+    ways.push(`${what}${likeliest.counted_in ? ` (counted in ${likeliest.counted_in})` : ""} gets ${percent(likeliest.accuracy)}`);
+  }
+  if (!ways.length) return "";
+  return `Without a look at the picture, ${ways.join(", and ")}. A model that isn't clearly above that has learned little more than which answers are frequent.`;
+}
+
+function smoothingSlider() {
+  const told = html("span", { text: "off" });
+  const slide = (event) => {
+    smoothing.weight = event.target.value / 100;
+    told.textContent = smoothing.weight ? percent(event.target.value * 1, 0) : "off";
+    for (const chart of smoothing.charts) chart.redraw();
+  };
+  const input = html("input", { type: "range", id: "smoothing", min: 0, max: 95, step: 5, value: 0, oninput: slide });
+  return html("label", { class: "slider" }, [html("span", { text: "Smoothing" }), input, told]);
 }
 
 function wordFigure() {
@@ -84,10 +118,10 @@ function wordFigure() {
       name: run.name, colour: colourOf(place), value: run.metrics.accuracy_by_question_word[word].accuracy, ...run.metrics.interval_by_question_word[word],
     })),
   }));
-  const chance = scored[0][0].chance;
+  const lines = baselines("accuracy");
   const says = rows.map((row) => `${row.label}: ${row.marks.map((m) => `${percent(m.value)}, from ${percent(m.low)} to ${percent(m.high)}`).join("; ")}`).join(". ");
-  const note = chance === null ? "" : `The dashed line is blind guessing (${percent(chance)}).`;
-  return figure("Accuracy by question word", note, intervalChart(rows, chance, `Accuracy by question word with 95% intervals. ${says}.`), names());
+  const chart = intervalChart(rows, lines, `Accuracy by question word with 95% intervals. ${[...lines.map((one) => one.name), says].join(". ")}.`);
+  return figure("Accuracy by question word", "The lines need no picture; they are over all questions.", chart, [...names(), ...baselineKey(lines)]);
 }
 
 const names = () => (runs.length > 1 ? [legend(scored.map(([run, place]) => [run.name, colourOf(place)]))] : []);
@@ -98,13 +132,13 @@ function reliabilityFigure() {
     return { name: run.name, colour: colourOf(place), dots: true, points: bins.map((b) => [b.confidence, b.accuracy]), whiskers: bins.map((b) => [b.confidence, b.low, b.high]) };
   });
   if (!series.length) return null;
-  const axis = { low: 0, high: 100, format: (v) => `${+v.toFixed(1)}%` };
+  const axis = { low: 0, high: 100, format: shortPercent };
   const errors = series.map((one) => {
     const { ece, brier } = scored.find(([run]) => run.name === one.name)[0].metrics.calibration;
     return [one, `expected calibration error ${percent(ece)}${brier === undefined ? "" : `, Brier score ${brier.toFixed(3)}`}`];
   });
   const says = errors.map(([one, text]) => `${one.name}: ${text}`).join("; ");
-  const [chart, readout] = lineChart(series, { label: "confidence", ...axis }, { label: "accuracy", ...axis }, { references: [[0, 0, 100, 100]], says });
+  const [chart, readout] = lineChart("Reliability", series, { label: "confidence", ...axis }, { label: "accuracy", ...axis }, { references: [[0, 0, 100, 100]], says });
   const key = legend(errors.map(([one, text]) => [runs.length > 1 ? `${one.name}: ${text}` : text, one.colour]));
   const box = figure("Reliability", "Below the dashed line it is surer than it should be, above it too modest.", chart, [key, html("div", { class: "space" })]);
   box.append(readout);
@@ -117,9 +151,9 @@ function coverageFigure() {
     return { name: run.name, colour: colourOf(place), dots: true, points: points.map((p) => [p.coverage, p.accuracy]), band: points.map((p) => [p.coverage, p.low, p.high]) };
   });
   if (!series.length) return null;
-  const format = (v) => `${+v.toFixed(1)}%`;
+  const format = shortPercent;
   const lowest = Math.min(...series.flatMap((one) => one.band.map((p) => p[1])));
-  const [chart, readout] = lineChart(series, { label: "questions answered, the surest first", low: 0, high: 100, format }, { label: "accuracy", low: Math.max(0, 10 * Math.floor(lowest / 10) - 10), high: 100, format });
+  const [chart, readout] = lineChart("Accuracy at coverage", series, { label: "questions answered, the surest first", low: 0, high: 100, format }, { label: "accuracy", low: Math.max(0, 10 * Math.floor(lowest / 10) - 10), high: 100, format });
   const box = figure("Accuracy at coverage", "What leaving out the least sure answers is worth; the band is the 95% interval.", chart, [...names(), html("div", { class: "space" })]);
   box.append(readout);
   return box;
@@ -167,8 +201,9 @@ function drawSummary() {
   const table = agreement();
   if (table) byId("between").append(table);
   const curves = trainingFigures();
+  if (smoothing.charts.length) byId("smooth").append(smoothingSlider());
   if (curves.length) place(byId("curves"), curves);
   else for (const element of [byId("training"), document.querySelector('nav a[href="#training"]')]) element.hidden = true;
   if (scored.length) place(byId("plots"), [wordFigure(), reliabilityFigure(), coverageFigure(), ...positionFigures(), ...confusionFigures()].filter(Boolean));
-  byId("metrics-lead").textContent = scored.length ? "" : "No answer is known, so there is nothing to score.";
+  byId("metrics-lead").textContent = scored.length ? baselineText() : "No answer is known, so there is nothing to score.";
 }

@@ -30,7 +30,7 @@ FILES = {
     "/docs": ("docs.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
-    "/overlay.js": ("overlay.js", "text/javascript"),
+    "/attention.js": ("../../attention.js", "text/javascript"),  # the report's palette and this page's are one
     "/token.js": ("token.js", "text/javascript"),
     "/docs.js": ("docs.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),

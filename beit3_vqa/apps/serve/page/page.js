@@ -1,9 +1,10 @@
 // The page: an image, a question and options in; bars and where the model looked out. Text is only ever set as text.
-import { drawLook } from "./overlay.js";
+/* global drawAttention -- of attention.js */
 import { send } from "./token.js";
 
 const $ = (id) => document.getElementById(id);
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+const SMALL = 320; // pixels; smaller images are shown this large
 const FIRST_OPTIONS = 4; // shown where the model takes more
 
 let model = null; // what /api/model says
@@ -49,6 +50,11 @@ function take(file) {
   $("choose").textContent = "Choose another image";
 }
 
+$("preview").addEventListener("load", () => {
+  const { naturalWidth: width, naturalHeight: height } = $("preview");
+  const larger = SMALL / Math.max(width, height); // else one couldn't see where the model looked
+  $("preview").style.width = larger > 1 ? `${Math.round(larger * width)}px` : "";
+});
 $("preview").addEventListener("error", () => {
   $("picture").hidden = true;
   $("unseen").hidden = false;
@@ -197,18 +203,24 @@ function show(reply) {
     $("whose").replaceChildren(...looks.map((look, index) => make("option", { value: index, textContent: look.model })));
     $("whose").hidden = looks.length < 2;
     $("looking").hidden = $("overlay").hidden = $("picture").hidden;
-    drawLook($("overlay"), looks[0]);
+    drawLook(looks[0]);
     fade();
   }
   $("answer").scrollIntoView({ block: "nearest" });
 }
 
+function drawLook(look) {
+  const brightest = Math.max(...look.patches.flat()) || 1;
+  drawAttention($("overlay"), look.patches.length, look.patches[0].length, (row, column) => look.patches[row][column] / brightest, look.region);
+}
+
 function fade() {
+  $("faded").textContent = `${$("fade").value}%`;
   $("overlay").style.opacity = $("fade").value / 100;
 }
 
 $("fade").addEventListener("input", fade);
-$("whose").addEventListener("change", () => drawLook($("overlay"), looks[$("whose").value]));
+$("whose").addEventListener("change", () => drawLook(looks[$("whose").value]));
 
 // --- the beginning
 

@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -203,7 +204,7 @@ def test_arrow_keys_walk_through_questions_and_enter_opens_one(browser, page):
 def test_every_control_is_reached_with_tab(browser, page):
     with opened(browser, page) as shown:
         reached = set()
-        for _ in range(60):
+        for _ in range(80):
             shown.keyboard.press("Tab")
             reached.add(
                 shown.evaluate(
@@ -227,7 +228,7 @@ def test_every_control_is_reached_with_tab(browser, page):
             "f-low",
             "f-high",
         }
-        assert names | {"f-order", "f-reset", "next", "question data-text"} <= reached
+        assert names | {"f-order", "f-reset", "next", "question data-text", "smoothing", "plot"} <= reached
 
 
 def test_attention_overlay_covers_the_picture_and_fades(browser, page, evaluated):
@@ -284,10 +285,13 @@ def test_contrast_is_enough_and_nothing_sticks_out(browser, page, width, scheme)
 
 def test_theme_button_goes_around_the_themes(browser, page):
     with opened(browser, page) as shown:
-        colours = []
+        colours, names = [], []
         for _ in range(4):
             colours.append(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
             shown.click("#theme")
+            names.append(shown.get_by_role("button", name="Theme").inner_text())
+        assert names == ["Theme: light", "Theme: dark", "Theme: system", "Theme: light"]
+        assert "light, dark" in shown.get_attribute("#theme", "title")
         light, dark = "rgb(244, 246, 249)", "rgb(14, 18, 24)"
         assert colours == [light, light, dark, light]  # as the system has it, light, dark, and around
 
@@ -303,6 +307,134 @@ def test_pictures_plots_and_controls_have_labels(browser, page):
         named = "(one) => one.labels?.length || one.getAttribute('aria-label') || one.textContent.trim()"
         unnamed = f"all => all.filter((one) => !({named})(one)).length"
         assert shown.locator("button, select, input").evaluate_all(unnamed) == 0
+
+
+@pytest.fixture(scope="module")
+def curved(images, scpc, tmp_path_factory):
+    """A report on curves with awkward numbers: 300 steps, seven epochs."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    out = tmp_path_factory.mktemp("curved") / "run"
+    write_run(out, some_predictions(images, 40, 1), scpc / "images")
+    rows = [{"epoch": n, "train_loss": 1.0 / (n + 3), "val_accuracy": 61.37 + n / 7, "val_loss": 0.7} for n in range(7)]
+    (out / "log.txt").write_text("\n".join(map(json.dumps, rows)))
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+        for step in range(1, 301):
+            writer.add_scalar("train/loss", 0.7 + 2 * (step < 120) + 0.3 * (-1) ** step, step)
+            writer.add_scalar("train/lr", 0.00073 * (1 - step / 301), step)
+    assert main(["report", str(out), "--output", str(out.parent / "r.html")]) == 0
+    return out.parent / "r.html"
+
+
+def ticks(plot, axis) -> list[str]:
+    return plot.locator(f"text.{axis}-tick").all_text_contents()
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_ticks_are_1_2_5_apart_and_short(browser, curved, width):
+    with opened(browser, curved, width) as shown:
+        plots = shown.locator("#training .plot")
+        for place in range(plots.count()):
+            plot = plots.nth(place)
+            plot.focus()
+            for _ in range(3):  # whole, and zoomed in
+                for axis in ("x", "y"):
+                    texts = ticks(plot, axis)
+                    values = [float(text) for text in texts]
+                    assert len(set(texts)) == len(texts) >= 2
+                    assert max(map(len, texts)) <= 7, texts
+                    steps = [b - a for a, b in pairwise(values)]
+                    assert steps == pytest.approx([steps[0]] * len(steps), rel=1e-6)
+                    assert f"{steps[0]:.3e}"[:5] in ("1.000", "2.000", "5.000"), texts
+                    assert axis == "y" or all(value.is_integer() for value in values)
+                plot.press("+")
+        assert ticks(shown.get_by_role("group", name="Validation loss"), "x")
+
+
+def test_plots_zoom_by_dragging_and_by_keys_and_come_back(browser, curved):
+    with opened(browser, curved) as shown:
+        plot = shown.get_by_role("group", name="Training loss")
+        panel = shown.locator("figure", has=plot)
+        everything = ticks(plot, "x")
+        show_all = panel.get_by_role("button", name="Show all")
+        assert not show_all.is_visible()
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+
+        def drag():
+            shown.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 120)
+            shown.mouse.down()
+            shown.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + 100, steps=4)
+            assert plot.locator(".picked").bounding_box()["width"] == pytest.approx(0.2 * box["width"], abs=3)
+            shown.mouse.up()
+
+        drag()
+        seen = [int(text) for text in ticks(plot, "x")]
+        assert min(seen) >= 120
+        assert max(seen) <= 240
+        shown.mouse.dblclick(box["x"] + 100, box["y"] + 100)
+        assert ticks(plot, "x") == everything
+        drag()
+        show_all.click()
+        assert ticks(plot, "x") == everything
+        assert shown.evaluate("document.activeElement.className") == "plot"  # the button went, the focus stays near
+        plot.press("+")
+        plot.press("+")
+        middle = [int(text) for text in ticks(plot, "x")]
+        assert 100 < min(middle) < max(middle) < 200
+        plot.press("ArrowRight")
+        assert [int(text) for text in ticks(plot, "x")] != middle
+        assert show_all.is_visible()
+        plot.press("0")
+        assert ticks(plot, "x") == everything
+        for _ in range(20):
+            plot.press("+")
+        assert len(ticks(plot, "x")) >= 2  # never closer than what can be seen
+
+
+def test_smoothing_draws_a_calmer_line_and_leaves_the_raw_one_faint(browser, curved):
+    with opened(browser, curved) as shown:
+        plot = shown.get_by_role("group", name="Training loss")
+        raw = plot.locator("path.curve").get_attribute("d")
+        shown.get_by_label("Smoothing").focus()
+        shown.keyboard.press("End")
+        assert plot.locator("path.curve.raw").get_attribute("d") == raw
+        assert float(plot.locator("path.curve.raw").evaluate("(e) => getComputedStyle(e).opacity")) < 0.5
+
+        def swing(line):
+            heights = [float(point.split(",")[1]) for point in line[1:].split("L")][200:]
+            return max(heights) - min(heights)
+
+        assert swing(plot.locator("path.curve.mean").get_attribute("d")) < 0.2 * swing(raw)
+        assert shown.get_by_role("group", name="Learning rate").locator("path.mean").count() == 0
+        plot.focus()
+        for _ in range(8):  # however near, the calm line stays in sight
+            shown.keyboard.press("+")
+        low, high, left, right = 30, 210, 50, plot.bounding_box()["width"] - 16
+        line = plot.locator("path.curve.mean").get_attribute("d")[1:].split("L")
+        inside = [y for x, y in (map(float, point.split(",")) for point in line) if left <= x <= right]
+        assert inside
+        assert low <= min(inside) <= max(inside) <= high
+        shown.keyboard.press("0")
+        shown.get_by_label("Smoothing").focus()
+        shown.keyboard.press("Home")
+        assert plot.locator("path.curve").count() == 1
+
+
+def test_baselines_are_lines_in_the_plots_and_words(browser, curved):
+    with opened(browser, curved) as shown:
+        for name in ("Validation score", "Accuracy by question word"):
+            panel = shown.locator("figure", has=shown.get_by_role("heading", name=name))
+            legend = panel.locator(".legend li").all_text_contents()
+            assert legend[0] == "blind guessing, 25.0%"
+            assert legend[1].startswith("always the likeliest answer, ")
+            assert panel.locator("path.reference").count() == 2
+            area, inside = panel.locator("svg").bounding_box(), panel.locator("path.likeliest").bounding_box()
+            assert area["x"] < inside["x"] < area["x"] + area["width"]
+            assert area["y"] <= inside["y"] + 2 < area["y"] + area["height"]
+        lead = shown.inner_text("#metrics-lead")
+        assert "blind guessing gets 25.0%" in lead
+        assert "(counted in the questions themselves)" in lead
 
 
 def test_a_run_without_predictions_shows_its_curves_alone(browser, trained, tmp_path):
@@ -330,6 +462,9 @@ def test_open_ended_answers_and_unknown_truths_are_shown(browser, tmp_path):
         assert [text.split("\n")[0] for text in texts] == ["a cat", "A", "a dog"]
         badges = shown.locator(".card .head .badge").all_text_contents()
         assert badges == ["answer not known", "✗ wrong", "answer not known"]
+        assert "picture, always answering “a dog” (counted in the questions themselves) gets" in shown.inner_text(
+            "#metrics-lead"
+        )
         assert not shown.locator("#training").is_visible()
 
 

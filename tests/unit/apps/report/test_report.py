@@ -22,7 +22,7 @@ from beit3_vqa.apps.report.run import WRONG_SHARE, worth_a_look
 from beit3_vqa.apps.report.scalars import CELL, confusion_image
 from beit3_vqa.apps.report.thumbnails import STEPS, make_thumbnails
 from beit3_vqa.cli.main import main
-from beit3_vqa.data.predictions import read_info, read_predictions, write_info
+from beit3_vqa.data.predictions import read_info, read_predictions, write_info, write_predictions
 from beit3_vqa.data.types import Example, Prediction
 from beit3_vqa.engine.predictor import PreparedQuestion
 from beit3_vqa.metrics import accuracy_interval, full_metrics
@@ -110,6 +110,9 @@ def test_attention_is_the_models_own_answer(evaluated, tmp_path, capsys):
     info = read_info(copy / "predictions.json")
     checksum = hashlib.sha256((copy / "predictions.json").read_bytes()).hexdigest()
     write_info(dataclasses.replace(info, predictions_sha256=checksum), copy / "predictions.json")
+    assert main(command) == 2
+    assert "another run" in capsys.readouterr().err
+    command[command.index("--output") + 1] = str(tmp_path / "copy.html")
     assert main(command) == 0
     assert "7 of 7 answers differ from the predictions file" in capsys.readouterr().out
 
@@ -224,6 +227,94 @@ def test_pictures_fit_the_budget(tmp_path):
     assert sum(map(len, least)) <= 900
     assert STEPS[0][0] > STEPS[-1][0]
     assert not any(make_thumbnails(paths, 0))
+
+
+def facts_of(page) -> dict:
+    return dict(data_of(page)["runs"][0]["facts"])
+
+
+def test_the_split_whose_answers_are_known_is_shown(tmp_path, capsys):
+    run, output = tmp_path / "run", tmp_path / "r.html"
+    predictions = some_predictions(["x"], 8, 0)
+    unknown = [dataclasses.replace(p, truth=None, score=None) for p in predictions]
+    command = ["report", str(run), "--output", str(output)]
+
+    def shown(test, *flags) -> tuple[dict, str]:
+        write_run(run, test, tmp_path)
+        write_predictions(predictions, run / "predictions_val.json")
+        write_info(dataclasses.replace(read_info(run / "predictions.json"), split="val"), run / "predictions_val.json")
+        assert main([*command, *flags]) == 0
+        return facts_of(output), capsys.readouterr().out
+
+    facts, said = shown(unknown)
+    assert facts["Split"] == "val"
+    assert facts["Why this one"] == "the answers of test aren't known"
+    assert facts["Other split"] == "test: --split test shows it"
+    assert "run: shows the split val, since the answers of test aren't known; --split test shows the other" in said
+    assert data_of(output)["runs"][0]["metrics"]["questions"] == 8
+    facts, said = shown(unknown, "--split", "test")
+    assert facts["Split"] == "test"
+    assert data_of(output)["runs"][0]["metrics"] is None
+    assert "shows the split test; --split val shows the other" in said
+    facts, _ = shown(predictions)
+    assert facts["Split"] == "test"
+    assert "Why this one" not in facts
+    (run / "predictions_val.json").unlink()
+    assert main(command) == 0
+    assert "Other split" not in facts_of(output)
+
+
+def test_only_a_report_of_the_same_runs_is_replaced(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("one", 1), ("two", 2)):
+        write_run(tmp_path / name, some_predictions(["x"], 5, seed), tmp_path)
+    assert main(["report", "one"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("wrote report.html, ")  # as its page says
+    assert str(tmp_path) not in (tmp_path / "report.html").read_text()  # whom it is sent to learns no path from it
+    assert main(["report", str(tmp_path / "one")]) == 0  # the same, named otherwise
+    before = (tmp_path / "report.html").read_bytes()
+    assert main(["report", "two"]) == 2
+    said = capsys.readouterr().err
+    assert "--output report.html: the file that is there is the report of another run" in said
+    assert "--output report-two.html" in said
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert main(["report", "two", "--output", "report-two.html"]) == 0
+    assert main(["report", "one", "two"]) == 2
+    assert main(["report", "one", "two", "--output", "both.html"]) == 0
+    assert main(["report", "two", "one", "--output", "both.html"]) == 0
+    for content in (b"", b"my notes", b"<!doctype html><title>one: report</title>"):
+        (tmp_path / "mine.html").write_bytes(content)
+        assert main(["report", "one", "--output", "mine.html"]) == 2
+        assert "isn't a report that says" in capsys.readouterr().err
+        assert (tmp_path / "mine.html").read_bytes() == content
+
+
+def test_the_likeliest_answers_accuracy_is_the_evaluations_if_it_is_of_these_predictions(tmp_path):
+    run, output = tmp_path / "run", tmp_path / "r.html"
+    predictions = some_predictions(["x"], 20, 0, hostile=False)
+    write_run(run, predictions, tmp_path)
+    metrics = full_metrics(predictions)
+    own = metrics["baselines"]["most_frequent_answer"]
+    trained = full_metrics(predictions, {"a": 3})["baselines"]["most_frequent_answer"] | {"accuracy": 43.75}
+
+    def shown(content) -> dict:
+        (run / "metrics.json").write_text(json.dumps(content))
+        assert main(["report", str(run), "--output", str(output)]) == 0
+        found = data_of(output)["runs"][0]["metrics"]["likeliest"]
+        assert facts_of(output)["Likeliest"] == f"{found['accuracy']:.1f}%, if always chosen"
+        return found
+
+    told = metrics | {"baselines": {"most_frequent_answer": trained}}
+    assert shown(told) == trained
+    assert trained["counted_in"] == "the training answers"
+    for wrong in (
+        told | {"accuracy": metrics["accuracy"] + 1},  # an earlier evaluation's
+        told | {"baselines": {"most_frequent_answer": {"accuracy": "9"}}},
+        told | {"baselines": {"most_frequent_answer": {"accuracy": 1e9}}},
+        told | {"baselines": [1]},
+        [told],
+    ):
+        assert shown(wrong) == own
 
 
 def test_names_tell_runs_apart(tmp_path):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import main
@@ -88,8 +89,15 @@ def test_a_dropped_image_is_answered_with_bars_and_overlay(browser, url, ensembl
 
     boxes = [page.locator(name).bounding_box() for name in ("#overlay", "#preview")]
     assert list(boxes[0].values()) == pytest.approx(list(boxes[1].values()), abs=1)  # BEiT-3 sees the whole image
-    drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
-    assert page.eval_on_selector("#overlay", drawn) > 10  # of colours
+    pixels = page.eval_on_selector(
+        "#overlay", "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    assert len(set(pixels)) > 10  # of colours
+    shades = sorted((tuple(pixels[k : k + 4]) for k in range(0, len(pixels), 4)), key=lambda shade: shade[3])
+    assert shades[-1] == pytest.approx((190, 0, 90, 235), abs=3)  # the report's red; the rest lets the picture through
+    assert shades[0][3] < 200
+    assert page.eval_on_selector("#overlay", "c => getComputedStyle(c).opacity") == "0.65"
+    assert page.inner_text("#faded") == "65%"
     for value, opacity in (("0", "0"), ("100", "1")):
         page.fill("#fade", value)
         assert page.eval_on_selector("#overlay", "c => getComputedStyle(c).opacity") == opacity
@@ -133,6 +141,20 @@ def test_page_works_with_the_keyboard_alone(browser, url, photograph):
     before = page.input_value("#fade")
     page.keyboard.press("ArrowLeft")
     assert int(page.input_value("#fade")) == int(before) - 1
+    assert seen.problems == []
+    page.context.close()
+
+
+def test_a_small_image_is_shown_larger_with_its_sides_in_proportion(browser, url, tmp_path):
+    Image.new("RGB", (64, 32)).save(tmp_path / "small.png")
+    seen = Watched(browser)
+    page = seen.page
+    page.goto(url)
+    page.wait_for_selector("#option-3")
+    page.set_input_files("#file", tmp_path / "small.png")
+    wait_for(page, "document.getElementById('preview').clientWidth > 64")
+    box = page.locator("#preview").bounding_box()
+    assert (box["width"], box["height"]) == pytest.approx((320, 160), abs=1)
     assert seen.problems == []
     page.context.close()
 
