@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from beit3_vqa.runtime.fields import Options, option
 
-DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
+DEFAULT_PROMPT_TEMPLATE = "{question} Choices: {options}"  # ... Choices: A. cat B. dog
 OPTION_PROMPT_TEMPLATE = "Question: {question} Answer: {choice}"
 MAX_BPE_TOKENS = 64
 BATCH_SIZE = 64
