@@ -269,6 +269,9 @@ class RunOptions(Options):
         "with --eval: what the logits are divided by, or `fit` to find it on --split val and keep it beside the "
         "checkpoint; default: what is kept there, else 1",
     )
+    submission_like: str = option(
+        "", "with --eval: a sample submission, whose columns, ids and order the submission takes", metavar="FILE"
+    )
     resume: str = option("", "one of your own checkpoints to go on from")
     auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")
     trust_checkpoint: bool = option(

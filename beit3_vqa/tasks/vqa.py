@@ -16,6 +16,7 @@ from beit3_vqa.data.dataset import IndexDataset, build_question, get_truth
 from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM, DatasetInfo
 from beit3_vqa.data.predictions import write_submission, write_upstream_results
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
+from beit3_vqa.data.submission import read_sample
 from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
@@ -120,6 +121,9 @@ class VQACustom(Task):
         rows = self.folder.rows(split)
         self._check_choices(rows, split)
         self._check_labels(rows, split)
+        run = self.config.run
+        if run.submission_like and split == run.split:  # before hours of evaluation
+            read_sample(Path(run.submission_like)).check(list(map(row_id, rows)))
         return self.dataset_of(self._answered(rows) if training else rows, processor, training=training)
 
     def _check_choices(self, rows: Rows, split: str) -> None:
@@ -292,10 +296,13 @@ class VQACustom(Task):
         return 100.0 * max(answers.values()) / len(rows)
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
-        """Write upstream's JSON and submission.csv."""
+        """Write upstream's JSON and submission.csv, the latter as the sample of `--submission_like` has it."""
+        sample, submission = self.config.run.submission_like, folder / f"submission{suffix}.csv"
         return [
             write_upstream_results(result.predictions, folder / f"submit_{self.spec.name}_{info.split}.json"),
-            write_submission(result.predictions, folder / f"submission{suffix}.csv"),
+            read_sample(Path(sample)).write(result.predictions, submission)
+            if sample
+            else write_submission(result.predictions, submission),
         ]
 
 

@@ -55,7 +55,13 @@ def evaluated(folder, out, task="vqacustom"):
         "--data_path",
         str(folder / "data"),
     ]
-    assert main([*command, "--output_dir", str(out), "--device", "cpu", "--num_workers", "0", "--tta", "cyclic"]) == 0
+    sample = folder / "sample.csv"
+    rows = (folder / "test.csv").read_text(encoding="utf-8").splitlines()[:0:-1]
+    sample.write_text("\n".join(["id,answer", *(f"{row.partition(',')[0]},?" for row in rows)]), encoding="utf-8")
+    command += ["--submission_like", str(sample), "--tta", "cyclic"]
+    assert main([*command, "--output_dir", str(out), "--device", "cpu", "--num_workers", "0"]) == 0
+    submission = (out / "submission.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(",")[0] for line in submission] == ["id", *(row.partition(",")[0] for row in rows)]
     return json.loads((out / "predictions.json").read_text(encoding="utf-8"))
 
 

@@ -43,6 +43,7 @@ FLAGS = {
     "drop_worst_after": 12000, "num_beams": 3, "length_penalty": 0.6,
     "task": "vqacustom", "output_dir": "", "log_dir": "", "seed": 0,
     "eval": False, "split": "test", "tta": "none", "blind": False, "temperature": "",
+    "submission_like": "",
     "resume": "", "auto_resume": True, "resume_weights_only": False,
     "data_changed": "refuse",
     "stop_after_epochs": 0, "save_ckpt": True, "save_ckpt_freq": 1, "save_steps": 0, "keep_checkpoints": 0,
