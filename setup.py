@@ -23,12 +23,15 @@ setup(
         "sentencepiece>=0.2.2",  # earlier ones crash on hostile model files (CVE-2026-1260 and what followed)
         "pillow>=10.1",
         "numpy",
+        "pandas>=2",  # DataFrames in and out
         "tensorboard",
         "tqdm",
     ],
     extras_require={
         "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
         "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
+        "excel": ["openpyxl>=3.1", "xlrd>=2"],  # `prepare table` of XLSX and XLS files
+        "parquet": ["pyarrow>=14.0.1"],  # of Parquet and Feather files; earlier ones run code (CVE-2023-47248)
         "report": ["jinja2"],  # `beit3-vqa report`
         # `beit3-vqa serve`. FastAPI checks requests and describes itself in OpenAPI from the same types; uvicorn serves
         # it in this process, beside the model, and stops in order; python-multipart is what FastAPI reads uploads with.
@@ -50,6 +53,10 @@ setup(
             "python-multipart>=0.0.18",
             "h11>=0.16",
             "starlette>=0.49.1",
+            "openpyxl>=3.1",
+            "xlrd>=2",
+            "xlwt",  # writes the XLS files of tests
+            "pyarrow>=14.0.1",
             "playwright",  # drives the Chromium in which pages are looked at
             "ruff",
             "mypy",

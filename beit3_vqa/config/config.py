@@ -104,6 +104,7 @@ SESSION_OPTIONS = frozenset(
         "tta",
         "blind",
         "temperature",
+        "submission_like",
         "resume",
         "auto_resume",
         "resume_weights_only",
@@ -181,7 +182,7 @@ def _check(config: RunConfig) -> None:
         )
     if len(config.optim.opt_betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise InputError("--opt_betas: give two numbers from 0 up to, not including, 1.")
-    for name in ("tta", "blind", "temperature"):
+    for name in ("tta", "blind", "temperature", "submission_like"):
         if not config.run.eval and values[name] != getattr(RunOptions(), name):
             raise InputError(f"--{name}: belongs to --eval, which evaluates a checkpoint; add it.")
     _check_temperature(config.run)

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from beit3_vqa.runtime.fields import Options, option
 
-DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
+DEFAULT_PROMPT_TEMPLATE = "{question} Choices: {options}"  # ... Choices: A. cat B. dog
 OPTION_PROMPT_TEMPLATE = "Question: {question} Answer: {choice}"
 MAX_BPE_TOKENS = 64
 BATCH_SIZE = 64
@@ -268,6 +268,9 @@ class RunOptions(Options):
         "",
         "with --eval: what the logits are divided by, or `fit` to find it on --split val and keep it beside the "
         "checkpoint; default: what is kept there, else 1",
+    )
+    submission_like: str = option(
+        "", "with --eval: a sample submission, whose columns, ids and order the submission takes", metavar="FILE"
     )
     resume: str = option("", "one of your own checkpoints to go on from")
     auto_resume: bool = option(True, "go on from the newest checkpoint in --output_dir")

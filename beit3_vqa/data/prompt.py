@@ -6,28 +6,44 @@ from collections.abc import Callable, Sequence
 from beit3_vqa.errors import InputError
 
 SPECIAL_TOKENS = 2  # <s> and </s>
+ALL_OPTIONS = "{options}"
 
 
 class PromptTemplate:
-    """A template for a multiple-choice question, such as `{question} Choices: A. {a} B. {b} C. {c} D. {d}`.
+    """A template for a multiple-choice question, such as `{question} Choices: {options}`.
 
     Args:
-        template: text with the field `{question}` and `{a}`, `{b}`, ... for each option, each at least once.
-        num_choices: number of options.
+        template: text with the field `{question}` and either `{options}`, which stands for all options of a question
+            (`A. cat B. dog`), or `{a}`, `{b}`, ... for each, each at least once.
+        num_choices: number of options that questions have at most; None: as many as the template names.
 
     Raises:
         InputError: an unknown or missing field, or a stray brace.
     """
 
-    def __init__(self, template: str, num_choices: int = 4):
+    def __init__(self, template: str, num_choices: int | None = None):
         self.template = template
-        self.letters = string.ascii_lowercase[:num_choices]
-        _check_fields(template, ("question", *self.letters))
+        named = [letter for letter in string.ascii_lowercase if f"{{{letter}}}" in template]
+        self.letters = string.ascii_lowercase[: num_choices or max(len(named), 2)]
+        self.any_number = ALL_OPTIONS in template
+        _check_fields(template, ("question", *(["options"] if self.any_number else self.letters)))
 
     def __call__(self, question: str, choices: Sequence[str]) -> str:
-        """Return the text of a question and its options (braces in them are text); without options, the question."""
+        """Return the text of a question and its options (braces in them are text); without options, the question.
+
+        Raises:
+            InputError: another number of options than the template names.
+        """
         if not choices:
             return question
+        if self.any_number:
+            options = (f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False))
+            return self.template.format(question=question, options=" ".join(options))
+        if len(choices) != len(self.letters):
+            raise InputError(
+                f"--prompt_template {self.template!r}: is for {len(self.letters)} options, and a question has "
+                f"{len(choices)}. {ALL_OPTIONS} stands for all options of a question."
+            )
         return self.template.format(question=question, **dict(zip(self.letters, choices, strict=True)))
 
 

@@ -32,14 +32,14 @@ def _cell_limit(characters: int) -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def parse_csv(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+def parse_csv(text: str, path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Yield (number of its first line, cells) of every row that isn't blank.
 
     Raises:
         InputError: the quotes aren't valid CSV, or a line or cell is too long.
     """
     # newline="" keeps line breaks inside quotes as they are.
-    reader = csv.reader(_bounded_lines(text, path), strict=True)
+    reader = csv.reader(_bounded_lines(text, path), strict=True, delimiter=delimiter)
     while True:
         line = reader.line_num + 1
         try:

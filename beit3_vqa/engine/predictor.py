@@ -13,6 +13,7 @@ from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_size
+from beit3_vqa.data.prompt import ALL_OPTIONS
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
 from beit3_vqa.engine.build import Components, build, load_for_inference, resolve_checkpoint_config
@@ -103,15 +104,21 @@ class Predictor:
     def option_counts(self) -> range:
         """Return how many options a question may have; an empty range for an open-ended model.
 
-        A model whose head has one output per option takes the number that it was trained with. A model that scores
-        each option by itself takes any number, here limited to `MOST_OPTIONS`.
+        A model whose head has one output per option takes as many as that, or fewer if its prompt has a place for any
+        number. A model that scores each option by itself takes any number, here limited to `MOST_OPTIONS`.
         """
         task = self.components.task
         if not task.answers_are_options:
             return range(0)
-        if self.components.family.any_number_of_options or task.forwards_per_example > 1:
+        if self._any_number:
             return range(2, max(MOST_OPTIONS, task.num_classes) + 1)
-        return range(task.num_classes, task.num_classes + 1)
+        fewest = 2 if ALL_OPTIONS in self.components.config.model.prompt_template else task.num_classes
+        return range(fewest, task.num_classes + 1)
+
+    @property
+    def _any_number(self) -> bool:
+        """Return whether the model scores each option by itself."""
+        return self.components.family.any_number_of_options or self.components.task.forwards_per_example > 1
 
     def predict(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Prediction:
         """Answer one question about one image.
@@ -171,10 +178,10 @@ class Predictor:
         return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
 
     def _batch(self, asked: Sequence[PreparedQuestion]) -> tuple[Task, Batch]:
-        """Return the task for as many options as the questions have, and the questions as a batch on the device."""
+        """Return the task for the questions, all of one number of options, and them as a batch on the device."""
         task = self.components.task
         options = len(asked[0].example.choices)
-        if options and options != task.num_classes:
+        if options and options != task.num_classes and self._any_number:
             task = task.with_options(options)
         inputs = task.collate([one.inputs for one in asked], self.components.processor)
         batch = Batch(inputs, tuple(one.example for one in asked))

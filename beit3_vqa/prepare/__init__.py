@@ -25,6 +25,7 @@ FORMATS: dict[str, str] = {
     "imagenet": "imagenet",
     "nlvr2": "nlvr2",
     "nocaps": "nocaps",
+    "table": "table",
     "visual7w": "visual7w",
     "vqav2": "vqav2",
 }
@@ -65,6 +66,7 @@ def prepare(format_name: str, values: Mapping[str, Any], options: PrepareOptions
             raise InputError(f"prepare {format_name} has no --{name}.{nearest(name, known)}")
     given = {name: value for name, value in values.items() if value is not None}
     for name, field in known.items():
-        if field.default is MISSING and not given.get(name):
+        value = given.get(name, "")
+        if field.default is MISSING and isinstance(value, str) and not value:
             raise InputError(f"prepare {format_name} needs --{name}: {field.metadata['help']}")
     return finish(module.read(module.Arguments(**given), options), options)

@@ -47,7 +47,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
                 _read_split(Path(file), split, prepared, options.encoding)
             except InputError as error:
                 prepared.problems.append(str(error))
-    _make_label_table(prepared, arguments.min_count)
+    make_label_table(prepared, arguments.min_count)
     return prepared
 
 
@@ -123,8 +123,14 @@ def _find_image(image_id: str, split: str, folders: Mapping[str, Mapping[str, st
     return f"{split}/{name}" if name.lower().endswith(EXTENSIONS) else f"{split}/{name}.jpg"
 
 
-def _make_label_table(prepared: Prepared, min_count: int) -> None:
-    """Fill the label table, most frequent answer first, and note how many rows have an answer that isn't in it."""
+def make_label_table(prepared: Prepared, min_count: int, max_answers: int = 0) -> None:
+    """Fill the label table, most frequent answer first, and note how many rows have an answer that isn't in it.
+
+    Args:
+        prepared: the rows; it gets the table.
+        min_count: times an answer must occur.
+        max_answers: keep that many of them; 0: all.
+    """
     spellings = Counter(
         row["answer"] for split in ("train", "val") for row in prepared.splits.get(split, []) if "answer" in row
     )
@@ -135,6 +141,7 @@ def _make_label_table(prepared: Prepared, min_count: int) -> None:
         counts[answer_key(spelling)] += count
         commonest.setdefault(answer_key(spelling), spelling)
     frequent = sorted((key for key in counts if counts[key] >= min_count), key=lambda key: (-counts[key], key))
+    frequent = frequent[: max_answers or None]
     prepared.answers = [commonest[key] for key in frequent]
     if not frequent and not prepared.problems:
         prepared.problems.append(f"no answer occurs {min_count} times: lower --min_count")

@@ -157,7 +157,8 @@ def count_answers(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, in
         known = (row for row in rows if "answer" in row or "label" in row)
         counts = Counter(one_form(str(row.get("answer", row.get("label")))) for row in known)
         if any("choices" in row for row in rows):
-            balance[split] = {letter: counts[letter] for letter in LETTERS[:4] if counts}
+            widest = max(len(row.get("choices", ())) for row in rows)
+            balance[split] = {letter: counts[letter] for letter in LETTERS[:widest] if counts}
         else:
             balance[split] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     return balance

@@ -4,9 +4,10 @@ The files are written to a hidden folder inside the prepared one and moved from 
 complete, dataset.json at the very end. An error, Ctrl-C or a full disk before that leaves what was there before.
 """
 
+import itertools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -26,9 +27,11 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.prepare.publish import publish, require_own_files, staging
 from beit3_vqa.prepare.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
 from beit3_vqa.runtime.fields import Options, option
-from beit3_vqa.runtime.files import file_sha256, missing, one_form
+from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, missing, one_form
 
 Splits = dict[str, list[Row]]
+_NAMED = 3  # rows that stand for all others in a message
+_MOST_FOLDERS = 100  # in which images are looked for that aren't where they should be
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class PrepareOptions(Options):
     train_tokenizer: int = option(0, "train a tokenizer of that many ids on the training texts; 0: none", low=0)
     check: bool = option(False, "read every row, open every image, report every problem, and write nothing")
     verify_images: bool = option(True, "decode every image, not only its header")
+    skip_bad_images: int = option(0, "keep up to N rows whose image can't be read, and name them", metavar="N", low=0)
     prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question, to count tokens")
 
     def __post_init__(self) -> None:
@@ -107,7 +111,14 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         InputError: problems of every kind at once; then nothing is written.
     """
     sizes, image_problems = _check_images(prepared, options.verify_images)
-    problems = [*prepared.problems, *_repeated_ids(prepared), *image_problems]
+    bad = len(image_problems) if is_folder(prepared.image_root) else 0  # else no image was looked at
+    kept = bad if bad <= options.skip_bad_images else 0
+    if kept:
+        # In training the same option lets them be.
+        shown = "; ".join(image_problems[:_NAMED]) + "; ..." * (kept > _NAMED)
+        prepared.notes.append(f"rows kept though their image can't be read: {kept:,}: {shown}")
+        image_problems = []
+    problems = [*prepared.problems, *_repeated_ids(prepared), *_shared(image_problems, prepared, sizes)]
     if not problems and not any(prepared.splits.values()):
         problems.append("there isn't a single row")
     splits, notes, tokenizer = prepared.splits, [*prepared.notes], None
@@ -122,7 +133,10 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         problems.append(str(error))
     if problems:
         title = f"prepare {prepared.format}: {len(problems)} problem{'s' * (len(problems) > 1)} found"
-        raise InputError.of_problems(title, problems, "Nothing was written.")
+        advice = "Nothing was written."
+        if bad > kept:
+            advice += f" --skip_bad_images {bad} keeps the rows whose image can't be read."
+        raise InputError.of_problems(title, problems, advice)
 
     data_path = Path(options.data_path)
     with staging(data_path, options.check) as folder:
@@ -161,6 +175,22 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         if not options.check:
             publish(folder, data_path, summary.files, stale)
     return summary
+
+
+def _shared(problems: list[str], prepared: Prepared, sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Return the problems of images, or one line for all of them if a single mistake explains them."""
+    root = Path(prepared.image_root)
+    paths = [path for rows in prepared.splits.values() for row in rows for path in image_paths(row)]
+    wrong = [path for path in paths if path_key(path) not in sizes]
+    if len(problems) <= _NAMED or not is_folder(root):
+        return problems
+    samples = wrong[:_NAMED]
+    inside = (entry for entry in sorted(root.iterdir()) if entry.is_dir())
+    for other in (root.absolute().parent, *itertools.islice(inside, _MOST_FOLDERS)):
+        if all(is_file(other / path) for path in samples):
+            places = "; ".join(problems[:_NAMED])
+            return [f"{len(problems):,} rows' images are in {other}: give --image_root {other}. The first: {places}"]
+    return problems
 
 
 def _repeated_ids(prepared: Prepared) -> list[str]:

@@ -16,6 +16,7 @@ from beit3_vqa.data.dataset import IndexDataset, build_question, get_truth
 from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM, DatasetInfo
 from beit3_vqa.data.predictions import write_submission, write_upstream_results
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
+from beit3_vqa.data.submission import read_sample
 from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
@@ -120,6 +121,9 @@ class VQACustom(Task):
         rows = self.folder.rows(split)
         self._check_choices(rows, split)
         self._check_labels(rows, split)
+        run = self.config.run
+        if run.submission_like and split == run.split:  # before hours of evaluation
+            read_sample(Path(run.submission_like)).check(list(map(row_id, rows)))
         return self.dataset_of(self._answered(rows) if training else rows, processor, training=training)
 
     def _check_choices(self, rows: Rows, split: str) -> None:
@@ -127,11 +131,11 @@ class VQACustom(Task):
         wrong = [
             f"row {row_id(row)}: {len(row.get('choices', ()))} options"
             for row in rows
-            if "question" in row and len(row.get("choices", ())) != options
+            if "question" in row and not min(options, 2) <= len(row.get("choices", ())) <= options
         ]
         if wrong:
             listed, table = ", ".join(self.answers.answers[:5]), self.config.data.answer2label or ANSWERS_FILE
-            wanted = f"{options} options in each row" if options else "open-ended questions, without options"
+            wanted = f"at most {options} options in a row" if options else "open-ended questions, without options"
             raise InputError.of_problems(
                 f"{split} rows that don't fit {table}, whose answers ({listed}) are for {wanted}:",
                 wrong,
@@ -179,15 +183,29 @@ class VQACustom(Task):
         entropy times the number of classes.
         """
         assert batch.targets is not None
-        return self._losses(outputs, batch.targets, "mean")
+        present = self._present(batch.examples, outputs.device)
+        return self._losses(_without_absent(outputs, present), batch.targets, present, "mean")
 
-    def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Return the losses: a scalar for "mean", (B,) for "none". No row of `targets` (B, classes) is all zero."""
+    def _present(self, examples: Sequence[Example], device: torch.device) -> Tensor | None:
+        """Return which options each question has, (B, classes); None if each has as many as the widest."""
+        counts = [len(example.choices) or self.num_classes for example in examples]
+        if not self.answers_are_options or min(counts, default=self.num_classes) == self.num_classes:
+            return None
+        return (torch.arange(self.num_classes) < torch.tensor(counts).unsqueeze(1)).to(device)
+
+    def _losses(self, outputs: Tensor, targets: Tensor, present: Tensor | None, reduction: str) -> Tensor:
+        """Return the losses: a scalar for "mean", (B,) for "none". No row of `targets` (B, classes) is all zero.
+
+        `outputs` are those of `_without_absent`: options that a question doesn't have add nothing to its loss.
+        """
         if self.config.model.vqa_loss == "bce":
             losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction) * self.num_classes
             return losses if reduction == "mean" else losses.mean(dim=1)
         distribution = targets / targets.sum(dim=1, keepdim=True)
         smoothing = self.config.optim.label_smoothing
+        if present is not None and smoothing:  # cross_entropy would spread it over options that aren't there
+            spread = present / present.sum(dim=1, keepdim=True)
+            distribution, smoothing = distribution * (1 - smoothing) + spread * smoothing, 0.0
         return F.cross_entropy(outputs, distribution, label_smoothing=smoothing, reduction=reduction)
 
     def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
@@ -204,13 +222,16 @@ class VQACustom(Task):
 
     def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Prediction]:
         """Predict the likeliest answer of each example of `outputs` (B, classes)."""
+        present = self._present(batch.examples, outputs.device)
+        outputs = _without_absent(outputs, present)
         probabilities = self.probabilities(outputs).cpu()
         labels = probabilities.argmax(dim=1).tolist()
         if temperature != 1.0:
             probabilities = torch.from_numpy(temper(probabilities.numpy(), temperature))
         losses: list[float | None] = [None] * len(batch)
         if any(example.targets for example in batch.examples):
-            losses = self._losses(outputs.cpu(), self.targets(batch.examples), "none").tolist()
+            there = None if present is None else present.cpu()
+            losses = self._losses(outputs.cpu(), self.targets(batch.examples), there, "none").tolist()
         return [self._prediction(*of) for of in zip(probabilities, labels, batch.examples, losses, strict=True)]
 
     def probabilities(self, outputs: Tensor) -> Tensor:
@@ -221,7 +242,7 @@ class VQACustom(Task):
 
     def _prediction(self, probabilities: Tensor, label: int, example: Example, loss: float | None) -> Prediction:
         kept = (
-            range(self.num_classes)
+            range(len(example.choices))
             if example.choices
             else probabilities.argsort(descending=True, stable=True)[:KEPT_ANSWERS]
         )
@@ -264,7 +285,10 @@ class VQACustom(Task):
 
     def chance(self, split: str, processor: Processor) -> float:
         """Return the accuracy in percent of guessing among options, or of the most frequent training answer."""
-        if self.answers_are_options or not self.folder.files("train"):
+        if self.answers_are_options:
+            counts = Counter(len(row.get("choices", ())) or self.num_classes for row in self.folder.rows(split))
+            return 100.0 * sum(rows / options for options, rows in counts.items()) / counts.total()
+        if not self.folder.files("train"):
             return 100.0 / self.num_classes
         rows = self.folder.rows("train")
         # Upstream's rows name answers by number.
@@ -272,8 +296,23 @@ class VQACustom(Task):
         return 100.0 * max(answers.values()) / len(rows)
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
-        """Write upstream's JSON and submission.csv."""
+        """Write upstream's JSON and submission.csv, the latter as the sample of `--submission_like` has it."""
+        sample, submission = self.config.run.submission_like, folder / f"submission{suffix}.csv"
         return [
             write_upstream_results(result.predictions, folder / f"submit_{self.spec.name}_{info.split}.json"),
-            write_submission(result.predictions, folder / f"submission{suffix}.csv"),
+            read_sample(Path(sample)).write(result.predictions, submission)
+            if sample
+            else write_submission(result.predictions, submission),
         ]
+
+
+def _without_absent(outputs: Tensor, present: Tensor | None) -> Tensor:
+    """Return `outputs` (B, classes) with options that a question doesn't have as unlikely as can be.
+
+    CLIP has no more columns than the widest question of a batch has options; the others are added.
+    """
+    if present is None:
+        return outputs
+    # Not -inf: 0 * -inf, a target times such a log-probability, isn't a number.
+    lowest = torch.finfo(outputs.dtype).min / 2
+    return F.pad(outputs, (0, present.size(1) - outputs.size(1))).masked_fill(~present, lowest)

@@ -31,7 +31,7 @@ TEMPLATE = OptionTemplate(OPTION_PROMPT_TEMPLATE)
 
 
 class VQARank(VQACustom):
-    """Answer questions by a score for each option; C below is the number of options of a question."""
+    """Answer questions by a score for each option; C below is the largest number of options of a question."""
 
     spec = replace(VQACustom.spec, name="vqarank", option_by_option=True)
 
@@ -72,6 +72,7 @@ class VQARank(VQACustom):
         reader = as_beit3(processor)
         image = reader.open(example, example.image_path)
         texts = [reader.fitted(example.question, partial(TEMPLATE, choice=choice)) for choice in example.choices]
+        texts += texts[-1:] * (self.num_classes - len(texts))  # of options that aren't there; they don't count
         return {"image": reader.pixels(image, example, rng), "texts": texts}
 
     def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:

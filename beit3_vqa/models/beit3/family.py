@@ -75,7 +75,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         most = MAX_TEXT_TOKENS // length_step * length_step  # padding to the step mustn't leave the position table
         if not 3 <= max_tokens <= most:
             raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
-        choices = self.task.num_classes if self.task.answers_are_options else 4
+        choices = self.task.num_classes if self.task.answers_are_options else None
         prompt = PromptTemplate(config.model.prompt_template, choices)
         return BEiT3Processor(
             tokenizer, max_tokens, prompt, evaluate, train, fast_decode, length_step, self.task.inputs

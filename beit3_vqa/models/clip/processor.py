@@ -161,12 +161,14 @@ class CLIPOptionsProcessor:
         first = {place: item["image"] for place, item in reversed(list(zip(image_of, items, strict=True)))}
         texts: dict[tuple[int, ...], int] = {}
         text_of = [[texts.setdefault(ids, len(texts)) for ids in item["texts"]] for item in items]
+        widest = max(map(len, text_of))
         longest = max(map(len, texts))
         return {
             "image": torch.stack([first[place] for place in range(len(images))]),
             "image_of": torch.tensor(image_of),
             "text": torch.tensor([[*ids, *[self.pad_id] * (longest - len(ids))] for ids in texts]),
-            "text_of": torch.tensor(text_of),
+            # A question with fewer options gets its first one in their place; the task leaves those out.
+            "text_of": torch.tensor([[*row, *row[:1] * (widest - len(row))] for row in text_of]),
         }
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:

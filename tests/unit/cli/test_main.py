@@ -20,7 +20,7 @@ from tests.helpers.options import build_config
 FLAGS = {
     "model": "beit3_base_patch16_480", "input_size": None, "sentencepiece_model": "", "vocab_size": 64010,
     "num_classes": None, "num_max_bpe_tokens": None,
-    "prompt_template": "{question} Choices: A. {a} B. {b} C. {c} D. {d}", "vqa_loss": "ce",
+    "prompt_template": "{question} Choices: {options}", "vqa_loss": "ce",
     "pretrained": "", "lora_rank": 0, "lora_alpha": None, "lora_dropout": 0.0,
     "lora_targets": "q_proj,v_proj,out_proj",
     "finetune": "", "model_key": "model|module", "model_prefix": "", "allow_missing": "", "new_head": False,
@@ -43,6 +43,7 @@ FLAGS = {
     "drop_worst_after": 12000, "num_beams": 3, "length_penalty": 0.6,
     "task": "vqacustom", "output_dir": "", "log_dir": "", "seed": 0,
     "eval": False, "split": "test", "tta": "none", "blind": False, "temperature": "",
+    "submission_like": "",
     "resume": "", "auto_resume": True, "resume_weights_only": False,
     "data_changed": "refuse",
     "stop_after_epochs": 0, "save_ckpt": True, "save_ckpt_freq": 1, "save_steps": 0, "keep_checkpoints": 0,

@@ -138,6 +138,7 @@ FILES = {
     "flickr30k": {"json": "x", "image_folder": ""},
     "nocaps": {"val": "x"},
     "nlvr2": {"annotations": ""},
+    "table": {"train": "x"},
     "vqav2": {"annotations": "", "min_count": 1, "val_images": 1},
 }
 

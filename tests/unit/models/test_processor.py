@@ -67,7 +67,7 @@ def test_braces_in_the_data_are_text(spm):
 )
 def test_wrong_templates_are_refused(template, says):
     with pytest.raises(InputError, match=says):
-        PromptTemplate(template)
+        PromptTemplate(template, 4)
 
 
 def test_ids_begin_and_end_with_special_tokens(spm):

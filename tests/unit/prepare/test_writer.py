@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -309,3 +310,35 @@ def test_leftovers_of_a_killed_prepare_are_removed_by_the_next(train, images, ou
     assert len(names(out)) == 1
     prepare("choices", {"train": train}, PrepareOptions(out, images))
     assert not [name for name in names(out) if name.startswith(".")]
+
+
+def test_bad_images_are_kept_up_to_the_number_that_is_allowed_and_named(images, train, out):
+    (images / "rocket.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"--skip_bad_images (\d+) keeps the rows") as caught:
+        prepare("choices", {"train": str(train)}, PrepareOptions(out, images))
+    number = int(str(caught.value).rsplit("--skip_bad_images ", 1)[1].split()[0])
+    with pytest.raises(InputError):
+        prepare("choices", {"train": str(train)}, PrepareOptions(out, images, skip_bad_images=number - 1))
+    assert not out.exists()
+    summary = prepare("choices", {"train": str(train)}, PrepareOptions(out, images, skip_bad_images=number))
+    assert f"rows kept though their image can't be read: {number}: {train}:" in summary.text()
+    whole = [line for line in Path(train).read_text(encoding="utf-8").splitlines() if line]
+    assert sum(summary.rows.values()) == len(whole) - 1
+
+
+def test_a_missing_image_folder_is_never_skipped(tmp_path, train, out):
+    with pytest.raises(InputError) as caught:
+        prepare("choices", {"train": str(train)}, PrepareOptions(out, tmp_path / "nowhere", skip_bad_images=10_000))
+    assert "--skip_bad_images" not in str(caught.value)
+
+
+def test_a_mistake_in_the_image_root_is_one_line_that_mends_it(images, train, out):
+    for other in (images.parent, None):
+        wrong = images / "empty"
+        wrong.mkdir(exist_ok=True)
+        root = other or wrong
+        with pytest.raises(InputError) as caught:
+            prepare("choices", {"train": str(train)}, PrepareOptions(out, root))
+        lines = str(caught.value).splitlines()
+        assert len(lines) == 3
+        assert f"rows' images are in {images}: give --image_root {images}. The first: {train}:2" in lines[1]

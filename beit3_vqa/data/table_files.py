@@ -1,0 +1,422 @@
+"""Read a table from any kind of file that people keep one in: a header, and the cells of each row as text.
+
+Text stays text: "None", "NA", "007" and "1.0" are what they are in the file. A spreadsheet's numbers are taken as the
+spreadsheet shows them. What kind a file is says its content, not its name.
+"""
+
+import datetime
+import importlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from beit3_vqa.data.tables import MAX_CELL, MAX_SOURCE, parse_csv, read_text
+from beit3_vqa.errors import InputError, first_line, short
+from beit3_vqa.runtime.files import require_bounded
+
+Cell = str | list[str]  # a list in JSON, Parquet or a DataFrame
+Read = Iterator[tuple[str, Sequence[Cell]]]
+
+MAX_COLUMNS = 10_000
+MAX_ROWS = 20_000_000
+_MAGIC_BYTES = 8
+_DELIMITERS = ",\t;|"
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_OLD_EXCEL = b"\xd0\xcf\x11\xe0"
+_NOT_TABLES = {
+    b"%PDF": "a PDF file",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"\x1f\x8b": "a compressed file (gzip): unpack it first",
+    b"7z\xbc\xaf": "a compressed file (7z): unpack it first",
+    b"Rar!": "a compressed file (RAR): unpack it first",
+}
+_UNPACK = "a zip archive: unpack it, and name the table in it"
+
+
+@dataclass
+class Table:
+    """A table whose rows are read while they are asked for.
+
+    Attributes:
+        header: the names of the columns, as in the file.
+        rows: (where it is, such as `train.csv:12`; its cells) of each row that isn't blank.
+        blank: how many blank rows were passed over; complete when `rows` is at its end.
+    """
+
+    header: tuple[str, ...]
+    rows: Read
+    blank: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        self.rows = self._full_rows(self.rows)
+
+    def _full_rows(self, rows: Read) -> Read:
+        for number, (origin, cells) in enumerate(rows):
+            if number == MAX_ROWS:
+                raise InputError(f"{origin}: more than {MAX_ROWS:,} rows before this one: split the file")
+            if any(isinstance(cell, list) or cell.strip() for cell in cells):
+                yield origin, cells
+            else:
+                self.blank += 1
+
+
+def read_table(path: Path, encoding: str = "", sheet: str = "", notes: list[str] | None = None) -> Table:
+    """Open a CSV (commas, tabs, semicolons or bars, `sep=` first), XLSX, XLS, Parquet, Feather or JSON file.
+
+    Args:
+        path: the file.
+        encoding: of a text file; see `tables.read_text`.
+        sheet: name of the sheet of a spreadsheet; empty: its only or first visible one.
+        notes: gets a line for each thing that was decided in the user's place.
+
+    Raises:
+        InputError: the file is missing, damaged, too large or no table, or needs a package that isn't installed; rows
+            may raise it too, while they are read.
+    """
+    notes = [] if notes is None else notes
+    require_bounded(path, MAX_SOURCE)
+    kind = _kind(path)
+    if kind in _BINARY:
+        with _explained(path, kind):
+            table = _BINARY[kind](path, sheet, notes)
+        table.rows = _guarded(table.rows, path, kind)
+    else:
+        if sheet:
+            raise InputError(f"--sheet {sheet}: {path} has no sheets; only spreadsheets do.")
+        text = read_text(path, encoding, notes)
+        is_json = text.lstrip()[:1] in ("[", "{")
+        table = _from_json(text, path) if is_json else _from_text(text, path, notes)
+    if len(table.header) > MAX_COLUMNS:
+        raise InputError(f"{path}: {len(table.header):,} columns, more than {MAX_COLUMNS:,}: is this a table?")
+    return table
+
+
+@contextmanager
+def _explained(path: Path, kind: str) -> Iterator[None]:
+    """Turn what other people's libraries raise for a damaged file, which may be anything, into an InputError."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{path} can't be read as {_KINDS[kind]}: {first_line(error)}") from error
+
+
+def _guarded(rows: Read, path: Path, kind: str) -> Read:
+    while True:
+        with _explained(path, kind):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
+
+
+def _kind(path: Path) -> str:
+    """Return the key of `_BINARY` for a file, or an empty string for text; InputError for what is no table."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_MAGIC_BYTES)
+    except OSError:
+        return ""  # `read_text` says why
+    for magic, what in _NOT_TABLES.items():
+        if start.startswith(magic):
+            raise InputError(f"{path} is {what}; give a table: CSV, XLSX, XLS, Parquet, Feather or JSON")
+    if start.startswith(b"PK\x03\x04"):
+        if "xl/workbook.xml" not in _zip_names(path):
+            raise InputError(f"{path} is {_UNPACK}")
+        return "xlsx"
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith((b"ARROW1", b"FEA1")):
+        return "feather"
+    return "xls" if start.startswith(_OLD_EXCEL) else ""
+
+
+def _zip_names(path: Path) -> list[str]:
+    """Return the names in a zip archive; InputError if it is damaged or would unpack to too much."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path} is a damaged spreadsheet or zip archive: {first_line(error)}") from error
+    if sum(entry.file_size for entry in entries) > MAX_SOURCE:
+        raise InputError(f"{path} would unpack to more than {MAX_SOURCE:,} bytes")
+    return [entry.filename for entry in entries]
+
+
+def _need(module: str, extra: str, path: Path) -> ModuleType:
+    """Import an optional package; InputError with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise InputError(f'{path} needs {package} to be read: pip install "beit3_vqa[{extra}]"') from error
+
+
+# Text
+
+
+def _from_text(text: str, path: Path, notes: list[str]) -> Table:
+    first, _, rest = text.partition("\n")
+    said = re.fullmatch(r'"?sep=(.)"?\r?', first)
+    if said:  # Excel's first line; what takes its place is blank, so that lines keep their numbers
+        text = "\n" + rest
+        delimiter = said[1]
+    else:
+        outside = re.sub(r'"[^"]*"', "", first)
+        delimiter = max(_DELIMITERS, key=outside.count) if any(d in outside for d in _DELIMITERS) else ","
+    if delimiter != ",":
+        notes.append(f"{path}: cells are separated by {_NAMES.get(delimiter, repr(delimiter))}")
+    lines = parse_csv(text, path, delimiter)
+    _, header = next(lines, (1, []))
+    return Table(tuple(header), ((f"{path}:{line}", cells) for line, cells in lines))
+
+
+# JSON
+
+
+def _from_json(text: str, path: Path) -> Table:
+    """Read a list of objects, an object that holds one such list, pandas' columns, or an object on each line."""
+    lines = text.strip().splitlines()
+    if text.lstrip().startswith("{") and len(lines) > 1 and _is_json(lines[0]):
+        items = [
+            (f"{path}:{number}", _parse(line, path, f":{number}"))
+            for number, line in enumerate(text.splitlines(), start=1)
+            if line.strip()
+        ]
+    else:
+        items = [(f"{path}: item {place}", item) for place, item in enumerate(_records(_parse(text, path), path), 1)]
+    wrong = next((where for where, item in items if not isinstance(item, dict)), None)
+    if wrong:
+        raise InputError(f"{wrong} isn't an object with a name for each cell")
+    header = tuple(dict.fromkeys(name for _, item in items for name in item))
+    rows = ((where, [_cell(item.get(name), where, name) for name in header]) for where, item in items)
+    return Table(header, rows)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse(text: str, path: Path, where: str = "") -> Any:
+    """Parse JSON and keep its numbers as they are written."""
+    try:
+        return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda name: "")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}{where} isn't JSON: {error}.") from error
+
+
+def _records(content: Any, path: Path) -> list[Any]:
+    """Return the objects in a JSON file."""
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list) and value]
+        if len(lists) == 1:  # {"annotations": [...]}
+            return lists[0]
+        columns = list(content.values())
+        if columns and all(isinstance(c, dict) for c in columns) and len({tuple(c) for c in columns}) == 1:
+            return [{name: column[key] for name, column in content.items()} for key in columns[0]]  # DataFrame.to_json
+        raise InputError(f"{path} holds no list of questions; its names are {short(list(content))}")
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{path} isn't a list of questions")
+    return content
+
+
+def _cell(value: Any, where: str, name: str) -> Cell:
+    """Return what JSON, Parquet or a DataFrame has in a cell as text, or a list as a list of texts."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        if len(value) > MAX_CELL:
+            raise InputError(f"{where}: {name!r} has more than {MAX_CELL:,} characters")
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return [text for item in value if isinstance(text := _cell(item, where, name), str)]
+    if isinstance(value, (int, float, datetime.date)):
+        return "" if value != value else str(value)  # NaN
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    raise InputError(f"{where}: {name!r} holds {short(value)}, which is no text")
+
+
+# Spreadsheets
+
+
+def _from_xlsx(path: Path, sheet: str, notes: list[str]) -> Table:
+    openpyxl = _need("openpyxl", "excel", path)
+    # From memory: a file that is read row by row would stay open if the rows aren't read to their end.
+    content = io.BytesIO(path.read_bytes())
+    book = openpyxl.load_workbook(content, read_only=True, data_only=True, keep_links=False)
+    names = [s.title for s in book.worksheets if s.sheet_state == "visible"]
+    chosen = book[_choose(names, sheet, path, notes)]
+    # A file may claim a million rows of which a hundred hold anything.
+    chosen.reset_dimensions()
+
+    def lines() -> Iterator[tuple[int, list[str]]]:
+        for number, cells in enumerate(chosen.iter_rows(), start=1):
+            yield number, [_shown_xlsx(cell, f"{path}, sheet {chosen.title!r}") for cell in cells]
+
+    return _from_sheet(lines(), f"{path}, sheet {chosen.title!r}")
+
+
+def _shown_xlsx(cell: Any, where: str) -> str:
+    if cell.value is None:
+        return ""
+    if cell.data_type == "e":
+        raise InputError(f"{where}, cell {cell.coordinate}: holds the error {cell.value}: mend the formula")
+    return as_shown(cell.value, cell.number_format or "General")
+
+
+def _from_xls(path: Path, sheet: str, notes: list[str]) -> Table:
+    xlrd = _need("xlrd", "excel", path)
+    book = xlrd.open_workbook(str(path), formatting_info=True, logfile=io.StringIO())
+    names = [s.name for s in book.sheets() if not s.visibility]
+    chosen = book.sheet_by_name(_choose(names, sheet, path, notes))
+    where = f"{path}, sheet {chosen.name!r}"
+
+    def shown(row: int, column: int) -> str:
+        cell = chosen.cell(row, column)
+        if cell.ctype == xlrd.XL_CELL_ERROR:
+            raise InputError(f"{where}, row {row + 1}, column {column + 1}: holds an error: mend the formula")
+        value = cell.value
+        if cell.ctype == xlrd.XL_CELL_DATE:
+            value = xlrd.xldate_as_datetime(value, book.datemode)
+        elif cell.ctype == xlrd.XL_CELL_BOOLEAN:
+            value = bool(value)
+        return as_shown(value, book.format_map[book.xf_list[cell.xf_index].format_key].format_str)
+
+    lines = ((row + 1, [shown(row, column) for column in range(chosen.row_len(row))]) for row in range(chosen.nrows))
+    return _from_sheet(lines, where)
+
+
+def _choose(names: Sequence[str], wanted: str, path: Path, notes: list[str]) -> str:
+    """Return the name of the sheet to read; InputError if there is none of that name."""
+    if wanted and wanted not in names:
+        raise InputError(f"--sheet {wanted}: {path} has no such sheet; it has {', '.join(names)}.")
+    if not names:
+        raise InputError(f"{path} has no visible sheet")
+    if not wanted and len(names) > 1:
+        notes.append(f"{path}: sheet {names[0]!r} was read, of {', '.join(names)}; --sheet names another")
+    return wanted or names[0]
+
+
+def _from_sheet(lines: Iterator[tuple[int, list[str]]], where: str) -> Table:
+    header: list[str] = []
+    for _, cells in lines:
+        if any(cell.strip() for cell in cells):
+            header = cells
+            break
+    while header and not header[-1].strip():
+        header.pop()
+    width = len(header)
+
+    def rows() -> Read:
+        for number, cells in lines:
+            beyond = next((place for place, cell in enumerate(cells[width:], width) if cell.strip()), None)
+            if beyond is not None:
+                raise InputError(
+                    f"{where}, row {number}: a cell in column {beyond + 1}, which has no name in the header"
+                )
+            yield f"{where}, row {number}", (cells + [""] * width)[:width]
+
+    return Table(tuple(header), rows())
+
+
+def as_shown(value: Any, number_format: str) -> str:
+    """Return a spreadsheet's value as the spreadsheet shows it, for the usual formats of numbers.
+
+    Dates are shown as 2024-01-31, whatever their format; a number of an unusual format is shown in full.
+    """
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, datetime.datetime):
+        return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(" ")
+    if not isinstance(value, (int, float)):
+        return str(value)
+    code = number_format.partition(";")[0].strip()
+    if re.fullmatch("0+", code):
+        return f"{round(value):0{len(code) + (value < 0)}d}"
+    found = re.fullmatch(r"(#,##)?0(?:\.(0+))?(%?)", code)
+    if found:
+        comma, places, percent = "," if found[1] else "", len(found[2] or ""), found[3]
+        return f"{value * (100 if percent else 1):{comma}.{places}f}{percent}"
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return str(int(value)) if whole else repr(value)
+
+
+# Columnar files and frames
+
+
+def _from_parquet(path: Path, sheet: str, notes: list[str]) -> Table:
+    parquet = _need("pyarrow.parquet", "parquet", path)
+    file = parquet.ParquetFile(path)
+    return _from_batches(file.schema_arrow.names, file.iter_batches(), path)
+
+
+def _from_feather(path: Path, sheet: str, notes: list[str]) -> Table:
+    table = _need("pyarrow.feather", "parquet", path).read_table(path, memory_map=False)
+    return _from_batches(table.schema.names, table.to_batches(), path)
+
+
+def _from_batches(names: Sequence[str], batches: Iterable[Any], path: Path) -> Table:
+    # pandas keeps an index beside the columns under such a name.
+    kept = [place for place, name in enumerate(names) if not re.fullmatch(r"__index_level_\d+__", name)]
+
+    def rows() -> Read:
+        number = 0
+        for batch in batches:
+            columns = [batch.column(place).to_pylist() for place in kept]
+            for values in zip(*columns, strict=True):
+                number += 1
+                where = f"{path}: row {number}"
+                yield where, [_cell(value, where, names[place]) for place, value in zip(kept, values, strict=True)]
+
+    return Table(tuple(names[place] for place in kept), rows())
+
+
+def read_frame(frame: Any, name: str) -> Table:
+    """Return the rows of a pandas DataFrame; `name` stands for the file in messages.
+
+    A column of whole numbers with gaps is one of floats in pandas: its numbers are shown without ".0".
+    """
+    columns = [_column(frame.iloc[:, place]) for place in range(frame.shape[1])]
+    header = tuple(str(column) for column in frame.columns)
+
+    def rows() -> Read:
+        for label, values in zip(frame.index, zip(*columns, strict=True), strict=True):
+            where = f"{name}, row {short(label)}"
+            yield where, [_cell(value, where, column) for column, value in zip(header, values, strict=True)]
+
+    return Table(header, rows())
+
+
+def _column(series: Any) -> list[Any]:
+    """Return the values of a Series as Python's own; None for each missing one."""
+    gaps = series.isna().tolist()
+    values = series.tolist()
+    known = [value for value, gap in zip(values, gaps, strict=True) if not gap]
+    if any(gaps) and known and all(type(value) is float and value.is_integer() for value in known):
+        values = [None if gap else int(value) for value, gap in zip(values, gaps, strict=True)]
+    return [None if gap is True else value for value, gap in zip(values, gaps, strict=True)]
+
+
+_BINARY: dict[str, Callable[[Path, str, list[str]], Table]] = {
+    "xlsx": _from_xlsx,
+    "xls": _from_xls,
+    "parquet": _from_parquet,
+    "feather": _from_feather,
+}
+_KINDS = {"xlsx": "an Excel workbook", "xls": "an Excel workbook", "parquet": "Parquet", "feather": "Feather"}

@@ -1,0 +1,181 @@
+"""Find out which column of a table means what, by its name or as the user says."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.errors import InputError, nearest, short
+from beit3_vqa.runtime.files import one_form
+
+# Meaning -> names that people give such a column, without case, spaces and underscores.
+NAMES = {
+    "id": ("id", "qid", "questionid", "rowid", "sampleid", "uid", "번호", "아이디"),
+    "image": (
+        *("imgpath", "image", "img", "imagepath", "imageid", "imgid", "imagefile", "imgfile", "imagename", "imgname"),
+        *("filename", "file", "filepath", "path", "picture", "photo", "이미지", "사진", "그림", "파일", "파일명"),
+    ),
+    "question": ("question", "q", "query", "questiontext", "질문", "문제", "질의"),
+    "answer": (
+        *("answer", "label", "gt", "groundtruth", "correct", "correctanswer", "correctoption", "answertext", "target"),
+        *("정답", "답", "답변"),
+    ),
+    "weight": ("weight", "sampleweight", "가중치"),
+    "options": ("options", "choices", "candidates", "optionlist", "choicelist", "선택지", "보기"),
+}
+REQUIRED = ("image", "question")
+# What stands before the letter or number of an option's own column; A and a alone are options too.
+_OPTION = re.compile(r"(?:option|choice|opt|candidate|answer|선택지|보기|ans)?([a-z])")
+_NUMBERED = re.compile(r"(?:option|choice|opt|candidate|선택지|보기)(\d{1,2})")
+_MOST_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Positions of the columns of a table, from 0.
+
+    Attributes:
+        places: meaning -> position; `options` is a column that holds all options of a row as a list.
+        options: positions of the columns of one option each, A first.
+        ignored: names of the columns without a meaning.
+    """
+
+    places: Mapping[str, int]
+    options: tuple[int, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def has_options(self) -> bool:
+        """Return whether the table is of multiple-choice questions."""
+        return bool(self.options) or "options" in self.places
+
+    def shown(self, header: Sequence[str]) -> str:
+        """Return in one line what was understood, such as `id=ID image=img_path ... options=A,B,C,D`."""
+        parts = [f"{meaning}={header[place].strip()}" for meaning, place in self.places.items()]
+        if self.options:
+            parts.append(f"options={','.join(header[place].strip() for place in self.options)}")
+        return "  ".join(parts)
+
+
+def plain(name: str) -> str:
+    """Return a column's name without case, Unicode form, spaces and punctuation."""
+    return re.sub(r"[\W_]+", "", one_form(name).casefold())
+
+
+def find_columns(header: Sequence[str], where: str, said: str = "", *, needs_answer: bool = True) -> Columns:
+    """Return what each column means.
+
+    Args:
+        header: names of the columns.
+        where: file and line, for messages.
+        said: the user's own words, `id=qid,image=file,question=q,options=opt1:opt5,answer=gt`; what they name isn't
+            looked for.
+        needs_answer: whether there must be an answer column.
+
+    Raises:
+        InputError: a column is missing, or two may have the same meaning.
+    """
+    by_hand, options = _said(said, header, where)
+    taken = {*by_hand.values(), *options}
+    if not options and "options" not in by_hand:
+        options = _option_columns(header, taken, where)
+        taken.update(options)
+    places = dict(by_hand)
+    for meaning, names in NAMES.items():
+        found = [place for place, name in enumerate(header) if place not in taken and plain(name) in names]
+        if meaning in places or (meaning == "options" and options):
+            continue
+        if len(found) > 1:
+            both = " and ".join(repr(header[place].strip()) for place in found)
+            example = header[found[0]].strip()
+            raise InputError(f"{where}: {both} may both be the {meaning}: say which with --columns {meaning}={example}")
+        if found:
+            places[meaning] = found[0]
+            taken.add(found[0])
+    needed = (*REQUIRED, *(["answer"] if needs_answer else []))
+    missing = [meaning for meaning in needed if meaning not in places]
+    if missing:
+        listed = ", ".join(name.strip() or "(no name)" for name in header[:_MOST_SHOWN])
+        raise InputError(
+            f"{where}: no column for {', '.join(missing)} was recognised; columns found: {listed}. Say which they are: "
+            f"--columns {','.join(f'{meaning}=NAME' for meaning in missing)}"
+        )
+    ordered = {meaning: places[meaning] for meaning in NAMES if meaning in places}
+    ignored = tuple(name.strip() or "(no name)" for place, name in enumerate(header) if place not in taken)
+    return Columns(ordered, tuple(options), ignored)
+
+
+def _said(said: str, header: Sequence[str], where: str) -> tuple[dict[str, int], list[int]]:
+    """Return what `--columns` says: meaning -> position, and the positions of the options' own columns."""
+    places: dict[str, int] = {}
+    options: list[int] = []
+    for part in said.split(",") if said else ():
+        meaning, equals, name = (text.strip() for text in part.partition("="))
+        if meaning not in NAMES or not equals or not name:
+            raise InputError(
+                f"--columns {part}: must be MEANING=NAME; the meanings are {', '.join(NAMES)}.{nearest(meaning, NAMES)}"
+            )
+        if meaning in places or (meaning == "options" and options):
+            raise InputError(f"--columns: {meaning} is there twice.")
+        first, colon, last = name.partition(":")
+        if meaning == "options" and colon and name not in (h.strip() for h in header):
+            start, end = _position(first, header, where), _position(last, header, where)
+            if not 1 <= end - start < len(LETTERS):
+                raise InputError(f"--columns options={name}: must lead from the first option to the last, 2 to 26.")
+            options = [*range(start, end + 1)]
+        else:
+            places[meaning] = _position(name, header, where)
+    twice = [*places.values(), *options]
+    if len(set(twice)) < len(twice):
+        raise InputError(f"--columns {said}: names one column for two meanings.")
+    return places, options
+
+
+def _position(name: str, header: Sequence[str], where: str) -> int:
+    """Return the position of a column that the user names; InputError if there is none, or two."""
+    stripped = [column.strip() for column in header]
+    found = [place for place, column in enumerate(stripped) if column == name.strip()]
+    found = found or [place for place, column in enumerate(stripped) if plain(column) == plain(name)]
+    if len(found) != 1:
+        what = "there is no such column" if not found else "there are several such columns"
+        raise InputError(f"{where}: --columns {short(name)}: {what}.{nearest(name, stripped)}")
+    return found[0]
+
+
+def _option_columns(header: Sequence[str], taken: set[int], where: str) -> list[int]:
+    """Return the positions of the columns of one option each, in order; none if there aren't at least A and B.
+
+    Raises:
+        InputError: one is missing before another, or is there twice.
+    """
+    lettered: dict[int, int] = {}
+    numbered: dict[int, int] = {}
+    for place, name in enumerate(header):
+        if place in taken:
+            continue
+        for pattern, found, number in ((_OPTION, lettered, _letter), (_NUMBERED, numbered, int)):
+            match = pattern.fullmatch(plain(name))
+            if match and found.setdefault(number(match[1]), place) != place:
+                other = header[found[number(match[1])]].strip()
+                raise InputError(
+                    f"{where}: {other!r} and {name.strip()!r} may both be option {match[1].upper()}: rename one, or "
+                    "say which columns the options are with --columns options=FIRST:LAST"
+                )
+    for found, first in ((lettered, 0), (numbered, min(numbered, default=0))):
+        if {first, first + 1} <= set(found) and first <= 1:
+            count = next(number for number in range(first, first + len(LETTERS) + 1) if number not in found) - first
+            # A column K may be anything, but one named C to J after a gap is hardly anything but an option.
+            later = [number for number in found if first + count < number < first + 10]
+            if later:
+                gap, after = _name(first + count, found is lettered), header[found[later[0]]].strip()
+                raise InputError(f"{where}: a column {after!r} but none for option {gap}; give all options in order")
+            return [found[number] for number in range(first, first + count)]
+    return []
+
+
+def _letter(letter: str) -> int:
+    return LETTERS.index(letter.upper())
+
+
+def _name(number: int, is_letter: bool) -> str:
+    return LETTERS[number] if is_letter else str(number)

@@ -1,0 +1,99 @@
+"""Find the image that a table means, however its name is written."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from beit3_vqa.runtime.files import is_file, one_form
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2")
+MAX_FILES = 20_000_000
+# Folders in which a split's images may be, best first. Validation images are often a part of the training images. Test
+# images never are, and their numbers start anew, so that another folder's image of that name would be the wrong one.
+FOLDERS = {"train": ("", "train"), "val": ("", "val", "train"), "test": ("", "test")}
+
+
+class ImageFinder:
+    """Finds images in a folder by names as people write them, and counts what differed.
+
+    A name may lack its ending or its folder (`train`, `val`, `test`), be in another case or Unicode form, have
+    Windows' backslashes, or be an absolute path inside the folder. Names that are exact are never looked up.
+
+    Args:
+        root: the image root.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.counts: Counter[str] = Counter()
+        self._found: dict[tuple[str, str], tuple[str, str, str]] = {}
+
+    def find(self, name: str, split: str) -> tuple[str, str]:
+        """Return the path of an image relative to the root, and what is wrong with its name (empty: nothing).
+
+        A name that nothing fits is returned as it is; whoever opens it says that it is missing.
+        """
+        if (name, split) not in self._found:
+            self._found[name, split] = self._find(name.strip(), split)
+        path, problem, how = self._found[name, split]
+        if how:
+            self.counts[how] += 1
+        return path, problem
+
+    def _find(self, name: str, split: str) -> tuple[str, str, str]:
+        """Return path, problem, and how the name differs."""
+        how = ""
+        if is_file(self.root / name) and not Path(name).is_absolute():
+            return name, "", ""
+        if "\\" in name:
+            name, how = name.replace("\\", "/"), "backslashes"
+        if Path(name).is_absolute():
+            inside = os.path.relpath(name, self.root.absolute())
+            if inside.startswith(".."):
+                return name, "", ""  # refused, with the reason, where images are read
+            name, how = Path(inside).as_posix(), "absolute paths"
+        for folder in FOLDERS[split] if "/" not in name else ("",):
+            wanted = f"{folder}/{name}" if folder else name
+            if is_file(self.root / wanted):
+                return wanted, "", how or f"in the folder {folder}" * bool(folder)
+            for key, what in ((_key(wanted), "another case or Unicode form"), (_key(wanted) + ".", "no ending")):
+                found = self._files.get(key, [])
+                if len(found) > 1:
+                    shown = " or ".join(repr(path) for path in found[:3])
+                    return wanted, f"image {name!r} may be {shown}: rename one, or write the whole name", ""
+                if found:
+                    return found[0], "", how or what
+        return name, "", ""
+
+    @cached_property
+    def _files(self) -> dict[str, list[str]]:
+        """Return the images below the root under their keys: with their ending, and with only a dot in its place."""
+        by_key: dict[str, list[str]] = {}
+        for number, path in enumerate(self._walk()):
+            if number == MAX_FILES:
+                break
+            key = _key(path)
+            stem, dot, ending = key.rpartition(".")
+            if dot + ending in EXTENSIONS:
+                by_key.setdefault(key, []).append(path)
+                by_key.setdefault(f"{stem}.", []).append(path)
+        return by_key
+
+    def _walk(self) -> Iterator[str]:
+        """Yield the path of every file below the root; a folder that links lead to again is passed over."""
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, names in os.walk(self.root, followlinks=True):
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders.sort()
+            below = Path(folder).relative_to(self.root).as_posix()
+            yield from (name if below == "." else f"{below}/{name}" for name in sorted(names))
+
+
+def _key(name: str) -> str:
+    return one_form(name).casefold()
