@@ -65,7 +65,7 @@ def caption_example(row: Row, place: int) -> Example:
     return Example(id=str(place) if name is None else name, image_path=row["image_path"], question=text, token_ids=ids)
 
 
-MASKED = "language_masked_pos"
+MASKED = "masked_places"
 
 
 def _problem(row: Row) -> str:
@@ -174,13 +174,12 @@ class COCOCaptioning(Task):
         return {**item, name: masked, "places": places, "words": [ids[place] for place in places]}
 
     def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:
-        """Return the model's keyword arguments; in training with the masked places, int64 (B, T), 1 if masked."""
+        """Return the model's keyword arguments; in training with the masked places, int64 (M,), see the model."""
         batch = processor.collate(items)
         if "places" in items[0]:
-            masked = torch.zeros_like(batch[self.spec.inputs.text])
-            for row, item in enumerate(items):
-                masked[row, item["places"]] = 1
-            batch[MASKED] = masked
+            longest = batch[self.spec.inputs.text].size(1)
+            places = [row * longest + place for row, item in enumerate(items) for place in item["places"]]
+            batch[MASKED] = torch.tensor(places, dtype=torch.int64)
         return batch
 
     def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:

@@ -204,13 +204,14 @@ class VQACustom(Task):
 
     def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Prediction]:
         """Predict the likeliest answer of each example of `outputs` (B, classes)."""
-        probabilities = self.probabilities(outputs).cpu()
+        outputs = outputs.cpu()  # once: each copy waits for the device
+        probabilities = self.probabilities(outputs)
         labels = probabilities.argmax(dim=1).tolist()
         if temperature != 1.0:
             probabilities = torch.from_numpy(temper(probabilities.numpy(), temperature))
         losses: list[float | None] = [None] * len(batch)
         if any(example.targets for example in batch.examples):
-            losses = self._losses(outputs.cpu(), self.targets(batch.examples), "none").tolist()
+            losses = self._losses(outputs, self.targets(batch.examples), "none").tolist()
         return [self._prediction(*of) for of in zip(probabilities, labels, batch.examples, losses, strict=True)]
 
     def probabilities(self, outputs: Tensor) -> Tensor:
