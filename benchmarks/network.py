@@ -18,7 +18,7 @@ from beit3_vqa.tasks.losses import contrastive_loss
 
 CLASSES = 4
 MASKED = 0.6  # of a caption's tokens
-NOT_IN_TRAINING = {"text_len", "incremental_state", "only_infer"}
+NOT_IN_TRAINING = {"text_len", "incremental_state", "only_infer", "language_masked_pos"}
 TEXT_TOKENS = 32
 PEAK_SIZE = 3072
 PEAK_SECONDS = 3.0
@@ -78,8 +78,8 @@ def make(name: str, device: torch.device, batch: int) -> tuple[BEiT3Model, dict[
     text = torch.randint(4, 64000, (batch, TEXT_TOKENS), device=device)
     lengths = torch.linspace(TEXT_TOKENS, 8, batch, device=device).long()
     padding = (torch.arange(TEXT_TOKENS, device=device) >= lengths[:, None]).long()
-    masked = (torch.rand(text.shape, device=device) < MASKED).long() * (1 - padding)
-    given = {"padding_mask": padding, "language_masked_pos": masked}
+    masked = (torch.rand(text.shape, device=device) < MASKED) & (padding == 0)
+    given = {"padding_mask": padding, "masked_places": masked.flatten().nonzero().squeeze(1)}
     inputs = {}
     for keyword in inspect.signature(model.forward).parameters:
         if keyword.startswith("image"):
@@ -88,7 +88,7 @@ def make(name: str, device: torch.device, batch: int) -> tuple[BEiT3Model, dict[
             inputs[keyword] = given.get(keyword, text)
     if parsed.head == "retrieval":
         return model, inputs, contrastive_loss
-    labels = text[masked.bool()] if parsed.head == "captioning" else torch.randint(0, CLASSES, (batch,), device=device)
+    labels = text[masked] if parsed.head == "captioning" else torch.randint(0, CLASSES, (batch,), device=device)
     return model, inputs, lambda logits: nn.functional.cross_entropy(logits, labels)
 
 
@@ -102,16 +102,16 @@ def flops(run: Callable[[], object]) -> int:
     return total
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype, size: int = PEAK_SIZE) -> float:
     """Measure floating-point operations per second of a large matrix product, the best of a few seconds."""
-    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, until = 0.0, time.perf_counter() + PEAK_SECONDS
     while time.perf_counter() < until:
         started = time.perf_counter()
         a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = max(best, 2 * PEAK_SIZE**3 / (time.perf_counter() - started))
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
 
 

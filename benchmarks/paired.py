@@ -66,13 +66,18 @@ def report(title: str, rows: Sequence[Mapping[str, object]], output: Path | None
     """Print a table in Markdown below a line about the machine; with `output`, add both to that JSON file."""
     machine = describe_machine()
     print(f"\n{title}\n{', '.join(f'{name} {value}' for name, value in machine.items())}\n")
+    print_table(rows)
+    if output:
+        existing = json.loads(output.read_text()) if output.exists() else []
+        output.write_text(json.dumps([*existing, {"title": title, **machine, "rows": list(rows)}], indent=2) + "\n")
+
+
+def print_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print a table in Markdown."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [columns, ["---"] * len(columns), *[[_cell(row.get(column, "")) for column in columns] for row in rows]]
     for line in cells:
         print("| " + " | ".join(line) + " |")
-    if output:
-        existing = json.loads(output.read_text()) if output.exists() else []
-        output.write_text(json.dumps([*existing, {"title": title, **machine, "rows": list(rows)}], indent=2) + "\n")
 
 
 def _cell(value: object) -> str:

@@ -2,6 +2,7 @@
 
 Nothing here makes the host wait for a GPU in each step, which would leave the GPU idle. The loss and the flag that a
 gradient wasn't finite stay on the device; they are read every few steps, by `NonFiniteGuard` and by whoever shows them.
+`tests/integration/test_gpu.py` counts how often.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -65,9 +65,6 @@ def caption_example(row: Row, place: int) -> Example:
     return Example(id=str(place) if name is None else name, image_path=row["image_path"], question=text, token_ids=ids)
 
 
-MASKED = "language_masked_pos"
-
-
 def _problem(row: Row) -> str:
     caption = caption_problem(row) if has_caption(row) else ""
     return image_problem(row) or image_id_problem(row) or caption or fold_problem(row)
@@ -174,13 +171,19 @@ class COCOCaptioning(Task):
         return {**item, name: masked, "places": places, "words": [ids[place] for place in places]}
 
     def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:
-        """Return the model's keyword arguments; in training with the masked places, int64 (B, T), 1 if masked."""
+        """Return the model's keyword arguments; in training with the masked places, int64 (M,).
+
+        With `--compile` they are a mask, int64 (B, T), 1 if masked: every M would be compiled anew.
+        """
         batch = processor.collate(items)
         if "places" in items[0]:
             masked = torch.zeros_like(batch[self.spec.inputs.text])
             for row, item in enumerate(items):
                 masked[row, item["places"]] = 1
-            batch[MASKED] = masked
+            if self.config.compute.compile:
+                batch["language_masked_pos"] = masked
+            else:
+                batch["masked_places"] = masked.flatten().nonzero().squeeze(1)  # counted here, not on a GPU
         return batch
 
     def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:

@@ -222,16 +222,15 @@ class VQACustom(Task):
 
     def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Prediction]:
         """Predict the likeliest answer of each example of `outputs` (B, classes)."""
-        present = self._present(batch.examples, outputs.device)
-        outputs = _without_absent(outputs, present)
-        probabilities = self.probabilities(outputs).cpu()
+        present = self._present(batch.examples, torch.device("cpu"))
+        outputs = _without_absent(outputs.cpu(), present)  # once: each copy waits for the device
+        probabilities = self.probabilities(outputs)
         labels = probabilities.argmax(dim=1).tolist()
         if temperature != 1.0:
             probabilities = torch.from_numpy(temper(probabilities.numpy(), temperature))
         losses: list[float | None] = [None] * len(batch)
         if any(example.targets for example in batch.examples):
-            there = None if present is None else present.cpu()
-            losses = self._losses(outputs.cpu(), self.targets(batch.examples), there, "none").tolist()
+            losses = self._losses(outputs, self.targets(batch.examples), present, "none").tolist()
         return [self._prediction(*of) for of in zip(probabilities, labels, batch.examples, losses, strict=True)]
 
     def probabilities(self, outputs: Tensor) -> Tensor:

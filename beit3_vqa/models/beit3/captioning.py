@@ -114,7 +114,7 @@ class CaptionDecoder:
         self.model = model
         self.image = image
         self.start_id, self.mask_id = start_id, mask_id
-        self.forbidden = list(forbidden)
+        self.forbidden = torch.tensor(forbidden, dtype=torch.int64, device=image.device)
         self.words = 0  # T, number of words so far, the same in every beam
         self.memory = [_LayerMemory(attend) for _ in range(model.get_num_layers())]
 
@@ -146,7 +146,9 @@ class CaptionDecoder:
         kernels = [layer.write for layer in self.memory]
         features = self.model.encode(text=tokens, kernels=kernels, first_position=self.words)
         logits: Tensor = self.model.mlm_head(features[:, 1]).float()  # at the <mask>
-        logits[:, self.forbidden] = float("-inf")  # before the softmax, so that the others share their probability
+        logits.index_fill_(
+            1, self.forbidden, float("-inf")
+        )  # before the softmax, so that the others share their probability
         return torch.unflatten(logits.log_softmax(dim=-1), 0, words.shape)
 
 
@@ -173,6 +175,7 @@ class BEiT3ForCaptioning(BEiT3Model):
         language_masked_pos: Tensor | None = None,
         text_len: int | None = None,
         incremental_state: IncrementalState | None = None,
+        masked_places: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, IncrementalState]:
         """Return logits of the vocabulary at the text's tokens.
 
@@ -185,10 +188,12 @@ class BEiT3ForCaptioning(BEiT3Model):
             incremental_state: an empty dict at first. Each layer puts its keys and values there, as `prev_key` and
                 `prev_value` (B, H, L, D), and attends to them from then on. Before adding a word, the caller removes
                 the `<mask>`'s.
+            masked_places: int64 (M,), the places where logits are wanted among the B * T tokens, row by row. It says
+                what `language_masked_pos` says, and a GPU needn't be waited for to count them.
 
         Returns:
-            (B, T, vocabulary), or with `language_masked_pos` (masked tokens, vocabulary). With `incremental_state`, a
-            pair of that and the state.
+            (B, T, vocabulary), or with `language_masked_pos` or `masked_places` (masked tokens, vocabulary). With
+            `incremental_state`, a pair of that and the state.
         """
         image_tokens = self.beit3.vision_embed.num_position_embeddings()
         text_len = text_ids.size(1) if text_len is None else text_len
@@ -206,6 +211,8 @@ class BEiT3ForCaptioning(BEiT3Model):
         features = features[:, -text_ids.size(1) :]
         if language_masked_pos is not None:
             features = features[language_masked_pos.bool()]
+        elif masked_places is not None:
+            features = features.flatten(0, 1).index_select(0, masked_places)
         logits: Tensor = self.mlm_head(features)  # the widest layer: at the wanted tokens alone
         return logits if incremental_state is None else (logits, incremental_state)
 

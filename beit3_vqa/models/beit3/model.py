@@ -234,11 +234,17 @@ class BEiT3ForVisualReasoning(BEiT3Model):
 class BEiT3ForImageClassification(BEiT3Model):
     """Mean of the patches' features -> one logit per class (upstream's `..._imageclassification` model)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, num_classes: int, **sizes: Any):
         super().__init__(normalize_output=False, **sizes)
         self.num_classes = num_classes
         self.fc_norm = nn.LayerNorm(self.embed_dim)
         self.head = nn.Linear(self.embed_dim, num_classes)
+        # Not part of a checkpoint. Times 255, for pixels in bytes.
+        for name, values in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1) * 255, persistent=False)
         self.apply(init_like_upstream)
         shrink(self.head)
 
@@ -248,9 +254,7 @@ class BEiT3ForImageClassification(BEiT3Model):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Normalise uint8 (B, 3, S, S) -> float32 with ImageNet's mean and standard deviation of each channel."""
-        statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-        mean, std = (pixels.new_tensor(v, dtype=torch.float32).view(3, 1, 1) * 255 for v in statistics)
-        return (pixels.to(torch.float32) - mean) / std
+        return (pixels.to(torch.float32) - self.mean) / self.std
 
     def forward(self, image: Tensor) -> Tensor:
         """Return a logit for each class: (B, 3, S, S), normalised float or uint8 -> (B, num_classes)."""

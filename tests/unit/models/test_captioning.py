@@ -46,6 +46,20 @@ def test_masked_logits_and_gradients_equal_torchscales():
         assert (ours[name] - gradient).abs().max() <= 1e-5 * largest, name
 
 
+def test_places_of_masked_words_say_what_a_mask_says():
+    found = []
+    for name, masked in (
+        ("language_masked_pos", masked_positions()),
+        ("masked_places", masked_positions().flatten().nonzero().squeeze(1)),
+    ):
+        model = fill.fill(captioner())
+        logits = model(*golden_inputs(), **{name: masked})
+        logits.square().sum().backward()
+        found.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0][0]) == len(CAPTIONING["masked_pos"])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
 def test_a_word_sees_the_image_and_the_words_up_to_itself():
     model = fill.fill(captioner()).eval()
     image, text, _ = golden_inputs()

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from beit3_vqa.engine.checkpoint.io import read_checkpoint
 from beit3_vqa.engine.parallel import FSDP
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.names import build_model
+from beit3_vqa.tasks.captioning import COCOCaptioning
 from tests.helpers.captioned import prepare_captioned
 from tests.helpers.checkpoint_files import tensors
 from tests.helpers.commands import evaluate_on, train_on
+from tests.helpers.options import build_config
 from tests.helpers.processes import ENVIRONMENT, ROOT, torchrun
 
 TASK = "coco_captioning"
@@ -39,6 +42,18 @@ def captioner(captioned, tmp_path_factory):
     out = tmp_path_factory.mktemp("captioner") / "out"
     assert main(train_on(captioned, TASK, out, *FLAGS, "--epochs", "2")) == 0
     return out
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_masked_words_are_counted_before_they_reach_a_gpu(compiled):
+    """But not with --compile, which would compile anew for each number of them."""
+    items = [{"text_ids": [0, 5, 6, 2], "places": [1, 3]}, {"text_ids": [0, 7, 2], "places": [2]}]
+    padded = SimpleNamespace(collate=lambda items: {"text_ids": torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])})
+    batch = COCOCaptioning(build_config({"task": TASK, "compile": compiled})).collate(items, padded)
+    mask = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]])
+    name, expected = ("language_masked_pos", mask) if compiled else ("masked_places", torch.tensor([1, 3, 6]))
+    assert batch.keys() == {"text_ids", name}
+    assert torch.equal(batch[name], expected)
 
 
 def test_evaluation_writes_captions_in_upstreams_format_and_coco_metrics(captioned, captioner, tmp_path, capsys):
