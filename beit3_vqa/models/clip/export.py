@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.config.options import ModelConfig
 from beit3_vqa.errors import InputError, NotFiniteError, first_line
 from beit3_vqa.models.clip.folder import HUB
-from beit3_vqa.models.clip.hub import CLIPTexts, optional, read_clip, read_image_settings
+from beit3_vqa.models.clip.hub import CLIPTexts, optional, read_clip, read_image_settings, without_bars
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
 from beit3_vqa.models.lora import lora_config
 from beit3_vqa.runtime.files import is_new_or_empty, make_folder, require_writable, stale_temporaries
@@ -46,7 +47,10 @@ def export_clip(
     if options.lora_rank:
         base: Any = read_clip(base_folder, model.clip.config, model.clip.config._attn_implementation)
         base.name_or_path = options.pretrained.removeprefix(HUB)  # peft notes it down for whoever loads the adapters
-        written = optional("peft").get_peft_model(base, lora_config(options))
+        with warnings.catch_warnings():
+            # peft asks for it by the name that it had before transformers 5.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            written = optional("peft").get_peft_model(base, lora_config(options))
         # The wrapper's names begin with where it keeps the model that ours calls `clip`.
         adapters = {f"base_model.model.{n.removeprefix('clip.')}": value for n, value in model.state_dict().items()}
         written.load_state_dict(adapters, strict=False)
@@ -62,7 +66,8 @@ def export_clip(
     temporary.mkdir()
     try:
         # peft would look on the hub whether the vocabulary was enlarged; it never is.
-        written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
+        with without_bars():
+            written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
         texts.save(temporary)
         read_image_settings(base_folder, model.clip.config.vision_config.image_size).save_pretrained(temporary)
         if folder.exists():
