@@ -1,9 +1,8 @@
 """A CLIP's Hugging Face folder, which a stranger may have made: finding it, and reading plain values from it.
 
-transformers lets such a folder choose code, other files and downloads: in versions before 5.3 by an entry of config.json
-that is read without trust (CVE-2026-4372), before 5.5 by one that grants trust itself (CVE-2026-5241). So it never sees
-the folder, whatever its version: this file reads numbers of known names, within bounds, and a vocabulary, and hands on
-nothing else.
+transformers lets such a folder choose code, other files and downloads: before 5.3 by an entry of config.json that needs
+nobody's trust (CVE-2026-4372), before 5.5 by one that grants it (CVE-2026-5241). So no version of it sees the folder:
+this file reads numbers of known names, within bounds, and a vocabulary, and hands on nothing else.
 """
 
 import math
@@ -134,9 +133,7 @@ def _require_inside(folder: Path) -> None:
     """
     real = real_path(folder)
     allowed = [real]
-    if (
-        real.parent.name == "snapshots"
-    ):  # CACHE/models--OWNER--NAME/snapshots/REVISION links to the two folders of blobs
+    if real.parent.name == "snapshots":  # CACHE/models--OWNER--NAME/snapshots/REVISION links to two folders of blobs
         allowed += [place / "blobs" for place in real.parents[1:3]]
     for name in (*FILES, OLD_WEIGHTS):
         target = real_path(folder / name)
@@ -289,7 +286,7 @@ def _taken(values: Mapping[str, Any], known: _Known, where: str) -> dict[str, An
 
 
 def _tell_of_code(values: object, path: Path) -> None:
-    """Print a line with the names of entries, nested ones too, that would make transformers load code or other files."""
+    """Print a line with the names of entries, however deep, that would make transformers load code or other files."""
     found, left = set(), [values]
     while left:
         value = left.pop()
