@@ -283,6 +283,8 @@ class CLIPTexts:
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files."""
         self._tokenizer.save_pretrained(folder)
+        # vocab.json and merges.txt: transformers 5 doesn't write them, and the slow tokenizer of 4 reads nothing else.
+        self._tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def weights_sha256(model: nn.Module) -> str:
