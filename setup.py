@@ -28,7 +28,10 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
+        # --model clip_... and --lora_rank. A folder's config.json could choose code that transformers runs, until 5.3
+        # (CVE-2026-4372) and 5.5 (CVE-2026-5241). What torchscale pins needs 4.57, so our own reading keeps such keys
+        # away in every version (models/clip/folder.py), and the mended ones are in the range.
+        "clip": ["transformers>=4.57,<6", "peft>=0.13"],
         "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
         "excel": ["openpyxl>=3.1", "xlrd>=2"],  # `prepare table` of XLSX and XLS files
         "parquet": ["pyarrow>=14.0.1"],  # of Parquet and Feather files; earlier ones run code (CVE-2023-47248)
@@ -42,7 +45,7 @@ setup(
             "pytest",
             "pytest-xdist",  # both cores run tests
             "hypothesis",
-            "transformers>=4.46,<5",  # its slow XLMRobertaTokenizer is the tokenizer's oracle
+            "transformers>=4.57,<6",  # its tokenizers that read SentencePiece's models are the tokenizer's oracles
             "peft>=0.13",
             "pycocoevalcap",
             "easy-vqa",

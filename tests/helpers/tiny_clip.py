@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import torch
+import transformers
 
 from beit3_vqa.data.types import Example
 from beit3_vqa.models.base import TaskShape
@@ -11,6 +12,9 @@ from beit3_vqa.models.clip.family import CLIPFamily
 from tests.helpers.commands import CLIP
 from tests.helpers.options import build_config
 from tests.helpers.photographs import SUBJECTS, TEMPLATES
+
+# The one that resizes by Pillow. In transformers 5 the old name stands for one by torchvision, which rounds otherwise.
+PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
 
 FOUR = TaskShape("vqacustom", 4, True)
 

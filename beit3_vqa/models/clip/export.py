@@ -1,18 +1,29 @@
 """Export of a trained CLIP as a folder that others read: peft's adapters, or transformers' whole model."""
 
+import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.config.options import ModelConfig
 from beit3_vqa.errors import InputError, NotFiniteError, first_line
 from beit3_vqa.models.clip.folder import HUB
-from beit3_vqa.models.clip.hub import CLIPTexts, optional, read_clip, read_image_settings
+from beit3_vqa.models.clip.hub import CLIPTexts, optional, read_clip, read_image_settings, without_bars
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
 from beit3_vqa.models.lora import lora_config
-from beit3_vqa.runtime.files import is_new_or_empty, make_folder, require_writable, stale_temporaries
+from beit3_vqa.runtime.files import is_new_or_empty, make_folder, require_writable, stale_temporaries, write_text
 from beit3_vqa.runtime.precision import all_finite
+
+ADAPTER_CONFIG = "adapter_config.json"
+# What peft 0.13 knows; it refuses a file with any other name. What later versions add is at rest in adapters like ours.
+_ADAPTER_ENTRIES = frozenset(
+    ("peft_type", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode")
+    + ("r", "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save")
+    + ("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "loftq_config")
+    + ("megatron_config", "megatron_core", "use_dora", "layer_replication")
+)
 
 
 def export_clip(
@@ -46,7 +57,10 @@ def export_clip(
     if options.lora_rank:
         base: Any = read_clip(base_folder, model.clip.config, model.clip.config._attn_implementation)
         base.name_or_path = options.pretrained.removeprefix(HUB)  # peft notes it down for whoever loads the adapters
-        written = optional("peft").get_peft_model(base, lora_config(options))
+        with warnings.catch_warnings():
+            # peft asks for it by the name that it had before transformers 5.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            written = optional("peft").get_peft_model(base, lora_config(options))
         # The wrapper's names begin with where it keeps the model that ours calls `clip`.
         adapters = {f"base_model.model.{n.removeprefix('clip.')}": value for n, value in model.state_dict().items()}
         written.load_state_dict(adapters, strict=False)
@@ -62,7 +76,12 @@ def export_clip(
     temporary.mkdir()
     try:
         # peft would look on the hub whether the vocabulary was enlarged; it never is.
-        written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
+        with without_bars():
+            written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
+        if not merge:
+            entries = json.loads((temporary / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            kept = {name: value for name, value in entries.items() if name in _ADAPTER_ENTRIES}
+            write_text(temporary / ADAPTER_CONFIG, json.dumps(kept, indent=2))
         texts.save(temporary)
         read_image_settings(base_folder, model.clip.config.vision_config.image_size).save_pretrained(temporary)
         if folder.exists():

@@ -1,12 +1,14 @@
 """CLIP as a family: transformers' model, peft's adapters, one text per option."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.prompt import OptionTemplate
@@ -112,8 +114,9 @@ class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
             base_sha256 = weights_sha256(clip)  # before the adapters, which aren't part of it
             add_adapters(clip, options)
         if self.config.compute.checkpoint_activations:
-            # Not reentrant: with frozen embeddings no input of a layer asks for a gradient.
-            clip.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # Not reentrant: with frozen embeddings no input of a layer asks for a gradient. Not by the public method:
+            # transformers 5 renamed it, and makes it ask for gradients of frozen embeddings.
+            clip._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
         model = CLIPForMultipleChoice(clip, self.settings.image_mean, self.settings.image_std, base_sha256)
         hold_frozen_in(model, precision.dtype)
         return model

@@ -1,7 +1,8 @@
 """A CLIP's Hugging Face folder, which a stranger may have made: finding it, and reading plain values from it.
 
-transformers lets such a folder choose code, other files and downloads. So it never sees the folder: this file reads
-numbers of known names, within bounds, and a vocabulary, and hands on nothing else.
+transformers lets such a folder choose code, other files and downloads: before 5.3 by an entry of config.json that needs
+nobody's trust (CVE-2026-4372), before 5.5 by one that grants it (CVE-2026-5241). So no version of it sees the folder:
+this file reads numbers of known names, within bounds, and a vocabulary, and hands on nothing else.
 """
 
 import math
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.errors import InputError, first_line, short
-from beit3_vqa.runtime.files import is_folder, missing, read_bounded, read_json
+from beit3_vqa.runtime.files import is_folder, missing, read_bounded, read_json, real_path
 
 HUB = "hf:"  # before the name of a model on the hub
 CONFIG, WEIGHTS, IMAGES = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -26,7 +27,10 @@ MAX_MERGES = 49152 - 256 - 2  # CLIP's tokenizer reads no more lines
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_CODE = re.compile(r"implementation|auto_map|kernel|experts|quantization|remote_code|transformers_weights")
+# transformers 4 wrote `_attn_implementation_autoset`, which only says whether somebody chose.
+_CODE = re.compile(
+    r"implementation(?!_autoset)|auto_map|kernel|experts|quantization|remote_code|custom_pipelines|transformers_weights"
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def find_clip_folder(source: str, *, typed: bool) -> Path:
             have made the file, and anybody may own the name.
 
     Raises:
-        InputError: no such folder, no CLIP in it, or a name on the hub that wasn't typed or can't be fetched.
+        InputError: no such folder, no CLIP in it, a link in it that leads out of it, or a name on the hub that wasn't
+            typed or can't be fetched.
     """
     if not source:
         raise InputError(
@@ -117,7 +122,23 @@ def find_clip_folder(source: str, *, typed: bool) -> Path:
         raise InputError(f"--pretrained: {missing('folder', Path(source))}{kept}{on_hub}")
     if not Path(source, CONFIG).exists():
         raise InputError(f"--pretrained {source}: has no {CONFIG}, so it is no Hugging Face folder.")
+    _require_inside(Path(source))
     return Path(source)
+
+
+def _require_inside(folder: Path) -> None:
+    """Raise InputError for a file that is a link out of the folder, but for the hub's cache.
+
+    A stranger's link would have us read, and quote in messages, any file of whoever runs this.
+    """
+    real = real_path(folder)
+    allowed = [real]
+    if real.parent.name == "snapshots":  # CACHE/models--OWNER--NAME/snapshots/REVISION links to two folders of blobs
+        allowed += [place / "blobs" for place in real.parents[1:3]]
+    for name in (*FILES, OLD_WEIGHTS):
+        target = real_path(folder / name)
+        if not any(target.is_relative_to(place) for place in allowed):
+            raise InputError(f"--pretrained {folder}: {name} is a link out of the folder, to {target}: copy the file.")
 
 
 def _from_hub(source: str, typed: bool) -> Path:
@@ -136,12 +157,13 @@ def _from_hub(source: str, typed: bool) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
         if not (folder / WEIGHTS).exists():  # only then: the old format holds the same weights once more
             folder = Path(snapshot_download(name, allow_patterns=[*FILES, OLD_WEIGHTS]))
-        return folder
     except Exception as error:  # no network, no such model, no right to it, a full disk: each an error of its own
         raise InputError(
             f"--pretrained {source}: can't be fetched from the hub ({first_line(error)}). Where there is no network, "
             "copy the folder here and give that."
         ) from error
+    _require_inside(folder)
+    return folder
 
 
 def read_config_values(folder: Path) -> dict[str, Any]:
@@ -155,7 +177,7 @@ def read_config_values(folder: Path) -> dict[str, Any]:
     if values.get("model_type") != "clip":
         raise InputError(f"--pretrained {folder}: is of type {short(values.get('model_type'))}, not a CLIP.")
     found = _taken(values, _WHOLE, str(path))
-    choosing = _choosing_code(values)
+    _tell_of_code(values, path)
     for tower, known in (("text_config", _TEXT), ("vision_config", _VISION)):
         # Older folders say it twice, and then the second counts.
         name = tower if values.get(f"{tower}_dict") is None else f"{tower}_dict"
@@ -164,13 +186,10 @@ def read_config_values(folder: Path) -> dict[str, Any]:
             own = {}
         if not isinstance(own, dict):
             raise InputError(f"{path}: {name} is {short(own)}; expected an object.")
-        choosing += _choosing_code(own)
         found[tower] = _taken(own, known, f"{path}: {name}")
         width, heads = found[tower].get("hidden_size"), found[tower].get("num_attention_heads")
         if width and heads and width % heads:
             raise InputError(f"{path}: {name}: hidden_size {width} can't be divided by {heads} num_attention_heads.")
-    if choosing:
-        print(f"{path}: asks for code of its own, which is ignored: {', '.join(sorted(set(choosing)))[:200]}")
     return found
 
 
@@ -186,6 +205,7 @@ def read_image_values(folder: Path, image_size: int) -> dict[str, Any]:
     """
     path = folder / IMAGES
     values = _read_object(path) if os.path.lexists(path) else {}
+    _tell_of_code(values, path)
     found: dict[str, Any] = {"size": {"shortest_edge": image_size}, "crop_size": image_size}
     if values.get("size") is not None:
         found["size"] = _size(values["size"], f"{path}: size")
@@ -265,6 +285,20 @@ def _taken(values: Mapping[str, Any], known: _Known, where: str) -> dict[str, An
     return found
 
 
-def _choosing_code(values: Mapping[str, object]) -> list[str]:
-    """Return the names of entries that would make transformers load code or other files."""
-    return [short(name) for name, value in values.items() if _CODE.search(name) and isinstance(value, (str, dict))]
+def _tell_of_code(values: object, path: Path) -> None:
+    """Print a line with the names of entries, however deep, that would make transformers load code or other files."""
+    found, left = set(), [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            # Numbers and false choose nothing: folders that nobody tampered with have those.
+            found |= {short(name) for name, own in value.items() if _CODE.search(name) and _may_choose(own)}
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    if found:
+        print(f"{path}: asks for code of its own, which is ignored: {', '.join(sorted(found))[:200]}")
+
+
+def _may_choose(value: object) -> bool:
+    return value is True or isinstance(value, (str, dict, list))

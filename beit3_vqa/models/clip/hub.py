@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,19 @@ def optional(package: str) -> Any:
         raise InputError(
             f'CLIP and adapters need {package}, which can\'t be imported ({error}): pip install "beit3_vqa[clip]".'
         ) from error
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers 5 from drawing a progress bar for each model that it loads or saves; downloads keep theirs."""
+    logging = optional("transformers").utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def read_clip_config(folder: Path, name: CLIPName, model: str) -> Any:
@@ -107,9 +121,10 @@ def read_clip(folder: Path, config: Any, attention: str) -> nn.Module:
         InputError: no weights, damaged ones, or not all of them.
     """
     weights = _read_weights(folder, config)
-    model, info = optional("transformers").CLIPModel.from_pretrained(
-        None, config=config, state_dict=weights, attn_implementation=attention, output_loading_info=True
-    )
+    with without_bars():
+        model, info = optional("transformers").CLIPModel.from_pretrained(
+            None, config=config, state_dict=weights, attn_implementation=attention, output_loading_info=True
+        )
     assert not info["missing_keys"]  # `_read_weights` has checked the names
     broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if broken:
@@ -268,6 +283,8 @@ class CLIPTexts:
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files."""
         self._tokenizer.save_pretrained(folder)
+        # vocab.json and merges.txt: transformers 5 doesn't write them, and the slow tokenizer of 4 reads nothing else.
+        self._tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def weights_sha256(model: nn.Module) -> str:

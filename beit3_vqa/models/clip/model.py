@@ -56,9 +56,12 @@ class CLIPForMultipleChoice(TrainableModel):
             float32 (B, C).
         """
         pixels = (image.float() - self.mean) / self.std
+        # By the towers: what get_image_features and get_text_features return changed in transformers 5.
+        image_features = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
+        text_features = self.clip.text_projection(self.clip.text_model(input_ids=text).pooler_output)
         # In float32 whatever the products were computed in: the logit scale multiplies rounding by 100.
-        images = F.normalize(self.clip.get_image_features(pixel_values=pixels).float(), dim=-1)  # (I, P)
-        texts = F.normalize(self.clip.get_text_features(input_ids=text).float(), dim=-1)  # (T, P)
+        images = F.normalize(image_features.float(), dim=-1)  # (I, P)
+        texts = F.normalize(text_features.float(), dim=-1)  # (T, P)
         own_texts = texts.index_select(0, text_of.flatten()).view(*text_of.shape, -1)  # (B, C, P)
         similarity = (images.index_select(0, image_of).unsqueeze(1) * own_texts).sum(dim=-1)
         logits: Tensor = self.clip.logit_scale.exp() * similarity

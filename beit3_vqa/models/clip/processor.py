@@ -25,7 +25,10 @@ SPECIAL_TOKENS = 2  # <|startoftext|> and <|endoftext|>
 
 
 class CLIPTransform:
-    """Resize and central crop to a square of `size` pixels, pixel for pixel transformers' `CLIPImageProcessor`.
+    """Resize and central crop to a square of `size` pixels, pixel for pixel transformers' processor by Pillow.
+
+    It is called `CLIPImageProcessor` in transformers 4, `CLIPImageProcessorPil` in 5, where the old name stands for one
+    by torchvision, whose resize rounds otherwise.
 
     Args:
         size: side S of the square.

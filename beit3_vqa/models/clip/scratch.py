@@ -8,7 +8,7 @@ from typing import Any
 
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.clip.folder import BOS, EOS
-from beit3_vqa.models.clip.hub import WORD_END, optional
+from beit3_vqa.models.clip.hub import WORD_END, optional, without_bars
 from beit3_vqa.runtime.files import make_folder, write_text
 
 MEAN_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -76,7 +76,7 @@ def write_tiny_clip(folder: Path, texts: Iterable[str], sizes: TinyCLIP, seed: i
         vision_config={**tower, "image_size": sizes.img_size, "patch_size": sizes.patch_size},
         projection_dim=sizes.width,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_bars():
         torch.manual_seed(seed)
         transformers.CLIPModel(config).save_pretrained(folder)
     settings = {"size": {"shortest_edge": sizes.img_size}, "crop_size": sizes.img_size, **MEAN_STD}

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import warnings
 
 import peft
 import pytest
@@ -34,7 +35,7 @@ from beit3_vqa.runtime.precision import Precision
 from tests.helpers.commands import CLIP
 from tests.helpers.options import build_config
 from tests.helpers.photographs import SUBJECTS, TEMPLATES
-from tests.helpers.tiny_clip import examples, family, randomise_adapters
+from tests.helpers.tiny_clip import PillowProcessor, examples, family, randomise_adapters
 
 SMALL_SIZES = [
     CLIP,
@@ -44,7 +45,9 @@ SMALL_SIZES = [
 
 def plain(folder, made: CLIPForMultipleChoice, options: ModelConfig) -> peft.PeftModel:
     """transformers' model in peft's wrapper, with the adapters of ours."""
-    wrapped = peft.get_peft_model(transformers.CLIPModel.from_pretrained(folder), lora_config(options))
+    with warnings.catch_warnings():  # peft asks for it by the name that it had before transformers 5
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        wrapped = peft.get_peft_model(transformers.CLIPModel.from_pretrained(folder), lora_config(options))
     ours = {f"base_model.model.{n.removeprefix('clip.')}": v for n, v in made.state_dict().items()}
     missing, unexpected = wrapped.load_state_dict(ours, strict=False)
     assert not unexpected
@@ -55,7 +58,7 @@ def plain(folder, made: CLIPForMultipleChoice, options: ModelConfig) -> peft.Pef
 def plain_logits(wrapped, folder, shown: list[Example]) -> torch.Tensor:
     """(B, 4): each question alone, its image once per option, texts padded to the longest the model reads."""
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    image_processor = transformers.CLIPImageProcessor.from_pretrained(folder)
+    image_processor = PillowProcessor.from_pretrained(folder)
     rows = []
     for example in shown:
         texts = [f"Question: {example.question} Answer: {choice}" for choice in example.choices]
@@ -180,7 +183,7 @@ def test_pixels_equal_those_of_transformers(size):
     generator = random.Random(1)
     image = Image.frombytes("RGB", size, generator.randbytes(3 * size[0] * size[1]))
     settings = {"do_rescale": False, "do_normalize": False, "size": {"shortest_edge": 32}, "crop_size": 32}
-    theirs = transformers.CLIPImageProcessor(**settings)(image, return_tensors="pt")["pixel_values"][0]
+    theirs = PillowProcessor(**settings)(image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(CLIPTransform(32, 32)(image), theirs.to(torch.uint8))
     whole = CLIPTransform(32, None)(image)
     assert torch.equal(whole, CLIPTransform(32, 32)(image.resize((32, 32), Image.Resampling.BICUBIC)))
@@ -211,6 +214,15 @@ def test_an_end_token_typed_in_a_question_is_plain_text(clip_folder):
     processor = family(clip_folder).processor(None)
     ids = processor.token_ids(Example("0", "x", "Is <|endoftext|> the end?", SUBJECTS[:4]))[0]
     assert ids.count(processor.texts.eos_id) == 1
+
+
+def test_building_a_model_prints_nothing(clip_folder, tmp_path, capfd):
+    """transformers 5 would draw a progress bar for each model that is read or written, however small."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    family(clip_folder).build(Precision("fp32", torch.device("cpu")))
+    write_tiny_clip(tmp_path, ["a cat", "a dog"], CLIP)
+    assert capfd.readouterr() == ("", "")
+    assert transformers.utils.logging.is_progress_bar_enabled() == shown
 
 
 def test_a_pickled_processor_gives_the_same_pixels_and_tokens(scpc, clip_folder):

@@ -1,17 +1,22 @@
 """CLIP's folders by somebody who means harm, or damaged: no code, no other file, no download, no bomb."""
 
+import importlib
 import json
 import os
 import random
 import shutil
 import socket
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
 import transformers
+from packaging.version import parse as parse_version
 from safetensors.torch import load_file, save_file
 
 from beit3_vqa.cli.main import main
@@ -21,6 +26,7 @@ from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.base import TaskShape
 from beit3_vqa.models.clip.family import CLIPFamily
+from beit3_vqa.models.clip.folder import find_clip_folder
 from beit3_vqa.models.clip.hub import CLIPTexts, read_image_settings
 from beit3_vqa.runtime.precision import Precision
 from tests.helpers.commands import CLIP, finetune_clip
@@ -119,6 +125,105 @@ def test_an_ensemble_counts_parameters_without_code_of_the_folder(
     assert parameters == family(folder).count_parameters()
 
 
+def before(version):
+    """Skip where transformers has mended what a test shows; our own reading is tested in every version."""
+    mended = parse_version(transformers.__version__) >= parse_version(version)
+    return pytest.mark.skipif(mended, reason=f"mended in transformers {version}; this is {transformers.__version__}")
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Kernels that transformers fetches and runs; it believes that the package for that is installed."""
+    fetched = []
+    hub_kernels = importlib.import_module("transformers.integrations.hub_kernels")
+    monkeypatch.setattr(hub_kernels, "_kernels_available", True, raising=False)  # transformers 5 asks otherwise
+    fetch = lambda name, *_, **how: fetched.append(name) or SimpleNamespace(flash_attn_varlen_func=None)  # noqa: E731
+    monkeypatch.setattr(hub_kernels, "get_kernel", fetch, raising=False)
+    monkeypatch.setattr(hub_kernels, "lazy_import_flash_attention", lambda *_, **how: None, raising=False)
+    return fetched
+
+
+KERNEL = {"_attn_implementation_internal": "stranger/kernel"}
+
+
+def name_a_kernel(folder):
+    for name in ("text_config", "vision_config"):
+        tower(folder, name, **KERNEL)
+    change(folder / "config.json", **KERNEL)
+
+
+@before("5.3")
+def test_cve_2026_4372_plain_reading_fetches_a_kernel_of_the_folders_choice(folder, kernels):
+    name_a_kernel(folder)
+    with suppress(Exception):  # some versions find nothing of use in what they have fetched and run
+        transformers.CLIPModel.from_pretrained(folder, trust_remote_code=False)
+    assert "stranger/kernel" in kernels
+
+
+def test_cve_2026_4372_our_reading_fetches_no_kernel(folder, kernels, capsys):
+    name_a_kernel(folder)
+    made = family(folder)
+    assert "asks for code of its own, which is ignored: '_attn_implementation_internal'" in capsys.readouterr().out
+    for attention in ("auto", "matmul"):
+        family(folder, attention=attention).build(ON_CPU)
+    made.skeleton()
+    assert not kernels
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """A configuration that trusts its own code, as (entries, marker); the code makes a folder called as the marker."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which transformers adds that folder
+    there, marker = tmp_path / "detector", tmp_path / "marker"
+    there.mkdir()
+    auto_map = {"AutoConfig": "configuration_stranger.StrangerConfig"}
+    (there / "config.json").write_text(json.dumps({"model_type": "stranger", "auto_map": auto_map}))
+    (there / "configuration_stranger.py").write_text(
+        f"import os\nfrom transformers import PretrainedConfig\nos.makedirs({str(marker)!r}, exist_ok=True)\n"
+        "class StrangerConfig(PretrainedConfig):\n    model_type = 'stranger'\n"
+    )
+    detector = {"model_type": "stranger", "_name_or_path": str(there), "auto_map": auto_map}
+    return {"model_type": "lightglue", "trust_remote_code": True, "keypoint_detector_config": detector}, marker
+
+
+@before("5.5")
+def test_cve_2026_5241_plain_reading_runs_a_folders_code_that_it_was_told_not_to_trust(folder, code):
+    entries, marker = code
+    change(folder / "config.json", **entries)
+    transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    assert marker.exists()
+
+
+def test_cve_2026_5241_our_reading_runs_no_code_of_the_folder(folder, code, capsys):
+    entries, marker = code
+    plainly = family(folder).build(ON_CPU).base_sha256
+    for name in ("text_config", "vision_config"):
+        tower(folder, name, **entries, deeper=[[entries]])
+    change(folder / "config.json", **{**entries, "model_type": "clip"})
+    change(folder / "preprocessor_config.json", **entries)
+    capsys.readouterr()
+    made = family(folder)
+    assert made.build(ON_CPU).base_sha256 == plainly
+    said = capsys.readouterr().out
+    for name in ("config.json", "preprocessor_config.json"):
+        assert f"{folder / name}: asks for code of its own, which is ignored: 'auto_map', 'trust_remote_code'" in said
+    change(folder / "config.json", **entries)
+    with pytest.raises(InputError, match="is of type 'lightglue', not a CLIP"):
+        family(folder)
+    assert not marker.exists()
+
+
+def test_a_key_that_chooses_code_is_told_however_deep_it_lies(folder, capsys):
+    change(folder / "config.json", notes=[{"x": [{"auto_map": {"AutoModel": "x--y.Z"}}]}])
+    family(folder)
+    assert "which is ignored: 'auto_map'\n" in capsys.readouterr().out
+    # What transformers itself writes is nothing to warn of.
+    change(folder / "config.json", notes=[], _attn_implementation_autoset=True, quantization_config=None)
+    family(folder)
+    assert capsys.readouterr().out == ""
+
+
 def test_no_base_model_is_looked_for_elsewhere(folder, no_network):
     """What peft's folders name as the model that they adapt, transformers reads in the folder's place."""
     expected = family(folder).build(ON_CPU).clip.logit_scale
@@ -152,6 +257,9 @@ def test_code_in_pickled_weights_does_not_run(folder, tmp_path, name, says):
     if name.endswith(".json"):
         (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": {"logit_scale": "../evil.bin"}}))
     family(folder).build(ON_CPU)  # the safe file is there, too
+    if not name.endswith(".json"):  # what plain reading would do
+        torch.load(folder / name, weights_only=False)
+        (tmp_path / "marker").rmdir()
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=says):
         family(folder).build(ON_CPU)
@@ -219,6 +327,8 @@ def test_image_settings_are_read_as_transformers_reads_them(folder, size):
     theirs = transformers.CLIPImageProcessor.from_pretrained(folder)
     ours = read_image_settings(folder, 32)
     assert (ours.size, ours.image_mean, ours.image_std) == (theirs.size, theirs.image_mean, theirs.image_std)
+    evaluate = family(folder).processor(None).evaluate
+    assert evaluate.shortest_edge == (None if isinstance(size, dict) and "height" in size else 40)
 
 
 @pytest.mark.parametrize(
@@ -312,13 +422,47 @@ def test_pipes_devices_broken_links_and_endless_files_are_refused(folder, tmp_pa
 
 
 def test_a_folder_of_links_as_in_the_hubs_cache_is_read(scpc, folder, tmp_path):
-    cached = tmp_path / "snapshots" / "abc"
-    cached.mkdir(parents=True)
+    """In huggingface_hub 2, what several models share lies beside them all."""
+    repository = tmp_path / "hub" / "models--somebody--clip"
+    cached, blobs, shared = repository / "snapshots" / "abc", repository / "blobs", tmp_path / "hub" / "blobs" / "f0"
+    for place in (cached, blobs, shared):
+        place.mkdir(parents=True)
     for path in folder.iterdir():
-        (cached / path.name).symlink_to(os.path.relpath(path, cached))
+        (cached / path.name).symlink_to(os.path.relpath(blobs / path.stem, cached))
+        path.rename((shared if path.suffix == ".safetensors" else blobs) / path.stem)
+    (blobs / "model").symlink_to("../../blobs/f0/model")
     (tmp_path / "link").symlink_to(cached)
     command = finetune_clip(scpc, tmp_path / "link", tmp_path / "out", "--dry_run")
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_links_out_of_the_folder_are_refused(folder, tmp_path, monkeypatch, name):
+    """Each leads to the very file that belongs there: not its content is refused, but where it lies."""
+    outside = tmp_path / "private"
+    (folder / name).rename(outside)
+    (folder / name).symlink_to("../private")
+    says = f"{name} is a link out of the folder, to {outside}: copy the file"
+    with pytest.raises(InputError, match=says):
+        used(folder)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **how: str(folder))
+    with pytest.raises(InputError, match=says):
+        find_clip_folder("hf:somebody/clip", typed=True)
+    # A stranger may pack what looks like the hub's cache, too.
+    packed = tmp_path / "packed" / "snapshots" / "abc"
+    packed.parent.mkdir(parents=True)
+    folder.rename(packed)
+    (packed / name).unlink()
+    (packed.parents[1] / "blobs").symlink_to(tmp_path)
+    (packed / name).symlink_to("../../blobs/private")
+    with pytest.raises(InputError, match=says):
+        used(packed)
+    # A link within the folder harms nobody.
+    (packed / name).unlink()
+    (packed / "here").mkdir()
+    outside.rename(packed / "here" / "file")
+    (packed / name).symlink_to("here/file")
+    used(packed)
 
 
 def test_ids_are_those_of_transformers_whichever_files_there_are(folder, tmp_path):
@@ -340,12 +484,24 @@ def test_ids_are_those_of_transformers_whichever_files_there_are(folder, tmp_pat
     assert both[0].sha256 == both[1].sha256
 
 
+def test_saved_tokenizers_have_the_files_of_each_version_of_transformers(folder, tmp_path):
+    """Version 4 reads vocab.json and merges.txt, or tokenizer.json; version 5 writes the latter alone."""
+    texts = CLIPTexts(folder)
+    texts.save(tmp_path)
+    assert json.loads((tmp_path / "vocab.json").read_text()) == json.loads((folder / "vocab.json").read_text())
+    merges = [(path / "merges.txt").read_text(encoding="utf-8").splitlines()[1:] for path in (tmp_path, folder)]
+    assert merges[0] == merges[1]
+    assert (tmp_path / "tokenizer.json").exists()
+    (tmp_path / "vocab.json").unlink()
+    assert CLIPTexts(tmp_path).sha256 == texts.sha256
+
+
 def test_only_the_vocabulary_of_a_tokenizer_json_is_used(folder, tmp_path):
     """Thirty replacements, each doubling a letter, make a gigabyte of one."""
     expected = CLIPTexts(folder).encode_batch(["a cat"])
     transformers.CLIPTokenizerFast.from_pretrained(folder).save_pretrained(tmp_path / "bomb")
-    for name in ("vocab.json", "merges.txt"):
-        (tmp_path / "bomb" / name).unlink()
+    for name in ("vocab.json", "merges.txt"):  # which transformers 5 doesn't write
+        (tmp_path / "bomb" / name).unlink(missing_ok=True)
     double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     bomb = {"normalizer": {"type": "Sequence", "normalizers": [double] * 30}}
     pattern = {"Regex": "(a*)*(a*)*(a*)*b"}
