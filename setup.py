@@ -18,11 +18,13 @@ setup(
     install_requires=[
         "torch>=2.6",  # before it, files read as plain data could run code (CVE-2025-32434)
         "torchvision>=0.21",
-        "timm",
-        "torchscale==0.3.0",  # its module names are the checkpoint format
+        # Its module names are the checkpoint format. It pins timm==0.6.13 and fairscale==0.4.0, which pip then takes;
+        # installed with --no-deps beside newer ones (timm to 1.0.31, fairscale to 0.4.13) it works too.
+        "torchscale==0.3.0",
+        "timm>=0.6.13",
         "sentencepiece>=0.2.2",  # earlier ones crash on hostile model files (CVE-2026-1260 and what followed)
         "pillow>=10.1",
-        "numpy",
+        "numpy>=2",  # timm 0.6.13 mixes by np.bool, which 1.24 to 1.26 don't have
         "pandas>=2",  # DataFrames in and out
         "tensorboard",
         "tqdm",

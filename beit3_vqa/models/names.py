@@ -144,7 +144,14 @@ def register_with_timm() -> None:
 
 
 def _entrypoint(name: str) -> "Callable[..., BEiT3Model]":
-    def create(pretrained: bool = False, pretrained_cfg: object = None, **overrides: Any) -> "BEiT3Model":
+    def create(
+        pretrained: bool = False,
+        pretrained_cfg: object = None,
+        pretrained_cfg_overlay: object = None,
+        cache_dir: object = None,
+        **overrides: Any,
+    ) -> "BEiT3Model":
+        # timm from 0.9 on hands on all four, given or not; they are about weights, which aren't loaded here.
         if pretrained:
             raise InputError(f"{name}: load weights with --finetune FILE, or beit3_vqa.models.beit3.pretrained.")
         return build_model(name, **overrides)

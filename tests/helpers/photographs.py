@@ -2,7 +2,15 @@
 
 import csv
 import random
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
+
+# A parameter for tests of image formats.
+AVIF = pytest.param(
+    "avif", marks=pytest.mark.skipif(find_spec("PIL.AvifImagePlugin") is None, reason="Pillow before 11.3")
+)
 
 PHOTOGRAPHS = (
     "astronaut.png",

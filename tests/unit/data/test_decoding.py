@@ -16,6 +16,7 @@ from beit3_vqa.data import decoding
 from beit3_vqa.data.images import MAX_JPEG_PIXELS, decode_here, image_size, open_image
 from beit3_vqa.errors import ImageError
 from tests.helpers.hostile_images import jpeg2000_of_precincts, jpeg_of_scans, segment
+from tests.helpers.photographs import AVIF
 
 PHOTOGRAPH = Path(skimage.data.__file__).parent / "astronaut.png"
 
@@ -106,7 +107,7 @@ def test_a_decoder_that_goes_on_for_ever_is_ended_and_the_next_image_is_read(tmp
     assert open_image(tmp_path / "good.jp2").size == (96, 96)
 
 
-@pytest.mark.parametrize("suffix", ["tif", "jp2", "avif"])
+@pytest.mark.parametrize("suffix", ["tif", "jp2", AVIF])
 def test_another_process_decodes_to_the_same_pixels(suffix, tmp_path, monkeypatch):
     path = tmp_path / f"x.{suffix}"
     photograph().save(path)

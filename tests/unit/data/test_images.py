@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS, image_size, open_image, resolve_image_path
 from beit3_vqa.errors import InputError
+from tests.helpers.photographs import AVIF
 
 PHOTOGRAPHS = Path(skimage.data.__file__).parent
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -49,7 +50,7 @@ def test_photographs_decode_as_upstream_decodes_them(name: str) -> None:
     assert image_size(str(PHOTOGRAPHS / name)) == image.size
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "ppm", "webp", "tif", "jp2", "avif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "ppm", "webp", "tif", "jp2", AVIF])
 def test_content_decides_the_format_not_the_extension(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"image.{suffix}"
     photograph().save(path)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torchscale.model.BEiT3 import BEiT3
 
 from beit3_vqa.models.names import build_model, count_parameters
+from beit3_vqa.runtime.libraries import BEiT3
 from tests.helpers.upstream import CONFIG, SIZES, UPSTREAM, fill, golden_inputs, ragged_batch, small_model
 
 

@@ -23,7 +23,9 @@ assert not {"torch", "timm"} & set(sys.modules)
 import warnings
 warnings.simplefilter("ignore")  # of timm's own import
 import timm
-assert not timm.list_models("beit3*") and not timm.models.is_model("beit3_base_patch16_480_vqacustom")
+from beit3_vqa.models.names import HEADS, listed_names
+ours = {name for head in HEADS for name in listed_names(head)}
+assert not ours & set(timm.list_models()) and not any(map(timm.models.is_model, ours))
 """)
 
 
@@ -34,9 +36,12 @@ import beit3_vqa, warnings
 if {timm_before}:
     warnings.simplefilter("ignore")  # of timm's own import
     import timm
+    theirs = {{name: timm.models.model_entrypoint(name) for name in timm.list_models()}}
 beit3_vqa.register_with_timm()
 import timm
 known = timm.list_models()
+if {timm_before}:  # newer versions have names of their own that begin with beit3_
+    assert all(timm.models.model_entrypoint(name) is build for name, build in theirs.items())
 model = timm.create_model("beit3_base_patch16_480_vqacustom", num_classes=4, vocab_size=64010, drop_path_rate=0.0,
                           embed_dim=32, depth=2, num_heads=2, img_size=64)
 assert model.beit3.encoder.embed_positions.A.weight.shape == (19, 32)
@@ -57,6 +62,38 @@ assert timm.list_models() == known and len(set(known)) == len(known)
 )
 def test_timms_import_prints_no_warning(module):
     in_a_fresh_process(f"import beit3_vqa.{module}")
+
+
+def test_of_torchscale_only_its_modules_are_needed():
+    """Not its metadata, nor fairscale's: in environments with newer packages they say that nothing fits together."""
+    in_a_fresh_process("""
+from importlib import metadata
+found = metadata.distribution
+def distribution(name):
+    if name in ("torchscale", "fairscale"):
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.distribution = distribution
+import beit3_vqa.cli.main, beit3_vqa.engine.api
+from beit3_vqa.engine.checkpoint.manifest import _version
+from beit3_vqa.models.names import build_model
+build_model("beit3_tiny_patch8_32_vqacustom", vocab_size=300)
+assert _version("torchscale") is None and _version("timm")
+""")
+
+
+def test_pretrained_weights_through_timm_are_refused():
+    in_a_fresh_process("""
+import beit3_vqa
+beit3_vqa.register_with_timm()
+import timm
+try:
+    timm.create_model("beit3_base_patch16_480_vqacustom", pretrained=True)
+except beit3_vqa.InputError as error:
+    assert "--finetune FILE" in str(error)
+else:
+    raise AssertionError
+""")
 
 
 def test_full_name_equals_name_and_task():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torchscale.model.BEiT3 import BEiT3
 
 from beit3_vqa.models.beit3.pretrained import load_pretrained
 from beit3_vqa.models.names import build_model
+from beit3_vqa.runtime.libraries import BEiT3
 from beit3_vqa.tasks.losses import contrastive_loss
 from tests.helpers.upstream import CONFIG, SIZES, UPSTREAM, fill, golden_inputs
 
