@@ -1,14 +1,48 @@
+import ast
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """Read `__version__`, the one place that says it, without importing the package, which needs what isn't there."""
+    (line,) = re.findall(r"^__version__ = (.+)$", (HERE / "beit3_vqa" / "__init__.py").read_text("utf-8"), re.M)
+    return str(ast.literal_eval(line))
+
+
+def readme() -> str:
+    """Read the README as a registry shows it: links to files of the repository, dead there, become their text."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"!?\[([^\]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
 setup(
     name="beit3_vqa",
-    version="0.1.0",
+    version=version(),
     description="Fine-tune BEiT-3 or CLIP on your own visual question answering data: from a CSV to a submission",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
+    author="The beit3_vqa authors",
     license="MIT",
+    license_files=["LICENSE"],
+    keywords="BEiT-3, CLIP, visual question answering, VQA, multiple choice, fine-tuning, LoRA, PyTorch",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
     package_data={
@@ -63,6 +97,8 @@ setup(
             "xlwt",  # writes the XLS files of tests
             "pyarrow>=14.0.1",
             "playwright",  # drives the Chromium in which pages are looked at
+            "setuptools>=70.1",  # makes the wheel that is tested, without a package beside it
+            "twine",  # would a registry take it?
             "ruff",
             "mypy",
         ],

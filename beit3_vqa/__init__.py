@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from beit3_vqa.engine.predictor import load
     from beit3_vqa.models.names import register_with_timm
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["InputError", "__version__", "load", "register_with_timm"]
 
 

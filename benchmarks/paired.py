@@ -90,7 +90,7 @@ def describe_machine() -> dict[str, object]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     flags = torch.backends.cpu.get_cpu_capability()
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": f"{platform.machine()} {flags}",
         "cores": cores,
         "threads": torch.get_num_threads(),

@@ -82,9 +82,11 @@ def add_option(
     if typing.get_origin(field.type) is tuple:
         more |= {"action": "append"} if field.metadata["repeated"] else {"nargs": "+"}
     if field.metadata["positional"]:
-        group.add_argument(field.name, **more)
+        action = group.add_argument(field.name, **more)
     else:
-        group.add_argument(*names, dest=field.name, required=field.default is dataclasses.MISSING, **more)
+        action = group.add_argument(*names, dest=field.name, required=field.default is dataclasses.MISSING, **more)
+    # For completion. As argparse's own `choices` they would be refused with its message, which names no neighbour.
+    action.words = (*field.metadata["choices"], *words)  # type: ignore[attr-defined]
 
 
 def _default_and_unit(field: "dataclasses.Field[Any]", elsewhere: Mapping[str, object]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn, TextIO
 
+from beit3_vqa import __version__
 from beit3_vqa.errors import InputError, RunEnded, nearest, visible
 
 # Command -> its file here.
@@ -26,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "models": "models",
     "download": "download",
     "demo": "demo",
+    "completion": "completion",
 }
 
 
@@ -86,6 +88,7 @@ class _VisibleText(io.TextIOBase):
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Parse a command line; `function` of the result runs the command."""
     parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
+    parser.add_argument("--version", action="version", version=f"beit3-vqa {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     adders = {name: import_module(f"beit3_vqa.cli.{file}").add for name, file in COMMANDS.items()}
     # Building only the parser that is called keeps `--help` quick.

@@ -38,7 +38,8 @@ class Fingerprint:
     @property
     def asked(self) -> Numbers:
         """The hash of what is asked in each row, without the answer's bits."""
-        return self.rows >> np.uint64(ANSWER_BITS)
+        asked: Numbers = self.rows >> np.uint64(ANSWER_BITS)
+        return asked
 
     @property
     def order(self) -> str:

@@ -12,13 +12,13 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import missing, replacing, require_bounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 
@@ -97,13 +97,17 @@ class Tokenizer:
         return text
 
 
-def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = PAD_ID, length_step: int = 1) -> tuple[Tensor, Tensor]:
+def pad_batch(
+    sequences: Sequence[Sequence[int]], pad_id: int = PAD_ID, length_step: int = 1
+) -> "tuple[Tensor, Tensor]":
     """Pad B sequences on the right to L tokens, the longest of them rounded up to a multiple of `length_step`.
 
     Returns:
         ids: int64 (B, L).
         padding_mask: int64 (B, L), 1 at the padding and 0 at tokens, whatever their ids.
     """
+    import torch  # seconds, which `prepare` and its --help do without
+
     lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
     longest = max(map(len, sequences), default=0)
     longest += -longest % length_step

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from beit3_vqa.errors import InputError
+
+if TYPE_CHECKING:  # `prepare` does without torch, which takes seconds to import
+    import torch
+    from torch import Tensor
 
 Key = tuple[int, int, int]  # which drawing of an example: epoch, number of the draw in it, row
 Tensors = dict[str, Any]  # what a processor makes of an example: tensors, and lists of token ids of any length
@@ -77,9 +78,9 @@ class Batch:
         step: in training, optimizer steps done since the start of the run.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: "dict[str, Tensor]"
     examples: tuple[Example, ...]
-    targets: Tensor | None = None
+    targets: "Tensor | None" = None
     bad_images: tuple[InputError, ...] = ()
     num_valid: int = 0
     global_batch: int = 0
@@ -92,11 +93,11 @@ class Batch:
         """Return a copy in page-locked memory, which a GPU copies without the host waiting; DataLoader calls this."""
         return self._with_each(lambda tensor: tensor.pin_memory())
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: "torch.device") -> "Batch":
         """Return a copy on a device; the host doesn't wait for tensors in page-locked memory."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def _with_each(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
         return replace(self, inputs=inputs, targets=None if self.targets is None else change(self.targets))
 
@@ -179,7 +180,7 @@ class AttentionMap:
             written, with the space before or after it; share).
     """
 
-    patches: Tensor
+    patches: "Tensor"
     region: tuple[float, float, float, float]
     texts: tuple[tuple[tuple[str, float], ...], ...]
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
@@ -59,7 +59,7 @@ class ImageNet(ClassTask):
     )
 
     @classmethod
-    def from_folder(cls, config: RunConfig) -> Self:
+    def from_folder(cls, config: RunConfig) -> "ImageNet":
         """Set the task up on a prepared folder with the classes of its table, if it has one."""
         folder = cls.prepared_folder(config)
         numbered = map(str, range(config.model.num_classes or UPSTREAMS_CLASSES))
@@ -67,7 +67,7 @@ class ImageNet(ClassTask):
         return cls(classes, config, folder)
 
     @classmethod
-    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> Self:
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "ImageNet":
         """Set the task up with the classes that the checkpoint `where` keeps."""
         classes = saved.get("classes")
         if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):

@@ -19,7 +19,7 @@ FLOORS = [
     ["metrics", "prepare", "models"],
     ["data", "config"],
     ["runtime"],
-    ["errors"],
+    ["errors", "__version__"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

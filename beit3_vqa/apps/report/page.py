@@ -5,11 +5,11 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from beit3_vqa import __version__
 from beit3_vqa.apps.report.collect import ReportRun
 from beit3_vqa.apps.report.content import blocks, page_data
 from beit3_vqa.apps.report.thumbnails import make_thumbnails
@@ -74,7 +74,7 @@ def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") ->
         template.generate(
             title=_title(runs),
             runs=_mark([run.path for run in runs]),
-            version=metadata.version("beit3_vqa"),
+            version=__version__,
             style=style,
             style_sha256=_sha256(style),
             script=script,

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from beit3_vqa import __version__
 from beit3_vqa.config.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from beit3_vqa.engine.checkpoint.folder import manifest_file
 from beit3_vqa.errors import InputError, short
@@ -47,7 +48,7 @@ def opened_by_others(path: Path) -> str:
     )
 
 
-_PACKAGES = ("beit3_vqa", "torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
+_PACKAGES = ("torch", "torchvision", "timm", "torchscale", "sentencepiece", "numpy", "pillow")
 MAX_MANIFEST = 10_000_000  # bytes
 ROLLING = "rolling"  # true if the checkpoint is only kept until the next one is written
 TEMPERATURE = "temperature"  # what logits are to be divided by, found by --temperature fit
@@ -100,7 +101,11 @@ def write_manifest(path: Path, written: HashingFile, about: dict[str, Any]) -> N
         "bytes": written.bytes,
         "sha256": written.sha256,
         **about,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "beit3_vqa": __version__,
+            **{name: _version(name) for name in _PACKAGES},
+        },
     }
     write_text(manifest_file(path), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -108,7 +113,7 @@ def write_manifest(path: Path, written: HashingFile, about: dict[str, Any]) -> N
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # run from its source
+    except PackageNotFoundError:  # unpacked by hand
         return None
 
 
