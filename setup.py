@@ -34,6 +34,8 @@ setup(
         # it in this process, beside the model, and stops in order; python-multipart is what FastAPI reads uploads with.
         # h11 and starlette are what these two stand on, from where CVE-2025-43859 and CVE-2025-62727 are mended.
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18", "h11>=0.16", "starlette>=0.49.1"],
+        "wandb": ["wandb"],  # --log_with wandb
+        "mlflow": ["mlflow-skinny>=2"],  # --log_with mlflow; the rest of MLflow is only needed to look at the curves
         "demo": ["easy-vqa", "jinja2"],  # the 48k questions that `beit3-vqa demo` learns, and its report
         "test": [
             "pytest",
@@ -50,6 +52,8 @@ setup(
             "python-multipart>=0.0.18",
             "h11>=0.16",
             "starlette>=0.49.1",
+            "wandb",
+            "mlflow-skinny>=2",
             "playwright",  # drives the Chromium in which pages are looked at
             "ruff",
             "mypy",
