@@ -54,6 +54,9 @@ setup(
             "starlette>=0.49.1",
             "wandb",
             "mlflow-skinny>=2",
+            "nbclient",  # runs get_started/colab.ipynb
+            "nbformat",
+            "ipykernel",
             "playwright",  # drives the Chromium in which pages are looked at
             "ruff",
             "mypy",

@@ -1,7 +1,6 @@
 """Show and log a run while it goes: a progress bar or plain lines, log.txt, curves."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from beit3_vqa.data.predictions import json_text
 from beit3_vqa.engine.loggers import Loggers
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import memory
+from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.distributed import is_main
 from beit3_vqa.runtime.files import write_text
 
@@ -21,12 +21,12 @@ BAR_SECONDS = 2.0  # between updates of the bar's values: reading them makes the
 
 
 class Progress:
-    """A bar on a terminal, or a line now and then in a file or a notebook.
+    """A bar on a terminal or in a notebook, or a line now and then in a file.
 
     Args:
         label: begins each line, such as `epoch 3/20`.
         total: number of examples.
-        interval: seconds between lines if there is no terminal.
+        interval: seconds between lines if there is no bar.
         done: examples of the total that are done already.
     """
 
@@ -35,10 +35,9 @@ class Progress:
         self.done = self.first = done
         self.started = self.last_line = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty() and is_main():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, initial=done, desc=label, unit="ex", leave=False, dynamic_ncols=True)
+        if is_main():
+            bar = progress_bar(total=total, initial=done, desc=label, unit="ex", leave=False, dynamic_ncols=True)
+            self.bar = None if bar.disable else bar
 
     def update(self, examples: int, values: Callable[[], dict[str, str]]) -> None:
         """Count examples and, if it is time, show `values()` beside speed and time left."""

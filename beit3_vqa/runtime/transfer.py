@@ -15,6 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.files import read_json, write_text
 
 _CHUNK = 1 << 18  # bytes
@@ -131,8 +132,6 @@ def fetch(
 
 def _attempt(address: str, part: Path, limit: int, timeout: float) -> None:
     """Fetch what `part` lacks, once; OSError (URLError, HTTPError) or HTTPException if that fails."""
-    from tqdm import tqdm
-
     known, offset = _known(address, part), part.stat().st_size
     if known and offset == known["total"]:
         return
@@ -154,7 +153,7 @@ def _attempt(address: str, part: Path, limit: int, timeout: float) -> None:
             total, offset = _length(answer.headers, address, part, limit), 0
             file.truncate(0)  # before the note: an empty part is never taken for the beginning of something else
             write_text(f"{part}.json", json.dumps({"address": shown(address), "total": total, **version}, indent=2))
-        with tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
+        with progress_bar(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem) as bar:
             while offset < total:
                 chunk = answer.read(min(_CHUNK, total - offset))
                 if not chunk:
