@@ -76,6 +76,8 @@ setup(
         # it in this process, beside the model, and stops in order; python-multipart is what FastAPI reads uploads with.
         # h11 and starlette are what these two stand on, from where CVE-2025-43859 and CVE-2025-62727 are mended.
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18", "h11>=0.16", "starlette>=0.49.1"],
+        "wandb": ["wandb"],  # --log_with wandb
+        "mlflow": ["mlflow-skinny>=2"],  # --log_with mlflow; the rest of MLflow is only needed to look at the curves
         "demo": ["easy-vqa", "jinja2"],  # the 48k questions that `beit3-vqa demo` learns, and its report
         "test": [
             "pytest",
@@ -96,6 +98,11 @@ setup(
             "xlrd>=2",
             "xlwt",  # writes the XLS files of tests
             "pyarrow>=14.0.1",
+            "wandb",
+            "mlflow-skinny>=2",
+            "nbclient",  # runs get_started/colab.ipynb
+            "nbformat",
+            "ipykernel",
             "playwright",  # drives the Chromium in which pages are looked at
             "setuptools>=70.1",  # makes the wheel that is tested, without a package beside it
             "twine",  # would a registry take it?

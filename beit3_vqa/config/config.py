@@ -13,6 +13,7 @@ from typing import Any
 
 from beit3_vqa.config.options import (
     AUTO,
+    LOGGERS,
     ComputeConfig,
     DataConfig,
     InitConfig,
@@ -76,6 +77,11 @@ class RunConfig:
             return self.data.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(10, max(1, cores // 2) if beside_model else cores)
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Return the names in `--log_with`, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.run.log_with.split(",") if name.strip()))
 
     @property
     def temperature(self) -> float | None:
@@ -186,6 +192,9 @@ def _check(config: RunConfig) -> None:
         if not config.run.eval and values[name] != getattr(RunOptions(), name):
             raise InputError(f"--{name}: belongs to --eval, which evaluates a checkpoint; add it.")
     _check_temperature(config.run)
+    for name in config.loggers:
+        if name not in LOGGERS:
+            raise InputError(f"--log_with {name}: the loggers are {', '.join(LOGGERS)}.{nearest(name, LOGGERS)}")
     if config.optim.label_smoothing and config.model.vqa_loss == "bce":
         raise InputError("--label_smoothing works with --vqa_loss ce, not with bce.")
 

@@ -14,6 +14,7 @@ OPTION_PROMPT_TEMPLATE = "Question: {question} Answer: {choice}"
 MAX_BPE_TOKENS = 64
 BATCH_SIZE = 64
 AUTO: Final = "auto"  # a value of --batch_size
+LOGGERS: Final = ("tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,7 @@ class RunOptions(Options):
     task: str = option("vqacustom", "kind of task")
     output_dir: str = option("", "folder for checkpoints, logs and results")
     log_dir: str = option("", "TensorBoard folder; default: --output_dir/tensorboard")
+    log_with: str = option("tensorboard", f"where the curves go, separated by commas: {', '.join(LOGGERS)}")
     seed: int = option(0, "seed of everything random", low=0, high=4294967295)
     eval: bool = option(False, "no training: evaluate --resume or --finetune on --split")
     split: str = option("test", "what --eval evaluates", choices=("test", "test-dev", "val", "train"))

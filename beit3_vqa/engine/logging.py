@@ -1,7 +1,6 @@
-"""Show and log a run while it goes: a progress bar or plain lines, TensorBoard, log.txt."""
+"""Show and log a run while it goes: a progress bar or plain lines, log.txt, curves."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from typing import Any
 import torch
 
 from beit3_vqa.data.predictions import json_text
+from beit3_vqa.engine.loggers import Loggers
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import memory
+from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.distributed import is_main
 from beit3_vqa.runtime.files import write_text
 
@@ -20,12 +21,12 @@ BAR_SECONDS = 2.0  # between updates of the bar's values: reading them makes the
 
 
 class Progress:
-    """A bar on a terminal, or a line now and then in a file or a notebook.
+    """A bar on a terminal or in a notebook, or a line now and then in a file.
 
     Args:
         label: begins each line, such as `epoch 3/20`.
         total: number of examples.
-        interval: seconds between lines if there is no terminal.
+        interval: seconds between lines if there is no bar.
         done: examples of the total that are done already.
     """
 
@@ -34,10 +35,9 @@ class Progress:
         self.done = self.first = done
         self.started = self.last_line = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty() and is_main():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, initial=done, desc=label, unit="ex", leave=False, dynamic_ncols=True)
+        if is_main():
+            bar = progress_bar(total=total, initial=done, desc=label, unit="ex", leave=False, dynamic_ncols=True)
+            self.bar = None if bar.disable else bar
 
     def update(self, examples: int, values: Callable[[], dict[str, str]]) -> None:
         """Count examples and, if it is time, show `values()` beside speed and time left."""
@@ -68,34 +68,32 @@ class Progress:
 
 
 class RunLog:
-    """TensorBoard scalars and log.txt (a JSON line per epoch) of a training run; only the main process writes them.
+    """The log of a training run: log.txt (a JSON line per epoch), and curves. Only the main process writes it.
 
     A full disk costs points of a curve, not the run: the error is printed once, and log.txt is tried again.
 
     Args:
         output_dir: where log.txt goes.
-        log_dir: TensorBoard folder.
+        loggers: where curves go.
         first_epoch: epochs already done. Lines of later epochs are dropped: these epochs are trained again.
-        first_step: optimizer steps already done. TensorBoard hides events of later steps.
     """
 
-    def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int = 0, first_step: int = 0):
-        self.path = output_dir / "log.txt"
+    def __init__(self, output_dir: Path, loggers: Loggers, first_epoch: int = 0):
+        self.path, self.loggers = output_dir / "log.txt", loggers
         self.lines = _epochs_before(first_epoch, self.path) if self.path.exists() else []
-        self.writer: Any = None
         self._complained = False
-        if is_main():
-            from torch.utils.tensorboard import SummaryWriter
+        if is_main() and self.path.exists():
+            self._write_lines()
 
-            self.writer = SummaryWriter(str(log_dir), purge_step=first_step + 1 if first_step else None)
-            if self.path.exists():
-                self._write_lines()
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.loggers.close(failed=kind is not None)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Write TensorBoard scalars of an optimizer step."""
-        with self._complaining():
-            for name, value in values.items() if self.writer else ():
-                self.writer.add_scalar(name, value, step)
+        """Write the scalars of an optimizer step to the loggers."""
+        self.loggers.scalars(values, step)
 
     def epoch(self, values: dict[str, Any]) -> None:
         """Add a JSON line to log.txt."""
@@ -103,7 +101,7 @@ class RunLog:
         if is_main():
             with self._complaining():
                 self._write_lines()
-                self.writer.flush()
+        self.loggers.flush()
 
     def _write_lines(self) -> None:
         write_text(self.path, "".join(f"{line}\n" for line in self.lines))
@@ -117,15 +115,9 @@ class RunLog:
                 print(f"the log can't be written ({error}); training goes on without")
             self._complained = True
 
-    def close(self) -> None:
-        """Flush TensorBoard's events."""
-        with self._complaining():
-            if self.writer:
-                self.writer.close()
-
 
 def get_scalars(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
-    """Return the metrics that TensorBoard draws: floats, and the accuracies of groups (`prefix/NAME/GROUP`)."""
+    """Return the metrics that loggers draw: floats, and the accuracies of groups (`prefix/NAME/GROUP`)."""
     found = {f"{prefix}/{name}": value for name, value in metrics.items() if isinstance(value, float)}
     for name, groups in metrics.items():
         if isinstance(groups, dict):

@@ -14,14 +14,14 @@ with an error. The same command goes on from its last checkpoint.
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from beit3_vqa.config.config import write_config
+from beit3_vqa.config.config import SESSION_OPTIONS, write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine.build import Components
@@ -31,6 +31,7 @@ from beit3_vqa.engine.checkpoint.io import random_state, set_random_state
 from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.engine.checkpoint.save import InsideEpoch, Saver, TrainState
 from beit3_vqa.engine.evaluator import evaluate_split
+from beit3_vqa.engine.loggers import LoggedRun, Loggers
 from beit3_vqa.engine.logging import Progress, RunLog, get_scalars, peak_memory
 from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
 from beit3_vqa.engine.optim import ModelEma, Schedule, make_optimizer, make_schedule
@@ -40,7 +41,7 @@ from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder, remove_stale_temporaries
 from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
 
-SCALAR_STEPS = 50  # optimizer steps between TensorBoard points
+SCALAR_STEPS = 50  # optimizer steps between points of the curves
 
 
 @dataclass(kw_only=True)
@@ -152,7 +153,9 @@ def fit(run: Training) -> TrainState:
     distributed.run_on_main(lambda: _prepare_folder(run, folder, log_dir))
     saver = Saver(components, run.strategy, run.optimizer, run.ema)
     end = min(epochs, state.epoch + (config.run.stop_after_epochs or epochs))  # epoch at which this session ends
-    with closing(RunLog(folder, log_dir, state.epoch, run.step)) as log, StopSignals() as signals:
+    settled = {n: value for n, value in config.flat(components.found).items() if n not in SESSION_OPTIONS}
+    loggers = Loggers(config.loggers, LoggedRun(folder, log_dir, settled, run.step, run.stays_in_its_folder))
+    with RunLog(folder, loggers, state.epoch) as log, StopSignals() as signals:
         stop = SyncedStop(signals, run.precision.device)
         for epoch in range(state.epoch, end):
             # A run that was stopped inside an epoch goes on there; every other epoch begins at example 0.
@@ -205,7 +208,8 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
     for name in ("config.json", "log.txt", TOKENIZER_FILE, BEST):
         if (folder / name).is_dir():
             raise InputError(f"{folder / name} is a folder where a file is to be written; move it away.")
-    make_folder(log_dir)
+    if "tensorboard" in run.components.config.loggers:
+        make_folder(log_dir)
     make_folder(folder)
     remove_stale_temporaries(folder)
     state = run.state

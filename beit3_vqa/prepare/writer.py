@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
@@ -26,6 +24,7 @@ from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.prepare.publish import publish, require_own_files, staging
 from beit3_vqa.prepare.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
+from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, missing, one_form
 
@@ -234,8 +233,7 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int
     # thread would undo what another did, and leave the process silenced at the end.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")
-        # disable=None: no bar if the output is no terminal.
-        progress = tqdm(pool.map(look, paths.values()), "images", len(paths), unit="image", disable=None)
+        progress = progress_bar(pool.map(look, paths.values()), "images", len(paths), unit="image")
         found = dict(zip(paths, progress, strict=True))
     sizes = {image: size for image, size in found.items() if not isinstance(size, InputError)}
     problems = [

@@ -16,6 +16,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request
 
 from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.files import read_json, write_text
 from beit3_vqa.runtime.https import opener, shown
 
@@ -72,8 +73,6 @@ def fetch(
 
 def _attempt(address: str, part: Path, limit: int, timeout: float) -> None:
     """Fetch what `part` lacks, once; OSError (URLError, HTTPError) or HTTPException if that fails."""
-    from tqdm import tqdm
-
     known, offset = _known(address, part), part.stat().st_size
     if known and offset == known["total"]:
         return
@@ -92,7 +91,7 @@ def _attempt(address: str, part: Path, limit: int, timeout: float) -> None:
             total, offset = _length(answer.headers, address, part, limit), 0
             file.truncate(0)  # before the note: an empty part is never taken for the beginning of something else
             write_text(f"{part}.json", json.dumps({"address": shown(address), "total": total, "etag": etag}))
-        with tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
+        with progress_bar(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem) as bar:
             while offset < total:
                 chunk = answer.read(min(_CHUNK, total - offset))
                 if not chunk:

@@ -15,6 +15,7 @@ BEST = "checkpoint-best.pth"
 KEPT_STEPS = 2  # checkpoints inside an epoch: the newest, and the one to fall back to if that is damaged
 # What a run leaves in its folder; anything else there is the user's.
 _RUN_FILES: tuple[str, ...] = ("checkpoint-*.pth", "checkpoint-*.json", "config.json", "log.txt", "tensorboard")
+_RUN_FILES += ("loggers.json", "wandb", "mlruns")
 _RUN_FILES += ("tokenizer.spm", "predictions*.json", "metrics*.json", "submission*.csv", "submit_*.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})(?:-step(\d{1,12}))?\.pth")
 _DEEPSPEED = "checkpoint-*/*model_states.pt"
