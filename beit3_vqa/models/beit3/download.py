@@ -6,11 +6,15 @@ to `NAME.part`, is checked to be BEiT-3, and only then gets the name `NAME`.
 
     download = be the only writer of .part -> fetch, going on after failures -> check -> rename"""
 
+import errno
 import re
+import socket
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.models.beit3.key_layout import VOCAB_ROWS, KeyLayout, check_key_layout, require_torch_zip
@@ -18,6 +22,8 @@ from beit3_vqa.runtime.files import file_sha256, flush_folder
 from beit3_vqa.runtime.transfer import fetch, require_https, shown, sole_writer
 
 RELEASES = "https://github.com/addf400/files/releases/download/beit3/"  # addf400 answers for BEiT in Microsoft's issues
+REACH_SECONDS = 5.0
+NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # no network, or none that leads there
 MAX_BYTES = 8_000_000_000
 MAX_TOKENIZER_BYTES = 100_000_000
 
@@ -105,6 +111,7 @@ def download(
         if target.exists():
             say(f"{target} is already there ({_check_present(target, official)}): not fetched again.")
             return target
+        _require_network(address, target)
         say(f"Fetching {shown(address)} to {target}")
         limit = max_bytes if official.kind == "checkpoint" else min(max_bytes, MAX_TOKENIZER_BYTES)
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +124,29 @@ def download(
         raise InputError(f"{target} can't be written ({error}). What came so far is kept") from error
     say(f"{target} is complete ({found}).")
     return target
+
+
+def _require_network(address: str, target: Path) -> None:
+    """Raise InputError at once if this machine has no way to the address's host; any other trouble may pass by itself.
+
+    Tries in a row, which help against a server that is busy, would only keep somebody without a network waiting.
+    """
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if parts.scheme == "http" or (urllib.request.getproxies().get("https") and not urllib.request.proxy_bypass(host)):
+        return  # this very machine, or a proxy that looks the name up
+    try:
+        socket.create_connection((host, parts.port or 443), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        if not isinstance(error, socket.gaierror) and error.errno not in NO_WAY:
+            return
+        raise InputError(
+            f"{host} can't be reached from here ({error.strerror}). Is there a network? If so:\n"
+            f"  another address: beit3-vqa download {target.name} --url ADDRESS; checkpoints/README.md names mirrors\n"
+            "  a proxy: set HTTPS_PROXY\n"
+            f"  by hand: fetch {shown(address)} on another machine, copy it to {target}, then type the same command "
+            "again: it checks the file"
+        ) from error
 
 
 def _resolve(name: str, url: str | None) -> tuple[str, OfficialFile]:

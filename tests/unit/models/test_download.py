@@ -1,12 +1,14 @@
 """`download` against a real HTTP server that misbehaves."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ from typing import Any
 import pytest
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS, RELEASES, download
+from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS, RELEASES, _require_network, download
 from beit3_vqa.models.beit3.key_layout import KeyLayout
 from beit3_vqa.runtime.transfer import SafeRedirects
 from tests.helpers.checkpoint_files import checkpoint_bytes
@@ -453,3 +455,37 @@ def test_expected_layouts_follow_from_the_names() -> None:
     assert layouts["beit3_large_indomain_patch16_480_vqa.pth"] == KeyLayout(1024, 24, 900, 64010)
     assert layouts["beit3_large_indomain_patch16_768_vgqaaug_vqa.pth"] == KeyLayout(1024, 24, 2304, 64010)
     assert layouts["beit3.spm"] is None
+
+
+# No network
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(-3, "Temporary failure"), OSError(errno.ENETUNREACH, "unreachable")])
+def test_without_a_network_the_ways_out_are_named_at_once(tmp_path, monkeypatch, error):
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "create_connection", fail)
+    monkeypatch.setattr(time, "sleep", fail)  # nothing is tried again
+    with pytest.raises(InputError) as raised:
+        download("beit3.spm", tmp_path)
+    for words in (
+        "--url ADDRESS",
+        "mirrors",
+        "HTTPS_PROXY",
+        "by hand",
+        f"{RELEASES}beit3.spm",
+        str(tmp_path / "beit3.spm"),
+    ):
+        assert words in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_proxy_is_left_to_look_names_up(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **options: pytest.fail("asked for a way"))
+    _require_network("https://no-such-host.invalid/beit3.spm", Path("beit3.spm"))
