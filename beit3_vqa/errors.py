@@ -83,10 +83,16 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number and what is counted, such as "1 epoch" or "9,673 questions"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the known word that is closest to `word`; empty if none is close."""
+    """Return ` Did you mean 'x'?` for the known word that is closest to `word`; empty if none other is close."""
+    others = [other for other in known if other != word]
     # difflib's time grows with the square of the length.
-    found = get_close_matches(word, list(known), n=1, cutoff=0.5) if len(word) <= MAX_LINE else []
+    found = get_close_matches(word, others, n=1, cutoff=0.5) if len(word) <= MAX_LINE else []
     return f" Did you mean {found[0]!r}?" if found else ""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,11 +13,13 @@ from beit3_vqa.config.config import RunConfig
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.engine.api import train
 from beit3_vqa.engine.build import make_task
-from beit3_vqa.engine.checkpoint.folder import epoch_file
+from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file
 from beit3_vqa.engine.run_lock import run_lock
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime.files import make_folder, write_text
+from beit3_vqa.runtime.host import typed_command
 from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks.base import Task
 
 RESULTS = "cross_validation.json"
 
@@ -69,7 +72,23 @@ def _cross_validate(given: GivenOptions) -> dict[str, Any]:
     make_folder(folder)
     print(f"\n{table(summary)}")
     print(f"wrote {write_text(folder / RESULTS, json.dumps(summary, indent=2) + chr(10))}")
+    if config.run.save_ckpt:
+        print(f"trained. Next: {_next_command(config, task, folds)}")
     return summary
+
+
+def _next_command(config: RunConfig, task: Task, folds: Sequence[int]) -> str:
+    """Return the command that joins the folds' models, or if that can't be, evaluates one of them."""
+    folder = Path(config.run.output_dir)
+    runs = [str(folder / f"fold-{fold}") for fold in folds]
+    data = ["--data_path", config.data.data_path]
+    data += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
+    if "test" in task.folder.splits() and task.spec.supports_questions:
+        output = ["--output", str(folder / "ensemble" / "submission.csv")]
+        return f"{typed_command('ensemble')} {shlex.join([*runs, *data, *output])}"
+    words = ["--eval", "--task", config.run.task, "--resume", f"{runs[0]}/{BEST}", *data, "--output_dir", runs[0]]
+    words += [] if "test" in task.folder.splits() else ["--split", "val"]
+    return f"{typed_command('finetune')} {shlex.join(words)}"
 
 
 def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) -> list[float]:
@@ -78,11 +97,13 @@ def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) ->
     values: dict[str, Any] = {"fold": fold, "output_dir": str(folder)}
     if config.run.log_dir:
         values["log_dir"] = str(Path(config.run.log_dir) / folder.name)
+    epochs = config.optim.epochs
+    say_epochs = "the epoch is" if epochs == 1 else f"all {plural(epochs, 'epoch')} are"
     done = epoch_file(folder, config.optim.epochs - 1).is_file()
     if done and config.run.auto_resume and not config.run.dry_run:
-        print(f"{folder}: all {config.optim.epochs} epochs are done")
+        print(f"{folder}: {say_epochs} done")
     # Called for a fold that is done too: it checks that the checkpoints there are of a run with the same options.
-    train(given.also(**values))
+    train(given.also(**values), say_next=False)
     if config.run.dry_run:
         return []
     lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
@@ -111,7 +132,9 @@ def _moments(values: Sequence[float]) -> dict[str, float]:
 
 def table(summary: dict[str, Any]) -> str:
     """Write out a summary: a line for each fold and for each epoch."""
-    lines = [f"{summary['metric']} of {len(summary['folds'])} folds, mean and standard deviation between folds"]
+    lines = [
+        f"{summary['metric']} of {plural(len(summary['folds']), 'fold')}, mean and standard deviation between folds"
+    ]
     for fold, values in summary["folds"].items():
         best = max(values)
         lines.append(f"  fold {fold:>3}: best {best:6.2f} after epoch {values.index(best)}, last {values[-1]:6.2f}")

@@ -21,11 +21,15 @@ from beit3_vqa.data.index import split_file
 from beit3_vqa.data.prompt import OptionTemplate
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.engine.logging import format_seconds
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
+from beit3_vqa.metrics.summary import without_looking
 from beit3_vqa.models.clip.scratch import TinyCLIP, write_tiny_clip
-from beit3_vqa.runtime.files import is_new_or_empty
+from beit3_vqa.runtime.files import is_new_or_empty, make_folder, read_json, write_text
 
 Main = Callable[[Sequence[str]], int]
+
+PROGRESS = "demo.json"  # in the demo's folder: which demo it is, and the steps that are done
+MAX_PROGRESS = 100_000  # bytes
 
 # Options before the question: each letter then always stands at the same place, which is quicker to learn.
 PROMPT = "A {a} B {b} C {c} D {d} {question}"
@@ -75,7 +79,7 @@ def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = Fa
 
     Args:
         main: the command line's entry point.
-        output_dir: folder for everything; must be new or empty.
+        output_dir: folder for everything; new, empty, or one in which the same demo was begun, which then goes on.
         model: a key of `PIPELINES`.
         quick: fewer images and epochs, and a weaker model.
         seed: seed of the trainings.
@@ -90,23 +94,67 @@ def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = Fa
     if missing:
         extras = "demo,clip" if "transformers" in missing else "demo"
         raise InputError(f'the demo needs {", ".join(missing)}: pip install "beit3_vqa[{extras}]".')
-    if not is_new_or_empty(output_dir):
-        raise InputError(f"{output_dir} isn't an empty folder; name a new one with --output_dir.")
-    return take(PIPELINES[model](quick, output_dir, seed), main, output_dir)
+    kind = {"model": model, "quick": quick, "seed": seed}
+    progress = output_dir / PROGRESS
+    done = _read_done(progress, kind)
+    if done is None and not is_new_or_empty(output_dir):
+        raise InputError(
+            f"{output_dir} isn't an empty folder, nor one in which this demo was begun; name a new one with "
+            "--output_dir."
+        )
+    make_folder(output_dir)
+
+    def keep(titles: Sequence[str]) -> None:
+        write_text(progress, json.dumps({**kind, "done": list(titles)}, indent=2) + "\n")
+
+    return take(PIPELINES[model](quick, output_dir, seed), main, output_dir, done=done or [], keep=keep)
 
 
-def take(steps: Sequence[Step], main: Main, output_dir: Path) -> int:
-    """Take the steps one after the other; return 0, or the exit code of the command that failed."""
-    started = time.monotonic()
+def _read_done(progress: Path, kind: dict[str, object]) -> list[str] | None:
+    """Return the titles of the steps that an earlier call finished; None if there is no such demo of this kind."""
+    if not progress.is_file():
+        return None
+    found = read_json(progress, MAX_PROGRESS)
+    same = isinstance(found, dict) and {name: found.get(name) for name in kind} == kind
+    return [str(title) for title in found.get("done", [])] if same else None
+
+
+def take(
+    steps: Sequence[Step],
+    main: Main,
+    output_dir: Path,
+    *,
+    done: Sequence[str] = (),
+    keep: Callable[[Sequence[str]], None] = lambda titles: None,
+) -> int:
+    """Take the steps one after the other.
+
+    Args:
+        steps: what to do.
+        main: the command line's entry point.
+        output_dir: folder of the demo.
+        done: titles of steps that an earlier call finished; they aren't taken again.
+        keep: called with the titles of all finished steps after each of them.
+
+    Returns:
+        0, or the exit code of the command that failed.
+    """
+    started, finished = time.monotonic(), list(done)
+    keep(finished)
     for title, step in steps:
+        if title in done:
+            print(f"=== {title}: done before")
+            continue
         print(f"\n=== {title}", flush=True)
         if callable(step):
             step()
-            continue
-        print(f"$ beit3-vqa {shlex.join(step)}", flush=True)
-        code = main(step)
-        if code:
-            return code
+        else:
+            print(f"$ beit3-vqa {shlex.join(step)}", flush=True)
+            code = main(step)
+            if code:
+                return code
+        finished.append(title)
+        keep(finished)
     _print_outcome(output_dir / "choices", time.monotonic() - started)
     return 0
 
@@ -180,10 +228,12 @@ def _print_outcome(out: Path, seconds: float) -> None:
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     print(
         f"\nTest accuracy with four options: {metrics['accuracy']:.1f}% (chance: 25%), "
-        f"{metrics['questions']} questions, after {format_seconds(seconds)}."
+        f"{plural(metrics['questions'], 'question')}, after {format_seconds(seconds)}."
     )
+    if blind := without_looking(metrics):
+        print(f"  ({blind}%)")
     for word, group in metrics["accuracy_by_question_word"].items():
-        print(f"  {word:<6} {group['accuracy']:5.1f}% of {group['questions']}")
+        print(f"  {word:<6} {group['accuracy']:5.1f}% of {plural(group['questions'], 'question')}")
     print("Where everything is:")
     for name, what in (
         ("../report.html", "open it in a browser: curves, metrics, every question, where the model looked"),

@@ -11,7 +11,10 @@ from beit3_vqa.runtime.fields import Options, option
 class DemoOptions(Options):
     """Which model the demo trains, how long, and where to."""
 
-    output_dir: Path = option(Path("demo_output"), "folder for everything; new or empty")
+    output_dir: Path = option(
+        Path("demo_output"),
+        "folder for everything; new or empty, or one in which the demo was interrupted: it goes on there",
+    )
     model: str = option("beit3", "family of models", choices=("beit3", "clip"))
     quick: bool = option(False, "fewer images and epochs, and a weaker model")
     seed: int = option(0, "seed of the trainings")

@@ -4,13 +4,18 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn, TextIO
 
 from beit3_vqa import __version__
+from beit3_vqa.cli import other_names
 from beit3_vqa.errors import InputError, RunEnded, nearest, visible
+
+MAX_WORD = 100  # characters of a command for which a similar one is looked for
 
 # Command -> its file here.
 COMMANDS: dict[str, str] = {
@@ -95,7 +100,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     called = arguments[0] if arguments and arguments[0] in adders else None
     for name, add in adders.items():
         add(commands, build=called == name)
+    if not arguments:
+        listed = "\n".join(f"  {action.dest:<16}{action.help}" for action in commands._choices_actions)
+        raise InputError(f"type a COMMAND:\n{listed}\n`beit3-vqa COMMAND --help` shows a command's options.")
+    if called is None and not arguments[0].startswith("-"):
+        raise InputError(f"there is no command {arguments[0]!r}.{_similar_command(arguments[0])}")
     return parser.parse_args(arguments)
+
+
+def _similar_command(word: str) -> str:
+    """Return what a word that is no command may have meant, or that there is a list."""
+    names = {name: name for name in COMMANDS} | other_names.COMMANDS
+    found = get_close_matches(word, names, n=1, cutoff=0.5) if len(word) < MAX_WORD else []
+    meant = f" Did you mean `beit3-vqa {names[found[0]]}`?" if found else ""
+    return f"{meant} `beit3-vqa` alone lists the commands."
+
+
+def _similar_flag(flag: str, flags: Sequence[str]) -> str:
+    """Return ` Did you mean ...?` for an unknown flag: ours for another tool's name, or the nearest of ours."""
+    typed = f"--{flag.lstrip('-').replace('-', '_')}"
+    ours = typed if typed in flags else other_names.FLAGS.get(typed)
+    return f" Did you mean {ours!r}?" if ours in flags and ours != flag else nearest(flag, flags)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,9 +136,9 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)
         flags = [flag for action in self._actions for flag in action.option_strings]
-        wrong = [word for word in unknown if word.startswith("--")]
+        wrong = [word for word in unknown if re.match("--|-[^0-9.]", word)]  # a number below 0 is a value
         if wrong and flags:
-            raise InputError(f"unknown option {wrong[0]}.{nearest(wrong[0].split('=')[0], flags)}{self._hint()}")
+            raise InputError(f"unknown option {wrong[0]}.{_similar_flag(wrong[0].split('=')[0], flags)}{self._hint()}")
         return parsed, unknown
 
     def _hint(self) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
 from beit3_vqa.runtime.files import missing, one_form, require_bounded, write_text
 
 MAX_TABLE = 100_000_000  # bytes of answer2label.txt
@@ -197,7 +197,10 @@ class AnswerTable:
             raise InputError(f"{path} (line = label + 1): {error}") from None
         if table.alike:
             pairs = ", ".join(f"{first!r} and {other!r}" for first, other in table.alike[:3])
-            print(f"{path}: {len(table.alike)} answers equal others but for spelling ({pairs}); each keeps its label")
+            print(
+                f"{path}: {plural(len(table.alike), 'answer')} equal{'s' * (len(table.alike) == 1)} others but "
+                f"for spelling ({pairs}); each keeps its label"
+            )
         return table
 
     def write(self, path: str | os.PathLike[str]) -> None:

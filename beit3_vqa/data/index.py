@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.rows import Row
-from beit3_vqa.errors import InputError, short
+from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.runtime.files import file_sha256, is_text, read_json, write_text
 
 SPLITS = ("train", "val", "test")
@@ -221,7 +221,7 @@ def assign_folds(rows: Sequence[Row], folds: int, seed: int) -> list[int]:
         raise InputError(f"there must be at least 2 folds, not {folds}")
     images = [image for group in _images_by_answer(rows, seed) for image in group]
     if len(images) < folds:
-        raise InputError(f"can't make {folds} folds by image: the training rows have {len(images)} image(s)")
+        raise InputError(f"can't make {folds} folds by image: the training rows have {plural(len(images), 'image')}")
     fold_of = {image: position % folds for position, image in enumerate(images)}
     return [fold_of[image_key(row)] for row in rows]
 

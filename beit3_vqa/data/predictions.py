@@ -17,7 +17,7 @@ from typing import Any
 from beit3_vqa.data.answers import answer_key, normalize_word
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
 from beit3_vqa.data.types import Prediction, PredictionsInfo
-from beit3_vqa.errors import CONTROL, InputError, short
+from beit3_vqa.errors import CONTROL, InputError, plural, short
 from beit3_vqa.runtime.files import (
     is_text,
     parse_json,
@@ -326,7 +326,10 @@ def write_submission(predictions: Sequence[Prediction], path: Path) -> Path:
     write_text(path, buffer.getvalue())
     formulas = sum(is_formula(p.id) or is_formula(p.answer) for p in predictions)
     if formulas:
-        print(f"{path.name}: a spreadsheet would see formulas in {formulas} rows; submit it without opening it in one")
+        print(
+            f"{path.name}: a spreadsheet would see formulas in {plural(formulas, 'row')}; "
+            "submit it without opening it in one"
+        )
     return path
 
 

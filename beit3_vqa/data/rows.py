@@ -22,7 +22,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from beit3_vqa.errors import MAX_PROBLEMS, InputError, one_line
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, one_line, plural
 from beit3_vqa.runtime.files import is_text, missing, require_bounded, write_text
 
 Row = dict[str, Any]
@@ -176,7 +176,10 @@ def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bo
     if problems:
         raise InputError.of_problems(f"{path} is no index that can be used:", problems)
     if repeated:
-        print(f"left out {len(repeated)} rows that repeat the id of an earlier row, such as {one_line(repeated[0])}")
+        print(
+            f"left out {plural(len(repeated), 'row')} that repeat{'s' * (len(repeated) == 1)} the id of "
+            f"an earlier row, such as {one_line(repeated[0])}"
+        )
     return Rows([path], np.zeros(len(starts), np.uint8), np.array(starts, np.int64), np.array(ends, np.int64))
 
 

@@ -45,6 +45,7 @@ from beit3_vqa.engine.predictor import load_components
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.engine.trainer import Training, fit, set_up_training
 from beit3_vqa.errors import InputError
+from beit3_vqa.metrics.summary import without_looking
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import processes
 from beit3_vqa.runtime.files import require_writable
@@ -55,8 +56,12 @@ from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
 
-def train(given: GivenOptions) -> TrainState:
+def train(given: GivenOptions, *, say_next: bool = True) -> TrainState:
     """Train from scratch, from pretrained weights, or on from a checkpoint; with `--dry_run`, only try it.
+
+    Args:
+        given: the options.
+        say_next: print at the end which command evaluates the best checkpoint.
 
     Raises:
         InputError: something the user gave doesn't work.
@@ -80,7 +85,7 @@ def train(given: GivenOptions) -> TrainState:
         if given["dry_run"]:
             dry_run(run)
             return run.state
-        return fit(run)
+        return fit(run, say_next=say_next)
 
 
 def _begin(given: GivenOptions) -> Training:
@@ -176,7 +181,8 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         print(f"wrote {written}")
     if result.metrics:
         score = result.metrics[task.spec.best_metric]
-        print(f"{config.run.split} {task.spec.best_metric}: {score:.2f} (chance {chance:.2f})")
+        blind = without_looking(result.metrics)
+        print(f"{config.run.split} {task.spec.best_metric}: {score:.2f} (chance {chance:.2f}{blind and f'; {blind}'})")
     return result
 
 

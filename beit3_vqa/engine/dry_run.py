@@ -11,6 +11,7 @@ from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.engine.logging import format_seconds, peak_memory
 from beit3_vqa.engine.loop import StepReport, train_epoch
 from beit3_vqa.engine.trainer import Training
+from beit3_vqa.errors import plural
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.spinning import spinning_in_words
 
@@ -31,12 +32,13 @@ def describe(run: Training) -> None:
         f" in {distributed.world_size()} processes ({config.compute.strategy})" if distributed.world_size() > 1 else ""
     )
     counts = f"{parameters:,} parameters, {trainable:,} trained"
-    classes = f", {components.task.num_classes} answers" if components.task.num_classes else ""
+    classes = f", {plural(components.task.num_classes, 'answer')}" if components.task.num_classes else ""
     print(f"model: {config.model.model}, {counts}{classes}")
     where = f"{components.precision.device} in {components.precision.name}{spread}"
     print(
-        f"training: {run.examples} {components.task.spec.unit}, {run.steps_per_epoch} steps of {global_batch} an "
-        f"epoch, {config.optim.epochs} epochs, on {where}, attention: {kernel}"
+        f"training: {run.examples} {components.task.spec.unit}, "
+        f"{plural(run.steps_per_epoch, 'step')} of {global_batch} an "
+        f"epoch, {plural(config.optim.epochs, 'epoch')}, on {where}, attention: {kernel}"
     )
     if components.precision.device.type == "cpu":
         print(f"threads: {torch.get_num_threads()}; idle ones spin: {spinning_in_words()}")

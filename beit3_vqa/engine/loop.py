@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from beit3_vqa.data.types import Batch
 from beit3_vqa.engine.optim import ModelEma, Schedule
 from beit3_vqa.engine.parallel import SingleProcess
-from beit3_vqa.errors import RunEnded, one_line
+from beit3_vqa.errors import RunEnded, one_line, plural
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import local_size
 from beit3_vqa.runtime.precision import Precision, in_float32
@@ -74,8 +74,9 @@ class NonFiniteGuard:
             if self._in_a_row >= self.most:
                 shown = ", ".join(map(one_line, ids[:8])) + (", ..." if len(ids) > 8 else "")
                 raise TrainingDiverged(
-                    f"the gradient was not finite {self.most} steps in a row, last at step {step} (learning rate "
-                    f"{lr:.3g}, rows {shown}). The checkpoints are as they were. Lower --lr, warm up for longer, set "
+                    f"the gradient was not finite in {plural(self.most, 'step')} in a row, last at step {step} "
+                    f"(learning rate {lr:.3g}, rows {shown}). The checkpoints are as they were. "
+                    "Lower --lr, warm up for longer, set "
                     "--clip_grad 1, or try --precision fp32."
                 )
         self._unseen.clear()

@@ -36,9 +36,10 @@ from beit3_vqa.engine.logging import Progress, RunLog, get_scalars, peak_memory
 from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
 from beit3_vqa.engine.optim import ModelEma, Schedule, make_optimizer, make_schedule
 from beit3_vqa.engine.parallel import make_strategy
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder, remove_stale_temporaries
+from beit3_vqa.runtime.host import typed_command
 from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
 
 SCALAR_STEPS = 50  # optimizer steps between points of the curves
@@ -131,8 +132,12 @@ def make_ema(components: Components) -> ModelEma:
     return ModelEma(components.model, options.model_ema_decay, "cpu" if options.model_ema_force_cpu else None)
 
 
-def fit(run: Training) -> TrainState:
+def fit(run: Training, *, say_next: bool = True) -> TrainState:
     """Train until the last epoch or `--stop_after_epochs`; write checkpoints, logs and config.json to `--output_dir`.
+
+    Args:
+        run: what is trained.
+        say_next: print the command that evaluates the best checkpoint.
 
     Raises:
         Stopped: a signal came; the step was finished and saved.
@@ -142,7 +147,7 @@ def fit(run: Training) -> TrainState:
     components, config, state = run.components, run.components.config, run.state
     folder, epochs = Path(config.run.output_dir), config.optim.epochs
     if state.epoch >= epochs:
-        print(f"nothing left to train: {state.epoch} of {epochs} epochs are done; raise --epochs for more")
+        print(f"nothing left to train: {state.epoch} of {plural(epochs, 'epoch')} done; raise --epochs for more")
         if run.stays_in_its_folder and distributed.is_main():
             # A run that was killed right after its last save didn't get to delete what that made useless.
             run_folder.prune(folder, config.run.keep_checkpoints, is_rolling)
@@ -170,7 +175,7 @@ def fit(run: Training) -> TrainState:
                 components.bad_images.sync_ranks()
                 values = {"train_loss": inside.loss_sum / max(1.0, inside.counted), "train_lr": inside.lr}
                 if inside.bad:
-                    print(f"epoch {epoch}: {inside.bad:.0f} steps were skipped, since their gradient wasn't finite")
+                    print(f"epoch {epoch}: {plural(round(inside.bad), 'step')} skipped: a gradient wasn't finite")
                     values["skipped_steps"] = inside.bad
                 values["examples_per_second"] = progress.speed()
 
@@ -194,7 +199,7 @@ def fit(run: Training) -> TrainState:
         raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
     if end < epochs:
         print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
-    elif config.run.save_ckpt:
+    elif config.run.save_ckpt and say_next:
         print(f"trained. Next: {_evaluation_command(run)}")
     return state
 
@@ -327,4 +332,4 @@ def _evaluation_command(run: Training) -> str:
     words += ["--data_path", config.data.data_path, "--output_dir", str(folder)]
     words += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
     words += [] if "test" in run.components.task.folder.splits() else ["--split", "val"]
-    return f"python run_beit3_finetuning.py {shlex.join(words)}"
+    return f"{typed_command('finetune')} {shlex.join(words)}"

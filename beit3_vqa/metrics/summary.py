@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beit3_vqa.data.types import Prediction
+from beit3_vqa.errors import plural
 from beit3_vqa.metrics.accuracy import accuracy_metrics, by_question_word, confusion, positions
 from beit3_vqa.metrics.baselines import baselines
 from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration
@@ -37,6 +38,17 @@ def full_metrics(
         "baselines": baselines(known, training_answers),
     }
     return metrics | {name: value for name, value in found.items() if value}
+
+
+def without_looking(metrics: Mapping[str, Any]) -> str:
+    """Return in words what always answering the likeliest answer would get; empty if the metrics don't say it."""
+    baseline = metrics.get("baselines", {}).get("most_frequent_answer")
+    if not baseline:
+        return ""
+    return (
+        f"without looking, always giving the answer that is right most often in {baseline['counted_in']}: "
+        f"{baseline['accuracy']:.2f}"
+    )
 
 
 # Metrics as lines for a terminal.
@@ -79,7 +91,8 @@ def _orders(tta: Mapping[str, Any] | None) -> list[str]:
         return []
     lines = [
         "",
-        f"options in other orders ({tta['mode']}): {tta['asked']:,} questions asked, each up to {tta['passes']} times",
+        f"options in other orders ({tta['mode']}): {plural(tta['asked'], 'question')} asked, "
+        f"each up to {plural(tta['passes'], 'time')}",
     ]
     return lines + [_accuracy(f"  {label}", tta[name]) for name, label in _ORDERS.items() if name in tta]
 

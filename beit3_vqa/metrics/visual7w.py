@@ -15,7 +15,7 @@ from beit3_vqa.data.predictions import write_json_rows
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.data.visual7w import Telling
-from beit3_vqa.errors import InputError, short
+from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.metrics.intervals import LEVEL, wilson_interval
 
 
@@ -46,7 +46,7 @@ def visual7w_score(predictions: Sequence[Prediction], questions: dict[str, Telli
     """
     extra = [short(p.id) for p in predictions if p.id not in questions]
     if extra:
-        raise InputError.of_problems(f"{len(extra):,} predictions of questions that aren't in {where}:", extra)
+        raise InputError.of_problems(f"{plural(len(extra), 'prediction')} of questions that aren't in {where}:", extra)
     splits = {questions[p.id].split for p in predictions}
     if len(splits) != 1:
         raise InputError(f"the predictions are of {len(splits)} splits of {where}; score one at a time.")

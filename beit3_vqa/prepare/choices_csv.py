@@ -10,7 +10,7 @@ from pathlib import Path
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import MAX_WEIGHT, Row
 from beit3_vqa.data.tables import comparable, find_columns, match_answer, parse_csv, read_text, read_weight
-from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import one_form
@@ -72,9 +72,11 @@ def _read_split(path: Path, split: str, prepared: Prepared, encoding: str) -> No
     if not counts["rows"]:
         raise InputError(f"{path} has a header but no rows")
     if counts["answers given as text"]:
-        prepared.notes.append(f"{split}: {counts['answers given as text']:,} answers given as the option's text")
+        prepared.notes.append(
+            f"{split}: {plural(counts['answers given as text'], 'answer')} given as the option's text"
+        )
     if counts["repeated options"]:
-        prepared.notes.append(f"{split}: {counts['repeated options']:,} rows have the same text in two options")
+        prepared.notes.append(f"{split}: {plural(counts['repeated options'], 'row')} with the same text in two options")
 
 
 def _read_row(cells: Mapping[str, str], needs_answer: bool, counts: Counter[str]) -> tuple[Row, list[str]]:

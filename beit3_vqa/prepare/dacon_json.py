@@ -15,7 +15,7 @@ from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
-from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text, one_form
@@ -144,9 +144,9 @@ def make_label_table(prepared: Prepared, min_count: int, max_answers: int = 0) -
     frequent = frequent[: max_answers or None]
     prepared.answers = [commonest[key] for key in frequent]
     if not frequent and not prepared.problems:
-        prepared.problems.append(f"no answer occurs {min_count} times: lower --min_count")
+        prepared.problems.append(f"no answer occurs {plural(min_count, 'time')}: lower --min_count")
     known = set(frequent)
     for split, rows in prepared.splits.items():
         outside = sum("answer" in row and answer_key(row["answer"]) not in known for row in rows)
         if outside:
-            prepared.notes.append(f"{split}: {outside:,} answers outside the label table (rows kept)")
+            prepared.notes.append(f"{split}: {plural(outside, 'answer')} outside the label table (rows kept)")

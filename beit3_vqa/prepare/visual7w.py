@@ -15,7 +15,7 @@ from typing import Any
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
 from beit3_vqa.data.visual7w import get_images, image_problem
-from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
 from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
 from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
 from beit3_vqa.runtime.fields import Options, option
@@ -59,7 +59,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
                 prepared.add(image["split"], row, where)
     repeated = sum(len(set(row["choices"])) < len(LETTERS) for row in _all_rows(prepared) if "choices" in row)
     if repeated:
-        prepared.notes.append(f"{repeated:,} rows have the same text in two options")
+        prepared.notes.append(f"{plural(repeated, 'row')} with the same text in two options")
     return prepared
 
 

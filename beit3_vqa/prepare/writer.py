@@ -21,7 +21,7 @@ from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tables import check_encoding
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.prepare.publish import publish, require_own_files, staging
 from beit3_vqa.prepare.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
 from beit3_vqa.runtime.bar import progress_bar
@@ -147,7 +147,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
                 raise InputError("--train_tokenizer: the training rows have no text to train it on")
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
             files.append(index.TOKENIZER_FILE)
-            notes.append(f"tokenizer trained on {len(prompts):,} prompts: {tokenizer.vocab_size:,} ids")
+            notes.append(f"tokenizer trained on {plural(len(prompts), 'prompt')}: {tokenizer.vocab_size:,} ids")
         stale = _stale_files(data_path, files, prepared)
         # The record also keeps the files of other formats in this folder.
         before = require_own_files(data_path, folder, files, stale)
@@ -263,7 +263,7 @@ def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]
     for other in ("val", "test"):
         shared = len(images.get("train", set()) & images.get(other, set()))
         if shared:
-            notes.append(f"train and {other} share {shared:,} images")
+            notes.append(f"train and {other} share {plural(shared, 'image')}")
     return {split: divided[split] for split in index.ALL_SPLITS if split in divided}, notes
 
 

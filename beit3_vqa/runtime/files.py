@@ -282,6 +282,14 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+_PACKED = "an archive; unpack it and give the folder"
+_TABLE = "a table, not a folder; `beit3-vqa prepare` makes the folder of --data_path from it"
+_KINDS = {
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), _PACKED),
+    **dict.fromkeys((".csv", ".tsv", ".xlsx"), _TABLE),
+}
+
+
 def what_is_there(path: Path) -> str:
     """Return what kind of thing has this name, in words such as "a folder"; empty if nothing has it."""
     if not os.path.lexists(path):
@@ -295,7 +303,9 @@ def what_is_there(path: Path) -> str:
         return f"out of reach ({error.strerror})"
     if stat.S_ISDIR(mode):
         return "a folder"
-    return "a file" if stat.S_ISREG(mode) else "a pipe or a device"
+    if not stat.S_ISREG(mode):
+        return "a pipe or a device"
+    return _KINDS.get(path.suffix.lower(), "a file")
 
 
 def is_text(value: object) -> bool:

@@ -1,8 +1,11 @@
-"""How the C library of this process hands out memory."""
+"""How this process was started, and how its C library hands out memory."""
 
 import ctypes
 import os
 import platform
+import shlex
+import sys
+from pathlib import Path
 
 ALLOCATOR_VARIABLE = "BEIT3_VQA_TUNE_ALLOCATOR"
 
@@ -34,3 +37,17 @@ def give_back_freed_memory() -> None:
     """Return freed memory to the kernel, so that the process's size is what it uses; Linux with glibc only."""
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def typed_command(command: str) -> str:
+    """Return the words that run one of our commands, begun as this process was: `beit3-vqa finetune`, for example.
+
+    Args:
+        command: name of the command. The script `run_beit3_finetuning.py` knows only `finetune`.
+    """
+    program = Path(sys.argv[0])
+    if program.name == "run_beit3_finetuning.py" and command == "finetune":
+        return f"python {shlex.quote(str(program))}"
+    if program.name == "__main__.py" and program.parent.name == "beit3_vqa":
+        return f"python -m beit3_vqa {command}"
+    return f"beit3-vqa {command}"

@@ -51,7 +51,7 @@ def test_training_goes_on_from_the_newest_undamaged_checkpoint(scpc, trained, tm
     assert main(finetune(scpc, out, "--epochs", "2")) == 0
     said = capsys.readouterr().out
     assert f"passed over: {out}/checkpoint-1.pth" in said
-    assert "checkpoint-0.pth: 1 epochs done, 1 to go" in said
+    assert "checkpoint-0.pth: 1 epoch done, 1 to go" in said
     ours, theirs = (read_checkpoint(folder / "checkpoint-1.pth", "x")["model"] for folder in (out, trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (out / "previous-1" / "checkpoint-1.pth").exists()  # even the damaged one is only set aside
@@ -128,7 +128,7 @@ def test_a_run_goes_on_inside_an_epoch_with_another_batch_size_and_begins_it_aga
     assert main([*other, "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert "batch_size 3 -> 2" in said
-    assert f"1 epochs and {examples} of 30 examples of the next done" in said
+    assert f"1 epoch and {examples} of 30 examples of the next done" in said
     assert main([*other, "--seed", "7", "--dry_run"]) == 0
     assert (
         "the epoch begins again, since its examples come in another order now (seed 0 -> 7)" in capsys.readouterr().out

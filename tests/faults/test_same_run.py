@@ -12,7 +12,7 @@ from beit3_vqa.engine import trainer
 from beit3_vqa.engine.checkpoint import save as saving
 from beit3_vqa.engine.checkpoint.folder import prune
 from beit3_vqa.engine.loop import train_epoch
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from tests.faults.kills import differences
 from tests.helpers.commands import finetune
 
@@ -202,7 +202,7 @@ def test_the_best_checkpoint_starts_a_new_run_in_its_folder_and_stays(run, scpc,
     assert (run.out / "checkpoint-best.pth").read_bytes() != best
     code, said = run(*command)
     assert code == 0
-    assert "1 epochs done, 1 to go" in said
+    assert "1 epoch done, 1 to go" in said
     assert json.loads((run.out / "config.json").read_text())["init"]["finetune"] == command[1]
 
 
@@ -225,7 +225,7 @@ def test_a_command_that_goes_back_an_epoch_goes_on_when_typed_again(run):
     for epoch in (1, 2):
         code, said = run(*back)
         assert code == 0
-        assert f"{epoch} epochs done" in said
+        assert f"{plural(epoch, 'epoch')} done" in said
     assert [path.name for path in run.out.glob("previous-*")] == ["previous-1"]
 
 

@@ -42,7 +42,7 @@ def test_resume_is_bitwise_identical(scpc, clip_folder, tmp_path, workers):
     run_in_new_process(finetune_clip(scpc, clip_folder, straight, *flags))
     run_in_new_process(finetune_clip(scpc, clip_folder, parts, *flags, "--stop_after_epochs", "1"))
     said = run_in_new_process(finetune_clip(scpc, clip_folder, parts, *flags))
-    assert "1 epochs done, 1 to go" in said
+    assert "1 epoch done, 1 to go" in said
     for name in ("checkpoint-1.pth", "checkpoint-best.pth"):
         one, two = (read_checkpoint(folder / name, "x") for folder in (straight, parts))
         ours = dict(tensors(one))

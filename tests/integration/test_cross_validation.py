@@ -35,7 +35,7 @@ def test_cross_validation_goes_on_at_the_fold_where_it_stopped(command, folds, t
     assert not (out / "cross_validation.json").exists()
     assert main([*command, "--epochs", "2"]) == 0
     said = capsys.readouterr().out
-    assert said.count("1 epochs done, 1 to go") == 3
+    assert said.count("1 epoch done, 1 to go") == 3
     results = json.loads((out / "cross_validation.json").read_text())
     rows = [json.loads(line) for line in (folds / "data" / "vqacustom.train.jsonl").read_text().splitlines()]
     last = []
@@ -46,6 +46,10 @@ def test_cross_validation_goes_on_at_the_fold_where_it_stopped(command, folds, t
         last.append(lines[-1]["val_accuracy"])
     assert results["epochs"][1] == pytest.approx({"mean": statistics.mean(last), "deviation": statistics.stdev(last)})
     assert f"{statistics.mean(last):6.2f} +- {statistics.stdev(last):.2f}" in said
+    assert said.count("Next: ") == 1  # not once for each fold
+    (told,) = [line for line in said.splitlines() if line.startswith("trained. Next: beit3-vqa finetune --eval")]
+    assert f"{out}/fold-0/checkpoint-best.pth" in told
+    assert told.endswith("--split val")  # this data has no test split
     before = (out / "fold-1" / "checkpoint-1.pth").stat().st_mtime_ns
     assert main([*command, "--epochs", "2"]) == 0
     assert capsys.readouterr().out.count("all 2 epochs are done") == 3

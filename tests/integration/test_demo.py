@@ -10,6 +10,7 @@ import pytest
 from beit3_vqa.apps import demo
 from beit3_vqa.apps.demo import CLIPRecipe, clip_steps, take
 from beit3_vqa.cli.main import main
+from beit3_vqa.errors import InputError
 from beit3_vqa.models.clip.scratch import TinyCLIP
 
 CHANCE = 25.0
@@ -23,7 +24,7 @@ def test_clips_demo_runs_from_end_to_end(tmp_path, capsys, flags):
     steps = [(title, [*s, *flags] if isinstance(s, list) and "--eval" in s else s) for title, s in steps]
     assert take(steps, main, tmp_path) == (2 if flags else 0)
     said = capsys.readouterr().out
-    assert "1 epochs done, 1 to go" in said
+    assert "1 epoch done, 1 to go" in said
     assert (tmp_path / "clip" / "model.safetensors").is_file()
     assert ("Test accuracy with four options" in said) is not bool(flags)
     assert (tmp_path / "report.html").is_file() is not bool(flags)
@@ -67,6 +68,33 @@ def test_demo_learns(tmp_path, flags, floor):
         assert len({row["ID"] for row in csv.DictReader(file)}) == 9673
     assert list((out / "tensorboard").iterdir())
     assert '"attention":{' in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
-    assert "1 epochs done" in result.stdout  # it stopped and resumed on the way
+    assert "1 epoch done" in result.stdout  # it stopped and resumed on the way
     assert "dropped from the checkpoint: head.0.weight" in result.stdout
     assert f"Test accuracy with four options: {metrics['accuracy']:.1f}% (chance: 25%)" in result.stdout
+
+
+def test_an_interrupted_demo_goes_on_at_the_step_where_it_stopped(tmp_path, monkeypatch, capsys):
+    """Commands are only recorded here: which are called again is what matters."""
+    called: list[str] = []
+
+    def steps(quick, folder, seed):
+        return [("1. first", ["one"]), ("2. second", ["two"])]
+
+    def run(code):
+        def stand_in(arguments):
+            called.append(arguments[0])
+            return code if arguments == ["two"] else 0
+
+        called.clear()
+        return demo.demo(stand_in, tmp_path / "demo", model="beit3", quick=True)
+
+    monkeypatch.setitem(demo.PIPELINES, "beit3", steps)
+    monkeypatch.setattr(demo, "find_spec", lambda name: object())
+    monkeypatch.setattr(demo, "_print_outcome", lambda out, seconds: print("outcome"))
+    assert run(130) == 130
+    assert called == ["one", "two"]
+    assert run(0) == 0
+    assert called == ["two"]
+    assert "1. first: done before" in capsys.readouterr().out
+    with pytest.raises(InputError, match="nor one in which this demo was begun"):  # another demo's folder
+        demo.demo(lambda arguments: 0, tmp_path / "demo", model="beit3", quick=False)

@@ -58,7 +58,7 @@ def read(path):
 @pytest.mark.parametrize("command", [made.TRAIN, ["finetune", "--config", "run/config.json"]], ids=["flags", "config"])
 def test_a_training_of_0_1_0_goes_on_to_the_same_weights(command, capsys):
     assert main(command) == 0
-    assert "1 epochs done, 1 to go" in capsys.readouterr().out
+    assert "1 epoch done, 1 to go" in capsys.readouterr().out
     ours = made.learned(Path("run/checkpoint-1.pth"))
     if SAME_MACHINE:
         assert made.digests(ours) == ORACLE["sha256"]

@@ -42,7 +42,7 @@ def vouched(scpc):
 def test_a_forks_checkpoint_resumes(scpc, trained, forks, tmp_path, capsys):
     flags = ["--epochs", "2", "--vqa_loss", "ce"]
     assert main(finetune(scpc, tmp_path / "fork", "--resume", str(forks), *flags, *vouched(scpc))) == 0
-    assert "1 epochs done, 1 to go" in capsys.readouterr().out
+    assert "1 epoch done, 1 to go" in capsys.readouterr().out
     assert main(finetune(scpc, tmp_path / "ours", "--resume", str(trained / "checkpoint-0.pth"), *flags)) == 0
     fork, ours = (torch.load(tmp_path / name / "checkpoint-1.pth") for name in ("fork", "ours"))
     # The fork's has no random state, so the drop path differs; learning rates, moments and steps don't.

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.errors import MAX_LINE, InputError, nearest, one_line, short, visible
+from beit3_vqa.errors import MAX_LINE, InputError, nearest, one_line, plural, short, visible
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202eevil\x7f"
 
@@ -70,3 +70,17 @@ def test_standard_output_is_guarded_while_a_command_runs(monkeypatch, capsys):
     assert main([]) == 0
     assert capsys.readouterr().out == visible(HOSTILE) + "\n"
     assert sys.stdout is stream
+
+
+def test_one_thing_is_counted_in_the_singular():
+    assert [plural(number, "epoch") for number in (0, 1, 2, 9673)] == [
+        "0 epochs",
+        "1 epoch",
+        "2 epochs",
+        "9,673 epochs",
+    ]
+
+
+def test_what_was_typed_is_never_suggested():
+    assert nearest("val", ["val"]) == ""
+    assert nearest("val", ["val", "vale"]) == " Did you mean 'vale'?"

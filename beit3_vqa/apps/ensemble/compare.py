@@ -8,6 +8,7 @@ import numpy as np
 from beit3_vqa.apps.ensemble.vote import Question, vote_one
 from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, log_loss
 from beit3_vqa.data.types import Prediction
+from beit3_vqa.errors import plural
 from beit3_vqa.metrics.intervals import unvarying_interval
 from beit3_vqa.metrics.vote import equal_weights
 
@@ -209,7 +210,7 @@ def best_prefix(steps: Sequence[Step]) -> list[Step]:
 
 def comparison_text(comparison: Comparison, names: Sequence[str], title: str, vote: str) -> str:
     """Write out the accuracies, the gain with its interval, and for the weighted vote the results of equal weights."""
-    lines = [f"{title}: accuracy on {comparison.questions:,} questions with known answers"]
+    lines = [f"{title}: accuracy on {plural(comparison.questions, 'question')} with known answers"]
     for number, (name, accuracy) in enumerate(zip(names, comparison.members, strict=True), start=1):
         lines.append(f"  {number:>3}  {accuracy:6.2f}  {name}")
     gain, loss = comparison.gain, comparison.log_loss

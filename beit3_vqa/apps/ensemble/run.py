@@ -27,7 +27,7 @@ from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, fit_weigh
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.predictions import HEADER, publish_results, read_info, write_predictions, write_submission
 from beit3_vqa.data.types import Prediction, PredictionsInfo
-from beit3_vqa.errors import MAX_VALUE, InputError, first_line
+from beit3_vqa.errors import MAX_VALUE, InputError, first_line, plural
 from beit3_vqa.runtime.files import make_folder, real_path, staged
 
 _KIND = "ensemble of "  # how the model of an ensemble's predictions is called
@@ -173,11 +173,13 @@ def _report(
         print("these are validation questions; the ensemble's accuracy on them is above")
     elif known:
         compared = compare(known, options.vote, weights, options.seed)
-        print(comparison_text(compared, names, f"{len(questions):,} questions", options.vote))
+        print(comparison_text(compared, names, f"{plural(len(questions), 'question')}", options.vote))
     print(agreement_text(agreement(questions)))
     absent = absent_answers(questions)
     if absent:
-        print(f"{absent:,} questions have answers that not every member's predictions hold; there they count as 0")
+        print(
+            f"{plural(absent, 'question')} with answers that not every member's predictions hold; there they count as 0"
+        )
     return weights
 
 

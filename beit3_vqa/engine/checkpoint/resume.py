@@ -30,7 +30,7 @@ from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.trainer import Training, make_ema
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.models.beit3.pretrained import find_weights, mismatches
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
@@ -189,7 +189,7 @@ def restore(run: Training, content: Content, path: Path) -> None:
     inside = run.state.inside
     part = f" and {inside.examples} of {run.examples} examples of the next" if inside.examples else ""
     left = max(0, components.config.optim.epochs - run.state.epoch)
-    print(f"{where}: {run.state.epoch} epochs{part} done, {left} to go")
+    print(f"{where}: {plural(run.state.epoch, 'epoch')}{part} done, {left} to go")
 
 
 def _inside_epoch(run: Training, content: Content) -> InsideEpoch:

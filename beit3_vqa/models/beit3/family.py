@@ -26,6 +26,7 @@ from beit3_vqa.models.names import HEADS, build_model, parse_name
 from beit3_vqa.runtime.files import is_file, replacing
 from beit3_vqa.runtime.precision import Precision
 
+WASTED_ROWS = 4  # a user is told if the embedding has this many times as many rows as the tokenizer has ids
 COMPILED_LENGTH_STEP = 16  # tokens; each length of text is compiled anew, so there should be few
 
 
@@ -69,6 +70,13 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
             raise InputError(
                 f"{tokenizer.path} has {tokenizer.vocab_size} ids, the model's embedding {config.model.vocab_size} "
                 f"rows. {advice}"
+            )
+        from_scratch = checkpoint_folder is None and not config.init.finetune
+        if from_scratch and config.model.vocab_size >= WASTED_ROWS * tokenizer.vocab_size:
+            print(
+                f"{tokenizer.path} has {tokenizer.vocab_size:,} ids, the model's embedding "
+                f"{config.model.vocab_size:,} rows. From scratch, --vocab_size {tokenizer.vocab_size} makes the model "
+                "smaller and no worse"
             )
         max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
         length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1

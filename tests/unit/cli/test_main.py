@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,8 +10,9 @@ from importlib import metadata
 
 import pytest
 
+from beit3_vqa.cli import other_names
 from beit3_vqa.cli.finetune import REPLACED_FLAGS
-from beit3_vqa.cli.main import main
+from beit3_vqa.cli.main import COMMANDS, main
 from beit3_vqa.config.config import option_fields, read_config_values, write_config
 from beit3_vqa.errors import InputError
 from tests.helpers.commands import finetune
@@ -149,6 +151,18 @@ def test_help_is_quick(command, pytestconfig):
         (["predict", "--checkpoint", "/no/such.pth", "--image", "x", "--question", "q"], "no such file"),
         (["download", "beit3_large_indomain_patch16_244.pth"], "beit3_large_indomain_patch16_224.pth"),
         (["demos"], "demo"),
+        (["trian"], "Did you mean `beit3-vqa finetune`?"),
+        (["train"], "Did you mean `beit3-vqa finetune`?"),
+        (["evalute"], "Did you mean `beit3-vqa finetune --eval`?"),
+        (["x" * 5000], "alone lists the commands"),
+        (["finetune", "--learning_rate", "1"], "Did you mean '--lr'?"),
+        (["finetune", "--learning-rate=1"], "Did you mean '--lr'?"),
+        (["finetune", "-lr", "1"], "Did you mean '--lr'?"),
+        (["finetune", "--num_train_epochs", "1"], "Did you mean '--epochs'?"),
+        (["finetune", "--per_device_train_batch_size", "1"], "Did you mean '--batch_size'?"),
+        (["finetune", "--gradient_accumulation_steps", "1"], "Did you mean '--update_freq'?"),
+        (["finetune", "--output-dir", "x"], "Did you mean '--output_dir'?"),
+        (["finetune", "--output_dir", "x", "--data_path", "/dev/null/a.zip"], "there is no folder"),
         ([], "COMMAND"),
     ],
 )  # fmt: skip
@@ -197,8 +211,6 @@ def test_replaced_flags_are_accepted_with_a_notice(scpc, tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_contradictions_are_found_before_anything_is_written(scpc, tmp_path, capsys, flags, says):
-    import re
-
     assert main(finetune(scpc, tmp_path / "out", *flags)) == 2
     said = capsys.readouterr().err
     assert re.search(says, said), said
@@ -321,3 +333,34 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr("beit3_vqa.models.names.listed_names", interrupted)
     assert main(["models"]) == 130
     assert "Type the same command again" in capsys.readouterr().err
+
+
+def test_the_command_alone_lists_all_commands_with_a_line_each(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    for name in set(COMMANDS) - {"evaluate"}:  # a former name, which nobody new should learn
+        assert re.search(rf"^  {name} +\w.{{10}}", said, re.M), name
+    assert "evaluate  " not in said.replace("resume and evaluate", "")
+
+
+def test_other_tools_names_lead_to_flags_and_commands_of_ours():
+    known = {f"--{name}" for name in FLAGS}
+    for other, ours in other_names.FLAGS.items():
+        assert ours in known, ours
+        assert other not in known, other
+    for other, ours in other_names.COMMANDS.items():
+        assert ours.split()[0] in COMMANDS, ours
+        assert other not in set(COMMANDS) - {"evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("data.zip", "an archive; unpack it"), ("train.csv", "a table, not a folder")]
+)
+def test_a_file_where_a_folder_belongs_is_called_what_it_is(tmp_path, capsys, name, says):
+    (tmp_path / name).write_text("x")
+    assert main(["finetune", "--output_dir", str(tmp_path / "out"), "--data_path", str(tmp_path / name)]) == 2
+    assert says in capsys.readouterr().err
+    prepare = ["prepare", "choices", "--train", str(tmp_path / "train.csv"), "--data_path", str(tmp_path / "data")]
+    (tmp_path / "train.csv").write_text("ID,img_path,Question,A,B,C,D,answer\n1,a.jpg,What?,a,b,c,d,A\n")
+    assert main([*prepare, "--image_root", str(tmp_path / name)]) == 2
+    assert says in capsys.readouterr().err

@@ -194,7 +194,7 @@ def test_answers_given_as_text_and_repeated_options_are_counted(tmp_path):
     rows[0][-1] = "a cat"
     rows[1][4] = rows[1][3]
     notes = read_one(write_csv(tmp_path / "t.csv", rows)).notes
-    assert notes == ["train: 1 answers given as the option's text", "train: 1 rows have the same text in two options"]
+    assert notes == ["train: 1 answer given as the option's text", "train: 1 row with the same text in two options"]
 
 
 def test_answers_of_test_rows_are_kept(tmp_path):

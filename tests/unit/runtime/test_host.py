@@ -58,3 +58,18 @@ def test_the_peak_of_memory_is_known_with_and_without_proc(monkeypatch, tmp_path
     del block
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     assert memory.peak() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.parametrize(
+    ("program", "command", "words"),
+    [
+        ("/home/me/.venv/bin/beit3-vqa", "finetune", "beit3-vqa finetune"),
+        ("run_beit3_finetuning.py", "finetune", "python run_beit3_finetuning.py"),
+        ("../my code/run_beit3_finetuning.py", "finetune", "python '../my code/run_beit3_finetuning.py'"),
+        ("run_beit3_finetuning.py", "ensemble", "beit3-vqa ensemble"),
+        ("/site-packages/beit3_vqa/__main__.py", "ensemble", "python -m beit3_vqa ensemble"),
+    ],
+)
+def test_a_command_to_type_next_begins_as_this_process_was_begun(monkeypatch, program, command, words):
+    monkeypatch.setattr(sys, "argv", [program])
+    assert host.typed_command(command) == words
