@@ -28,6 +28,8 @@ setup(
     ],
     extras_require={
         "clip": ["transformers>=4.46,<5", "peft>=0.13"],  # --model clip_... and --lora_rank
+        # `beit3-vqa export --format onnx`: torch's exporter, and the runtime that checks what it made
+        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
         "report": ["jinja2"],  # `beit3-vqa report`
         # `beit3-vqa serve`. FastAPI checks requests and describes itself in OpenAPI from the same types; uvicorn serves
