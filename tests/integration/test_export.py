@@ -10,6 +10,8 @@ import yaml
 
 import beit3_vqa
 from beit3_vqa.cli.main import main
+from beit3_vqa.engine.checkpoint.io import read_checkpoint
+from beit3_vqa.engine.checkpoint.portable import write_portable
 from tests.helpers.commands import finetune
 from tests.helpers.photographs import SUBJECTS
 
@@ -166,3 +168,29 @@ def test_bad_words_for_the_hub_are_one_error(trained, tmp_path, capsys, flags, s
     assert export(trained / "checkpoint-best.pth", tmp_path / "new" / "out", *flags) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_other_shapes_or_without_options_are_one_error(scpc, exported, tmp_path, capsys):
+    folder = tmp_path / "changed"
+    shutil.copytree(exported, folder)
+    content = read_checkpoint(exported, "--checkpoint")
+    weights = content.pop("model")
+    command = ["predict", "--image", str(next((scpc / "images").iterdir())), "--question", "?", "--choices", *"abcd"]
+    for changed, beside, says in [
+        ({**weights, "head.0.weight": torch.zeros(3)}, content, "shape of head.0.weight: (3,) in the checkpoint"),
+        ({"head.0.weight": weights["head.0.weight"]}, content, "too few for the"),
+        (weights, {}, "isn't a checkpoint of this package's training"),
+        (weights, {**content, "task_state": 5}, "its 'task_state' is 5"),
+    ]:
+        write_portable(folder / "model.safetensors", changed, beside, {})
+        assert main([*command, "--checkpoint", str(folder), "--device", "cpu"]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("error: ") == 1
+
+
+def test_a_folder_is_a_member_of_an_ensemble(scpc, trained, exported, tmp_path):
+    data = ["--data_path", str(scpc / "data"), "--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
+    for name, source in (("a", trained / "checkpoint-best.pth"), ("b", exported)):
+        assert main(["ensemble", str(source), *data, "--output", str(tmp_path / name / "submission.csv")]) == 0
+    assert (tmp_path / "a" / "submission.csv").read_text() == (tmp_path / "b" / "submission.csv").read_text()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from beit3_vqa.engine.checkpoint.manifest import HashingFile, write_manifest
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.runtime.files import replacing
+from beit3_vqa.runtime.files import is_file, replacing
 
 SUFFIX: Final = ".safetensors"
 WEIGHTS: Final = f"model{SUFFIX}"
@@ -40,7 +40,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 def checkpoint_file(path: Path) -> Path:
     """Return the weights in a folder that `export` made; any other path as it is."""
-    return path / WEIGHTS if (path / WEIGHTS).is_file() else path
+    return path / WEIGHTS if is_file(path / WEIGHTS) else path
 
 
 def write_portable(path: Path, weights: dict[str, Tensor], beside: dict[str, Any], about: dict[str, Any]) -> None:
