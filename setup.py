@@ -68,6 +68,8 @@ setup(
         # (CVE-2026-4372) and 5.5 (CVE-2026-5241). What torchscale pins needs 4.57, so our own reading keeps such keys
         # away in every version (models/clip/folder.py), and the mended ones are in the range.
         "clip": ["transformers>=4.57,<6", "peft>=0.13"],
+        # `beit3-vqa export --format onnx`: torch's exporter, and the runtime that checks what it made
+        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
         "excel": ["openpyxl>=3.1", "xlrd>=2"],  # `prepare table` of XLSX and XLS files
         "parquet": ["pyarrow>=14.0.1"],  # of Parquet and Feather files; earlier ones run code (CVE-2023-47248)

@@ -1,4 +1,4 @@
-"""The entry points of a run: `train`, `evaluate` and `export`. Single questions: `predictor.load`.
+"""The entry points of a run: `train` and `evaluate`. Single questions: `predictor.load`.
 
 Each takes what the user gave, settles the options, builds the components, loads the weights and does its work.
 """
@@ -41,7 +41,6 @@ from beit3_vqa.engine.checkpoint.save import TrainState
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import evaluate_fully, naming
-from beit3_vqa.engine.predictor import load_components
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.engine.trainer import Training, fit, set_up_training
 from beit3_vqa.errors import InputError
@@ -192,22 +191,3 @@ def _temperature(task: Task, checkpoint: Path, given: float | None) -> float:
     if kept:
         print(f"temperature {kept:g}, kept beside the checkpoint")
     return given or kept or 1.0
-
-
-def export(checkpoint: str | Path, folder: str | Path, *, merge: bool = False, pretrained: str = "") -> None:
-    """Write a trained model in the format of its family's library, such as peft's.
-
-    Args:
-        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
-        folder: new or empty.
-        merge: write the whole model; else the adapters alone.
-        pretrained: the model that was fine-tuned, if it has moved since.
-
-    Raises:
-        InputError: not such a checkpoint, or a family without such a format.
-    """
-    given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
-    components = load_components(Path(checkpoint), given, to_export=True)
-    with naming(str(checkpoint)):
-        components.family.export(components.model, components.processor, Path(folder), merge=merge)
-    print(f"wrote {folder}; the text of an option was {components.config.model.prompt_template!r}")

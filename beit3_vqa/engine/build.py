@@ -25,6 +25,7 @@ from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
+from beit3_vqa.engine.checkpoint.portable import checkpoint_file
 from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import ImageError, InputError, one_line
 from beit3_vqa.models.base import Family, Processor, TaskShape, TrainableModel
@@ -260,9 +261,9 @@ def checkpoint_to_evaluate(given: GivenOptions) -> tuple[Path, str]:
         InputError: none of them is there.
     """
     if given["resume"]:
-        return Path(given["resume"]), "--resume"
+        return checkpoint_file(Path(given["resume"])), "--resume"
     if given["finetune"]:
-        return Path(given["finetune"]), "--finetune"
+        return checkpoint_file(Path(given["finetune"])), "--finetune"
     folder = Path(given["output_dir"])
     best = folder / BEST
     if given["output_dir"] and best.is_file():

@@ -19,11 +19,11 @@ from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
 from beit3_vqa.engine.build import Components, build, load_for_inference, resolve_checkpoint_config
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import read_temperature
+from beit3_vqa.engine.checkpoint.portable import checkpoint_file
 from beit3_vqa.engine.checkpoint.resume import check_same_fingerprints
 from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.evaluator import finite
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.families import find_family
 from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
@@ -198,7 +198,7 @@ def load(
     """Load a trained model from one of your checkpoints, with everything else that it needs.
 
     Args:
-        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`.
+        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`, or a folder that `export` made of one.
         device: auto, cpu, cuda, cuda:N or mps.
         sentencepiece_model: the tokenizer, if tokenizer.spm is no longer beside the checkpoint.
         pretrained: CLIP: folder of the model that was fine-tuned, if it has moved since.
@@ -211,18 +211,18 @@ def load(
     watch_spinning()
     places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
-    components = load_components(Path(checkpoint), given)
+    path = checkpoint_file(Path(checkpoint))
+    components = load_components(path, given)
     components.model.to(components.precision.device).eval()
-    return Predictor(components, str(checkpoint), read_temperature(Path(checkpoint)) or 1.0)
+    return Predictor(components, str(checkpoint), read_temperature(path) or 1.0)
 
 
-def load_components(path: Path, given: dict[str, str], *, to_export: bool = False) -> Components:
+def load_components(path: Path, given: dict[str, str]) -> Components:
     """Build the components of a checkpoint's run and load its weights.
 
     Args:
         path: the checkpoint.
         given: options that replace the checkpoint's own.
-        to_export: whether the model's family must have a format to export to.
     """
     where = f"--checkpoint {path}"
     content = read_checkpoint(path, "--checkpoint", mapped=True)
@@ -234,10 +234,6 @@ def load_components(path: Path, given: dict[str, str], *, to_export: bool = Fals
         find_task(task_name)  # an unknown one is an error of its own
         options = GivenOptions({**given, "task": task_name}, typed_flags=frozenset(given))
         config = resolve_checkpoint_config(options, content, where)
-        if to_export and not find_family(config.model.model).exports:
-            raise InputError(
-                f"{where}: is a {config.model.model}: use its checkpoint as it is; there is nothing to export."
-            )
         task = find_task(task_name).from_checkpoint(config, content["task_state"], where)
         components = build(config, task, path)
         check_same_fingerprints(components, content)

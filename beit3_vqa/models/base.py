@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.transforms import TrainTransform
 from beit3_vqa.data.types import AttentionMap, Example, Inputs
+from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS
 from beit3_vqa.runtime.precision import Precision
 
@@ -139,7 +140,7 @@ class BaseFamily(ABC, Generic[M, P]):
     auto_precision: Mapping[str, str] = {}
     #: whether a question may have another number of options than the questions of training
     any_number_of_options: bool = False
-    #: whether its library has a format of its own, which `export` writes
+    #: whether its library has a format of its own, which `export` writes instead of ours
     exports: bool = False
 
     def __init__(self, config: RunConfig, task: TaskShape):
@@ -259,6 +260,20 @@ class BaseFamily(ABC, Generic[M, P]):
     def export(self, model: M, processor: P, folder: Path, *, merge: bool) -> None:
         """Write the trained model in the format of the family's library, if it `exports`."""
         raise NotImplementedError
+
+    def export_graphs(self, model: M, processor: P, folder: Path, formats: Sequence[str]) -> dict[str, Any]:
+        """Write the model as graphs that run without this package, and return how their inputs are made.
+
+        Args:
+            model: from `build`, its weights loaded, in float32 on the CPU.
+            processor: the one that makes its inputs.
+            folder: for the files.
+            formats: `onnx`, `pt2`, or both.
+
+        Raises:
+            InputError: a family or a head that can't be exported, or a package that isn't installed.
+        """
+        raise InputError(f"--format {' '.join(formats)}: only BEiT-3 for questions about one image has graphs.")
 
 
 Family = BaseFamily[TrainableModel, Processor]  # a family, whatever its models and processors

@@ -349,8 +349,8 @@ def test_weights_that_are_not_finite_once_they_are_merged_are_not_exported(scpc,
     assert f"{path}: the model's outputs aren't finite" in capsys.readouterr().err
 
 
-def test_only_clip_is_exported(trained, tmp_path, capsys):
-    command = ["export", "--checkpoint", str(trained / "checkpoint-best.pth"), "--output_dir", str(tmp_path / "out")]
-    assert main(command) == 2
-    assert "use its checkpoint as it is; there is nothing to export" in capsys.readouterr().err
+def test_clip_has_no_graphs(trained_clip, tmp_path, capsys):
+    command = ["export", "--checkpoint", str(trained_clip / "checkpoint-best.pth"), "--format", "safetensors", "onnx"]
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "--format onnx: a clip_vit_tiny_patch8_32_lora has no graphs" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -49,7 +49,11 @@ PAGES += SLOW_PAGES
 # serve.md: tests/unit/apps/serve/test_server.py runs its commands, which don't end by themselves.
 OTHER_PAGES = ["get_started/serve.md", "get_started/several_gpus.md", "get_started/reliability.md"]
 OTHER_PAGES += [f"get_started/{name}.md" for name in ("models", "results", "benchmarks", "differences")]
-OTHER_PAGES += ["CONTRIBUTING.md", "CHANGELOG.md"]
+OTHER_PAGES += [
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "get_started/export.md",
+]  # tests/integration/test_export.py, test_graphs.py
 LARGE = "beit3_large_indomain_patch16_224.pth"
 BASE = "beit3_base_patch16_224.pth"
 ITC = "beit3_base_itc_patch16_224.pth"

@@ -13,6 +13,7 @@ from beit3_vqa.engine.api import evaluate
 from beit3_vqa.engine.build import plan_evaluation
 from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
+from beit3_vqa.engine.checkpoint.portable import checkpoint_file
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.models.families import check_parameters
 from beit3_vqa.runtime.files import missing, real_path
@@ -90,7 +91,7 @@ def _is_predictions(path: Path) -> bool:
 
 def _source(name: str) -> Path:
     """Return the file that a name stands for; InputError if there is none."""
-    path = Path(name)
+    path = checkpoint_file(Path(name))
     if path.is_dir():
         if not (path / BEST).is_file():
             raise InputError(

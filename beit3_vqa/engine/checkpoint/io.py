@@ -19,6 +19,7 @@ import torch
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.checkpoint.folder import manifest_file
 from beit3_vqa.engine.checkpoint.manifest import HashingFile, opened_by_others, verify, write_manifest
+from beit3_vqa.engine.checkpoint.portable import SUFFIX, checkpoint_file, read_portable
 from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.archives import is_packed
@@ -105,7 +106,7 @@ def read_checkpoint(path: str | Path, flag: str, given: GivenOptions | None = No
     """Read a checkpoint file, tensors into main memory.
 
     Args:
-        path: the file.
+        path: the file, or a folder that `export` made.
         flag: the option that named it, for messages.
         given: the user's options, which decide whether the file is trusted; None: it isn't.
         mapped: leave out the optimizer, and leave tensors in the file until they are used.
@@ -114,7 +115,7 @@ def read_checkpoint(path: str | Path, flag: str, given: GivenOptions | None = No
         InputError: no such file, not a checkpoint, cut short, changed since it was written, or more than plain data
             in a file that isn't trusted.
     """
-    path = Path(path)
+    path = checkpoint_file(Path(path))
     opened = opened_by_others(path)
     if opened:
         raise InputError(f"{flag} {path}: {opened}")
@@ -125,6 +126,8 @@ def read_checkpoint(path: str | Path, flag: str, given: GivenOptions | None = No
     problem = verify(path)
     if problem:
         raise InputError(f"{flag} {path} is damaged: {problem}.")
+    if path.suffix == SUFFIX:
+        return read_portable(path, f"{flag} {path}", mapped=mapped)
     try:
         mmap = mapped and zipfile.is_zipfile(path)  # the format before torch 1.6 can't be mapped
         with torch.serialization.safe_globals(_PLAIN):

@@ -17,6 +17,7 @@ from beit3_vqa.data.index import split_files
 from beit3_vqa.engine.build import Components, load_weights
 from beit3_vqa.engine.checkpoint.folder import checkpoints, tell_deepspeed
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, set_random_state
+from beit3_vqa.engine.checkpoint.portable import checkpoint_file
 from beit3_vqa.engine.checkpoint.same_run import (
     begins_anew,
     check_beginning,
@@ -66,6 +67,7 @@ def find_run(given: GivenOptions) -> tuple[Path, Content] | None:
 
 def _find(given: GivenOptions, read: Read) -> Path | None:
     resume, folder = Path(given["resume"] or "."), Path(given["output_dir"] or ".")
+    resume = checkpoint_file(resume) if given["resume"] else resume
     in_folder = given["auto_resume"] and given["output_dir"] != "" and folder.is_dir()
     newest = None
     if not given["resume"]:

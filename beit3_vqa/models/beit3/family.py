@@ -17,7 +17,13 @@ from beit3_vqa.data.types import AttentionMap
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
 from beit3_vqa.models.base import BaseFamily, TaskShape
-from beit3_vqa.models.beit3.model import MAX_TEXT_TOKENS, BEiT3Model, init_unit_scale
+from beit3_vqa.models.beit3.graphs import describe_inputs, export_graphs
+from beit3_vqa.models.beit3.model import (
+    MAX_TEXT_TOKENS,
+    BEiT3ForVisualQuestionAnswering,
+    BEiT3Model,
+    init_unit_scale,
+)
 from beit3_vqa.models.beit3.pretrained import NEW_IN_FINE_TUNING, asked_weights, load_pretrained
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.compile import compile_model
@@ -192,6 +198,15 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
             f"{_path(processor)} isn't the tokenizer that the checkpoint was trained with: its ids would "
             "mean other words. Give --sentencepiece_model the tokenizer.spm that lay beside the checkpoint."
         )
+
+    def export_graphs(
+        self, model: BEiT3Model, processor: BEiT3Processor, folder: Path, formats: Sequence[str]
+    ) -> dict[str, Any]:
+        """Write the model as ONNX or for `torch.export.load`; see `beit3.graphs`."""
+        if not isinstance(model, BEiT3ForVisualQuestionAnswering):
+            return super().export_graphs(model, processor, folder, formats)
+        export_graphs(model, folder, formats)
+        return describe_inputs(processor)
 
     def save_assets(self, processor: BEiT3Processor, folder: Path) -> None:
         """Copy the tokenizer beside the checkpoints, so that they can be used anywhere."""

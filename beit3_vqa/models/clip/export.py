@@ -1,8 +1,6 @@
 """Export of a trained CLIP as a folder that others read: peft's adapters, or transformers' whole model."""
 
 import json
-import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from beit3_vqa.models.clip.folder import HUB
 from beit3_vqa.models.clip.hub import CLIPTexts, optional, read_clip, read_image_settings, without_bars
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
 from beit3_vqa.models.lora import lora_config
-from beit3_vqa.runtime.files import is_new_or_empty, make_folder, require_writable, stale_temporaries, write_text
+from beit3_vqa.runtime.files import write_text
 from beit3_vqa.runtime.precision import all_finite
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -42,15 +40,14 @@ def export_clip(
         texts: its tokenizer, written along with the image settings.
         base_folder: folder of the pretrained model that training started from.
         options: the run's, with `--pretrained` and the adapters.
-        folder: new or empty; afterwards it is complete, or as it was.
+        folder: an empty one.
         merge: add the adapters to the weights beside them.
 
     Raises:
-        InputError: the folder holds something or can't be written, or there are no adapters to write by themselves.
+        InputError: there are no adapters to write by themselves.
+        OSError: the folder can't be written.
         NotFiniteError: weights that aren't finite once the adapters are added.
     """
-    if not is_new_or_empty(folder):
-        raise InputError(f"{folder} isn't an empty folder; name a new one.")
     if not options.lora_rank and not merge:
         raise InputError("the checkpoint has no adapters, every weight was trained: export it with --merge.")
     written: Any = model.clip
@@ -67,28 +64,15 @@ def export_clip(
         written = written.merge_and_unload() if merge else written
         if not all_finite(written.state_dict()):
             raise NotFiniteError("its weights aren't finite numbers with the adapters added: take another checkpoint.")
-    make_folder(folder.parent)
-    require_writable(folder)
-    for stale in filter(Path.is_dir, stale_temporaries(folder.parent, folder.name)):  # of an export that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    # Written under another name and renamed at the end, so that nobody reads half of it.
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
     try:
         # peft would look on the hub whether the vocabulary was enlarged; it never is.
         with without_bars():
-            written.save_pretrained(temporary, **({} if merge else {"save_embedding_layers": False}))
+            written.save_pretrained(folder, **({} if merge else {"save_embedding_layers": False}))
         if not merge:
-            entries = json.loads((temporary / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            entries = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
             kept = {name: value for name, value in entries.items() if name in _ADAPTER_ENTRIES}
-            write_text(temporary / ADAPTER_CONFIG, json.dumps(kept, indent=2))
-        texts.save(temporary)
-        read_image_settings(base_folder, model.clip.config.vision_config.image_size).save_pretrained(temporary)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except (OSError, optional("safetensors").SafetensorError) as error:  # a disk that is full
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"{folder} can't be written ({reason}); choose another.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            write_text(folder / ADAPTER_CONFIG, json.dumps(kept, indent=2))
+        texts.save(folder)
+        read_image_settings(base_folder, model.clip.config.vision_config.image_size).save_pretrained(folder)
+    except optional("safetensors").SafetensorError as error:  # a disk that is full
+        raise OSError(first_line(error)) from error
