@@ -100,6 +100,9 @@ setup(
             "xlrd>=2",
             "xlwt",  # writes the XLS files of tests
             "pyarrow>=14.0.1",
+            "onnx>=1.17",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.20",
             "wandb",
             "mlflow-skinny>=2",
             "nbclient",  # runs get_started/colab.ipynb

@@ -9,7 +9,8 @@ from typing import Final, Literal
 
 from beit3_vqa.runtime.fields import Options, option
 
-DEFAULT_PROMPT_TEMPLATE = "{question} Choices: {options}"  # ... Choices: A. cat B. dog
+DEFAULT_PROMPT_TEMPLATE = "{question} Choices: A. {a} B. {b} C. {c} D. {d}"
+ANY_PROMPT_TEMPLATE = "{question} Choices: {options}"  # the default where there aren't four options
 OPTION_PROMPT_TEMPLATE = "Question: {question} Answer: {choice}"
 MAX_BPE_TOKENS = 64
 BATCH_SIZE = 64

@@ -28,6 +28,12 @@ class PromptTemplate:
         self.any_number = ALL_OPTIONS in template
         _check_fields(template, ("question", *(["options"] if self.any_number else self.letters)))
 
+    def naming_each(self) -> str:
+        """Return the template with `{a}`, `{b}`, ... in the place of `{options}`, for as many as there may be."""
+        return self.template.replace(
+            ALL_OPTIONS, " ".join(f"{letter.upper()}. {{{letter}}}" for letter in self.letters)
+        )
+
     def __call__(self, question: str, choices: Sequence[str]) -> str:
         """Return the text of a question and its options (braces in them are text); without options, the question.
 

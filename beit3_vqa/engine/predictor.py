@@ -13,7 +13,6 @@ from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_size
-from beit3_vqa.data.prompt import ALL_OPTIONS
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
 from beit3_vqa.engine.build import Components, build, load_for_inference, resolve_checkpoint_config
@@ -26,7 +25,7 @@ from beit3_vqa.engine.evaluator import finite
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks import find_task
-from beit3_vqa.tasks.base import Task
+from beit3_vqa.tasks.base import Task, as_beit3
 
 MOST_OPTIONS = 10  # limit for models that take any number of options
 EVALUATE = "`beit3-vqa finetune --eval --resume FILE` evaluates it on a split."
@@ -112,7 +111,7 @@ class Predictor:
             return range(0)
         if self._any_number:
             return range(2, max(MOST_OPTIONS, task.num_classes) + 1)
-        fewest = 2 if ALL_OPTIONS in self.components.config.model.prompt_template else task.num_classes
+        fewest = 2 if as_beit3(self.components.processor).prompt.any_number else task.num_classes
         return range(fewest, task.num_classes + 1)
 
     @property

@@ -11,11 +11,12 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT, Row
 from beit3_vqa.data.table_files import Cell, Table, read_frame, read_table
 from beit3_vqa.data.tables import comparable, match_answer, read_weight
-from beit3_vqa.errors import MAX_PROBLEMS, InputError
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
 from beit3_vqa.prepare.columns import Columns, find_columns
 from beit3_vqa.prepare.dacon_json import make_label_table
 from beit3_vqa.prepare.find_images import ImageFinder
@@ -98,7 +99,8 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
         prepared.answers = list(LETTERS[:width])
         fewer = sum(len(row.get("choices", ())) < width for found in splits.values() for row in found.rows)
         if fewer:
-            prepared.notes.append(f"{fewer:,} rows have fewer than {width} options")
+            told = f'; train with --prompt_template "{ANY_PROMPT_TEMPLATE}"' if width == 4 else ""
+            prepared.notes.append(f"{plural(fewer, 'row')} with fewer than {width} options{told}")
     else:
         make_label_table(prepared, arguments.min_count, arguments.max_answers)
     return prepared

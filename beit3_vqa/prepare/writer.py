@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
-from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE, DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import image_size, open_image, resolve_image_path
@@ -138,10 +138,10 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         raise InputError.of_problems(title, problems, advice)
 
     data_path = Path(options.data_path)
+    template = _template(splits, options.prompt_template)
     with staging(data_path, options.check) as folder:
         files = _write(folder, splits, prepared)
         if options.train_tokenizer:
-            template = PromptTemplate(options.prompt_template)
             prompts = build_prompts(splits.get("train", []), template)
             if not prompts:
                 raise InputError("--train_tokenizer: the training rows have no text to train it on")
@@ -163,7 +163,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             classes=len(prepared.answers),
             images=len(sizes),
             sizes=describe_sizes(sizes.values()),
-            prompts=measure_prompts(every_row, PromptTemplate(options.prompt_template), tokenizer),
+            prompts=measure_prompts(every_row, template, tokenizer),
             notes=tuple(notes),
             files=(*files, index.INFO_FILE),
             check=options.check,
@@ -174,6 +174,13 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         if not options.check:
             publish(folder, data_path, summary.files, stale)
     return summary
+
+
+def _template(splits: Splits, template: str) -> PromptTemplate:
+    """Return the template of the rows' prompts; the default one names four options."""
+    counts = {len(row["choices"]) for rows in splits.values() for row in rows if row.get("choices")}
+    default = template == DEFAULT_PROMPT_TEMPLATE and not counts <= {4}
+    return PromptTemplate(ANY_PROMPT_TEMPLATE if default else template)
 
 
 def _shared(problems: list[str], prepared: Prepared, sizes: Mapping[str, tuple[int, int]]) -> list[str]:

@@ -33,7 +33,7 @@ def test_hostile_ids_pass_through_preparation_and_evaluation_without_control_cha
     assert main([*command, "--data_path", str(hostile / "data"), "--output_dir", str(hostile / "out")]) == 0
     said = capsys.readouterr()
     assert not CONTROL.search(said.out)
-    assert "see formulas in 1 rows" in said.out
+    assert "see formulas in 1 row;" in said.out
     with (hostile / "out" / "submission.csv").open(encoding="utf-8", newline="") as file:
         assert [row[0] for row in csv.reader(file)] == ["ID", *IDS]
     text = (hostile / "out" / "predictions.json").read_text(encoding="utf-8")

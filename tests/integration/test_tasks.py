@@ -142,8 +142,8 @@ def row(number, **more):
 
 
 def test_another_number_of_options_than_answers_is_an_error(tmp_path):
-    made = folder(tmp_path, [row(0, choices=["a", "b", "c"], answer="A")])
-    with pytest.raises(InputError, match="row 0: 3 options"):
+    made = folder(tmp_path, [row(0, choices=list("abcde"), answer="A")])
+    with pytest.raises(InputError, match="row 0: 5 options"):
         made.dataset("train", None, training=True)
 
 

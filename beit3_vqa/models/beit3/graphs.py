@@ -150,7 +150,7 @@ def describe_inputs(processor: BEiT3Processor) -> dict[str, Any]:
             "eos": EOS_ID,
             "unk": UNK_ID,
             "max_tokens": processor.max_tokens,
-            "prompt_template": processor.prompt.template,
+            "prompt_template": processor.prompt.naming_each(),
             "too_long": "cut the question at its end, never the options",
         },
     }

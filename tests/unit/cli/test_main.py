@@ -22,7 +22,7 @@ from tests.helpers.options import build_config
 FLAGS = {
     "model": "beit3_base_patch16_480", "input_size": None, "sentencepiece_model": "", "vocab_size": 64010,
     "num_classes": None, "num_max_bpe_tokens": None,
-    "prompt_template": "{question} Choices: {options}", "vqa_loss": "ce",
+    "prompt_template": "{question} Choices: A. {a} B. {b} C. {c} D. {d}", "vqa_loss": "ce",
     "pretrained": "", "lora_rank": 0, "lora_alpha": None, "lora_dropout": 0.0,
     "lora_targets": "q_proj,v_proj,out_proj",
     "finetune": "", "model_key": "model|module", "model_prefix": "", "allow_missing": "", "new_head": False,

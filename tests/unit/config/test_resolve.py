@@ -71,7 +71,13 @@ def test_an_option_comes_from_its_strongest_source(option, given, task, saved, k
 
 def another_value(field, kind):
     """Return a value that the option may have and by default doesn't."""
-    special = {"opt_betas": (0.5, 0.6), "cutmix_minmax": (0.2, 0.4), "temperature": "2", "min_lr": 1e-7}
+    special = {
+        "opt_betas": (0.5, 0.6),
+        "log_with": ("wandb",),
+        "cutmix_minmax": (0.2, 0.4),
+        "temperature": "2",
+        "min_lr": 1e-7,
+    }
     candidates = [*field.metadata["choices"], True, False, 5, 0.25, 0.5, "x"]
     for value in [special[field.name]] if field.name in special else candidates:
         if value != field.default:

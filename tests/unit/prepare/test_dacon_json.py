@@ -122,8 +122,8 @@ def test_rows_with_a_rare_answer_stay_in_the_index(folder):
     summary = run(folder, train=train, min_count=2, options={"val_ratio": 0}, test=[item(0, "odd")])
     assert AnswerTable.read(folder / "out" / "answer2label.txt").answers == ("yes",)
     assert [row["answer"] for row in rows_of(folder, "train")] == ["yes", "yes", "rare", "yes"]
-    assert "train: 1 answers outside the label table (rows kept)" in summary.notes
-    assert "test: 1 answers outside the label table (rows kept)" in summary.notes
+    assert "train: 1 answer outside the label table (rows kept)" in summary.notes
+    assert "test: 1 answer outside the label table (rows kept)" in summary.notes
 
 
 def test_a_validation_split_is_cut_if_there_is_none(folder):

@@ -136,7 +136,7 @@ def test_a_table_of_any_width_becomes_rows_with_as_many_letters(images):
     assert [row["answer"] for row in splits["train"]] == ["E", "B"]
     assert [row["image_path"] for row in splits["train"]] == ["a.png", "b.png"]
     assert AnswerTable.read(images.parent / "out" / "answer2label.txt").answers == ("A", "B", "C", "D", "E")
-    assert "1 rows have fewer than 5 options" in text
+    assert "1 row with fewer than 5 options" in text
     assert "E 1" in text
 
 
@@ -151,7 +151,7 @@ def test_open_ended_rows_make_a_table_of_answers(images):
     assert AnswerTable.read(images.parent / "out" / "answer2label.txt").answers == ("Red",)
     assert [row["id"] for row in splits["train"]] == ["1", "2", "3"]
     assert "no ID column; rows are numbered" in text
-    assert "1 answers outside the label table" in text
+    assert "1 answer outside the label table" in text
 
 
 def test_an_index_column_of_pandas_is_passed_over_with_a_line(images):

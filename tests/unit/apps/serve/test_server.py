@@ -289,7 +289,7 @@ def test_a_token_is_made_if_others_are_let_in_and_none_is_given(ensemble, monkey
         assert min(map(len, printed)) == 43  # 256 bits
 
 
-@pytest.mark.parametrize(("environment", "said"), [({}, "64 64 False"), ({"LRU_CACHE_CAPACITY": "9"}, "9 64 False")])
+@pytest.mark.parametrize(("environment", "said"), [({}, "16 16 False"), ({"LRU_CACHE_CAPACITY": "9"}, "9 16 False")])
 def test_caches_of_compiled_shapes_are_bounded_before_torch_is_loaded(environment, said):
     code = """
 import os, sys, types
