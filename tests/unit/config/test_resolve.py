@@ -73,7 +73,7 @@ def another_value(field, kind):
     """Return a value that the option may have and by default doesn't."""
     special = {
         "opt_betas": (0.5, 0.6),
-        "log_with": ("wandb",),
+        "log_with": "wandb",
         "cutmix_minmax": (0.2, 0.4),
         "temperature": "2",
         "min_lr": 1e-7,
