@@ -1,6 +1,7 @@
 """Every fold in turn: stopped, gone on with, summed up; for either family."""
 
 import json
+import shlex
 import statistics
 
 import pytest
@@ -54,6 +55,18 @@ def test_cross_validation_goes_on_at_the_fold_where_it_stopped(command, folds, t
     assert main([*command, "--epochs", "2"]) == 0
     assert capsys.readouterr().out.count("all 2 epochs are done") == 3
     assert (out / "fold-1" / "checkpoint-1.pth").stat().st_mtime_ns == before
+
+
+def test_with_a_test_split_the_next_command_is_an_ensemble_of_the_folds_and_works(scpc, tmp_path, capsys):
+    prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--test", str(scpc / "test.csv")]
+    prepare += ["--image_root", str(scpc / "images"), "--data_path", str(tmp_path / "data"), "--folds", "2"]
+    assert main([*prepare, "--train_tokenizer", "300"]) == 0
+    assert main(["cross_validate", *finetune(tmp_path, tmp_path / "out", "--epochs", "1")[1:]]) == 0
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trained. Next: ")]
+    command = shlex.split(told.removeprefix("trained. Next: "))
+    assert command[:2] == ["beit3-vqa", "ensemble"]
+    assert main([*command[1:], "--device", "cpu"]) == 0
+    assert (tmp_path / "out" / "ensemble" / "submission.csv").read_text(encoding="utf-8").startswith("ID,answer")
 
 
 def test_cross_validation_refuses_options_of_a_single_run(scpc, folds, tmp_path, capsys):

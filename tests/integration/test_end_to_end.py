@@ -93,7 +93,7 @@ def test_tensorboard_has_the_scalars(trained):
     assert {"train/loss", "train/lr", "val/accuracy"} <= set(events.Tags()["scalars"])
 
 
-def test_evaluation_writes_every_row_once_in_order(scpc, trained, tmp_path):
+def test_evaluation_writes_every_row_once_in_order(scpc, trained, tmp_path, capsys):
     out = tmp_path / "eval"
     arguments = ["finetune", "--eval", "--resume", str(trained / "checkpoint-best.pth"), "--device", "cpu"]
     arguments += ["--data_path", str(scpc / "data"), "--output_dir", str(out), "--num_workers", "0"]
@@ -121,6 +121,9 @@ def test_evaluation_writes_every_row_once_in_order(scpc, trained, tmp_path):
     assert metrics["questions"] == len(val)
     assert metrics["accuracy"] == pytest.approx(100 * sum(answers[r["id"]] == r["answer"] for r in val) / len(val))
     assert metrics["accuracy"] == read_checkpoint(trained / "checkpoint-best.pth", "x")["best_score"]
+    blind = metrics["baselines"]["most_frequent_answer"]["accuracy"]
+    told = f"without looking, always giving the answer that is right most often in the training answers: {blind:.2f}"
+    assert f"(chance 25.00; {told})" in capsys.readouterr().out
 
 
 def test_evaluation_equals_asking_one_by_one(scpc, trained, tmp_path):
@@ -271,6 +274,13 @@ def test_dry_run_writes_nothing(scpc, tmp_path, capsys):
     said = capsys.readouterr().out
     for word in ("parameters", "trained", "tokens per example", "memory", "an epoch with validation takes about"):
         assert word in said
+
+
+def test_a_run_from_scratch_is_told_of_rows_that_no_text_uses(scpc, tmp_path, capsys):
+    main(finetune(scpc, tmp_path / "out", "--dry_run", "--vocab_size", "5000"))
+    assert "--vocab_size 259 leaves out rows that no text ever uses" in capsys.readouterr().out
+    main(finetune(scpc, tmp_path / "out", "--dry_run"))
+    assert "leaves out rows" not in capsys.readouterr().out
 
 
 def test_flags_win_over_a_saved_config(scpc, trained, tmp_path):

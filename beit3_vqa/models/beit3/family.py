@@ -81,8 +81,8 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         if from_scratch and config.model.vocab_size >= WASTED_ROWS * tokenizer.vocab_size:
             print(
                 f"{tokenizer.path} has {tokenizer.vocab_size:,} ids, the model's embedding "
-                f"{config.model.vocab_size:,} rows. From scratch, --vocab_size {tokenizer.vocab_size} makes the model "
-                "smaller and no worse"
+                f"{config.model.vocab_size:,} rows. From scratch, --vocab_size {tokenizer.vocab_size} leaves out rows "
+                "that no text ever uses"
             )
         max_tokens = config.model.num_max_bpe_tokens or MAX_BPE_TOKENS
         length_step = COMPILED_LENGTH_STEP if config.compute.compile else 1
