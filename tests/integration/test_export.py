@@ -9,11 +9,13 @@ import torch
 import yaml
 
 import beit3_vqa
+from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
 from beit3_vqa.engine.checkpoint.portable import write_portable
 from tests.helpers.commands import finetune
 from tests.helpers.photographs import SUBJECTS
+from tests.helpers.serve_client import ask, running
 
 
 def export(checkpoint, folder, *more):
@@ -47,6 +49,21 @@ def test_a_folder_answers_bit_for_bit_as_its_checkpoint(scpc, trained, exported,
     assert export(elsewhere, tmp_path / "again") == 0
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == (elsewhere / "model.safetensors").read_bytes()
+
+
+def test_predict_and_serve_answer_from_a_folder(scpc, trained, exported, capsys):
+    image = next((scpc / "images").iterdir())
+    told = []
+    for source in (trained / "checkpoint-best.pth", exported):
+        command = ["predict", "--checkpoint", str(source), "--device", "cpu", "--precision", "fp32"]
+        command += ["--image", str(image), "--question", "What is this?", "--choices"]
+        assert main([*command, *SUBJECTS[:4]]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    with running(Ensemble([beit3_vqa.load(exported, "cpu", precision="fp32")])) as url:
+        status, said = ask(url, image, "What is this?")
+    assert status == 200
+    assert sum(option["probability"] for option in said["options"]) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_folder_holds_no_path_of_the_machine(scpc, exported):
