@@ -78,8 +78,10 @@ def repeated(model: CLIPForMultipleChoice, inputs: Inputs) -> Tensor:
     image_of = inputs["image_of"].repeat_interleave(shape[1])
     pixels = (inputs["image"].float() - model.mean) / model.std
     ids = F.pad(inputs["text"][inputs["text_of"].flatten()], (0, most - inputs["text"].size(1)))
-    images = F.normalize(model.clip.get_image_features(pixel_values=pixels[image_of]).float(), dim=-1)
-    texts = F.normalize(model.clip.get_text_features(input_ids=ids).float(), dim=-1)
+    # By the towers: what get_image_features and get_text_features return changed in transformers 5.
+    seen = model.clip.visual_projection(model.clip.vision_model(pixel_values=pixels[image_of]).pooler_output)
+    read = model.clip.text_projection(model.clip.text_model(input_ids=ids).pooler_output)
+    images, texts = F.normalize(seen.float(), dim=-1), F.normalize(read.float(), dim=-1)
     logits: Tensor = model.clip.logit_scale.exp() * (images * texts).sum(dim=-1).view(shape)
     return logits
 

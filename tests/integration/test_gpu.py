@@ -84,7 +84,11 @@ def command(scpc, data, clip_folder):
     return make
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task",
+    # Its beam search takes a quarter of a minute; other tests here have its forward pass.
+    [pytest.param(task, marks=pytest.mark.slow) if task == "coco_captioning" else task for task in TASKS],
+)
 def test_a_run_computes_on_a_gpu_what_it_computes_on_a_cpu(task, command, tmp_path):
     """From the data to weights, from weights to predictions; the host waits once where it reads a batch's outputs."""
     on_cpu, on_gpu = tmp_path / "cpu", tmp_path / "gpu"
