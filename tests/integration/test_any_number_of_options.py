@@ -76,7 +76,9 @@ def check(folder, predictions):
         assert options["ABCDE".index(one["truth"])] == rows[one["id"]]["answer"]
 
 
-@pytest.mark.parametrize("prepared", WIDTHS, indirect=True)
+@pytest.mark.parametrize(
+    "prepared", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("two", "three"))) for n in WIDTHS], indirect=True
+)
 def test_a_table_of_any_width_is_trained_evaluated_shown_and_asked(prepared, request, capsys):
     widths = WIDTHS[request.node.callspec.params["prepared"]]
     out = prepared / "out"

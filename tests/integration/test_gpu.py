@@ -26,6 +26,7 @@ from tests.helpers.upstream import SIZES, fill, ragged_batch
 
 MIXED = ["--mixup", "0.8", "--cutmix", "1.0", "--reprob", "0.5"]
 OWN_FLAGS = {"imagenet": MIXED, "coco_captioning": ["--num_beams", "2", "--num_max_bpe_tokens", "8"]}
+QUICK = ("vqacustom", "clip", "flickr30k")
 TASKS = ["vqacustom", "vqarank", "clip", "vqav2", "nlvr2", "imagenet", "coco_captioning", "flickr30k"]
 
 # The waits of an epoch of training of up to ten steps: a point of TensorBoard's curves (loss and norm of the gradient),
@@ -86,8 +87,8 @@ def command(scpc, data, clip_folder):
 
 @pytest.mark.parametrize(
     "task",
-    # Its beam search takes a quarter of a minute; other tests here have its forward pass.
-    [pytest.param(task, marks=pytest.mark.slow) if task == "coco_captioning" else task for task in TASKS],
+    # The others take a minute, and `.ci/today` runs them; their forward passes are in other tests here.
+    [task if task in QUICK else pytest.param(task, marks=pytest.mark.slow) for task in TASKS],
 )
 def test_a_run_computes_on_a_gpu_what_it_computes_on_a_cpu(task, command, tmp_path):
     """From the data to weights, from weights to predictions; the host waits once where it reads a batch's outputs."""

@@ -68,6 +68,7 @@ def stand_in(book, scpc, drive: Path, work: Path, training: str) -> None:
     cell_tagged(book, "install").source = ""
 
 
+@pytest.mark.slow  # half a minute; `.ci/today` runs it
 def test_the_notebook_goes_from_a_zip_to_a_submission_and_on_after_a_disconnect(scpc, drive, tmp_path, monkeypatch):
     book = nbformat.read(NOTEBOOK, as_version=4)
     stand_in(
