@@ -9,6 +9,7 @@ from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.manifest import MAX_MANIFEST
 from beit3_vqa.engine.checkpoint.portable import WEIGHTS
 from beit3_vqa.errors import InputError, one_line
+from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.runtime.files import read_json
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,40}")
@@ -48,7 +49,10 @@ def model_card(components: Components, checkpoint: Path, files: Sequence[str], l
     lines = ["---", *front, "---", "", f"# {config.model.model}", ""]
     lines += [f"A {config.model.model} ({parameters:,} parameters), trained with beit3_vqa on `{spec.name}`.", ""]
     lines += [f"- Training data: {_plain(dataset) or 'not stated'}", f"- License: {license or 'not stated'}"]
-    lines += [f"- Prompt: `{one_line(config.model.prompt_template)}`", ""]
+    reads = components.processor
+    # With other than four options BEiT-3 doesn't read the default template.
+    prompt = reads.prompt.template if isinstance(reads, BEiT3Processor) else config.model.prompt_template
+    lines += [f"- Prompt: `{one_line(prompt)}`", ""]
     lines += [
         "## Metrics",
         "",
