@@ -7,8 +7,8 @@ from beit3_vqa.cli.flags import add_options, command, given
 
 def _add_formats(parser: argparse.ArgumentParser) -> None:
     """Add a subcommand for each raw format, with its own flags and those of all."""
-    from beit3_vqa.prepare import FORMATS, find_format
-    from beit3_vqa.prepare.writer import PrepareOptions
+    from beit3_vqa.preparation import FORMATS, find_format
+    from beit3_vqa.preparation.writer import PrepareOptions
 
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     for name in sorted(FORMATS):
@@ -21,8 +21,8 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from beit3_vqa.prepare import find_format, prepare
-    from beit3_vqa.prepare.writer import PrepareOptions
+    from beit3_vqa.preparation import find_format, prepare
+    from beit3_vqa.preparation.writer import PrepareOptions
 
     values = given(find_format(parsed.format).Arguments, parsed)
     print(prepare(parsed.format, values, PrepareOptions(**given(PrepareOptions, parsed))).text())

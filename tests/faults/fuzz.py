@@ -42,8 +42,8 @@ from beit3_vqa.models.beit3.key_layout import check_key_layout
 from beit3_vqa.models.beit3.pretrained import find_weights, load_pretrained
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.names import build_model
-from beit3_vqa.prepare import prepare
-from beit3_vqa.prepare.writer import PrepareOptions
+from beit3_vqa.preparation import prepare
+from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
 from tests.faults.mutate import change_checkpoint, change_json, change_png, mutate
 from tests.helpers.options import build_config

@@ -16,7 +16,7 @@ FLOORS = [
     ["apps"],
     ["engine"],
     ["tasks"],
-    ["metrics", "prepare", "models"],
+    ["metrics", "preparation", "models"],
     ["data", "config"],
     ["runtime"],
     ["errors", "__version__"],
@@ -77,7 +77,7 @@ def test_no_task_is_named_outside_tasks(folder):
 
 def test_no_family_is_named_outside_models_and_the_demo():
     """What a run is made of must not depend on who computes it: a family is an interface."""
-    allowed = {"models", "prepare", "__init__.py", "cli"}
+    allowed = {"models", "preparation", "__init__.py", "cli"}
     allowed_files = {PACKAGE / "apps" / "demo.py", PACKAGE / "config" / "options.py", PACKAGE / "config" / "resolve.py"}
     for path in FILES:
         if path.relative_to(PACKAGE).parts[0] not in allowed and path not in allowed_files:

@@ -9,7 +9,7 @@ import pytest
 from beit3_vqa.cli.main import COMMANDS, main
 from beit3_vqa.config.config import option_fields
 from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS
-from beit3_vqa.prepare import FORMATS
+from beit3_vqa.preparation import FORMATS
 from beit3_vqa.tasks import TASKS
 
 IN_BASH = """

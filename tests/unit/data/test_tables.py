@@ -12,8 +12,8 @@ from beit3_vqa.data.predictions import write_predictions
 from beit3_vqa.data.tables import check_encoding, decode
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import FORMATS, find_format, prepare
-from beit3_vqa.prepare.writer import PrepareOptions
+from beit3_vqa.preparation import FORMATS, find_format, prepare
+from beit3_vqa.preparation.writer import PrepareOptions
 from tests.helpers.scpc import HEADER, copy_photographs, csv_rows, write_csv
 
 # Questions and answers as Korean data sets have them, with loanwords, names of food and slang.

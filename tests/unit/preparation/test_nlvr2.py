@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import prepare
-from beit3_vqa.prepare.nlvr2 import _parse
-from beit3_vqa.prepare.writer import PrepareOptions
+from beit3_vqa.preparation import prepare
+from beit3_vqa.preparation.nlvr2 import _parse
+from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.tasks.nlvr2 import NLVR2
 from tests.helpers.generated import write_nlvr2
 

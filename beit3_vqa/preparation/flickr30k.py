@@ -3,8 +3,8 @@
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from beit3_vqa.prepare.karpathy import read_karpathy
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.preparation.karpathy import read_karpathy
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
 
 

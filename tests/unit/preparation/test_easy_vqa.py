@@ -7,8 +7,8 @@ from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import PrepareOptions, prepare
-from beit3_vqa.prepare.easy_vqa import SHAPES, YES_NO, make_choices
+from beit3_vqa.preparation import PrepareOptions, prepare
+from beit3_vqa.preparation.easy_vqa import SHAPES, YES_NO, make_choices
 
 ANSWERS = ["circle", "green", "red", "gray", "yes", "teal", "black", "rectangle", "yellow", "triangle", "brown"]
 ANSWERS += ["blue", "no"]

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from beit3_vqa.cli.main import main
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import prepare
-from beit3_vqa.prepare.karpathy import read_karpathy
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.preparation import prepare
+from beit3_vqa.preparation.karpathy import read_karpathy
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from tests.helpers.captioned import write_captioned
 
 

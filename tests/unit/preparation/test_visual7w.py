@@ -6,9 +6,9 @@ from PIL import Image
 
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import PrepareOptions, prepare
-from beit3_vqa.prepare.choices_csv import Arguments
-from beit3_vqa.prepare.choices_csv import read as read_choices
+from beit3_vqa.preparation import PrepareOptions, prepare
+from beit3_vqa.preparation.choices_csv import Arguments
+from beit3_vqa.preparation.choices_csv import read as read_choices
 
 
 def question(qa_id, **changes):

@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from beit3_vqa.errors import InputError, nearest
-from beit3_vqa.prepare.summary import Summary
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions, finish
+from beit3_vqa.preparation.summary import Summary
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions, finish
 from beit3_vqa.runtime.fields import Options
 
 # Format -> file, which is imported when its format is asked for.

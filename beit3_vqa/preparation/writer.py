@@ -22,8 +22,8 @@ from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tables import check_encoding
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import InputError, plural
-from beit3_vqa.prepare.publish import publish, require_own_files, staging
-from beit3_vqa.prepare.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
+from beit3_vqa.preparation.publish import publish, require_own_files, staging
+from beit3_vqa.preparation.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
 from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, missing, one_form

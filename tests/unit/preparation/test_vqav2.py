@@ -9,8 +9,8 @@ import pytest
 from beit3_vqa.data.answers import AnswerTable, normalize_word
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import prepare
-from beit3_vqa.prepare.writer import PrepareOptions
+from beit3_vqa.preparation import prepare
+from beit3_vqa.preparation.writer import PrepareOptions
 from tests.helpers.generated import write_vqav2
 
 

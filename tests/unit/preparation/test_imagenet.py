@@ -9,8 +9,8 @@ from torchvision.datasets import ImageFolder
 from beit3_vqa.data.index import read_classes
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import prepare
-from beit3_vqa.prepare.writer import PrepareOptions
+from beit3_vqa.preparation import prepare
+from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.tasks.imagenet import ImageNet
 from tests.helpers.generated import write_imagenet
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from beit3_vqa.data.index import split_by_image
 from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare.choices_csv import LETTERS
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.preparation.choices_csv import LETTERS
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
 
 

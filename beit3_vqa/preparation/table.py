@@ -17,10 +17,10 @@ from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT, Row
 from beit3_vqa.data.table_files import Cell, Table, read_frame, read_table
 from beit3_vqa.data.tables import comparable, match_answer, read_weight
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
-from beit3_vqa.prepare.columns import Columns, find_columns
-from beit3_vqa.prepare.dacon_json import make_label_table
-from beit3_vqa.prepare.find_images import ImageFinder
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.preparation.columns import Columns, find_columns
+from beit3_vqa.preparation.dacon_json import make_label_table
+from beit3_vqa.preparation.find_images import ImageFinder
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import one_form
 

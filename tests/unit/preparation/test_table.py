@@ -11,10 +11,10 @@ from PIL import Image
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.rows import LETTERS, read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import PrepareOptions, prepare
-from beit3_vqa.prepare.columns import NAMES, find_columns
-from beit3_vqa.prepare.find_images import ImageFinder
-from beit3_vqa.prepare.table import split_options
+from beit3_vqa.preparation import PrepareOptions, prepare
+from beit3_vqa.preparation.columns import NAMES, find_columns
+from beit3_vqa.preparation.find_images import ImageFinder
+from beit3_vqa.preparation.table import split_options
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import FORMATS, PrepareOptions, find_format, prepare, writer
+from beit3_vqa.preparation import FORMATS, PrepareOptions, find_format, prepare, writer
 from tests.helpers.scpc import copy_photographs, csv_rows, write_csv
 
 

@@ -9,8 +9,8 @@ from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import PrepareOptions, prepare
-from beit3_vqa.prepare.choices_csv import Arguments, read
+from beit3_vqa.preparation import PrepareOptions, prepare
+from beit3_vqa.preparation.choices_csv import Arguments, read
 from tests.helpers.scpc import HEADER, copy_photographs, csv_rows, write_csv
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
-from beit3_vqa.prepare.writer import Prepared
+from beit3_vqa.preparation.writer import Prepared
 from beit3_vqa.runtime.files import is_text
 
 # COCO's "restval" are images of its validation set that everybody trains on.

@@ -6,7 +6,7 @@ from PIL import Image
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
-from beit3_vqa.prepare import PrepareOptions, prepare
+from beit3_vqa.preparation import PrepareOptions, prepare
 
 
 def item(number, answer="yes", image=None):

@@ -11,8 +11,8 @@ from pathlib import Path
 from beit3_vqa.data.rows import is_count
 from beit3_vqa.data.tables import read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.prepare.karpathy import references
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+from beit3_vqa.preparation.karpathy import references
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions, Splits
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text
 

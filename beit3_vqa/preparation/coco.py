@@ -9,8 +9,8 @@ file that upstream downloads.
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from beit3_vqa.prepare.karpathy import json_lines, one_row_per_image, read_karpathy, references
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+from beit3_vqa.preparation.karpathy import json_lines, one_row_per_image, read_karpathy, references
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions, Splits
 from beit3_vqa.runtime.fields import Options, option
 
 _INDEX, _REFERENCES = "coco_captioning.{split}.jsonl", "coco_karpathy_{split}_gt.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from beit3_vqa.data.index import CLASSES_FILE, classes_text
 from beit3_vqa.errors import MAX_PROBLEMS
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text, missing
 

@@ -11,7 +11,7 @@ from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import MAX_WEIGHT, Row
 from beit3_vqa.data.tables import comparable, find_columns, match_answer, parse_csv, read_text, read_weight
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import one_form
 

@@ -16,8 +16,8 @@ from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
 from beit3_vqa.data.visual7w import get_images, image_problem
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
-from beit3_vqa.prepare.choices_csv import LETTERS, write_csv
-from beit3_vqa.prepare.writer import Prepared, PrepareOptions, Splits
+from beit3_vqa.preparation.choices_csv import LETTERS, write_csv
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions, Splits
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text
 
