@@ -129,16 +129,29 @@ class BatchLoader:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of one pass over the data, without its `first` draws.
 
+        If several processes share the data, they must go through the pass together.
+
         Raises:
-            InputError: an example can't be read, and nothing may replace it.
+            InputError: an example can't be read, and nothing may replace it; raised in every process before any of
+                them has the batch.
         """
         self.batches.epoch, self.batches.first = epoch, first
-        for batch in self.loader:
-            for error in batch.bad_images if isinstance(batch, Batch) else batch:
-                self.bad_images.add(error)
-            if not isinstance(batch, Batch):
-                raise InputError("none of the images can be read. Is --image_root right?")
+        for loaded in self.loader:
+            batch = self._count_bad_images(loaded)
+            distributed.raise_together(batch if isinstance(batch, InputError) else None)
+            assert isinstance(batch, Batch)
             yield batch
+
+    def _count_bad_images(self, loaded: Batch | list[InputError]) -> Batch | InputError:
+        """Return the batch, or the error that ends the pass."""
+        try:
+            for error in loaded.bad_images if isinstance(loaded, Batch) else loaded:
+                self.bad_images.add(error)
+        except InputError as error:
+            return error.with_traceback(None)
+        if isinstance(loaded, Batch):
+            return loaded
+        return InputError("none of the images can be read. Is --image_root right?")
 
 
 class _Collator:

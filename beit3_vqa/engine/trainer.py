@@ -161,7 +161,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     settled = {n: value for n, value in config.flat(components.found).items() if n not in SESSION_OPTIONS}
     loggers = Loggers(config.loggers, LoggedRun(folder, log_dir, settled, run.step, run.stays_in_its_folder))
     with RunLog(folder, loggers, state.epoch) as log, StopSignals() as signals:
-        stop = SyncedStop(signals, run.precision.device)
+        stop = SyncedStop(signals)
         for epoch in range(state.epoch, end):
             # A run that was stopped inside an epoch goes on there; every other epoch begins at example 0.
             inside, first = state.inside, state.inside.examples
@@ -187,10 +187,13 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
             except Stopped as stopped:
                 raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
             except InputError as error:
-                # Saving takes every process, and the others don't know of the error: they are in the middle of a step.
-                if distributed.world_size() > 1 or not inside.steps:
+                if not inside.steps:
                     raise
-                raise InputError(f"{error}\n{saver.save_where_it_is(state)}") from None
+                # An example that can't be read is an error of every process at once (`BatchLoader.epoch`), so that all
+                # of them are here.
+                ended = InputError(f"{error}\n{saver.save_where_it_is(state)}")
+                ended.said_elsewhere = error.said_elsewhere
+                raise ended from None
             _end_epoch(run, values, metrics, log, saver)
         number = stop()  # a signal may have come while the last epoch was saved
         if number:

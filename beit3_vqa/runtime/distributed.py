@@ -4,6 +4,7 @@ W processes share each batch: `--batch_size` is per process, so that a step has 
 process everything here is local and free.
 """
 
+import copy
 import os
 import sys
 import threading
@@ -60,7 +61,8 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
     """Connect the processes that torchrun started for the time of the context; only the main one prints.
 
     Args:
-        device: of this process; GPUs are connected with nccl, CPUs with gloo.
+        device: of this process. Tensors on GPUs are exchanged with nccl, numbers and objects with gloo, so that asking
+            the others something never waits for a GPU.
         timeout: seconds that a process waits for another.
 
     Raises:
@@ -73,7 +75,7 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)  # nccl uses the current device for what has none of its own
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     except (ValueError, RuntimeError) as error:
@@ -102,11 +104,11 @@ def _is_of_another(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(hint in text for hint in hints)
 
 
-def all_reduce_max(flag: int, device: torch.device) -> int:
+def all_reduce_max(flag: int) -> int:
     """Return the largest of the processes' numbers; each must call it."""
     if world_size() == 1:
         return flag
-    value = torch.tensor(flag, device=device)
+    value = torch.tensor(flag)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
 
@@ -125,6 +127,18 @@ def all_gather(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def raise_together(error: InputError | None) -> None:
+    """Raise in every process the error that one of them has, if any has one; each must call this.
+
+    A process that raised its own alone would leave the others waiting for it. Only the main one prints the error. It
+    is a copy: an error and a frame of its own traceback would hold each other, and with the frame a data loader.
+    """
+    if all_reduce_max(int(error is not None)):
+        first = next(found for found in all_gather(error) if found)
+        first.said_elsewhere = not is_main()
+        raise copy.copy(first)
 
 
 def run_on_main(choose: Callable[[], T]) -> T:
@@ -146,7 +160,7 @@ def run_on_main(choose: Callable[[], T]) -> T:
     while not done:
         if is_main():
             thread.join(_HEARTBEAT)
-        done = bool(all_reduce_max(int(is_main() and not thread.is_alive()), _talking_device()))
+        done = bool(all_reduce_max(int(is_main() and not thread.is_alive())))
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         outcome[1].said_elsewhere = not is_main()
@@ -162,10 +176,6 @@ def _note_outcome(choose: Callable[[], T], outcome: list[Any]) -> None:
         outcome[1] = error
     except Exception:  # its traceback as text: the error is raised anew in every process
         outcome[1] = RuntimeError(f"the main process failed:\n{traceback.format_exc()}")
-
-
-def _talking_device() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def local_device(kind: str) -> torch.device:

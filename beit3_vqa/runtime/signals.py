@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-import torch
-
 from beit3_vqa.errors import RunEnded
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import remove_temporaries
@@ -77,19 +75,14 @@ class SyncedStop:
 
     Args:
         signals: those of this process.
-        device: device that the processes talk through. On several GPUs only every tenth call asks, since asking waits
-            for the GPU.
     """
 
-    def __init__(self, signals: StopSignals, device: torch.device):
-        self.signals, self.device = signals, device
-        self._interval = 10 if device.type == "cuda" and distributed.world_size() > 1 else 1
-        self._calls = 0
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
 
     def __call__(self) -> int:
         """Return the number of the signal; 0 if none has come. Every process must call this."""
-        self._calls += 1
-        return 0 if self._calls % self._interval else distributed.all_reduce_max(self.signals.number, self.device)
+        return distributed.all_reduce_max(self.signals.number)
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
