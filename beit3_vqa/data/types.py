@@ -192,9 +192,11 @@ class EvalResult:
     Attributes:
         metrics: name -> value; empty if no answer is known.
         predictions: one for each row, in input order.
+        chance: the best metric of blind guessing; 0 unless all metrics were asked for.
         blind: the predictions with every image greyed out; empty unless that was asked for.
     """
 
     metrics: dict[str, Any]
     predictions: list[Prediction]
+    chance: float = 0.0
     blind: tuple[Prediction, ...] = ()

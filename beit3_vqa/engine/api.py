@@ -163,7 +163,6 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
         kept = distributed.run_on_main(lambda: keep_temperature(path, fitted["temperature"], about))
         print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
-    chance = task.chance(config.run.split, components.processor)
     info = PredictionsInfo(
         task=task.spec.name,
         model=config.model.model,
@@ -173,7 +172,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         data_path=config.data.data_path,
         image_root=str(task.folder.image_root()),
         best_metric=task.spec.best_metric,
-        chance=chance,
+        chance=result.chance,
         sha256=checksum,
     )
     for written in distributed.run_on_main(lambda: task.write_results(result, info, folder)):
@@ -181,7 +180,8 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     if result.metrics:
         score = result.metrics[task.spec.best_metric]
         blind = without_looking(result.metrics)
-        print(f"{config.run.split} {task.spec.best_metric}: {score:.2f} (chance {chance:.2f}{blind and f'; {blind}'})")
+        told = f"(chance {result.chance:.2f}{blind and f'; {blind}'})"
+        print(f"{config.run.split} {task.spec.best_metric}: {score:.2f} {told}")
     return result
 
 

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -174,11 +175,11 @@ def evaluate_fully(components: Components, temperature: float | None) -> tuple[E
         beside["tta"] = order_metrics(answers, rotated, run.tta)
     if blind:
         beside["blind"] = blind_metrics(seeing, blind)
-    result = task.aggregate(seeing, run.split, components.processor)
-    metrics = task.full_metrics(result)
+    result = task.aggregate(seeing, run.split, components.processor, full=True)
     if task.spec.per_example:
-        print(metrics_table(metrics | beside))
-    return EvalResult(metrics | beside if metrics else {}, result.predictions, tuple(blind)), fitted
+        print(metrics_table(result.metrics | beside))
+    metrics = result.metrics | beside if result.metrics else {}
+    return replace(result, metrics=metrics, blind=tuple(blind)), fitted
 
 
 def _check(components: Components, *, fit: bool) -> None:

@@ -181,7 +181,8 @@ class Predictor:
         task = self.components.task
         options = len(asked[0].example.choices)
         if options and options != task.num_classes and self._any_number:
-            task = task.with_options(options)
+            answers = {"answers": list(LETTERS[:options])}
+            task = task.from_checkpoint(self.components.config, answers, self.checkpoint)
         inputs = task.collate([one.inputs for one in asked], self.components.processor)
         batch = Batch(inputs, tuple(one.example for one in asked))
         return task, batch.to(self.components.precision.device)

@@ -1,8 +1,8 @@
 """The base of every kind of task: a spec, and methods that lead from a row of its index to its metrics.
 
 A task is a file here with a subclass of `Task`, and a line in `tasks.TASKS`. It says its `spec` and writes `example`,
-`loss`, `predictions`, `aggregate` and `chance`; the rest has a default, which it replaces if it differs there. A task
-is made once and never changed: whatever varies (split, processor, temperature) is handed to its methods.
+`loss`, `predictions` and `aggregate`; the rest has a default, which it replaces if it differs there. A task is made
+once and never changed: whatever varies (split, processor, temperature) is handed to its methods.
 """
 
 import random
@@ -21,7 +21,7 @@ from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.predictions import get_suffix, predictions_file, publish_results, write_metrics, write_predictions
 from beit3_vqa.data.rows import QUESTIONS, Row, RowFormat, Rows
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, PredictionsInfo
-from beit3_vqa.errors import InputError, NotFiniteError, one_line
+from beit3_vqa.errors import NotFiniteError, one_line
 from beit3_vqa.models.base import Processor
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.runtime.files import staged
@@ -124,15 +124,18 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def aggregate(self, predictions: list[Any], split: str, processor: Processor) -> EvalResult:
-        """Return the predictions of a whole split with metrics that are cheap and few; none if no answer is known.
+    def aggregate(self, predictions: list[Any], split: str, processor: Processor, *, full: bool = False) -> EvalResult:
+        """Return the predictions of a whole split with its metrics; none if no answer is known.
 
         Every process calls it with the same predictions, in input order, each example once.
-        """
 
-    @abstractmethod
-    def chance(self, split: str, processor: Processor) -> float:
-        """Return the best metric of blind guessing on a split."""
+        Args:
+            predictions: what `predictions` returned.
+            split: their name.
+            processor: the model's.
+            full: whether this is the end of an evaluation, which has all metrics, and that of blind guessing; else
+                few that are cheap, for the end of an epoch.
+        """
 
     # What it may write: how it is set up, for tasks with a table of answers or classes
 
@@ -163,10 +166,6 @@ class Task(ABC):
             InputError: nothing tells what the outputs mean.
         """
 
-    def with_options(self, number: int) -> "Task":
-        """Return the task for questions with `number` options; InputError if it can't answer them."""
-        raise InputError(f"the model chooses among {self.num_classes} options; {number} were given.")
-
     # What it may write: data, batches, outputs and results that are out of the ordinary
 
     def dataset(self, split: str, processor: Processor, *, training: bool) -> IndexDataset:
@@ -195,10 +194,6 @@ class Task(ABC):
     def infer(self, model: Any, batch: Batch, processor: Processor) -> Any:
         """Return the outputs that `predictions` reads, by default those of a forward pass."""
         return model(**batch.inputs)
-
-    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Return all metrics of a split, for the end of an evaluation; empty if no answer is known."""
-        return result.metrics
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
         """Write files to hand in beside the predictions and return them; `suffix` names the split in file names."""

@@ -225,13 +225,19 @@ class COCOCaptioning(Task):
             for text, e in zip(outputs, batch.examples, strict=True)
         ]
 
-    def aggregate(self, predictions: list[Prediction], split: str, processor: Processor) -> EvalResult:
+    def aggregate(
+        self, predictions: list[Prediction], split: str, processor: Processor, *, full: bool = False
+    ) -> EvalResult:
         """Return the captions with CIDEr, BLEU and ROUGE-L, and in an evaluation METEOR, if there are references."""
+        tokenizer = _tokenizer(processor)
         # One process scores for all.
-        metrics = distributed.run_on_main(
-            lambda: self._metrics(predictions, self.references(split, _tokenizer(processor)))
+        metrics, chance = distributed.run_on_main(
+            lambda: (
+                self._metrics(predictions, self.references(split, tokenizer)),
+                self._chance(split, tokenizer) if full else 0.0,
+            )
         )
-        return EvalResult(metrics, predictions)
+        return EvalResult(metrics, predictions, chance)
 
     def _metrics(self, predictions: list[Prediction], references: dict[str, list[str]]) -> dict[str, Any]:
         if not references:
@@ -241,11 +247,8 @@ class COCOCaptioning(Task):
             print(SPICE)
         return {"images": len(captions), **score_captions(captions, references, meteor=self.config.run.eval)}
 
-    def chance(self, split: str, processor: Processor) -> float:
-        """Return the CIDEr of describing every image by the training split's most frequent caption."""
-        return distributed.run_on_main(lambda: self._chance(split, _tokenizer(processor)))
-
     def _chance(self, split: str, tokenizer: Tokenizer) -> float:
+        """Return the CIDEr of describing every image by the training split's most frequent caption."""
         references = self.references(split, tokenizer)
         if not references or "train" not in self.folder.splits():
             return 0.0

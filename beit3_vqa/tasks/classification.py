@@ -104,16 +104,19 @@ class ClassTask(Task):
             image=example.image,
         )
 
-    def aggregate(self, predictions: list[Prediction], split: str, processor: Processor) -> EvalResult:
-        """Return the predictions with `accuracy_metrics`, in percent."""
-        return EvalResult(accuracy_metrics(predictions), predictions)
+    def aggregate(
+        self, predictions: list[Prediction], split: str, processor: Processor, *, full: bool = False
+    ) -> EvalResult:
+        """Return the predictions with `accuracy_metrics`, in percent, and if `full` the accuracy's 95% interval."""
+        metrics = accuracy_metrics(predictions)
+        if not full:
+            return EvalResult(metrics, predictions)
+        known = [p for p in predictions if p.score is not None]
+        return EvalResult(
+            metrics | ({"accuracy_interval": accuracy_interval(known)} if known else {}), predictions, self._chance()
+        )
 
-    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Return the metrics with the 95% interval of the accuracy."""
-        known = [p for p in result.predictions if p.score is not None]
-        return result.metrics | ({"accuracy_interval": accuracy_interval(known)} if known else {})
-
-    def chance(self, split: str, processor: Processor) -> float:
+    def _chance(self) -> float:
         """Return the percent right when always naming the most frequent class of the training rows."""
         if not self.folder.files("train"):
             return 100.0 / self.num_classes

@@ -135,12 +135,15 @@ class ImageNet(ClassTask):
         images, targets = self._mix(batch.inputs["image"], labels, items[0]["seed"])
         return replace(batch, inputs={"image": images}, targets=targets)
 
-    def aggregate(self, predictions: list[Prediction], split: str, processor: Processor) -> EvalResult:
+    def aggregate(
+        self, predictions: list[Prediction], split: str, processor: Processor, *, full: bool = False
+    ) -> EvalResult:
         """Return the predictions with `accuracy` (top 1) and `top5_accuracy` in percent, and the loss."""
-        result = super().aggregate(predictions, split, processor)
+        result = super().aggregate(predictions, split, processor, full=full)
         known = [p for p in predictions if p.truth is not None]
         if not known:
             return result
         among = 100.0 * sum(p.truth in p.probabilities for p in known) / len(known)
-        kept = {name: value for name, value in result.metrics.items() if name in ("accuracy", "loss")}
-        return EvalResult({"images": len(known), **kept, "top5_accuracy": among}, predictions)
+        metrics = {"images": len(known), "top5_accuracy": among, **result.metrics}
+        kept = ("images", "accuracy", "loss", "top5_accuracy", "accuracy_interval")
+        return replace(result, metrics={name: metrics[name] for name in kept if name in metrics})

@@ -82,8 +82,13 @@ class Retrieval(Task):
         vectors = outputs.cpu().numpy()
         return [Features(example, *pair) for example, pair in zip(batch.examples, vectors, strict=True)]
 
-    def aggregate(self, predictions: list[Features], split: str, processor: Processor) -> EvalResult:
-        """Return recall both ways, and for each caption the `KEPT_IMAGES` images that fit it best."""
+    def aggregate(
+        self, predictions: list[Features], split: str, processor: Processor, *, full: bool = False
+    ) -> EvalResult:
+        """Return recall both ways, and for each caption the `KEPT_IMAGES` images that fit it best.
+
+        If `full`, print what upstream's rule for ties would make of the recall, if it differs.
+        """
         numbers: dict[str, int] = {}
         first: list[Features] = []
         image_of = []
@@ -96,8 +101,12 @@ class Retrieval(Task):
         images = torch.from_numpy(np.stack([row.image for row in first]))
         texts = torch.from_numpy(np.stack([row.text for row in predictions]))
         metrics = recall_metrics(images, texts, torch.tensor(image_of))
+        name = self.spec.best_metric
+        if full and metrics[name] != metrics["topk"][name]:
+            print(f"{name} is {metrics['topk'][name]:.2f} by upstream's rule for ties")
         counts = {"captions": len(texts), "images": len(images)}
-        return EvalResult({**counts, **metrics}, self._found(predictions, images, texts, list(numbers)))
+        found = self._found(predictions, images, texts, list(numbers))
+        return EvalResult({**counts, **metrics}, found, self._chance(split) if full else 0.0)
 
     def _found(self, rows: list[Features], images: Tensor, texts: Tensor, names: list[str]) -> list[Prediction]:
         found = []
@@ -125,15 +134,7 @@ class Retrieval(Task):
             image=example.image,
         )
 
-    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Return the metrics of the result; print what upstream's rule for ties would make of them, if it differs."""
-        name = self.spec.best_metric
-        lost, decided = result.metrics[name], result.metrics["topk"][name]
-        if lost != decided:
-            print(f"{name} is {decided:.2f} by upstream's rule for ties")
-        return result.metrics
-
-    def chance(self, split: str, processor: Processor) -> float:
+    def _chance(self, split: str) -> float:
         """Return the `average_score` of blind guessing, in percent."""
         return chance_of_recall(list(Counter(str(row["image_id"]) for row in self.folder.rows(split)).values()))
 

@@ -104,10 +104,6 @@ class VQACustom(Task):
                 )
             print(f"{where} has no answer table of its own; using {table}")
 
-    def with_options(self, number: int) -> "VQACustom":
-        """Return the task for questions with `number` options, whose answers are their letters."""
-        return type(self)(AnswerTable(LETTERS[:number]), self.config, self._folder)
-
     def example(self, row: Row, place: int) -> Example:
         """Return a question with the labels that the table gives its answer."""
         return build_question(row, self.answers)
@@ -267,22 +263,25 @@ class VQACustom(Task):
             return None
         return {self.answers.answers[label]: score for label, score in example.targets}
 
-    def aggregate(self, predictions: list[Prediction], split: str, processor: Processor) -> EvalResult:
-        """Return the predictions with `accuracy_metrics`, in percent."""
-        return EvalResult(accuracy_metrics(predictions), predictions)
+    def aggregate(
+        self, predictions: list[Prediction], split: str, processor: Processor, *, full: bool = False
+    ) -> EvalResult:
+        """Return the predictions with `accuracy_metrics`, in percent, or with `metrics.full_metrics`.
 
-    def full_metrics(self, result: EvalResult) -> dict[str, Any]:
-        """Return `metrics.full_metrics`; the baselines count the training answers, if there is a training split."""
-        if not self.folder.files("train") or all(p.truth is None for p in result.predictions):
-            return full_metrics(result.predictions)
-        texts = map(self._answer_text, self.folder.rows("train"))
-        return full_metrics(result.predictions, count_answers(text for text in texts if text))
+        Their baselines count the training answers, if there is a training split.
+        """
+        if not full:
+            return EvalResult(accuracy_metrics(predictions), predictions)
+        counts = None
+        if self.folder.files("train") and any(p.truth is not None for p in predictions):
+            counts = count_answers(filter(None, map(self._answer_text, self.folder.rows("train"))))
+        return EvalResult(full_metrics(predictions, counts), predictions, self._chance(split))
 
     def _answer_text(self, row: Row) -> str:
         answer, _ = get_truth(row, self.answers)
         return row["choices"][LETTERS.index(answer)] if answer and row.get("choices") else answer or ""
 
-    def chance(self, split: str, processor: Processor) -> float:
+    def _chance(self, split: str) -> float:
         """Return the accuracy in percent of guessing among options, or of the most frequent training answer."""
         if self.answers_are_options:
             counts = Counter(len(row.get("choices", ())) or self.num_classes for row in self.folder.rows(split))

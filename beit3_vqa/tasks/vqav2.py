@@ -7,7 +7,6 @@ from pathlib import Path
 from beit3_vqa.data.index import UPSTREAMS_VQA, IndexFiles
 from beit3_vqa.data.predictions import write_upstream_results
 from beit3_vqa.data.types import EvalResult, PredictionsInfo
-from beit3_vqa.models.base import Processor
 from beit3_vqa.tasks.vqa import VQACustom
 
 
@@ -29,7 +28,7 @@ class VQAv2(VQACustom):
         upstreams_order=("vqav2",),
     )
 
-    def chance(self, split: str, processor: Processor) -> float:
+    def _chance(self, split: str) -> float:
         """Return the score in percent of always giving the answer that scores most on the training rows."""
         if not self.folder.files("train"):
             return 100.0 / self.num_classes

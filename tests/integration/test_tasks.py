@@ -213,7 +213,7 @@ def test_forks_folders_are_read_as_they_are(tmp_path):
     train = made.dataset("train", None, training=True)
     assert [train.example(i).id for i in range(len(train))] == ["0", "1"]
     assert train.example(0).image_path == str(tmp_path / "train" / "x.jpg")
-    assert made.chance("val", None) == 100.0  # both training answers are `blue`
+    assert made.aggregate([], "val", None, full=True).chance == 100.0  # both training answers are `blue`
     other = {"image_path": "x.jpg", "text_segment": [7], "labels": [0], "scores": [1.0], "qid": 9}
     (tmp_path / "vqa.trainable_val.jsonl").write_text(json.dumps(other) + "\n")
-    assert made.chance("val", None) == 50.0
+    assert made.aggregate([], "val", None, full=True).chance == 50.0

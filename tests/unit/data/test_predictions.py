@@ -215,7 +215,7 @@ def write(folder, letter):
     info = PredictionsInfo("vqacustom", "beit3_tiny_patch8_32", 4, f"{letter}.pth", "test")
     metrics = {"answer": letter}
     blind = tuple(rows) if letter == "A" else ()
-    VQACustom(AnswerTable(["A", "B"]), RunConfig()).write_results(EvalResult(metrics, rows, blind), info, folder)
+    VQACustom(AnswerTable(["A", "B"]), RunConfig()).write_results(EvalResult(metrics, rows, blind=blind), info, folder)
 
 root = pathlib.Path(sys.argv[1])
 write(root / "now", "A")

@@ -57,11 +57,9 @@ class Brightness(Task):
             for example, answer, error in zip(batch.examples, answers, wrong, strict=True)
         ]
 
-    def aggregate(self, predictions, split, processor):
-        return EvalResult({"closeness": 1 - sum(p.loss for p in predictions) / len(predictions)}, predictions)
-
-    def chance(self, split, processor):
-        return 0.75  # of always saying 0.5
+    def aggregate(self, predictions, split, processor, *, full=False):
+        metrics = {"closeness": 1 - sum(p.loss for p in predictions) / len(predictions)}
+        return EvalResult(metrics, predictions, chance=0.75)  # of always saying 0.5
 
 
 @pytest.fixture

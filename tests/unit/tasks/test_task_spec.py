@@ -76,5 +76,5 @@ def test_at_most_one_class_stands_between_a_task_and_its_base(name):
     assert not find_task(name).__abstractmethods__
 
 
-def test_abstract_methods_are_the_five_that_every_task_writes():
-    assert Task.__abstractmethods__ == {"example", "loss", "predictions", "aggregate", "chance"}
+def test_abstract_methods_are_the_four_that_every_task_writes():
+    assert Task.__abstractmethods__ == {"example", "loss", "predictions", "aggregate"}
