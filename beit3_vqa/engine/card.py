@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.data.predictions import predictions_file, read_info
 from beit3_vqa.engine.build import Components
-from beit3_vqa.engine.checkpoint.manifest import MAX_MANIFEST
+from beit3_vqa.engine.checkpoint.manifest import MAX_MANIFEST, get_sha256
 from beit3_vqa.engine.checkpoint.portable import WEIGHTS
 from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.models.beit3.processor import BEiT3Processor
@@ -29,17 +30,17 @@ def model_card(components: Components, checkpoint: Path, files: Sequence[str], l
 
     Args:
         components: of the model.
-        checkpoint: the file that was exported; the metrics*.json beside it are shown.
+        checkpoint: the file that was exported; the metrics*.json beside it that were measured on it are shown.
         files: names of the files in the folder.
         license: identifier; empty: not stated.
         dataset: a line; empty: not stated.
 
     Raises:
-        InputError: a metrics*.json that can't be read.
+        InputError: a metrics*.json, or the info beside its predictions, can't be read.
     """
     config, spec = components.config, components.task.spec
     library = "peft" if "adapter_config.json" in files else "transformers" if components.family.exports else "beit3_vqa"
-    tables = _metrics(checkpoint.parent, spec.best_metric)
+    tables = _metrics(checkpoint, spec.best_metric)
     front = [f"license: {license}"] if license else []
     front += [f"library_name: {library}"]
     front += ["pipeline_tag: visual-question-answering"] if spec.supports_questions else []
@@ -65,10 +66,17 @@ def model_card(components: Components, checkpoint: Path, files: Sequence[str], l
     return "\n".join(lines) + "\n"
 
 
-def _metrics(folder: Path, name: str) -> list[str]:
-    """Return a table of the metric that chose the checkpoint, a row for each metrics*.json of its run."""
-    rows = []
-    for path in sorted(path for path in folder.glob("metrics*.json") if _METRICS.fullmatch(path.name)):
+def _metrics(checkpoint: Path, name: str) -> list[str]:
+    """Return a table of the metric `name`, a row for each metrics*.json that was measured on the checkpoint."""
+    rows, folder = [], checkpoint.parent
+    found = sorted(path for path in folder.glob("metrics*.json") if _METRICS.fullmatch(path.name))
+    sha256 = get_sha256(checkpoint) if found else ""
+    for path in found:
+        split = path.stem.removeprefix("metrics").removeprefix("_") or "test"
+        info = read_info(predictions_file(folder, split))
+        if info is None or info.sha256 != sha256:
+            print(f"{path} was measured on another checkpoint, or doesn't say on which: the model card leaves it out")
+            continue
         try:
             content: Any = read_json(path, MAX_MANIFEST)
         except OSError as error:
@@ -76,7 +84,6 @@ def _metrics(folder: Path, name: str) -> list[str]:
         value = content.get(name) if isinstance(content, dict) else None
         if type(value) not in (int, float):
             raise InputError(f"{path}: has no number under {name!r}, so it isn't this model's; move it away.")
-        split = path.stem.removeprefix("metrics").removeprefix("_") or "test"
         interval = content.get(f"{name}_interval")
         known = isinstance(interval, dict) and all(type(interval.get(end)) is float for end in ("low", "high"))
         shown = f"{interval['low']:.2f} to {interval['high']:.2f}" if known else ""

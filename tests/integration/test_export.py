@@ -164,6 +164,19 @@ def test_the_card_says_what_the_model_is_and_how_good(scpc, trained, tmp_path):
     compile(code, "README.md", "exec")
 
 
+def test_the_card_leaves_out_what_was_measured_on_another_checkpoint(scpc, trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    command = ["finetune", "--eval", "--split", "val", "--resume", str(run / "checkpoint-0.pth"), "--device", "cpu"]
+    assert main([*command, "--data_path", str(scpc / "data"), "--num_workers", "0", "--output_dir", str(run)]) == 0
+    assert export(run / "checkpoint-0.pth", tmp_path / "its") == 0
+    assert "| val | " in (tmp_path / "its" / "README.md").read_text()
+    assert "another checkpoint" not in capsys.readouterr().out
+    assert export(run / "checkpoint-1.pth", tmp_path / "other") == 0
+    assert "metrics_val.json was measured on another checkpoint" in capsys.readouterr().out
+    assert "None were measured." in (tmp_path / "other" / "README.md").read_text()
+
+
 def test_a_card_without_metrics_says_so(exported):
     card = (exported / "README.md").read_text()
     assert "None were measured." in card

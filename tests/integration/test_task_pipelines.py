@@ -122,6 +122,17 @@ def test_resume_is_bitwise_identical(task, data, trained, tmp_path):
 
 
 @pytest.mark.parametrize("task", PIPELINES)
+def test_an_exported_folder_is_evaluated_as_its_checkpoint(task, data, trained, tmp_path):
+    best = trained[task] / "checkpoint-best.pth"
+    assert main(["export", "--checkpoint", str(best), "--output_dir", str(tmp_path / "folder")]) == 0
+    found = []
+    for name, source in (("a", best), ("b", tmp_path / "folder")):
+        assert main(evaluate(task, data[task], source, tmp_path / name, "val")) == 0
+        found.append((tmp_path / name / "predictions_val.json").read_bytes())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("task", PIPELINES)
 def test_upstreams_index_files_give_the_same_predictions(task, data, trained, tmp_path):
     """Token ids in the place of text, upstream's names of files, and images in the folder itself."""
     theirs = tmp_path / "theirs"
