@@ -72,6 +72,14 @@ def test_evaluation_writes_captions_in_upstreams_format_and_coco_metrics(caption
     assert json.loads((tmp_path / "predictions.info.json").read_text())["best_metric"] == "CIDEr"
 
 
+def test_an_exported_folder_is_evaluated_as_its_checkpoint(captioned, captioner, tmp_path):
+    best, folder = captioner / "checkpoint-best.pth", tmp_path / "folder"
+    assert main(["export", "--checkpoint", str(best), "--output_dir", str(folder)]) == 0
+    for name, source in (("a", best), ("b", folder)):
+        assert main(evaluate_on(captioned, TASK, source, tmp_path / name)) == 0
+    assert (tmp_path / "a" / "predictions.json").read_bytes() == (tmp_path / "b" / "predictions.json").read_bytes()
+
+
 def test_captioning_resume_is_bitwise_identical(captioned, captioner, tmp_path):
     assert main(train_on(captioned, TASK, tmp_path, *FLAGS, "--epochs", "2", "--stop_after_epochs", "1")) == 0
     assert main(train_on(captioned, TASK, tmp_path, *FLAGS, "--epochs", "2")) == 0

@@ -47,6 +47,14 @@ def test_batch_size_auto_is_refused_for_retrieval(captioned, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_exported_folder_is_evaluated_as_its_checkpoint(captioned, retriever, tmp_path):
+    best, folder = retriever / "checkpoint-best.pth", tmp_path / "folder"
+    assert main(["export", "--checkpoint", str(best), "--output_dir", str(folder)]) == 0
+    for name, source in (("a", best), ("b", folder)):
+        assert main(evaluate_on(captioned, TASK, source, tmp_path / name)) == 0
+    assert (tmp_path / "a" / "predictions.json").read_bytes() == (tmp_path / "b" / "predictions.json").read_bytes()
+
+
 def test_retrieval_resume_is_bitwise_identical(captioned, retriever, tmp_path):
     flags = ["--epochs", "2", "--drop_path", "0.1"]
     assert main(train_on(captioned, TASK, tmp_path, *flags, "--stop_after_epochs", "1")) == 0
