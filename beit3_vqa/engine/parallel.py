@@ -4,6 +4,7 @@ ddp: every process keeps everything; gradients are averaged. zero1: as ddp, but 
 moments of a part of the parameters only. fsdp: each process keeps a part of every parameter and of its moments.
 """
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -81,6 +82,8 @@ class FSDP(SingleProcess):
         Raises:
             InputError: the model can't be sharded.
         """
+        if "ignored_params" not in inspect.signature(fully_shard).parameters:
+            raise InputError(f"--strategy fsdp needs torch 2.7, and this is {torch.__version__}. Take zero1.")
         problem = getattr(model, "unshardable", "")
         if problem:
             raise InputError(f"--strategy fsdp isn't for this model: {problem}. Take zero1.")

