@@ -47,7 +47,8 @@ class Table:
 
     Attributes:
         header: the names of the columns, as in the file.
-        rows: (where it is, such as `train.csv:12`; its cells) of each row that isn't blank.
+        rows: (where it is, such as `train.csv:12`; its cells) of each row that isn't blank; no cells at all for an
+            item of JSON that isn't an object.
         blank: how many blank rows were passed over; complete when `rows` is at its end.
     """
 
@@ -62,7 +63,7 @@ class Table:
         for number, (origin, cells) in enumerate(rows):
             if number == MAX_ROWS:
                 raise InputError(f"{origin}: more than {MAX_ROWS:,} rows before this one: split the file")
-            if any(isinstance(cell, list) or cell.strip() for cell in cells):
+            if not cells or any(isinstance(cell, list) or cell.strip() for cell in cells):
                 yield origin, cells
             else:
                 self.blank += 1
@@ -165,10 +166,11 @@ def _need(module: str, extra: str, path: Path) -> ModuleType:
 
 
 def _from_text(text: str, path: Path, notes: list[str]) -> Table:
-    first, _, rest = text.partition("\n")
-    said = re.fullmatch(r'"?sep=(.)"?\r?', first)
+    found = re.search(r"\S[^\r\n]*", text)
+    first = found[0] if found else ""
+    said = re.fullmatch(r'"?sep=(.)"?', first)
     if said:  # Excel's first line; what takes its place is blank, so that lines keep their numbers
-        text = "\n" + rest
+        text = text.replace(first, "", 1)
         delimiter = said[1]
     else:
         outside = re.sub(r'"[^"]*"', "", first)
@@ -194,12 +196,17 @@ def _from_json(text: str, path: Path) -> Table:
         ]
     else:
         items = [(f"{path}: item {place}", item) for place, item in enumerate(_records(_parse(text, path), path), 1)]
-    wrong = next((where for where, item in items if not isinstance(item, dict)), None)
-    if wrong:
-        raise InputError(f"{wrong} isn't an object with a name for each cell")
-    header = tuple(dict.fromkeys(name for _, item in items for name in item))
-    rows = ((where, [_cell(item.get(name), where, name) for name in header]) for where, item in items)
-    return Table(header, rows)
+    header = tuple(dict.fromkeys(name for _, item in items if isinstance(item, dict) for name in item))
+    if not header:
+        raise InputError(f"{items[0][0]} isn't an object with a name for each cell")
+    objects = ((where, item if isinstance(item, dict) else None) for where, item in items)
+    return Table(
+        header,
+        (
+            (where, [] if item is None else [_cell(item.get(name), where, name) for name in header])
+            for where, item in objects
+        ),
+    )
 
 
 def _is_json(line: str) -> bool:
