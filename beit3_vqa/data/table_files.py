@@ -9,7 +9,6 @@ import importlib
 import io
 import json
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from beit3_vqa.data.file_kinds import KINDS, file_kind, zip_entries
 from beit3_vqa.data.tables import MAX_CELL, MAX_SOURCE, parse_csv, read_text
 from beit3_vqa.errors import InputError, first_line, short
 from beit3_vqa.runtime.files import require_bounded
@@ -26,19 +26,8 @@ Read = Iterator[tuple[str, Sequence[Cell]]]
 
 MAX_COLUMNS = 10_000
 MAX_ROWS = 20_000_000
-_MAGIC_BYTES = 8
 _DELIMITERS = ",\t;|"
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-_OLD_EXCEL = b"\xd0\xcf\x11\xe0"
-_NOT_TABLES = {
-    b"%PDF": "a PDF file",
-    b"\x89PNG": "an image",
-    b"\xff\xd8\xff": "an image",
-    b"\x1f\x8b": "a compressed file (gzip): unpack it first",
-    b"7z\xbc\xaf": "a compressed file (7z): unpack it first",
-    b"Rar!": "a compressed file (RAR): unpack it first",
-}
-_UNPACK = "a zip archive: unpack it, and name the table in it"
 
 
 @dataclass
@@ -108,7 +97,7 @@ def _explained(path: Path, kind: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        raise InputError(f"{path} can't be read as {_KINDS[kind]}: {first_line(error)}") from error
+        raise InputError(f"{path} can't be read as {KINDS[kind]}: {first_line(error)}") from error
 
 
 def _guarded(rows: Read, path: Path, kind: str) -> Read:
@@ -122,35 +111,12 @@ def _guarded(rows: Read, path: Path, kind: str) -> Read:
 
 def _kind(path: Path) -> str:
     """Return the key of `_BINARY` for a file, or an empty string for text; InputError for what is no table."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(_MAGIC_BYTES)
-    except OSError:
-        return ""  # `read_text` says why
-    for magic, what in _NOT_TABLES.items():
-        if start.startswith(magic):
-            raise InputError(f"{path} is {what}; give a table: CSV, XLSX, XLS, Parquet, Feather or JSON")
-    if start.startswith(b"PK\x03\x04"):
-        if "xl/workbook.xml" not in _zip_names(path):
-            raise InputError(f"{path} is {_UNPACK}")
-        return "xlsx"
-    if start.startswith(b"PAR1"):
-        return "parquet"
-    if start.startswith((b"ARROW1", b"FEA1")):
-        return "feather"
-    return "xls" if start.startswith(_OLD_EXCEL) else ""
-
-
-def _zip_names(path: Path) -> list[str]:
-    """Return the names in a zip archive; InputError if it is damaged or would unpack to too much."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path} is a damaged spreadsheet or zip archive: {first_line(error)}") from error
-    if sum(entry.file_size for entry in entries) > MAX_SOURCE:
+    kind = file_kind(path)
+    if kind and kind not in _BINARY:
+        raise InputError(f"{path} is {KINDS[kind]}; a table is needed: CSV, XLSX, XLS, Parquet, Feather or JSON")
+    if kind == "xlsx" and sum(entry.file_size for entry in zip_entries(path)) > MAX_SOURCE:
         raise InputError(f"{path} would unpack to more than {MAX_SOURCE:,} bytes")
-    return [entry.filename for entry in entries]
+    return kind
 
 
 def _need(module: str, extra: str, path: Path) -> ModuleType:
@@ -426,4 +392,3 @@ _BINARY: dict[str, Callable[[Path, str, list[str]], Table]] = {
     "parquet": _from_parquet,
     "feather": _from_feather,
 }
-_KINDS = {"xlsx": "an Excel workbook", "xls": "an Excel workbook", "parquet": "Parquet", "feather": "Feather"}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.data.file_kinds import KINDS, file_kind
 from beit3_vqa.data.rows import LETTERS as ALL_LETTERS
 from beit3_vqa.data.rows import MAX_WEIGHT
 from beit3_vqa.data.types import Prediction
@@ -134,8 +135,10 @@ def read_text(path: Path, encoding: str = "", notes: list[str] | None = None) ->
         notes: gets a line if the encoding isn't UTF-8.
 
     Raises:
-        InputError: it is missing, empty, too large, can't be read, or is in another encoding.
+        InputError: it is missing, empty, too large, can't be read, is no text, or is in another encoding.
     """
+    if kind := file_kind(path):
+        raise InputError(f"{path} is {KINDS[kind]}; a text file is needed")
     text, found = decode(files.read_bounded(path, MAX_SOURCE), path, encoding)
     if found != "UTF-8" and notes is not None:
         notes.append(f"{path} read as {found}")

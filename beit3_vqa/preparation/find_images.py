@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+from beit3_vqa.data.file_kinds import IMAGE_ENDINGS
 from beit3_vqa.runtime.files import is_file, one_form
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2")
 _ENDINGS_OF_IDS = (".jpg", ".jpeg", ".png")
 MAX_FILES = 20_000_000
 # Folders in which a split's images may be, best first. Validation images are often a part of the training images. Test
@@ -89,7 +89,7 @@ class ImageFinder:
                 break
             key = _key(path)
             stem, dot, ending = key.rpartition(".")
-            if dot + ending in EXTENSIONS:
+            if dot + ending in IMAGE_ENDINGS:
                 by_key.setdefault(key, []).append(path)
                 by_key.setdefault(f"{stem}.", []).append(path)
         return by_key
