@@ -310,26 +310,20 @@ def _first_number(
         return None if answer_from == "text" else int(answer_from)
     places: list[tuple[int, int, str]] = []  # number, options of its row, where
     both: list[str] = []
-    texts = 0
     for split in splits.values():
         for row, origin in zip(split.rows, split.origins, strict=True):
             choices = row.get("choices")
             if "answer" not in row or not choices:
                 continue
             given = one_form(row["answer"]).strip()
+            is_place = _is_number(given) and int(given) <= len(choices)
             is_text = comparable(given) in map(comparable, choices)
-            if not _is_number(given):
-                texts += is_text
-                texts += given.upper() in LETTERS[: len(choices)]
-            elif int(given) > len(choices):
-                texts += is_text  # no place has this number
-            else:
+            if is_place:
                 places.append((int(given), len(choices), origin))
                 both += [f"{origin}: {given}"] if is_text else []
-    if not places:
-        return None
-    # A column of places has no letters and no texts in it.
-    if texts or (texts_before_places and len(both) == len(places)):
+            elif is_text or given.upper() in LETTERS[: len(choices)]:
+                return None  # a column of places has no letters and no texts in it
+    if not places or (texts_before_places and len(both) == len(places)):
         return None
     ask = "Say with --answer_from text, 0 or 1 what the numbers are"
     if both:
