@@ -1,6 +1,7 @@
 """Say what a file is by its content: people give a workbook in place of a CSV, and an archive in place of a folder."""
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from beit3_vqa.errors import InputError, first_line
@@ -41,6 +42,8 @@ _MAGIC = {
 _PASSWORD = "EncryptedPackage".encode("utf-16-le")  # the part of an old Excel file in which a new one is locked
 _SEARCHED = 2**26  # bytes
 MAX_ENTRIES = 2_000_000
+MAX_RATIO = 200  # of unpacked to packed bytes, once they are more than
+MAX_UNCHECKED = 10**8  # bytes, which harm nobody; text shrinks to a tenth, images hardly
 
 
 def file_kind(path: Path) -> str:
@@ -85,3 +88,12 @@ def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
     if len(entries) > MAX_ENTRIES:
         raise InputError(f"{path} has more than {MAX_ENTRIES:,} entries: split the archive")
     return entries
+
+
+def require_no_bomb(path: Path, entries: Iterable[zipfile.ZipInfo], most: int) -> None:
+    """Raise InputError if entries of a zip archive would unpack to more than `most` bytes, or far more than it has."""
+    size, packed = sum(entry.file_size for entry in entries), path.stat().st_size
+    if size > most:
+        raise InputError(f"{path} would unpack to {size:,} bytes, more than {most:,}")
+    if size > max(MAX_UNCHECKED, MAX_RATIO * packed):
+        raise InputError(f"{path} has {packed:,} bytes and would unpack to {size:,}, as a zip bomb does")

@@ -10,22 +10,23 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from beit3_vqa.data.file_kinds import KINDS, file_kind, zip_entries
+from beit3_vqa.data.file_kinds import KINDS, file_kind, require_no_bomb, zip_entries
 from beit3_vqa.data.tables import MAX_CELL, MAX_SOURCE, parse_csv, read_text
 from beit3_vqa.errors import InputError, first_line, short
-from beit3_vqa.runtime.files import require_bounded
+from beit3_vqa.runtime.files import is_text, require_bounded
 
 Cell = str | list[str]  # a list in JSON, Parquet or a DataFrame
 Read = Iterator[tuple[str, Sequence[Cell]]]
 
 MAX_COLUMNS = 10_000
 MAX_ROWS = 20_000_000
+_MANY_ROWS = 1_000_000
 _DELIMITERS = ",\t;|"
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
@@ -94,8 +95,10 @@ def _explained(path: Path, kind: str) -> Iterator[None]:
     """Turn what other people's libraries raise for a damaged file, which may be anything, into an InputError."""
     try:
         yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{path} needs more memory than there is: split the file") from error
     except Exception as error:
         raise InputError(f"{path} can't be read as {KINDS[kind]}: {first_line(error)}") from error
 
@@ -114,8 +117,8 @@ def _kind(path: Path) -> str:
     kind = file_kind(path)
     if kind and kind not in _BINARY:
         raise InputError(f"{path} is {KINDS[kind]}; a table is needed: CSV, XLSX, XLS, Parquet, Feather or JSON")
-    if kind == "xlsx" and sum(entry.file_size for entry in zip_entries(path)) > MAX_SOURCE:
-        raise InputError(f"{path} would unpack to more than {MAX_SOURCE:,} bytes")
+    if kind == "xlsx":
+        require_no_bomb(path, zip_entries(path), MAX_SOURCE)
     return kind
 
 
@@ -212,17 +215,21 @@ def _cell(value: Any, where: str, name: str) -> Cell:
         return ""
     if isinstance(value, str):
         if len(value) > MAX_CELL:
-            raise InputError(f"{where}: {name!r} has more than {MAX_CELL:,} characters")
+            raise InputError(f"{where}: {short(name)} has more than {MAX_CELL:,} characters")
+        if not is_text(value):
+            raise InputError(f"{where}: {short(name)} holds a NUL character or half a surrogate, which no text has")
         return value
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return [text for item in value if isinstance(text := _cell(item, where, name), str)]
+        flat = (item for item in value if not isinstance(item, (list, tuple)))
+        return [text for item in flat if isinstance(text := _cell(item, where, name), str)]
     if isinstance(value, (int, float, datetime.date)):
         return "" if value != value else str(value)  # NaN
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    raise InputError(f"{where}: {name!r} holds {short(value)}, which is no text")
+        with suppress(ValueError, TypeError, RecursionError):
+            return str(_cell(json.dumps(value, ensure_ascii=False), where, name))
+    raise InputError(f"{where}: {short(name)} holds {short(value)}, which is no text")
 
 
 # Spreadsheets
@@ -336,6 +343,9 @@ def as_shown(value: Any, number_format: str) -> str:
 def _from_parquet(path: Path, sheet: str, notes: list[str]) -> Table:
     parquet = _need("pyarrow.parquet", "parquet", path)
     file = parquet.ParquetFile(path)
+    number, size = file.metadata.num_rows, path.stat().st_size
+    if number > max(_MANY_ROWS, size):  # no questions can be packed so well
+        raise InputError(f"{path} says it has {number:,} rows in {size:,} bytes: is this a table of questions?")
     return _from_batches(file.schema_arrow.names, file.iter_batches(), path)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from beit3_vqa.data.file_kinds import IMAGE_ENDINGS, KINDS, file_kind, zip_entries
+from beit3_vqa.data.file_kinds import IMAGE_ENDINGS, KINDS, file_kind, require_no_bomb, zip_entries
 from beit3_vqa.errors import InputError, first_line, plural, short
 from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.runtime.bar import progress_bar
@@ -23,13 +23,12 @@ from beit3_vqa.runtime.files import (
     read_json,
     remove_stale_temporaries,
     staged,
+    what_is_there,
     write_text,
 )
 
 FOLDER = "images"  # in the data path
 _RECORD = ".unpacked.json"  # in that folder: which archive it was
-MAX_RATIO = 200  # of unpacked to packed bytes, once they are more than
-MAX_UNCHECKED = 10**9  # bytes: images hardly shrink, a bomb of this size does no harm
 _RESERVE = 10**8  # bytes of the disk that stay free
 _UTF8_NAME, _ENCRYPTED = 0x800, 0x1  # flags of an entry
 
@@ -51,8 +50,8 @@ def unpacked_images(options: PrepareOptions) -> Iterator[PrepareOptions]:
         return
     kind = file_kind(path)
     if kind not in ("zip", "images"):
-        # A file without a kind is text: a table, most likely.
-        what = KINDS.get(kind, "a file, perhaps the table")
+        named = what_is_there(path).partition(";")[0]  # what its ending says: a table, most likely
+        what = KINDS.get(kind, "damaged, or no zip archive" if path.suffix.lower() == ".zip" else named)
         raise InputError(f"--image_root {path} is {what}; the folder of the images is needed, or a zip of it")
     if options.check:
         with tempfile.TemporaryDirectory() as elsewhere:
@@ -140,12 +139,7 @@ def _safe_names(path: Path, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zip
         names[str(PurePosixPath(name))] = entry
     if not any(name.lower().endswith(IMAGE_ENDINGS) for name in names):
         raise InputError(f"--image_root {path} is a zip archive without images: is it the right one?")
-    size, packed = sum(entry.file_size for entry in names.values()), path.stat().st_size
-    if size > max(MAX_UNCHECKED, MAX_RATIO * packed):
-        raise InputError(f"{path} has {packed:,} bytes and would unpack to {size:,}, as a zip bomb does")
-    free = shutil.disk_usage(path.parent).free - _RESERVE
-    if size > free:
-        raise InputError(f"{path} would unpack to {size:,} bytes, more than the disk has left ({max(free, 0):,})")
+    require_no_bomb(path, names.values(), max(shutil.disk_usage(path.parent).free - _RESERVE, 0))
     return names
 
 

@@ -250,7 +250,7 @@ def test_what_is_no_table_is_called_what_it_is(tmp_path, content, message):
 def test_a_spreadsheet_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("beit3_vqa.data.table_files.MAX_SOURCE", 10_000)
     (tmp_path / "t.xlsx").write_bytes(archive({"xl/workbook.xml": "x" * 20_000}))
-    with pytest.raises(InputError, match="would unpack to more than 10,000 bytes"):
+    with pytest.raises(InputError, match="would unpack to 20,000 bytes, more than 10,000"):
         read_table(tmp_path / "t.xlsx")
 
 
