@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 from beit3_vqa.data.file_kinds import IMAGE_ENDINGS, KINDS, file_kind, require_no_bomb, zip_entries
 from beit3_vqa.errors import InputError, first_line, plural, short
+from beit3_vqa.preparation.publish import staging
 from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.files import (
@@ -21,8 +21,6 @@ from beit3_vqa.runtime.files import (
     is_file,
     next_previous,
     read_json,
-    remove_stale_temporaries,
-    staged,
     what_is_there,
     write_text,
 )
@@ -54,9 +52,9 @@ def unpacked_images(options: PrepareOptions) -> Iterator[PrepareOptions]:
         what = KINDS.get(kind, "damaged, or no zip archive" if path.suffix.lower() == ".zip" else named)
         raise InputError(f"--image_root {path} is {what}; the folder of the images is needed, or a zip of it")
     if options.check:
-        with tempfile.TemporaryDirectory() as elsewhere:
-            _unpack(path, Path(elsewhere))
-            yield replace(options, image_root=elsewhere)
+        with staging(Path(options.data_path), check=True) as elsewhere:
+            _unpack(path, elsewhere / FOLDER)
+            yield replace(options, image_root=str(elsewhere / FOLDER))
         return
     yield replace(options, image_root=str(_unpack_once(path, Path(options.data_path))))
 
@@ -77,8 +75,7 @@ def _unpack_once(path: Path, data_path: Path) -> Path:
             f"--image_root {path} would be unpacked to {folder}, which is there already: move it away, or give it as "
             "--image_root if it holds these images"
         )
-    with staged(data_path) as temporary:
-        remove_stale_temporaries(data_path)  # of a `prepare` that was killed
+    with staging(data_path, check=False) as temporary:
         count = _unpack(path, temporary / FOLDER)
         write_text(temporary / FOLDER / _RECORD, json.dumps(now))
         if there is not None:
@@ -101,9 +98,10 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def _unpack(path: Path, folder: Path) -> int:
-    """Unpack the files of an archive into a new or empty folder; return how many they are."""
+    """Unpack the files of an archive into a new folder; return how many they are."""
     names = _safe_names(path, zip_entries(path))
-    folder.mkdir(exist_ok=True)
+    require_no_bomb(path, names.values(), max(shutil.disk_usage(folder.parent).free - _RESERVE, 0))
+    folder.mkdir()
     name = ""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -120,7 +118,7 @@ def _unpack(path: Path, folder: Path) -> int:
 
 
 def _safe_names(path: Path, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Return name -> entry of the files to unpack; InputError if one is dangerous, or all of them too large."""
+    """Return name -> entry of the files to unpack; InputError if one is dangerous, or none is an image."""
     names: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
         name = _real_name(entry)
@@ -139,7 +137,6 @@ def _safe_names(path: Path, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zip
         names[str(PurePosixPath(name))] = entry
     if not any(name.lower().endswith(IMAGE_ENDINGS) for name in names):
         raise InputError(f"--image_root {path} is a zip archive without images: is it the right one?")
-    require_no_bomb(path, names.values(), max(shutil.disk_usage(path.parent).free - _RESERVE, 0))
     return names
 
 

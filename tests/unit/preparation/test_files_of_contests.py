@@ -118,3 +118,17 @@ def test_one_bad_image_of_visual7w_names_the_option_that_keeps_its_row(folder, c
     assert prepare(f"{command} --skip_bad_images 1") == 0
     assert len(rows("train")) == 3
     assert "rows kept though their image can't be read: 1: v7w.json: image 2 (1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format_name", ["choices", "dacon_json", "table"])
+def test_every_name_of_the_road_takes_what_the_others_take(folder, format_name):
+    items = [{"qid": 7, "file": "0", "q": "What?", "opts": ["x", "y"], "gt": 1}]
+    items += [{"qid": 8, "file": "1", "q": "What?", "opts": ["x", "y", "z"], "gt": 3}]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, items)))
+    columns = "--columns id=qid,image=file,question=q,options=opts,answer=gt --answer_from 1"
+    assert prepare(f"{format_name} --train train.jsonl --image_root images --val_ratio 0 {columns}") == 0
+    assert rows("train") == [
+        {"id": "7", "image_path": "0.png", "question": "What?", "choices": ["x", "y"], "answer": "A"},
+        {"id": "8", "image_path": "1.png", "question": "What?", "choices": ["x", "y", "z"], "answer": "C"},
+    ]
+    assert f'"format": "{format_name}"' in (folder / "data" / "dataset.json").read_text()
