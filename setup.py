@@ -72,6 +72,7 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
         "excel": ["openpyxl>=3.1", "xlrd>=2"],  # `prepare table` of XLSX and XLS files
+        "heic": ["pillow-heif>=0.18"],  # photographs of iPhones
         "parquet": ["pyarrow>=14.0.1"],  # of Parquet and Feather files; earlier ones run code (CVE-2023-47248)
         "report": ["jinja2"],  # `beit3-vqa report`
         # `beit3-vqa serve`. FastAPI checks requests and describes itself in OpenAPI from the same types; uvicorn serves
@@ -100,6 +101,7 @@ setup(
             "xlrd>=2",
             "xlwt",  # writes the XLS files of tests
             "pyarrow>=14.0.1",
+            "pillow-heif>=0.18",
             "onnx>=1.17",
             "onnxscript>=0.5",
             "onnxruntime>=1.20",

@@ -55,6 +55,8 @@ def read_answers(path: Path, encoding: str = "") -> list[KnownAnswer]:
     answers, problems = [], []
     for line, cells in lines:
         origin = f"{path}:{line}"
+        if not any(map(str.strip, cells)):  # commas alone, which spreadsheets leave at the end
+            continue
         if len(cells) != len(header):
             problems.append(f"{origin}: {len(cells)} cells where the header has {len(header)} (a comma needs quotes)")
         else:

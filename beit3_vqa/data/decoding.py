@@ -28,7 +28,7 @@ MAX_SCANS = 100  # programs write about 10
 MAX_SCANNED_PIXELS = 2_000_000_000  # in all scans together: about 3 s
 MAX_DECODER_BYTES = 4 * 2**30
 # Formats whose decoders run in a process of their own.
-APART = ("TIFF", "JPEG2000", "AVIF")
+APART = ("TIFF", "JPEG2000", "AVIF", "HEIF")
 
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _BLOCK = 2**20

@@ -35,7 +35,7 @@ MAX_IMAGE_BYTES = 512 * 2**20
 MAX_IMAGE_SIDE = 65_535  # JPEG's own limit; the first pass of a resize makes an image as high as the original
 
 # A closed list: Pillow's EPS reader starts Ghostscript, and a data set has no need of the rare formats.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "HEIF")
 
 _JPEG = ("JPEG", "MPO")  # an MPO is a JPEG with more images behind it, as some cameras write it
 _DRIVE = re.compile("[A-Za-z]:")  # of Windows
@@ -153,6 +153,8 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
         with path.open("rb") as file, warnings.catch_warnings():
             # Pillow warns of large images (which we refuse), palettes and damaged metadata that we do without.
             warnings.simplefilter("ignore")
+            if _is_heif(file):
+                _register_heif(name)
             yield file, name
     except ImageError:
         raise
@@ -188,8 +190,36 @@ def _header(file: IO[bytes], name: str, max_pixels: int | None) -> Iterator[Imag
         yield image
 
 
+def _is_heif(file: IO[bytes]) -> bool:
+    """Return whether the file is HEIF, as iPhones write photographs (.heic); its position stays at the start."""
+    start = file.read(64)
+    file.seek(0)
+    if start[4:8] != b"ftyp":
+        return False
+    # HEIF and AVIF are the same container: the first brand, or those it goes with, say what is in it.
+    box = start[: int.from_bytes(start[:4], "big")]
+    brands = {box[place : place + 4] for place in range(8, len(box), 4)}
+    return not brands.isdisjoint((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
+
+
+def _register_heif(name: str) -> None:
+    """Let Pillow read HEIF; ImageError with the command that installs what it takes."""
+    if "HEIF" in _formats():
+        return
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ImageError(
+            f'image {name} is a HEIC photograph: pip install "beit3_vqa[heic]" to read it, or convert it to JPEG'
+        ) from error
+    register_heif_opener(thumbnails=False)
+    _formats.cache_clear()
+
+
 def _is_for_another_process(file: IO[bytes]) -> bool:
     """Return whether Pillow would read the file as one of the formats `APART`; its position stays at the start."""
+    if _is_heif(file):
+        return True
     known = _formats()
     start = file.read(16)  # as many bytes as Pillow looks at
     file.seek(0)

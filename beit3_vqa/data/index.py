@@ -7,6 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def image_key(row: Mapping[str, Any]) -> str:
     return path_key(row["image_path"])
 
 
+@lru_cache(maxsize=100_000)  # every step asks for the key of every row's image
 def path_key(path: str) -> str:
     r"""Return the same key for every spelling of an image's path: `img/0.jpg`, `./img/0.jpg`, `img\0.jpg`."""
     return posixpath.normpath(path.replace("\\", "/"))

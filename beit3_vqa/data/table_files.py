@@ -9,36 +9,26 @@ import importlib
 import io
 import json
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from beit3_vqa.data.file_kinds import KINDS, file_kind, require_no_bomb, zip_entries
 from beit3_vqa.data.tables import MAX_CELL, MAX_SOURCE, parse_csv, read_text
 from beit3_vqa.errors import InputError, first_line, short
-from beit3_vqa.runtime.files import require_bounded
+from beit3_vqa.runtime.files import is_text, require_bounded
 
 Cell = str | list[str]  # a list in JSON, Parquet or a DataFrame
 Read = Iterator[tuple[str, Sequence[Cell]]]
 
 MAX_COLUMNS = 10_000
 MAX_ROWS = 20_000_000
-_MAGIC_BYTES = 8
+_MANY_ROWS = 1_000_000
 _DELIMITERS = ",\t;|"
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-_OLD_EXCEL = b"\xd0\xcf\x11\xe0"
-_NOT_TABLES = {
-    b"%PDF": "a PDF file",
-    b"\x89PNG": "an image",
-    b"\xff\xd8\xff": "an image",
-    b"\x1f\x8b": "a compressed file (gzip): unpack it first",
-    b"7z\xbc\xaf": "a compressed file (7z): unpack it first",
-    b"Rar!": "a compressed file (RAR): unpack it first",
-}
-_UNPACK = "a zip archive: unpack it, and name the table in it"
 
 
 @dataclass
@@ -47,7 +37,8 @@ class Table:
 
     Attributes:
         header: the names of the columns, as in the file.
-        rows: (where it is, such as `train.csv:12`; its cells) of each row that isn't blank.
+        rows: (where it is, such as `train.csv:12`; its cells) of each row that isn't blank; no cells at all for an
+            item of JSON that isn't an object.
         blank: how many blank rows were passed over; complete when `rows` is at its end.
     """
 
@@ -62,7 +53,7 @@ class Table:
         for number, (origin, cells) in enumerate(rows):
             if number == MAX_ROWS:
                 raise InputError(f"{origin}: more than {MAX_ROWS:,} rows before this one: split the file")
-            if any(isinstance(cell, list) or cell.strip() for cell in cells):
+            if not cells or any(isinstance(cell, list) or cell.strip() for cell in cells):
                 yield origin, cells
             else:
                 self.blank += 1
@@ -104,10 +95,12 @@ def _explained(path: Path, kind: str) -> Iterator[None]:
     """Turn what other people's libraries raise for a damaged file, which may be anything, into an InputError."""
     try:
         yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{path} needs more memory than there is: split the file") from error
     except Exception as error:
-        raise InputError(f"{path} can't be read as {_KINDS[kind]}: {first_line(error)}") from error
+        raise InputError(f"{path} can't be read as {KINDS[kind]}: {first_line(error)}") from error
 
 
 def _guarded(rows: Read, path: Path, kind: str) -> Read:
@@ -121,35 +114,12 @@ def _guarded(rows: Read, path: Path, kind: str) -> Read:
 
 def _kind(path: Path) -> str:
     """Return the key of `_BINARY` for a file, or an empty string for text; InputError for what is no table."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(_MAGIC_BYTES)
-    except OSError:
-        return ""  # `read_text` says why
-    for magic, what in _NOT_TABLES.items():
-        if start.startswith(magic):
-            raise InputError(f"{path} is {what}; give a table: CSV, XLSX, XLS, Parquet, Feather or JSON")
-    if start.startswith(b"PK\x03\x04"):
-        if "xl/workbook.xml" not in _zip_names(path):
-            raise InputError(f"{path} is {_UNPACK}")
-        return "xlsx"
-    if start.startswith(b"PAR1"):
-        return "parquet"
-    if start.startswith((b"ARROW1", b"FEA1")):
-        return "feather"
-    return "xls" if start.startswith(_OLD_EXCEL) else ""
-
-
-def _zip_names(path: Path) -> list[str]:
-    """Return the names in a zip archive; InputError if it is damaged or would unpack to too much."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path} is a damaged spreadsheet or zip archive: {first_line(error)}") from error
-    if sum(entry.file_size for entry in entries) > MAX_SOURCE:
-        raise InputError(f"{path} would unpack to more than {MAX_SOURCE:,} bytes")
-    return [entry.filename for entry in entries]
+    kind = file_kind(path)
+    if kind and kind not in _BINARY:
+        raise InputError(f"{path} is {KINDS[kind]}; a table is needed: CSV, XLSX, XLS, Parquet, Feather or JSON")
+    if kind == "xlsx":
+        require_no_bomb(path, zip_entries(path), MAX_SOURCE)
+    return kind
 
 
 def _need(module: str, extra: str, path: Path) -> ModuleType:
@@ -165,10 +135,11 @@ def _need(module: str, extra: str, path: Path) -> ModuleType:
 
 
 def _from_text(text: str, path: Path, notes: list[str]) -> Table:
-    first, _, rest = text.partition("\n")
-    said = re.fullmatch(r'"?sep=(.)"?\r?', first)
+    found = re.search(r"\S[^\r\n]*", text)
+    first = found[0] if found else ""
+    said = re.fullmatch(r'"?sep=(.)"?', first)
     if said:  # Excel's first line; what takes its place is blank, so that lines keep their numbers
-        text = "\n" + rest
+        text = text.replace(first, "", 1)
         delimiter = said[1]
     else:
         outside = re.sub(r'"[^"]*"', "", first)
@@ -194,12 +165,17 @@ def _from_json(text: str, path: Path) -> Table:
         ]
     else:
         items = [(f"{path}: item {place}", item) for place, item in enumerate(_records(_parse(text, path), path), 1)]
-    wrong = next((where for where, item in items if not isinstance(item, dict)), None)
-    if wrong:
-        raise InputError(f"{wrong} isn't an object with a name for each cell")
-    header = tuple(dict.fromkeys(name for _, item in items for name in item))
-    rows = ((where, [_cell(item.get(name), where, name) for name in header]) for where, item in items)
-    return Table(header, rows)
+    header = tuple(dict.fromkeys(name for _, item in items if isinstance(item, dict) for name in item))
+    if not header:
+        raise InputError(f"{items[0][0]} isn't an object with a name for each cell")
+    objects = ((where, item if isinstance(item, dict) else None) for where, item in items)
+    return Table(
+        header,
+        (
+            (where, [] if item is None else [_cell(item.get(name), where, name) for name in header])
+            for where, item in objects
+        ),
+    )
 
 
 def _is_json(line: str) -> bool:
@@ -239,17 +215,21 @@ def _cell(value: Any, where: str, name: str) -> Cell:
         return ""
     if isinstance(value, str):
         if len(value) > MAX_CELL:
-            raise InputError(f"{where}: {name!r} has more than {MAX_CELL:,} characters")
+            raise InputError(f"{where}: {short(name)} has more than {MAX_CELL:,} characters")
+        if not is_text(value):
+            raise InputError(f"{where}: {short(name)} holds a NUL character or half a surrogate, which no text has")
         return value
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return [text for item in value if isinstance(text := _cell(item, where, name), str)]
+        flat = (item for item in value if not isinstance(item, (list, tuple)))
+        return [text for item in flat if isinstance(text := _cell(item, where, name), str)]
     if isinstance(value, (int, float, datetime.date)):
         return "" if value != value else str(value)  # NaN
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    raise InputError(f"{where}: {name!r} holds {short(value)}, which is no text")
+        with suppress(ValueError, TypeError, RecursionError):
+            return str(_cell(json.dumps(value, ensure_ascii=False), where, name))
+    raise InputError(f"{where}: {short(name)} holds {short(value)}, which is no text")
 
 
 # Spreadsheets
@@ -363,6 +343,9 @@ def as_shown(value: Any, number_format: str) -> str:
 def _from_parquet(path: Path, sheet: str, notes: list[str]) -> Table:
     parquet = _need("pyarrow.parquet", "parquet", path)
     file = parquet.ParquetFile(path)
+    number, size = file.metadata.num_rows, path.stat().st_size
+    if number > max(_MANY_ROWS, size):  # no questions can be packed so well
+        raise InputError(f"{path} says it has {number:,} rows in {size:,} bytes: is this a table of questions?")
     return _from_batches(file.schema_arrow.names, file.iter_batches(), path)
 
 
@@ -419,4 +402,3 @@ _BINARY: dict[str, Callable[[Path, str, list[str]], Table]] = {
     "parquet": _from_parquet,
     "feather": _from_feather,
 }
-_KINDS = {"xlsx": "an Excel workbook", "xls": "an Excel workbook", "parquet": "Parquet", "feather": "Feather"}

@@ -5,10 +5,10 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.data.file_kinds import KINDS, file_kind
 from beit3_vqa.data.rows import LETTERS as ALL_LETTERS
 from beit3_vqa.data.rows import MAX_WEIGHT
 from beit3_vqa.data.types import Prediction
@@ -22,16 +22,6 @@ MAX_LINE = 4_000_000  # characters of a line: a hundred million commas would be 
 MAX_BLANK_LINES = 100_000  # one after the other: a hundred million take minutes to skip
 
 
-@contextmanager
-def _cell_limit(characters: int) -> Iterator[None]:
-    """Set the csv module's limit of a cell in the block; it is one for the whole process, so restore it after."""
-    before = csv.field_size_limit(characters)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 def parse_csv(text: str, path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Yield (number of its first line, cells) of every row that isn't blank.
 
@@ -42,16 +32,18 @@ def parse_csv(text: str, path: Path, delimiter: str = ",") -> Iterator[tuple[int
     reader = csv.reader(_bounded_lines(text, path), strict=True, delimiter=delimiter)
     while True:
         line = reader.line_num + 1
+        before = csv.field_size_limit(MAX_CELL)  # of the whole process, so it is given back before the row is
         try:
-            with _cell_limit(MAX_CELL):
+            cells = next(reader)
+            while not cells:  # a blank line
+                line = reader.line_num + 1
                 cells = next(reader)
-                while not cells:  # a blank line
-                    line = reader.line_num + 1
-                    cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             raise InputError(f"{path}:{line}: {_explain(str(error))}; the rest of the file wasn't read") from error
+        finally:
+            csv.field_size_limit(before)
         if "".join(cells).strip() or len(cells) > 1:
             yield line, cells
 
@@ -134,8 +126,10 @@ def read_text(path: Path, encoding: str = "", notes: list[str] | None = None) ->
         notes: gets a line if the encoding isn't UTF-8.
 
     Raises:
-        InputError: it is missing, empty, too large, can't be read, or is in another encoding.
+        InputError: it is missing, empty, too large, can't be read, is no text, or is in another encoding.
     """
+    if kind := file_kind(path):
+        raise InputError(f"{path} is {KINDS[kind]}; a text file is needed")
     text, found = decode(files.read_bounded(path, MAX_SOURCE), path, encoding)
     if found != "UTF-8" and notes is not None:
         notes.append(f"{path} read as {found}")
@@ -264,9 +258,8 @@ def require_same_ids(
 def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
     """Return the letter of an answer that is given as a letter or as an option's text, and what is wrong with it."""
     letters = tuple(ALL_LETTERS[: len(choices)])
-    matches = [
-        letter for letter, choice in zip(letters, choices, strict=True) if comparable(choice) == comparable(given)
-    ]
+    key = comparable(given)
+    matches = [letter for letter, choice in zip(letters, choices, strict=True) if comparable(choice) == key]
     if given.upper() in letters:
         letter = given.upper()
         others = [match for match in matches if match != letter]
@@ -287,7 +280,7 @@ def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
 def comparable(text: str) -> str:
     """Return the key under which two options count as the same text."""
     # macOS and Windows spell Korean syllables in different code points.
-    return one_form(text).strip().casefold()
+    return (text if text.isascii() else one_form(text)).strip().casefold()
 
 
 def read_weight(cell: str) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.preparation.summary import Summary
+from beit3_vqa.preparation.unpack import unpacked_images
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions, finish
 from beit3_vqa.runtime.fields import Options
 
@@ -69,4 +70,6 @@ def prepare(format_name: str, values: Mapping[str, Any], options: PrepareOptions
         value = given.get(name, "")
         if field.default is MISSING and isinstance(value, str) and not value:
             raise InputError(f"prepare {format_name} needs --{name}: {field.metadata['help']}")
-    return finish(module.read(module.Arguments(**given), options), options)
+    arguments = module.Arguments(**given)
+    with unpacked_images(options) as options:
+        return finish(module.read(arguments, options), options)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.errors import InputError, nearest, short
@@ -62,7 +63,15 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", one_form(name).casefold())
 
 
-def find_columns(header: Sequence[str], where: str, said: str = "", *, needs_answer: bool = True) -> Columns:
+def find_columns(
+    header: Sequence[str],
+    where: str,
+    said: str = "",
+    *,
+    needs_answer: bool = True,
+    needs_options: bool = False,
+    own: Mapping[str, str] = MappingProxyType({}),
+) -> Columns:
     """Return what each column means.
 
     Args:
@@ -71,6 +80,8 @@ def find_columns(header: Sequence[str], where: str, said: str = "", *, needs_ans
         said: the user's own words, `id=qid,image=file,question=q,options=opt1:opt5,answer=gt`; what they name isn't
             looked for.
         needs_answer: whether there must be an answer column.
+        needs_options: whether there must be options.
+        own: meaning -> name of a column that wins over others of that meaning.
 
     Raises:
         InputError: a column is missing, or two may have the same meaning.
@@ -85,6 +96,8 @@ def find_columns(header: Sequence[str], where: str, said: str = "", *, needs_ans
         found = [place for place, name in enumerate(header) if place not in taken and plain(name) in names]
         if meaning in places or (meaning == "options" and options):
             continue
+        winners = [place for place in found if plain(header[place]) == plain(own.get(meaning, ""))]
+        found = winners if len(winners) == 1 else found
         if len(found) > 1:
             both = " and ".join(repr(header[place].strip()) for place in found)
             example = header[found[0]].strip()
@@ -94,6 +107,7 @@ def find_columns(header: Sequence[str], where: str, said: str = "", *, needs_ans
             taken.add(found[0])
     needed = (*REQUIRED, *(["answer"] if needs_answer else []))
     missing = [meaning for meaning in needed if meaning not in places]
+    missing += ["options"] if needs_options and not options and "options" not in places else []
     if missing:
         listed = ", ".join(name.strip() or "(no name)" for name in header[:_MOST_SHOWN])
         raise InputError(

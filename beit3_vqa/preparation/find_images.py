@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+from beit3_vqa.data.file_kinds import IMAGE_ENDINGS
 from beit3_vqa.runtime.files import is_file, one_form
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2")
+_ENDINGS_OF_IDS = (".jpg", ".jpeg", ".png")
 MAX_FILES = 20_000_000
 # Folders in which a split's images may be, best first. Validation images are often a part of the training images. Test
 # images never are, and their numbers start anew, so that another folder's image of that name would be the wrong one.
@@ -23,10 +24,13 @@ class ImageFinder:
 
     Args:
         root: the image root.
+        by_id: whether a name is an image's id: the folder of the split comes before the root then, and of several
+            endings the first of `_ENDINGS_OF_IDS` is meant.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, *, by_id: bool = False):
         self.root = root
+        self.by_id = by_id
         self.counts: Counter[str] = Counter()
         self._found: dict[tuple[str, str], tuple[str, str, str]] = {}
 
@@ -45,7 +49,8 @@ class ImageFinder:
     def _find(self, name: str, split: str) -> tuple[str, str, str]:
         """Return path, problem, and how the name differs."""
         how = ""
-        if is_file(self.root / name) and not Path(name).is_absolute():
+        in_folder = not self.by_id or "/" in name
+        if in_folder and is_file(self.root / name) and not Path(name).is_absolute():
             return name, "", ""
         if "\\" in name:
             name, how = name.replace("\\", "/"), "backslashes"
@@ -54,18 +59,26 @@ class ImageFinder:
             if inside.startswith(".."):
                 return name, "", ""  # refused, with the reason, where images are read
             name, how = Path(inside).as_posix(), "absolute paths"
-        for folder in FOLDERS[split] if "/" not in name else ("",):
+        for folder in self._folders(name, split):
             wanted = f"{folder}/{name}" if folder else name
             if is_file(self.root / wanted):
                 return wanted, "", how or f"in the folder {folder}" * bool(folder)
             for key, what in ((_key(wanted), "another case or Unicode form"), (_key(wanted) + ".", "no ending")):
                 found = self._files.get(key, [])
+                if self.by_id and len(found) > 1:
+                    found = [f for end in _ENDINGS_OF_IDS for f in found if f.lower().endswith(end)][:1] or found
                 if len(found) > 1:
                     shown = " or ".join(repr(path) for path in found[:3])
                     return wanted, f"image {name!r} may be {shown}: rename one, or write the whole name", ""
                 if found:
                     return found[0], "", how or what
         return name, "", ""
+
+    def _folders(self, name: str, split: str) -> tuple[str, ...]:
+        if "/" in name:
+            return ("",)
+        root, *others = FOLDERS[split]
+        return (*others, root) if self.by_id else (root, *others)
 
     @cached_property
     def _files(self) -> dict[str, list[str]]:
@@ -76,7 +89,7 @@ class ImageFinder:
                 break
             key = _key(path)
             stem, dot, ending = key.rpartition(".")
-            if dot + ending in EXTENSIONS:
+            if dot + ending in IMAGE_ENDINGS:
                 by_key.setdefault(key, []).append(path)
                 by_key.setdefault(f"{stem}.", []).append(path)
         return by_key

@@ -2,27 +2,31 @@
 
 Columns are recognised by their names; `--columns` says them by hand. Two to twenty-six options have a column each, or
 stand in one column as a list; a row may have fewer than others. An answer is a letter, an option's text or a number.
+The label table of open-ended questions holds the answers of train and val that occur often enough; rows with another
+answer stay in the index, so that a validation score counts them.
+
+`choices` and `dacon_json` are this format too, with a `Dialect` of their own.
 """
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE
+from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT, Row
 from beit3_vqa.data.table_files import Cell, Table, read_frame, read_table
 from beit3_vqa.data.tables import comparable, match_answer, read_weight
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
 from beit3_vqa.preparation.columns import Columns, find_columns
-from beit3_vqa.preparation.dacon_json import make_label_table
 from beit3_vqa.preparation.find_images import ImageFinder
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
-from beit3_vqa.runtime.files import one_form
+from beit3_vqa.runtime.files import is_blank, one_form
 
 UNKNOWN = ("?", "-")  # what a test file has where an answer isn't told
 
@@ -50,27 +54,43 @@ class Arguments(Options):
     max_answers: int = option(0, "open-ended: keep that many of the most frequent answers; 0: all", low=0)
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """What a format's own files decide, where a table in general could be read in several ways.
+
+    Attributes:
+        name: name of the format.
+        columns: meaning -> name of a column that wins over others of that meaning.
+        needs_options: whether a table without options is an error.
+        texts_before_places: whether numbers that are options' texts throughout are those options.
+        images_by_id: whether images are named by an id, see `ImageFinder`.
+    """
+
+    name: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    needs_options: bool = False
+    texts_before_places: bool = False
+    images_by_id: bool = False
+
+
 @dataclass
 class _Split:
-    """What a table holds: the rows so far, with their answers as given."""
+    """What a table holds: rows, at first with answers as given, where they are, and what is wrong with some of them."""
 
-    rows: list[Row]
-    answers: list[str]
-    origins: list[str]
-    problems: list[list[str]]
-
-    def add(self, row: Row, answer: str, origin: str, problems: list[str]) -> None:
-        """Append a row with its answer as given, where it is, and what is wrong with it."""
-        self.rows.append(row)
-        self.answers.append(answer)
-        self.origins.append(origin)
-        self.problems.append(problems)
+    rows: list[Row] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    problems: dict[int, list[str]] = field(default_factory=dict)
 
 
 def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read the table of each split; rows of train and val need an answer, those of test may have one."""
-    prepared = Prepared("table", [], options.image_root)
-    finder = ImageFinder(Path(options.image_root))
+    return read_tables(arguments, options, Dialect("table"))
+
+
+def read_tables(arguments: Arguments, options: PrepareOptions, dialect: Dialect) -> Prepared:
+    """Read the table of each split as `dialect` has it."""
+    prepared = Prepared(dialect.name, [], options.image_root)
+    finder = ImageFinder(Path(options.image_root), by_id=dialect.images_by_id)
     splits: dict[str, _Split] = {}
     for split in SPLITS:
         source: Any = getattr(arguments, split)
@@ -78,20 +98,31 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
             continue
         try:
             table, where = _open(source, split, arguments.sheet, options.encoding, prepared.notes)
-            splits[split] = _read_split(table, where, split, arguments.columns, finder, prepared.notes)
+            columns = find_columns(
+                table.header,
+                f"{where}:1",
+                arguments.columns,
+                needs_answer=split != "test",
+                needs_options=dialect.needs_options,
+                own=dialect.columns,
+            )
+            splits[split] = _Split()  # keeps the rows before an error
+            _read_split(splits[split], table, columns, where, split, finder, prepared.notes)
         except InputError as error:
             prepared.problems.append(str(error))
     width = max((len(row.get("choices", ())) for found in splits.values() for row in found.rows), default=0)
     try:
-        _read_answers(splits, arguments.answer_from, prepared.notes)
+        _read_answers(splits, arguments.answer_from, dialect.texts_before_places, prepared.notes)
     except InputError as error:
         prepared.problems.append(str(error))
     for name, found in splits.items():
-        for row, origin, problems in zip(found.rows, found.origins, found.problems, strict=True):
+        for number, (row, origin) in enumerate(zip(found.rows, found.origins, strict=True)):
+            problems = found.problems.get(number, [])
             if width and "choices" not in row:
                 problems.append("has no options, unlike other rows")
             if problems:
                 prepared.problems.append(f"{origin}: {'; '.join(problems)}")
+            # Even with a problem a row is added, so that its image and its id are checked in the same run.
             if row["id"] and row["image_path"]:
                 prepared.add(name, row, origin)
     prepared.notes += [f"images found though their names differ: {n:,} {how}" for how, n in finder.counts.items()]
@@ -102,7 +133,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
             told = f'; train with --prompt_template "{ANY_PROMPT_TEMPLATE}"' if width == 4 else ""
             prepared.notes.append(f"{plural(fewer, 'row')} with fewer than {width} options{told}")
     else:
-        make_label_table(prepared, arguments.min_count, arguments.max_answers)
+        _make_label_table(prepared, arguments.min_count, arguments.max_answers)
     return prepared
 
 
@@ -113,65 +144,75 @@ def _open(source: Any, split: str, sheet: str, encoding: str, notes: list[str]) 
     return read_frame(source, f"the {split} DataFrame"), f"the {split} DataFrame"
 
 
-def _read_split(table: Table, where: str, split: str, said: str, finder: ImageFinder, notes: list[str]) -> _Split:
-    columns = find_columns(table.header, f"{where}:1", said, needs_answer=split != "test")
+def _read_split(
+    found: _Split, table: Table, columns: Columns, where: str, split: str, finder: ImageFinder, notes: list[str]
+) -> None:
     notes.append(f"{where}: {columns.shown(table.header)}")
     if columns.ignored:
         notes.append(f"{where}: columns ignored: {', '.join(columns.ignored)}")
     if "id" not in columns.places:
         notes.append(f"{where}: no ID column; rows are numbered from 1")
-    found = _Split([], [], [], [])
-    troubled, repeated = 0, 0
-    for number, (origin, cells) in enumerate(table.rows, start=1):
-        if troubled >= MAX_PROBLEMS:
+    repeated = 0
+    for number, (origin, cells) in enumerate(table.rows):
+        if len(found.problems) >= MAX_PROBLEMS:
             raise InputError(f"{origin}: too many problems before this row; the rest wasn't read")
-        if len(cells) != len(table.header):
-            row, answer = {"id": "", "image_path": ""}, ""
-            problems = [
-                f"{len(cells)} cells where the header has {len(table.header)} (a cell with a separator needs quotes)"
-            ]
+        if len(cells) == len(table.header):
+            row, problems = _read_row(cells, columns, table.header, number, split, finder)
         else:
-            row, answer, problems = _read_row(cells, columns, str(number), split, finder)
-        troubled += bool(problems)
-        repeated += len({comparable(choice) for choice in row.get("choices", ())}) < len(row.get("choices", ()))
-        found.add(row, answer, origin, problems)
+            row, problems = {"id": "", "image_path": ""}, [_misfit(cells, table.header)]
+        if problems:
+            found.problems[number] = problems
+        choices = row.get("choices", ())
+        repeated += len(set(map(comparable, choices))) < len(choices)
+        found.rows.append(row)
+        found.origins.append(origin)
     if not found.rows:
         raise InputError(f"{where} has a header but no rows")
     if table.blank:
-        notes.append(f"{where}: {table.blank:,} blank rows passed over")
+        notes.append(f"{where}: {plural(table.blank, 'blank row')} passed over")
     if repeated:
-        notes.append(f"{split}: {repeated:,} rows have the same text in two options")
-    _forget_unknown(found, split, notes)
-    return found
+        notes.append(f"{split}: {plural(repeated, 'row')} with the same text in two options")
+    if split == "test":
+        _forget_unknown(found, notes)
+
+
+def _misfit(cells: Sequence[Cell], header: Sequence[str]) -> str:
+    if not cells:
+        return "isn't an object with a name for each cell"
+    return f"{len(cells)} cells where the header has {len(header)} (text with a separator needs quotes)"
 
 
 def _read_row(
-    cells: Sequence[Cell], columns: Columns, number: str, split: str, finder: ImageFinder
-) -> tuple[Row, str, list[str]]:
-    """Return the index row of one row of a table, its answer as given, and what is wrong with it."""
+    cells: Sequence[Cell], columns: Columns, header: Sequence[str], number: int, split: str, finder: ImageFinder
+) -> tuple[Row, list[str]]:
+    """Return the index row of one row of a table, with its answer as given, and what is wrong with it."""
     problems: list[str] = []
     texts: dict[str, str] = {}
     for meaning, place in columns.places.items():
         cell = cells[place]
         if meaning != "options":
             texts[meaning] = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
-    empty = [name for name in ("id", "image", "question") if name in texts and not one_form(texts[name]).strip()]
+    empty = [name for name in ("id", "image", "question") if name in texts and is_blank(texts[name])]
     if empty:
-        problems.append(f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty")
-    row: Row = {"id": "" if "id" in empty else texts.get("id", number), "image_path": "", "question": texts["question"]}
+        named = ", ".join(header[columns.places[name]].strip() for name in empty)
+        problems.append(f"{named} {'is' if len(empty) == 1 else 'are'} empty")
+    name = "" if "id" in empty else texts.get("id", str(number + 1))
+    row: Row = {"id": name, "image_path": "", "question": texts["question"]}
     if "image" not in empty:
         row["image_path"], problem = finder.find(texts["image"], split)
         problems += [problem] if problem else []
     if columns.has_options:
         row["choices"], problem = _options(cells, columns)
         problems += [problem] if problem else []
+    if not is_blank(answer := texts.get("answer", "")):
+        row["answer"] = answer.strip()
     if "weight" in texts:
         weight = read_weight(texts["weight"])
         if weight is None:
             problems.append(f"weight {texts['weight'].strip()!r} isn't a number from 0 to {MAX_WEIGHT:g}")
         else:
             row["weight"] = weight
-    return row, one_form(texts.get("answer", "")).strip(), problems
+    return row, problems
 
 
 def _options(cells: Sequence[Cell], columns: Columns) -> tuple[list[str], str]:
@@ -181,11 +222,11 @@ def _options(cells: Sequence[Cell], columns: Columns) -> tuple[list[str], str]:
         if not all(isinstance(cell, str) for cell in given):
             return [], "an option is a list; give the column with --columns options=NAME"
         choices = [str(cell) for cell in given]
-        while choices and not one_form(choices[-1]).strip():  # a question of fewer options than the others
+        while choices and is_blank(choices[-1]):  # a question of fewer options than the others
             choices.pop()
     else:
         choices = split_options(cells[columns.places["options"]])
-    gap = next((place for place, choice in enumerate(choices) if not one_form(choice).strip()), None)
+    gap = next((place for place, choice in enumerate(choices) if is_blank(choice)), None)
     if gap is not None:
         return choices, f"option {LETTERS[gap] if gap < len(LETTERS) else gap + 1} is empty, but a later one isn't"
     if not 2 <= len(choices) <= len(LETTERS):
@@ -211,42 +252,40 @@ def split_options(cell: Cell) -> list[str]:
 # Answers
 
 
-def _forget_unknown(found: _Split, split: str, notes: list[str]) -> None:
-    """Take `?`, `-` and a column of one letter throughout for unknown answers, in a test split."""
-    if split != "test":
-        return
-    marks = sum(answer in UNKNOWN for answer in found.answers)
+def _forget_unknown(found: _Split, notes: list[str]) -> None:
+    """Take `?`, `-` and a column of one letter throughout for unknown answers."""
+    marks = [row for row in found.rows if one_form(row.get("answer", "")) in UNKNOWN]
     if marks:
-        notes.append(f"{split}: {marks:,} answers are {' or '.join(UNKNOWN)}: taken as unknown")
-        found.answers = ["" if answer in UNKNOWN else answer for answer in found.answers]
-    known = set(found.answers)
-    if len(found.answers) > 1 and len(known) == 1 and len(letter := known.pop()) == 1 and letter.isalpha():
-        notes.append(f"{split}: the answer is {letter} in every row: taken as unknown")
-        found.answers = [""] * len(found.answers)
+        notes.append(f"test: {len(marks):,} answers are {' or '.join(UNKNOWN)}: taken as unknown")
+    known = {row.get("answer", "") for row in found.rows}
+    if len(found.rows) > 1 and len(known) == 1 and len(letter := known.pop()) == 1 and letter.isalpha():
+        notes.append(f"test: the answer is {letter} in every row: taken as unknown")
+        marks = found.rows
+    for row in marks:
+        del row["answer"]
 
 
-def _read_answers(splits: Mapping[str, _Split], answer_from: str, notes: list[str]) -> None:
+def _read_answers(splits: Mapping[str, _Split], answer_from: str, texts_before_places: bool, notes: list[str]) -> None:
     """Write the answer of each row, a letter where it has options, and what is wrong with it.
 
     Raises:
         InputError: nobody can tell what the numbers in the column mean.
     """
-    first = _first_number(splits, answer_from, notes)
+    first = _first_number(splits, answer_from, texts_before_places, notes)
     for name, split in splits.items():
         counts: Counter[str] = Counter()
-        for row, given, problems in zip(split.rows, split.answers, split.problems, strict=True):
-            if not given:
-                if name != "test" and "question" in row:
-                    problems.append("answer is empty")
-            elif not row.get("choices"):
-                row["answer"] = given
-            else:
-                letter, problem = _letter(given, row["choices"], first)
-                problems += [problem] if problem else []
-                if letter:
-                    row["answer"] = letter
-                    counts["number" if first is not None and _is_number(given) else "text"] += given.upper() != letter
-        notes += [f"{name}: {n:,} answers given as the option's {how}" for how, n in counts.items() if n]
+        for number, row in enumerate(split.rows):
+            problem = ""
+            if "answer" not in row:
+                problem = "answer is empty" if name != "test" and "question" in row else ""
+            elif row.get("choices"):
+                given = one_form(row["answer"]).strip()
+                row["answer"], problem = _letter(given, row["choices"], first)
+                how = "number" if first is not None and _is_number(given) else "text"
+                counts[how] += not problem and given.upper() != row["answer"]
+            if problem:
+                split.problems.setdefault(number, []).append(problem)
+        notes += [f"{name}: {plural(n, 'answer')} given as the option's {how}" for how, n in counts.items() if n]
 
 
 def _letter(given: str, choices: Sequence[str], first: int | None) -> tuple[str, str]:
@@ -263,30 +302,28 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 3
 
 
-def _first_number(splits: Mapping[str, _Split], answer_from: str, notes: list[str]) -> int | None:
+def _first_number(
+    splits: Mapping[str, _Split], answer_from: str, texts_before_places: bool, notes: list[str]
+) -> int | None:
     """Return the number of the first option, 0 or 1, if the answers are places; None if they are letters or texts."""
     if answer_from != "auto":
         return None if answer_from == "text" else int(answer_from)
     places: list[tuple[int, int, str]] = []  # number, options of its row, where
     both: list[str] = []
-    texts = 0
     for split in splits.values():
-        for row, given, origin in zip(split.rows, split.answers, split.origins, strict=True):
+        for row, origin in zip(split.rows, split.origins, strict=True):
             choices = row.get("choices")
-            if not given or not choices:
+            if "answer" not in row or not choices:
                 continue
+            given = one_form(row["answer"]).strip()
+            is_place = _is_number(given) and int(given) <= len(choices)
             is_text = comparable(given) in map(comparable, choices)
-            if not _is_number(given):
-                texts += is_text
-                texts += given.upper() in LETTERS[: len(choices)]
-            elif int(given) > len(choices):
-                texts += is_text  # no place has this number
-            else:
+            if is_place:
                 places.append((int(given), len(choices), origin))
                 both += [f"{origin}: {given}"] if is_text else []
-    if not places:
-        return None
-    if texts:  # a column of places has no letters and no texts in it
+            elif is_text or given.upper() in LETTERS[: len(choices)]:
+                return None  # a column of places has no letters and no texts in it
+    if not places or (texts_before_places and len(both) == len(places)):
         return None
     ask = "Say with --answer_from text, 0 or 1 what the numbers are"
     if both:
@@ -303,3 +340,35 @@ def _first_number(splits: Mapping[str, _Split], answer_from: str, notes: list[st
         raise InputError(f"answers are numbers, and nothing shows whether they begin at 0 or at 1. {ask}.")
     notes.append(f"answers are places of options, counted from {0 if from_0 else 1} (so says {from_0 or from_1})")
     return 0 if from_0 else 1
+
+
+# Open-ended
+
+
+def _make_label_table(prepared: Prepared, min_count: int, max_answers: int) -> None:
+    """Fill the label table, most frequent answer first, and note how many rows have an answer that isn't in it.
+
+    Args:
+        prepared: the rows; it gets the table.
+        min_count: times an answer must occur.
+        max_answers: keep that many of them; 0: all.
+    """
+    spellings = Counter(
+        row["answer"] for split in ("train", "val") for row in prepared.splits.get(split, []) if "answer" in row
+    )
+    counts: Counter[str] = Counter()
+    commonest: dict[str, str] = {}
+    # Of equally frequent spellings, the one in the usual Unicode form comes first.
+    for spelling, count in sorted(spellings.items(), key=lambda s: (-s[1], s[0] != one_form(s[0]), s[0])):
+        counts[answer_key(spelling)] += count
+        commonest.setdefault(answer_key(spelling), spelling)
+    frequent = sorted((key for key in counts if counts[key] >= min_count), key=lambda key: (-counts[key], key))
+    frequent = frequent[: max_answers or None]
+    prepared.answers = [commonest[key] for key in frequent]
+    if not frequent and not prepared.problems:
+        prepared.problems.append(f"no answer occurs {plural(min_count, 'time')}: lower --min_count")
+    known = set(frequent)
+    for split, rows in prepared.splits.items():
+        outside = sum("answer" in row and answer_key(row["answer"]) not in known for row in rows)
+        if outside:
+            prepared.notes.append(f"{split}: {plural(outside, 'answer')} outside the label table (rows kept)")

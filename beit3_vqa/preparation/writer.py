@@ -6,6 +6,7 @@ complete, dataset.json at the very end. An error, Ctrl-C or a full disk before t
 
 import itertools
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tables import check_encoding
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
-from beit3_vqa.errors import InputError, plural
+from beit3_vqa.errors import SHOWN_PROBLEMS, InputError, plural
 from beit3_vqa.preparation.publish import publish, require_own_files, staging
 from beit3_vqa.preparation.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
 from beit3_vqa.runtime.bar import progress_bar
@@ -30,6 +31,14 @@ from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, missing, on
 
 Splits = dict[str, list[Row]]
 _NAMED = 3  # rows that stand for all others in a message
+# What a problem says -> what mends it, if many rows have it.
+_ADVICE = {
+    "answer is empty": "rows without an answer belong in --test",
+    "is none of the options": "--columns says which columns the options and the answer are",
+    "the ID ": "--columns id=NAME names another column",
+    "cells where the header has": "save the file anew from the spreadsheet, as CSV",
+    "is absolute": "keep the part below the image root in the column",
+}
 _MOST_FOLDERS = 100  # in which images are looked for that aren't where they should be
 
 
@@ -38,7 +47,7 @@ class PrepareOptions(Options):
     """Options that every format has; a wrong or contradictory one raises InputError."""
 
     data_path: str = option(MISSING, "folder to write")
-    image_root: str = option("", "folder that image paths start from; easy_vqa brings its own images")
+    image_root: str = option("", "folder that image paths start from, or a zip of it; easy_vqa brings its own images")
     val_ratio: float = option(
         0.15, "share of the training images for validation, if no validation file is given; 0: none", low=0, below=1
     )
@@ -132,6 +141,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         problems.append(str(error))
     if problems:
         title = f"prepare {prepared.format}: {len(problems)} problem{'s' * (len(problems) > 1)} found"
+        problems = _grouped(problems)
         advice = "Nothing was written."
         if bad > kept:
             advice += f" --skip_bad_images {bad} keeps the rows whose image can't be read."
@@ -183,6 +193,24 @@ def _template(splits: Splits, template: str) -> PromptTemplate:
     return PromptTemplate(ANY_PROMPT_TEMPLATE if default else template)
 
 
+_VALUE = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")  # what differs between rows with one fault
+
+
+def _grouped(problems: list[str]) -> list[str]:
+    """Return the problems; if they are too many to be listed, those of one kind as one line with a count."""
+    if len(problems) <= SHOWN_PROBLEMS:
+        return problems
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(_VALUE.sub("", problem), []).append(problem)
+    lines = []
+    for same in kinds.values():
+        advice = next((f" ({text})" for sign, text in _ADVICE.items() if sign in same[0]), "")
+        many = len(same) > _NAMED
+        lines += [f"{len(same):,} like these{advice}: {'; '.join(same[:_NAMED])}; ..."] if many else same
+    return lines
+
+
 def _shared(problems: list[str], prepared: Prepared, sizes: Mapping[str, tuple[int, int]]) -> list[str]:
     """Return the problems of images, or one line for all of them if a single mistake explains them."""
     root = Path(prepared.image_root)
@@ -194,8 +222,11 @@ def _shared(problems: list[str], prepared: Prepared, sizes: Mapping[str, tuple[i
     inside = (entry for entry in sorted(root.iterdir()) if entry.is_dir())
     for other in (root.absolute().parent, *itertools.islice(inside, _MOST_FOLDERS)):
         if all(is_file(other / path) for path in samples):
-            places = "; ".join(problems[:_NAMED])
-            return [f"{len(problems):,} rows' images are in {other}: give --image_root {other}. The first: {places}"]
+            found = {path for path in set(wrong) if is_file(other / path)}
+            there = [problem for problem, path in zip(problems, wrong, strict=True) if path in found]
+            places = "; ".join(there[:_NAMED])
+            line = f"{len(there):,} rows' images are in {other}: give --image_root {other}. The first: {places}"
+            return [line, *(p for p, path in zip(problems, wrong, strict=True) if path not in found)]
     return problems
 
 

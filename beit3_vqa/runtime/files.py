@@ -324,6 +324,11 @@ def one_form(text: str) -> str:
     return unicodedata.normalize("NFC", _INVISIBLE.sub("", text).translate(_WIDTHS))
 
 
+def is_blank(text: str) -> bool:
+    """Return whether nothing of a text can be seen."""
+    return not (text if text.isascii() else one_form(text)).strip()
+
+
 class _Widths(dict[int, str]):
     """Map a character to its ordinary width; each is looked up when it is first met."""
 

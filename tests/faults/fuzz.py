@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +46,8 @@ from beit3_vqa.models.names import build_model
 from beit3_vqa.preparation import prepare
 from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom
-from tests.faults.mutate import change_checkpoint, change_json, change_png, mutate
+from tests.faults.mutate import change_archive, change_checkpoint, change_json, change_png, mutate
+from tests.helpers import tables
 from tests.helpers.options import build_config
 
 MAX_SECONDS = 5.0
@@ -98,6 +100,12 @@ def targets(home: Path) -> dict[str, Target]:
         ),
         "visual7w": Target(_visual7w(), "x.json", _prepare("visual7w", "json", home / "out", images), change_json),
         "dacon": Target(_dacon(), "x.json", _prepare("dacon_json", "train", home / "out", images), change_json),
+        "lines": Target(tables.json_lines(), "x.jsonl", _prepare("table", "train", home / "out", images), change_json),
+        "xlsx": Target(tables.xlsx(), "x.xlsx", _prepare("table", "train", home / "out", images), change_archive),
+        "xls": Target(tables.xls(), "x.xls", _prepare("table", "train", home / "out", images)),
+        "parquet": Target(tables.parquet(home), "x.parquet", _prepare("table", "train", home / "out", images)),
+        "feather": Target(tables.feather(home), "x.feather", _prepare("table", "train", home / "out", images)),
+        "zip": Target(_zip(picture), "x.zip", _unpack(home), change_archive),
         "jpeg": Target(_image(picture, "JPEG"), "x.jpg", _look),
         "progressive": Target(_image(picture, "JPEG", progressive=True), "x.jpg", _look),
         "png": Target(_image(picture.convert("RGBA"), "PNG"), "x.png", _look, change_png),
@@ -133,6 +141,24 @@ def _visual7w() -> bytes:
 def _dacon() -> bytes:
     items = [{"image_id": "ab"[i % 2], "question": "무엇?", "answer": "teal", "question_id": f"Q{i}"} for i in range(4)]
     return json.dumps(items, ensure_ascii=False).encode()
+
+
+def _zip(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("a.jpg", "sub/b.jpg"):
+            archive.writestr(name, _image(picture, "JPEG"))
+    return buffer.getvalue()
+
+
+def _unpack(home: Path) -> Callable[[Path], Any]:
+    (home / "one.csv").write_text("id,img,question,A,B,answer\n1,a.jpg,Q?,x,y,A\n")
+
+    def read(path: Path) -> None:
+        options = PrepareOptions(str(home / "out" / "zip"), str(path), val_ratio=0, verify_images=False, check=True)
+        prepare("table", {"train": str(home / "one.csv")}, options)
+
+    return read
 
 
 def _image(picture: Image.Image, kind: str, **options: Any) -> bytes:

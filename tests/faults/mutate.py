@@ -115,3 +115,17 @@ def change_checkpoint(whole: bytes, rng: random.Random) -> bytes:
             # `.data/serialization_id` and the like decide nothing.
             new.writestr(name, mutate(content, rng) if name.endswith("data.pkl") else content)
     return buffer.getvalue()
+
+
+def change_archive(whole: bytes, rng: random.Random) -> bytes:
+    """Half of the inputs have a changed entry under check sums that are right: others stop at the check sums."""
+    if rng.random() < 0.5:
+        return mutate(whole, rng)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        names = old.namelist()
+        chosen = rng.choice(names)
+        for name in names:
+            content = old.read(name)
+            new.writestr(name, mutate(content, rng) if name == chosen else content)
+    return buffer.getvalue()

@@ -205,12 +205,21 @@ def test_hostile_csvs_are_refused_within_seconds(tmp_path, content, says):
 @pytest.mark.parametrize(("kind", "argument"), [("dacon_json", "train"), ("visual7w", "json")])
 def test_json_of_another_kind_lists_a_bounded_number_of_problems(tmp_path, kind, argument):
     items = [0] * (MAX_PROBLEMS + 5000)
-    (tmp_path / "x.json").write_text(json.dumps(items if kind == "dacon_json" else {"images": items}))
-    options = PrepareOptions(data_path=str(tmp_path / "out"), image_root=str(tmp_path))
+    good = {"question_id": 1, "image_id": "a", "question": "?", "answer": "x"}
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "x.json").write_text(json.dumps([good, *items] if kind == "dacon_json" else {"images": items}))
+    options = PrepareOptions(data_path=str(tmp_path / "out"), image_root=str(tmp_path), val_ratio=0.0)
     with pytest.raises(InputError, match=f"{MAX_PROBLEMS + 1} problems") as error:
         prepare(kind, {argument: str(tmp_path / "x.json")}, options)
     assert "isn't an object" in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_json_of_numbers_is_one_problem(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([0] * (MAX_PROBLEMS + 5000)))
+    options = PrepareOptions(data_path=str(tmp_path / "out"), image_root=str(tmp_path))
+    with pytest.raises(InputError, match=r"1 problem found\n.*x\.json: item 1 isn't an object"):
+        prepare("table", {"train": str(tmp_path / "x.json")}, options)
 
 
 def test_files_of_another_kind_are_not_read_to_the_end(tmp_path):

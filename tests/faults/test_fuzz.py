@@ -9,8 +9,11 @@ import pytest
 
 # Seconds are dearer for some than for others.
 SHORT = {"csv": 100, "jsonl": 60, "config": 60, "jpeg": 100, "progressive": 60, "png": 100, "checkpoint": 20,
-         "visual7w": 250, "dacon": 250, "answers": 100, "dataset": 100, "tokenizer": 250}  # fmt: skip
-LONG = dict.fromkeys(SHORT, 10_000) | dict.fromkeys(("visual7w", "dacon", "answers", "dataset", "tokenizer"), 2_000)
+         "visual7w": 250, "dacon": 250, "answers": 100, "dataset": 100, "tokenizer": 250,
+         "lines": 150, "xlsx": 60, "xls": 100, "parquet": 100, "feather": 100, "zip": 100}  # fmt: skip
+LONG = dict.fromkeys(SHORT, 10_000) | dict.fromkeys(
+    ("visual7w", "dacon", "answers", "dataset", "tokenizer", "lines", "xlsx", "xls", "parquet", "feather", "zip"), 2_000
+)
 
 
 def fuzz(counts, root):

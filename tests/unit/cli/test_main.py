@@ -354,13 +354,17 @@ def test_other_tools_names_lead_to_flags_and_commands_of_ours():
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("data.zip", "an archive; unpack it"), ("train.csv", "a table, not a folder")]
+    ("name", "says", "of_images"),
+    [
+        ("data.zip", "an archive; unpack it", "damaged, or no zip archive; the folder of the images is needed"),
+        ("train.csv", "a table, not a folder", "a table, not a folder"),
+    ],
 )
-def test_a_file_where_a_folder_belongs_is_called_what_it_is(tmp_path, capsys, name, says):
+def test_a_file_where_a_folder_belongs_is_called_what_it_is(tmp_path, capsys, name, says, of_images):
     (tmp_path / name).write_text("x")
     assert main(["finetune", "--output_dir", str(tmp_path / "out"), "--data_path", str(tmp_path / name)]) == 2
     assert says in capsys.readouterr().err
     prepare = ["prepare", "choices", "--train", str(tmp_path / "train.csv"), "--data_path", str(tmp_path / "data")]
     (tmp_path / "train.csv").write_text("ID,img_path,Question,A,B,C,D,answer\n1,a.jpg,What?,a,b,c,d,A\n")
     assert main([*prepare, "--image_root", str(tmp_path / name)]) == 2
-    assert says in capsys.readouterr().err
+    assert of_images in capsys.readouterr().err

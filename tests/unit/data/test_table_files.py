@@ -222,10 +222,14 @@ def archive(entries):
         (b"\x89PNG\r\n\x1a\n", "is an image"),
         (b"\x1f\x8b\x08", "gzip"),
         (archive({"train.csv": "a"}), "is a zip archive: unpack it"),
+        (archive({"a.png": "a", "b.txt": "b", "c.PNG": "c"}), "is a zip archive of images: give it as --image_root"),
+        (archive({"mimetype": "x", "content.xml": "x"}), "is an OpenDocument spreadsheet: save it as XLSX or CSV"),
+        (archive({"word/document.xml": "x"}), "is a Word document"),
+        (b"\xd0\xcf\x11\xe0" + "EncryptedPackage".encode("utf-16-le"), "an Excel workbook with a password"),
         (b"PK\x03\x04 and no more", "damaged spreadsheet or zip archive"),
         (archive({"xl/workbook.xml": "<"}), "can't be read as an Excel workbook"),
-        (b"PAR1 and no more", "can't be read as Parquet"),
-        (b"ARROW1 and no more", "can't be read as Feather"),
+        (b"PAR1 and no more", "can't be read as a Parquet file"),
+        (b"ARROW1 and no more", "can't be read as a Feather file"),
         (b"\xd0\xcf\x11\xe0 and no more", "can't be read as an Excel workbook"),
         (b"[1, 2]", "item 1 isn't an object"),
         (b"[]", "isn't a list of questions"),
@@ -246,7 +250,7 @@ def test_what_is_no_table_is_called_what_it_is(tmp_path, content, message):
 def test_a_spreadsheet_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("beit3_vqa.data.table_files.MAX_SOURCE", 10_000)
     (tmp_path / "t.xlsx").write_bytes(archive({"xl/workbook.xml": "x" * 20_000}))
-    with pytest.raises(InputError, match="would unpack to more than 10,000 bytes"):
+    with pytest.raises(InputError, match="would unpack to 20,000 bytes, more than 10,000"):
         read_table(tmp_path / "t.xlsx")
 
 

@@ -80,17 +80,18 @@ def test_korean_is_read_in_each_of_its_encodings(tmp_path, encoding):
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        ("ID,img_path".encode("utf-16"), "columns missing: Question"),
+        ("ID,img_path".encode("utf-16"), "no column for question, answer, options was recognised"),
         ("ID,img_path".encode("utf-16-le"), r"t\.csv:1: a NUL character"),
         (b"ID,img_path\n\xff\xfe\xfd,b", r"t\.csv:2: neither UTF-8 nor CP949"),
         ("ID\n고양이와 강아지".encode()[:-1], r"t\.csv:2: damaged UTF-8"),
         (b"ID\nab\0c", r"t\.csv:2: a NUL character"),
         (
             b"ID,img_path,Question,A,B,C\n1,2,3,4,5,6",
-            "columns missing: D, answer; columns found: ID, img_path, Question",
+            r"t\.csv:1: no column for answer was recognised; columns found: ID, img_path, Q.*--columns answer=NAME",
         ),
         (b"ID,img_path,Question,A,B,C,D,answer\n", "a header but no rows"),
-        (b"ID,img_path,Question,A,B,C,D,answer, Answer\n", "there twice: answer"),
+        (b"ID,img_path,Question,A,B,C,D,answer, Answer\n", "'answer' and 'Answer' may both be the answer"),
+        (b"ID,img_path,Question,answer\n1,2,3,4", "no column for options .* --columns options=NAME"),
         (b'ID,img_path,Question,A,B,C,D,answer\n1,a,"b\n,,', r"t\.csv:2: a quote opens .* never closes"),
         (b'ID,img_path,Question,A,B,C,D,answer\n1,a,"b"c,a,b,c,d,A', r"t\.csv:2: .*isn't valid CSV"),
         (b"ID,img_path,Question,A,B,C,D,answer\n1,2,3,4,5,6,7,A,9", r"t\.csv:2: 9 cells where the header has 8"),
@@ -112,10 +113,13 @@ def test_a_long_cell_is_read_whole(tmp_path):
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
-def test_a_csv_with_another_separator_is_refused_and_the_separator_named(tmp_path, separator, name):
+def test_a_csv_with_another_separator_is_read_and_the_separator_named(tmp_path, separator, name):
     path = tmp_path / "t.csv"
     path.write_text("\n".join(separator.join(row) for row in (HEADER, csv_rows(1)[0])), encoding="utf-8")
-    assert f"its cells are separated by {name}: save it with commas" in problems_of(path)
+    prepared = read_one(path)
+    assert prepared.problems == []
+    assert prepared.splits["train"][0]["choices"] == csv_rows(1)[0][3:7]
+    assert f"{path}: cells are separated by {name}" in prepared.notes
 
 
 def test_a_header_of_thousands_of_columns_is_cut_in_the_message(tmp_path):
@@ -144,8 +148,8 @@ def test_problems_name_the_line_of_the_file(tmp_path):
 def test_all_problems_of_a_row_are_in_one_line(tmp_path):
     prepared = one_row(tmp_path, ID=" ", A="", answer="E", weight="much")
     assert prepared.problems == [
-        f"{tmp_path / 't.csv'}:2: ID, A are empty; answer 'E' is none of the options "
-        "(A '', B 'a cup', C 'a rocket', D 'a woman'); weight 'much' isn't a number from 0 to 1e+12"
+        f"{tmp_path / 't.csv'}:2: ID is empty; option A is empty, but a later one isn't; weight 'much' isn't a number "
+        "from 0 to 1e+12; answer 'E' is none of the options (A '', B 'a cup', C 'a rocket', D 'a woman')"
     ]
 
 
@@ -177,7 +181,7 @@ def test_letters_and_texts_of_options_are_understood_as_answers(tmp_path, option
         (("B", "dog", "cow", "hen"), "B", "ambiguous: the letter B, or the text of option A"),
         (("cat", "b", "b", "hen"), "b", "ambiguous: the letter B, or the text of option C"),
         (("cat", "dog", "cow", "hen"), "E", "none of the options"),
-        (("cat", "dog", "cow", "hen"), "2", "none of the options"),
+        (("cat", "dog", "cow", "hen"), "2", "--answer_from text, 0 or 1"),
         (("cat", "dog", "cow", "hen"), "A.", "none of the options"),
         (("cat", "dog", "cow", "hen"), "  ", "answer is empty"),
         (("cat", "dog", "cow", "hen"), "\u200b", "answer is empty"),
@@ -194,7 +198,20 @@ def test_answers_given_as_text_and_repeated_options_are_counted(tmp_path):
     rows[0][-1] = "a cat"
     rows[1][4] = rows[1][3]
     notes = read_one(write_csv(tmp_path / "t.csv", rows)).notes
-    assert notes == ["train: 1 answer given as the option's text", "train: 1 row with the same text in two options"]
+    assert notes[1:] == ["train: 1 row with the same text in two options", "train: 1 answer given as the option's text"]
+
+
+def test_numbers_that_are_options_throughout_are_those_options(tmp_path):
+    """`table` would ask, since 2 may be the second option too; an SCPC file says the text."""
+    options = dict(zip("ABCD", ("2", "3", "1", "4"), strict=True))
+    assert one_row(tmp_path, **options, answer="3").splits["train"][0]["answer"] == "B"
+
+
+def test_the_formats_own_columns_win_over_others_of_that_meaning(tmp_path):
+    prepared = one_row(tmp_path, file="other.jpg", qid="7", label="D", q="?", choices="a|b")
+    assert prepared.problems == []
+    assert (prepared.splits["train"][0]["id"], prepared.splits["train"][0]["answer"]) == ("TRAIN_000", "A")
+    assert any("columns ignored: file, qid, label, q, choices" in note for note in prepared.notes)
 
 
 def test_answers_of_test_rows_are_kept(tmp_path):

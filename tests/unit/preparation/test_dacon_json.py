@@ -67,7 +67,7 @@ def test_an_image_folder_may_be_a_link(folder):
 
 
 def test_an_invisible_answer_is_refused(folder):
-    with pytest.raises(InputError, match="answer must be text and not empty"):
+    with pytest.raises(InputError, match=r"train\.json: item 2: answer is empty"):
         run(folder, train=[item(0, "yes"), item(1, "\u200b")])
 
 
@@ -112,8 +112,16 @@ def test_images_are_found_in_their_folder_or_the_root_with_any_extension(folder)
     assert rows_of(folder, "test")[0]["image_path"] == "test/img_0.jpg"
 
 
+def test_the_folder_of_the_split_comes_before_the_root_and_jpg_before_png(folder):
+    for name in ("img_3.jpg", "train/img_0.png", "train/img_0.jpeg"):
+        Image.new("RGB", (8, 8)).save(folder / "images" / name)
+    run(folder, {"val_ratio": 0}, train=[item(3), item(0), item(7, image="img_3.jpg")])
+    paths = [row["image_path"] for row in rows_of(folder, "train")]
+    assert paths == ["train/img_3.jpg", "train/img_0.jpg", "train/img_3.jpg"]
+
+
 def test_a_test_image_is_not_taken_from_train(folder):
-    with pytest.raises(InputError, match=r"test\.json: item 1: image .*test/img_1\.jpg"):
+    with pytest.raises(InputError, match=r"test\.json: item 1: image .*img_1' doesn't exist"):
         run(folder, train=[item(0), item(1)], test=[item(1)])
 
 
@@ -141,17 +149,17 @@ def test_numbers_as_ids_and_korean_answers_are_read(folder):
 
 
 def test_every_problem_is_named_with_its_item(folder):
-    bad = [item(0), item(0), 3, item(1, 5.5), {"question": "?"}, item(2, image="../../etc/passwd"), item(3, None)]
+    bad = [item(0), item(0), 3, item(1, " "), {"question": "?"}, item(2, image="../../etc/passwd"), item(3, None)]
     with pytest.raises(InputError) as error:
         run(folder, train=bad, test=[])
     text = str(error.value)
     for expected in (
         "train.json: item 2: the ID 'q0' is at",
         "train.json: item 3: isn't an object",
-        "train.json: item 4: answer must be text",
-        "train.json: item 5: question_id must be a number or text; image_id must be a number or text; answer must be",
+        "train.json: item 4: answer is empty",
+        "train.json: item 5: question_id, image_id are empty; answer is empty",
         "train.json: item 6: image path",
-        "train.json: item 7: answer must be text",
+        "train.json: item 7: answer is empty",
         "test.json isn't a list of questions",
     ):
         assert expected in text

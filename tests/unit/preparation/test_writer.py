@@ -342,3 +342,29 @@ def test_a_mistake_in_the_image_root_is_one_line_that_mends_it(images, train, ou
         lines = str(caught.value).splitlines()
         assert len(lines) == 3
         assert f"rows' images are in {images}: give --image_root {images}. The first: {train}:2" in lines[1]
+
+
+def test_a_fault_that_many_rows_share_is_one_line_with_a_count_and_what_mends_it(tmp_path, images, out):
+    rows = csv_rows(60)
+    for row in rows[:30]:
+        row[-1] = ""
+    rows[40][-1] = "E"
+    path = write_csv(tmp_path / "many.csv", rows)
+    with pytest.raises(InputError) as caught:
+        prepare("choices", {"train": str(path)}, PrepareOptions(out, images))
+    title, shared, single, _ = str(caught.value).splitlines()
+    assert "31 problems found" in title
+    places = "; ".join(f"{path}:{line}: answer is empty" for line in (2, 3, 4))
+    assert shared.strip() == f"30 like these (rows without an answer belong in --test): {places}; ..."
+    assert "many.csv:42: answer 'E' is none of the options" in single
+
+
+def test_images_elsewhere_are_one_line_and_the_others_stay_named(tmp_path, images, out):
+    rows = csv_rows(6)
+    rows[5][1] = "nowhere.jpg"
+    path = write_csv(tmp_path / "t.csv", rows)
+    (images / "empty").mkdir()
+    with pytest.raises(InputError) as caught:
+        prepare("choices", {"train": str(path)}, PrepareOptions(out, images / "empty"))
+    assert f"5 rows' images are in {images}: give --image_root {images}" in str(caught.value)
+    assert "t.csv:7: image" in str(caught.value)
