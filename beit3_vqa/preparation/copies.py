@@ -11,11 +11,13 @@ of 2,500 drawings of easy-VQA 131,074 pairs have hashes that are near, and 20 ar
 near copies only if their colours are. A turned or cropped picture isn't found.
 """
 
+import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -31,6 +33,7 @@ MAX_COLOUR = 24  # of 255 levels
 _NOISE = 2  # of 255 levels
 _SIDE = 8  # cells of a row of bits and of colours, and of a column
 _AT_LEAST = 8 * _SIDE  # pixels of the shorter side; a JPEG is decoded at that scale, which takes half the time
+_BEGINNING = 2**16  # bytes
 _COLOURS = 3 * _SIDE * _SIDE
 # A pair needs 5 nanoseconds to compare hashes and 300 to compare colours: this bounds the search to some seconds.
 MAX_HASHES = 500_000_000
@@ -122,24 +125,35 @@ def find_copies(looks: Mapping[str, Look], root: Path) -> Copies:
 
 
 def _exact_copies(looks: Mapping[str, Look], root: Path) -> dict[str, str]:
-    """Return image -> the first with the same SHA-256; only files that look the same and are as long are read again."""
-    alike: dict[Look, list[str]] = defaultdict(list)
-    for name in sorted(looks):
-        alike[looks[name]].append(name)
-    doubtful = [name for names in alike.values() if len(names) > 1 for name in names]
+    """Return image -> the first with the same SHA-256, for images that have such a copy.
+
+    Only files that look the same and are equally long are read again. Of those that weren't decoded, such as bitmaps of
+    one size, the beginnings tell most apart.
+    """
+    names = sorted(looks)
+    keys: Mapping[str, tuple[Look, str]] = {name: (look, "") for name, look in looks.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checksums = pool.map(lambda name: _checksum(resolve_image_path(root, name)), doubtful)
-        same: dict[str, list[str]] = defaultdict(list)
-        for name, checksum in zip(doubtful, checksums, strict=True):
-            same[checksum].append(name)
-    return {name: names[0] for found, names in same.items() if found and len(names) > 1 for name in names}
+        for checksum in (_checksum_of_beginning, file_sha256):
+            counts = Counter(keys[name] for name in names)
+            names = [name for name in names if counts[keys[name]] > 1]
+            found = pool.map(partial(_checksum, checksum, root), names)
+            keys = {name: (looks[name], one) for name, one in zip(names, found, strict=True)}
+    same: dict[tuple[Look, str], list[str]] = defaultdict(list)
+    for name in names:
+        same[keys[name]].append(name)
+    return {name: found[0] for found in same.values() if len(found) > 1 for name in found}
 
 
-def _checksum(path: Path) -> str:
+def _checksum(checksum: Callable[[Path], str], root: Path, name: str) -> str:
     try:
-        return file_sha256(path)
+        return checksum(resolve_image_path(root, name))
     except OSError:  # somebody has just removed it
-        return ""
+        return f"can't be read: {name}"
+
+
+def _checksum_of_beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(_BEGINNING)).hexdigest()
 
 
 def group_alike(bits: Hashes, colours: NDArray[np.uint8]) -> tuple[Places, bool]:

@@ -136,7 +136,8 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
         splits, division_notes = _divide(prepared.splits, options, copies)
         notes += division_notes
     except InputError as error:
-        problems.append(str(error))
+        told = "; with --group_near_copies, near copies count as one image" if options.group_near_copies else ""
+        problems.append(f"{error}{told}")
     try:
         tokenizer = Tokenizer(options.sentencepiece_model) if options.sentencepiece_model else None
     except InputError as error:

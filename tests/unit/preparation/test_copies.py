@@ -83,6 +83,28 @@ def test_without_decoding_only_exact_copies_are_found(tmp_path):
     assert not found.decoded
 
 
+def test_of_files_that_were_not_decoded_the_beginnings_tell_most_apart(tmp_path, monkeypatch):
+    for name, colours in {"a": (1, 2), "b": (3, 2), "c": (1, 4), "d": (1, 2)}.items():  # the lower and the upper half
+        image = Image.new("RGB", (200, 300), (colours[1],) * 3)
+        image.paste((colours[0],) * 3, (0, 150, 200, 300))
+        image.save(tmp_path / f"{name}.bmp")
+    read = []
+    monkeypatch.setattr(copies, "file_sha256", lambda path: read.append(path.name) or path.read_bytes().hex())
+    looks = {path.name: look_at(path, decode=False) for path in tmp_path.iterdir()}
+    assert len(set(looks.values())) == 1
+    assert find_copies(looks, tmp_path).exact == {"a.bmp": "a.bmp", "d.bmp": "a.bmp"}
+    assert sorted(read) == ["a.bmp", "c.bmp", "d.bmp"]
+
+
+def test_a_file_that_vanishes_between_the_two_looks_is_no_copy(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
+        photograph("rocket.jpg").save(tmp_path / name)
+    looks = {path.name: look_at(path, decode=True) for path in tmp_path.iterdir()}
+    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "c.jpg").unlink()
+    assert find_copies(looks, tmp_path).exact == {"b.jpg": "b.jpg", "d.jpg": "b.jpg"}
+
+
 def test_files_that_only_seem_the_same_are_read(tmp_path):
     photograph("rocket.jpg").save(tmp_path / "a.jpg")
     content = bytearray((tmp_path / "a.jpg").read_bytes())
@@ -325,5 +347,9 @@ def test_group_near_copies_says_when_it_cant_do_anything(tmp_path, copied):
         PrepareOptions(tmp_path / "out", images, group_near_copies=True, verify_images=False)
     options = PrepareOptions(tmp_path / "out", images, group_near_copies=True, val_ratio=0)
     assert "--group_near_copies changes nothing" in prepare("choices", train, options).text()
+    rows = [[str(number), f"{number}_2.jpg", "What?", *ANIMALS, "A"] for number in range(4)]
+    alike = {"train": str(write_csv(tmp_path / "alike.csv", rows))}
+    with pytest.raises(InputError, match=r"have 1 image.*with --group_near_copies, near copies count as one image"):
+        prepare("choices", alike, PrepareOptions(tmp_path / "alike", images, group_near_copies=True))
     with pytest.raises(InputError, match="give --group_near_copies with --folds"):
         prepare("easy_vqa", {}, PrepareOptions(tmp_path / "easy", group_near_copies=True))
