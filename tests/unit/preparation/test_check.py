@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from beit3_vqa.cli.main import main
@@ -140,6 +142,27 @@ def test_options_that_only_case_marks_or_an_article_tell_apart_are_equal():
         "2 rows with options that are equal but for case, marks or an article, the right one among them in 1"
         in lines(find({"train": rows}, ALONE, None))
     )
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(["a", "an", "the", "A", "cat", "Cat", " ", "  ", ".", "!", "'", "é", "\0"]), max_size=5
+        ).map("".join),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_rows_whose_options_all_differ_are_told_by_a_quick_look(choices):
+    keys = {check._plain(choice) for choice in choices}
+    assert not check._all_differ(choices) or len(keys) == len(choices)
+    found = find({"train": [row(0, choices=choices, answer=None)]}, ALONE, None)
+    assert found["equal_options"]["rows"] == (len(keys) < len(choices))
+
+
+def test_the_quick_look_spares_ordinary_rows_the_slow_one():
+    assert check._all_differ(["a cat", "A dog.", "the cup", "an 'oak'"])
+    assert not check._all_differ(["a cat", "Cat."])
 
 
 def answers(letters, widths):
