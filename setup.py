@@ -48,6 +48,8 @@ setup(
     package_data={
         "beit3_vqa": ["py.typed", "apps/attention.js", "apps/serve/page/*"],
         "beit3_vqa.apps.report": ["*.j2", "*.css", "*.js"],
+        "beit3_vqa.data": ["*.css"],
+        "beit3_vqa.preparation": ["*.j2", "*.css"],
     },
     install_requires=[
         "torch>=2.6",  # before it, files read as plain data could run code (CVE-2025-32434)

@@ -75,6 +75,22 @@ def open_image(path: str | Path, max_pixels: int | None = None, at_least: int | 
             return _decoded(image, name, at_least)
 
 
+def open_with_size(path: str | Path, at_least: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Return what `open_image` does with that `at_least`, and the (width, height) that it returns without.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    with _opened(Path(path)) as (file, name):
+        if _is_for_another_process(file):
+            image = decode_apart(str(path), None, name)
+            return image, image.size
+        with _header(file, name, None) as header:
+            width, height = header.size  # before a JPEG gets a smaller one
+            image = _decoded(header, name, at_least)
+            return image, (height, width) if _orientation(header) in _SWAPS_SIDES else (width, height)
+
+
 def decode_here(path: str, max_pixels: int | None) -> Image.Image:
     """Decode an image as `open_image` does, but in this process whatever its format."""
     with _opened(Path(path)) as (file, name), _header(file, name, max_pixels) as image:

@@ -5,7 +5,7 @@ import os
 import posixpath
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -182,19 +182,21 @@ def read_classes(data_path: Path) -> list[str]:
     return classes
 
 
-def split_by_image(rows: Sequence[Row], val_ratio: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split_by_image(
+    rows: Sequence[Row], val_ratio: float, seed: int, key: Callable[[Row], str] = image_key
+) -> tuple[list[Row], list[Row]]:
     """Split rows into (train, val) so that no image is on both sides.
 
     About `val_ratio` of the images go to val: of each majority answer the same share, as near as whole images allow
     (largest remainder). Each side gets at least one image. The split depends on the rows and the seed, not on the rows'
-    order, which each side keeps.
+    order, which each side keeps. Images are the same if the `key` of their rows is.
 
     Raises:
         InputError: there are fewer than two images, or `val_ratio` isn't between 0 and 1.
     """
     if not 0 < val_ratio < 1:
         raise InputError(f"the share of images for validation must lie between 0 and 1, not {val_ratio}")
-    groups = _images_by_answer(rows, seed)
+    groups = _images_by_answer(rows, seed, key)
     total = sum(map(len, groups))
     if total < 2:
         raise InputError(
@@ -207,32 +209,33 @@ def split_by_image(rows: Sequence[Row], val_ratio: float, seed: int) -> tuple[li
     for index in by_remainder[: wanted - sum(quotas)]:
         quotas[index] += 1
     val_images = {image for group, quota in zip(groups, quotas, strict=True) for image in group[:quota]}
-    train_rows = [row for row in rows if image_key(row) not in val_images]
-    return train_rows, [row for row in rows if image_key(row) in val_images]
+    train_rows = [row for row in rows if key(row) not in val_images]
+    return train_rows, [row for row in rows if key(row) in val_images]
 
 
-def assign_folds(rows: Sequence[Row], folds: int, seed: int) -> list[int]:
+def assign_folds(rows: Sequence[Row], folds: int, seed: int, key: Callable[[Row], str] = image_key) -> list[int]:
     """Return the fold (0 to folds - 1) of each row: all rows of an image in one, images dealt out answer by answer.
 
-    The numbers of images of two folds differ by at most one, in all and for each majority answer.
+    The numbers of images of two folds differ by at most one, in all and for each majority answer. Images are the same
+    if the `key` of their rows is.
 
     Raises:
         InputError: there are fewer images than folds, or fewer than 2 folds.
     """
     if folds < 2:
         raise InputError(f"there must be at least 2 folds, not {folds}")
-    images = [image for group in _images_by_answer(rows, seed) for image in group]
+    images = [image for group in _images_by_answer(rows, seed, key) for image in group]
     if len(images) < folds:
         raise InputError(f"can't make {folds} folds by image: the training rows have {plural(len(images), 'image')}")
     fold_of = {image: position % folds for position, image in enumerate(images)}
-    return [fold_of[image_key(row)] for row in rows]
+    return [fold_of[key(row)] for row in rows]
 
 
-def _images_by_answer(rows: Sequence[Row], seed: int) -> list[list[str]]:
+def _images_by_answer(rows: Sequence[Row], seed: int, key: Callable[[Row], str]) -> list[list[str]]:
     """Group images by the answer that most of their rows have; shuffle the groups and the images in them."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        answers[image_key(row)][str(row.get("answer", row.get("label", "")))] += 1
+        answers[key(row)][str(row.get("answer", row.get("label", "")))] += 1
     groups: dict[str, list[str]] = defaultdict(list)
     for image in sorted(answers):
         majority = min(answers[image].items(), key=lambda item: (-item[1], item[0]))[0]

@@ -51,6 +51,10 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
         kept = set(sorted({row["image_path"] for row in splits["train"]})[: arguments.train_images])
         splits["train"] = [row for row in splits["train"] if row["image_path"] in kept]
     if options.val_ratio and not options.folds:
+        if options.group_near_copies:
+            raise InputError(
+                "easy_vqa cuts its validation split by its own answers: give --group_near_copies with --folds"
+            )
         # Cut here, by the open-ended answers, so that both modes validate on the same images: a model trained on the
         # one and fine-tuned on the other hasn't seen them.
         splits["train"], splits["val"] = split_by_image(splits["train"], options.val_ratio, options.seed)

@@ -47,6 +47,7 @@ class Summary:
         notes: what was interpreted, counted or left aside.
         files: names of the files in `data_path`.
         check: whether this was only a check, which writes no file.
+        findings: what somebody should know before training; None if nobody looked.
     """
 
     format: str
@@ -60,6 +61,7 @@ class Summary:
     notes: tuple[str, ...]
     files: tuple[str, ...]
     check: bool
+    findings: tuple[str, ...] | None = None
 
     def numbers(self) -> dict[str, Any]:
         """Return the numbers that dataset.json keeps, as plain data."""
@@ -80,13 +82,14 @@ class Summary:
     def text(self) -> str:
         """Return the summary as lines for a terminal."""
         files = "none: this was a check" if self.check else f"{', '.join(self.files)} in {self.data_path}"
-        sections = {
+        sections: dict[str, Sequence[str]] = {
             self.format: ["every row and image is fine" if self.check else "prepared"],
             "rows": ["  ".join(f"{split} {count:,}" for split, count in self.rows.items())],
             "answers": self._answer_lines(),
             "images": [_sizes_text(self.images, self.sizes)],
             "prompts": [_prompts_text(self.prompts, sum(self.rows.values()))],
             "changes": ["0 rows dropped", *self.notes],
+            "findings": () if self.findings is None else self.findings or ("nothing stands out",),
             "files": [files],
         }
         width = max(map(len, sections)) + 2

@@ -16,13 +16,15 @@ from pathlib import Path
 from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE, DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.images import image_size, open_image, resolve_image_path
-from beit3_vqa.data.index import DatasetInfo, image_paths, path_key
+from beit3_vqa.data.images import resolve_image_path
+from beit3_vqa.data.index import DatasetInfo, image_key, image_paths, path_key
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tables import check_encoding
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import SHOWN_PROBLEMS, InputError, plural
+from beit3_vqa.preparation import check, check_page
+from beit3_vqa.preparation.copies import Copies, Look, find_copies, look_at
 from beit3_vqa.preparation.publish import publish, require_own_files, staging
 from beit3_vqa.preparation.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
 from beit3_vqa.runtime.bar import progress_bar
@@ -61,6 +63,9 @@ class PrepareOptions(Options):
     train_tokenizer: int = option(0, "train a tokenizer of that many ids on the training texts; 0: none", low=0)
     check: bool = option(False, "read every row, open every image, report every problem, and write nothing")
     verify_images: bool = option(True, "decode every image, not only its header")
+    group_near_copies: bool = option(
+        False, "keep near copies of an image on one side of the split that --val_ratio or --folds makes"
+    )
     skip_bad_images: int = option(0, "keep up to N rows whose image can't be read, and name them", metavar="N", low=0)
     prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question, to count tokens")
 
@@ -74,6 +79,8 @@ class PrepareOptions(Options):
             raise InputError(
                 "--train_tokenizer makes a tokenizer and --sentencepiece_model names one: give one of them"
             )
+        if self.group_near_copies and not self.verify_images:
+            raise InputError("--group_near_copies compares decoded images: leave --no_verify_images out")
         check_encoding(self.encoding)
         PromptTemplate(self.prompt_template)
 
@@ -118,7 +125,8 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
     Raises:
         InputError: problems of every kind at once; then nothing is written.
     """
-    sizes, image_problems = _check_images(prepared, options.verify_images)
+    looks, image_problems = _check_images(prepared, options.verify_images)
+    sizes = {image: look.size for image, look in looks.items()}
     bad = len(image_problems) if is_folder(prepared.image_root) else 0  # else no image was looked at
     kept = bad if bad <= options.skip_bad_images else 0
     if kept:
@@ -130,11 +138,15 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
     if not problems and not any(prepared.splits.values()):
         problems.append("there isn't a single row")
     splits, notes, tokenizer = prepared.splits, [*prepared.notes], None
+    has_questions = prepared.task == index.VQACUSTOM.name
+    wanted = not problems and (has_questions or options.group_near_copies)
+    copies = find_copies(looks if wanted else {}, Path(prepared.image_root))
     try:
-        splits, division_notes = _divide(prepared.splits, options)
+        splits, division_notes = _divide(prepared.splits, options, copies)
         notes += division_notes
     except InputError as error:
-        problems.append(str(error))
+        told = "; with --group_near_copies, near copies count as one image" if options.group_near_copies else ""
+        problems.append(f"{error}{told}")
     try:
         tokenizer = Tokenizer(options.sentencepiece_model) if options.sentencepiece_model else None
     except InputError as error:
@@ -158,6 +170,11 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             tokenizer = train_tokenizer(prompts, options.train_tokenizer, folder / index.TOKENIZER_FILE)
             files.append(index.TOKENIZER_FILE)
             notes.append(f"tokenizer trained on {plural(len(prompts), 'prompt')}: {tokenizer.vocab_size:,} ids")
+        findings = None
+        if has_questions:
+            found = check.find(splits, copies, tokenizer)
+            findings = tuple(check.tell(found, cut_here="val" not in prepared.splits))
+            files[:0] = check_page.write_check(folder, found, findings, prepared.format, Path(prepared.image_root))
         stale = _stale_files(data_path, files, prepared)
         # The record also keeps the files of other formats in this folder.
         before = require_own_files(data_path, folder, files, stale)
@@ -177,6 +194,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
             notes=tuple(notes),
             files=(*files, index.INFO_FILE),
             check=options.check,
+            findings=findings,
         )
         root, numbers = Path(prepared.image_root), summary.numbers()
         info = DatasetInfo(root, prepared.format, options.seed, summary.rows, numbers, written)
@@ -247,8 +265,8 @@ def _repeated_ids(prepared: Prepared) -> list[str]:
     return problems
 
 
-def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """Return path -> (width, height) in pixels of the images that can be read, and a problem for each other row.
+def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, Look], list[str]]:
+    """Return path -> what was seen of each image that can be read, and a problem for each other row.
 
     `decode` reads every pixel, not only the header.
     """
@@ -258,10 +276,9 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int
     if not root.is_dir():
         return {}, [missing("image folder", root)]
 
-    def look(image_path: str) -> tuple[int, int] | InputError:
+    def look(image_path: str) -> Look | InputError:
         try:
-            path = resolve_image_path(root, image_path)
-            return open_image(path).size if decode else image_size(path)
+            return look_at(resolve_image_path(root, image_path), decode)
         except InputError as error:
             return error
 
@@ -273,30 +290,39 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, tuple[int
         warnings.simplefilter("ignore")
         progress = progress_bar(pool.map(look, paths.values()), "images", len(paths), unit="image")
         found = dict(zip(paths, progress, strict=True))
-    sizes = {image: size for image, size in found.items() if not isinstance(size, InputError)}
+    looks = {image: seen for image, seen in found.items() if not isinstance(seen, InputError)}
     problems = [
         f"{origin}: {found[path_key(path)]}"
         for split, rows in prepared.splits.items()
         for row, origin in zip(rows, prepared.origins[split], strict=True)
         for path in image_paths(row)
-        if path_key(path) not in sizes
+        if path_key(path) not in looks
     ]
-    return sizes, problems
+    return looks, problems
 
 
-def _divide(splits: Splits, options: PrepareOptions) -> tuple[Splits, list[str]]:
+def _divide(splits: Splits, options: PrepareOptions, copies: Copies) -> tuple[Splits, list[str]]:
     """Return the final splits in order, with folds or a validation split cut from train, and notes about them."""
     divided, notes = dict(splits), []
     train = splits.get("train", [])
+    grouped = ", near copies together" if options.group_near_copies else ""
+
+    def key(row: Row) -> str:
+        image = image_key(row)
+        return copies.near.get(image, image) if grouped else image
+
     if train and options.folds:
-        folds = index.assign_folds(train, options.folds, options.seed)
+        folds = index.assign_folds(train, options.folds, options.seed, key)
         divided["train"] = [{**row, "fold": fold} for row, fold in zip(train, folds, strict=True)]
-        notes.append(f"{options.folds} folds in train, by image")
+        notes.append(f"{options.folds} folds in train, by image{grouped}")
         if "val" not in splits:
             notes.append("no validation split: each fold serves as one in turn")
     elif train and "val" not in splits and options.val_ratio:
-        divided["train"], divided["val"] = index.split_by_image(train, options.val_ratio, options.seed)
-        notes.append(f"validation split cut from train by image, ratio {options.val_ratio:g}, seed {options.seed}")
+        divided["train"], divided["val"] = index.split_by_image(train, options.val_ratio, options.seed, key)
+        of = f"ratio {options.val_ratio:g}, seed {options.seed}{grouped}"
+        notes.append(f"validation split cut from train by image, {of}")
+    elif grouped:
+        notes.append("--group_near_copies changes nothing: neither a validation split nor folds were made")
     images = {split: {path_key(path) for row in rows for path in image_paths(row)} for split, rows in divided.items()}
     for other in ("val", "test"):
         shared = len(images.get("train", set()) & images.get(other, set()))

@@ -77,6 +77,8 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_licence(wheel):
         assert [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
     assert packed == {path.relative_to(ROOT).as_posix() for path in files}
     assert {"beit3_vqa/apps/serve/page/index.html", "beit3_vqa/apps/report/page.html.j2"} <= packed
+    pages = ("data/page.css", "preparation/check.css", "preparation/check.html.j2")
+    assert {f"beit3_vqa/{name}" for name in pages} <= packed
 
 
 def test_the_sdist_holds_what_builds_it(built):

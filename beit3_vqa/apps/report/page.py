@@ -1,11 +1,9 @@
 """The data in the template: one file that loads nothing."""
 
-import base64
 import hashlib
 import json
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,8 @@ from beit3_vqa import __version__
 from beit3_vqa.apps.report.collect import ReportRun
 from beit3_vqa.apps.report.content import blocks, page_data
 from beit3_vqa.apps.report.thumbnails import make_thumbnails
+from beit3_vqa.data import page
+from beit3_vqa.data.page import csp_sha256, read_part, read_style
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import is_file, real_path, write_text
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_PAGE = 29_000_000  # bytes, pictures included
 MAX_PICTURES = 22_000_000  # bytes
 SCRIPTS = ("charts.js", "summary.js", "gallery.js", "detail.js", "page.js")
+_PACKAGE = "beit3_vqa.apps.report"
 SHARED = "attention.js"  # drawn in serve's page too
 # What could end a script element, or begin a comment in one. JSON knows these characters in strings alone.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
@@ -68,7 +69,7 @@ def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") ->
     data, pictures = page_data(runs, image_root)
     text = page_json(data)
     thumbnails = make_thumbnails(pictures, max(0, min(MAX_PICTURES, MAX_PAGE - len(text.encode()))))
-    style, script = _part("style.css"), _script()
+    style, script = read_style(_PACKAGE, "style.css"), _script()
     return write_text(
         path,
         template.generate(
@@ -76,9 +77,9 @@ def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") ->
             runs=_mark([run.path for run in runs]),
             version=__version__,
             style=style,
-            style_sha256=_sha256(style),
+            style_sha256=csp_sha256(style),
             script=script,
-            script_sha256=_sha256(script),
+            script_sha256=csp_sha256(script),
             data=text,
             thumbnails=[page_json(block) for block in blocks(thumbnails)],
         ),
@@ -96,23 +97,13 @@ def _title(runs: Sequence[ReportRun]) -> str:
 
 def read_template() -> "jinja2.Template":
     """Read the page's template; raise InputError if jinja2 isn't installed, which is best found out first."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise InputError(f'a report needs jinja2 ({error}): pip install "beit3_vqa[report]".') from error
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    # Ours, and page_json's, which is escaped as an element of a page needs it.
-    return environment.from_string(_part("page.html.j2"))
-
-
-def _part(name: str, package: str = "beit3_vqa.apps.report") -> str:
-    return files(package).joinpath(name).read_text(encoding="utf-8")
+    # What it marks as safe is ours, and page_json's, which is escaped as an element of a page needs it.
+    return page.read_template(_PACKAGE, "page.html.j2", "a report")
 
 
 def _script() -> str:
-    return '(() => {\n"use strict";\n' + "\n".join([_part(SHARED, "beit3_vqa.apps"), *map(_part, SCRIPTS)]) + "})();\n"
-
-
-def _sha256(text: str) -> str:
-    """Return the hash by which a Content-Security-Policy names an inline element."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return (
+        '(() => {\n"use strict";\n'
+        + "\n".join([read_part("beit3_vqa.apps", SHARED), *(read_part(_PACKAGE, name) for name in SCRIPTS)])
+        + "})();\n"
+    )

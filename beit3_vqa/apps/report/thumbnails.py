@@ -1,17 +1,12 @@
 """Small pictures for the page, as many and as large as fit."""
 
-import base64
-import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
-from beit3_vqa.data.images import open_image
+from beit3_vqa.data.page import encode_thumbnail
 from beit3_vqa.engine.logging import Progress
-from beit3_vqa.errors import ImageError
 
 # Longest side in pixels and WebP's quality, from a few hundred pictures to some ten thousand.
 STEPS = ((480, 80), (400, 75), (320, 70), (256, 65), (208, 60), (176, 55), (144, 50), (112, 45), (80, 40), (48, 35))
@@ -44,7 +39,7 @@ def make_thumbnails(paths: Sequence[Path | None], budget: int) -> list[str]:
 def _first_step(sample: list[Path], count: int, budget: int) -> int:
     """Return the index of the largest step at which `count` pictures like those of the sample would fit."""
     for place, step in enumerate(STEPS):
-        mean = sum(len(_encode(path, *step)) for path in sample) / max(1, len(sample))
+        mean = sum(len(encode_thumbnail(path, *step)) for path in sample) / max(1, len(sample))
         if mean * count * MARGIN <= budget:
             return place
     return len(STEPS) - 1
@@ -72,16 +67,4 @@ def _in_threads(paths: Sequence[Path | None], step: tuple[int, int]) -> Iterator
     """Encode pictures in threads, since Pillow decodes and encodes without Python's lock."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for start in range(0, len(paths), 256):  # a few in memory, and an early end if they don't fit
-            yield from pool.map(lambda path: _encode(path, *step) if path else "", paths[start : start + 256])
-
-
-def _encode(path: Path, side: int, quality: int) -> str:
-    """Return base64 of a picture, its longest side at most `side` pixels; empty if it can't be read."""
-    try:
-        image = open_image(path, at_least=side)
-    except ImageError:
-        return ""
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    image.save(content, "WEBP", quality=quality, method=4)
-    return base64.b64encode(content.getvalue()).decode("ascii")
+            yield from pool.map(lambda path: encode_thumbnail(path, *step) if path else "", paths[start : start + 256])

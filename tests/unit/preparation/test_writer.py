@@ -211,7 +211,8 @@ def test_an_earlier_run_is_replaced_and_its_other_splits_removed(tmp_path, train
     summary = prepare("choices", {"train": train}, PrepareOptions(out, images))
     assert names(out) == sorted([*summary.files, "mine.txt", "previous-1"])
     assert "vqacustom.test.jsonl of an earlier run removed" in summary.text()
-    assert names(out / "previous-1") == ["dataset.json", "vqacustom.test.jsonl"]  # the others are the same
+    kept = ["check.html", "check.json", "dataset.json", "vqacustom.test.jsonl"]  # the others are the same
+    assert names(out / "previous-1") == kept
 
 
 def test_replaced_files_of_prepare_are_kept_in_previous_1(train, images, out, capsys):
@@ -222,11 +223,15 @@ def test_replaced_files_of_prepare_are_kept_in_previous_1(train, images, out, ca
     prepare("choices", {"train": train}, PrepareOptions(out, images, seed=5))
     assert f"kept in {out / 'previous-1'}" in capsys.readouterr().out
     kept = {path.name: path.read_bytes() for path in (out / "previous-1").iterdir()}
-    assert set(kept) == {"dataset.json", "vqacustom.train.jsonl", "vqacustom.val.jsonl"}
+    indexes = {"vqacustom.train.jsonl", "vqacustom.val.jsonl"}
+    assert set(kept) == {"check.html", "check.json", "dataset.json", *indexes}
     assert all(before[name] == content != (out / name).read_bytes() for name, content in kept.items())
 
 
-@pytest.mark.parametrize("name", ["answer2label.txt", "vqacustom.train.jsonl", "vqacustom.test.jsonl", "tokenizer.spm"])
+@pytest.mark.parametrize(
+    "name",
+    ["answer2label.txt", "vqacustom.train.jsonl", "vqacustom.test.jsonl", "tokenizer.spm", "check.html", "check.json"],
+)
 @pytest.mark.parametrize("prepared_before", [True, False])
 def test_files_that_prepare_did_not_write_are_never_replaced(train, images, out, name, prepared_before):
     out.mkdir(parents=True)
