@@ -397,7 +397,9 @@ class Predictor:
     def _task_for(self, options: int) -> Task:
         """Return the task for questions with at most so many options."""
         task = self.components.task
-        return task.with_options(options) if options != task.num_classes and options and self._any_number else task
+        if not options or options == task.num_classes or not self._any_number:
+            return task
+        return task.from_checkpoint(self.components.config, {"answers": list(LETTERS[:options])}, self.checkpoint)
 
 
 def load(

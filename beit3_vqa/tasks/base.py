@@ -21,7 +21,7 @@ from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.predictions import get_suffix, predictions_file, publish_results, write_metrics, write_predictions
 from beit3_vqa.data.rows import QUESTIONS, Row, RowFormat, Rows
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, PredictionsInfo
-from beit3_vqa.errors import InputError, NotFiniteError, one_line
+from beit3_vqa.errors import NotFiniteError, one_line
 from beit3_vqa.models.base import Processor
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.runtime.files import staged
@@ -162,10 +162,6 @@ class Task(ABC):
         Raises:
             InputError: nothing tells what the outputs mean.
         """
-
-    def with_options(self, number: int) -> "Task":
-        """Return the task for questions with `number` options; InputError if it can't answer them."""
-        raise InputError(f"the model chooses among {self.num_classes} options; {number} were given.")
 
     # What it may write: data, batches, outputs and results that are out of the ordinary
 

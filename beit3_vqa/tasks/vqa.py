@@ -104,10 +104,6 @@ class VQACustom(Task):
                 )
             print(f"{where} has no answer table of its own; using {table}")
 
-    def with_options(self, number: int) -> "VQACustom":
-        """Return the task for questions with `number` options, whose answers are their letters."""
-        return type(self)(AnswerTable(LETTERS[:number]), self.config, self._folder)
-
     def example(self, row: Row, place: int) -> Example:
         """Return a question with the labels that the table gives its answer."""
         return build_question(row, self.answers)
