@@ -1,10 +1,13 @@
 """Fine-tune BEiT-3 on your own visual question answering data.
 
-From Python, three lines:
+From Python, with pandas:
 
-    import beit3_vqa
-    model = beit3_vqa.load("OUT/checkpoint-best.pth")
-    print(model.predict("cat.jpg", "What is on the mat?", ["a cat", "a dog", "a hat", "nothing"]))
+    import pandas as pd, beit3_vqa
+    data = beit3_vqa.prepare(pd.read_csv("train.csv"), image_root="images", data_path="data")
+    run = beit3_vqa.fit(data, model="beit3_base_patch16_480", finetune="beit3_base.pth", epochs=5, output_dir="out")
+    predictor = beit3_vqa.load("out/checkpoint-best.pth")
+    answers = predictor.predict_frame(pd.read_csv("test.csv"), image_root="images")
+    print(predictor.predict("cat.jpg", "What is on the mat?", ["a cat", "a dog", "a hat", "nothing"]))
 
 After `beit3_vqa.register_with_timm()`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.
 Importing the package changes nothing outside it.
@@ -16,15 +19,33 @@ from typing import TYPE_CHECKING
 from beit3_vqa.errors import InputError
 
 if TYPE_CHECKING:
-    from beit3_vqa.engine.predictor import load
+    from beit3_vqa.engine.fitting import TrainedRun, fit
+    from beit3_vqa.engine.predictor import Predictor, load
     from beit3_vqa.models.names import register_with_timm
+    from beit3_vqa.preparation.frames import prepare
 
 __version__ = "0.2.0.dev0"
-__all__ = ["InputError", "__version__", "load", "register_with_timm"]
+__all__ = [
+    "InputError",
+    "Predictor",
+    "TrainedRun",
+    "__version__",
+    "fit",
+    "load",
+    "prepare",
+    "register_with_timm",
+]
 
 
 # Name -> its module, imported when it is asked for: torch takes seconds to load, and `--help` shouldn't.
-_LATER = {"load": "beit3_vqa.engine.predictor", "register_with_timm": "beit3_vqa.models.names"}
+_LATER = {
+    "Predictor": "beit3_vqa.engine.predictor",
+    "TrainedRun": "beit3_vqa.engine.fitting",
+    "fit": "beit3_vqa.engine.fitting",
+    "load": "beit3_vqa.engine.predictor",
+    "prepare": "beit3_vqa.preparation.frames",
+    "register_with_timm": "beit3_vqa.models.names",
+}
 
 
 def __getattr__(name: str) -> object:

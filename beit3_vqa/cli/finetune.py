@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from beit3_vqa.cli.flags import add_option, command, given
-from beit3_vqa.config.config import DEFAULT_OF, GROUPS, option_fields, read_config_values
+from beit3_vqa.config.config import GROUPS, option_fields
 from beit3_vqa.config.resolve import DEFAULTS, TITLES, GivenOptions
 
 # Flags of upstream that no longer do anything -> how many values they take, and why, or what does it instead.
@@ -71,14 +71,7 @@ def options_from(parsed: argparse.Namespace) -> GivenOptions:
         strategy = STRATEGY_OF_STAGE[parsed.zero_stage]
         values.setdefault("strategy", strategy)
         print(f"--zero_stage {parsed.zero_stage} is --strategy {strategy} here")
-    from_file = read_config_values(parsed.config) if parsed.config else {}
-    if from_file.get("model_key") == DEFAULT_OF["model_key"]:
-        del from_file["model_key"]  # the file holds the default, which nobody asked for
-    if from_file.pop("trust_checkpoint", False):
-        print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
-    if values.get("eval"):
-        from_file.pop("finetune", None)  # what that run started from, not what it became
-    return GivenOptions(from_file | values, typed_flags=frozenset(values))
+    return GivenOptions.with_config(values, parsed.config or "")
 
 
 add = command("finetune", "train, resume and evaluate; the same as run_beit3_finetuning.py", add_options, run)

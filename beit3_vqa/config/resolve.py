@@ -12,9 +12,18 @@ An option's value comes from the last of these that has one:
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from beit3_vqa.config.config import DEFAULT_OF, GROUP_OF, GROUPS, NOTHING, RunConfig, option_kinds
+from beit3_vqa.config.config import (
+    DEFAULT_OF,
+    GROUP_OF,
+    GROUPS,
+    NOTHING,
+    RunConfig,
+    option_kinds,
+    read_config_values,
+)
 from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.fields import typed
@@ -59,6 +68,22 @@ class GivenOptions:
 
     def __post_init__(self) -> None:
         resolve(self)  # only for its errors, before any file is opened
+
+    @classmethod
+    def with_config(cls, values: Mapping[str, Any], file: str | Path = "") -> "GivenOptions":
+        """Return the options that a user typed, which take precedence over those of a config.json.
+
+        Raises:
+            InputError: the file can't be read, or options contradict each other.
+        """
+        from_file = read_config_values(file) if file else {}
+        if from_file.get("model_key") == DEFAULT_OF["model_key"]:
+            del from_file["model_key"]  # the file holds the default, which nobody asked for
+        if from_file.pop("trust_checkpoint", False):
+            print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
+        if values.get("eval"):
+            from_file.pop("finetune", None)  # what that run started from, not what it became
+        return cls(from_file | dict(values), typed_flags=frozenset(values))
 
     def __contains__(self, name: str) -> bool:
         return name in self.values

@@ -105,6 +105,11 @@ def _decoded(image: ImageFile.ImageFile, name: str, at_least: int | None = None)
         if at_least is not None:
             image.draft(None, (at_least, at_least))
     image.load()
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded image in mode RGB, turned as its EXIF says, as `open_image` returns a file's."""
     turn = _UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
     return rgb if turn is None else rgb.transpose(turn)
@@ -192,17 +197,8 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
 def _header(file: IO[bytes], name: str, max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
     """Yield the image with its header read and its size checked; ImageError if it is too large."""
     with Image.open(Watched(file, name), formats=_formats()) as image:
-        width, height = image.size
         photograph = image.format in _JPEG and image.mode != "CMYK"
-        most = max_pixels or (MAX_JPEG_PIXELS if photograph else MAX_IMAGE_PIXELS)
-        if width * height > most:
-            raise ImageError(f"image {name} has {width} x {height} pixels, more than {most:,}: scale it down")
-        if max(width, height) > MAX_IMAGE_SIDE:
-            raise ImageError(
-                f"image {name} has {width} x {height} pixels, a side of more than {MAX_IMAGE_SIDE:,}: cut it"
-            )
-        if width < 1 or height < 1:
-            raise ImageError(f"image {name} has {width} x {height} pixels: replace it")
+        check_size(image.size, f"image {name}", max_pixels or (MAX_JPEG_PIXELS if photograph else MAX_IMAGE_PIXELS))
         yield image
 
 
@@ -230,6 +226,17 @@ def _register_heif(name: str) -> None:
         ) from error
     register_heif_opener(thumbnails=False)
     _formats.cache_clear()
+
+
+def check_size(size: tuple[int, int], name: str, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    """Raise ImageError, which begins with `name`, if an image of (width, height) pixels is empty or too large."""
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(f"{name} has {width} x {height} pixels, more than {max_pixels:,}: scale it down")
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise ImageError(f"{name} has {width} x {height} pixels, a side of more than {MAX_IMAGE_SIDE:,}: cut it")
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has {width} x {height} pixels: replace it")
 
 
 def _is_for_another_process(file: IO[bytes]) -> bool:
@@ -342,10 +349,27 @@ class ImageCache:
         self.at_least = at_least
         self.bytes = 0
         self._images: OrderedDict[str, Image.Image] = OrderedDict()
+        self._held: dict[str, Image.Image] = {}
+
+    @contextmanager
+    def holding(self, name: str, image: Image.Image) -> Iterator[None]:
+        """Let `open(name)` return an image that is in no file, mode RGB, as long as the context lasts."""
+        self._held[name] = image
+        try:
+            yield
+        finally:
+            del self._held[name]
+
+    def clear(self) -> None:
+        """Forget every image, as its file may have changed."""
+        self._images.clear()
+        self.bytes = 0
 
     def open(self, path: str | Path) -> Image.Image:
         """Return the image as `open_image` does; it is shared, so don't change it in place."""
         name = str(path)
+        if name in self._held:
+            return self._held[name]
         image = self._images.get(name)
         if image is not None:
             self._images.move_to_end(name)

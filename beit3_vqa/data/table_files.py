@@ -8,6 +8,7 @@ import datetime
 import importlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -213,6 +214,10 @@ def _cell(value: Any, where: str, name: str) -> Cell:
     """Return what JSON, Parquet or a DataFrame has in a cell as text, or a list as a list of texts."""
     if value is None:
         return ""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "tolist"):  # numpy's numbers and arrays
+        value = value.tolist()
     if isinstance(value, str):
         if len(value) > MAX_CELL:
             raise InputError(f"{where}: {short(name)} has more than {MAX_CELL:,} characters")

@@ -123,7 +123,7 @@ class Components:
         return BatchLoader(
             dataset,
             partial(self.task.collate, processor=self.processor),
-            self.step_size.batch_size if training else self._eval_batch_size(),
+            self.step_size.batch_size if training else self.eval_batch_size,
             shuffle=training,
             seed=config.run.seed,
             weights=weights,
@@ -133,7 +133,9 @@ class Components:
             bad_images=self.bad_images,
         )
 
-    def _eval_batch_size(self) -> int:
+    @property
+    def eval_batch_size(self) -> int:
+        """Return how many examples a forward pass of evaluation has."""
         return self.config.optim.eval_batch_size or max(1, int(self.step_size.batch_size * 1.5))
 
     def _texts(self, examples: Iterator[Example]) -> str:

@@ -1,31 +1,39 @@
-"""Ask a trained model single questions: `load` a checkpoint, then `Predictor.predict`."""
+"""Ask a trained model: `load` a checkpoint, then `Predictor.predict` one question, or `predict_frame` a whole table."""
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.decoding import memory_for
+from beit3_vqa.data.given_images import GivenImage, read_given_image
 from beit3_vqa.data.images import image_size
 from beit3_vqa.data.rows import LETTERS
+from beit3_vqa.data.table_files import read_frame
 from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
+from beit3_vqa.engine.answer_table import Columns, answer_columns, answer_rows, evaluate_rows
 from beit3_vqa.engine.build import Components, build, load_for_inference, resolve_checkpoint_config
+from beit3_vqa.engine.checkpoint.folder import BEST, checkpoints, deepspeed_weights
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import read_temperature
 from beit3_vqa.engine.checkpoint.portable import checkpoint_file
 from beit3_vqa.engine.checkpoint.resume import check_same_fingerprints
 from beit3_vqa.engine.checkpoint.validate import validate_content
-from beit3_vqa.engine.evaluator import finite
-from beit3_vqa.errors import InputError
+from beit3_vqa.engine.evaluator import finite, naming
+from beit3_vqa.errors import InputError, short
+from beit3_vqa.preparation.questions import Questions, read_questions
 from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task, as_beit3
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_OPTIONS = 10  # limit for models that take any number of options
 EVALUATE = "`beit3-vqa finetune --eval --resume FILE` evaluates it on a split."
@@ -48,8 +56,52 @@ class PreparedQuestion:
     size: tuple[int, int]
 
 
+def as_text(value: object, what: str) -> str:
+    """Return a question or an option as text; a number as Python shows it.
+
+    Raises:
+        InputError: it is missing (None, NaN), or neither text nor number; the message begins with `what`.
+    """
+    if hasattr(value, "item"):  # a number of numpy or torch
+        value = value.item() if getattr(value, "size", 1) == 1 else value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if is_missing(value):
+        raise InputError(f"{what} is missing ({value}).")
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise InputError(f"{what} is {short(value)}: give text.")
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a value is None, NaN, or pandas' NA or NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float) and value != value
+
+
+def as_choices(choices: Any) -> tuple[str, ...]:
+    """Return options as texts, from a list, a tuple, a pandas Series or an array; missing ones at the end are left out.
+
+    Raises:
+        InputError: they are one text, have no order, or one of them is neither text nor number.
+    """
+    if choices is None:
+        return ()
+    if isinstance(choices, (str, bytes, set, frozenset)) or not hasattr(choices, "__iter__"):
+        raise InputError(f"the options are {short(choices)}: give a list of texts, one for each option.")
+    given = list(choices.values()) if isinstance(choices, dict) else list(choices)
+    while given and is_missing(given[-1]):  # a row of a table with fewer options than others
+        given.pop()
+    return tuple(as_text(one, f"option {_letter(place)}") for place, one in enumerate(given))
+
+
+def _letter(place: int) -> str:
+    return LETTERS[place] if place < len(LETTERS) else str(place + 1)
+
+
 def check_question(question: str, choices: Sequence[str], option_counts: range) -> None:
-    """Raise InputError if the question or an option is empty, two options are equal, or their number is wrong.
+    """Raise InputError if the question or an option is empty, or the number of options is wrong.
 
     Args:
         question: as text.
@@ -58,18 +110,22 @@ def check_question(question: str, choices: Sequence[str], option_counts: range) 
     """
     if not question.strip():
         raise InputError("the question is empty.")
-    if any(not choice.strip() for choice in choices) or len(set(choices)) < len(choices):
-        raise InputError(f"the options must differ, and none may be empty: {', '.join(map(repr, choices))}.")
+    if any(not choice.strip() for choice in choices):
+        raise InputError(f"of the options none may be empty: {', '.join(map(repr, choices))}.")
+    problem = number_problem(len(choices), option_counts)
+    if problem:
+        raise InputError(f"the model {problem}.")
+
+
+def number_problem(options: int, option_counts: range) -> str:
+    """Return what the model does instead of answering a question with so many options; empty if it answers."""
     if not option_counts:
-        if choices:
-            raise InputError("the model answers open-ended questions: leave the choices out.")
-        return
+        return "answers open-ended questions: leave the choices out" if options else ""
     fewest, most = option_counts[0], option_counts[-1]
     wanted = f"{fewest} to {most}" if most > fewest else f"{fewest}"
-    if not choices:
-        raise InputError(f"the model answers multiple-choice questions: give {wanted} choices.")
-    if len(choices) not in option_counts:
-        raise InputError(f"the model chooses among {wanted} options; {len(choices)} were given.")
+    if not options:
+        return f"answers multiple-choice questions: give {wanted} choices"
+    return "" if options in option_counts else f"chooses among {wanted} options; {options} were given"
 
 
 @contextmanager
@@ -92,12 +148,32 @@ def naming_saved_options(where: str) -> Iterator[None]:
 
 
 class Predictor:
-    """A trained model, ready for questions; made by `load` from `checkpoint`."""
+    """A trained model, ready for questions; made by `load` from `checkpoint`. `print` shows what it is."""
 
     def __init__(self, components: Components, checkpoint: str, temperature: float = 1.0):
         self.components = components
         self.checkpoint = checkpoint
         self.temperature = temperature
+
+    def __repr__(self) -> str:
+        """Return model, answers, checkpoint and device in four lines."""
+        components, counts = self.components, self.option_counts
+        if counts:
+            most = f" to {counts[-1]}" if len(counts) > 1 else ""
+            answers = f"{counts[0]}{most} options, answered by a letter"
+        else:
+            answers = f"open-ended, {components.task.num_classes:,} answers"
+        if not components.task.spec.supports_questions:
+            answers = "no single questions"
+        parameters = sum(parameter.numel() for parameter in components.model.parameters())
+        device = f"{components.precision.device}, {components.precision.name}"
+        lines = {
+            "model": f"{components.config.model.model}, {parameters:,} parameters",
+            "answers": f"{answers} (task {components.task.spec.name})",
+            "checkpoint": self.checkpoint,
+            "device": device + (f", temperature {self.temperature:g}" if self.temperature != 1 else ""),
+        }
+        return "\n".join(["Predictor", *(f"  {name:<12}{text}" for name, text in lines.items())])
 
     @property
     def option_counts(self) -> range:
@@ -119,33 +195,168 @@ class Predictor:
         """Return whether the model scores each option by itself."""
         return self.components.family.any_number_of_options or self.components.task.forwards_per_example > 1
 
-    def predict(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> Prediction:
+    def predict(self, image: GivenImage, question: str, choices: Sequence[object] = ()) -> Prediction:
         """Answer one question about one image.
 
         Args:
-            image: a file.
+            image: a path; a Pillow image; a uint8 array (height, width, 3) of RGB or (height, width) of grey; or the
+                bytes of an image file. All have the limits that files have.
             question: as text.
-            choices: the options, as many as `option_counts` allows; empty for an open-ended model.
+            choices: the options, as many as `option_counts` allows, as a list, a tuple or a pandas Series; numbers
+                become text, two may be equal; empty for an open-ended model.
+
+        Returns:
+            its `answer` is a letter if there are options, else text; `probabilities` are in [0, 1].
 
         Raises:
-            InputError: the image can't be read, the number of options is wrong, or the task has no questions.
+            InputError: the image can't be read, an option is missing or no text, the number of options is wrong, or
+                the task has no questions.
             NotFiniteError: the model's outputs aren't finite.
         """
+        self.components.processor.images.clear()  # a file may hold another image than at the last question
         return self.predict_many([self.prepare(image, question, choices)])[0]
 
-    def prepare(self, image: str | Path, question: str, choices: Sequence[str] = ()) -> PreparedQuestion:
+    def prepare(self, image: GivenImage, question: str, choices: Sequence[object] = ()) -> PreparedQuestion:
         """Check a question and read its image: the part of `predict` that needs no model. Not thread-safe.
 
         Raises:
             InputError: as `predict`.
         """
-        task = self.components.task
-        if not task.spec.supports_questions:
-            raise InputError(f"the model was trained on {task.spec.name}, which has no single questions. {EVALUATE}")
-        check_question(question, choices, self.option_counts)
-        example = Example(id="0", image_path=str(image), question=question, choices=tuple(choices))
-        with memory_for(str(image)):
-            return PreparedQuestion(example, task.tensors(example, None, self.components.processor), image_size(image))
+        task, processor = self.components.task, self.components.processor
+        self._require_questions()
+        question, texts = as_text(question, "the question"), as_choices(choices)
+        check_question(question, texts, self.option_counts)
+        is_path = isinstance(image, (str, Path))
+        given = None if is_path else read_given_image(image)
+        name = str(image) if given is None else "(given)"
+        example = Example(id="0", image_path=name, question=question, choices=texts)
+        with memory_for(name), processor.images.holding(name, given) if given is not None else nullcontext():
+            tensors = task.tensors(example, None, processor)
+            return PreparedQuestion(example, tensors, image_size(name) if given is None else given.size)
+
+    def _require_questions(self) -> None:
+        spec = self.components.task.spec
+        if not spec.supports_questions:
+            raise InputError(f"the model was trained on {spec.name}, which has no single questions. {EVALUATE}")
+
+    def predict_frame(
+        self,
+        frame: "pd.DataFrame",
+        image_root: str | Path = ".",
+        *,
+        columns: Columns = "",
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        skip_bad_images: int = 0,
+    ) -> "pd.DataFrame":
+        """Answer the question in each row of a pandas DataFrame.
+
+        Args:
+            frame: questions; columns are recognised by their names as `beit3-vqa prepare table` does. Answers that it
+                may have aren't looked at. It isn't changed.
+            image_root: the folder that image paths start from.
+            columns: what columns mean if their names don't say it, such as `{"image": "file", "question": "text",
+                "options": ("opt1", "opt5")}`, or the text of `--columns`.
+            batch_size: questions in a forward pass; None: as in evaluation.
+            num_workers: processes that read images; None: none for a few rows, else as many as in evaluation.
+            skip_bad_images: how many images may be unreadable; their rows are answered from the text alone.
+
+        Returns:
+            A copy with the same index in the same order, and more columns: `answer` (a letter if there are options,
+            else text), `probability` (of that answer, in [0, 1]), then for options `p_A`, `p_B`, ... (NaN where a row
+            has no such option), for open-ended questions the next likeliest as `answer_2`, `probability_2`, to 5. With
+            `skip_bad_images` also `problem`, empty where there is none. A column of such a name is replaced.
+
+        Raises:
+            InputError: a column isn't recognised, or rows can't be answered: all of them are listed, by index.
+            NotFiniteError: the model's outputs aren't finite.
+        """
+        questions = self._read_frame(frame, image_root, columns)
+        predictions = self.answer(questions, batch_size, num_workers, skip_bad_images)
+        answered = frame.copy()
+        for name, values in self.columns(predictions, with_problems=skip_bad_images > 0).items():
+            answered[name] = values
+        return answered
+
+    def evaluate_frame(
+        self,
+        frame: "pd.DataFrame",
+        image_root: str | Path = ".",
+        *,
+        columns: Columns = "",
+        answer_from: str = "auto",
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        skip_bad_images: int = 0,
+    ) -> dict[str, Any]:
+        """Answer the question in each row of a DataFrame, and return how good the answers are.
+
+        Args:
+            frame: questions with their answers: letters, options' texts or numbers.
+            image_root, columns, batch_size, num_workers, skip_bad_images: as for `predict_frame`.
+            answer_from: what a number in the answer column is: auto, text (of an option), 0 or 1 (its place from
+                there).
+
+        Returns:
+            The metrics that `--eval` writes to metrics.json: `accuracy` in percent, `accuracy_interval`, `loss`,
+            `calibration` and so on. The baselines count these answers, since a frame has no training rows.
+
+        Raises:
+            InputError: as `predict_frame`, or a row has no answer, or one that is none of its options.
+            NotFiniteError: the model's outputs aren't finite.
+        """
+        questions = self._read_frame(frame, image_root, columns, answer_from, answers=True)
+        if not questions.rows:
+            raise InputError("the DataFrame has no rows to evaluate.")
+        predictions = self.answer(questions, batch_size, num_workers, skip_bad_images)
+        return evaluate_rows(predictions, self.temperature)
+
+    def _read_frame(
+        self,
+        frame: "pd.DataFrame",
+        image_root: str | Path,
+        columns: Columns,
+        answer_from: str = "auto",
+        *,
+        answers: bool = False,
+    ) -> Questions:
+        if not hasattr(frame, "iloc") or not hasattr(frame, "columns"):
+            hint = " pandas.read_csv reads a file." if isinstance(frame, (str, Path)) else ""
+            raise InputError(f"a pandas DataFrame is needed, this is {short(frame)}.{hint}")
+        where = "the DataFrame"
+        if not len(frame):
+            return Questions(where, tuple(map(str, frame.columns)))
+        questions = read_questions(read_frame(frame, where), where, image_root, columns, answer_from, answers=answers)
+        if len(questions.cells) < len(frame):
+            empty = frame.index[(frame.isna() | (frame == "")).all(axis=1)]
+            questions.problems += [f"{where}, row {short(label)}: has no value at all" for label in empty]
+        return questions
+
+    def answer(
+        self,
+        questions: Questions,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        skip_bad_images: int = 0,
+    ) -> list[Prediction]:
+        """Answer the questions of a table in batches; see `predict_frame` for arguments and errors."""
+        self._require_questions()
+        counts = [len(row.get("choices", ())) for row in questions.rows]
+        if len(counts) == len(questions.origins):  # else rows are missing, and the problems say why
+            asked = [number_problem(count, self.option_counts) for count in counts]
+            told = zip(asked, questions.origins, strict=True)
+            questions.problems += [f"{origin}: the model {problem}" for problem, origin in told if problem]
+        questions.check()
+        if not questions.rows:
+            return []
+        self.components.processor.images.clear()  # as in `predict`
+        task, limits = self._task_for(max(counts)), (batch_size, num_workers, skip_bad_images)
+        with naming(self.checkpoint):
+            return answer_rows(self.components, task, questions, self.temperature, *limits)
+
+    def columns(self, predictions: Sequence[Prediction], *, with_problems: bool = False) -> dict[str, list[Any]]:
+        """Return name -> values of the columns that `predict_frame` adds, a value for each prediction."""
+        return answer_columns(predictions, self.components.task, with_problems=with_problems)
 
     def predict_many(self, asked: Sequence[PreparedQuestion]) -> list[Prediction]:
         """Answer B questions, which have the same number of options, in one forward pass.
@@ -178,14 +389,17 @@ class Predictor:
 
     def _batch(self, asked: Sequence[PreparedQuestion]) -> tuple[Task, Batch]:
         """Return the task for the questions, all of one number of options, and them as a batch on the device."""
-        task = self.components.task
-        options = len(asked[0].example.choices)
-        if options and options != task.num_classes and self._any_number:
-            answers = {"answers": list(LETTERS[:options])}
-            task = task.from_checkpoint(self.components.config, answers, self.checkpoint)
+        task = self._task_for(len(asked[0].example.choices))
         inputs = task.collate([one.inputs for one in asked], self.components.processor)
         batch = Batch(inputs, tuple(one.example for one in asked))
         return task, batch.to(self.components.precision.device)
+
+    def _task_for(self, options: int) -> Task:
+        """Return the task for questions with at most so many options."""
+        task = self.components.task
+        if not options or options == task.num_classes or not self._any_number:
+            return task
+        return task.from_checkpoint(self.components.config, {"answers": list(LETTERS[:options])}, self.checkpoint)
 
 
 def load(
@@ -198,7 +412,8 @@ def load(
     """Load a trained model from one of your checkpoints, with everything else that it needs.
 
     Args:
-        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`, or a folder that `export` made of one.
+        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`; the folder of a run, of which the best checkpoint is
+            taken, else the newest; or a folder that `export` made.
         device: auto, cpu, cuda, cuda:N or mps.
         sentencepiece_model: the tokenizer, if tokenizer.spm is no longer beside the checkpoint.
         pretrained: CLIP: folder of the model that was fine-tuned, if it has moved since.
@@ -211,10 +426,26 @@ def load(
     watch_spinning()
     places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
-    path = checkpoint_file(Path(checkpoint))
+    path = _find_checkpoint(Path(checkpoint))
     components = load_components(path, given)
     components.model.to(components.precision.device).eval()
-    return Predictor(components, str(checkpoint), read_temperature(path) or 1.0)
+    name = path if path.name == BEST or path.suffix == ".pth" else checkpoint  # an export is its folder
+    return Predictor(components, str(name), read_temperature(path) or 1.0)
+
+
+def _find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path means: a file, or the best, else the newest, of a folder."""
+    file = checkpoint_file(path)
+    if not file.is_dir():
+        return file
+    if (file / BEST).is_file():
+        return file / BEST
+    found = checkpoints(file)
+    if not found:
+        theirs = deepspeed_weights(file)
+        hint = f" It holds {theirs[-1]}, of a run with DeepSpeed." if theirs else ""
+        raise InputError(f"--checkpoint {path}: is a folder without a checkpoint.{hint}")
+    return found[-1]
 
 
 def load_components(path: Path, given: dict[str, str]) -> Components:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from beit3_vqa.config.config import RunConfig
+from beit3_vqa.data.images import ImageCache
 from beit3_vqa.data.transforms import TrainTransform
 from beit3_vqa.data.types import AttentionMap, Example, Inputs
 from beit3_vqa.errors import InputError
@@ -59,6 +60,7 @@ class Processor(Protocol):
     """A family's way from examples to the inputs of its models: its own pixels and tokens."""
 
     max_tokens: int
+    images: ImageCache
 
     def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
         """Return tensors and lists of one example; with an `rng`, augment as in training.

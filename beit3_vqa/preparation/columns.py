@@ -58,6 +58,23 @@ class Columns:
         return "  ".join(parts)
 
 
+def as_flag(columns: str | Mapping[str, str | Sequence[str]]) -> str:
+    """Return a mapping of meanings to columns as the text of `--columns`; a text stays as it is.
+
+    Options are one column that holds a list, or a list of columns, of which the first and the last are named.
+
+    Raises:
+        InputError: a column's name can't be written in that text.
+    """
+    if isinstance(columns, str):
+        return columns
+    said = {meaning: list(name) if isinstance(name, (list, tuple)) else [name] for meaning, name in columns.items()}
+    for meaning, names in said.items():
+        if not names or not all(isinstance(name, str) and "," not in name for name in names):
+            raise InputError(f"columns: {meaning} is {short(columns[meaning])}: give a column's name, without a comma.")
+    return ",".join(f"{m}={names[0]}" + (f":{names[-1]}" if len(names) > 1 else "") for m, names in said.items())
+
+
 def plain(name: str) -> str:
     """Return a column's name without case, Unicode form, spaces and punctuation."""
     return re.sub(r"[\W_]+", "", one_form(name).casefold())

@@ -79,6 +79,9 @@ class Summary:
         balances = self.answers.items() if self.classes or any(self.answers.values()) else ()
         return [f"{split:<5} {_balance(counts, self.rows[split])}" for split, counts in balances]
 
+    def __str__(self) -> str:
+        return self.text()
+
     def text(self) -> str:
         """Return the summary as lines for a terminal."""
         files = "none: this was a check" if self.check else f"{', '.join(self.files)} in {self.data_path}"

@@ -132,13 +132,15 @@ def read_tables(arguments: Arguments, options: PrepareOptions, dialect: Dialect)
         if fewer:
             told = f'; train with --prompt_template "{ANY_PROMPT_TEMPLATE}"' if width == 4 else ""
             prepared.notes.append(f"{plural(fewer, 'row')} with fewer than {width} options{told}")
-    else:
+    elif prepared.splits.keys() - {"test"}:
         _make_label_table(prepared, arguments.min_count, arguments.max_answers)
     return prepared
 
 
 def _open(source: Any, split: str, sheet: str, encoding: str, notes: list[str]) -> tuple[Table, str]:
-    """Return the table of a path or DataFrame, and its name for messages."""
+    """Return the table of a path or DataFrame, and its name for messages; a pair of both as it is."""
+    if isinstance(source, tuple):
+        return source
     if isinstance(source, (str, Path)):
         return read_table(Path(source), encoding, sheet, notes), str(source)
     return read_frame(source, f"the {split} DataFrame"), f"the {split} DataFrame"

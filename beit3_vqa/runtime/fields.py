@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import operator
+import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,29 @@ def typed(value: object, kind: Any, where: str) -> Any:
     elif any(type(value) is a for a in accepted):
         return value
     raise InputError(f"{where} can't be {short(value)}; expected {expected}.")
+
+
+def from_python(values: Mapping[str, object], kinds: Mapping[str, Any], call: str) -> dict[str, Any]:
+    """Return keywords of a call as values of the options of these names; paths become text, numpy's numbers Python's.
+
+    Args:
+        values: name -> value.
+        kinds: name -> type of each option.
+        call: name of the call, for messages.
+
+    Raises:
+        InputError: no option has the name, or not this type.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise InputError(f"{call} has no keyword {name!r}.{nearest(name, kinds)}")
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        elif hasattr(value, "item"):
+            value = value.item()
+        found[name] = typed(value, kinds[name], f"{call}: {name}")
+    return found
 
 
 def _short(value: float) -> str:

@@ -210,12 +210,25 @@ def test_clips_page_lists_its_models():
         assert f"{adapters:,}" == trained
 
 
-def test_readme_names_the_python_interface(trained, scpc):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+def python_of(page: str) -> str:
+    code = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
     assert code is not None
-    image = next((scpc / "images").iterdir())
-    text = code[1].replace("out/checkpoint-best.pth", str(trained / "checkpoint-best.pth"))
-    exec(text.replace("images/0.jpg", str(image)), {})  # the page's own lines
+    return code[1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "get_started/get_started_for_vqacustom.md"])
+def test_python_on_a_page_runs_as_written(page, reader, monkeypatch, tmp_path):
+    """As the page has it, but for a tiny model and one epoch."""
+    assert python_of("README.ko.md") == python_of("README.md")
+    shutil.copytree(reader, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    shutil.copy("train.csv", "val.csv")
+    text = python_of(page).replace("beit3_base_patch16_480", "beit3_tiny_patch8_32")
+    assert "epochs=5," in text
+    names: dict[str, object] = {}
+    exec(text.replace("epochs=5,", 'epochs=1, vocab_size=300, device="cpu", num_workers=0,'), names)
+    assert {"answer", "probability", "p_D"} <= set(names["answers"])
+    assert 0 <= names["scores"]["accuracy"] <= 100
 
 
 def test_links_lead_somewhere():

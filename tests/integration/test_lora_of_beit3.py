@@ -74,7 +74,7 @@ def test_adapters_train_resume_and_evaluate(scpc, trained, tmp_path, capsys):
     best = straight / "checkpoint-best.pth"
     assert json.loads((straight / "metrics_val.json").read_text())["accuracy"] == torch.load(best)["best_score"]
     image = next((scpc / "images").iterdir())
-    assert beit3_vqa.load(best, device="cpu", precision="fp32").predict(image, "What?", "abcd").answer in "ABCD"
+    assert beit3_vqa.load(best, device="cpu", precision="fp32").predict(image, "What?", list("abcd")).answer in "ABCD"
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ class Ensemble:
 
     def prepare(self, image: Path, question: str, choices: Sequence[str], *, attention: bool) -> Question:
         """Check a question and make it ready; InputError if it can't be answered or the image can't be read."""
+        if len(set(choices)) < len(choices):  # a page that shows two of the same is a mistake of whoever typed them
+            raise InputError(f"the options must differ: {', '.join(map(repr, choices))}.")
         asked = tuple(predictor.prepare(image, question, choices) for predictor in self.predictors)
         return Question(asked, attention)
 

@@ -278,7 +278,7 @@ def test_a_terminal_that_is_not_utf8_gets_escapes(scpc, tmp_path):
     assert b"Traceback" not in result.stderr
 
 
-def test_empty_questions_and_repeated_options_are_refused(scpc, trained, capsys):
+def test_empty_questions_and_options_are_refused_and_options_may_repeat(scpc, trained, capsys):
     image = next((scpc / "images").iterdir())
     command = [
         "predict",
@@ -289,9 +289,11 @@ def test_empty_questions_and_repeated_options_are_refused(scpc, trained, capsys)
         "--image",
         str(image),
     ]
-    for question, choices in ((" ", "abcd"), ("?", ("a", "", "c", "d")), ("?", "aabc")):
+    for question, choices in ((" ", "abcd"), ("?", ("a", "", "c", "d"))):
         assert main([*command, "--question", question, "--choices", *choices]) == 2
         assert "empty" in capsys.readouterr().err
+    assert main([*command, "--question", "?", "--choices", *"aabc"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-4:]] == list("ABCD")
 
 
 def test_configs_survive_writing_and_reading(tmp_path):
