@@ -10,8 +10,7 @@ import beit3_vqa
 from beit3_vqa.cli.main import main
 from beit3_vqa.data.predictions import read_info
 from beit3_vqa.engine.checkpoint.manifest import get_sha256, verify
-from beit3_vqa.engine.predictor import load_components
-from tests.helpers.commands import finetune, finetune_clip
+from tests.helpers.commands import finetune
 
 ON_CPU = ["--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
 
