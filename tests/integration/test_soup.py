@@ -5,17 +5,20 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import beit3_vqa
+from beit3_vqa.apps.soup.members import Member
 from beit3_vqa.apps.soup.mixer import Mixer
 from beit3_vqa.cli.main import main
 from beit3_vqa.data.predictions import read_info
 from beit3_vqa.engine.checkpoint.manifest import get_sha256, verify
 from beit3_vqa.engine.run_lock import run_lock
-from tests.helpers.commands import finetune, finetune_clip
+from tests.helpers.captioned import write_captioned
+from tests.helpers.commands import finetune, finetune_clip, train_on
 from tests.helpers.processes import start
 
 ON_CPU = ["--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
@@ -390,3 +393,69 @@ def test_a_soup_that_is_killed_leaves_no_half_written_checkpoint(scpc, two, tmp_
     assert main(command) == 0
     assert verify(out / "checkpoint-best.pth") == ""
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux which files are mapped")
+def test_no_more_than_two_files_are_in_memory_and_none_between_mixtures(scpc, two, tmp_path, monkeypatch):
+    members = [tmp_path / f"member-{number}.pth" for number in range(4)]
+    for number, path in enumerate(members):
+        altered(path, two[0], weight=("head.3.bias", lambda w, number=number: w + number))
+    shutil.copy(two[0].parent / "tokenizer.spm", tmp_path)
+
+    def mapped():
+        maps = Path("/proc/self/maps").read_text()
+        return sum(str(path) in maps for path in members)
+
+    fill, read, most = Mixer.fill, Member.weights, []
+
+    def filled(self, shares):
+        assert mapped() == 0
+        fill(self, shares)
+        assert mapped() == 0
+
+    def weights_of(self):
+        found = read(self)
+        most.append(mapped())
+        return found
+
+    monkeypatch.setattr(Mixer, "fill", filled)
+    monkeypatch.setattr(Member, "weights", weights_of)
+    flags = ["--method", "all", "--keep_anyway", "--passes", "2"]
+    assert main(soup(scpc, tmp_path / "soup", *members, flags=flags)) == 0
+    assert 1 <= max(most) <= 2
+
+
+def test_checkpoints_of_different_folds_have_seen_each_others_validation_rows(scpc, two, tmp_path, capsys):
+    prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
+    prepare += ["--sentencepiece_model", str(scpc / "data" / "tokenizer.spm")]
+    assert main([*prepare, "--data_path", str(tmp_path / "data"), "--folds", "2"]) == 0
+    paths = [
+        altered(tmp_path / f"{number}.pth", path, args=saved(path, fold=fold))
+        for number, (path, fold) in enumerate(((two[0], 0), (two[1], 1), (two[1], 0)))
+    ]
+    shutil.copy(two[0].parent / "tokenizer.spm", tmp_path)
+    assert main(soup(tmp_path, tmp_path / "soup", *paths[:2])) == 2
+    said = capsys.readouterr().err
+    assert f"fold: 1 in {paths[1]}, 0 in {paths[0]}; each was trained on the other's validation rows" in said
+    assert not (tmp_path / "soup").exists()
+    assert main(soup(tmp_path, tmp_path / "soup", paths[0], paths[2], flags=["--keep_anyway"])) == 0
+    assert torch.load(tmp_path / "soup" / "checkpoint-best.pth", weights_only=True)["args"]["fold"] == 0
+    # The rows of this val were trained on by checkpoints that say so, and the command tells.
+    assert "was trained on" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_captions_and_retrieval_are_averaged_by_their_own_metric(tmp_path, capsys):
+    """Tasks without a score for each row: no paired test, and no learned weights."""
+    source = write_captioned(tmp_path / "images", train=8, val=4, test=4)
+    prepare = ["prepare", "flickr30k", "--json", str(source / "dataset_flickr30k.json")]
+    prepare += ["--image_root", str(source), "--data_path", str(tmp_path / "data")]
+    assert main([*prepare, "--train_tokenizer", "60"]) == 0
+    assert main(train_on(tmp_path / "data", "flickr30k", tmp_path / "out", "--epochs", "2")) == 0
+    members = [tmp_path / "out" / f"checkpoint-{epoch}.pth" for epoch in range(2)]
+    assert main(soup(tmp_path, tmp_path / "soup", *members, flags=["--method", "learned"])) == 2
+    assert "flickr30k has no loss of a single row" in capsys.readouterr().err
+    assert main(soup(tmp_path, tmp_path / "soup", *members, flags=["--keep_anyway"])) == 0
+    table = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert table["metric"] == "average_score"
+    assert table["soups"]["uniform"]["difference"] is None

@@ -14,7 +14,7 @@ from torch import Tensor
 # Weights -> the loss, and its derivative by each of them.
 Slope = Callable[[list[float]], tuple[float, list[float]]]
 EVEN = 0.1  # part of the start that is even: a weight of 0 has no slope
-STILL = 1e-5  # change of the loss, or largest derivative, at which the search is over
+STILL = 1e-6  # change of the loss or of a free number, or largest slope, at which the search is over; in the unit below
 
 
 class _EnoughError(Exception):
@@ -34,15 +34,25 @@ def learn_weights(slope: Slope, start: Sequence[float], passes: int) -> tuple[li
     free = ((1 - EVEN) * begin / begin.sum() + EVEN * even).log().requires_grad_()
     met: list[tuple[float, list[float]]] = []
 
-    def closure() -> Tensor:
+    def measure() -> tuple[float, Tensor]:
+        """Return the loss and its derivative by the free numbers; count the pass."""
         if len(met) == passes:
             raise _EnoughError
         weights = free.softmax(dim=0)
         values = weights.tolist()
         loss, slopes = slope(values)
         met.append((loss, values))
-        (free.grad,) = torch.autograd.grad(weights, free, torch.tensor(slopes, dtype=torch.float64))
-        return torch.tensor(loss, dtype=torch.float64)
+        (gradient,) = torch.autograd.grad(weights, free, torch.tensor(slopes, dtype=torch.float64))
+        return loss, gradient
+
+    first = [measure()]
+    # L-BFGS begins with a step as long as the gradient. In this unit that is 1, a factor of at most e for a weight.
+    unit = max(float(first[0][1].abs().sum()), STILL)
+
+    def closure() -> Tensor:
+        loss, gradient = first.pop() if first else measure()
+        free.grad = gradient / unit
+        return torch.tensor(loss / unit, dtype=torch.float64)
 
     optimizer = torch.optim.LBFGS(
         [free],

@@ -35,7 +35,7 @@ AVERAGE = "model_ema"
 _FREE = frozenset({"sentencepiece_model", "pretrained", "lora_dropout", "input_size", "num_classes"})
 _FREE |= {"model", "lora_alpha"}  # compared in other words
 _FINGERPRINTS = {"tokenizer_sha256": "tokenizer", "base_sha256": "pretrained weights"}
-_BESIDE = ("args", "task_state", "data_rows", *_FINGERPRINTS)
+_BESIDE = ("args", "task_state", *_FINGERPRINTS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Member:
         sha256: of the file.
         key: the entry whose weights are taken; empty if they are the file itself.
         identity: what tells whether the file is still the one that was checked.
-        saved: what it holds beside weights.
+        saved: what it holds beside tensors.
+        trained_on: what its training rows ask, as `Fingerprint.asked`; nothing if the file doesn't say.
     """
 
     name: str
@@ -63,13 +64,7 @@ class Member:
     key: str
     identity: tuple[int, ...]
     saved: Content = field(repr=False)
-
-    @property
-    def trained_on(self) -> Numbers:
-        """Return what its training rows ask, as `Fingerprint.asked`; nothing if the file doesn't say."""
-        rows = self.saved.get("data_rows", {})
-        asked = [Fingerprint.from_state(state).asked for split, state in rows.items() if split != "val"]
-        return np.concatenate([EMPTY.asked, *asked])
+    trained_on: Numbers = field(repr=False)
 
     def weights(self) -> dict[str, Tensor]:
         """Read the weights that `--eval` would take; they stay in the file until they are used.
@@ -192,7 +187,10 @@ def _read(name: str, path: Path, evaluation: Mapping[str, Any], split: str) -> t
     key = next((key for key in keys if content.get(key)), "")
     print(f"{name}: its moving average ({AVERAGE})" if key == AVERAGE else f"{name}: its weights", flush=True)
     beside = {entry: content[entry] for entry in _BESIDE if entry in content}
-    return Member(name, path, given, config, kept, get_sha256(path), key, identity, beside), content
+    rows = [state for split, state in content.get("data_rows", {}).items() if split != "val"]
+    # Copied: one tensor that is still in the file would keep all of it mapped, and its pages in memory.
+    trained_on = np.concatenate([EMPTY.asked, *(Fingerprint.from_state(state).asked for state in rows)])
+    return Member(name, path, given, config, kept, get_sha256(path), key, identity, beside, trained_on), content
 
 
 def _identity(path: Path) -> tuple[int, ...]:

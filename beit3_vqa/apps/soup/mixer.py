@@ -22,7 +22,7 @@ from beit3_vqa.apps.soup.members import Member
 from beit3_vqa.config.options import ModelConfig
 from beit3_vqa.models.lora import adapter_scale, has_adapter, merged
 
-PIECE = 2**24  # numbers
+PIECE = 2**22  # numbers
 Part = tuple[str, int, int]  # of a tensor: its name, the first number and the one after the last
 
 

@@ -205,8 +205,8 @@ def _table(results: Mapping[str, Any], metric: str, split: str) -> str:
         loss = "" if found["loss"] is None else f"loss {found['loss']:.4f}"
         told = found["difference"]
         points = "" if told is None else "{mean:+6.2f} ({low:+.2f} to {high:+.2f})".format(**told["points"])
-        p = "" if told is None else f"p {told['p']:.3f}"
-        lines.append(f"  {found['score']:6.2f}  {interval:16}  {loss:11}  {points:26}  {p:7}  {what}")
+        p = "" if told is None else "p < 0.001" if told["p"] < 0.001 else f"p {told['p']:.3f}"
+        lines.append(f"  {found['score']:6.2f}  {interval:16}  {loss:11}  {points:26}  {p:9}  {what}")
     return "\n".join(lines)
 
 
