@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "evaluate",
     "predict": "predict",
     "ensemble": "ensemble",
+    "soup": "soup",
     "report": "report",
     "serve": "serve",
     "export": "export",

@@ -1,10 +1,10 @@
-"""Low-rank adapters (Hu et al. 2021, "LoRA") by peft: how they are added, and how the rest is frozen and saved.
+"""Low-rank adapters (Hu et al. 2021, "LoRA") by peft: how they are added, merged, and how the rest is frozen and saved.
 
 An adapter of a Linear layer W adds (alpha / r) B A x to W x, with A (r, in) and B (out, r); B begins at zero, so that
 training starts from the pretrained model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,36 @@ def keep_names(model: nn.Module) -> None:
     hooks: Any = model  # torch has no types for these methods
     hooks.register_state_dict_post_hook(on_save)
     hooks.register_load_state_dict_pre_hook(on_load)
+
+
+def without_adapters(options: ModelConfig) -> dict[str, Any]:
+    """Return the options that name the same model without adapters, by flat name."""
+    return {"model": options.model.removesuffix("_lora"), "lora_rank": 0}
+
+
+def adapter_scale(options: ModelConfig) -> float:
+    """Return alpha / r, by which the product of an adapter's matrices counts; 0 for a model without adapters."""
+    if not options.lora_rank:
+        return 0.0
+    return 2.0 if options.lora_alpha is None else options.lora_alpha / options.lora_rank
+
+
+def has_adapter(weights: Mapping[str, Tensor], name: str) -> bool:
+    """Return whether a checkpoint's weights hold an adapter of the layer whose weight is called `name`."""
+    return name.endswith(".weight") and f"{name.removesuffix('.weight')}.lora_B.default.weight" in weights
+
+
+def merged(weights: Mapping[str, Tensor], name: str, base: Tensor, scale: float) -> Tensor:
+    """Return the weight of a layer with its adapter added, base + scale * B A, float64 (out, in).
+
+    Args:
+        weights: of a checkpoint, with the adapter.
+        name: of the layer's weight.
+        base: that weight without the adapter.
+        scale: what `adapter_scale` returned.
+    """
+    a, b = (weights[f"{name.removesuffix('.weight')}.lora_{part}.default.weight"].double() for part in "AB")
+    return torch.addmm(base.double(), b, a, alpha=scale)
 
 
 def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:

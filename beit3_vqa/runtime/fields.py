@@ -37,7 +37,7 @@ def option(
         unit: unit of a number, for `--help`.
         low, above: the smallest number it may be, or one that it must be larger than.
         high, below: the largest number it may be, or one that it must be smaller than.
-        choices: the only values that are allowed.
+        choices: the only values that are allowed; of a tuple, each of its values.
         aliases: other names of the flag.
         metavar: name of the value in `--help`; empty: its type.
         positional: True if the value stands on the command line without a flag.
@@ -67,8 +67,11 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     choices, bounds, words = field.metadata["choices"], field.metadata["bounds"], words_of(field.type)
     if value is None or value in words:
         return
-    if choices and value not in choices:
-        raise InputError(f"--{field.name} {value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
+    for each in (value if isinstance(value, tuple) else (value,)) if choices else ():
+        if each not in choices:
+            raise InputError(
+                f"--{field.name} {each}: must be one of {', '.join(choices)}.{nearest(str(each), choices)}"
+            )
     if not all(_HOLDS[says](value, bound) for says, bound in bounds.items()):
         interval = " and ".join(f"{says} {bound:,.0f}" for says, bound in bounds.items())
         raise InputError(f"--{field.name} {_short(value)}: must be {', or '.join((interval, *words))}.")

@@ -79,6 +79,11 @@ def join(scene, scpc, member):
     return ["ensemble", member, "--data_path", str(scpc / "data"), *output, *ON_CPU]
 
 
+def mix(scene, scpc, member):
+    out = ["--output_dir", str(scene.folder / "soup"), "--num_workers", "0"]
+    return ["soup", member, "--data_path", str(scpc / "data"), *out, *ON_CPU]
+
+
 def evil_config(scene, **values):
     (scene.folder / "config.json").write_text(json.dumps({"init": values, **values}))
     return str(scene.folder / "config.json")
@@ -114,6 +119,8 @@ FOUND = {
     "serve": lambda s, scpc: ["serve", "--checkpoint", s.evil(), "--port", "0", *ON_CPU],
     "ensemble, a file": lambda s, scpc: join(s, scpc, s.evil()),
     "ensemble, a folder": lambda s, scpc: s.evil(s.out / BEST) and join(s, scpc, str(s.out)),
+    "soup, a file": lambda s, scpc: mix(s, scpc, s.evil()),
+    "soup, a folder": lambda s, scpc: s.evil(s.out / BEST) and mix(s, scpc, str(s.out)),
 }  # fmt: skip
 # The same where the user says that the code may run.
 TRUSTED = {
@@ -130,6 +137,7 @@ TRUSTED = {
         s.evil(s.out / BEST) and finetune(scpc, s.out, "--eval", "--trust_checkpoint")
     ),
     "ensemble": lambda s, scpc: [*join(s, scpc, s.evil()), "--trust_checkpoint"],
+    "soup": lambda s, scpc: [*mix(s, scpc, s.evil()), "--trust_checkpoint"],
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What an ensemble gains over its members, how alike they are, and which of them are worth having."""
+"""What an ensemble gains over its members, how alike they are, and which of them are worth having; paired tests."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,6 +155,32 @@ def paired_bootstrap(differences: Floats, groups: Sequence[str], seed: int) -> G
         drawn.append((times @ kinds[:, 0]) / (times @ kinds[:, 1]))
     low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
     return Gain(float(100 * differences.mean()), float(100 * low), float(100 * high))
+
+
+def paired_p(differences: Floats, groups: Sequence[str], seed: int) -> float:
+    """Return the two-sided p of a permutation test that paired differences have the mean 0.
+
+    If the two were alike, each group's difference could as well be its opposite: signs are drawn for whole groups, and
+    p is how often the sum is as far from 0 as it was (Fisher 1935, The design of experiments, section 21).
+
+    Args:
+        differences: the difference for each of N questions.
+        groups: the group of each question, such as its image.
+        seed: seed of the draws.
+    """
+    sums: dict[str, float] = {}
+    for group, difference in zip(groups, differences.tolist(), strict=True):
+        sums[group] = sums.get(group, 0.0) + difference
+    moved = np.array([value for value in sums.values() if value])
+    if not len(moved):
+        return 1.0
+    rng = np.random.default_rng(seed)
+    farther, at_once = 0, max(1, _AT_ONCE // len(moved))
+    for begin in range(0, RESAMPLES, at_once):
+        signs = rng.integers(0, 2, size=(min(at_once, RESAMPLES - begin), len(moved))) * 2 - 1
+        # Less a rounding error: sums that are equal but for it are as far.
+        farther += int((np.abs(signs @ moved) >= abs(moved.sum()) - 1e-9).sum())
+    return (1 + farther) / (1 + RESAMPLES)
 
 
 def agreement(questions: Sequence[Question]) -> Floats:

@@ -102,7 +102,9 @@ def save_checkpoint(path: Path, content: Content, about: dict[str, Any] | None =
     write_manifest(path, written, about or {})
 
 
-def read_checkpoint(path: str | Path, flag: str, given: GivenOptions | None = None, *, mapped: bool = False) -> Content:
+def read_checkpoint(
+    path: str | Path, flag: str, given: GivenOptions | None = None, *, mapped: bool = False, verified: bool = False
+) -> Content:
     """Read a checkpoint file, tensors into main memory.
 
     Args:
@@ -110,6 +112,7 @@ def read_checkpoint(path: str | Path, flag: str, given: GivenOptions | None = No
         flag: the option that named it, for messages.
         given: the user's options, which decide whether the file is trusted; None: it isn't.
         mapped: leave out the optimizer, and leave tensors in the file until they are used.
+        verified: the same file was read before: don't read all of it once more for its checksum.
 
     Raises:
         InputError: no such file, not a checkpoint, cut short, changed since it was written, or more than plain data
@@ -123,7 +126,7 @@ def read_checkpoint(path: str | Path, flag: str, given: GivenOptions | None = No
         raise InputError(_missing(flag, path))
     if is_packed(path):
         raise InputError(f"{flag} {path}: is a packed zip archive, which torch.save never writes; unpack it first.")
-    problem = verify(path)
+    problem = "" if verified else verify(path)
     if problem:
         raise InputError(f"{flag} {path} is damaged: {problem}.")
     if path.suffix == SUFFIX:

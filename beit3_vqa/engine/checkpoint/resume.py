@@ -27,7 +27,7 @@ from beit3_vqa.engine.checkpoint.same_run import (
     tell_changes,
 )
 from beit3_vqa.engine.checkpoint.save import InsideEpoch
-from beit3_vqa.engine.checkpoint.validate import Content, validate_content
+from beit3_vqa.engine.checkpoint.validate import SOUP, Content, validate_content
 from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.trainer import Training, make_ema
@@ -132,6 +132,11 @@ def _read(path: Path, given: GivenOptions) -> Content:
     elif "module" in content and "model" not in content:
         hint = "whose optimizer this one can't go on with; add --resume_weights_only."
         raise InputError(f"--resume {path}: is of a run with DeepSpeed, {hint}")
+    elif SOUP in content:
+        raise InputError(
+            f"--resume {path}: is a soup of checkpoints, which has no optimizer to go on with; start from it with "
+            "--finetune instead."
+        )
     validate_content(content, f"--resume {path}")
     return content
 

@@ -14,6 +14,7 @@ from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime.tensors import all_finite, is_plain
 
 Content = dict[str, Any]  # what a checkpoint file holds; `_ENTRIES` describes the values
+SOUP = "soup"  # entry of a checkpoint that is an average of others: how it was made, and of which files
 MAX_EPOCH = 10**6
 MAX_EXAMPLES = 10**12
 MAX_SCORE = 1e300
@@ -134,6 +135,7 @@ _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "tokenizer_sha256": (lambda value: isinstance(value, str), "a checksum in hexadecimal digits"),
     "base_sha256": (lambda value: isinstance(value, str), "a checksum in hexadecimal digits"),
     "resumed_from": (lambda value: isinstance(value, str), "the name of a file"),
+    SOUP: (lambda value: isinstance(value, dict), "what a soup was made of"),
 }
 
 

@@ -78,6 +78,7 @@ def test_values_of_a_flag_are_offered(offered):
     assert offered("finetune", "--task", "") == list(TASKS)
     assert "beit3_large_patch16_480" in offered("cross_validate", "--model", "beit3_l")
     assert offered("demo", "--model", "") == ["beit3", "clip"]
+    assert offered("soup", "--method", "") == ["uniform", "greedy", "learned", "all"]
     assert offered("download", "") == list(OFFICIAL_WEIGHTS)
 
 

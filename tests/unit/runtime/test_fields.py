@@ -18,6 +18,7 @@ class Example(Options):
     size: Size = option(8, "a number or a word", low=1, high=1e6)
     seed: int = option(0, "with one bound", low=0)
     way: str | None = option(None, "a choice", choices=("up", "down"))
+    ways: tuple[str, ...] = option(("up",), "several choices", choices=("up", "down"))
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ class Example(Options):
         ("seed", -1, "--seed -1: must be at least 0."),
         ("way", "uq", "--way uq: must be one of up, down. Did you mean 'up'?"),
         ("way", "", "--way : must be one of up, down."),
+        ("ways", ("up", "dwn"), "--ways dwn: must be one of up, down. Did you mean 'down'?"),
     ],
 )
 def test_a_value_out_of_bounds_is_an_error_that_names_the_bounds(name, value, says):

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, permutation_test
 
 from beit3_vqa.apps.ensemble.compare import (
     Comparison,
@@ -17,6 +17,7 @@ from beit3_vqa.apps.ensemble.compare import (
     forward_selection,
     get_groups,
     paired_bootstrap,
+    paired_p,
     truth_probabilities,
     vote_all,
 )
@@ -174,3 +175,21 @@ def test_text_warns_of_weights_that_are_no_better_than_equal_ones(loss, warned):
     found = Comparison(4, (50.0, 50.0), 50.0, 0, Gain(0.0, -1.0, 1.0), log_loss=loss, equal=(50.0, 0.6))
     said = comparison_text(found, ["one", "two"], "validation", "weighted")
     assert ("the weights are no better than equal ones: prefer --vote soft" in said) == warned
+
+
+@pytest.mark.parametrize("count", [12, 400])
+def test_permutation_p_equals_scipys(count):
+    rng = np.random.default_rng(5)
+    differences = rng.choice([-1.0, 0.0, 1.0, 0.3], size=count, p=[0.1, 0.6, 0.25, 0.05])
+    ours = paired_p(differences, [str(number) for number in range(count)], seed=0)
+    theirs = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=10_000, rng=1).pvalue
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+def test_permutation_p_turns_whole_images_around():
+    differences = np.repeat([1.0, 1.0, -1.0, 1.0, 1.0], 40)
+    images = [str(number // 40) for number in range(200)]
+    assert paired_p(differences, images, seed=0) == pytest.approx(12 / 32, abs=0.02)  # 4 or 5 of 5 signs alike
+    assert paired_p(differences, [str(number) for number in range(200)], seed=0) < 1e-3
+    assert paired_p(np.zeros(9), [str(number) for number in range(9)], seed=0) == 1.0
+    assert paired_p(np.array([0.5, -0.5]), ["a", "a"], seed=0) == 1.0

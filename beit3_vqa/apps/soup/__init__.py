@@ -1,0 +1,1 @@
+"""One model made of several checkpoints: their weights averaged."""
