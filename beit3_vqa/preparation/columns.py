@@ -4,25 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from beit3_vqa.data.column_names import NAMES, plain
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.errors import InputError, nearest, short
-from beit3_vqa.runtime.files import one_form
 
-# Meaning -> names that people give such a column, without case, spaces and underscores.
-NAMES = {
-    "id": ("id", "qid", "questionid", "rowid", "sampleid", "uid", "번호", "아이디"),
-    "image": (
-        *("imgpath", "image", "img", "imagepath", "imageid", "imgid", "imagefile", "imgfile", "imagename", "imgname"),
-        *("filename", "file", "filepath", "path", "picture", "photo", "이미지", "사진", "그림", "파일", "파일명"),
-    ),
-    "question": ("question", "q", "query", "questiontext", "질문", "문제", "질의"),
-    "answer": (
-        *("answer", "label", "gt", "groundtruth", "correct", "correctanswer", "correctoption", "answertext", "target"),
-        *("정답", "답", "답변"),
-    ),
-    "weight": ("weight", "sampleweight", "가중치"),
-    "options": ("options", "choices", "candidates", "optionlist", "choicelist", "선택지", "보기"),
-}
 REQUIRED = ("image", "question")
 # What stands before the letter or number of an option's own column; A and a alone are options too.
 _OPTION = re.compile(r"(?:option|choice|opt|candidate|answer|선택지|보기|ans)?([a-z])")
@@ -55,11 +40,6 @@ class Columns:
         if self.options:
             parts.append(f"options={','.join(header[place].strip() for place in self.options)}")
         return "  ".join(parts)
-
-
-def plain(name: str) -> str:
-    """Return a column's name without case, Unicode form, spaces and punctuation."""
-    return re.sub(r"[\W_]+", "", one_form(name).casefold())
 
 
 def find_columns(header: Sequence[str], where: str, said: str = "", *, needs_answer: bool = True) -> Columns:
