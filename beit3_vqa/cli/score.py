@@ -70,17 +70,16 @@ def run(options: ScoreOptions) -> int:
     for flag in ("visual7w_results", "json"):
         if getattr(options, flag):
             refuse_to_replace(f"--{flag}", getattr(options, flag), inputs)
+    predictions = [] if is_table else read_predictions(options.predictions)
     known = read_answers(options.answers, options.encoding) if options.answers else []
     found: dict[str, Any] = {}
     if is_table:
         predictions, found = _understood(options, known)
-    else:
-        predictions = read_predictions(options.predictions)
-        if options.answers:
-            ids = {answer.id for answer in known}
-            kept = [p for p in predictions if p.id in ids or not options.known_only]
-            _tell_passed_over(len(predictions) - len(kept))
-            predictions = with_answers(kept, known, options.answers)
+    elif options.answers:
+        ids = {answer.id for answer in known}
+        kept = [p for p in predictions if p.id in ids or not options.known_only]
+        _tell_passed_over(len(predictions) - len(kept))
+        predictions = with_answers(kept, known, options.answers)
     metrics = full_metrics(predictions)
     metrics |= {name: value for name, value in found.items() if name not in metrics}
     if any(answer.image for answer in known):

@@ -25,7 +25,7 @@ from beit3_vqa.data.table_files import Cell, read_table
 from beit3_vqa.data.tables import comparable
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
-from beit3_vqa.runtime.files import one_form
+from beit3_vqa.runtime.files import is_file, one_form
 
 UNREAD_ANSWER = "(not read)"  # of a prediction; no option's letter, and no word that a grader would take
 AS_IT_IS = "open answer"
@@ -93,6 +93,8 @@ def is_given_answers(path: Path) -> bool:
 
     A list of objects that have no `probabilities` as ours do is a table, and so is an object on each line.
     """
+    if not is_file(path):  # a pipe would never end
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(1_000_000).decode("utf-8", "ignore").removeprefix("\ufeff").lstrip()

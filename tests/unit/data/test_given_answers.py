@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,7 +57,12 @@ def read(path, content, *, said="", choices=ANIMALS, ids=("1", "2")):
 )
 def test_a_file_is_a_table_or_our_predictions_by_its_content(tmp_path, name, content, is_table):
     assert is_given_answers(write(tmp_path / name, content)) == is_table
-    assert not is_given_answers(tmp_path / "none.csv")
+
+
+def test_what_is_no_file_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "none.csv", tmp_path, tmp_path / "pipe.csv", Path("x" * 5000), Path("a\0b.csv")):
+        assert not is_given_answers(path)
 
 
 @pytest.mark.parametrize(
