@@ -357,7 +357,8 @@ def test_submissions_that_cannot_vote_are_one_clear_error(tmp_path, monkeypatch,
     write_submission(tmp_path / "s.csv", "BA")
     (tmp_path / "other.csv").write_text(content)
     before = sorted(path.name for path in tmp_path.rglob("*"))
-    command = ["ensemble", "s.csv", "other.csv", "--vote", "hard", "--params", "1000,2000", "--output", "e.csv", *flags]
+    params = [] if "--params" in flags else ["--params", "1000,2000"]
+    command = ["ensemble", "s.csv", "other.csv", "--vote", "hard", "--output", "e.csv", *params, *flags]
     assert main(command) == 2
     said = capsys.readouterr().err
     assert says in said

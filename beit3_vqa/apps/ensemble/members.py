@@ -93,7 +93,7 @@ def find_members(
     untold = [name for name, path in zip(names, paths, strict=True) if path in infos and infos[path] is None]
     given: dict[str, int] = {}
     for text in params:
-        given |= _given_parameters(text, names, untold)
+        given |= _given_parameters(text, names, [name for name in untold if name not in given])
     for path, info in infos.items():
         if info is not None:
             check_parameters(info.model, info.parameters, info_file(path))
