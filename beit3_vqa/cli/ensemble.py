@@ -13,7 +13,8 @@ DESCRIPTION = """\
 Joins the answers of several models, of any families, folds and epochs, to one submission.csv, with predictions.json
 and its .info.json beside it.
 
-Members are files of predictions (.json), checkpoints, or run folders, of which checkpoint-best.pth is taken.
+Members are files of predictions (.json), submissions (ID,answer), checkpoints, or run folders, of which
+checkpoint-best.pth is taken. A submission has no probabilities, so with one only the hard vote counts.
 Checkpoints are evaluated one after the other on one device, anew in every call; their results go to a folder beside
 --output (submission_members), and the predictions.json there can be given in a checkpoint's place the next time.
 
@@ -21,7 +22,8 @@ The parameters of all models are added up and may not exceed --max_params, else 
 after the other count, too. Two files of predictions count once only if both say that they come from a checkpoint with
 the same SHA-256, such as one model's answers with and without test-time augmentation.
 
-Votes: `hard`, the answer of most members, ties to the higher mean probability; `soft`, the highest mean probability;
+Votes: `hard`, the answer of most members, ties to the higher mean probability, then to the first member; `soft`, the
+highest mean probability;
 `weighted`, the same with weights fitted on validation predictions by maximum likelihood. What the weights are worth is
 estimated by cross validation: each question is judged by weights fitted without it, nor others about its image.
 Open-ended predictions hold the likeliest five answers; soft and weighted count an answer that isn't held as 0.

@@ -1,38 +1,35 @@
-"""Read answers from a CSV of the SCPC format: `ID,answer[,weight]`, and the options `A,B,C,D` if it has them."""
+"""Read known answers from a table: `ID,answer[,weight]`, the options `A,B,C,D`, image and question if it has them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from beit3_vqa.data.answers import answer_key
+from beit3_vqa.data.column_names import NAMES, plain
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
-from beit3_vqa.data.tables import (
-    comparable,
-    find_columns,
-    match_answer,
-    parse_csv,
-    read_text,
-    read_weight,
-    require_same_ids,
-)
+from beit3_vqa.data.table_files import read_table
+from beit3_vqa.data.tables import comparable, find_columns, match_answer, read_weight, require_same_ids
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.runtime.files import one_form
 
 REQUIRED = ("ID", "answer")
-OPTIONAL = ("weight", *LETTERS)
+OTHERS = ("weight", "image", "question")
+OPTIONAL = (*OTHERS, *LETTERS)
 
 
 @dataclasses.dataclass(frozen=True)
 class KnownAnswer:
-    """A row of the CSV.
+    """A row of the table.
 
     Attributes:
         id: id of the question.
         answer: a letter, an option's text, or an open answer.
         weight: how much the row counts; None if the file has no weights.
         choices: the options; empty if the file has none.
-        origin: `FILE:LINE`, for messages.
+        origin: where it is, such as `FILE:LINE`, for messages.
+        image: its image; empty if the file has none.
+        question: its text; empty if the file has none.
     """
 
     id: str
@@ -40,27 +37,28 @@ class KnownAnswer:
     weight: float | None
     choices: tuple[str, ...]
     origin: str
+    image: str = ""
+    question: str = ""
 
 
 def read_answers(path: Path, encoding: str = "") -> list[KnownAnswer]:
-    """Read the rows of a CSV of answers, in order; an id may occur twice. For `encoding` see `read_text`.
+    """Read the rows of a table of answers, in order; an id may occur twice. For `encoding` see `read_text`.
 
     Raises:
-        InputError: the file is missing or no such CSV, or rows (listed) have no id, no answer or a bad weight.
+        InputError: the file is missing or no such table, or rows (listed) have no id, no answer or a bad weight.
     """
-    lines = parse_csv(read_text(path, encoding), path)
-    _, header = next(lines, (1, []))
-    columns = find_columns(header, path, REQUIRED, OPTIONAL)
+    table = read_table(path, encoding)
+    columns = find_columns(_usual_names(table.header), path, REQUIRED, OPTIONAL)
     letters = _option_columns(columns, path)
     answers, problems = [], []
-    for line, cells in lines:
-        origin = f"{path}:{line}"
-        if not any(map(str.strip, cells)):  # commas alone, which spreadsheets leave at the end
-            continue
-        if len(cells) != len(header):
-            problems.append(f"{origin}: {len(cells)} cells where the header has {len(header)} (a comma needs quotes)")
+    for origin, cells in table.rows:
+        texts = [cell if isinstance(cell, str) else ", ".join(cell) for cell in cells]
+        if len(texts) != len(table.header):
+            problems.append(
+                f"{origin}: {len(texts)} cells where the header has {len(table.header)} (a comma needs quotes)"
+            )
         else:
-            answer, problem = _read_row({name: cells[place] for name, place in columns.items()}, letters, origin)
+            answer, problem = _read_row({name: texts[place] for name, place in columns.items()}, letters, origin)
             answers.append(answer)
             problems += [f"{origin}: {problem}"] if problem else []
         if len(problems) >= MAX_PROBLEMS:
@@ -70,6 +68,18 @@ def read_answers(path: Path, encoding: str = "") -> list[KnownAnswer]:
     if not answers:
         raise InputError(f"{path} has a header but no rows")
     return answers
+
+
+def _usual_names(header: Sequence[str]) -> list[str]:
+    """Return the header with what people call these columns as we do, unless a column has our name already."""
+    found = list(map(plain, header))
+    usual = list(header)
+    for name in (*REQUIRED, *OTHERS):
+        # One letter is an option's column, Q too.
+        others = [place for place, other in enumerate(found) if other in NAMES[plain(name)] and len(other) > 1]
+        if plain(name) not in found and (name in REQUIRED or len(others) == 1):
+            usual = [name if place in others else other for place, other in enumerate(usual)]
+    return usual
 
 
 def _option_columns(columns: Mapping[str, int], path: Path) -> str:
@@ -91,7 +101,8 @@ def _read_row(cells: Mapping[str, str], letters: str, origin: str) -> tuple[Know
     choices = [cells[letter] for letter in letters]
     while choices and not one_form(choices[-1]).strip():  # a question of fewer options than the others
         choices.pop()
-    return KnownAnswer(cells["ID"], cells["answer"].strip(), weight, tuple(choices), origin), problem
+    more = {name: cells.get(name, "").strip() for name in ("image", "question")}
+    return KnownAnswer(cells["ID"], cells["answer"].strip(), weight, tuple(choices), origin, **more), problem
 
 
 def with_answers(predictions: Sequence[Prediction], answers: Sequence[KnownAnswer], where: Path) -> list[Prediction]:
@@ -112,7 +123,8 @@ def with_answers(predictions: Sequence[Prediction], answers: Sequence[KnownAnswe
         problems += [f"{known.origin}: {problem}"] if problem else []
         right = p.answer == truth if _choices(p, known) else answer_key(p.answer) == answer_key(truth)
         weight = p.weight if known.weight is None else known.weight
-        p = dataclasses.replace(p, answer_scores=None)  # the file has one truth
+        # The file has one truth.
+        p = dataclasses.replace(p, answer_scores=None, image=known.image or p.image)
         found.append(dataclasses.replace(p, truth=truth, score=float(right), weight=weight, choices=_choices(p, known)))
     if problems:
         raise InputError.of_problems(f"{where} doesn't go with the predictions:", problems)

@@ -10,7 +10,7 @@ LEVEL = 95
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
 
-def wilson_interval(right: float, questions: int) -> tuple[float, float]:
+def wilson_interval(right: float, questions: float) -> tuple[float, float]:
     """Return Wilson's score interval of a share as (low, high) in [0, 1]; (0, 1) if there are no questions.
 
     Unlike the normal interval it holds 95% for small samples and for shares near 0 and 1 too.
@@ -51,6 +51,36 @@ def unvarying_interval(value: float, count: int, low: float, high: float) -> tup
     """
     unseen = 1 - 0.025 ** (1 / count)
     return value - unseen * (value - low), value + unseen * (high - value)
+
+
+def clustered_interval(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the 95% interval of the accuracy in percent if questions about one image are right or wrong together.
+
+    It is Wilson's for fewer questions: as many as would, each about an image of its own, leave the accuracy as
+    uncertain as whole images do (Kish 1965, Survey sampling, the design effect). If all scores are the same, the images
+    are counted. With a question for each image it equals Wilson's.
+
+    Keys: those of `accuracy_interval`; `images`, and `effective_questions`, the smaller number.
+
+    Args:
+        predictions: with scores of 0 and 1; those without an image are images of their own.
+    """
+    known = [p for p in predictions if p.score is not None]
+    share = math.fsum(p.score or 0.0 for p in known) / max(1, len(known))
+    residuals: dict[str, list[float]] = {}
+    for number, p in enumerate(known):
+        residuals.setdefault(p.image or f"\0{number}", []).append((p.score or 0.0) - share)
+    images, effective = len(residuals), float(len(residuals))
+    if 0 < share < 1 and images > 1:
+        alone = share * (1 - share) / (len(known) - 1)
+        together = images / (images - 1) * math.fsum(math.fsum(r) ** 2 for r in residuals.values()) / len(known) ** 2
+        # Luck may make images look more alike than questions; that is no reason for a smaller interval.
+        effective = len(known) / max(1.0, together / alone)
+    elif 0 < share < 1:
+        effective = 1.0
+    low, high = wilson_interval(share * effective, effective)
+    found = {"low": 100.0 * low, "high": 100.0 * high, "level": LEVEL, "method": "wilson, by image"}
+    return found | {"images": images, "effective_questions": effective}
 
 
 def accuracy_interval(predictions: Sequence[Prediction]) -> dict[str, Any]:

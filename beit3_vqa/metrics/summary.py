@@ -66,6 +66,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 def _scored(metrics: Mapping[str, Any]) -> list[str]:
     lines = [f"{name:<28}{metrics[name]:>9,}" for name in ("questions", "images") if name in metrics]
     lines.append(_accuracy("accuracy", metrics))
+    if by_image := metrics.get("accuracy_interval_by_image"):
+        images = f"  by {plural(by_image['images'], 'image')}"
+        lines.append(f"{images:<39}{interval_text(by_image)}")
     if "weighted_accuracy" in metrics:
         lines.append(f"{'weighted accuracy':<28}{metrics['weighted_accuracy']:>9.2f}")
     if "loss" in metrics:

@@ -5,25 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from beit3_vqa.data.column_names import NAMES, plain
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.errors import InputError, nearest, short
-from beit3_vqa.runtime.files import one_form
 
-# Meaning -> names that people give such a column, without case, spaces and underscores.
-NAMES = {
-    "id": ("id", "qid", "questionid", "rowid", "sampleid", "uid", "번호", "아이디"),
-    "image": (
-        *("imgpath", "image", "img", "imagepath", "imageid", "imgid", "imagefile", "imgfile", "imagename", "imgname"),
-        *("filename", "file", "filepath", "path", "picture", "photo", "이미지", "사진", "그림", "파일", "파일명"),
-    ),
-    "question": ("question", "q", "query", "questiontext", "질문", "문제", "질의"),
-    "answer": (
-        *("answer", "label", "gt", "groundtruth", "correct", "correctanswer", "correctoption", "answertext", "target"),
-        *("정답", "답", "답변"),
-    ),
-    "weight": ("weight", "sampleweight", "가중치"),
-    "options": ("options", "choices", "candidates", "optionlist", "choicelist", "선택지", "보기"),
-}
 REQUIRED = ("image", "question")
 # What stands before the letter or number of an option's own column; A and a alone are options too.
 _OPTION = re.compile(r"(?:option|choice|opt|candidate|answer|선택지|보기|ans)?([a-z])")
@@ -73,11 +58,6 @@ def as_flag(columns: str | Mapping[str, str | Sequence[str]]) -> str:
         if not names or not all(isinstance(name, str) and "," not in name for name in names):
             raise InputError(f"columns: {meaning} is {short(columns[meaning])}: give a column's name, without a comma.")
     return ",".join(f"{m}={names[0]}" + (f":{names[-1]}" if len(names) > 1 else "") for m, names in said.items())
-
-
-def plain(name: str) -> str:
-    """Return a column's name without case, Unicode form, spaces and punctuation."""
-    return re.sub(r"[\W_]+", "", one_form(name).casefold())
 
 
 def find_columns(

@@ -286,6 +286,86 @@ def test_members_that_cannot_be_joined_are_refused(tmp_path, monkeypatch, capsys
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
+def write_submission(path, answers, start=0):
+    rows = "".join(f"TEST_00{n},{answer}\n" for n, answer in enumerate(answers, start))
+    path.write_text(f"ID,answer\n{rows}")
+    return str(path)
+
+
+def test_submissions_vote(tmp_path, capsys):
+    paths = [write_submission(tmp_path / f"s{n}.csv", answers) for n, answers in enumerate(("BADC", "BBDA", "CBAD"))]
+    out = tmp_path / "e" / "submission.csv"
+    hard = ["ensemble", *paths, "--vote", "hard", "--output", str(out)]
+    assert main(hard) == 2
+    assert f"--params {paths[0]}=N" in capsys.readouterr().err
+    assert main([*hard, "--params", "223307524,676582404,676582404"]) == 0
+    assert "1,576,472,332  in all" in capsys.readouterr().out
+    # the last question has three answers: the first member's is taken
+    assert out.read_text() == "ID,answer\nTEST_000,B\nTEST_001,B\nTEST_002,D\nTEST_003,C\n"
+    shares = read_predictions(out.with_name("predictions.json"))[0].probabilities
+    assert shares == pytest.approx({"B": 2 / 3, "C": 1 / 3})
+    assert main([*hard, "--params", "676582404,676582404,2000000000"]) == 2
+    assert "353,164,808 more than --max_params" in capsys.readouterr().err
+
+
+def test_a_sample_gives_the_votes_its_columns_and_order(tmp_path, capsys):
+    path = write_submission(tmp_path / "s.csv", "BA")
+    sample = tmp_path / "sample.csv"
+    sample.write_text("question_id,label\nTEST_001,?\nTEST_000,?\n")
+    out = tmp_path / "e" / "submission.csv"
+    command = ["ensemble", path, "--vote", "hard", "--params", "1000", "--output", str(out)]
+    for _ in range(2):  # the second time it takes the place of its own file
+        assert main([*command, "--submission_like", str(sample)]) == 0
+        assert out.read_text() == "question_id,label\nTEST_001,A\nTEST_000,B\n"
+    sample.write_text("question_id,label\nTEST_001,?\n")
+    assert main([*command, "--submission_like", str(sample)]) == 2
+    assert "its ids aren't those of the questions" in capsys.readouterr().err
+
+
+def test_a_submission_votes_with_predictions_if_the_letters_fit(tmp_path, capsys):
+    (path,) = write_members(tmp_path, [1.0], count=3)
+    known = read_predictions(tmp_path / "m0" / "predictions.json")
+    other = tmp_path / "other.csv"
+    other.write_text("ID,answer\n" + "".join(f"{p.id},{'abcd'['ABCD'.index(p.answer) - 1]}\n" for p in known))
+    out = tmp_path / "e" / "submission.csv"
+    command = ["ensemble", str(other), path, "--vote", "hard", "--output", str(out), "--params", f"{other}=1000"]
+    assert main(command) == 0
+    # one against one: the probabilities of the member that has them decide
+    assert [line.split(",")[1] for line in out.read_text().splitlines()[1:]] == [p.answer for p in known]
+    other.write_text("ID,answer\n" + "".join(f"{p.id},E\n" for p in known))
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert f"row '{known[0].id}': {other}:2 answers 'E', which is none of 'A, B, C, D'" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "says"),
+    [
+        ("ID,answer\nTEST_000,B\nTEST_009,A\n", [], "has beyond it 1 ids: 'TEST_009' (other.csv:3)"),
+        ("ID,answer\nTEST_000,B\nTEST_000,A\n", [], "other.csv:3: the id 'TEST_000' is at other.csv:2 too"),
+        ("ID,answer\nTEST_000,B\nTEST_001,\n", [], "other.csv:3: the answer of 'TEST_001' is empty"),
+        ("ID,A,B\nTEST_000,-1,-2\nTEST_001,-1,-2\n", [], "has numbers for the options"),
+        ("ID,answer\nTEST_000,B\nTEST_001,A\n", ["--vote", "soft"], "which only --vote hard can count"),
+        ("ID,answer\nTEST_000,B\nTEST_001,A\n", ["--greedy"], "has no validation predictions"),
+        ("ID,answer\nTEST_000,B\nTEST_001,A\n", ["--params", "1000,2000,3000"], "for each of the 2 members"),
+        ("ID,answer\nTEST_000,B\nTEST_001,A\n", ["--params", "223,524"], "without other commas"),
+        ("ID,answer\nTEST_000,B\nTEST_001,A\n", ["--output", "s.csv"], "would overwrite a file that is read"),
+    ],
+)
+def test_submissions_that_cannot_vote_are_one_clear_error(tmp_path, monkeypatch, capsys, content, flags, says):
+    monkeypatch.chdir(tmp_path)
+    write_submission(tmp_path / "s.csv", "BA")
+    (tmp_path / "other.csv").write_text(content)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    params = [] if "--params" in flags else ["--params", "1000,2000"]
+    command = ["ensemble", "s.csv", "other.csv", "--vote", "hard", "--output", "e.csv", *params, *flags]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "checkpoint" not in said
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
 def test_published_sizes_are_counted_without_a_weight(tmp_path):
     def count(family, **values):
         return family(build_config(values), FOUR_OPTIONS).count_parameters()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from beit3_vqa.config.resolve import GivenOptions
+from beit3_vqa.data.given_answers import is_given_answers, read_submission
 from beit3_vqa.data.predictions import info_file, predictions_file, read_info, read_predictions
 from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.engine.api import evaluate
@@ -26,11 +27,12 @@ class Member:
 
     Attributes:
         name: name that the user typed.
-        path: its file of predictions, or its checkpoint.
+        path: its file of predictions, its submission, or its checkpoint.
         parameters: all parameters of its model.
         weights: identity of its weights: the checkpoint's SHA-256, or the name if that isn't known.
         info: content of the .info.json beside its predictions; None if there is none, and for a checkpoint.
         given: options to evaluate the checkpoint with; None for a file of predictions.
+        is_submission: whether its file has answers without probabilities.
     """
 
     name: str
@@ -39,6 +41,31 @@ class Member:
     weights: str
     info: PredictionsInfo | None = None
     given: GivenOptions | None = None
+    is_submission: bool = False
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a member answers.
+
+    Attributes:
+        predictions: one for each question.
+        info: content of the .info.json beside them; None if there is none.
+        origins: id -> where it is, such as `FILE:LINE`, for a submission; None for other members.
+    """
+
+    predictions: list[Prediction]
+    info: PredictionsInfo | None = None
+    origins: Mapping[str, str] | None = None
+
+
+# A checkpoint may have any name, so that a table is told by its own.
+_TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".parquet", ".feather", ".jsonl", ".ndjson")
+
+
+def is_submission(path: Path) -> bool:
+    """Return whether a member is a table of answers, such as a submission."""
+    return path.suffix.lower() in (*_TABLES, ".json") and is_given_answers(path)
 
 
 def find_members(
@@ -47,8 +74,8 @@ def find_members(
     """Find the members and their numbers of parameters, without evaluating or loading a model.
 
     Args:
-        names: predictions.json files, checkpoints, or run folders with a checkpoint-best.pth.
-        params: `FILE=N`, the parameters of members whose files don't say them.
+        names: predictions.json files, submissions, checkpoints, or run folders with a checkpoint-best.pth.
+        params: `FILE=N`, the parameters of members whose files don't say them, or `N,N` for all of these in order.
         evaluation: options of `--eval` by flat name, for checkpoints.
         folder: folder for the results of checkpoints, each in a folder of its own.
 
@@ -61,21 +88,22 @@ def find_members(
     twice = [name for name, path in zip(names, resolved, strict=True) if resolved.count(path) > 1]
     if twice:
         raise InputError(f"{twice[-1]} is given twice; a member has one vote.")
-    given = dict(_given_parameters(text, names) for text in params)
-    _require_data([n for n, path in zip(names, paths, strict=True) if not _is_predictions(path)], evaluation)
-    infos = {path: read_info(path) for path in paths if _is_predictions(path)}
+    _require_data([n for n, path in zip(names, paths, strict=True) if not _has_answers(path)], evaluation)
+    infos = {path: None if is_submission(path) else read_info(path) for path in paths if _has_answers(path)}
+    untold = [name for name, path in zip(names, paths, strict=True) if path in infos and infos[path] is None]
+    given: dict[str, int] = {}
+    for text in params:
+        given |= _given_parameters(text, names, [name for name in untold if name not in given])
     for path, info in infos.items():
         if info is not None:
             check_parameters(info.model, info.parameters, info_file(path))
-    unknown = [
-        n for n, p in zip(names, paths, strict=True) if _is_predictions(p) and infos[p] is None and n not in given
-    ]
+    unknown = [name for name in untold if name not in given]
     if unknown:
         raise InputError.of_problems(
             "how many parameters do the models of these members have? No .info.json beside them says it:",
             unknown,
-            f"Say it for each, with --params {unknown[0]}=N (`beit3-vqa models` lists models and their parameters), or "
-            "evaluate them again, which writes it.",
+            f"Say it for each, with --params {unknown[0]}=N (`beit3-vqa models` lists models and their parameters) or "
+            "--params N,N in this order, or evaluate them again, which writes it.",
         )
     return [
         _of_predictions(name, path, infos[path], given.get(name))
@@ -85,8 +113,8 @@ def find_members(
     ]
 
 
-def _is_predictions(path: Path) -> bool:
-    return path.suffix == ".json"
+def _has_answers(path: Path) -> bool:
+    return path.suffix == ".json" or is_submission(path)
 
 
 def _source(name: str) -> Path:
@@ -103,15 +131,22 @@ def _source(name: str) -> Path:
     return path
 
 
-def _given_parameters(text: str, names: Sequence[str]) -> tuple[str, int]:
-    """Parse `FILE=N` of --params; InputError if it isn't that, or no member is named so."""
-    name, _, number = text.rpartition("=")
-    digits = number.replace(",", "").replace("_", "")
-    if not name or not digits.isdecimal() or not 0 < len(digits) < 19 or not int(digits):
-        raise InputError(f"--params {text}: write FILE=N, such as {names[0]}=676582404.")
-    if name not in names:
+def _given_parameters(text: str, names: Sequence[str], untold: Sequence[str]) -> dict[str, int]:
+    """Parse `FILE=N` or `N,N` of --params: name -> number; InputError if it is neither, or doesn't fit the members."""
+    name, equals, number = text.rpartition("=")
+    numbers = [number.replace(",", "").replace("_", "")] if equals else text.split(",")
+    # Three numbers or one with separators? 223,307,524 is no three models.
+    grouped = not equals and len(numbers) > 1 and all(len(digits) <= 3 for digits in numbers)
+    plain = all(digits.isdecimal() and 0 < len(digits) < 19 and int(digits) for digits in numbers)
+    if not plain or grouped or (equals and not name) or (not equals and len(numbers) != len(untold)):
+        listed = f" ({', '.join(untold)})" if untold else ""
+        raise InputError(
+            f"--params {text}: write FILE=N, such as {names[0]}=676582404, or N,N without other commas: a number "
+            f"for each of the {len(untold)} members whose files don't say theirs{listed}, in order."
+        )
+    if equals and name not in names:
         raise InputError(f"--params {text}: {name} isn't one of the members.{nearest(name, names)}")
-    return name, int(digits)
+    return dict(zip([name] if equals else untold, map(int, numbers), strict=True))
 
 
 def _require_data(checkpoints: Sequence[str], evaluation: Mapping[str, Any]) -> None:
@@ -132,7 +167,8 @@ def _of_predictions(name: str, path: Path, info: PredictionsInfo | None, given: 
         )
     parameters = info.parameters if info is not None else given
     assert parameters is not None
-    return Member(name, path, parameters, info.sha256 if info is not None and info.sha256 else name, info)
+    weights = info.sha256 if info is not None and info.sha256 else name
+    return Member(name, path, parameters, weights, info, is_submission=is_submission(path))
 
 
 def _of_checkpoint(
@@ -158,13 +194,16 @@ def total_parameters(members: Iterable[Member]) -> int:
     return sum(counted.values())
 
 
-def load_predictions(member: Member, split: str) -> tuple[list[Prediction], PredictionsInfo | None]:
-    """Read a member's predictions and their .info.json; evaluate a checkpoint on the split first."""
+def load_answers(member: Member, split: str) -> Answered:
+    """Read a member's predictions, or submission; evaluate a checkpoint on the split first."""
+    if member.is_submission:
+        predictions, origins = read_submission(member.path)
+        return Answered(predictions, origins=origins)
     if member.given is None:
-        return read_predictions(member.path, member.info), member.info
+        return Answered(read_predictions(member.path, member.info), member.info)
     result = evaluate(member.given.also(split=split))
     gc.collect()  # one model at a time: nothing of this one is left when the next is loaded
-    return result.predictions, read_info(predictions_file(Path(member.given["output_dir"]), split))
+    return Answered(result.predictions, read_info(predictions_file(Path(member.given["output_dir"]), split)))
 
 
 def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: bool) -> list[list[Prediction]] | None:
@@ -205,6 +244,6 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
                 "Evaluate both splits with one checkpoint."
             )
     return [
-        read_predictions(files[m.name], infos[m.name]) if m.given is None else load_predictions(m, "val")[0]
+        read_predictions(files[m.name], infos[m.name]) if m.given is None else load_answers(m, "val").predictions
         for m in members
     ]

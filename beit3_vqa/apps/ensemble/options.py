@@ -12,7 +12,7 @@ class EnsembleOptions(Options):
     """What to join, and how."""
 
     members: tuple[str, ...] = option(
-        MISSING, "predictions (.json), checkpoint, or run folder", positional=True, metavar="MEMBER"
+        MISSING, "predictions (.json), submission, checkpoint, or run folder", positional=True, metavar="MEMBER"
     )
     output: Path = option(MISSING, "the submission, such as e/submission.csv", metavar="FILE")
     vote: str = option("soft", "how the members decide", choices=("hard", "soft", "weighted"))
@@ -27,6 +27,12 @@ class EnsembleOptions(Options):
         metavar="FILE",
     )
     params: tuple[str, ...] = option(
-        (), "parameters of a member whose file doesn't say them", repeated=True, metavar="FILE=N"
+        (),
+        "parameters of a member whose file doesn't say them; or N,N,... of all such members, in order",
+        repeated=True,
+        metavar="FILE=N",
+    )
+    submission_like: Path | None = option(
+        None, "a sample submission: write the answers under its columns, in its order", metavar="FILE"
     )
     seed: int = option(0, "seed of the folds and the bootstrap", low=0)

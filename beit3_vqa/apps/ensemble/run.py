@@ -20,12 +20,20 @@ from beit3_vqa.apps.ensemble.compare import (
     vote_all,
     weights_text,
 )
-from beit3_vqa.apps.ensemble.members import Member, find_members, load_predictions, load_validation, total_parameters
+from beit3_vqa.apps.ensemble.members import (
+    Member,
+    find_members,
+    is_submission,
+    load_answers,
+    load_validation,
+    total_parameters,
+)
 from beit3_vqa.apps.ensemble.options import EnsembleOptions
 from beit3_vqa.apps.ensemble.vote import Question, absent_answers, align_predictions
 from beit3_vqa.apps.ensemble.weights import Floats, cross_fit_weights, fit_weights
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.predictions import HEADER, publish_results, read_info, write_predictions, write_submission
+from beit3_vqa.data.submission import Sample, read_sample
 from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.errors import MAX_VALUE, InputError, first_line, plural
 from beit3_vqa.runtime.files import make_folder, real_path, staged
@@ -50,8 +58,10 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Pr
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise InputError("ensemble works on one device: start it without torchrun.")
     results = _results_file(options)
+    _check_submissions(options)
+    sample = read_sample(options.submission_like) if options.submission_like else None
     members = find_members(options.members, options.params, evaluation, _members_folder(options.output))
-    _refuse_to_replace(results, options, members)
+    _refuse_to_replace(results, options, members, sample)
     _check_budget(members, options)
     make_folder(options.output.parent)
     val = _validation(members, options)
@@ -60,14 +70,16 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Pr
         chosen = _choose(val, members, options)
         members, val = [members[m] for m in chosen], [question.of(chosen) for question in val]
     names = [member.name for member in members]
-    answered = [load_predictions(member, evaluation.get("split", "test")) for member in members]
-    questions = align_predictions(names, [predictions for predictions, _ in answered], answer_key)
+    answered = [load_answers(member, evaluation.get("split", "test")) for member in members]
+    origins = {name: a.origins for name, a in zip(names, answered, strict=True) if a.origins is not None}
+    questions = align_predictions(names, [a.predictions for a in answered], answer_key, origins)
     weights = _report(questions, val, names, options)
     predictions = vote_all(questions, options.vote, weights)
-    info = _info(members, [info for _, info in answered], options)
+    info = _info(members, [a.info for a in answered], options)
     folder = results.parent
     with staged(folder) as place:
-        submission = write_submission(predictions, place / options.output.name)
+        write = sample.write if sample else write_submission
+        submission = write(predictions, place / options.output.name)
         written = publish_results(info, write_predictions(predictions, place / results.name), [submission], folder)
     print("\n".join(f"wrote {path}" for path in written))
     return predictions
@@ -82,13 +94,32 @@ def _results_file(options: EnsembleOptions) -> Path:
     return options.output.with_name(f"{named}.json")
 
 
+def _check_submissions(options: EnsembleOptions) -> None:
+    """Raise InputError if an option needs more of a member than a submission holds."""
+    name = next((name for name in options.members if is_submission(Path(name))), None)
+    if name is None:
+        return
+    if options.vote != "hard":
+        raise InputError(
+            f"{name} has answers without probabilities, which only --vote hard can count: give that, or its "
+            "predictions.json in its place."
+        )
+    if options.greedy or options.val:
+        flag = "--greedy" if options.greedy else "--val"
+        raise InputError(f"{flag}: {name} is a submission, which has no validation predictions. Leave one of them out.")
+
+
 def _members_folder(output: Path) -> Path:
     return output.with_name(f"{output.stem}_members")
 
 
-def _refuse_to_replace(results: Path, options: EnsembleOptions, members: Sequence[Member]) -> None:
+def _refuse_to_replace(
+    results: Path, options: EnsembleOptions, members: Sequence[Member], sample: Sample | None
+) -> None:
     """Raise InputError if a file would be replaced that no ensemble wrote, or that is read."""
     inputs = {real_path(path) for path in [*(member.path for member in members), *map(Path, options.val)]}
+    if real_path(options.output) in inputs | ({real_path(sample.path)} if sample else set()):
+        raise InputError(f"--output {options.output}: would overwrite a file that is read; give another name.")
     info = read_info(results) if real_path(results) not in inputs else None
     if real_path(results) in inputs or (results.exists() and (info is None or not info.model.startswith(_KIND))):
         raise InputError(
@@ -96,8 +127,9 @@ def _refuse_to_replace(results: Path, options: EnsembleOptions, members: Sequenc
             "folder of its own, such as --output ensemble/submission.csv."
         )
     if options.output.is_file():
+        headers = {HEADER.encode(), *({",".join(sample.header).encode()} if sample else ())}
         with options.output.open("rb") as file:
-            if file.readline(len(HEADER) + 2).rstrip(b"\r\n") != HEADER.encode():
+            if file.readline(max(map(len, headers)) + 2).rstrip(b"\r\n") not in headers:
                 raise InputError(f"--output {options.output}: already exists, and isn't a submission; give another.")
 
 
@@ -122,6 +154,8 @@ def _check_budget(members: Sequence[Member], options: EnsembleOptions) -> None:
 
 def _validation(members: Sequence[Member], options: EnsembleOptions) -> list[Question] | None:
     """Return the validation questions with known answers; None if there are none, and none are needed."""
+    if any(member.is_submission for member in members):
+        return None
     needed = options.vote == "weighted" or options.greedy
     names = [f"validation predictions of {member.name}" for member in members]
     try:

@@ -1,15 +1,17 @@
 """The votes of an ensemble: one prediction of M."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.runtime.files import look_alikes, one_form
 
+Origins = Mapping[str, Mapping[str, str]]  # name of a submission -> id -> where it is
 SHOWN_IDS = 5  # for each kind of problem and member, in a message
 SUM_TOLERANCE = 0.01  # how far from 1 the probabilities of a question's options may sum
 
@@ -54,7 +56,10 @@ class Question:
 
 
 def align_predictions(
-    names: Sequence[str], members: Sequence[Sequence[Prediction]], key: Callable[[str], str] = str
+    names: Sequence[str],
+    members: Sequence[Sequence[Prediction]],
+    key: Callable[[str], str] = str,
+    origins: Origins = MappingProxyType({}),
 ) -> list[Question]:
     """Join the members' predictions by id, in the first member's order.
 
@@ -62,19 +67,20 @@ def align_predictions(
         names: names of the members, for messages.
         members: predictions of each member, ids unique.
         key: two spellings of an answer are the same answer if their keys are equal; the first spelling is taken.
+        origins: for each member that is a submission, where its ids are; it needs no probabilities.
 
     Raises:
         InputError: if the members answer other questions than the first, or disagree on a question's text, options or
             truth. The message counts every such id and lists the first of each kind.
     """
     by_id = [{p.id: p for p in predictions} for predictions in members]
-    _check_ids(names, by_id)
+    _check_ids(names, by_id, origins)
     key = lru_cache(maxsize=1_000_000)(key)
     spelling: dict[str, str] = {}
     questions, problems = [], []
     for first in members[0]:
         answers = tuple(_respelt(predictions[first.id], key, spelling) for predictions in by_id)
-        problems += [f"row {short(first.id)}: {problem}" for problem in _disagreements(names, answers)]
+        problems += [f"row {short(first.id)}: {problem}" for problem in _disagreements(names, answers, origins)]
         questions.append(Question(answers, _label(answers, key)))
     if problems:
         raise InputError.of_problems(
@@ -83,13 +89,14 @@ def align_predictions(
     return questions
 
 
-def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]]) -> None:
+def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]], origins: Origins) -> None:
     """Raise InputError if a member has other ids than the first, or the first has none."""
     first, problems = by_id[0], []
     for name, ids in zip(names[1:], by_id[1:], strict=True):
         for what, those in (("lacks", first.keys() - ids.keys()), ("has beyond it", ids.keys() - first.keys())):
             if those:
-                listed = [short(i) for i in sorted(those)[:SHOWN_IDS]]
+                places = origins.get(name, {})
+                listed = [short(i) + (f" ({places[i]})" if i in places else "") for i in sorted(those)[:SHOWN_IDS]]
                 more = f", and {len(those) - SHOWN_IDS} more" if len(those) > SHOWN_IDS else ""
                 problems.append(f"{name} {what} {len(those)} ids: {', '.join(listed)}{more}")
         alike = look_alikes(sorted(first.keys() - ids.keys()), sorted(ids.keys() - first.keys()))
@@ -117,7 +124,7 @@ def _respelt(prediction: Prediction, key: Callable[[str], str], spelling: dict[s
     return dataclasses.replace(prediction, answer=named[prediction.answer], probabilities=shares)
 
 
-def _disagreements(names: Sequence[str], answers: Sequence[Prediction]) -> list[str]:
+def _disagreements(names: Sequence[str], answers: Sequence[Prediction], origins: Origins) -> list[str]:
     """List what the members disagree on in a row: question, options, truth, or what the probabilities are of."""
     problems = []
     for field in ("question", "choices", "truth"):
@@ -128,13 +135,19 @@ def _disagreements(names: Sequence[str], answers: Sequence[Prediction]) -> list[
             if _form(value) != _form(known[0][1])
         ]
     has_options = any(p.choices for p in answers)
+    named = [(name, p) for name, p in zip(names, answers, strict=True) if name not in origins]
+    first_name, first = named[0] if named else (names[0], answers[0])
     for name, p in zip(names, answers, strict=True):
+        if name in origins and has_options and p.answer not in first.probabilities:
+            listed = ", ".join(sorted(first.probabilities))
+            problems.append(f"{origins[name][p.id]} answers {short(p.answer)}, which is none of {short(listed)}")
+    for name, p in named:
         total = sum(p.probabilities.values())
         if not p.probabilities:
             problems.append(f"{name} has no probabilities")
-        elif has_options and p.probabilities.keys() != answers[0].probabilities.keys():
-            there, first = (", ".join(sorted(q.probabilities)) for q in (p, answers[0]))
-            problems.append(f"{name} has probabilities of {short(there)}, {names[0]} of {short(first)}")
+        elif has_options and p.probabilities.keys() != first.probabilities.keys():
+            there, here = (", ".join(sorted(q.probabilities)) for q in (p, first))
+            problems.append(f"{name} has probabilities of {short(there)}, {first_name} of {short(here)}")
         elif total > 1 + SUM_TOLERANCE or (has_options and total < 1 - SUM_TOLERANCE):
             problems.append(f"its probabilities in {name} sum to {total:.3f}, not to 1")
     return problems
@@ -182,5 +195,6 @@ def vote_one(question: Question, vote: str, weights: Sequence[float]) -> Predict
 
 
 def absent_answers(questions: Sequence[Question]) -> int:
-    """Count the questions for which some member's predictions lack an answer that another's hold."""
-    return sum(len({frozenset(p.probabilities) for p in question.answers}) > 1 for question in questions)
+    """Count the questions for which some member's predictions lack an answer that another's hold; not submissions."""
+    held = ({frozenset(p.probabilities) for p in question.answers if p.probabilities} for question in questions)
+    return sum(len(answers) > 1 for answers in held)

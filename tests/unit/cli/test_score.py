@@ -319,3 +319,113 @@ def test_only_evaluate_points_to_evaluating_a_model(capsys):
     listed = capsys.readouterr().out
     assert "\n    score " in listed
     assert "\n    evaluate" not in listed
+
+
+ANIMALS = "ID,img_path,Question,A,B,C,D,answer\n" + "".join(
+    f"q{n},{n // 2}.png,What is it?,a cat,a dog,a cow,a hen,{answer}\n" for n, answer in enumerate("ABCD")
+)
+
+
+def test_generated_text_is_scored_and_every_row_says_how_it_was_understood(tmp_path, capsys):
+    texts = ["The answer is A.", "a dog", "A cow, I think", "I cannot answer"]
+    rows = "\n".join(json.dumps({"question_id": f"q{n}", "text": text}) for n, text in enumerate(texts))
+    output = write(tmp_path / "out.jsonl", rows)
+    found = evaluated(output, "--answers", write(tmp_path / "a.csv", ANIMALS))
+    assert found["accuracy"] == 50
+    assert found["understood"]["counts"] == {"option's text": 1, "stated": 1, "refused": 1, "not read": 1}
+    assert found["understood"]["rows"] == [
+        {"id": "q0", "way": "stated", "answer": "A"},
+        {"id": "q1", "way": "option's text", "answer": "B"},
+        {"id": "q2", "way": "not read", "answer": None},
+        {"id": "q3", "way": "refused", "answer": None},
+    ]
+    assert found["accuracy_by_question_word"] == {"what": {"questions": 4, "accuracy": 50}}
+    assert found["accuracy_interval_by_image"]["images"] == 2
+    assert found["positions"]["C"] == {"true": 1, "answered": 0, "recall": 0.0, "precision": None}
+    assert found["positions"]["(not read)"]["answered"] == 2
+    said = capsys.readouterr().out
+    assert f"  {'not read':<26}{1:>9}  such as 'q2': 'A cow, I think'" in said
+    assert "  2 without an answer count as wrong" in said
+    assert "  by 2 images " in said
+
+
+def test_log_probabilities_are_scored_with_their_calibration(tmp_path):
+    rows = "".join(f"q{n},{','.join('-0.1' if i == n else '-5' for i in range(4))}\n" for n in range(4))
+    found = evaluated(write(tmp_path / "s.csv", f"id,A,B,C,D\n{rows}"), "--answers", write(tmp_path / "a.csv", ANIMALS))
+    assert found["accuracy"] == 100
+    assert found["calibration"]["confidence"] > 90
+
+
+def test_rotations_give_the_circular_accuracy(tmp_path, capsys):
+    """The first question is answered by its position, the others by what they show."""
+    texts = ["a cat", "a dog", "a cow", "a hen"]
+    lines = ["ID,rotation,answer,A,B,C,D"]
+    for question, right in enumerate(texts):
+        for turn in range(4):
+            shown = texts[turn:] + texts[:turn]
+            letter = "A" if question == 0 else "ABCD"[shown.index(right)]
+            lines.append(f"q{question},{turn},{letter},{','.join(shown)}")
+    found = evaluated(write(tmp_path / "s.csv", "\n".join(lines)), "--answers", write(tmp_path / "a.csv", ANIMALS))
+    assert (found["questions"], found["accuracy"]) == (4, 100)
+    assert found["tta"]["circular"]["accuracy"] == 75
+    assert (found["tta"]["passes"], found["tta"]["asked"]) == (4, 16)
+    assert "circular: in all rotations" in capsys.readouterr().out
+
+
+def test_a_submission_is_scored_by_letters_alone(tmp_path):
+    """The case of a contest's files: ids in any order, no options anywhere."""
+    names, answers = [f"TEST_00{n}" for n in range(8)], "BADCCCAB"
+    one = write(tmp_path / "s1.csv", "ID,answer\n" + "".join(f"{i},{a}\n" for i, a in zip(names, answers, strict=True)))
+    rows = [f"{i},{a}\n" for i, a in zip(names, answers.lower(), strict=True)]
+    truth = write(tmp_path / "ans.csv", "ID,answer\n" + "".join(reversed(rows)) + ",\n,\n")
+    found = evaluated(one, "--answers", truth)
+    assert (found["questions"], found["accuracy"]) == (8, 100)
+    assert found["understood"]["counts"] == {"letter": 8}
+    assert {letter: part["answered"] for letter, part in found["positions"].items()} == {"A": 2, "B": 2, "C": 3, "D": 1}
+
+
+def test_answers_to_some_questions_score_these_with_known_only(tmp_path, predictions, capsys):
+    truth = write(tmp_path / "ans.csv", "ID,answer\nq1,A\n")
+    submission = write(tmp_path / "s.csv", "ID,answer\nq1,A\nq2,B\nq3,D\n")
+    for file in (submission, predictions):
+        assert main(["score", str(file), "--answers", str(truth)]) == 2
+        assert "2 predicted, but not in it" in capsys.readouterr().err
+        assert evaluated(file, "--answers", truth, "--known_only")["questions"] == 1
+        assert "passed over 2 predictions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "says"),
+    [
+        ("ID,answer\nq0,A\n", ["--answers"], "3 not predicted"),
+        ("ID,answer\nq0,A\nq0,B\n", ["--answers"], "s.csv:3: the id 'q0' is at"),
+        ("ID,answer\nq0,A\n", [], "Give these with --answers CSV"),
+        ("ID,answer\nq0,A\n", ["--known_only"], "--known_only: needs --answers"),
+    ],
+)
+def test_submissions_that_cannot_be_scored_are_one_clear_error(tmp_path, capsys, content, flags, says):
+    answers = write(tmp_path / "a.csv", ANIMALS)
+    given = [str(answers)] if flags == ["--answers"] else []
+    assert main(["score", str(write(tmp_path / "s.csv", content)), *flags, *given]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_columns_by_hand_are_for_tables(predictions, capsys):
+    assert main(["score", str(predictions), "--columns", "id=x"]) == 2
+    assert "is a predictions.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("header", ["question_id\tlabel", "qid;정답", "sep=|\nID|Answer", "ID,answer,label"])
+def test_known_answers_may_be_any_table(tmp_path, header):
+    mark = next(mark for mark in "\t;|," if mark in header)
+    rows = [mark.join([name, "A", "B"][: 3 if "label" in header and mark == "," else 2]) for name in ("q1", "q2")]
+    found = read_answers(write(tmp_path / "a.csv", "\n".join([header, *rows])))
+    assert [(row.id, row.answer) for row in found] == [("q1", "A"), ("q2", "A")]
+
+
+def test_rows_of_commas_in_the_answers_are_passed_over(tmp_path):
+    shares = {"A": 0.9, "B": 0.1}
+    rows = [Prediction(f"문제{n}", "무엇?", "A", shares, choices=("가", "나")) for n in range(3)]
+    answers = write(tmp_path / "a.csv", "ID,answer\n문제0,A\n,\n문제1,B\n문제2,A\n,\n,\n")
+    path = write_predictions(rows, tmp_path / "predictions.json")
+    assert evaluated(path, "--answers", answers)["accuracy"] == pytest.approx(200 / 3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.metrics import accuracy_interval, mean_interval, wilson_interval
-from beit3_vqa.metrics.intervals import Z
+from beit3_vqa.metrics.intervals import Z, clustered_interval
 
 
 def scored(*scores):
@@ -77,3 +77,60 @@ def test_accuracy_interval_names_its_method():
     assert found["method"] == "normal"
     assert found["level"] == 95
     assert 0 <= found["low"] < 100 * 1.3 / 3 < found["high"] <= 100
+
+
+def about(scores):
+    """Scores by image: one list for each."""
+    return [
+        Prediction(f"{image} {n}", "q", "A", {}, "A", score, image=f"{image}.png")
+        for image, some in enumerate(scores)
+        for n, score in enumerate(some)
+    ]
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=60))
+def test_with_an_image_for_each_question_the_clustered_interval_is_wilsons(scores):
+    wanted = accuracy_interval(scored(*scores))
+    for rows in (about([[score] for score in scores]), scored(*scores)):  # an image of its own, or none known
+        found = clustered_interval(rows)
+        assert (found["low"], found["high"]) == pytest.approx((wanted["low"], wanted["high"]))
+        assert found["images"] == len(scores)
+
+
+def test_questions_that_are_alike_count_as_their_images():
+    scores = [1.0] * 12 + [0.0] * 8
+    found = clustered_interval(about([[score] * 5 for score in scores]))
+    low, high = wilson_interval(12, 20)
+    # (images - 1) / images against (questions - 1) / questions: nearly as many as images
+    assert found["effective_questions"] == pytest.approx(19 * 100 / 99)
+    assert (found["low"], found["high"]) == pytest.approx((100 * low, 100 * high), abs=0.7)
+    for share in (0.0, 1.0):
+        alike = clustered_interval(about([[share] * 5] * 20))
+        low, high = wilson_interval(20 * share, 20)
+        assert (alike["low"], alike["high"]) == (100 * low, 100 * high)
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=4), min_size=1, max_size=10))
+def test_a_clustered_interval_holds_the_accuracy_and_is_never_smaller(groups):
+    rows = about(groups)
+    found, plain = clustered_interval(rows), accuracy_interval(rows)
+    share = 100 * sum(p.score for p in rows) / len(rows)
+    assert 0 <= found["low"] <= share + 1e-9
+    assert share - 1e-9 <= found["high"] <= 100
+    assert found["high"] - found["low"] >= plain["high"] - plain["low"] - 1e-9
+    assert 1 <= found["effective_questions"] <= len(rows)
+
+
+def test_clustered_intervals_hold_the_true_accuracy_95_times_of_100():
+    rng = random.Random(0)
+    held = {"clustered": 0, "plain": 0}
+    for _ in range(600):
+        groups = []
+        for _ in range(60):
+            easy = rng.random() < 0.7  # an image is easy or hard, for all its questions
+            groups.append([float(rng.random() < (0.95 if easy else 0.1)) for _ in range(6)])
+        rows, true = about(groups), 100 * (0.7 * 0.95 + 0.3 * 0.1)
+        for name, found in (("clustered", clustered_interval(rows)), ("plain", accuracy_interval(rows))):
+            held[name] += found["low"] <= true <= found["high"]
+    assert 0.92 * 600 <= held["clustered"] <= 0.98 * 600
+    assert held["plain"] < 0.8 * 600
