@@ -167,6 +167,9 @@ class OptimConfig(Options):
     opt: str = option("adamw", "optimizer", choices=("adamw",))
     opt_eps: float = option(1e-8, "AdamW's epsilon", low=0, high=1)
     opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
+    patience: int = option(
+        0, "stop after this many validations in a row without a better score; 0: never", low=0, high=1e6
+    )
     clip_grad: float | None = option(None, "largest norm of the gradient; default: no clipping", low=0, high=1e12)
     max_bad_steps: int = option(
         10,

@@ -8,8 +8,8 @@
         evaluate_split          validation, with the averaged weights if there is a moving average
         _end_epoch              choose the best epoch, write log.txt, then the checkpoints
 
-A run ends after its last epoch, after `--stop_after_epochs`, at a signal (once the step is finished and saved), or
-with an error. The same command goes on from its last checkpoint.
+A run ends after its last epoch, after `--patience` or `--stop_after_epochs`, at a signal (once the step is finished and
+saved), or with an error. The same command goes on from its last checkpoint.
 """
 
 import shlex
@@ -103,6 +103,8 @@ def set_up_training(components: Components) -> Training:
         print("no validation split, so the last epoch counts as the best")
         if components.task.folder.folds():
             print("the training rows have folds: --fold K holds one of them out as val")
+        if options.patience:
+            print("--patience has no validation to follow: training goes on to its last epoch")
         if options.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     strategy = make_strategy(config.compute.strategy)
@@ -146,8 +148,11 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     """
     components, config, state = run.components, run.components.config, run.state
     folder, epochs = Path(config.run.output_dir), config.optim.epochs
-    if state.epoch >= epochs:
-        print(f"nothing left to train: {state.epoch} of {plural(epochs, 'epoch')} done; raise --epochs for more")
+    if not run.stays_in_its_folder:
+        state.waited = 0  # for a better score than the best in this folder, which is still to come
+    state.over = _why_over(run)
+    if state.over:
+        print(f"nothing left to train: {state.over}")
         if run.stays_in_its_folder and distributed.is_main():
             # A run that was killed right after its last save didn't get to delete what that made useless.
             run_folder.prune(folder, config.run.keep_checkpoints, is_rolling)
@@ -192,16 +197,33 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                     raise
                 raise InputError(f"{error}\n{saver.save_where_it_is(state)}") from None
             _end_epoch(run, values, metrics, log, saver)
+            state.over = _why_over(run)
+            if state.over:
+                break
         number = stop()  # a signal may have come while the last epoch was saved
         if number:
             raise Stopped(number, "all epochs were already done and saved")
     if saver.problem:
         raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
-    if end < epochs:
+    if state.over and state.epoch < epochs:
+        print(f"stopped early: {state.over}")
+    if not state.over:
         print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
     elif config.run.save_ckpt and say_next:
         print(f"trained. Next: {_evaluation_command(run)}")
     return state
+
+
+def _why_over(run: Training) -> str:
+    """Return why there is nothing left to train, and which option would change that; empty if there is."""
+    state, options = run.state, run.components.config.optim
+    if state.epoch >= options.epochs:
+        return f"{state.epoch} of {plural(options.epochs, 'epoch')} done; raise --epochs for more"
+    if options.patience and state.waited >= options.patience:
+        best = f"{state.best_score:.2f} of epoch {state.best_epoch}" if state.best_score is not None else "before"
+        waited = plural(state.waited, "validation")
+        return f"{waited} in a row without a better score than {best}; raise --patience for more"
+    return ""
 
 
 def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
@@ -308,6 +330,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
             "counts as the best"
         )
     state.epoch, state.inside = epoch + 1, InsideEpoch()
+    state.waited = 0 if improved else state.waited + 1
     state.val_losses += [metrics["loss"]] if "loss" in metrics else []
     if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
         print(f"--sched plateau: {spec.name} has no validation loss to follow: the learning rate stays as it is")

@@ -54,8 +54,10 @@ class TrainState:
     inside: InsideEpoch = field(default_factory=InsideEpoch)
     best_score: float | None = None
     best_epoch: int | None = None
+    waited: int = 0  # validations since the best score, which --patience counts
     val_losses: list[float] = field(default_factory=list)  # of the epochs done, which --sched plateau follows
     resumed_from: str = ""  # the checkpoint in another folder that this run began with
+    over: str = ""  # why there is nothing left to train; empty if there is
 
 
 @dataclass
@@ -132,6 +134,7 @@ class Saver:
             "processes": distributed.world_size(),
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
+            "waited": state.waited,
             "task_state": self.components.task.state(),
             "val_losses": list(state.val_losses),
             **data_state(self.components),

@@ -128,6 +128,7 @@ _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "model_ema": (lambda value: value is None or _is_weights(value), "a state dict"),
     "best_score": (lambda value: value is None or _is_number(value), "a number"),
     "best_epoch": (lambda value: value is None or _is_epoch(value), "a number of epochs"),
+    "waited": (lambda value: _is_epoch(value), f"a number of validations from 0 up to {MAX_EPOCH:,}"),
     "val_losses": (lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
     "task_state": (lambda value: isinstance(value, dict), "what the task keeps, such as its answers"),
     "data_rows": (_is_rows, "fingerprints of the rows of its data"),

@@ -36,7 +36,7 @@ FLAGS = {
     "update_freq": 1, "eval_batch_size": None, "lr": 5e-4, "min_lr": 1e-6,
     "sched": "cosine", "plateau_factor": 0.5, "plateau_patience": 2,
     "warmup_epochs": None, "warmup_steps": -1, "layer_decay": 0.9, "task_head_lr_weight": 0.0, "weight_decay": 0.05,
-    "opt": "adamw", "opt_eps": 1e-8, "opt_betas": (0.9, 0.999), "clip_grad": None, "max_bad_steps": 10,
+    "patience": 0, "opt": "adamw", "opt_eps": 1e-8, "opt_betas": (0.9, 0.999), "clip_grad": None, "max_bad_steps": 10,
     "label_smoothing": 0.0,
     "model_ema": False, "model_ema_decay": 0.9999, "model_ema_force_cpu": False,
     "mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": (), "mixup_prob": 1.0, "mixup_switch_prob": 0.5,
