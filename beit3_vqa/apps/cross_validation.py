@@ -110,8 +110,10 @@ def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) ->
     state = train(given.also(**values), say_next=False)
     if config.run.dry_run:
         return [], False
-    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)[f"val_{metric}"] for line in lines], bool(state.over)
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+    # Without the validations inside epochs, but for the last one if training ended with it.
+    ends = [line for line in lines if "share" not in line or line is lines[-1]]
+    return [line[f"val_{metric}"] for line in ends], bool(state.over)
 
 
 def summarise(histories: dict[int, Sequence[float]], metric: str) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def dry_run(run: Training) -> None:
     per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
     tokens = max(components.model.tokens(batch.inputs) for batch in batches)
     if run.val is not None:
-        epoch_seconds += per_question * run.val.batches.rows
+        every = components.config.optim.eval_steps
+        inside_epoch = (run.steps_per_epoch - 1) // every if every else 0
+        epoch_seconds += per_question * run.val.batches.rows * (1 + inside_epoch)
     print(f"tokens per example: {tokens} at most (image and text) in these batches")
     print(f"memory: {peak_memory(components.precision.device)} at most, with batches of {examples}")
     print(

@@ -5,7 +5,8 @@
     fit                     prepare the output folder, then for every epoch:
         loop.train_epoch        forward, loss, backward, clip, step, average
             _after_steps            after every optimizer step: count, show, log; stop at a signal; --save_steps
-        evaluate_split          validation, with the averaged weights if there is a moving average
+                _validate_inside        --eval_steps: the same as at the end of an epoch
+        _validate               validation, with the averaged weights if there is a moving average
         _end_epoch              choose the best epoch, write log.txt, then the checkpoints
 
 A run ends after its last epoch, after `--patience` or `--stop_after_epochs`, at a signal (once the step is finished and
@@ -45,6 +46,10 @@ from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
 SCALAR_STEPS = 50  # optimizer steps between points of the curves
 
 
+class _OverError(Exception):
+    """Nothing is left to train, in the middle of an epoch; `_why_over` says why."""
+
+
 @dataclass(kw_only=True)
 class Training(Learner):
     """A training run: the model and what trains it (see `Learner`), its data, and how far it has come.
@@ -72,8 +77,17 @@ class Training(Learner):
 
     @property
     def schedule(self) -> Schedule:
-        """Return the learning rate as a function of the step, valid for the epoch to come."""
+        """Return the learning rate as a function of the step, valid until the next validation."""
         return make_schedule(self.components.config.optim, self.steps_per_epoch, self.state.val_losses)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of the step to come."""
+        return self.schedule(step)
+
+    @property
+    def validated(self) -> float:
+        """Return the share of the epoch's examples that were done at its last validation; 0: there was none."""
+        return self.state.inside.validated / self.examples
 
     @property
     def order(self) -> dict[str, Any]:
@@ -105,6 +119,8 @@ def set_up_training(components: Components) -> Training:
             print("the training rows have folds: --fold K holds one of them out as val")
         if options.patience:
             print("--patience has no validation to follow: training goes on to its last epoch")
+        if options.eval_steps:
+            print("--eval_steps has no validation split, and so no effect")
         if options.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     strategy = make_strategy(config.compute.strategy)
@@ -165,7 +181,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     end = min(epochs, state.epoch + (config.run.stop_after_epochs or epochs))  # epoch at which this session ends
     settled = {n: value for n, value in config.flat(components.found).items() if n not in SESSION_OPTIONS}
     loggers = Loggers(config.loggers, LoggedRun(folder, log_dir, settled, run.step, run.stays_in_its_folder))
-    with RunLog(folder, loggers, state.epoch) as log, StopSignals() as signals:
+    with RunLog(folder, loggers, state.epoch + run.validated) as log, StopSignals() as signals:
         stop = SyncedStop(signals, run.precision.device)
         for epoch in range(state.epoch, end):
             # A run that was stopped inside an epoch goes on there; every other epoch begins at example 0.
@@ -174,7 +190,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
             try:
                 with _after_steps(run, progress, log, saver, stop) as after_step:
                     batches = run.train.epoch(epoch, first)
-                    train_epoch(run, batches, run.schedule, after_step, first_example=first, first_step=run.step)
+                    train_epoch(run, batches, run.learning_rate, after_step, first_example=first, first_step=run.step)
                 progress.close()
                 # Each process has met other images; from here on all know the same bad ones.
                 components.bad_images.sync_ranks()
@@ -184,11 +200,12 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                     values["skipped_steps"] = inside.bad
                 values["examples_per_second"] = progress.speed()
 
-                metrics: dict[str, Any] = {}
-                if run.val is not None:
-                    label = f"epoch {epoch} val" + (" (EMA)" if run.ema else "")
-                    with run.ema.use_ema_weights() if run.ema else nullcontext():
-                        metrics = evaluate_split(components, run.val, label, stop).metrics
+                metrics = _validate(run, f"epoch {epoch} val", stop)
+            except _OverError:
+                progress.close()
+                saver.save_step(state)
+                state.over = _why_over(run)
+                break
             except Stopped as stopped:
                 raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
             except InputError as error:
@@ -259,13 +276,14 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
 def _after_steps(
     run: Training, progress: Progress, log: RunLog, saver: Saver, stop: SyncedStop
 ) -> Iterator[Callable[[StepReport], None]]:
-    """Yield the function to call after each optimizer step of an epoch: it counts, shows, logs and saves.
+    """Yield the function to call after each optimizer step of an epoch: it counts, shows, logs, validates and saves.
 
     However the context ends, `run.state.inside` then tells how far the epoch has come. If it ends with an InputError,
     the random state is set back to that after the last step, from where the run can be saved and go on.
 
     Raises:
         Stopped: in the call, if a signal came.
+        _OverError: in the call, if a validation leaves nothing to train.
     """
     config, device, inside = run.components.config, run.precision.device, run.state.inside
     inside.order = run.order
@@ -294,13 +312,24 @@ def _after_steps(
         number = stop()
         if number:
             raise Stopped(number)
-        every = config.run.save_steps
-        # Not after the epoch's last step: `_end_epoch` saves the whole epoch.
-        if every and inside.steps % every == 0 and inside.examples < run.examples:
-            inside.loss_sum, inside.counted, inside.bad = sums.tolist()
-            saver.save_step(run.state)
+        # Not after the epoch's last step: `_end_epoch` validates and saves the whole epoch.
+        if inside.examples < run.examples:
+            validate_if_due()
+            if config.run.save_steps and inside.steps % config.run.save_steps == 0:
+                inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+                saver.save_step(run.state)
+
+    def validate_if_due() -> None:
+        every = config.optim.eval_steps
+        if run.val is None or not every or inside.steps % every or inside.validated == inside.examples:
+            return
+        inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+        with progress.paused():
+            _validate_inside(run, log, saver, stop)
 
     try:
+        if 0 < inside.examples < run.examples:
+            validate_if_due()  # the run may have been stopped at this step before it was validated
         yield after_step
     except InputError:
         if random:
@@ -308,6 +337,44 @@ def _after_steps(
         raise
     finally:
         inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+
+
+def _validate(run: Training, label: str, stop: SyncedStop) -> dict[str, Any]:
+    """Return the metrics of the validation split, of the moving average if there is one; empty without a split.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    if run.val is None:
+        return {}
+    with run.ema.use_ema_weights() if run.ema else nullcontext():
+        return evaluate_split(run.components, run.val, label + (" (EMA)" if run.ema else ""), stop).metrics
+
+
+def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop) -> None:
+    """Validate inside an epoch, log it, and save the weights if they are the best so far.
+
+    The best checkpoint is written before the next one to go on from: a run that is killed in between goes on from
+    before the validation, and comes to the same again.
+
+    Raises:
+        Stopped: a signal came; the validation isn't counted, and a run that goes on begins with it.
+        _OverError: nothing is left to train.
+    """
+    state, inside = run.state, run.state.inside
+    place = f"epoch {state.epoch}, step {inside.steps}"
+    metrics = _validate(run, f"{place} val", stop)
+    inside.validated = inside.examples
+    score, improved = _count_validation(run, metrics)
+    place_in_log = {"epoch": state.epoch, "share": run.validated, "step": run.step}
+    log.add({**place_in_log, **{f"val_{name}": value for name, value in metrics.items()}})
+    if improved and run.components.config.run.save_ckpt:
+        saver.save_best(state, score)
+    elif improved:
+        state.best_score, state.best_epoch = score, state.epoch
+    _show_score(run, metrics, place, log)
+    if _why_over(run):
+        raise _OverError
 
 
 def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any], log: RunLog, saver: Saver) -> None:
@@ -320,31 +387,45 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
         log: where the epoch is written.
         saver: which writes the checkpoints.
     """
-    spec, state, config, epoch = run.components.task.spec, run.state, run.components.config, run.state.epoch
-    score = metrics.get(spec.best_metric)
-    # An epoch without a score is the best only as long as no epoch had one.
-    improved = state.best_score is None or (score is not None and score > state.best_score)
-    if run.val is not None and score is None and state.best_epoch is None:
-        print(
-            f"nothing in the validation split can be scored, so there is no {spec.best_metric}, and the last epoch "
-            "counts as the best"
-        )
+    state, config, epoch = run.state, run.components.config, run.state.epoch
+    score, improved = _count_validation(run, metrics)
     state.epoch, state.inside = epoch + 1, InsideEpoch()
-    state.waited = 0 if improved else state.waited + 1
-    state.val_losses += [metrics["loss"]] if "loss" in metrics else []
     if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
-        print(f"--sched plateau: {spec.name} has no validation loss to follow: the learning rate stays as it is")
+        name = run.components.task.spec.name
+        print(f"--sched plateau: {name} has no validation loss to follow: the learning rate stays as it is")
     # Log before saving: if the process is killed in between, the resumed run drops the line and writes it again. The
     # other way round the line would be missing for good.
-    log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
+    log.add({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
         saver.save_epoch(state, score, improved)
     elif improved:
         state.best_score, state.best_epoch = score, epoch
+    _show_score(run, metrics, f"epoch {epoch}", log)
+
+
+def _count_validation(run: Training, metrics: dict[str, Any]) -> tuple[float | None, bool]:
+    """Count a validation; return its score, if it has one, and whether it is the best so far."""
+    state, metric = run.state, run.components.task.spec.best_metric
+    score = metrics.get(metric)
+    # A validation without a score is the best only as long as none had one.
+    improved = state.best_score is None or (score is not None and score > state.best_score)
+    if run.val is not None and score is None and state.best_epoch is None:
+        print(
+            f"nothing in the validation split can be scored, so there is no {metric}, and the last epoch "
+            "counts as the best"
+        )
+    state.waited = 0 if improved else state.waited + 1
+    state.val_losses += [metrics["loss"]] if "loss" in metrics else []
+    return score, improved
+
+
+def _show_score(run: Training, metrics: dict[str, Any], place: str, log: RunLog) -> None:
+    """Draw the metrics of a validation, and print its score beside the best."""
+    state, metric = run.state, run.components.task.spec.best_metric
     log.scalars(get_scalars(metrics, "val"), run.step)
-    if score is not None:
+    if metrics.get(metric) is not None:
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
-        print(f"epoch {epoch}: val {spec.best_metric} {score:.2f} ({best})")
+        print(f"{place}: val {metric} {metrics[metric]:.2f} ({best})")
 
 
 def _evaluation_command(run: Training) -> str:

@@ -29,8 +29,8 @@ DIFFERS_ANYWAY = {"examples_per_second"}
 
 
 def command(data: Path, out: Path, epochs: int, clip: Path | None) -> list[str]:
-    """A run with everything on that must come back: average, accumulation, randomness in layers, options, workers."""
-    flags = "--batch_size 3 --update_freq 2 --save_steps 2 --model_ema --num_workers 1 --randaug"
+    """A run with everything on that must come back: average, accumulation, validations inside epochs, randomness."""
+    flags = "--batch_size 3 --update_freq 2 --save_steps 2 --eval_steps 3 --model_ema --num_workers 1 --randaug"
     flags += f" --keep_checkpoints 3 --log_interval 0 --epochs {epochs}"
     if clip is None:
         model = [*TINY, "--drop_path", "0.2"]

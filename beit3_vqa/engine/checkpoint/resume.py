@@ -181,6 +181,9 @@ def restore(run: Training, content: Content, path: Path) -> None:
         _restore_average(run, content, where)
     run.state.epoch = content["epoch"] + 1 if "epoch" in content else 0
     run.state.inside = _inside_epoch(run, content)
+    if run.state.inside.steps:  # every step sets it; this is for a run that is saved again before its next one
+        for group in run.optimizer.param_groups:
+            group["lr"] = run.state.inside.lr * group["lr_scale"]
     run.state.val_losses = list(content.get("val_losses", []))
     run.state.resumed_from = content.get("resumed_from", "")
     if components.config.run.resume and str(Path(components.config.run.resume).resolve()) == str(path.resolve()):

@@ -82,6 +82,7 @@ def _is_random_state(value: object) -> bool:
 
 def _is_inside_epoch(value: object) -> bool:
     names = {"steps": int, "examples": int, "loss_sum": float, "counted": float, "bad": float, "lr": float}
+    names |= {"validated": int} if isinstance(value, dict) and "validated" in value else {}  # not in older files
     return (
         isinstance(value, dict)
         and set(value) == {*names, "order"}
