@@ -169,6 +169,14 @@ class OptimConfig(Options):
     opt: str = option("adamw", "optimizer", choices=("adamw",))
     opt_eps: float = option(1e-8, "AdamW's epsilon", low=0, high=1)
     opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
+    max_hours: float | None = option(
+        None,
+        "time for the run, over all its sessions: training ends early enough, and the learning rate comes to its end "
+        "there; --epochs is the most; default: no limit",
+        unit="hours",
+        above=0,
+        high=1e5,
+    )
     eval_steps: int = option(
         0, "validate every that many optimizer steps of an epoch too; 0: at its end only", low=0, high=1e9
     )

@@ -5,17 +5,18 @@
     fit                     prepare the output folder, then for every epoch:
         loop.train_epoch        forward, loss, backward, clip, step, average
             _after_steps            after every optimizer step: count, show, log; stop at a signal; --save_steps
+                _plan                   --max_hours: at which step the run is to end
                 _validate_inside        --eval_steps: the same as at the end of an epoch
         _validate               validation, with the averaged weights if there is a moving average
         _end_epoch              choose the best epoch, write log.txt, then the checkpoints
 
-A run ends after its last epoch, after `--patience` or `--stop_after_epochs`, at a signal (once the step is finished and
-saved), or with an error. The same command goes on from its last checkpoint.
+A run ends after its last epoch, after `--patience`, `--max_hours` or `--stop_after_epochs`, at a signal (once the step
+is finished and saved), or with an error. The same command goes on from its last checkpoint.
 """
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,17 @@ from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint import folder as run_folder
-from beit3_vqa.engine.checkpoint.folder import BEST
+from beit3_vqa.engine.checkpoint.folder import BEST, step_file
 from beit3_vqa.engine.checkpoint.io import random_state, set_random_state
 from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.engine.checkpoint.save import InsideEpoch, Saver, TrainState
 from beit3_vqa.engine.evaluator import evaluate_split
 from beit3_vqa.engine.loggers import LoggedRun, Loggers
-from beit3_vqa.engine.logging import Progress, RunLog, get_scalars, peak_memory
+from beit3_vqa.engine.logging import Progress, RunLog, format_seconds, get_scalars, peak_memory
 from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
 from beit3_vqa.engine.optim import ModelEma, Schedule, make_optimizer, make_schedule
 from beit3_vqa.engine.parallel import make_strategy
+from beit3_vqa.engine.time_budget import TimeBudget, Work
 from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder, remove_stale_temporaries
@@ -82,7 +84,30 @@ class Training(Learner):
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of the step to come."""
-        return self.schedule(step)
+        # A run that ends before its last epoch walks through the whole schedule all the same, in longer strides.
+        return self.schedule(step * self.work.total // self.last_step)
+
+    @property
+    def last_step(self) -> int:
+        """Return the optimizer steps after which the run is to end: all, or those that `--max_hours` plans."""
+        planned = self.state.time.kept.last_step if self.state.time else 0
+        return min(self.work.total, planned or self.work.total)
+
+    @property
+    def work(self) -> Work:
+        """Return what there is to do."""
+        config, steps = self.components.config, self.steps_per_epoch
+
+        def inside(every: int) -> int:
+            return (steps - 1) // every if every else 0
+
+        return Work(
+            epochs=config.optim.epochs,
+            steps=steps,
+            validations=1 + inside(config.optim.eval_steps) if self.val else 0,
+            saves=1 + inside(config.run.save_steps) if config.run.save_ckpt else 0,
+            validation_in_steps=self.val.batches.rows * steps / self.examples if self.val else 0.0,
+        )
 
     @property
     def validated(self) -> float:
@@ -126,6 +151,7 @@ def set_up_training(components: Components) -> Training:
     strategy = make_strategy(config.compute.strategy)
     # Before the optimizer and the moving average are made: fsdp replaces the parameters that they hold.
     model = strategy.wrap(components.model)
+    hours = options.max_hours
     return Training(
         components=components,
         train=train_loader,
@@ -141,6 +167,7 @@ def set_up_training(components: Components) -> Training:
         max_bad_steps=options.max_bad_steps,
         ema=make_ema(components) if options.model_ema else None,
         strategy=strategy,
+        state=TrainState(time=TimeBudget(hours) if hours is not None else None),
     )
 
 
@@ -166,6 +193,8 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     folder, epochs = Path(config.run.output_dir), config.optim.epochs
     if not run.stays_in_its_folder:
         state.waited = 0  # for a better score than the best in this folder, which is still to come
+    if state.time and state.time.kept.hours != state.time.hours:
+        _plan(run)  # now, since the first look at the clock comes only after some steps
     state.over = _why_over(run)
     if state.over:
         print(f"nothing left to train: {state.over}")
@@ -182,7 +211,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     settled = {n: value for n, value in config.flat(components.found).items() if n not in SESSION_OPTIONS}
     loggers = Loggers(config.loggers, LoggedRun(folder, log_dir, settled, run.step, run.stays_in_its_folder))
     with RunLog(folder, loggers, state.epoch + run.validated) as log, StopSignals() as signals:
-        stop = SyncedStop(signals, run.precision.device)
+        stop = SyncedStop(lambda: signals.number, run.precision.device)
         for epoch in range(state.epoch, end):
             # A run that was stopped inside an epoch goes on there; every other epoch begins at example 0.
             inside, first = state.inside, state.inside.examples
@@ -201,7 +230,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                 values["examples_per_second"] = progress.speed()
 
                 metrics = _validate(run, f"epoch {epoch} val", stop)
-            except _OverError:
+            except _OverError:  # saved on the same road as at a signal
                 progress.close()
                 saver.save_step(state)
                 state.over = _why_over(run)
@@ -240,7 +269,35 @@ def _why_over(run: Training) -> str:
         best = f"{state.best_score:.2f} of epoch {state.best_epoch}" if state.best_score is not None else "before"
         waited = plural(state.waited, "validation")
         return f"{waited} in a row without a better score than {best}; raise --patience for more"
+    time = state.time
+    if time is None:
+        return ""
+    hours, done = f"--max_hours {time.hours:g}", time.in_epochs(run.step, run.work)
+    # The run ends with a validation: one that was stopped before it has that left.
+    if run.step >= run.last_step and state.inside.validated == state.inside.examples:
+        return f"{done} are done, as planned for {hours}, in {format_seconds(time.used)}; raise --max_hours for more"
+    if time.is_up or distributed.run_on_main(lambda: time.no_time_left):
+        time.is_up = True
+        return f"the time of {hours} is used up, {done} are done; raise --max_hours for more"
     return ""
+
+
+def _plan(run: Training) -> bool:
+    """Look at the clock, and plan at which step the run is to end; return whether that has changed.
+
+    Every process must call it; the main one decides.
+    """
+    time, work = run.state.time, run.work
+    if time is None:
+        return False
+    changed, kept = distributed.run_on_main(lambda: (time.plan_anew(run.step, work), time.kept))
+    time.kept = kept
+    return changed
+
+
+def _timing(run: Training, what: str) -> AbstractContextManager[None]:
+    """Return a context whose time `--max_hours` takes for that of a `validation` or a `save`."""
+    return run.state.time.timing(what) if run.state.time else nullcontext()
 
 
 def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
@@ -287,6 +344,9 @@ def _after_steps(
     """
     config, device, inside = run.components.config, run.precision.device, run.state.inside
     inside.order = run.order
+    time = run.state.time
+    # Only the main process's clock counts.
+    late = SyncedStop(lambda: int(time is not None and distributed.is_main() and time.no_time_left), device)
     # The sums stay on the device, and are read only to be saved: reading makes the host wait for the device.
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     last_step = (run.state.epoch + 1) * run.steps_per_epoch
@@ -312,20 +372,34 @@ def _after_steps(
         number = stop()
         if number:
             raise Stopped(number)
-        # Not after the epoch's last step: `_end_epoch` validates and saves the whole epoch.
+        if time and late():
+            time.is_up = True
+            raise _OverError
+        look = time is not None and time.count_step()
+        # Not after the epoch's last step: `_end_epoch` plans, validates and saves the whole epoch.
         if inside.examples < run.examples:
+            if time and look:
+                time.measure()
+                if not time.kept.save:  # not known yet
+                    save()
+                if _plan(run):
+                    save()  # at once: a run that is killed keeps to it
             validate_if_due()
             if config.run.save_steps and inside.steps % config.run.save_steps == 0:
-                inside.loss_sum, inside.counted, inside.bad = sums.tolist()
-                saver.save_step(run.state)
+                save()
+
+    def save() -> None:
+        inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+        with progress.paused(), _timing(run, "save"):
+            saver.save_step(run.state)
 
     def validate_if_due() -> None:
-        every = config.optim.eval_steps
-        if run.val is None or not every or inside.steps % every or inside.validated == inside.examples:
-            return
-        inside.loss_sum, inside.counted, inside.bad = sums.tolist()
-        with progress.paused():
-            _validate_inside(run, log, saver, stop)
+        every = config.optim.eval_steps if run.val else 0
+        due = run.step >= run.last_step or (every and inside.steps % every == 0)
+        if due and inside.validated < inside.examples:
+            inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+            with progress.paused():
+                _validate_inside(run, log, saver, stop)
 
     try:
         if 0 < inside.examples < run.examples:
@@ -347,7 +421,7 @@ def _validate(run: Training, label: str, stop: SyncedStop) -> dict[str, Any]:
     """
     if run.val is None:
         return {}
-    with run.ema.use_ema_weights() if run.ema else nullcontext():
+    with _timing(run, "validation"), run.ema.use_ema_weights() if run.ema else nullcontext():
         return evaluate_split(run.components, run.val, label + (" (EMA)" if run.ema else ""), stop).metrics
 
 
@@ -369,7 +443,8 @@ def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop)
     place_in_log = {"epoch": state.epoch, "share": run.validated, "step": run.step}
     log.add({**place_in_log, **{f"val_{name}": value for name, value in metrics.items()}})
     if improved and run.components.config.run.save_ckpt:
-        saver.save_best(state, score)
+        with _timing(run, "save"):
+            saver.save_best(state, score)
     elif improved:
         state.best_score, state.best_epoch = score, state.epoch
     _show_score(run, metrics, place, log)
@@ -393,11 +468,15 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
     if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
         name = run.components.task.spec.name
         print(f"--sched plateau: {name} has no validation loss to follow: the learning rate stays as it is")
+    if state.time:
+        state.time.measure()
+        _plan(run)
     # Log before saving: if the process is killed in between, the resumed run drops the line and writes it again. The
     # other way round the line would be missing for good.
     log.add({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
     if config.run.save_ckpt:
-        saver.save_epoch(state, score, improved)
+        with _timing(run, "save"):
+            saver.save_epoch(state, score, improved)
     elif improved:
         state.best_score, state.best_epoch = score, epoch
     _show_score(run, metrics, f"epoch {epoch}", log)
@@ -429,10 +508,15 @@ def _show_score(run: Training, metrics: dict[str, Any], place: str, log: RunLog)
 
 
 def _evaluation_command(run: Training) -> str:
-    """Return the command that evaluates the best checkpoint, for the user to type next."""
-    config = run.components.config
+    """Return the command that evaluates the best checkpoint, for the user to type next.
+
+    A run whose time was up before its first validation has none; then it is its only checkpoint.
+    """
+    config, state = run.components.config, run.state
     folder = Path(config.run.output_dir)
-    words = ["--eval", "--task", config.run.task, "--resume", str(folder / BEST)]
+    last = step_file(folder, state.epoch, state.inside.steps)
+    path = folder / BEST if state.best_epoch is not None else last
+    words = ["--eval", "--task", config.run.task, "--resume", str(path)]
     words += ["--data_path", config.data.data_path, "--output_dir", str(folder)]
     words += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
     words += [] if "test" in run.components.task.folder.splits() else ["--split", "val"]

@@ -73,23 +73,23 @@ class StopSignals:
 
 
 class SyncedStop:
-    """Tell every process at the same call that one of them got a signal, so that all stop after the same step.
+    """Tell every process at the same call that one of them is to stop, so that all stop after the same step.
 
     Args:
-        signals: those of this process.
+        number: returns why this process is to stop, such as the number of a signal; 0 if it isn't.
         device: device that the processes talk through. On several GPUs only every tenth call asks, since asking waits
             for the GPU.
     """
 
-    def __init__(self, signals: StopSignals, device: torch.device):
-        self.signals, self.device = signals, device
+    def __init__(self, number: Callable[[], int], device: torch.device):
+        self.number, self.device = number, device
         self._interval = 10 if device.type == "cuda" and distributed.world_size() > 1 else 1
         self._calls = 0
 
     def __call__(self) -> int:
-        """Return the number of the signal; 0 if none has come. Every process must call this."""
+        """Return the largest number of the processes; 0 if none is to stop. Every process must call this."""
         self._calls += 1
-        return 0 if self._calls % self._interval else distributed.all_reduce_max(self.signals.number, self.device)
+        return 0 if self._calls % self._interval else distributed.all_reduce_max(self.number(), self.device)
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:

@@ -184,6 +184,8 @@ def restore(run: Training, content: Content, path: Path) -> None:
     if run.state.inside.steps:  # every step sets it; this is for a run that is saved again before its next one
         for group in run.optimizer.param_groups:
             group["lr"] = run.state.inside.lr * group["lr_scale"]
+    if run.state.time and "time" in content:
+        run.state.time.restore(content["time"], run.steps_per_epoch)
     run.state.val_losses = list(content.get("val_losses", []))
     run.state.resumed_from = content.get("resumed_from", "")
     if components.config.run.resume and str(Path(components.config.run.resume).resolve()) == str(path.resolve()):

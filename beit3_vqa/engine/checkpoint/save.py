@@ -19,6 +19,7 @@ from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.parallel import SingleProcess, full_state_dict
 from beit3_vqa.engine.run_lock import require_lock
+from beit3_vqa.engine.time_budget import TimeBudget
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 
@@ -59,6 +60,7 @@ class TrainState:
     waited: int = 0  # validations since the best score, which --patience counts
     val_losses: list[float] = field(default_factory=list)  # of the validations done, which --sched plateau follows
     resumed_from: str = ""  # the checkpoint in another folder that this run began with
+    time: TimeBudget | None = None  # with --max_hours
     over: str = ""  # why there is nothing left to train; empty if there is
 
     @property
@@ -158,6 +160,8 @@ class Saver:
         }
         if state.epoch:  # upstream's meaning: the last one that is done
             content["epoch"] = state.epoch - 1
+        if state.time:
+            content["time"] = state.time.state()
         if state.resumed_from:
             content["resumed_from"] = state.resumed_from
         return content

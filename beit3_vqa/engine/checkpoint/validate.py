@@ -91,6 +91,16 @@ def _is_inside_epoch(value: object) -> bool:
     )
 
 
+def _is_time(value: object) -> bool:
+    floats, counts = ("hours", "seconds", "step", "validation", "save"), ("last_step", "steps_per_epoch")
+    return (
+        isinstance(value, dict)
+        and set(value) == {*floats, *counts}
+        and all(type(value[name]) is float and 0 <= value[name] < MAX_EXAMPLES for name in floats)
+        and all(type(value[name]) is int and 0 <= value[name] < MAX_EXAMPLES for name in counts)
+    )
+
+
 def _is_rows(value: object) -> bool:
     """Return whether a value is what `data.fingerprint` keeps: for each split, int64 rows (N) and a digest."""
     return isinstance(value, dict) and all(
@@ -125,6 +135,7 @@ _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
         "the states of every process's random generators",
     ),
     "inside_epoch": (_is_inside_epoch, "how far an epoch had come"),
+    "time": (_is_time, "the time that a run had used, and its plan"),
     "processes": (lambda value: type(value) is int and 0 < value < MAX_EPOCH, "a number of processes"),
     "model_ema": (lambda value: value is None or _is_weights(value), "a state dict"),
     "best_score": (lambda value: value is None or _is_number(value), "a number"),
