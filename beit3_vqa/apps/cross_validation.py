@@ -56,14 +56,15 @@ def _cross_validate(given: GivenOptions) -> dict[str, Any]:
     folds = task.folder.folds()
     if not folds:
         raise InputError(f"--data_path {config.data.data_path}: has no folds; prepare the data with --folds K.")
-    histories = []
+    histories, unfinished = [], []
     for fold in folds:
         print(f"\n=== fold {fold} of {len(folds)}", flush=True)
-        histories.append(_run_fold(given, config, fold, task.spec.best_metric))
+        values, over = _run_fold(given, config, fold, task.spec.best_metric)
+        histories.append(values)
+        unfinished += [] if over else [fold]
         if config.run.dry_run:
             print("the other folds take about as long")
             return {}
-    unfinished = [fold for fold, values in zip(folds, histories, strict=True) if len(values) < config.optim.epochs]
     if unfinished:
         print(f"not all epochs are done in folds {', '.join(map(str, unfinished))}; the same command goes on with them")
         return {}
@@ -91,8 +92,11 @@ def _next_command(config: RunConfig, task: Task, folds: Sequence[int]) -> str:
     return f"{typed_command('finetune')} {shlex.join(words)}"
 
 
-def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) -> list[float]:
-    """Train what is left of a fold; return its metric after every epoch, empty with --dry_run."""
+def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) -> tuple[list[float], bool]:
+    """Train what is left of a fold; return its metric after every epoch, and whether that was the last one.
+
+    With `--dry_run` there are no metrics.
+    """
     folder = Path(config.run.output_dir) / f"fold-{fold}"
     values: dict[str, Any] = {"fold": fold, "output_dir": str(folder)}
     if config.run.log_dir:
@@ -103,21 +107,24 @@ def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) ->
     if done and config.run.auto_resume and not config.run.dry_run:
         print(f"{folder}: {say_epochs} done")
     # Called for a fold that is done too: it checks that the checkpoints there are of a run with the same options.
-    train(given.also(**values), say_next=False)
+    state = train(given.also(**values), say_next=False)
     if config.run.dry_run:
-        return []
-    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)[f"val_{metric}"] for line in lines]
+        return [], False
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+    # Without the validations inside epochs, but for the last one if training ended with it.
+    ends = [line for line in lines if "share" not in line or line is lines[-1]]
+    return [line[f"val_{metric}"] for line in ends], bool(state.over)
 
 
 def summarise(histories: dict[int, Sequence[float]], metric: str) -> dict[str, Any]:
     """Compute mean and sample standard deviation over folds, after each epoch and at each fold's best.
 
     Args:
-        histories: fold -> its metric after each epoch, as many for every fold.
+        histories: fold -> its metric after each epoch. With `--patience` some folds may have fewer; the means go as
+            far as all of them do.
         metric: name of the metric.
     """
-    by_epoch = [_moments(values) for values in zip(*histories.values(), strict=True)]
+    by_epoch = [_moments(values) for values in zip(*histories.values(), strict=False)]
     return {
         "metric": metric,
         "folds": {str(fold): list(values) for fold, values in histories.items()},

@@ -146,7 +146,9 @@ class OptimConfig(Options):
     plateau_factor: float = option(
         0.5, "factor for the learning rate when the validation loss stops falling", above=0, below=1
     )
-    plateau_patience: int = option(2, "epochs to wait for a lower validation loss", low=0, high=1e6)
+    plateau_patience: int = option(
+        2, "validations (epochs, without --eval_steps) to wait for a lower validation loss", low=0, high=1e6
+    )
     warmup_epochs: float | None = option(
         None,
         "linear warm-up, fractions allowed; default: 5, and at most a quarter of --epochs",
@@ -167,6 +169,20 @@ class OptimConfig(Options):
     opt: str = option("adamw", "optimizer", choices=("adamw",))
     opt_eps: float = option(1e-8, "AdamW's epsilon", low=0, high=1)
     opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
+    max_hours: float | None = option(
+        None,
+        "time for the run, over all its sessions: training ends early enough, and the learning rate comes to its end "
+        "there; --epochs is the most; default: no limit",
+        unit="hours",
+        above=0,
+        high=1e5,
+    )
+    eval_steps: int = option(
+        0, "validate every that many optimizer steps of an epoch too; 0: at its end only", low=0, high=1e9
+    )
+    patience: int = option(
+        0, "stop after this many validations in a row without a better score; 0: never", low=0, high=1e6
+    )
     clip_grad: float | None = option(None, "largest norm of the gradient; default: no clipping", low=0, high=1e12)
     max_bad_steps: int = option(
         10,

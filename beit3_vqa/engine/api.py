@@ -11,6 +11,7 @@ import torch
 from beit3_vqa.config.config import FIT
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import EvalResult, PredictionsInfo
+from beit3_vqa.engine import time_budget
 from beit3_vqa.engine.batch_size import with_batch_size
 from beit3_vqa.engine.build import (
     build,
@@ -68,6 +69,7 @@ def train(given: GivenOptions, *, say_next: bool = True) -> TrainState:
         Stopped: a signal came; the step was finished and saved.
         ProcessLost: another process of the run ended or can't be reached.
     """
+    started = time_budget.now()
     find_task(given["task"])  # an unknown one is an error before anything is made
     if not given["output_dir"] and not given["dry_run"]:
         raise InputError("--output_dir: say where checkpoints and results go.")
@@ -80,6 +82,8 @@ def train(given: GivenOptions, *, say_next: bool = True) -> TrainState:
             distributed.run_on_main(lambda: finish_renames(Path(given["output_dir"])))
         found = find_run(given)
         run = _begin(given) if found is None else _go_on(given, *found)
+        if run.state.time:
+            run.state.time.started = started  # --max_hours counts the time that it took to load model and data, too
         describe(run)
         if given["dry_run"]:
             dry_run(run)

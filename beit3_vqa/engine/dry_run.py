@@ -62,7 +62,7 @@ def dry_run(run: Training) -> None:
         inside = InsideEpoch()
     first_batches = itertools.islice(run.train.epoch(0, inside.examples), TIMED_STEPS * run.update_freq)
     train_epoch(run, first_batches, run.schedule, after_step, first_example=inside.examples, first_step=inside.steps)
-    epoch_seconds = (times[-1] - times[-2]) * run.steps_per_epoch
+    step_seconds = times[-1] - times[-2]
 
     loader = run.val or run.train
     started = time.monotonic()
@@ -73,11 +73,18 @@ def dry_run(run: Training) -> None:
         print(f"evaluated {len(predictions)} {task.spec.unit}, {time.monotonic() - started:.2f} s")
     per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
     tokens = max(components.model.tokens(batch.inputs) for batch in batches)
-    if run.val is not None:
-        epoch_seconds += per_question * run.val.batches.rows
+    validation_seconds = per_question * run.val.batches.rows if run.val is not None else 0.0
+    epoch_seconds = step_seconds * run.steps_per_epoch + validation_seconds * run.work.validations
     print(f"tokens per example: {tokens} at most (image and text) in these batches")
     print(f"memory: {peak_memory(components.precision.device)} at most, with batches of {examples}")
     print(
         f"an epoch with validation takes about {format_seconds(epoch_seconds)}, {components.config.optim.epochs} of "
         f"them {format_seconds(epoch_seconds * components.config.optim.epochs)}"
     )
+    if (budget := run.state.time) is not None:
+        budget.kept.step, budget.kept.validation = step_seconds, validation_seconds
+        last = budget.plan(run.step, run.work)
+        print(
+            f"--max_hours {budget.hours:g} goes as far as about {last / run.steps_per_epoch:.1f} of "
+            f"{plural(components.config.optim.epochs, 'epoch')} (step {last} of {run.work.total})"
+        )

@@ -61,6 +61,13 @@ class Progress:
         """Return the examples per second so far."""
         return (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Return a context whose time doesn't count in the speed."""
+        began = time.monotonic()
+        yield
+        self.started += time.monotonic() - began
+
     def close(self) -> None:
         """Remove the bar."""
         if self.bar is not None:
@@ -68,19 +75,22 @@ class Progress:
 
 
 class RunLog:
-    """The log of a training run: log.txt (a JSON line per epoch), and curves. Only the main process writes it.
+    """The log of a training run: log.txt (a JSON line per validation), and curves. Only the main process writes it.
+
+    A line is of an epoch, or if it has a `share`, of a validation after that share of the epoch's examples.
 
     A full disk costs points of a curve, not the run: the error is printed once, and log.txt is tried again.
 
     Args:
         output_dir: where log.txt goes.
         loggers: where curves go.
-        first_epoch: epochs already done. Lines of later epochs are dropped: these epochs are trained again.
+        done: epochs already done; the fraction is the share of the next at its last validation. Later lines are
+            dropped: what they tell of is trained again.
     """
 
-    def __init__(self, output_dir: Path, loggers: Loggers, first_epoch: int = 0):
+    def __init__(self, output_dir: Path, loggers: Loggers, done: float = 0):
         self.path, self.loggers = output_dir / "log.txt", loggers
-        self.lines = _epochs_before(first_epoch, self.path) if self.path.exists() else []
+        self.lines = _lines_until(done, self.path) if self.path.exists() else []
         self._complained = False
         if is_main() and self.path.exists():
             self._write_lines()
@@ -95,7 +105,7 @@ class RunLog:
         """Write the scalars of an optimizer step to the loggers."""
         self.loggers.scalars(values, step)
 
-    def epoch(self, values: dict[str, Any]) -> None:
+    def add(self, values: dict[str, Any]) -> None:
         """Add a JSON line to log.txt."""
         self.lines.append(json_text(values, allow_nan=True))
         if is_main():
@@ -130,17 +140,18 @@ def get_scalars(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
-def _epochs_before(first_epoch: int, path: Path) -> list[str]:
+def _lines_until(done: float, path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if -1 < _read_epoch(line) < first_epoch]
+    return [line for line in lines if 0 < _read_place(line) <= done]
 
 
-def _read_epoch(line: str) -> int:
-    """Return the epoch of a line of log.txt; -1 if the line was cut off or isn't ours."""
+def _read_place(line: str) -> float:
+    """Return how many epochs were done at a line of log.txt; 0 if the line was cut off or isn't ours."""
     try:
-        return int(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return -1
+        values = json.loads(line)
+        return max(0.0, int(values["epoch"]) + float(values.get("share", 1)))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return 0.0
 
 
 def format_seconds(seconds: float) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from beit3_vqa.data.types import Batch
-from beit3_vqa.engine.optim import ModelEma, Schedule
+from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.parallel import SingleProcess
 from beit3_vqa.errors import RunEnded, one_line, plural
 from beit3_vqa.runtime import distributed
@@ -148,7 +148,7 @@ def steps_per_epoch(examples: int, batch_size: int, update_freq: int) -> int:
 def train_epoch(
     run: Learner,
     batches: Iterable[Batch],
-    schedule: Schedule,
+    schedule: Callable[[int], float],
     after_step: Callable[[StepReport], object],
     *,
     first_example: int = 0,
@@ -160,7 +160,7 @@ def train_epoch(
         run: what is trained.
         batches: this process's part of each batch, of one epoch or of what is left of it.
         schedule: step -> learning rate.
-        after_step: called after each optimizer step.
+        after_step: called after each optimizer step, once nothing of the step is left to do: it may use the model.
         first_example: examples of the epoch that are done already, over all processes.
         first_step: optimizer steps done since the start of the run.
 

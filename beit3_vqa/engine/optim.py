@@ -41,9 +41,10 @@ class CosineSchedule:
 class PlateauSchedule:
     """Learning rate of an optimizer step: linear warm-up from 0, then `lr`, lowered whenever the loss stops falling.
 
-    After more than `patience` epochs in a row whose loss isn't a ten-thousandth lower than the lowest before, the rate
-    is multiplied by `factor`, down to `min_lr`. A pure function of the step and the `losses` of the epochs so far, so
-    that resuming needs nothing else. Source: torch's `ReduceLROnPlateau` in its mode `min`, which gives equal numbers.
+    After more than `patience` validations in a row whose loss isn't a ten-thousandth lower than the lowest before, the
+    rate is multiplied by `factor`, down to `min_lr`. A pure function of the step and the `losses` of the validations so
+    far, so that resuming needs nothing else. Source: torch's `ReduceLROnPlateau` in its mode `min`, which gives equal
+    numbers.
     """
 
     lr: float
@@ -54,7 +55,7 @@ class PlateauSchedule:
     losses: tuple[float, ...]
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of a step (counted from the start of the run) in the epoch after the losses."""
+        """Return the learning rate of a step (counted from the start of the run) that comes after the losses."""
         if step < self.warmup_steps:
             return self.lr * step / max(1, self.warmup_steps - 1)
         lr, best, waited = self.lr, math.inf, 0
@@ -75,7 +76,7 @@ def make_schedule(options: OptimConfig, steps_per_epoch: int, losses: Sequence[f
     Args:
         options: peak, warm-up, and what follows it.
         steps_per_epoch: optimizer steps.
-        losses: validation losses of the epochs so far, one each, for `--sched plateau`.
+        losses: of the validations so far, for `--sched plateau`.
     """
     warmup_epochs = options.warmup_epochs
     if warmup_epochs is None:

@@ -5,16 +5,18 @@
     fit                     prepare the output folder, then for every epoch:
         loop.train_epoch        forward, loss, backward, clip, step, average
             _after_steps            after every optimizer step: count, show, log; stop at a signal; --save_steps
-        evaluate_split          validation, with the averaged weights if there is a moving average
+                _plan                   --max_hours: at which step the run is to end
+                _validate_inside        --eval_steps: the same as at the end of an epoch
+        _validate               validation, with the averaged weights if there is a moving average
         _end_epoch              choose the best epoch, write log.txt, then the checkpoints
 
-A run ends after its last epoch, after `--stop_after_epochs`, at a signal (once the step is finished and saved), or
-with an error. The same command goes on from its last checkpoint.
+A run ends after its last epoch, after `--patience`, `--max_hours` or `--stop_after_epochs`, at a signal (once the step
+is finished and saved), or with an error. The same command goes on from its last checkpoint.
 """
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,17 @@ from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint import folder as run_folder
-from beit3_vqa.engine.checkpoint.folder import BEST
+from beit3_vqa.engine.checkpoint.folder import BEST, step_file
 from beit3_vqa.engine.checkpoint.io import random_state, set_random_state
 from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.engine.checkpoint.save import InsideEpoch, Saver, TrainState
 from beit3_vqa.engine.evaluator import evaluate_split
 from beit3_vqa.engine.loggers import LoggedRun, Loggers
-from beit3_vqa.engine.logging import Progress, RunLog, get_scalars, peak_memory
+from beit3_vqa.engine.logging import Progress, RunLog, format_seconds, get_scalars, peak_memory
 from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
 from beit3_vqa.engine.optim import ModelEma, Schedule, make_optimizer, make_schedule
 from beit3_vqa.engine.parallel import make_strategy
+from beit3_vqa.engine.time_budget import TimeBudget, Work
 from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder, remove_stale_temporaries
@@ -43,6 +46,10 @@ from beit3_vqa.runtime.host import typed_command
 from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
 
 SCALAR_STEPS = 50  # optimizer steps between points of the curves
+
+
+class _OverError(Exception):
+    """Nothing is left to train, in the middle of an epoch; `_why_over` says why."""
 
 
 @dataclass(kw_only=True)
@@ -72,8 +79,40 @@ class Training(Learner):
 
     @property
     def schedule(self) -> Schedule:
-        """Return the learning rate as a function of the step, valid for the epoch to come."""
+        """Return the learning rate as a function of the step, valid until the next validation."""
         return make_schedule(self.components.config.optim, self.steps_per_epoch, self.state.val_losses)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of the step to come."""
+        # A run that ends before its last epoch walks through the whole schedule all the same, in longer strides.
+        return self.schedule(step * self.work.total // self.last_step)
+
+    @property
+    def last_step(self) -> int:
+        """Return the optimizer steps after which the run is to end: all, or those that `--max_hours` plans."""
+        planned = self.state.time.kept.last_step if self.state.time else 0
+        return min(self.work.total, planned or self.work.total)
+
+    @property
+    def work(self) -> Work:
+        """Return what there is to do."""
+        config, steps = self.components.config, self.steps_per_epoch
+
+        def inside(every: int) -> int:
+            return (steps - 1) // every if every else 0
+
+        return Work(
+            epochs=config.optim.epochs,
+            steps=steps,
+            validations=1 + inside(config.optim.eval_steps) if self.val else 0,
+            saves=1 + inside(config.run.save_steps) if config.run.save_ckpt else 0,
+            validation_in_steps=self.val.batches.rows * steps / self.examples if self.val else 0.0,
+        )
+
+    @property
+    def validated(self) -> float:
+        """Return the share of the epoch's examples that were done at its last validation; 0: there was none."""
+        return self.state.inside.validated / self.examples
 
     @property
     def order(self) -> dict[str, Any]:
@@ -103,11 +142,16 @@ def set_up_training(components: Components) -> Training:
         print("no validation split, so the last epoch counts as the best")
         if components.task.folder.folds():
             print("the training rows have folds: --fold K holds one of them out as val")
+        if options.patience:
+            print("--patience has no validation to follow: training goes on to its last epoch")
+        if options.eval_steps:
+            print("--eval_steps has no validation split, and so no effect")
         if options.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     strategy = make_strategy(config.compute.strategy)
     # Before the optimizer and the moving average are made: fsdp replaces the parameters that they hold.
     model = strategy.wrap(components.model)
+    hours = options.max_hours
     return Training(
         components=components,
         train=train_loader,
@@ -123,6 +167,7 @@ def set_up_training(components: Components) -> Training:
         max_bad_steps=options.max_bad_steps,
         ema=make_ema(components) if options.model_ema else None,
         strategy=strategy,
+        state=TrainState(time=TimeBudget(hours) if hours is not None else None),
     )
 
 
@@ -146,8 +191,13 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     """
     components, config, state = run.components, run.components.config, run.state
     folder, epochs = Path(config.run.output_dir), config.optim.epochs
-    if state.epoch >= epochs:
-        print(f"nothing left to train: {state.epoch} of {plural(epochs, 'epoch')} done; raise --epochs for more")
+    if not run.stays_in_its_folder:
+        state.waited = 0  # for a better score than the best in this folder, which is still to come
+    if state.time and state.time.kept.hours != state.time.hours:
+        _plan(run)  # now, since the first look at the clock comes only after some steps
+    state.over = _why_over(run)
+    if state.over:
+        print(f"nothing left to train: {state.over}")
         if run.stays_in_its_folder and distributed.is_main():
             # A run that was killed right after its last save didn't get to delete what that made useless.
             run_folder.prune(folder, config.run.keep_checkpoints, is_rolling)
@@ -160,8 +210,8 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     end = min(epochs, state.epoch + (config.run.stop_after_epochs or epochs))  # epoch at which this session ends
     settled = {n: value for n, value in config.flat(components.found).items() if n not in SESSION_OPTIONS}
     loggers = Loggers(config.loggers, LoggedRun(folder, log_dir, settled, run.step, run.stays_in_its_folder))
-    with RunLog(folder, loggers, state.epoch) as log, StopSignals() as signals:
-        stop = SyncedStop(signals)
+    with RunLog(folder, loggers, state.epoch + run.validated) as log, StopSignals() as signals:
+        stop = SyncedStop(lambda: signals.number)
         for epoch in range(state.epoch, end):
             # A run that was stopped inside an epoch goes on there; every other epoch begins at example 0.
             inside, first = state.inside, state.inside.examples
@@ -169,7 +219,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
             try:
                 with _after_steps(run, progress, log, saver, stop) as after_step:
                     batches = run.train.epoch(epoch, first)
-                    train_epoch(run, batches, run.schedule, after_step, first_example=first, first_step=run.step)
+                    train_epoch(run, batches, run.learning_rate, after_step, first_example=first, first_step=run.step)
                 progress.close()
                 # Each process has met other images; from here on all know the same bad ones.
                 components.bad_images.sync_ranks()
@@ -179,11 +229,12 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                     values["skipped_steps"] = inside.bad
                 values["examples_per_second"] = progress.speed()
 
-                metrics: dict[str, Any] = {}
-                if run.val is not None:
-                    label = f"epoch {epoch} val" + (" (EMA)" if run.ema else "")
-                    with run.ema.use_ema_weights() if run.ema else nullcontext():
-                        metrics = evaluate_split(components, run.val, label, stop).metrics
+                metrics = _validate(run, f"epoch {epoch} val", stop)
+            except _OverError:  # saved on the same road as at a signal
+                progress.close()
+                saver.save_step(state)
+                state.over = _why_over(run)
+                break
             except Stopped as stopped:
                 raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
             except InputError as error:
@@ -195,16 +246,61 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                 ended.said_elsewhere = error.said_elsewhere
                 raise ended from None
             _end_epoch(run, values, metrics, log, saver)
+            state.over = _why_over(run)
+            if state.over:
+                break
         number = stop()  # a signal may have come while the last epoch was saved
         if number:
             raise Stopped(number, "all epochs were already done and saved")
     if saver.problem:
         raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
-    if end < epochs:
+    if state.over and state.epoch < epochs:
+        print(f"stopped early: {state.over}")
+    if not state.over:
         print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
     elif config.run.save_ckpt and say_next:
         print(f"trained. Next: {_evaluation_command(run)}")
     return state
+
+
+def _why_over(run: Training) -> str:
+    """Return why there is nothing left to train, and which option would change that; empty if there is."""
+    state, options = run.state, run.components.config.optim
+    if state.epoch >= options.epochs:
+        return f"{state.epoch} of {plural(options.epochs, 'epoch')} done; raise --epochs for more"
+    if options.patience and state.waited >= options.patience:
+        best = f"{state.best_score:.2f} of epoch {state.best_epoch}" if state.best_score is not None else "before"
+        waited = plural(state.waited, "validation")
+        return f"{waited} in a row without a better score than {best}; raise --patience for more"
+    time = state.time
+    if time is None:
+        return ""
+    hours, done = f"--max_hours {time.hours:g}", time.in_epochs(run.step, run.work)
+    # The run ends with a validation: one that was stopped before it has that left.
+    if run.step >= run.last_step and state.inside.validated == state.inside.examples:
+        return f"{done} are done, as planned for {hours}, in {format_seconds(time.used)}; raise --max_hours for more"
+    if time.is_up or distributed.run_on_main(lambda: time.no_time_left):
+        time.is_up = True
+        return f"the time of {hours} is used up, {done} are done; raise --max_hours for more"
+    return ""
+
+
+def _plan(run: Training) -> bool:
+    """Look at the clock, and plan at which step the run is to end; return whether that has changed.
+
+    Every process must call it; the main one decides.
+    """
+    time, work = run.state.time, run.work
+    if time is None:
+        return False
+    changed, kept = distributed.run_on_main(lambda: (time.plan_anew(run.step, work), time.kept))
+    time.kept = kept
+    return changed
+
+
+def _timing(run: Training, what: str) -> AbstractContextManager[None]:
+    """Return a context whose time `--max_hours` takes for that of a `validation` or a `save`."""
+    return run.state.time.timing(what) if run.state.time else nullcontext()
 
 
 def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
@@ -240,16 +336,20 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
 def _after_steps(
     run: Training, progress: Progress, log: RunLog, saver: Saver, stop: SyncedStop
 ) -> Iterator[Callable[[StepReport], None]]:
-    """Yield the function to call after each optimizer step of an epoch: it counts, shows, logs and saves.
+    """Yield the function to call after each optimizer step of an epoch: it counts, shows, logs, validates and saves.
 
     However the context ends, `run.state.inside` then tells how far the epoch has come. If it ends with an InputError,
     the random state is set back to that after the last step, from where the run can be saved and go on.
 
     Raises:
         Stopped: in the call, if a signal came.
+        _OverError: in the call, if a validation leaves nothing to train.
     """
     config, device, inside = run.components.config, run.precision.device, run.state.inside
     inside.order = run.order
+    time = run.state.time
+    # Only the main process's clock counts.
+    late = SyncedStop(lambda: int(time is not None and distributed.is_main() and time.no_time_left), device)
     # The sums stay on the device, and are read only to be saved: reading makes the host wait for the device.
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     last_step = (run.state.epoch + 1) * run.steps_per_epoch
@@ -275,13 +375,38 @@ def _after_steps(
         number = stop()
         if number:
             raise Stopped(number)
-        every = config.run.save_steps
-        # Not after the epoch's last step: `_end_epoch` saves the whole epoch.
-        if every and inside.steps % every == 0 and inside.examples < run.examples:
-            inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+        if time and late():
+            time.is_up = True
+            raise _OverError
+        look = time is not None and time.count_step()
+        # Not after the epoch's last step: `_end_epoch` plans, validates and saves the whole epoch.
+        if inside.examples < run.examples:
+            if time and look:
+                time.measure()
+                if not time.kept.save:  # not known yet
+                    save()
+                if _plan(run):
+                    save()  # at once: a run that is killed keeps to it
+            validate_if_due()
+            if config.run.save_steps and inside.steps % config.run.save_steps == 0:
+                save()
+
+    def save() -> None:
+        inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+        with progress.paused(), _timing(run, "save"):
             saver.save_step(run.state)
 
+    def validate_if_due() -> None:
+        every = config.optim.eval_steps if run.val else 0
+        due = run.step >= run.last_step or (every and inside.steps % every == 0)
+        if due and inside.validated < inside.examples:
+            inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+            with progress.paused():
+                _validate_inside(run, log, saver, stop)
+
     try:
+        if 0 < inside.examples < run.examples:
+            validate_if_due()  # the run may have been stopped at this step before it was validated
         yield after_step
     except InputError:
         if random:
@@ -289,6 +414,45 @@ def _after_steps(
         raise
     finally:
         inside.loss_sum, inside.counted, inside.bad = sums.tolist()
+
+
+def _validate(run: Training, label: str, stop: SyncedStop) -> dict[str, Any]:
+    """Return the metrics of the validation split, of the moving average if there is one; empty without a split.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    if run.val is None:
+        return {}
+    with _timing(run, "validation"), run.ema.use_ema_weights() if run.ema else nullcontext():
+        return evaluate_split(run.components, run.val, label + (" (EMA)" if run.ema else ""), stop).metrics
+
+
+def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop) -> None:
+    """Validate inside an epoch, log it, and save the weights if they are the best so far.
+
+    The best checkpoint is written before the next one to go on from: a run that is killed in between goes on from
+    before the validation, and comes to the same again.
+
+    Raises:
+        Stopped: a signal came; the validation isn't counted, and a run that goes on begins with it.
+        _OverError: nothing is left to train.
+    """
+    state, inside = run.state, run.state.inside
+    place = f"epoch {state.epoch}, step {inside.steps}"
+    metrics = _validate(run, f"{place} val", stop)
+    inside.validated = inside.examples
+    score, improved = _count_validation(run, metrics)
+    place_in_log = {"epoch": state.epoch, "share": run.validated, "step": run.step}
+    log.add({**place_in_log, **{f"val_{name}": value for name, value in metrics.items()}})
+    if improved and run.components.config.run.save_ckpt:
+        with _timing(run, "save"):
+            saver.save_best(state, score)
+    elif improved:
+        state.best_score, state.best_epoch = score, state.epoch
+    _show_score(run, metrics, place, log)
+    if _why_over(run):
+        raise _OverError
 
 
 def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any], log: RunLog, saver: Saver) -> None:
@@ -301,37 +465,61 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
         log: where the epoch is written.
         saver: which writes the checkpoints.
     """
-    spec, state, config, epoch = run.components.task.spec, run.state, run.components.config, run.state.epoch
-    score = metrics.get(spec.best_metric)
-    # An epoch without a score is the best only as long as no epoch had one.
+    state, config, epoch = run.state, run.components.config, run.state.epoch
+    score, improved = _count_validation(run, metrics)
+    state.epoch, state.inside = epoch + 1, InsideEpoch()
+    if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
+        name = run.components.task.spec.name
+        print(f"--sched plateau: {name} has no validation loss to follow: the learning rate stays as it is")
+    if state.time:
+        state.time.measure()
+        _plan(run)
+    # Log before saving: if the process is killed in between, the resumed run drops the line and writes it again. The
+    # other way round the line would be missing for good.
+    log.add({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
+    if config.run.save_ckpt:
+        with _timing(run, "save"):
+            saver.save_epoch(state, score, improved)
+    elif improved:
+        state.best_score, state.best_epoch = score, epoch
+    _show_score(run, metrics, f"epoch {epoch}", log)
+
+
+def _count_validation(run: Training, metrics: dict[str, Any]) -> tuple[float | None, bool]:
+    """Count a validation; return its score, if it has one, and whether it is the best so far."""
+    state, metric = run.state, run.components.task.spec.best_metric
+    score = metrics.get(metric)
+    # A validation without a score is the best only as long as none had one.
     improved = state.best_score is None or (score is not None and score > state.best_score)
     if run.val is not None and score is None and state.best_epoch is None:
         print(
-            f"nothing in the validation split can be scored, so there is no {spec.best_metric}, and the last epoch "
+            f"nothing in the validation split can be scored, so there is no {metric}, and the last epoch "
             "counts as the best"
         )
-    state.epoch, state.inside = epoch + 1, InsideEpoch()
+    state.waited = 0 if improved else state.waited + 1
     state.val_losses += [metrics["loss"]] if "loss" in metrics else []
-    if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
-        print(f"--sched plateau: {spec.name} has no validation loss to follow: the learning rate stays as it is")
-    # Log before saving: if the process is killed in between, the resumed run drops the line and writes it again. The
-    # other way round the line would be missing for good.
-    log.epoch({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
-    if config.run.save_ckpt:
-        saver.save_epoch(state, score, improved)
-    elif improved:
-        state.best_score, state.best_epoch = score, epoch
+    return score, improved
+
+
+def _show_score(run: Training, metrics: dict[str, Any], place: str, log: RunLog) -> None:
+    """Draw the metrics of a validation, and print its score beside the best."""
+    state, metric = run.state, run.components.task.spec.best_metric
     log.scalars(get_scalars(metrics, "val"), run.step)
-    if score is not None:
+    if metrics.get(metric) is not None:
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
-        print(f"epoch {epoch}: val {spec.best_metric} {score:.2f} ({best})")
+        print(f"{place}: val {metric} {metrics[metric]:.2f} ({best})")
 
 
 def _evaluation_command(run: Training) -> str:
-    """Return the command that evaluates the best checkpoint, for the user to type next."""
-    config = run.components.config
+    """Return the command that evaluates the best checkpoint, for the user to type next.
+
+    A run whose time was up before its first validation has none; then it is its only checkpoint.
+    """
+    config, state = run.components.config, run.state
     folder = Path(config.run.output_dir)
-    words = ["--eval", "--task", config.run.task, "--resume", str(folder / BEST)]
+    last = step_file(folder, state.epoch, state.inside.steps)
+    path = folder / BEST if state.best_epoch is not None else last
+    words = ["--eval", "--task", config.run.task, "--resume", str(path)]
     words += ["--data_path", config.data.data_path, "--output_dir", str(folder)]
     words += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
     words += [] if "test" in run.components.task.folder.splits() else ["--split", "val"]

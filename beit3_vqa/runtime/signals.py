@@ -71,18 +71,18 @@ class StopSignals:
 
 
 class SyncedStop:
-    """Tell every process at the same call that one of them got a signal, so that all stop after the same step.
+    """Tell every process at the same call that one of them is to stop, so that all stop after the same step.
 
     Args:
-        signals: those of this process.
+        number: returns why this process is to stop, such as the number of a signal; 0 if it isn't.
     """
 
-    def __init__(self, signals: StopSignals):
-        self.signals = signals
+    def __init__(self, number: Callable[[], int]):
+        self.number = number
 
     def __call__(self) -> int:
-        """Return the number of the signal; 0 if none has come. Every process must call this."""
-        return distributed.all_reduce_max(self.signals.number)
+        """Return the largest number of the processes; 0 if none is to stop. Every process must call this."""
+        return distributed.all_reduce_max(self.number())
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:

@@ -16,6 +16,7 @@ import beit3_vqa
 from beit3_vqa.apps.serve.ensemble import Ensemble
 from beit3_vqa.cli.main import _Parser, main
 from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
+from beit3_vqa.engine.time_budget import TimeBudget
 from beit3_vqa.errors import NotFiniteError
 from beit3_vqa.models.beit3.pretrained import mismatches
 from tests.helpers.commands import TINY, finetune
@@ -53,6 +54,9 @@ def unknown_options(command, said):
     return set(re.findall(r"--\w+", re.sub(r"`beit3-vqa [^`]*`", "", said))) - own
 
 
+TIME = TimeBudget(1.0).state()
+
+
 @pytest.mark.parametrize(
     "entries",
     [
@@ -61,7 +65,9 @@ def unknown_options(command, said):
         {"optimizer": {"state": {0: {}}, "param_groups": []}}, {"optimizer": {"state": {}, "param_groups": [3]}},
         {"random_state": {}}, {"random_state": {"cpu": torch.zeros(5, dtype=torch.uint8)}},
         {"random_state": {"cpu": torch.zeros(5)}}, {"scaler": "x"}, {"best_score": "x"}, {"best_score": float("nan")},
-        {"best_epoch": "x"}, {"model_ema": "x"}, {"model_ema": {3: torch.zeros(1)}}, {"task_state": None},
+        {"best_epoch": "x"}, {"waited": -1}, {"time": {}}, {"time": {**TIME, "seconds": float("nan")}},
+        {"time": {**TIME, "last_step": 1.5}}, {"time": {**TIME, "hours": -1.0}},
+        {"model_ema": "x"}, {"model_ema": {3: torch.zeros(1)}}, {"task_state": None},
         {"task_state": [1]}, {"tokenizer_sha256": 5}, {"base_sha256": 5}, {"resumed_from": 5},
         {"val_losses": 1.0}, {"val_losses": ["x"]},
     ],

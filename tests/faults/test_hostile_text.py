@@ -56,7 +56,7 @@ def test_text_that_a_spreadsheet_shows_is_no_formula(text):
 def test_lines_of_the_log_that_are_not_ours_are_dropped(tmp_path):
     lines = ['{"epoch": 0}', '{"epoch": Infinity}', "[" * 100_000, '{"epoch": 1}']
     (tmp_path / "log.txt").write_text("\n".join(lines))
-    log = RunLog(tmp_path, Loggers((), LoggedRun(tmp_path, tmp_path, {})), first_epoch=1)
+    log = RunLog(tmp_path, Loggers((), LoggedRun(tmp_path, tmp_path, {})), done=1)
     assert log.lines == ['{"epoch": 0}']
 
 
@@ -68,7 +68,7 @@ def test_json_is_exact_and_has_no_control_characters(tmp_path):
         write_metrics({"answers": {HOSTILE: 1}}, tmp_path / "m.json"),
     ]
     log = RunLog(tmp_path, Loggers((), LoggedRun(tmp_path, tmp_path, {})))
-    log.epoch({"epoch": 0, "val_answers": {HOSTILE: 1}, "loss": float("nan")})
+    log.add({"epoch": 0, "val_answers": {HOSTILE: 1}, "loss": float("nan")})
     for path in (*files, tmp_path / "log.txt"):
         assert not CONTROL.search(path.read_text(encoding="utf-8"))
     assert [row["id"] for row in json.loads(files[0].read_text())] == [HOSTILE, "사진 é 🙂"]

@@ -1,4 +1,4 @@
-"""Read the curves of a run: log.txt has a line for each epoch, TensorBoard's events a point every few steps."""
+"""Read the curves of a run: log.txt has a line for each validation, TensorBoard's events a point every few steps."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def read_curves(folder: Path) -> Curves:
     score = _score_key(lines)
     wanted = {name: name for name in EPOCH_KEYS} | ({"score": score} if score else {})
     epochs = {
-        name: _thinned([(line["epoch"], _number(line.get(key))) for line in lines if key in line])
+        name: _thinned([(_place(line), _number(line.get(key))) for line in lines if key in line])
         for name, key in wanted.items()
     }
     return {
@@ -69,6 +69,12 @@ def _epochs(path: Path) -> list[dict[str, Any]]:
         if isinstance(values, dict) and type(values.get("epoch")) is int and abs(values["epoch"]) < MAX_EPOCH:
             found.append(values)
     return found
+
+
+def _place(line: dict[str, Any]) -> float:
+    """Return where a line is drawn: an epoch's end at its number, a validation inside it before, by its share."""
+    share = _number(line.get("share", 1))
+    return line["epoch"] if share is None or not 0 < share < 1 else float(line["epoch"] - 1 + share)
 
 
 def _score_key(lines: list[dict[str, Any]]) -> str:

@@ -63,8 +63,8 @@ function trainingFigures() {
   const step = { from: "steps", label: "optimizer step" }, epoch = { from: "epochs", label: "epoch" };
   add("Training loss", "Mean of the steps since the last point.", "loss", "loss", step, { smooth: true }) || add("Training loss", "Mean of each epoch.", "train_loss", "loss", epoch);
   const score = runs.find((run) => run.curves.score_name)?.curves.score_name || "score";
-  add("Validation score", "At the end of each epoch.", "score", score, epoch, { baselines: baselines(score) });
-  add("Validation loss", "At the end of each epoch.", "val_loss", "loss", epoch);
+  add("Validation score", "At each validation; an epoch ends at its number.", "score", score, epoch, { baselines: baselines(score) });
+  add("Validation loss", "At each validation; an epoch ends at its number.", "val_loss", "loss", epoch);
   add("Learning rate", "", "lr", "learning rate", step, { y: { low: 0 } }) || add("Learning rate", "At the end of each epoch.", "train_lr", "learning rate", epoch, { y: { low: 0 } });
   add("Throughput", "", "examples_per_second", "examples per second", step, { y: { low: 0 }, smooth: true }) || add("Throughput", "", "examples_per_second", "examples per second", epoch, { y: { low: 0 } });
   return found;

@@ -181,10 +181,16 @@ def restore(run: Training, content: Content, path: Path) -> None:
     if same_val and content.get("task_state") == components.task.state():
         run.state.best_score = content.get("best_score")
         run.state.best_epoch = content.get("best_epoch")
+        run.state.waited = _waited(content)
     if run.ema is not None:
         _restore_average(run, content, where)
     run.state.epoch = content["epoch"] + 1 if "epoch" in content else 0
     run.state.inside = _inside_epoch(run, content)
+    if run.state.inside.steps:  # every step sets it; this is for a run that is saved again before its next one
+        for group in run.optimizer.param_groups:
+            group["lr"] = run.state.inside.lr * group["lr_scale"]
+    if run.state.time and "time" in content:
+        run.state.time.restore(content["time"], run.steps_per_epoch)
     run.state.val_losses = list(content.get("val_losses", []))
     run.state.resumed_from = content.get("resumed_from", "")
     if components.config.run.resume and str(Path(components.config.run.resume).resolve()) == str(path.resolve()):
@@ -197,6 +203,12 @@ def restore(run: Training, content: Content, path: Path) -> None:
     part = f" and {inside.examples} of {run.examples} examples of the next" if inside.examples else ""
     left = max(0, components.config.optim.epochs - run.state.epoch)
     print(f"{where}: {plural(run.state.epoch, 'epoch')}{part} done, {left} to go")
+
+
+def _waited(content: Content) -> int:
+    """Return the validations since the best score; older checkpoints were made after one validation an epoch."""
+    best = content.get("best_epoch")
+    return int(content.get("waited", 0 if best is None else max(0, content.get("epoch", best) - best)))
 
 
 def _inside_epoch(run: Training, content: Content) -> InsideEpoch:

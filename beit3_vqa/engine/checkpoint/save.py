@@ -19,6 +19,7 @@ from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.parallel import SingleProcess, full_state_dict
 from beit3_vqa.engine.run_lock import require_lock
+from beit3_vqa.engine.time_budget import TimeBudget
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 
@@ -35,6 +36,7 @@ class InsideEpoch:
         bad: steps that were skipped since their gradient wasn't finite.
         lr: learning rate of the last step.
         order: what decides the order of the epoch's examples; if it has changed, the epoch must begin again.
+        validated: of `examples`, those that were done at the epoch's last validation by `--eval_steps`.
     """
 
     steps: int = 0
@@ -44,6 +46,7 @@ class InsideEpoch:
     bad: float = 0.0
     lr: float = 0.0
     order: dict[str, Any] = field(default_factory=dict)
+    validated: int = 0
 
 
 @dataclass
@@ -54,8 +57,16 @@ class TrainState:
     inside: InsideEpoch = field(default_factory=InsideEpoch)
     best_score: float | None = None
     best_epoch: int | None = None
-    val_losses: list[float] = field(default_factory=list)  # of the epochs done, which --sched plateau follows
+    waited: int = 0  # validations since the best score, which --patience counts
+    val_losses: list[float] = field(default_factory=list)  # of the validations done, which --sched plateau follows
     resumed_from: str = ""  # the checkpoint in another folder that this run began with
+    time: TimeBudget | None = None  # with --max_hours
+    over: str = ""  # why there is nothing left to train; empty if there is
+
+    @property
+    def last_epoch(self) -> int:
+        """Return the epoch of the last step."""
+        return self.epoch if self.inside.steps else self.epoch - 1
 
 
 @dataclass
@@ -90,15 +101,24 @@ class Saver:
         epoch, run = state.epoch - 1, self.components.config.run
         weights = self._weights()
         if improved:
-            before = state.best_score, state.best_epoch
-            state.best_score, state.best_epoch = score, epoch  # first: the file is to hold them
-            if not self._write(self.folder / BEST, {**weights, **self._progress(state)}, state, score):
-                state.best_score, state.best_epoch = before
+            self._write_best(weights, state, score)
         rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.components.config.optim.epochs
         content = {**weights, **self._progress(state), **self._session()}
         written = self._write(epoch_file(self.folder, epoch), content, state, score, rolling)
         if written and distributed.is_main():
             prune(self.folder, run.keep_checkpoints, is_rolling)
+
+    def save_best(self, state: TrainState, score: float | None) -> None:
+        """Write the best checkpoint inside an epoch, as `save_epoch` does at its end."""
+        self._write_best(self._weights(), state, score)
+
+    def _write_best(self, weights: Content, state: TrainState, score: float | None) -> None:
+        before = state.best_score, state.best_epoch
+        state.best_score, state.best_epoch = score, state.last_epoch  # first: the file is to hold them
+        # Its place in the epoch is for --resume_weights_only, which goes on from there.
+        place = {"inside_epoch": asdict(state.inside)} if state.inside.steps else {}
+        if not self._write(self.folder / BEST, {**weights, **self._progress(state), **place}, state, score):
+            state.best_score, state.best_epoch = before
 
     def save_step(self, state: TrainState) -> Path | None:
         """Write a checkpoint inside an epoch; return its path, or None if it wasn't written (error, --no_save_ckpt)."""
@@ -132,6 +152,7 @@ class Saver:
             "processes": distributed.world_size(),
             "best_score": state.best_score,
             "best_epoch": state.best_epoch,
+            "waited": state.waited,
             "task_state": self.components.task.state(),
             "val_losses": list(state.val_losses),
             **data_state(self.components),
@@ -139,6 +160,8 @@ class Saver:
         }
         if state.epoch:  # upstream's meaning: the last one that is done
             content["epoch"] = state.epoch - 1
+        if state.time:
+            content["time"] = state.time.state()
         if state.resumed_from:
             content["resumed_from"] = state.resumed_from
         return content
@@ -158,7 +181,7 @@ class Saver:
     ) -> bool:
         about = {
             **({ROLLING: True} if rolling else {}),
-            "epoch": state.epoch - 1 if not state.inside.steps else state.epoch,
+            "epoch": state.last_epoch,
             "steps_in_epoch": state.inside.steps or None,
             "score": score,
             "best_score": state.best_score,

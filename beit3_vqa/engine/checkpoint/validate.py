@@ -83,11 +83,22 @@ def _is_random_state(value: object) -> bool:
 
 def _is_inside_epoch(value: object) -> bool:
     names = {"steps": int, "examples": int, "loss_sum": float, "counted": float, "bad": float, "lr": float}
+    names |= {"validated": int} if isinstance(value, dict) and "validated" in value else {}  # not in older files
     return (
         isinstance(value, dict)
         and set(value) == {*names, "order"}
         and isinstance(value["order"], dict)
         and all(type(value[name]) is kind and 0 <= value[name] < MAX_EXAMPLES for name, kind in names.items())
+    )
+
+
+def _is_time(value: object) -> bool:
+    floats, counts = ("hours", "seconds", "step", "validation", "save"), ("last_step", "steps_per_epoch")
+    return (
+        isinstance(value, dict)
+        and set(value) == {*floats, *counts}
+        and all(type(value[name]) is float and 0 <= value[name] < MAX_EXAMPLES for name in floats)
+        and all(type(value[name]) is int and 0 <= value[name] < MAX_EXAMPLES for name in counts)
     )
 
 
@@ -125,10 +136,12 @@ _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
         "the states of every process's random generators",
     ),
     "inside_epoch": (_is_inside_epoch, "how far an epoch had come"),
+    "time": (_is_time, "the time that a run had used, and its plan"),
     "processes": (lambda value: type(value) is int and 0 < value < MAX_EPOCH, "a number of processes"),
     "model_ema": (lambda value: value is None or _is_weights(value), "a state dict"),
     "best_score": (lambda value: value is None or _is_number(value), "a number"),
     "best_epoch": (lambda value: value is None or _is_epoch(value), "a number of epochs"),
+    "waited": (lambda value: _is_epoch(value), f"a number of validations from 0 up to {MAX_EPOCH:,}"),
     "val_losses": (lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
     "task_state": (lambda value: isinstance(value, dict), "what the task keeps, such as its answers"),
     "data_rows": (_is_rows, "fingerprints of the rows of its data"),
