@@ -200,6 +200,17 @@ class OptimConfig(Options):
 class TaskConfig(Options):
     """Options of single tasks; without effect on the others."""
 
+    teacher: str = option(
+        "",
+        "questions: a predictions.json of the training rows, whose probabilities are learned beside the answers",
+        metavar="FILE",
+    )
+    teacher_weight: float = option(
+        0.5, "share of the --teacher in the loss; the rest is for the answers", above=0, high=1
+    )
+    teacher_temperature: float = option(
+        2.0, "what both the --teacher's logits and the model's are divided by to compare them", above=0, high=100
+    )
     mixup: float = option(0.0, "imagenet: alpha of mixup; 0: none", low=0, high=1e3)
     cutmix: float = option(0.0, "imagenet: alpha of cutmix; 0: none", low=0, high=1e3)
     cutmix_minmax: tuple[float, ...] = option(

@@ -122,7 +122,7 @@ def check_orders(options: int, mode: str) -> None:
 
 
 def reordered(example: Example, order: Order) -> Example:
-    """Return the example with its options in another order, and answer and targets to match."""
+    """Return the example with its options in another order, and answer, targets and teacher to match."""
     place = {old: new for new, old in enumerate(order)}
     targets = tuple((place[label], score) for label, score in example.targets)
     return dataclasses.replace(
@@ -130,6 +130,7 @@ def reordered(example: Example, order: Order) -> Example:
         choices=tuple(example.choices[old] for old in order),
         answer=LETTERS[targets[0][0]] if targets else example.answer,
         targets=targets,
+        teacher=tuple((place[label], share) for label, share in example.teacher),
     )
 
 

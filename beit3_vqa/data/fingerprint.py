@@ -95,7 +95,7 @@ def _get_texts(example: Example) -> tuple[bytes, bytes]:
     images += [path_key(os.path.relpath(path, folder)) for path in example.more_image_paths]
     tokens = ",".join(map(str, example.token_ids or ()))
     asked = "\0".join([*images, "", example.question, tokens, *example.choices])
-    answer = "\0".join([example.answer or "", str(example.weight), *map(str, example.targets)])
+    answer = "\0".join([example.answer or "", str(example.weight), *map(str, example.targets + example.teacher)])
     return asked.encode(), answer.encode()
 
 

@@ -38,6 +38,7 @@ class Example:
         choices: the options of a multiple-choice question, in the order they are shown; empty if it is open-ended.
         answer: the annotated answer (a letter for multiple choice); None if it isn't known.
         targets: (label, score) pairs, scores in [0, 1]; empty if the answer isn't known or has no label.
+        teacher: (label, probability) pairs of another model, to learn from; empty if there is none.
         weight: how much the row counts in the weighted accuracy; None if the data have no weights.
         token_ids: XLM-R ids without `<s>` and `</s>`, if the index (upstream's format) holds ids, not text; else None.
         problem: why its image can't be read, if a grey one replaces it; else None.
@@ -56,6 +57,7 @@ class Example:
     problem: str | None = None
     image: str = ""
     more_image_paths: tuple[str, ...] = ()
+    teacher: tuple[tuple[int, float], ...] = ()
 
     @property
     def image_paths(self) -> tuple[str, ...]:
@@ -71,6 +73,7 @@ class Batch:
         inputs: keyword arguments of the model, as its processor made them for the B examples.
         examples: the B examples in order, options as the model sees them.
         targets: what the loss compares the outputs with, (B, ...), made by the task; None if nothing is learned.
+        teacher: another model's probabilities, float32 (B, classes), to learn from beside the targets; None: none.
         bad_images: errors of unreadable images, which some of the examples replace.
         num_valid: in training, how many of the examples count, from the first on. It is 0 for the one example of a
             process for which a short last batch had none.
@@ -81,6 +84,7 @@ class Batch:
     inputs: "dict[str, Tensor]"
     examples: tuple[Example, ...]
     targets: "Tensor | None" = None
+    teacher: "Tensor | None" = None
     bad_images: tuple[InputError, ...] = ()
     num_valid: int = 0
     global_batch: int = 0
@@ -99,7 +103,8 @@ class Batch:
 
     def _with_each(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, targets=None if self.targets is None else change(self.targets))
+        targets, teacher = (None if tensor is None else change(tensor) for tensor in (self.targets, self.teacher))
+        return replace(self, inputs=inputs, targets=targets, teacher=teacher)
 
 
 @dataclass(frozen=True)

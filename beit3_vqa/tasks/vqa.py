@@ -1,8 +1,9 @@
 """Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import IndexDataset, build_question, get_truth
 from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM, DatasetInfo
-from beit3_vqa.data.predictions import write_submission, write_upstream_results
+from beit3_vqa.data.predictions import read_info, read_predictions, write_submission, write_upstream_results
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
 from beit3_vqa.data.submission import read_sample
 from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
 from beit3_vqa.metrics.baselines import count_answers
 from beit3_vqa.metrics.calibration import temper
@@ -48,6 +49,7 @@ class VQACustom(Task):
         has_options=True,
         takes_temperature=True,
         takes_vqa_loss=True,
+        own_options=frozenset({"teacher", "teacher_weight", "teacher_temperature"}),
     )
 
     def __init__(self, answers: AnswerTable, config: RunConfig, folder: PreparedFolder | None = None):
@@ -120,7 +122,44 @@ class VQACustom(Task):
         run = self.config.run
         if run.submission_like and split == run.split:  # before hours of evaluation
             read_sample(Path(run.submission_like)).check(list(map(row_id, rows)))
-        return self.dataset_of(self._answered(rows) if training else rows, processor, training=training)
+        if not training:
+            return self.dataset_of(rows, processor, training=False)
+        rows = self._answered(rows)
+        taught = self._taught(rows) if self.config.of_task.teacher else None
+        return self.dataset_of(rows, processor, training=True, example_of=taught)
+
+    def _taught(self, rows: Rows) -> Callable[[Row, int], Example]:
+        """Return what `example` does, with the probabilities of `--teacher` added.
+
+        Raises:
+            InputError: it can't be read, or doesn't have every row with the same options, or `--vqa_loss` is bce.
+        """
+        path = Path(self.config.of_task.teacher)
+        if self.config.model.vqa_loss == "bce":
+            raise InputError("--teacher needs --vqa_loss ce, whose probabilities sum to 1 as a teacher's do.")
+        predictions = {p.id: p for p in read_predictions(path, read_info(path))}
+        taught: dict[str, tuple[tuple[int, float], ...]] = {}
+        problems = []
+        for row in rows:
+            name = row_id(row)
+            prediction = predictions.get(name)
+            if prediction is None:
+                problems.append(f"row {name} isn't there")
+            elif list(prediction.choices) != list(row.get("choices", ())):
+                problems.append(f"row {name} has other options there")
+            else:
+                shares = ((self.answers.label(answer), share) for answer, share in prediction.probabilities.items())
+                taught[name] = tuple((label, share) for label, share in shares if label is not None)
+                if not sum(share for _, share in taught[name]):
+                    problems.append(f"row {name} has no probability there for an answer of {ANSWERS_FILE}")
+        if problems:
+            raise InputError.of_problems(
+                f"--teacher {path}: doesn't fit the training rows:",
+                problems,
+                "`--eval --split train` of the teacher, on the same --data_path, writes such a file.",
+            )
+        print(f"--teacher {path}: probabilities for {plural(len(taught), 'training row')}")
+        return partial(_with_teacher, self.example, taught)
 
     def _check_choices(self, rows: Rows, split: str) -> None:
         options = self.num_classes if self.answers_are_options else 0
@@ -176,11 +215,22 @@ class VQACustom(Task):
         """Return the mean loss of `outputs` (B, classes).
 
         That is cross entropy against the scores as a distribution or, with `--vqa_loss bce`, upstream's binary cross
-        entropy times the number of classes.
+        entropy times the number of classes. With a `--teacher` a share of it is the Kullback-Leibler divergence from
+        the teacher's probabilities, both at `--teacher_temperature`.
+
+        Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
         """
         assert batch.targets is not None
         present = self._present(batch.examples, outputs.device)
-        return self._losses(_without_absent(outputs, present), batch.targets, present, "mean")
+        outputs = _without_absent(outputs, present)
+        loss = self._losses(outputs, batch.targets, present, "mean")
+        if batch.teacher is None:
+            return loss
+        options = self.config.of_task
+        temperature, weight = options.teacher_temperature, options.teacher_weight
+        # The divergence's gradient shrinks with the square of the temperature, which the factor undoes.
+        taught = F.kl_div((outputs / temperature).log_softmax(dim=1), batch.teacher, reduction="batchmean")
+        return (1 - weight) * loss + weight * temperature**2 * taught
 
     def _present(self, examples: Sequence[Example], device: torch.device) -> Tensor | None:
         """Return which options each question has, (B, classes); None if each has as many as the widest."""
@@ -205,16 +255,25 @@ class VQACustom(Task):
         return F.cross_entropy(outputs, distribution, label_smoothing=smoothing, reduction=reduction)
 
     def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
-        """Return the batch with the score of each class, float32 (B, classes)."""
-        return replace(batch, targets=self.targets(batch.examples))
+        """Return the batch with the score of each class, float32 (B, classes), and the teacher's probabilities."""
+        teacher = None
+        if all(example.teacher for example in batch.examples):
+            shares = self._table([example.teacher for example in batch.examples])
+            shares = shares.pow(1 / self.config.of_task.teacher_temperature)
+            teacher = shares / shares.sum(dim=1, keepdim=True)
+        return replace(batch, targets=self.targets(batch.examples), teacher=teacher)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Return the score of each class, float32 (B, classes)."""
-        targets = torch.zeros(len(examples), self.num_classes)
-        for row, example in enumerate(examples):
-            for label, score in example.targets:
-                targets[row, label] = score
-        return targets
+        return self._table([example.targets for example in examples])
+
+    def _table(self, rows: Sequence[tuple[tuple[int, float], ...]]) -> Tensor:
+        """Return (label, value) pairs as a table, float32 (B, classes), 0 if a label isn't named."""
+        table = torch.zeros(len(rows), self.num_classes)
+        for row, pairs in enumerate(rows):
+            for label, value in pairs:
+                table[row, label] = value
+        return table
 
     def predictions(self, outputs: Tensor, batch: Batch, temperature: float = 1.0) -> list[Prediction]:
         """Predict the likeliest answer of each example of `outputs` (B, classes)."""
@@ -302,6 +361,12 @@ class VQACustom(Task):
             if sample
             else write_submission(result.predictions, submission),
         ]
+
+
+def _with_teacher(
+    example_of: Callable[[Row, int], Example], taught: dict[str, tuple[tuple[int, float], ...]], row: Row, place: int
+) -> Example:
+    return replace(example_of(row, place), teacher=taught[row_id(row)])
 
 
 def _without_absent(outputs: Tensor, present: Tensor | None) -> Tensor:
