@@ -349,7 +349,7 @@ def _after_steps(
     inside.order = run.order
     time = run.state.time
     # Only the main process's clock counts.
-    late = SyncedStop(lambda: int(time is not None and distributed.is_main() and time.no_time_left), device)
+    late = SyncedStop(lambda: int(time is not None and distributed.is_main() and time.no_time_left))
     # The sums stay on the device, and are read only to be saved: reading makes the host wait for the device.
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     last_step = (run.state.epoch + 1) * run.steps_per_epoch
