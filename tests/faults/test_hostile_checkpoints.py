@@ -54,7 +54,7 @@ def unknown_options(command, said):
     return set(re.findall(r"--\w+", re.sub(r"`beit3-vqa [^`]*`", "", said))) - own
 
 
-TIME = TimeBudget(1.0).state()
+TIME = {**TimeBudget(1.0).state(), "seconds": 1.0}  # the clock would be in the names of the tests
 
 
 @pytest.mark.parametrize(
