@@ -8,7 +8,8 @@ Case, widths of characters and runs of blanks never matter. The first rule that 
    two options have this text, it is *not read*.
 3. Without a letter or a digit the text is *empty*.
 4. A statement names the answer: "the answer is B", "Answer: (B)", "정답은 B입니다", "I choose B"; "it's B", "B is
-   correct" and "B가 정답" where a sentence begins; `\\boxed{B}`, `<answer>B</answer>`; with a letter or an option's
+   correct" and "B가 정답" where a sentence begins; "..., so B." at
+   the end of a line; `\\boxed{B}`, `<answer>B</answer>`; with a letter or an option's
    text. Of several the last decides. One that is denied or doubted in its sentence ("the answer is not B", "if the
    answer is B"), that names two options, or a letter beyond the last option, makes the text *not read*.
 5. A letter with a mark may lead ("B. a cat", "(B) a cat", "B: ..."), unless another letter has such a mark too or
@@ -74,6 +75,7 @@ _STATES = re.compile(
     r"|(?:정답|답안|답변|답|결론)(?:은|는|이)? ?[:=]?"
     r"|\b(?:i|we)(?: would| will|'d|'ll)? (?:choose|chose|pick|picked|select|selected|go with)(?: the)? "
     r"|(?:^|(?<=[.!?] )|(?<=\n))(?:(?:so|thus|therefore|i think|i believe),? )*it(?: is|'s) "
+    rf"|(?<=[,;.] )(?:so|thus|therefore|hence),? (?={_OPEN}[a-z]{_CLOSE}[.!]?(?:\n|$))"
     r"|\\(?:boxed|fbox) ?\{|<answer>"
 )
 _DENIES = re.compile(

@@ -69,6 +69,10 @@ VECTORS = [
     ("It's B", "B", "stated"),
     ("It is a cat.", "A", "stated"),
     ("The man wears no hat and is not old, so the answer is B.", "B", "stated"),
+    ("It's a cat, so B.", "B", "stated"),
+    ("It is brown, therefore C", "C", "stated"),
+    ("It is a cat, so A cat it is.", "A", "stated"),
+    ("It looks odd, so A, B and C are wrong", "", "not read"),
     ("I cannot see it well, but the answer is B.", "B", "stated"),
     # the last statement decides
     ("At first the answer is A. But no: the answer is C.", "C", "stated"),
