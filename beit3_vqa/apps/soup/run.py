@@ -10,7 +10,7 @@ from beit3_vqa.apps.soup.learn import learn_weights
 from beit3_vqa.apps.soup.members import Member, find_files, read_members
 from beit3_vqa.apps.soup.mixer import Mixer
 from beit3_vqa.apps.soup.options import GREEDY, LEARNED, UNIFORM, SoupOptions
-from beit3_vqa.apps.soup.trials import Kitchen, Trial
+from beit3_vqa.apps.soup.trials import Trial, Trials
 from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.data.predictions import json_text
 from beit3_vqa.engine.build import Components
@@ -64,14 +64,14 @@ def _soup(options: SoupOptions, paths: Sequence[Path], evaluation: Mapping[str, 
         raise InputError(f"--method learned: {spec.name} has no loss of a single row; take uniform or greedy.")
     components.model.to(components.precision.device)
     mixer = Mixer(components.model, members, members[0].config.model)
-    kitchen = Kitchen(components, mixer, options.split, options.seed)
+    trials = Trials(components, mixer, options.split, options.seed)
     _tell_seen(members, components, options.split)
-    singles = [kitchen.try_out(alone, name) for alone, name in zip(_one_hot(len(names)), names, strict=True)]
+    singles = [trials.try_out(alone, name) for alone, name in zip(_one_hot(len(names)), names, strict=True)]
     best = max(singles, key=lambda trial: trial.rank)
-    soups = _try_methods(kitchen, singles, names, options)
+    soups = _try_methods(trials, singles, names, options)
     method = max(soups, key=lambda name: soups[name].rank)
     is_kept = options.keep_anyway or soups[method].score >= best.score
-    results = _results(kitchen, members, singles, soups, best)
+    results = _results(trials, members, singles, soups, best)
     print(_table(results, spec.best_metric, options.split))
     about = _about(members, soups[method], method, components, options.split)
     path = options.output_dir / BEST
@@ -113,35 +113,35 @@ def _tell_seen(members: Sequence[Member], components: Components, split: str) ->
 
 
 def _try_methods(
-    kitchen: Kitchen, singles: Sequence[Trial], names: Sequence[str], options: SoupOptions
+    trials: Trials, singles: Sequence[Trial], names: Sequence[str], options: SoupOptions
 ) -> dict[str, Trial]:
     """Return the soup of each method."""
     count = len(singles)
     soups: dict[str, Trial] = {}
     if UNIFORM in options.methods:
-        soups[UNIFORM] = kitchen.try_out([1.0] * count, "the uniform soup")
+        soups[UNIFORM] = trials.try_out([1.0] * count, "the uniform soup")
     if GREEDY in options.methods:
-        soups[GREEDY] = _greedy(kitchen, singles, names)
+        soups[GREEDY] = _greedy(trials, singles, names)
     if LEARNED in options.methods:
         known = [*singles, *soups.values()]
-        soups[LEARNED] = _learned(kitchen, known, options.passes) if count > 1 else singles[0]
+        soups[LEARNED] = _learned(trials, known, options.passes) if count > 1 else singles[0]
     return soups
 
 
-def _greedy(kitchen: Kitchen, singles: Sequence[Trial], names: Sequence[str]) -> Trial:
+def _greedy(trials: Trials, singles: Sequence[Trial], names: Sequence[str]) -> Trial:
     """Add the members from the best to the worst, and keep each with which the soup doesn't get worse."""
     order = sorted(range(len(singles)), key=lambda index: singles[index].rank, reverse=True)
     taken, best = order[:1], singles[order[0]]
     for index in order[1:]:
         weights = [float(place in (*taken, index)) for place in range(len(singles))]
-        trial = kitchen.try_out(weights, f"the greedy soup with {names[index]}")
+        trial = trials.try_out(weights, f"the greedy soup with {names[index]}")
         print(f"greedy: {trial.score:.2f} with {names[index]}, {best.score:.2f} without")
         if trial.score >= best.score:
             taken, best = [*taken, index], trial
     return best
 
 
-def _learned(kitchen: Kitchen, known: Sequence[Trial], passes: int) -> Trial:
+def _learned(trials: Trials, known: Sequence[Trial], passes: int) -> Trial:
     """Learn weights from the mixture with the lowest loss so far; return that one if none is better."""
 
     def loss(trial: Trial) -> float:
@@ -153,22 +153,22 @@ def _learned(kitchen: Kitchen, known: Sequence[Trial], passes: int) -> Trial:
     def slope(weights: list[float]) -> tuple[float, list[float]]:
         nonlocal number
         number += 1
-        found = kitchen.slope(weights)
+        found = trials.slope(weights)
         print(f"learned: pass {number} of at most {passes}, loss {found[0]:.5f}", flush=True)
         return found
 
     weights, _ = learn_weights(slope, start.weights, passes)
-    return min([start, kitchen.try_out(weights, "the learned soup")], key=loss)
+    return min([start, trials.try_out(weights, "the learned soup")], key=loss)
 
 
 def _results(
-    kitchen: Kitchen, members: Sequence[Member], singles: Sequence[Trial], soups: Mapping[str, Trial], best: Trial
+    trials: Trials, members: Sequence[Member], singles: Sequence[Trial], soups: Mapping[str, Trial], best: Trial
 ) -> dict[str, Any]:
     """Return the table as plain data."""
 
     def described(trial: Trial) -> dict[str, Any]:
         low, high = trial.interval or (None, None)
-        difference = kitchen.difference(trial, best)
+        difference = trials.difference(trial, best)
         return {
             "score": trial.score,
             "low": low,
@@ -179,7 +179,7 @@ def _results(
         }
 
     return {
-        "rows": len(kitchen.loader.dataset),
+        "rows": len(trials.loader.dataset),
         "singles": [{"file": member.name, **described(trial)} for member, trial in zip(members, singles, strict=True)],
         "best_single": members[list(singles).index(best)].name,
         "soups": {name: {"weights": list(trial.weights), **described(trial)} for name, trial in soups.items()},

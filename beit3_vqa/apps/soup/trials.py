@@ -55,7 +55,7 @@ class Difference:
     p: float
 
 
-class Kitchen:
+class Trials:
     """Tries mixtures on a split, each of them once.
 
     Args:
