@@ -51,7 +51,8 @@ class Reading:
     way: str
 
 
-_OPEN, _CLOSE = r"[(\[{<\"'“‘$]*", r"[)\]}>\"'”’$]*"
+# A few at most: without a bound two of them side by side would try every way to share a long row of brackets.
+_OPEN, _CLOSE = r"[(\[{<\"'“‘$]{0,8}", r"[)\]}>\"'”’$]{0,8}"
 _WORD = r"(?:(?:option|choice|letter|answer|보기|선택지)(?: ?:)? ?)?"
 _NOT = "아[니닙닌]"
 _COPULA = r"(?: ?번)? ?(?:입니다|이다|예요|이에요|임|다)(?![a-z0-9가-힣])"

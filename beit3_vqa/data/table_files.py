@@ -202,7 +202,7 @@ def _records(content: Any, path: Path) -> list[Any]:
         if len(lists) == 1:  # {"annotations": [...]}
             return lists[0]
         columns = list(content.values())
-        if columns and all(isinstance(c, dict) for c in columns) and len({tuple(c) for c in columns}) == 1:
+        if columns and all(isinstance(c, dict) and c for c in columns) and len({tuple(c) for c in columns}) == 1:
             return [{name: column[key] for name, column in content.items()} for key in columns[0]]  # DataFrame.to_json
         raise InputError(f"{path} holds no list of questions; its names are {short(list(content))}")
     if not isinstance(content, list) or not content:

@@ -26,8 +26,9 @@ class TrainedRun:
             `dry_run`.
         best_epoch: the epoch of the best checkpoint, counted from 0; None if none was saved.
         epochs: epochs that are done.
-        metrics: of the validation split after the best epoch, by name; accuracies are in percent. Empty without one.
-        history: a dict for each epoch, in order, of what log.txt says: `pandas.DataFrame(run.history)` is a table.
+        metrics: of the best validation, by name; accuracies are in percent. Empty without one.
+        history: a dict for each validation or epoch, in order, of what log.txt says: `pandas.DataFrame(run.history)`
+            is a table.
     """
 
     output_dir: Path
@@ -78,7 +79,9 @@ def fit(data: Summary | str | Path, *, config: str | Path = "", **flags: Any) ->
     if given["dry_run"]:
         return TrainedRun(output_dir, None, None, state.epoch, {}, ())
     best, history = output_dir / BEST, _read_log(output_dir / "log.txt")
-    of_best: dict[str, Any] = next((epoch for epoch in history if epoch["epoch"] == state.best_epoch), {})
+    of_epoch = [line for line in history if line["epoch"] == state.best_epoch]
+    # With `eval_steps` an epoch has several lines; the best one has the best score.
+    of_best = next((line for line in of_epoch if state.best_score in line.values()), of_epoch[-1] if of_epoch else {})
     metrics = {name[len(_OF_VALIDATION) :]: v for name, v in of_best.items() if name.startswith(_OF_VALIDATION)}
     newest = best if best.is_file() else next(reversed(checkpoints(output_dir)), None)
     return TrainedRun(output_dir, newest, state.best_epoch, state.epoch, metrics, history)

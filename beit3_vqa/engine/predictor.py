@@ -28,6 +28,7 @@ from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.evaluator import finite, naming
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.preparation.questions import Questions, read_questions
+from beit3_vqa.runtime.files import is_folder
 from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task, as_beit3
@@ -436,7 +437,7 @@ def load(
 def _find_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a path means: a file, or the best, else the newest, of a folder."""
     file = checkpoint_file(path)
-    if not file.is_dir():
+    if not is_folder(file):
         return file
     if (file / BEST).is_file():
         return file / BEST

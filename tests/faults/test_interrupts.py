@@ -38,6 +38,7 @@ MOMENTS = {
         pytest.param(signal.SIGINT, "save", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_weights(scpc, tmp_path, undisturbed, number, moment):
     out, log = tmp_path / "out", tmp_path / "log"
     command = long_run(scpc, out, "--num_workers", "1", "--eval_batch_size", "1")

@@ -50,6 +50,7 @@ def test_a_run_of_two_processes_goes_on_in_one(scpc, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_upstreams_launcher_with_its_local_rank_flag_works(scpc, tmp_path, processes):
     out, log = tmp_path / "out", tmp_path / "log"
     command = finetune(scpc, out, "--epochs", "1", "--batch_size", str(8 // processes), "--dist_eval")

@@ -35,6 +35,7 @@ def other(folder, **changes):
     return content
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(scpc, tmp_path, capsys):
     out = tmp_path / "out"
     with run_lock(out):

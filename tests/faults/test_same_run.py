@@ -143,6 +143,7 @@ def test_a_checkpoint_without_fingerprints_goes_on(run):
     assert run("--dry_run")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_malformed_fingerprints_is_passed_over(run):
     content = torch.load(run.out / "checkpoint-1.pth")
     for rows in ({"train": {"rows": torch.zeros(3)}}, {"train": {"rows": torch.zeros(3), "digest": ""}}, [1]):
@@ -250,6 +251,7 @@ def test_only_rolling_checkpoints_are_deleted(run):
     assert epochs_kept(run.out) == ["checkpoint-1.pth", "checkpoint-4.pth"]
 
 
+@pytest.mark.slow
 def test_resume_with_other_workers_is_bitwise_identical(scpc, tmp_path, monkeypatch):
     """In the middle of an epoch, from two processes that load data to none."""
     flags = ["--epochs", "1", "--batch_size", "3", "--drop_path", "0.2", "--randaug"]

@@ -57,6 +57,7 @@ def test_cross_validation_goes_on_at_the_fold_where_it_stopped(command, folds, t
     assert (out / "fold-1" / "checkpoint-1.pth").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_with_a_test_split_the_next_command_is_an_ensemble_of_the_folds_and_works(scpc, tmp_path, capsys):
     prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--test", str(scpc / "test.csv")]
     prepare += ["--image_root", str(scpc / "images"), "--data_path", str(tmp_path / "data"), "--folds", "2"]

@@ -57,6 +57,7 @@ def test_training_stops_after_validations_without_a_better_score(scpc, tmp_path,
     assert torch.load(out / "checkpoint-7.pth")["best_epoch"] == 5
 
 
+@pytest.mark.slow
 def test_the_validations_of_earlier_sessions_count(scpc, tmp_path, scored, capsys):
     out = tmp_path / "out"
     for _ in range(4):
@@ -65,6 +66,7 @@ def test_the_validations_of_earlier_sessions_count(scpc, tmp_path, scored, capsy
     assert epochs_logged(out) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_did_not_count_yet_counts_epochs(scpc, tmp_path, scored, capsys):
     out = tmp_path / "out"
     assert main(finetune(scpc, out, "--epochs", "8", "--stop_after_epochs", "4")) == 0
@@ -77,6 +79,7 @@ def test_a_checkpoint_that_did_not_count_yet_counts_epochs(scpc, tmp_path, score
     assert epochs_logged(out) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_in_another_folder_waits_anew(scpc, tmp_path, scored, capsys):
     out, other = tmp_path / "out", tmp_path / "other"
     assert main(finetune(scpc, out, "--epochs", "8", "--patience", "3")) == 0
@@ -86,6 +89,7 @@ def test_a_run_that_goes_on_in_another_folder_waits_anew(scpc, tmp_path, scored,
     assert torch.load(other / "checkpoint-7.pth")["best_epoch"] == 5
 
 
+@pytest.mark.slow
 def test_patience_changes_nothing_as_long_as_it_lasts(scpc, tmp_path):
     for name, flags in (("with", ["--patience", "9"]), ("without", [])):
         assert main(finetune(scpc, tmp_path / name, "--epochs", "2", "--drop_path", "0.2", *flags)) == 0
@@ -109,6 +113,7 @@ def test_patience_is_a_count(value, capsys):
     assert "--patience" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(scpc, tmp_path):
     """A learning rate of 0 leaves every score as it was, so that the first one is the best."""
     out, log = tmp_path / "out", tmp_path / "log"
@@ -120,6 +125,7 @@ def test_two_processes_stop_together(scpc, tmp_path):
     assert epochs_logged(out) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_folds_that_stopped_early_are_done(scpc, tmp_path, scored, capsys):
     prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
     assert main([*prepare, "--data_path", str(tmp_path / "data"), "--folds", "2", "--train_tokenizer", "300"]) == 0

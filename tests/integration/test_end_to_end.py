@@ -224,6 +224,7 @@ def test_starting_over_never_overwrites(scpc, trained, tmp_path, capsys):
     assert not (out / "previous-3").exists()
 
 
+@pytest.mark.slow
 def test_keep_checkpoints_and_best_through_resume(scpc, tmp_path):
     out = tmp_path / "out"
     assert main(finetune(scpc, out, "--epochs", "3", "--keep_checkpoints", "1", "--stop_after_epochs", "2")) == 0
@@ -248,6 +249,7 @@ def test_going_back_an_epoch_keeps_what_came_after(scpc, tmp_path, capsys):
     assert [path.name for path in out.glob("checkpoint-?.pth")] == ["checkpoint-1.pth"]
 
 
+@pytest.mark.slow
 def test_resume_weights_only_starts_a_new_optimizer(scpc, trained, tmp_path, capsys):
     resume = finetune(scpc, tmp_path / "out", "--resume", str(trained / "checkpoint-0.pth"), "--epochs", "2")
     assert main([*resume, "--layer_decay", "1.0"]) == 2
@@ -276,6 +278,7 @@ def test_dry_run_writes_nothing(scpc, tmp_path, capsys):
         assert word in said
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch_is_told_of_rows_that_no_text_uses(scpc, tmp_path, capsys):
     main(finetune(scpc, tmp_path / "out", "--dry_run", "--vocab_size", "5000"))
     assert "--vocab_size 259 leaves out rows that no text ever uses" in capsys.readouterr().out
@@ -329,6 +332,7 @@ def test_training_with_bce_has_the_scale_of_upstreams_loss(scpc, tmp_path):
     assert 2.2 < loss < 3.4
 
 
+@pytest.mark.slow
 def test_a_fold_is_held_out_as_val_and_stays_that_of_the_run(scpc, tmp_path, capsys):
     prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
     assert main([*prepare, "--data_path", str(tmp_path / "data"), "--folds", "3", "--train_tokenizer", "300"]) == 0

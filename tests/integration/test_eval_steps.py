@@ -94,6 +94,7 @@ def test_the_best_checkpoint_may_be_from_inside_an_epoch(scpc, tmp_path, scored,
     assert main(evaluate) == 0
 
 
+@pytest.mark.slow
 def test_patience_counts_and_stops_inside_an_epoch(scpc, tmp_path, scored, capsys):
     out = tmp_path / "out"
     scored += [30.0, 50.0, 40.0, 50.0]
@@ -117,6 +118,7 @@ def test_patience_counts_and_stops_inside_an_epoch(scpc, tmp_path, scored, capsy
 
 
 @pytest.mark.parametrize("moment", range(1, 7))
+@pytest.mark.slow
 def test_a_run_broken_off_in_any_validation_resumes_bitwise(scpc, tmp_path, monkeypatch, moment):
     """Each validation once, in its place; the fourth is the first of the second epoch."""
     straight, out = tmp_path / "straight", tmp_path / "out"
@@ -136,6 +138,7 @@ def test_a_run_broken_off_in_any_validation_resumes_bitwise(scpc, tmp_path, monk
     same(out, straight, "checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-best.pth")
 
 
+@pytest.mark.slow
 def test_the_line_of_a_validation_that_was_not_saved_is_written_anew(scpc, tmp_path, monkeypatch):
     straight, out = tmp_path / "straight", tmp_path / "out"
     assert main(finetune(scpc, straight, "--epochs", "1", *EVERY_TWO)) == 0
@@ -152,6 +155,7 @@ def test_the_line_of_a_validation_that_was_not_saved_is_written_anew(scpc, tmp_p
     same(out, straight, "checkpoint-0.pth", "checkpoint-best.pth")
 
 
+@pytest.mark.slow
 def test_a_plateau_follows_validations_inside_epochs(scpc, tmp_path, monkeypatch):
     rates = []
 
@@ -168,6 +172,7 @@ def test_a_plateau_follows_validations_inside_epochs(scpc, tmp_path, monkeypatch
     assert all(map(math.isfinite, losses))
 
 
+@pytest.mark.slow
 def test_other_epochs_and_batches_keep_the_validations_so_far(scpc, tmp_path, scored):
     """Steps of 3 examples in place of 6: the share of the epoch counts, not the number of steps."""
     out = tmp_path / "out"
@@ -181,6 +186,7 @@ def test_other_epochs_and_batches_keep_the_validations_so_far(scpc, tmp_path, sc
     assert places(out) == [(0, 0.4), (0, 0.8), (0, 1), (1, 0.8), (1, 1)]
 
 
+@pytest.mark.slow
 def test_the_report_draws_validations_inside_epochs(scpc, tmp_path):
     from beit3_vqa.apps.report.curves import read_curves
 

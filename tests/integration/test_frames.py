@@ -120,7 +120,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["beit3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*KINDS][1:])])
 def test_prepare_fit_and_predict_agree_with_evaluation(scpc, clip_folder, tmp_path, kind):
     images, flags = scpc / "images", {"model": "beit3_tiny_patch8_32", "vocab_size": 200, **KINDS[kind]}
     if kind == "clip":

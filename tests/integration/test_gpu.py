@@ -128,6 +128,7 @@ def test_a_run_computes_on_a_gpu_what_it_computes_on_a_cpu(task, command, tmp_pa
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_waits_are_few_and_not_one_for_each_step(precision, command, tmp_path, monkeypatch):
     """Twenty steps in two epochs."""
     monkeypatch.setattr(trainer, "SCALAR_STEPS", 4)

@@ -105,6 +105,7 @@ def test_a_run_ends_in_time_and_its_schedule_with_it(scpc, tmp_path, clock, caps
 
 
 @pytest.mark.parametrize("how", ["error", "kill"])
+@pytest.mark.slow
 def test_a_run_broken_off_keeps_to_its_plan_bitwise(scpc, tmp_path, clock, how, capsys):
     straight, out = tmp_path / "straight", tmp_path / "out"
     assert main(finetune(scpc, straight, *FLAGS, *hours(900))) == 0
@@ -135,6 +136,7 @@ def test_a_run_broken_off_keeps_to_its_plan_bitwise(scpc, tmp_path, clock, how, 
         assert differences(theirs, ours) == [], name
 
 
+@pytest.mark.slow
 def test_a_run_that_becomes_slower_plans_anew(scpc, tmp_path, clock):
     def slower(step):
         clock.step = 15.0 if step >= 17 else STEP
@@ -147,6 +149,7 @@ def test_a_run_that_becomes_slower_plans_anew(scpc, tmp_path, clock):
     assert rate < 2e-5
 
 
+@pytest.mark.slow
 def test_a_run_that_becomes_slower_than_any_plan_stops_at_the_end_of_its_time(scpc, tmp_path, clock, capsys):
     def stuck(step):
         clock.step = 100.0 if step >= 70 else STEP
@@ -166,6 +169,7 @@ def test_a_run_that_becomes_slower_than_any_plan_stops_at_the_end_of_its_time(sc
     assert clock.rates[-1][0] > step
 
 
+@pytest.mark.slow
 def test_enough_time_changes_nothing(scpc, tmp_path, clock, capsys):
     flags = [*FLAGS[:2], "--epochs", "2", *FLAGS[4:]]
     assert main(finetune(scpc, tmp_path / "with", *flags, *hours(90000))) == 0
@@ -177,6 +181,7 @@ def test_enough_time_changes_nothing(scpc, tmp_path, clock, capsys):
         assert differences(theirs, ours) == []
 
 
+@pytest.mark.slow
 def test_validations_inside_epochs_count(scpc, tmp_path, clock):
     assert main(finetune(scpc, tmp_path / "out", *FLAGS, *hours(900), "--eval_steps", "5")) == 0
     assert 0.85 * 900 < clock.seconds <= 900
@@ -195,6 +200,7 @@ def test_a_run_without_time_ends_at_once_and_names_what_it_saved(scpc, tmp_path,
     assert "nothing left to train: the time of --max_hours 1e-09 is used up" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_real_run_ends_in_time(scpc, tmp_path, capsys):
     """By the machine's own clock: an epoch takes a moment, and there are thousands of them."""
     out, seconds = tmp_path / "out", 15

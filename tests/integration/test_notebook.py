@@ -104,7 +104,7 @@ def test_a_command_that_fails_stops_the_notebook(scpc, drive, tmp_path, monkeypa
     stand_in(book, scpc, drive, tmp_path / "work", "--epochs 1")
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="That didn't work"):
         run(book, tmp_path, monkeypatch)
-    assert "Question" in printed(book)
+    assert "no column for question" in printed(book)
     assert not (drive / "out").exists()
 
 

@@ -111,6 +111,7 @@ def test_a_registry_takes_both_files(built):
     run(sys.executable, "-m", "twine", "check", "--strict", *built.glob("beit3_vqa-*"), cwd=built)
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_in_any_folder(installed, tmp_path):
     assert run(installed / "beit3-vqa", "--version", cwd=tmp_path) == f"beit3-vqa {beit3_vqa.__version__}\n"
     assert "beit3_large_patch16_480" in run(installed / "beit3-vqa", "models", cwd=tmp_path)

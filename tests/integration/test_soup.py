@@ -114,6 +114,7 @@ def test_training_does_not_go_on_from_a_soup(scpc, two, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_moving_average_is_taken_as_evaluation_takes_it(scpc, two, tmp_path, capsys):
     shutil.copy(two[0].parent / "tokenizer.spm", tmp_path)
     paths, contents = [], [torch.load(path, weights_only=True) for path in two]
@@ -132,6 +133,7 @@ def test_a_moving_average_is_taken_as_evaluation_takes_it(scpc, two, tmp_path, c
         assert [member["weights_of"] for member in made] == [key, key]
 
 
+@pytest.mark.slow
 def test_greedy_and_learned_leave_a_useless_checkpoint_out(scpc, two, tmp_path, capsys):
     """One that answers the opposite of what a good one does: with it the soup knows nothing."""
     shutil.copy(two[0].parent / "tokenizer.spm", tmp_path)
@@ -159,6 +161,7 @@ def test_greedy_and_learned_leave_a_useless_checkpoint_out(scpc, two, tmp_path, 
             assert 0 < told["p"] <= 1
 
 
+@pytest.mark.slow
 def test_a_soup_that_is_worse_is_kept_only_if_the_user_insists(scpc, two, tmp_path, capsys):
     """A head and -3 times that head become -1 times that head, which answers as the second one does."""
     shutil.copy(two[0].parent / "tokenizer.spm", tmp_path)
@@ -239,6 +242,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused_by_what_differs(scpc, two, tmp_path, capsys, what):
     make, says = FOREIGN[what]
     make(tmp_path / "other.pth", two[1])
@@ -293,6 +297,7 @@ def test_a_soup_works_on_one_device_and_in_a_folder_of_its_own(scpc, two, tmp_pa
     assert "without torchrun" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_that_is_replaced_meanwhile_is_noticed(scpc, two, tmp_path, monkeypatch, capsys):
     for path in two:
         shutil.copy(path, tmp_path)
@@ -333,6 +338,7 @@ def adapted(scpc, trained, clip_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", ["beit3", "clip"])
+@pytest.mark.slow
 def test_adapters_become_a_model_without_any(scpc, adapted, tmp_path, capsys, family):
     members = [adapted / f"{family}-{seed}" / "checkpoint-0.pth" for seed in "12"]
     out = tmp_path / "soup"
@@ -364,6 +370,7 @@ def test_adapters_become_a_model_without_any(scpc, adapted, tmp_path, capsys, fa
         assert main([*train, "--output_dir", str(tmp_path / "new"), "--lora_rank", "2"]) == 0
 
 
+@pytest.mark.slow
 def test_adapters_on_other_weights_are_refused(scpc, adapted, tmp_path, capsys):
     one, two = (adapted / f"clip-{seed}" / "checkpoint-0.pth" for seed in "12")
     altered(tmp_path / "other.pth", two, base_sha256="0" * 64)
@@ -373,6 +380,7 @@ def test_adapters_on_other_weights_are_refused(scpc, adapted, tmp_path, capsys):
     assert "the checkpoints aren't of one model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_soup_that_is_killed_leaves_no_half_written_checkpoint(scpc, two, tmp_path):
     out, log = tmp_path / "soup", tmp_path / "log"
     command = soup(scpc, out, *two, flags=["--keep_anyway"])
@@ -396,6 +404,7 @@ def test_a_soup_that_is_killed_leaves_no_half_written_checkpoint(scpc, two, tmp_
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux which files are mapped")
+@pytest.mark.slow
 def test_no_more_than_two_files_are_in_memory_and_none_between_mixtures(scpc, two, tmp_path, monkeypatch):
     members = [tmp_path / f"member-{number}.pth" for number in range(4)]
     for number, path in enumerate(members):
@@ -425,6 +434,7 @@ def test_no_more_than_two_files_are_in_memory_and_none_between_mixtures(scpc, tw
     assert 1 <= max(most) <= 2
 
 
+@pytest.mark.slow
 def test_checkpoints_of_different_folds_have_seen_each_others_validation_rows(scpc, two, tmp_path, capsys):
     prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--image_root", str(scpc / "images")]
     prepare += ["--sentencepiece_model", str(scpc / "data" / "tokenizer.spm")]

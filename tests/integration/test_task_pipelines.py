@@ -243,6 +243,7 @@ def test_evaluation_in_two_processes_equals_one(task, data, trained, tmp_path):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_changed_options_of_a_task_are_reported_on_resume(data, trained, tmp_path, capsys):
     command = finetune("imagenet", data["imagenet"], tmp_path / "out", "--resume")
     changed = ["--mixup", "0.2", "--epochs", "2", "--dry_run"]
@@ -250,6 +251,7 @@ def test_changed_options_of_a_task_are_reported_on_resume(data, trained, tmp_pat
     assert "mixup 0.8 -> 0.2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_config_gives_all_options_and_only_what_was_set_is_idle(data, trained, tmp_path, capsys):
     command = ["finetune", "--config", str(trained["nlvr2"] / "config.json"), "--output_dir", str(tmp_path / "out")]
     assert main([*command, "--mixup", "0.5", "--dry_run"]) == 0

@@ -99,6 +99,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_resumes_bit_for_bit(scpc, tau
     assert differences(ours, theirs) == []
 
 
+@pytest.mark.slow
 def test_a_changed_teacher_is_told_when_the_run_goes_on(scpc, taught, tmp_path, capsys):
     teacher = tmp_path / "teacher.json"
     teacher.write_text(taught.read_text())

@@ -37,6 +37,7 @@ FLAGS = {
     "sched": "cosine", "plateau_factor": 0.5, "plateau_patience": 2,
     "warmup_epochs": None, "warmup_steps": -1, "layer_decay": 0.9, "task_head_lr_weight": 0.0, "weight_decay": 0.05,
     "max_hours": None, "eval_steps": 0, "patience": 0,
+    "teacher": "", "teacher_weight": 0.5, "teacher_temperature": 2.0,
     "opt": "adamw", "opt_eps": 1e-8, "opt_betas": (0.9, 0.999), "clip_grad": None, "max_bad_steps": 10,
     "label_smoothing": 0.0,
     "model_ema": False, "model_ema_decay": 0.9999, "model_ema_force_cpu": False,
@@ -181,6 +182,7 @@ def test_wrong_commands_end_with_one_clear_error(arguments, says, capsys, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_unambiguous_abbreviations_of_flags_are_taken(scpc, tmp_path, capsys):
     short = finetune(scpc, tmp_path / "out", "--dry", "--epo", "1", "--local-rank=0", "--no_shuf", "--ev", "3")
     assert main(short) == 2

@@ -167,6 +167,7 @@ def test_after_an_error_the_workers_end_at_once():
     with pytest.raises(InputError) as caught:
         list(loader.epoch(0))
     assert "r7" in str(caught.value)
+    gc.collect()  # what other tests left
     started = time.monotonic()
     del caught, loader
     gc.collect()

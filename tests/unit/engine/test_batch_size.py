@@ -127,6 +127,7 @@ print(chosen, batch_size._peak(components, samples, chosen))
 """
 
 
+@pytest.mark.slow
 def test_auto_batch_size_stays_below_a_real_memory_limit(scpc):
     """A step with the number chosen stays under what was said to be there, and uses a good part of it."""
     command = [sys.executable, "-c", CHOSEN, str(scpc / "data")]

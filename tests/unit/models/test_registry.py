@@ -64,6 +64,7 @@ def test_timms_import_prints_no_warning(module):
     in_a_fresh_process(f"import beit3_vqa.{module}")
 
 
+@pytest.mark.slow
 def test_of_torchscale_only_its_modules_are_needed():
     """Not its metadata, nor fairscale's: in environments with newer packages they say that nothing fits together."""
     in_a_fresh_process("""

@@ -89,6 +89,7 @@ def test_captioning_resume_is_bitwise_identical(captioned, captioner, tmp_path):
     assert not ours
 
 
+@pytest.mark.slow
 def test_nocaps_trains_on_coco_and_is_described_without_references(captioned, captioner, tmp_path, capsys):
     checkpoint = captioner / "checkpoint-best.pth"
     assert main(evaluate_on(captioned, "nocaps", checkpoint, tmp_path)) == 0

@@ -55,6 +55,7 @@ def test_contrastive_loss_is_small_for_matched_rows_and_ignores_filling_rows():
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_contrastive_loss_over_processes_equals_that_of_one(size):
     command = [*torchrun(size), "-m", "tests.helpers.gathering"]
     result = subprocess.run(
