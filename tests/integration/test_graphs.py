@@ -113,3 +113,11 @@ def test_the_example_of_the_page_gives_our_letter(scpc, trained, graphs, tmp_pat
         for question in QUESTIONS:
             ours = predictor.predict(path, question, SUBJECTS[:4]).answer
             assert namespace["answer"](path, question, SUBJECTS[:4]) == ours
+
+
+def test_an_older_torch_is_one_sentence(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    command = ["export", "--checkpoint", str(trained / "checkpoint-best.pth"), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--format", "pt2"]) == 2
+    assert "--format pt2: needs torch 2.7" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

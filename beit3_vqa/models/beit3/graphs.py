@@ -30,7 +30,12 @@ Run = Callable[[dict[str, Tensor]], Tensor]
 
 
 def require_packages(formats: Sequence[str]) -> None:
-    """Raise InputError if a package that a format needs isn't installed."""
+    """Raise InputError if a package that a format needs isn't installed, or torch is too old for it."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7):
+        wanted = " ".join(formats)
+        raise InputError(
+            f"--format {wanted}: needs torch 2.7, whose exporter leaves sizes open; this is {torch.__version__}."
+        )
     absent = [name for name in NEEDED if find_spec(name) is None] if "onnx" in formats else []
     if absent:
         raise InputError(f'--format onnx needs {" and ".join(absent)}: pip install "beit3_vqa[onnx]".')
