@@ -152,6 +152,7 @@ def test_a_folder_that_vanishes_is_an_error_at_the_end_and_loses_no_checkpoint(s
     read_checkpoint(tmp_path / "elsewhere" / "checkpoint-0.pth", "x")
 
 
+@pytest.mark.slow
 def test_training_goes_on_through_a_full_disk_and_leaves_no_broken_file(scpc, tmp_path):
     """On a file system of 40 MiB, where a checkpoint takes 16 and the best one 6."""
     if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:

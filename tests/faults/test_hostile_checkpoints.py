@@ -128,6 +128,7 @@ def test_outputs_that_are_not_finite_are_no_answer_from_python_and_over_http(scp
             assert str(huge) in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_moments_that_are_not_finite_or_missing_are_refused(scpc, good, tmp_path, capsys):
     optimizer = good["optimizer"]
     for moment in (torch.tensor([float("nan")]), torch.zeros(2, dtype=torch.int8), None):
@@ -224,6 +225,7 @@ def four_bits():
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.slow
 def test_weights_of_eight_bits_are_read(scpc, trained, good, tmp_path, capsys, kind):
     """As what they stand for: the same answers as of a checkpoint that holds these numbers in 32 bits."""
     small = {name: value.to(kind) for name, value in good["model"].items()}

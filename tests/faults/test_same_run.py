@@ -68,6 +68,7 @@ def test_a_new_split_whose_val_was_trained_on_is_refused(run, scpc, capsys):
         assert contents(run.out) == before
 
 
+@pytest.mark.slow
 def test_another_val_begins_a_new_best_and_keeps_the_old_one(run):
     rows, best = read_rows(run.data, "val"), (run.out / "checkpoint-best.pth").read_bytes()
     write_rows(run.data, "val", rows[:-2])
@@ -127,6 +128,7 @@ def test_val_in_another_order_is_the_same_val(run):
     assert "val: 6 in another place" in said
 
 
+@pytest.mark.slow
 def test_the_same_rows_in_another_folder_go_on(run):
     code, said = run("--dry_run")
     assert code == 0
@@ -134,6 +136,7 @@ def test_the_same_rows_in_another_folder_go_on(run):
     assert "data_path" not in said.replace("--data_path", "")  # as something that changed
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_fingerprints_goes_on(run):
     content = torch.load(run.out / "checkpoint-1.pth")
     del content["data_rows"]

@@ -82,6 +82,7 @@ def test_cross_validation_refuses_options_of_a_single_run(scpc, folds, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_of_cross_validation_tries_one_fold(folds, tmp_path, capsys):
     assert main(["cross_validate", *finetune(folds, tmp_path / "out")[1:], "--dry_run"]) == 0
     assert "the other folds take about as long" in capsys.readouterr().out

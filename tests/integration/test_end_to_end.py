@@ -238,6 +238,7 @@ def test_keep_checkpoints_and_best_through_resume(scpc, tmp_path):
     assert (out / "checkpoint-best.pth").read_bytes() == best
 
 
+@pytest.mark.slow
 def test_going_back_an_epoch_keeps_what_came_after(scpc, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(finetune(scpc, out, "--epochs", "3")) == 0
@@ -270,6 +271,7 @@ def test_resume_weights_only_starts_a_new_optimizer(scpc, trained, tmp_path, cap
     assert "for evaluation" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing(scpc, tmp_path, capsys):
     assert main(finetune(scpc, tmp_path / "out", "--dry_run")) == 0
     assert not (tmp_path / "out").exists()

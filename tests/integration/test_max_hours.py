@@ -188,6 +188,7 @@ def test_validations_inside_epochs_count(scpc, tmp_path, clock):
     assert clock.rates[-1][0] < 62
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_how_far_the_time_goes(scpc, tmp_path, capsys):
     assert main(finetune(scpc, tmp_path / "out", *FLAGS, "--dry_run", "--max_hours", "100")) == 0
     assert "--max_hours 100 goes as far as about 6.0 of 6 epochs (step 180 of 180)" in capsys.readouterr().out

@@ -191,6 +191,7 @@ def test_unambiguous_abbreviations_of_flags_are_taken(scpc, tmp_path, capsys):
     assert "--local_rank has no effect" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_replaced_flags_are_accepted_with_a_notice(scpc, tmp_path, capsys):
     old = ["--enable_deepspeed", "--zero_stage", "1", "--dist_eval", "--momentum", "0.9", "--nb_classes", "4"]
     assert main(finetune(scpc, tmp_path / "out", "--dry_run", *old, "--mixup", "0.8", "--num_beams", "5")) == 0

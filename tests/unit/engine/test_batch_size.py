@@ -137,6 +137,7 @@ def test_auto_batch_size_stays_below_a_real_memory_limit(scpc):
     assert LIMIT / 4 < peak < LIMIT
 
 
+@pytest.mark.slow
 def test_dry_run_refuses_a_batch_that_does_not_fit(scpc, tmp_path, monkeypatch, capsys):
     # A share of what is in use is kept free too, and other tests have made this process large.
     monkeypatch.setattr(memory, "free", lambda device: memory.in_use(device) // 10 + 64 * 2**20)

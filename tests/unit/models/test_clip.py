@@ -255,6 +255,7 @@ def test_clip_names_are_parsed_and_impossible_resolutions_refused():
         parse_clip_name("clip_vit_base_patch16_225")
 
 
+@pytest.mark.slow
 def test_without_transformers_clip_says_what_to_install_and_beit3_trains(scpc, clip_folder, tmp_path):
     """And BEiT-3 asks for neither package."""
     code = (

@@ -30,6 +30,7 @@ assert not ours & set(timm.list_models()) and not any(map(timm.models.is_model, 
 
 
 @pytest.mark.parametrize("timm_before", [True, False])
+@pytest.mark.slow
 def test_timm_builds_our_models_after_register_with_timm(timm_before):
     in_a_fresh_process(f"""
 import beit3_vqa, warnings
@@ -60,6 +61,7 @@ assert timm.list_models() == known and len(set(known)) == len(known)
         pytest.param("data.imagenet_augment", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_timms_import_prints_no_warning(module):
     in_a_fresh_process(f"import beit3_vqa.{module}")
 

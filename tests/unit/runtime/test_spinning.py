@@ -66,6 +66,7 @@ def test_idle_openmp_threads_sleep_while_there_is_a_second_pool():
     assert early * 3 < spinning_again
 
 
+@pytest.mark.slow
 def test_the_watch_notices_when_others_want_the_cores_and_when_they_stop():
     loops = []
     with process(WATCHED) as running, contextlib.ExitStack() as stack:
