@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from beit3_vqa.cli.main import main
-from beit3_vqa.engine import trainer
-from beit3_vqa.engine.evaluator import evaluate_split
 from tests.faults.kills import differences
 from tests.helpers.commands import finetune
 from tests.helpers.processes import ended, start, torchrun
+from tests.helpers.scores import let_validations_score
 
 SCORES = [30.0, 50.0, 50.0, 40.0, 50.0, 60.0, 10.0, 20.0]  # that of epoch 1 isn't beaten before epoch 5
 
@@ -18,15 +17,7 @@ SCORES = [30.0, 50.0, 50.0, 40.0, 50.0, 60.0, 10.0, 20.0]  # that of epoch 1 isn
 @pytest.fixture
 def scored(monkeypatch):
     """Let validations have scores that are known beforehand; the list has the scores still to come."""
-    left = list(SCORES)
-
-    def known(*of):
-        result = evaluate_split(*of)
-        result.metrics["accuracy"] = left.pop(0)
-        return result
-
-    monkeypatch.setattr(trainer, "evaluate_split", known)
-    return left
+    return let_validations_score(monkeypatch, list(SCORES))
 
 
 def epochs_logged(out):

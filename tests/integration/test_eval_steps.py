@@ -15,6 +15,7 @@ from beit3_vqa.errors import InputError
 from tests.faults.kills import differences
 from tests.helpers.commands import finetune
 from tests.helpers.processes import ended, start, torchrun
+from tests.helpers.scores import let_validations_score
 
 # 30 rows make 5 steps of 6: validations after steps 2 and 4, and at the end.
 FLAGS = ["--batch_size", "3", "--update_freq", "2", "--drop_path", "0.2", "--model_ema", "--model_ema_decay", "0.9"]
@@ -24,15 +25,7 @@ EVERY_TWO = [*FLAGS, "--eval_steps", "2"]
 @pytest.fixture
 def scored(monkeypatch):
     """Let validations have scores that are known beforehand; the list has the scores still to come."""
-    left = []
-
-    def known(*of):
-        result = evaluate_split(*of)
-        result.metrics["accuracy"] = left.pop(0)
-        return result
-
-    monkeypatch.setattr(trainer, "evaluate_split", known)
-    return left
+    return let_validations_score(monkeypatch, [])
 
 
 def read_log(out):
