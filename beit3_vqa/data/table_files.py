@@ -156,9 +156,13 @@ def _from_text(text: str, path: Path, notes: list[str]) -> Table:
 
 
 def _from_json(text: str, path: Path) -> Table:
-    """Read a list of objects, an object that holds one such list, pandas' columns, or an object on each line."""
+    """Read a list of objects, an object that holds one such list, pandas' columns, or an object on each line.
+
+    A single line is a row only in a file of JSON lines; elsewhere it may be any of the others.
+    """
     lines = text.strip().splitlines()
-    if text.lstrip().startswith("{") and len(lines) > 1 and _is_json(lines[0]):
+    several = len(lines) > 1 or path.suffix.lower() in (".jsonl", ".ndjson")
+    if text.lstrip().startswith("{") and several and _is_json(lines[0]):
         items = [
             (f"{path}:{number}", _parse(line, path, f":{number}"))
             for number, line in enumerate(text.splitlines(), start=1)

@@ -139,7 +139,7 @@ class VQACustom(Task):
             raise InputError("--teacher needs --vqa_loss ce, whose probabilities sum to 1 as a teacher's do.")
         predictions = {p.id: p for p in read_predictions(path, read_info(path))}
         taught: dict[str, tuple[tuple[int, float], ...]] = {}
-        problems = []
+        problems, partly = [], 0
         for row in rows:
             name = row_id(row)
             prediction = predictions.get(name)
@@ -150,6 +150,7 @@ class VQACustom(Task):
             else:
                 shares = ((self.answers.label(answer), share) for answer, share in prediction.probabilities.items())
                 taught[name] = tuple((label, share) for label, share in shares if label is not None)
+                partly += len(taught[name]) < len(prediction.probabilities)
                 if not sum(share for _, share in taught[name]):
                     problems.append(f"row {name} has no probability there for an answer of {ANSWERS_FILE}")
         if problems:
@@ -159,6 +160,11 @@ class VQACustom(Task):
                 "`--eval --split train` of the teacher, on the same --data_path, writes such a file.",
             )
         print(f"--teacher {path}: probabilities for {plural(len(taught), 'training row')}")
+        if partly:
+            print(
+                f"--teacher {path}: {plural(partly, 'row')} with answers that {ANSWERS_FILE} lacks; the probabilities "
+                "of the others are scaled up to sum to 1"
+            )
         return partial(_with_teacher, self.example, taught)
 
     def _check_choices(self, rows: Rows, split: str) -> None:

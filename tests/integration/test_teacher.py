@@ -13,7 +13,8 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.dataset import permute_choices
 from beit3_vqa.data.fingerprint import FingerprintMaker
-from beit3_vqa.data.types import Batch, Example
+from beit3_vqa.data.predictions import write_predictions
+from beit3_vqa.data.types import Batch, Example, Prediction
 from beit3_vqa.tasks.vqa import VQACustom
 from beit3_vqa.tasks.vqa_rank import VQARank
 from tests.faults.kills import differences
@@ -76,6 +77,19 @@ def test_another_teacher_is_another_fingerprint():
         found.append(maker.done())
     assert found[0].order == found[1].order
     assert found[0].digest != found[1].digest
+
+
+def test_answers_that_only_the_teacher_knows_are_left_out_and_counted(tmp_path, capsys):
+    said = [
+        Prediction("0", "What?", "cat", {"cat": 0.5, "cow": 0.25, "dog": 0.25}),
+        Prediction("1", "What?", "dog", {"cat": 0.5, "dog": 0.5}),
+    ]
+    path = write_predictions(said, tmp_path / "teacher.json")
+    task = VQACustom(AnswerTable(["cat", "dog"]), build_config({"teacher": str(path)}))
+    with_teacher = task._taught([{"id": name, "answer": "cat"} for name in "01"])
+    example = with_teacher({"id": "0", "question": "What?", "answer": "cat", "image_path": "a.jpg"}, 0)
+    assert example.teacher == ((0, 0.5), (1, 0.25))
+    assert "1 row with answers that answer2label.txt lacks" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -200,6 +200,14 @@ def test_an_error_in_a_cell_is_named(tmp_path):
         cells(read_table(tmp_path / "t.xlsx"))
 
 
+def test_one_line_is_a_row_in_a_file_of_json_lines_alone(tmp_path):
+    for name in ("t.jsonl", "t.NDJSON", "t.json"):
+        (tmp_path / name).write_text('{"q": "a", "n": 1}\n')
+    assert cells(read_table(tmp_path / "t.jsonl")) == cells(read_table(tmp_path / "t.NDJSON")) == [("a", "1")]
+    with pytest.raises(InputError, match="holds no list of questions"):
+        read_table(tmp_path / "t.json")
+
+
 def test_blank_rows_are_passed_over_and_counted_and_lines_keep_their_numbers(tmp_path):
     (tmp_path / "t.csv").write_text("sep=;\na;b\n1;2\n;\n\n3;4\n")
     table = read_table(tmp_path / "t.csv")
