@@ -9,8 +9,8 @@ import pytest
 
 # Seconds are dearer for some than for others.
 SHORT = {"csv": 100, "jsonl": 60, "config": 60, "jpeg": 100, "progressive": 60, "png": 100, "checkpoint": 20,
-         "visual7w": 250, "dacon": 250, "answers": 100, "dataset": 100, "tokenizer": 250,
-         "lines": 150, "xlsx": 60, "xls": 100, "parquet": 100, "feather": 100, "zip": 100}  # fmt: skip
+         "visual7w": 100, "dacon": 100, "answers": 60, "dataset": 60, "tokenizer": 100,
+         "lines": 60, "xlsx": 40, "xls": 60, "parquet": 60, "feather": 60, "zip": 60}  # fmt: skip
 LONG = dict.fromkeys(SHORT, 10_000) | dict.fromkeys(
     ("visual7w", "dacon", "answers", "dataset", "tokenizer", "lines", "xlsx", "xls", "parquet", "feather", "zip"), 2_000
 )

@@ -24,7 +24,7 @@ def push(trained, folder, url, token, *flags):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("flags", [[], ["--public"]])
+@pytest.mark.parametrize("flags", [[], pytest.param(["--public"], marks=pytest.mark.slow)])
 def test_the_folder_is_uploaded_whole(trained, tmp_path, flags):
     with running_hub() as hub:
         done = push(trained, tmp_path, hub.url, "good", *flags)
@@ -36,7 +36,11 @@ def test_the_folder_is_uploaded_whole(trained, tmp_path, flags):
 
 @pytest.mark.parametrize(
     ("token", "says"),
-    [("", "there is no token"), ("wrong", "doesn't know the token"), ("reader", "may not write there")],
+    [
+        ("", "there is no token"),
+        ("wrong", "doesn't know the token"),
+        pytest.param("reader", "may not write there", marks=pytest.mark.slow),
+    ],
 )
 def test_a_token_that_is_no_good_is_one_sentence(trained, tmp_path, token, says):
     with running_hub() as hub:
