@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.choice_order import Order, orders, reordered
 from beit3_vqa.data.decoding import memory_for
-from beit3_vqa.data.images import resolve_image_path
+from beit3_vqa.data.images import image_file
 from beit3_vqa.data.rows import Row, row_id
 from beit3_vqa.data.types import Example, Key, Tensors
 from beit3_vqa.errors import ImageError, InputError, one_line
@@ -101,7 +101,7 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         """Return a row's example, options in `order` (None: the index's); InputError if an image leaves the root."""
         example = self.example_of(self.rows[index], index)
         try:
-            first, *more = (str(resolve_image_path(self.image_root, path)) for path in example.image_paths)
+            first, *more = (image_file(self.image_root, path) for path in example.image_paths)
         except InputError as error:
             raise InputError(f"row {one_line(example.id)}: {error}") from error
         image = example.image_path

@@ -90,9 +90,10 @@ class FingerprintMaker:
 
 def _get_texts(example: Example) -> tuple[bytes, bytes]:
     """Return what is asked and what is answered, independent of the path of the image folder."""
-    folder = os.path.dirname(example.image_path)  # noqa: PTH120 - of every row, and Path is slow
     images = [path_key(example.image or example.image_path)]
-    images += [path_key(os.path.relpath(path, folder)) for path in example.more_image_paths]
+    if example.more_image_paths:
+        folder = os.path.dirname(example.image_path)  # noqa: PTH120 - of every row, and Path is slow
+        images += [path_key(os.path.relpath(path, folder)) for path in example.more_image_paths]
     tokens = ",".join(map(str, example.token_ids or ()))
     asked = "\0".join([*images, "", example.question, tokens, *example.choices])
     answer = "\0".join([example.answer or "", str(example.weight), *map(str, example.targets + example.teacher)])

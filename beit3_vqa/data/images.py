@@ -129,6 +129,11 @@ def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, in
 
 
 def resolve_image_path(image_root: str | Path, relative: str) -> Path:
+    """Return what `image_file` does as a path."""
+    return Path(image_file(image_root, relative))
+
+
+def image_file(image_root: str | Path, relative: str) -> str:
     r"""Return `image_root / relative`, the file that a row's image path means; refuse paths that leave `image_root`.
 
     Both `images\0.jpg`, as Windows writes it, and `./images/0.jpg` are understood. A data set supplies only the letters
@@ -157,12 +162,14 @@ def resolve_image_path(image_root: str | Path, relative: str) -> Path:
             f"image path {relative!r} leaves the image root {str(image_root)!r}: copy the images into it, or link "
             "to their folder from there, or name a folder above both as the image root"
         )
-    path = os.path.join(image_root, portable)  # noqa: PTH118 - pathlib is slow, and every example comes by here
+    root = os.fspath(image_root)
+    # Path is slow, and every example comes by here.
+    path = portable if root in ("", ".") else os.path.join(root, portable)  # noqa: PTH118
     try:
         os.fsencode(path)
     except ValueError as error:  # a lone surrogate, which no file system takes
         raise InputError(f"image path {relative!r} can't be the name of a file: {error}") from error
-    return Path(path)
+    return path
 
 
 @contextmanager
