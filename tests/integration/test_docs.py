@@ -48,7 +48,7 @@ SLOW_PAGES = [
 PAGES += SLOW_PAGES
 # serve.md: tests/unit/apps/serve/test_server.py runs its commands, which don't end by themselves.
 OTHER_PAGES = ["get_started/serve.md", "get_started/several_gpus.md", "get_started/reliability.md"]
-OTHER_PAGES += [f"get_started/{name}.md" for name in ("models", "results", "benchmarks", "differences")]
+OTHER_PAGES += [f"get_started/{name}.md" for name in ("models", "results", "experiments", "benchmarks", "differences")]
 OTHER_PAGES += [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
