@@ -82,8 +82,8 @@ def count_draws(sizes: Sequence[int], shares: Sequence[float], once: int) -> lis
     draws = [max(1.0, sizes[once] * (share / shares[once])) for share in shares]
     if sum(draws) > MAX_DRAWS:
         raise InputError(
-            f"--mix: {sum(draws):,.0f} examples would make an epoch, in which each of the {sizes[once]:,} of source "
-            f"{once + 1} comes once; {MAX_DRAWS:,} are the most. Give that source a larger share."
+            f"--mix: {sum(draws):,.0f} examples would make an epoch, in which each of the {sizes[once]:,} of one "
+            f"source comes once; {MAX_DRAWS:,} are the most. Give that source a larger share."
         )
     return [round(count) for count in draws]
 
