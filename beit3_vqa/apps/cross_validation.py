@@ -55,7 +55,7 @@ def _cross_validate(given: GivenOptions) -> dict[str, Any]:
     task = make_task(config)
     folds = task.folder.folds()
     if not folds:
-        raise InputError(f"--data_path {config.data.data_path}: has no folds; prepare the data with --folds K.")
+        raise InputError(f"--data_path {config.sources.folder}: has no folds; prepare the data with --folds K.")
     histories, unfinished = [], []
     for fold in folds:
         print(f"\n=== fold {fold} of {len(folds)}", flush=True)
@@ -82,7 +82,7 @@ def _next_command(config: RunConfig, task: Task, folds: Sequence[int]) -> str:
     """Return the command that joins the folds' models, or if that can't be, evaluates one of them."""
     folder = Path(config.run.output_dir)
     runs = [str(folder / f"fold-{fold}") for fold in folds]
-    data = ["--data_path", config.data.data_path]
+    data = ["--data_path", config.sources.folder]
     data += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
     if "test" in task.folder.splits() and task.spec.supports_questions:
         output = ["--output", str(folder / "ensemble" / "submission.csv")]

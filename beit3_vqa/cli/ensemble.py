@@ -36,7 +36,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation", "for members that are checkpoints, as in `finetune --eval`")
     for _, field, _ in option_fields():
         if field.name in EVALUATION:
-            add_option(group, field)
+            add_option(group, field, only_one=True)
 
 
 def run(parsed: argparse.Namespace) -> int:

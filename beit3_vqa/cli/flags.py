@@ -2,11 +2,10 @@
 
 import argparse
 import dataclasses
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from beit3_vqa.runtime.fields import Options, scalar_of, words_of
+from beit3_vqa.runtime.fields import Options, one_or_several, scalar_of, takes_several, words_of
 
 Given = TypeVar("Given", bound=Options)
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -48,8 +47,8 @@ def command_with(options: type[Given], name: str, help: str, run: Callable[[Give
 
 def given(options: type[Options], parsed: argparse.Namespace) -> dict[str, Any]:
     """Return those options of a dataclass that were typed, by name; several values as a tuple."""
-    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(options) if field.name in parsed}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    fields = [(field, getattr(parsed, field.name)) for field in dataclasses.fields(options) if field.name in parsed]
+    return {f.name: one_or_several(value, f.type) if isinstance(value, list) else value for f, value in fields}
 
 
 def add_options(group: argparse._ActionsContainer, options: type[Options]) -> None:
@@ -59,7 +58,11 @@ def add_options(group: argparse._ActionsContainer, options: type[Options]) -> No
 
 
 def add_option(
-    group: argparse._ActionsContainer, field: "dataclasses.Field[Any]", elsewhere: Mapping[str, object] | None = None
+    group: argparse._ActionsContainer,
+    field: "dataclasses.Field[Any]",
+    elsewhere: Mapping[str, object] | None = None,
+    *,
+    only_one: bool = False,
 ) -> None:
     """Add the flag of one field.
 
@@ -67,6 +70,7 @@ def add_option(
         group: a parser or a group of it.
         field: the option.
         elsewhere: family of models -> its default, if it isn't the field's.
+        only_one: True if the command takes one value of an option that may have several.
     """
     names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
     text = (field.metadata["help"] + _default_and_unit(field, elsewhere or {})).replace("%", "%%")
@@ -79,7 +83,7 @@ def add_option(
     scalar, words = scalar_of(field.type), words_of(field.type)
     more["type"] = _or_word(scalar, words)
     more["metavar"] = field.metadata["metavar"] or "|".join((scalar.__name__.upper(), *words))
-    if typing.get_origin(field.type) is tuple:
+    if takes_several(field.type) and not only_one:
         more |= {"action": "append"} if field.metadata["repeated"] else {"nargs": "+"}
     if field.metadata["positional"]:
         action = group.add_argument(field.name, **more)

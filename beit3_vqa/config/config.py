@@ -22,6 +22,7 @@ from beit3_vqa.config.options import (
     RunOptions,
     TaskConfig,
 )
+from beit3_vqa.config.sources import Sources
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.runtime.fields import Options, typed
 from beit3_vqa.runtime.files import is_text, read_json, write_text
@@ -82,6 +83,31 @@ class RunConfig:
     def loggers(self) -> tuple[str, ...]:
         """Return the names in `--log_with`, each once."""
         return tuple(dict.fromkeys(name.strip() for name in self.run.log_with.split(",") if name.strip()))
+
+    @property
+    def sources(self) -> Sources:
+        """Return the folders of `--data_path`, and how they are used."""
+        return Sources.of(self.data)
+
+    def of_source(self, number: int) -> "RunConfig":
+        """Return the options with which a task is set up on one of several sources.
+
+        What speaks of certain rows (`--fold`, `--submission_like`) is only for the source that is validated on.
+        """
+        sources = self.sources
+        if len(sources.folders) < 2:
+            return self
+        is_main = number == sources.main
+        data = dataclasses.replace(
+            self.data,
+            data_path=sources.folders[number],
+            image_root=sources.image_roots[number],
+            mix="",
+            val_from="",
+            fold=self.data.fold if is_main else None,
+        )
+        run = dataclasses.replace(self.run, submission_like=self.run.submission_like if is_main else "")
+        return dataclasses.replace(self, data=data, run=run)
 
     @property
     def temperature(self) -> float | None:
@@ -180,8 +206,11 @@ def _check(config: RunConfig) -> None:
     """Raise InputError if options contradict each other; each option's own limits are checked by its group."""
     values = config.flat()
     for name, value in values.items():
-        if isinstance(value, str) and not is_text(value):
-            raise InputError(f"--{name} {value!r}: isn't text in UTF-8. Is a file or folder named so? Rename it.")
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not is_text(text):
+                raise InputError(f"--{name} {text!r}: isn't text in UTF-8. Is a file or folder named so? Rename it.")
+    if config.sources.shares and config.data.balance_answers:
+        raise InputError("--balance_answers and --mix both say how often a row is drawn; give one of them.")
     if not config.optim.min_lr <= config.optim.lr:
         raise InputError(
             f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where it begins; lower it."

@@ -72,8 +72,25 @@ class InitConfig(Options):
 class DataConfig(Options):
     """Where the questions are and how they are read."""
 
-    data_path: str = option("", "folder that `beit3-vqa prepare` wrote")
-    image_root: str = option("", "folder of the images, if it isn't the one in dataset.json")
+    data_path: str | tuple[str, ...] = option(
+        "", "folder that `beit3-vqa prepare` wrote; several are sources that are trained on together"
+    )
+    image_root: str | tuple[str, ...] = option(
+        "",
+        "folder of the images, if it isn't the one in dataset.json; with several sources one for all, or one for each",
+    )
+    mix: str = option(
+        "",
+        "with several sources: their shares in an epoch, as in 1,2,0.5. An epoch then shows each row of the source "
+        "that is validated on once (of the last one with a share, if its share is 0), and of the others as many as "
+        "the shares say; no row comes again before all of its source have come, over epochs too. Default: each row of "
+        "all sources once an epoch",
+    )
+    val_from: str = option(
+        "",
+        "with several sources: the one that is validated on (with --eval, evaluated), as a folder or a number from 1; "
+        "default: the last",
+    )
     answer2label: str = option(
         "",
         "answer table of a checkpoint that keeps none (upstream's, a fork's), if --data_path has another one",

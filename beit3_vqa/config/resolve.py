@@ -25,6 +25,7 @@ from beit3_vqa.config.config import (
     read_config_values,
 )
 from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
+from beit3_vqa.config.sources import Sources
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.fields import typed
 
@@ -90,6 +91,11 @@ class GivenOptions:
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name, DEFAULT_OF[name])
+
+    @property
+    def sources(self) -> Sources:
+        """Return the folders of `--data_path`, and how they are used."""
+        return resolve(self).sources
 
     def also(self, **values: Any) -> "GivenOptions":
         """Return the options with more of them given, but not typed."""

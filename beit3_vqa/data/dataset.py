@@ -3,7 +3,7 @@
 import dataclasses
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -87,15 +87,8 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         return self._processed(dataclasses.replace(self.example(index, order), problem=problem), None)
 
     def balancing_weights(self, power: float) -> Tensor:
-        """Return float64 (rows,): (number of rows with the same answer) ^ -power.
-
-        Power 0 makes all rows equally likely, 1 all answers.
-        """
-        code_of: dict[str, int] = {}
-        answers_of = (row.get("answer", row.get("labels", row.get("label"))) for row in self.rows)
-        codes = [code_of.setdefault(str(answer), len(code_of)) for answer in answers_of]
-        answers = torch.tensor(codes)
-        return answers.bincount().double().pow(-power)[answers]
+        """Return what `get_balancing_weights` does for these rows."""
+        return get_balancing_weights(self.rows, power)
 
     def example(self, index: int, order: Order | None = None) -> Example:
         """Return a row's example, options in `order` (None: the index's); InputError if an image leaves the root."""
@@ -107,6 +100,18 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         image = example.image_path
         example = dataclasses.replace(example, image_path=first, more_image_paths=tuple(more), image=image)
         return reordered(example, order) if order and example.choices else example
+
+
+def get_balancing_weights(rows: Iterable[Row], power: float) -> Tensor:
+    """Return float64 (rows,): (number of rows with the same answer) ^ -power.
+
+    Power 0 makes all rows equally likely, 1 all answers.
+    """
+    code_of: dict[str, int] = {}
+    answers_of = (row.get("answer", row.get("labels", row.get("label"))) for row in rows)
+    codes = [code_of.setdefault(str(answer), len(code_of)) for answer in answers_of]
+    answers = torch.tensor(codes)
+    return answers.bincount().double().pow(-power)[answers]
 
 
 def build_question(row: Row, answers: AnswerTable) -> Example:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from beit3_vqa.data.bad_images import BadImages, Examples, Item, SkipUnreadable
+from beit3_vqa.data.mixture import Group, mixed
 from beit3_vqa.data.types import Batch, Key, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
@@ -21,11 +22,14 @@ Finish = Callable[[Batch, Sequence[Tensors]], Batch]
 class EpochBatches(Sampler[list[Key]]):
     """Batches of (epoch, draw, row) keys: as many draws as rows in an epoch; the last batch may be smaller.
 
+    The attribute `rows` is the number of draws in an epoch.
+
     Args:
-        rows: number of rows.
+        rows: number of rows; with `groups` it doesn't matter.
         batch_size: keys in a batch.
         shuffle: True for a new order each epoch, a function of (seed, epoch), with every row once.
         weights: with `shuffle`, float (rows,): draw rows with replacement, in proportion to these.
+        groups: with `shuffle`: an epoch has each group's draws, mixed, in place of every row once.
         of_rank: number of this process among `of_size`, which share every batch of `of_size * batch_size` keys evenly.
             If a last batch has no key for it, it gets the first one, which must not be counted.
     """
@@ -38,14 +42,16 @@ class EpochBatches(Sampler[list[Key]]):
         shuffle: bool,
         seed: int = 0,
         weights: Tensor | None = None,
+        groups: Sequence[Group] = (),
         of_rank: int = 0,
         of_size: int = 1,
     ):
-        self.rows = rows
+        self.rows = sum(group.draws for group in groups) if groups else rows
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.weights = weights
+        self.groups = tuple(groups)
         self.of_rank, self.of_size = of_rank, of_size
         self.epoch = 0
         self.first = 0  # draws of the epoch that were done before
@@ -69,6 +75,8 @@ class EpochBatches(Sampler[list[Key]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.weights is not None:
             return torch.multinomial(self.weights, self.rows, replacement=True, generator=generator)
+        if self.groups:
+            return mixed(self.groups, self.seed, self.epoch, generator)
         return torch.randperm(self.rows, generator=generator)
 
 
@@ -93,6 +101,7 @@ class BatchLoader:
         shuffle: bool = False,
         seed: int = 0,
         weights: Tensor | None = None,
+        groups: Sequence[Group] = (),
         attach_targets: Finish | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -107,6 +116,7 @@ class BatchLoader:
             shuffle=shuffle,
             seed=seed,
             weights=weights,
+            groups=groups,
             of_rank=distributed.rank(),
             of_size=distributed.world_size(),
         )

@@ -4,6 +4,7 @@ Each takes what the user gave, settles the options, builds the components, loads
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from beit3_vqa.engine import time_budget
 from beit3_vqa.engine.batch_size import with_batch_size
 from beit3_vqa.engine.build import (
     build,
+    build_run,
     checkpoint_to_evaluate,
     load_for_inference,
-    make_task,
+    make_sources,
     resolve_checkpoint_config,
 )
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
@@ -41,7 +43,7 @@ from beit3_vqa.engine.checkpoint.same_run import beginning_of
 from beit3_vqa.engine.checkpoint.save import TrainState
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
-from beit3_vqa.engine.evaluator import evaluate_fully, naming
+from beit3_vqa.engine.evaluator import compare_sources, evaluate_fully, naming
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.engine.trainer import Training, fit, set_up_training
 from beit3_vqa.errors import InputError
@@ -93,7 +95,7 @@ def train(given: GivenOptions, *, say_next: bool = True) -> TrainState:
 
 def _begin(given: GivenOptions) -> Training:
     config = resolve(given, find_task(given["task"]).spec.defaults)
-    components = build(config, make_task(config))
+    components = build_run(config)
     finetune = config.init.finetune
     content = read_checkpoint(finetune, "--finetune", given, mapped=True) if finetune else None
     new = components.family.initialise(components.model, components.processor, content)
@@ -109,7 +111,7 @@ def _begin(given: GivenOptions) -> Training:
 def _go_on(given: GivenOptions, path: Path, content: Content) -> Training:
     where = f"--resume {path}"
     config = resolve_checkpoint_config(given, content, where, kept=beginning_of(given, get_options(content)))
-    components = build(config, make_task(config), path)
+    components = build_run(config, path)
     components = with_batch_size(components)
     restore_weights(components, content, path)
     run = set_up_training(components)
@@ -143,9 +145,10 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     if flag == "--resume":
         validate_content(content, where)
     config = resolve_checkpoint_config(given, content, where, kept=fold_of_evaluation(given, get_options(content)))
-    task = make_task(config)
+    sources = make_sources(config)
+    task = sources[config.sources.main]
     check_same_answers(task, content, where)
-    components = build(config, task, path)
+    components = build(config, task, path, sources)
     check_same_fingerprints(components, content)
     load_for_inference(components, content, where, exact=flag == "--resume")
     average = bool(content.get("model_ema"))
@@ -161,10 +164,15 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         temperature = _temperature(task, path, config.temperature)
     with naming(str(path)):
         result, fitted = evaluate_fully(components, temperature)
+        split = config.run.split
+        label, beside = f"evaluating {split}", components.loaders_beside(split)
+        by_source = compare_sources(components, result.metrics, beside, label, split)
+    if result.metrics:
+        result = replace(result, metrics=result.metrics | by_source)
     if fit:
         if get_sha256(path) != checksum:
             raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
-        about = {**fitted, "data_path": config.data.data_path, "fold": config.data.fold}
+        about = {**fitted, "data_path": config.sources.folder, "fold": config.data.fold}
         kept = distributed.run_on_main(lambda: keep_temperature(path, fitted["temperature"], about))
         print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
     info = PredictionsInfo(
@@ -173,7 +181,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         parameters=sum(parameter.numel() for parameter in components.model.parameters()),
         checkpoint=str(path),
         split=config.run.split,
-        data_path=config.data.data_path,
+        data_path=config.sources.folder,
         image_root=str(task.folder.image_root()),
         best_metric=task.spec.best_metric,
         chance=result.chance,

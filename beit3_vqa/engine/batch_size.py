@@ -15,6 +15,7 @@ import torch
 
 from beit3_vqa.config.options import AUTO, BATCH_SIZE
 from beit3_vqa.data.dataset import IndexDataset
+from beit3_vqa.data.mixture import JoinedDataset
 from beit3_vqa.data.types import Batch, Example
 from beit3_vqa.engine.build import Components, StepSize
 from beit3_vqa.errors import ImageError, InputError
@@ -173,7 +174,7 @@ def _tried(components: Components, most: int, share: float) -> Iterator[_Tried]:
     """
     device = components.precision.device
     components.model.to(device)
-    samples = _longest(components.task.dataset("train", components.processor, training=True), most)
+    samples = _longest(components.training_rows(), most)
     trained = sum(p.numel() * p.element_size() for p in components.model.parameters() if p.requires_grad)
     in_use = memory.in_use(device)
     # Gradients are part of the peaks; the moments and the moving average come after them, and are counted here.
@@ -193,7 +194,7 @@ def _tried(components: Components, most: int, share: float) -> Iterator[_Tried]:
         components.model.zero_grad(set_to_none=True)
 
 
-def _longest(dataset: IndexDataset, count: int) -> list[Sample]:
+def _longest(dataset: IndexDataset | JoinedDataset, count: int) -> list[Sample]:
     """Return up to `count` rows as the processor makes them: those with the longest texts, each of another image.
 
     They mustn't be copies of one row, since a family may compute what is the same only once.

@@ -6,8 +6,8 @@ else on top of them, with a model whose weights don't matter yet. Then the weigh
 """
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from torch import nn
 from beit3_vqa.config.config import DEFAULT_OF, GROUP_OF, RunConfig
 from beit3_vqa.config.options import AUTO
 from beit3_vqa.config.resolve import GivenOptions, SavedOptions, resolve
+from beit3_vqa.config.sources import Sources
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import IndexDataset, PermutedChoices
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.mixture import Group, JoinedDataset, count_draws
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
@@ -65,6 +67,7 @@ class Components:
         step_size: as the options ask for it; with `--batch_size auto`, what `batch_size.with_batch_size` found.
         bad_images: the images that couldn't be read so far, and how many may be skipped.
         fingerprints: of the rows of each split that `loader` has been called for.
+        sources: the task on each source of the data, in order; `task` is the one that validates.
     """
 
     config: RunConfig
@@ -76,21 +79,59 @@ class Components:
     step_size: StepSize
     bad_images: BadImages = field(default_factory=BadImages)
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+    sources: tuple[Task, ...] = ()
 
     @property
     def found(self) -> dict[str, int]:
         """Return the options whose values were found out (flat): files keep them instead of what was asked for."""
         return asdict(self.step_size)
 
-    def loader(self, split: str, *, training: bool = False) -> BatchLoader:
+    def loader(self, split: str) -> BatchLoader:
         """Return the batches of a split, keep its fingerprint, and print its size and the lengths of its texts.
 
         Raises:
             InputError: the split doesn't exist, can't be used, or too many of its images are missing.
         """
+        return self._fingerprinted(self.task.dataset(split, self.processor, training=False), split, split)
+
+    def training_loader(self) -> BatchLoader:
+        """Do the same for the training rows of all sources, in the order and proportions of training."""
+        dataset = self.training_rows()
+        groups = _groups(self.config.sources, dataset.parts) if isinstance(dataset, JoinedDataset) else ()
+        return self._fingerprinted(dataset, "train", "train", training=True, groups=groups)
+
+    def training_rows(self) -> IndexDataset | JoinedDataset:
+        """Return the training rows of all sources that are trained on."""
+        tasks = [self.sources[number] for number in self.config.sources.trained] or [self.task]
+        parts = [task.dataset("train", self.processor, training=True) for task in tasks]
+        return JoinedDataset(parts) if len(parts) > 1 else parts[0]
+
+    def loaders_beside(self, split: str) -> "dict[int, tuple[Components, BatchLoader]]":
+        """Return the batches of a split of all sources but `task`'s, by number, with the components to evaluate them.
+
+        A source without the split is left out.
+        """
+        beside = {}
+        for number, task in enumerate(self.sources):
+            if task is not self.task and split in task.folder.splits():
+                components = replace(self, task=task)
+                dataset = task.dataset(split, self.processor, training=False)
+                label = f"{split} of {self.config.sources.names[number]}"
+                beside[number] = components, components._fingerprinted(dataset, f"{split} {number + 1}", label)
+        return beside
+
+    def _fingerprinted(
+        self,
+        dataset: IndexDataset | JoinedDataset,
+        name: str,
+        label: str,
+        *,
+        training: bool = False,
+        groups: tuple[Group, ...] = (),
+    ) -> BatchLoader:
         maker = FingerprintMaker()
-        loader = self._loader(self.task.dataset(split, self.processor, training=training), split, training, maker)
-        self.fingerprints[split] = maker.done()
+        loader = self._loader(dataset, label, training, maker, groups)
+        self.fingerprints[name] = maker.done()
         return loader
 
     def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, PermutedChoices]:
@@ -107,10 +148,11 @@ class Components:
 
     def _loader(
         self,
-        dataset: IndexDataset | PermutedChoices,
+        dataset: IndexDataset | PermutedChoices | JoinedDataset,
         label: str,
         training: bool,
         maker: FingerprintMaker | None = None,
+        groups: tuple[Group, ...] = (),
     ) -> BatchLoader:
         config, balance = self.config, self.config.data.balance_answers
         # One pass over the examples checks that the images are there, takes the fingerprint and measures the texts.
@@ -118,7 +160,7 @@ class Components:
         texts = self._texts(maker.watch(examples) if maker else examples)
         print(f"{label}: {len(dataset)} {self.task.spec.unit}{texts}")
         weights = None
-        if training and balance > 0 and isinstance(dataset, IndexDataset):
+        if training and balance > 0 and not isinstance(dataset, PermutedChoices):
             weights = dataset.balancing_weights(balance)
         return BatchLoader(
             dataset,
@@ -127,6 +169,7 @@ class Components:
             shuffle=training,
             seed=config.run.seed,
             weights=weights,
+            groups=groups,
             attach_targets=self.task.attach_targets if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
@@ -151,7 +194,21 @@ class Components:
         return f", texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
 
 
-def _with_images(dataset: IndexDataset | PermutedChoices, bad_images: BadImages) -> Iterator[Example]:
+def _groups(sources: Sources, parts: Sequence[IndexDataset]) -> tuple[Group, ...]:
+    """Return how many rows an epoch draws of each of the sources that are trained on, whose rows are the `parts`.
+
+    It is empty if each row of all of them comes once.
+    """
+    if not sources.shares:
+        return ()
+    numbers, sizes = sources.trained, list(map(len, parts))
+    draws = count_draws(sizes, [sources.shares[number] for number in numbers], numbers.index(sources.once))
+    rows = torch.split(torch.arange(sum(sizes)), sizes)
+    names = [sources.names[number] for number in numbers]
+    return tuple(map(Group, names, rows, draws))
+
+
+def _with_images(dataset: IndexDataset | PermutedChoices | JoinedDataset, bad_images: BadImages) -> Iterator[Example]:
     """Yield the examples of a split, and at the end count the images that aren't there as bad ones.
 
     So a wrong `--image_root` is an error before training, not hours into it.
@@ -173,13 +230,14 @@ def _with_images(dataset: IndexDataset | PermutedChoices, bad_images: BadImages)
         bad_images.add(ImageError(f"row {one_line(row)}: image {path!r} doesn't exist", path))
 
 
-def build(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Components:
+def build(config: RunConfig, task: Task, checkpoint: Path | None = None, sources: tuple[Task, ...] = ()) -> Components:
     """Build the components of a run; the weights are loaded afterwards.
 
     Args:
         config: the run's options.
         task: what is learned.
         checkpoint: the file whose weights will be loaded; the tokenizer beside it is used.
+        sources: the task on each of its data sets, `task` among them; by default `task` alone.
 
     Raises:
         InputError: options contradict each other, or the model is too large for the checkpoint or for memory.
@@ -200,7 +258,10 @@ def build(config: RunConfig, task: Task, checkpoint: Path | None = None) -> Comp
     bad_images = BadImages(config.data.skip_bad_images)
     options = config.optim
     step_size = StepSize(1 if options.batch_size == AUTO else options.batch_size, options.update_freq)
-    return Components(config, task, family, processor, family.build(precision), precision, step_size, bad_images)
+    model = family.build(precision)
+    return Components(
+        config, task, family, processor, model, precision, step_size, bad_images, sources=sources or (task,)
+    )
 
 
 def _family(config: RunConfig, task: Task) -> Family:
@@ -249,9 +310,40 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
             print(f"--{name} has no effect on {config.model.model}")
 
 
+def build_run(config: RunConfig, checkpoint: Path | None = None) -> Components:
+    """Build the components of a run on its data; see `build`."""
+    sources = make_sources(config)
+    return build(config, sources[config.sources.main], checkpoint, sources)
+
+
 def make_task(config: RunConfig) -> Task:
-    """Return the task of `--task`, set up on the data of `--data_path`."""
-    return find_task(config.run.task).from_folder(config)
+    """Return the task of `--task`, set up on the data of `--data_path`; of several sources on the one that validates.
+
+    Raises:
+        InputError: as `make_sources`.
+    """
+    return make_sources(config)[config.sources.main]
+
+
+def make_sources(config: RunConfig) -> tuple[Task, ...]:
+    """Return the task of `--task` on each folder of `--data_path`, in order.
+
+    Raises:
+        InputError: a folder can't be used, or one model can't learn from all of them.
+    """
+    kind, sources = find_task(config.run.task), config.sources
+    if len(sources.folders) < 2:
+        return (kind.from_folder(config),)
+    apart = [kind.from_folder(config.of_source(number)) for number in range(len(sources.folders))]
+    tasks = tuple(task.joined(apart) for task in apart)
+    for folder, task in zip(sources.folders, tasks, strict=True):
+        if task.state() != tasks[sources.main].state():
+            raise InputError(
+                f"--data_path {folder}: its answers or classes aren't those of {sources.folder}, in the same order, so "
+                "one model can't learn both. Prepare both with the same table; for open-ended questions "
+                "--answer2label FILE gives all sources one."
+            )
+    return tasks
 
 
 def checkpoint_to_evaluate(given: GivenOptions) -> tuple[Path, str]:

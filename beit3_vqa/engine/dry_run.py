@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from beit3_vqa.data.mixture import JoinedDataset
 from beit3_vqa.engine.checkpoint.save import InsideEpoch
 from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.engine.logging import format_seconds, peak_memory
@@ -40,8 +41,20 @@ def describe(run: Training) -> None:
         f"{plural(run.steps_per_epoch, 'step')} of {global_batch} an "
         f"epoch, {plural(config.optim.epochs, 'epoch')}, on {where}, attention: {kernel}"
     )
+    if len(config.sources.folders) > 1:
+        print(f"an epoch: {_sources_in_words(run)}")
     if components.precision.device.type == "cpu":
         print(f"threads: {torch.get_num_threads()}; idle ones spin: {spinning_in_words()}")
+
+
+def _sources_in_words(run: Training) -> str:
+    """Return how many examples of each source an epoch has, of how many."""
+    sources, unit, dataset = run.components.config.sources, run.components.task.spec.unit, run.train.dataset
+    sizes = list(map(len, dataset.parts)) if isinstance(dataset, JoinedDataset) else [len(dataset)]
+    draws = [group.draws for group in run.train.batches.groups] or sizes
+    counts = dict(zip(sources.trained, zip(draws, sizes, strict=True), strict=True))
+    told = [(folder, *counts.get(number, (0, 0))) for number, folder in enumerate(sources.folders)]
+    return ", ".join(f"{n:,} of {size:,} {unit} of {folder}" if n else f"none of {folder}" for folder, n, size in told)
 
 
 def dry_run(run: Training) -> None:
@@ -73,7 +86,7 @@ def dry_run(run: Training) -> None:
         print(f"evaluated {len(predictions)} {task.spec.unit}, {time.monotonic() - started:.2f} s")
     per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
     tokens = max(components.model.tokens(batch.inputs) for batch in batches)
-    validation_seconds = per_question * run.val.batches.rows if run.val is not None else 0.0
+    validation_seconds = per_question * run.validation_rows
     epoch_seconds = step_seconds * run.steps_per_epoch + validation_seconds * run.work.validations
     print(f"tokens per example: {tokens} at most (image and text) in these batches")
     print(f"memory: {peak_memory(components.precision.device)} at most, with batches of {examples}")

@@ -4,7 +4,7 @@
 `evaluate_split` is training's short validation; `evaluate_fully` is `--eval`, with `--tta`, `--blind`, `--temperature`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -99,6 +99,45 @@ def evaluate_split(
 ) -> EvalResult:
     """Return the predictions and the short metrics of the validation split; see `predict_split` for the arguments."""
     return components.task.aggregate(predict_split(components, loader, label, stop), "val", components.processor)
+
+
+def compare_sources(
+    components: Components,
+    metrics: Mapping[str, Any],
+    beside: Mapping[int, tuple[Components, BatchLoader]],
+    label: str,
+    split: str,
+    stop: Callable[[], int] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a split of the other sources, print the score of each beside `task`'s, and return them.
+
+    Args:
+        components: of the source that was evaluated.
+        metrics: of its split.
+        beside: what `Components.loaders_beside` returned.
+        label: for the progress display.
+        split: name of the split.
+        stop: see `predict_split`.
+
+    Returns:
+        `{"accuracy_by_source": {name: {"questions": ..., "accuracy": ...}}}`, named after the task's own metric, in
+        the order of the sources; empty if there is no other.
+
+    Raises:
+        Stopped: a signal came.
+        NotFiniteError: outputs aren't finite.
+    """
+    sources, metric = components.config.sources, components.task.spec.best_metric
+    found = {sources.main: metrics}
+    for number, (other, loader) in beside.items():
+        predictions = predict_split(other, loader, f"{label} of {sources.names[number]}", stop)
+        found[number] = other.task.aggregate(predictions, split, other.processor).metrics
+    scored = {sources.names[number]: found[number] for number in sorted(found) if metric in found[number]}
+    if not beside or not scored:
+        return {}
+    print(f"{split} {metric} by source: " + ", ".join(f"{name} {of[metric]:.2f}" for name, of in scored.items()))
+    keys = ("questions", metric)
+    return {f"{metric}_by_source": {name: {k: of[k] for k in keys if k in of} for name, of in scored.items()}}
 
 
 def predict_split(

@@ -32,7 +32,7 @@ from beit3_vqa.engine.checkpoint.folder import BEST, step_file
 from beit3_vqa.engine.checkpoint.io import random_state, set_random_state
 from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.engine.checkpoint.save import InsideEpoch, Saver, TrainState
-from beit3_vqa.engine.evaluator import evaluate_split
+from beit3_vqa.engine.evaluator import compare_sources, evaluate_split
 from beit3_vqa.engine.loggers import LoggedRun, Loggers
 from beit3_vqa.engine.logging import Progress, RunLog, format_seconds, get_scalars, peak_memory
 from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
@@ -60,6 +60,7 @@ class Training(Learner):
         components: task, model, processor and options.
         train: batches of the training split.
         val: batches of the validation split; None if the data have none.
+        beside: of each other source that has such a split, by number: batches, and the components to evaluate them.
         resumed_in: folder of the checkpoint that the run goes on from; None if it begins.
         best_is_of_other_data: whether the best checkpoint so far was chosen on another validation split.
         state: epochs done, place inside the epoch, best score.
@@ -68,6 +69,7 @@ class Training(Learner):
     components: Components
     train: BatchLoader
     val: BatchLoader | None
+    beside: dict[int, tuple[Components, BatchLoader]] = field(default_factory=dict)
     resumed_in: Path | None = None
     best_is_of_other_data: bool = False
     state: TrainState = field(default_factory=TrainState)
@@ -106,8 +108,14 @@ class Training(Learner):
             steps=steps,
             validations=1 + inside(config.optim.eval_steps) if self.val else 0,
             saves=1 + inside(config.run.save_steps) if config.run.save_ckpt else 0,
-            validation_in_steps=self.val.batches.rows * steps / self.examples if self.val else 0.0,
+            validation_in_steps=self.validation_rows * steps / self.examples,
         )
+
+    @property
+    def validation_rows(self) -> int:
+        """Return the rows of a validation, over all sources."""
+        loaders = [self.val, *(loader for _, loader in self.beside.values())]
+        return sum(loader.batches.rows for loader in loaders if loader)
 
     @property
     def validated(self) -> float:
@@ -119,7 +127,9 @@ class Training(Learner):
         """Return everything that decides the order of an epoch's examples."""
         seed, balance = self.components.config.run.seed, self.components.config.data.balance_answers
         rows = self.components.fingerprints["train"].order
-        return {"rows": self.examples, "seed": seed, "balance_answers": balance, "data": rows}
+        groups = self.train.batches.groups
+        mix = {"mix": [group.draws for group in groups]} if groups else {}
+        return {"rows": self.examples, "seed": seed, "balance_answers": balance, "data": rows, **mix}
 
     @property
     def stays_in_its_folder(self) -> bool:
@@ -136,10 +146,11 @@ def set_up_training(components: Components) -> Training:
     """
     config, options = components.config, components.config.optim
     components.model.to(components.precision.device)
-    train_loader = components.loader("train", training=True)
+    train_loader = components.training_loader()
     val_loader = components.loader("val") if "val" in components.task.folder.splits() else None
     if val_loader is None:
-        print("no validation split, so the last epoch counts as the best")
+        of = f" in {config.sources.folder} (--val_from chooses another)" if len(components.sources) > 1 else ""
+        print(f"no validation split{of}, so the last epoch counts as the best")
         if components.task.folder.folds():
             print("the training rows have folds: --fold K holds one of them out as val")
         if options.patience:
@@ -156,6 +167,7 @@ def set_up_training(components: Components) -> Training:
         components=components,
         train=train_loader,
         val=val_loader,
+        beside=components.loaders_beside("val") if val_loader else {},
         model=model,
         loss=components.task.loss,
         optimizer=make_optimizer(components.model, options, strategy),
@@ -424,8 +436,10 @@ def _validate(run: Training, label: str, stop: SyncedStop) -> dict[str, Any]:
     """
     if run.val is None:
         return {}
+    label += " (EMA)" if run.ema else ""
     with _timing(run, "validation"), run.ema.use_ema_weights() if run.ema else nullcontext():
-        return evaluate_split(run.components, run.val, label + (" (EMA)" if run.ema else ""), stop).metrics
+        metrics = evaluate_split(run.components, run.val, label, stop).metrics
+        return metrics | compare_sources(run.components, metrics, run.beside, label, "val", stop)
 
 
 def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop) -> None:
@@ -520,7 +534,9 @@ def _evaluation_command(run: Training) -> str:
     last = step_file(folder, state.epoch, state.inside.steps)
     path = folder / BEST if state.best_epoch is not None else last
     words = ["--eval", "--task", config.run.task, "--resume", str(path)]
-    words += ["--data_path", config.data.data_path, "--output_dir", str(folder)]
+    words += ["--data_path", *config.sources.folders]
+    words += ["--val_from", config.data.val_from] if config.data.val_from else []
+    words += ["--output_dir", str(folder)]
     words += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
     words += [] if "test" in run.components.task.folder.splits() else ["--split", "val"]
     return f"{typed_command('finetune')} {shlex.join(words)}"

@@ -5,7 +5,7 @@ import dataclasses
 import operator
 import os
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,18 @@ def scalar_of(kind: Any) -> type:
 
 def words_of(kind: object) -> tuple[str, ...]:
     """Return the words that are allowed instead of a number: `auto` for `int | Literal["auto"]`."""
-    return tuple(word for k in typing.get_args(kind) for word in typing.get_args(k))
+    literals = (k for k in typing.get_args(kind) if typing.get_origin(k) is typing.Literal)
+    return tuple(word for k in literals for word in typing.get_args(k))
+
+
+def takes_several(kind: object) -> bool:
+    """Return whether an option may have several values: `tuple[float, ...]`, `str | tuple[str, ...]`."""
+    return any(typing.get_origin(k) is tuple for k in (kind, *typing.get_args(kind)))
+
+
+def one_or_several(values: Sequence[Any], kind: object) -> Any:
+    """Return values as a tuple; a single one as itself if the option takes it so (`str | tuple[str, ...]`)."""
+    return values[0] if len(values) == 1 and typing.get_origin(kind) is not tuple else tuple(values)
 
 
 def typed(value: object, kind: Any, where: str) -> Any:
@@ -97,12 +108,15 @@ def typed(value: object, kind: Any, where: str) -> Any:
         InputError: it has another type; the message begins with `where`.
     """
     accepted = typing.get_args(kind) or (kind,)
-    expected = " or ".join((scalar_of(kind).__name__, *words_of(kind)))
+    several = ("a list of str",) if takes_several(kind) else ()
+    expected = " or ".join((scalar_of(kind).__name__, *words_of(kind), *several))
     if typing.get_origin(kind) is tuple:
-        expected = f"a list of {expected}"
+        expected = f"a list of {scalar_of(kind).__name__}"
         with contextlib.suppress(OverflowError):
             if isinstance(value, (list, tuple)) and all(type(v) in (int, float) for v in value):
                 return tuple(float(v) for v in value)
+    elif several and isinstance(value, (list, tuple)) and value and all(type(v) is str for v in value):
+        return one_or_several(value, kind)
     elif (value is None and type(None) in accepted) or value in words_of(kind):
         return value
     elif float in accepted and isinstance(value, (int, float)) and not isinstance(value, bool):

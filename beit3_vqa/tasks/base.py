@@ -156,6 +156,10 @@ class Task(ABC):
         """
         return {"task": self.spec.name}
 
+    def joined(self, tasks: Sequence["Task"]) -> "Task":
+        """Return the task as it is on its data if it is learned on those of other `tasks` too (itself among them)."""
+        return self
+
     def vouch(self, where: str) -> None:  # noqa: B027 - most tasks' outputs have one order
         """Refuse a checkpoint without `state()` if its outputs may mean something else than this task's.
 

@@ -6,6 +6,7 @@ from operator import add
 from pathlib import Path
 
 from beit3_vqa.config.options import DataConfig
+from beit3_vqa.config.sources import Sources
 from beit3_vqa.data.index import ALL_SPLITS, DatasetInfo, IndexFiles, split_file, split_files
 from beit3_vqa.data.rows import Row, RowFormat, Rows, read_rows
 from beit3_vqa.errors import InputError
@@ -25,9 +26,11 @@ class PreparedFolder:
     """
 
     def __init__(self, options: DataConfig, files: IndexFiles, row_format: RowFormat):
-        if not options.data_path:
+        sources = Sources.of(options)
+        if not sources.folder:
             raise InputError("--data_path: give the folder that `beit3-vqa prepare` wrote.")
-        self.path = Path(options.data_path)
+        self.path = Path(sources.folder)
+        self._image_root = sources.image_roots[sources.main]
         if not self.path.is_dir():
             problem = missing("folder", self.path)
             raise InputError(f"--data_path: {problem} `beit3-vqa prepare --help` says how to make one.")
@@ -77,7 +80,7 @@ class PreparedFolder:
 
     def image_root(self) -> Path:
         """Return the folder that the image paths of rows start from; InputError if it isn't there."""
-        root = Path(self._options.image_root or DatasetInfo.read(self.path).image_root)
+        root = Path(self._image_root or DatasetInfo.read(self.path).image_root)
         try:
             is_there = root.is_dir()
         except OSError as error:  # a name longer than the file system takes, a folder that isn't ours

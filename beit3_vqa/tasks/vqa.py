@@ -84,6 +84,13 @@ class VQACustom(Task):
         """Return the answer table."""
         return {"answers": list(self.answers.answers)}
 
+    def joined(self, tasks: Sequence[Task]) -> Task:
+        """Return the task with the longest of the tables if all are of letters: a question may have fewer options."""
+        tables = [task.answers for task in tasks if isinstance(task, VQACustom) and task.answers_are_options]
+        if len(tables) < len(tasks):
+            return self
+        return type(self)(max(tables, key=len), self.config, self._folder)
+
     def vouch(self, where: str) -> None:
         """Print which table names the outputs of a checkpoint that keeps none.
 

@@ -41,7 +41,7 @@ class VQARank(VQACustom):
         task = super().from_folder(config)
         if not task.answers_are_options:
             raise InputError(
-                f"--data_path {config.data.data_path}: {ANSWERS_FILE} isn't of letters, so the questions have no "
+                f"--data_path {config.sources.folder}: {ANSWERS_FILE} isn't of letters, so the questions have no "
                 "options to rank. Use --task vqacustom."
             )
         return task

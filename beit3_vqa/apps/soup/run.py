@@ -223,7 +223,7 @@ def _about(members: Sequence[Member], trial: Trial, method: str, components: Com
         "model": components.config.model.model,
         "metric": components.task.spec.best_metric,
         "split": split,
-        "data_path": components.config.data.data_path,
+        "data_path": components.config.sources.folder,
     }
 
 

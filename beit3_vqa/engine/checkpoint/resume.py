@@ -218,8 +218,8 @@ def _inside_epoch(run: Training, content: Content) -> InsideEpoch:
     inside = InsideEpoch(**content["inside_epoch"])
     order = {name: value for name, value in run.order.items() if name in inside.order or name != "data"}
     if inside.order != order:
-        changed = ", ".join(f"{name} {inside.order.get(name)} -> {value}" for name, value in order.items()
-                            if inside.order.get(name) != value)  # fmt: skip
+        both = {name: (inside.order.get(name), order.get(name)) for name in inside.order | order}
+        changed = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in both.items() if before != now)
         print(f"the epoch begins again, since its examples come in another order now ({changed})")
         return InsideEpoch()
     step_size = run.components.step_size
@@ -325,7 +325,7 @@ def fold_of_evaluation(given: GivenOptions, saved: dict[str, Any]) -> tuple[str,
     if not isinstance(fold, int) or given["split"] != "val":
         return ()
     if given["fold"] is None:
-        has_val = split_files(Path(given["data_path"]), "val", find_task(given["task"]).spec.files)
+        has_val = split_files(Path(given.sources.folder), "val", find_task(given["task"]).spec.files)
         return () if has_val else ("fold",)
     if given["fold"] != fold:
         raise InputError(

@@ -140,14 +140,16 @@ def check_same_data(components: Components, content: Content, saved: dict[str, A
     if _DATA not in content:
         return True
     before = {split: Fingerprint.from_state(state) for split, state in content[_DATA].items()}
-    now, ours = components.fingerprints, ("train", "val")
+    now = components.fingerprints
+    # Of other sources than the one that validates, val is only compared to tell what changed.
+    ours = ("train", "val", *sorted(name for name in {*before, *now} if name.startswith("val ")))
     changes = {split: compare(before.get(split, EMPTY), now.get(split, EMPTY)) for split in ours}
     _keep_earlier(components, before)
     told = [f"{split}: {changes[split].text()}" for split in ours if changes[split].text()]
     config = components.config
     if not told:
         if "data_path" in saved and saved["data_path"] != config.data.data_path:
-            print(f"--data_path {config.data.data_path}: the same rows as in {short(saved['data_path'])}")
+            print(f"--data_path {' '.join(config.sources.folders)}: the same rows as in {short(saved['data_path'])}")
         return True
     print(f"the rows of --data_path have changed since the checkpoint; {'; '.join(told)}", flush=True)
     problems = _problems(before, now, changes["val"], content)

@@ -29,7 +29,7 @@ from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.compile import compile_model
 from beit3_vqa.models.lora import add_adapters, keep_names
 from beit3_vqa.models.names import HEADS, build_model, parse_name
-from beit3_vqa.runtime.files import is_file, replacing
+from beit3_vqa.runtime.files import file_sha256, is_file, replacing
 from beit3_vqa.runtime.precision import Precision
 
 WASTED_ROWS = 4  # a user is told if the embedding has this many times as many rows as the tokenizer has ids
@@ -229,20 +229,32 @@ def find_tokenizer(config: RunConfig, checkpoint_folder: Path | None) -> Path:
     """Return the SentencePiece file: the one that the user gave, else the checkpoint's, else the data's.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the sources of the data have different ones.
     """
     if "sentencepiece_model" in config.given and config.model.sentencepiece_model:
         return Path(config.model.sentencepiece_model)
-    data_folder = Path(config.data.data_path) if config.data.data_path else None
-    places = [folder / TOKENIZER_FILE for folder in (checkpoint_folder, data_folder) if folder]
+    sources = config.sources
+    folders = [Path(folder) for folder in (sources.folder, *sources.folders) if folder]
+    places = [folder / TOKENIZER_FILE for folder in dict.fromkeys((checkpoint_folder, *folders)) if folder]
     if config.model.sentencepiece_model:
         places.insert(1, Path(config.model.sentencepiece_model))
-    for place in places:
-        if is_file(place):
-            return place
+    for place in filter(is_file, places):
+        if place.parent in folders:
+            _require_no_other(place, folders)
+        return place
     advice = (
         "beit3.spm (`beit3-vqa download beit3.spm`), or train one: `beit3-vqa prepare ... --train_tokenizer 8000`."
         if checkpoint_folder is None
         else "the tokenizer.spm that lay beside the checkpoint."
     )
     raise InputError(f"no tokenizer: looked for {', '.join(map(str, places))}. Give --sentencepiece_model {advice}")
+
+
+def _require_no_other(tokenizer: Path, folders: Sequence[Path]) -> None:
+    """Raise InputError if one of the folders of data has another tokenizer than this."""
+    for other in (folder / TOKENIZER_FILE for folder in folders):
+        if is_file(other) and file_sha256(other) != file_sha256(tokenizer):
+            raise InputError(
+                f"{other}: is another tokenizer than {tokenizer}, and a model has one. Choose it with "
+                "--sentencepiece_model FILE."
+            )

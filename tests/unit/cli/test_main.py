@@ -27,7 +27,7 @@ FLAGS = {
     "lora_targets": "q_proj,v_proj,out_proj",
     "finetune": "", "model_key": "model|module", "model_prefix": "", "allow_missing": "", "new_head": False,
     "trust_checkpoint": False, "init": "auto", "drop_path": 0.1,
-    "data_path": "", "image_root": "", "answer2label": "", "fold": None,
+    "data_path": "", "image_root": "", "mix": "", "val_from": "", "answer2label": "", "fold": None,
     "shuffle_choices": True, "balance_answers": 0.0, "randaug": False,
     "train_interpolation": "bicubic", "crop_scale": 0.5, "flip": 0.5, "num_workers": None, "fast_decode": False,
     "skip_bad_images": 0,
