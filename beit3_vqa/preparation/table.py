@@ -128,13 +128,18 @@ def read_tables(arguments: Arguments, options: PrepareOptions, dialect: Dialect)
     prepared.notes += [f"images found though their names differ: {n:,} {how}" for how, n in finder.counts.items()]
     if width:
         prepared.answers = list(LETTERS[:width])
-        fewer = sum(len(row.get("choices", ())) < width for found in splits.values() for row in found.rows)
-        if fewer:
-            told = f'; train with --prompt_template "{ANY_PROMPT_TEMPLATE}"' if width == 4 else ""
-            prepared.notes.append(f"{plural(fewer, 'row')} with fewer than {width} options{told}")
+        note_fewer_options(prepared, width)
     elif prepared.splits.keys() - {"test"}:
         _make_label_table(prepared, arguments.min_count, arguments.max_answers)
     return prepared
+
+
+def note_fewer_options(prepared: Prepared, width: int) -> None:
+    """Note how many rows have fewer than `width` options, and what training needs for them."""
+    fewer = sum(len(row.get("choices", ())) < width for rows in prepared.splits.values() for row in rows)
+    if fewer:
+        told = f'; train with --prompt_template "{ANY_PROMPT_TEMPLATE}"' if width == 4 else ""
+        prepared.notes.append(f"{plural(fewer, 'row')} with fewer than {width} options{told}")
 
 
 def _open(source: Any, split: str, sheet: str, encoding: str, notes: list[str]) -> tuple[Table, str]:
