@@ -307,8 +307,8 @@ class RunOptions(Options):
     tta: str = option(
         "none",
         "with --eval: ask each multiple-choice question in every rotation of its options (cyclic: as many passes as "
-        "options) or every order (all: 24 passes for 4), and average",
-        choices=("none", "cyclic", "all"),
+        "options) or every order (all: 24 passes for 4), or any question in all its wordings (questions), and average",
+        choices=("none", "cyclic", "all", "questions", "cyclic+questions", "all+questions"),
     )
     blind: bool = option(False, "with --eval: ask everything once more with a grey image, and show the gap")
     temperature: str = option(

@@ -80,6 +80,16 @@ def movable(choices: Sequence[str]) -> list[int]:
     return [place for place in range(len(choices)) if place not in held]
 
 
+QUESTIONS = "questions"  # what of `--tta` stands for all wordings of a question
+
+
+def split_mode(mode: str) -> tuple[str, bool]:
+    """Return what a mode of `--tta` (`cyclic+questions`) says of options, see `orders`, and whether of all wordings."""
+    named = mode.split("+")
+    of_options = [name for name in named if name != QUESTIONS]
+    return of_options[0] if of_options else "none", QUESTIONS in named
+
+
 def orders(choices: Sequence[str], mode: str) -> tuple[Order, ...]:
     """Return the orders in which a question is asked, the index's own first; for an open-ended one that is all.
 

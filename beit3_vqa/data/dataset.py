@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.choice_order import Order, orders, reordered
+from beit3_vqa.data.choice_order import Order, orders, reordered, split_mode
 from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_file
 from beit3_vqa.data.rows import Row, row_id
@@ -64,6 +64,10 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         epoch, draw, index = key
         example = self.example(index)
         rng = random.Random(f"{self.seed}/{epoch}/{draw}") if self.training else None
+        if self.training and example.wordings:
+            # A generator of its own, so that rows of one wording are what they would be without the others.
+            words = random.Random(f"{self.seed}/{epoch}/{example.id}/wording")
+            example = reworded(example, words.randrange(1 + len(example.wordings)))
         if rng is not None and self.shuffle_choices:
             example = permute_choices(example, rng)
         return self._processed(example, rng)
@@ -82,16 +86,24 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         """Return a row whose image can't be read as evaluation sees it: flagged with the `problem`, its image grey."""
         return self.evaluated(index, None, problem)
 
-    def evaluated(self, index: int, order: Order | None, problem: str | None) -> tuple[Example, Tensors]:
-        """Return a row as evaluation sees it, options in `order`; a `problem` flags it and makes its image grey."""
-        return self._processed(dataclasses.replace(self.example(index, order), problem=problem), None)
+    def evaluated(
+        self, index: int, order: Order | None, problem: str | None, wording: int = 0
+    ) -> tuple[Example, Tensors]:
+        """Return a row as evaluation sees it; a `problem` flags it and makes its image grey; see `example`."""
+        return self._processed(dataclasses.replace(self.example(index, order, wording), problem=problem), None)
 
     def balancing_weights(self, power: float) -> Tensor:
         """Return what `get_balancing_weights` does for these rows."""
         return get_balancing_weights(self.rows, power)
 
-    def example(self, index: int, order: Order | None = None) -> Example:
-        """Return a row's example, options in `order` (None: the index's); InputError if an image leaves the root."""
+    def example(self, index: int, order: Order | None = None, wording: int = 0) -> Example:
+        """Return a row's example; InputError if an image leaves the root.
+
+        Args:
+            index: place of the row.
+            order: of its options; None: the index's.
+            wording: number of the wording in which it is asked, see `reworded`.
+        """
         example = self.example_of(self.rows[index], index)
         try:
             first, *more = (image_file(self.image_root, path) for path in example.image_paths)
@@ -99,6 +111,7 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
             raise InputError(f"row {one_line(example.id)}: {error}") from error
         image = example.image_path
         example = dataclasses.replace(example, image_path=first, more_image_paths=tuple(more), image=image)
+        example = reworded(example, wording)
         return reordered(example, order) if order and example.choices else example
 
 
@@ -114,6 +127,15 @@ def get_balancing_weights(rows: Iterable[Row], power: float) -> Tensor:
     return answers.bincount().double().pow(-power)[answers]
 
 
+def reworded(example: Example, wording: int) -> Example:
+    """Return the example with another wording as its question: 0 is its own, 1 the first of `wordings`."""
+    if not wording:
+        return example
+    texts = [example.question, *example.wordings]
+    question = texts.pop(wording)
+    return dataclasses.replace(example, question=question, wordings=tuple(texts))
+
+
 def build_question(row: Row, answers: AnswerTable) -> Example:
     """Return the question of a row; `answers` gives its label: for multiple choice it is a table of letters."""
     answer, targets = get_truth(row, answers)
@@ -127,6 +149,7 @@ def build_question(row: Row, answers: AnswerTable) -> Example:
         targets=targets,
         weight=row.get("weight"),
         token_ids=token_ids,
+        wordings=tuple(row.get("wordings", ())) if "question" in row else (),
     )
 
 
@@ -171,19 +194,20 @@ def permute_choices(example: Example, rng: random.Random) -> Example:
     return reordered(example, tuple(order))
 
 
-# A split for evaluation: every question in several orders of its options, or without its image.
+# A split for evaluation: every question in several orders of its options or several wordings, or without its image.
 
 BLIND = "the image was greyed out (--blind)"
 
 
 class PermutedChoices(Dataset[tuple[Example, Tensors]]):
-    """The questions of a split for evaluation, each as often as its options have orders.
+    """The questions of a split for evaluation, each as often as its options have orders, times its wordings.
 
-    The orders of a question stand side by side, so that its image is decoded once if they share a batch.
+    They stand side by side, the orders of the first wording first, so that an image is decoded once if they share a
+    batch. `orders` holds for each row the orders in which it is asked, and `wordings` in how many wordings.
 
     Args:
         dataset: the split, not in training.
-        mode: see `data.choice_order.orders`.
+        mode: of `--tta`, see `data.choice_order.split_mode`.
         blind: True to replace every image by a grey one.
     """
 
@@ -192,7 +216,12 @@ class PermutedChoices(Dataset[tuple[Example, Tensors]]):
     def __init__(self, dataset: IndexDataset, mode: str = "none", *, blind: bool = False):
         self.dataset = dataset
         self.blind = blind
-        self.orders: list[tuple[Order, ...]] = [orders(row.get("choices", ()), mode) for row in dataset.rows]
+        of_options, in_wordings = split_mode(mode)
+        self.wordings = [1 + len(row.get("wordings", ())) * in_wordings for row in dataset.rows]
+        self.orders: list[tuple[Order, ...]] = [
+            orders(row.get("choices", ()), of_options) * count
+            for row, count in zip(dataset.rows, self.wordings, strict=True)
+        ]
         self._ends = list(accumulate(map(len, self.orders)))
 
     @property
@@ -204,20 +233,21 @@ class PermutedChoices(Dataset[tuple[Example, Tensors]]):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, key: Key) -> tuple[Example, Tensors]:
-        row, order = self._place(key[2])
-        return self.dataset.evaluated(row, order, BLIND if self.blind else None)
+        row, order, wording = self._place(key[2])
+        return self.dataset.evaluated(row, order, BLIND if self.blind else None, wording)
 
     def without_image(self, index: int, problem: str) -> tuple[Example, Tensors]:
-        """Return `IndexDataset.without_image`, options in the order in which they are shown."""
-        row, order = self._place(index)
-        return self.dataset.evaluated(row, order, problem)
+        """Return `IndexDataset.without_image`, in the order and the wording in which it is asked."""
+        row, order, wording = self._place(index)
+        return self.dataset.evaluated(row, order, problem, wording)
 
     def example(self, index: int) -> Example:
-        """Return `IndexDataset.example`, options in the order in which they are shown."""
-        row, order = self._place(index)
-        return self.dataset.example(row, order)
+        """Return `IndexDataset.example`, in the order and the wording in which it is asked."""
+        row, order, wording = self._place(index)
+        return self.dataset.example(row, order, wording)
 
-    def _place(self, index: int) -> tuple[int, Order]:
-        """Return the row of an item, and the order of its options."""
+    def _place(self, index: int) -> tuple[int, Order, int]:
+        """Return the row of an item, the order of its options, and the number of its wording."""
         row = bisect_right(self._ends, index)
-        return row, self.orders[row][index - (self._ends[row - 1] if row else 0)]
+        place = index - (self._ends[row - 1] if row else 0)
+        return row, self.orders[row][place], place * self.wordings[row] // len(self.orders[row])

@@ -2,7 +2,8 @@
 
 The upper 48 bits of a row's number are a hash of what is asked: image, question, options. Between a million training
 rows and a hundred thousand validation rows, a match by chance has a probability of 0.0004. The lower 16 bits are a hash
-of the answer. The digest covers everything, ids too, in order. Images count by their names, not by their pixels.
+of the answer, and of the question in other words if it has any. The digest covers everything, ids too, in order. Images
+count by their names, not by their pixels.
 """
 
 import hashlib
@@ -97,6 +98,9 @@ def _get_texts(example: Example) -> tuple[bytes, bytes]:
     tokens = ",".join(map(str, example.token_ids or ()))
     asked = "\0".join([*images, "", example.question, tokens, *example.choices])
     answer = "\0".join([example.answer or "", str(example.weight), *map(str, example.targets + example.teacher)])
+    if example.wordings:
+        # Not a part of what is asked: a row of val that was trained on is known by its first wording.
+        answer = "\0".join([answer, "", *example.wordings])
     return asked.encode(), answer.encode()
 
 
@@ -107,7 +111,7 @@ class Changes:
     Attributes:
         added: new rows.
         removed: rows that are gone.
-        changed: rows with another answer or another weight.
+        changed: rows with another answer, another weight or other further wordings.
         moved: rows that were there before and stand in another order now; 0 if that can't be told.
         renamed: True if only ids have changed.
     """

@@ -5,6 +5,7 @@ One row is one question, a JSON object on one line of UTF-8:
 * multiple choice: `{"id", "image_path", "question", "choices": [4 texts], "answer": "C", "weight": 2.0, "fold": 3}`,
   where `answer` is a letter, absent if unknown; `weight` and `fold` are optional;
 * open-ended: `{"id", "image_path", "question", "answer": "teal"}`; an answer outside the label table keeps its row;
+* either may have `"wordings": [texts]`, the same question in other words or another language;
 * upstream's own: `{"image_path", "text_segment": [ids], "labels": [..], "scores": [..], "qid"}`; forks put text in
   `text_segment`, or call it `text`.
 
@@ -235,12 +236,20 @@ def text_problem(row: Row) -> str:
         return "has no question (nor upstream's text_segment)"
     if not is_text(row["question"]) or not row["question"].strip():
         return "question must be text"
+    wordings = row.get("wordings", ())
+    if type(wordings) not in (list, tuple) or not all(is_text(text) and text.strip() for text in wordings):
+        return "wordings must be a list of texts, none of them empty"
     choices = row.get("choices", ("", ""))
     if type(choices) not in (list, tuple) or not 2 <= len(choices) <= len(LETTERS) or not all(map(is_text, choices)):
         return f"choices must be a list of 2 to {len(LETTERS)} texts"
     if "choices" in row and not all(choice.strip() for choice in choices):
         return "choices must not be empty"
     return ""
+
+
+def all_wordings(row: Row) -> list[str]:
+    """Return the question of a row, and after it the same in other words."""
+    return [row["question"], *row.get("wordings", ())]
 
 
 def _target_problem(row: Row) -> str:

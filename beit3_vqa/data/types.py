@@ -44,6 +44,7 @@ class Example:
         problem: why its image can't be read, if a grey one replaces it; else None.
         image: the image as the index names it, relative to the image root; empty outside a prepared folder.
         more_image_paths: files of the second image and further ones, for tasks that have them.
+        wordings: the question in other words. Training draws one of them all, see `data.dataset.reworded`.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Example:
     image: str = ""
     more_image_paths: tuple[str, ...] = ()
     teacher: tuple[tuple[int, float], ...] = ()
+    wordings: tuple[str, ...] = ()
 
     @property
     def image_paths(self) -> tuple[str, ...]:

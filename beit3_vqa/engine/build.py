@@ -20,7 +20,8 @@ from beit3_vqa.config.options import AUTO
 from beit3_vqa.config.resolve import GivenOptions, SavedOptions, resolve
 from beit3_vqa.config.sources import Sources
 from beit3_vqa.data.bad_images import BadImages
-from beit3_vqa.data.dataset import IndexDataset, PermutedChoices
+from beit3_vqa.data.choice_order import split_mode
+from beit3_vqa.data.dataset import IndexDataset, PermutedChoices, reworded
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.mixture import Group, JoinedDataset, count_draws
@@ -135,15 +136,17 @@ class Components:
         return loader
 
     def loader_in_orders(self, split: str, mode: str, *, blind: bool = False) -> tuple[BatchLoader, PermutedChoices]:
-        """Return the batches of a split with each question in several orders of its options, and their dataset.
+        """Return the batches of a split with each question asked in several ways, and their dataset.
 
         Args:
             split: name of the split.
-            mode: which orders, as `--tta` names them.
+            mode: which orders of its options and which wordings, as `--tta` names them.
             blind: show a grey image instead of each image.
         """
         dataset = PermutedChoices(self.task.dataset(split, self.processor, training=False), mode, blind=blind)
-        label = split + (", blind" if blind else "") + (", options in other orders too" if mode != "none" else "")
+        of_options, in_wordings = split_mode(mode)
+        label = split + (", blind" if blind else "") + (", options in other orders too" if of_options != "none" else "")
+        label += ", questions in other words too" if in_wordings else ""
         return self._loader(dataset, label, training=False), dataset
 
     def _loader(
@@ -157,7 +160,10 @@ class Components:
         config, balance = self.config, self.config.data.balance_answers
         # One pass over the examples checks that the images are there, takes the fingerprint and measures the texts.
         examples = _with_images(dataset, self.bad_images)
-        texts = self._texts(maker.watch(examples) if maker else examples)
+        examples = maker.watch(examples) if maker else examples
+        if training:
+            examples = (reworded(one, number) for one in examples for number in range(1 + len(one.wordings)))
+        texts = self._texts(examples)
         print(f"{label}: {len(dataset)} {self.task.spec.unit}{texts}")
         weights = None
         if training and balance > 0 and not isinstance(dataset, PermutedChoices):

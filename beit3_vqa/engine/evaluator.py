@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from beit3_vqa.data.choice_order import check_orders, rotations, unpermute
+from beit3_vqa.data.choice_order import QUESTIONS, check_orders, rotations, split_mode, unpermute
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Batch, EvalResult, Prediction
 from beit3_vqa.engine.build import Components
@@ -181,7 +181,7 @@ def predict_split(
 
 
 def evaluate_fully(components: Components, temperature: float | None) -> tuple[EvalResult, dict[str, Any]]:
-    """Evaluate `--split` with all metrics, in the orders of `--tta`, and once more without images if `--blind`.
+    """Evaluate `--split` with all metrics, in all ways of `--tta`, and once more without images if `--blind`.
 
     Args:
         components: task, model and precision.
@@ -198,10 +198,10 @@ def evaluate_fully(components: Components, temperature: float | None) -> tuple[E
     """
     run, task = components.config.run, components.task
     _check(components, fit=temperature is None)
-    answers, rotated = _ask(components, temperature or 1.0, blind=False)
+    answers, rotated, wordings = _ask(components, temperature or 1.0, blind=False)
     fitted: dict[str, Any] = {}
     if temperature is None:
-        # Fit on each question in its own order: averaging over orders changes how certain the answers are.
+        # Fit on each question as it stands in the index: averaging changes how certain the answers are.
         fitted = _fit([group[0] for group in answers])
         temperature = fitted["temperature"]
         answers = [[tempered(answer, temperature) for answer in group] for group in answers]
@@ -211,7 +211,7 @@ def evaluate_fully(components: Components, temperature: float | None) -> tuple[E
     if temperature != 1.0:
         beside["temperature"] = fitted or {"temperature": temperature}
     if run.tta != "none":
-        beside["tta"] = order_metrics(answers, rotated, run.tta)
+        beside["tta"] = order_metrics(answers, rotated, run.tta, wordings)
     if blind:
         beside["blind"] = blind_metrics(seeing, blind)
     result = task.aggregate(seeing, run.split, components.processor, full=True)
@@ -228,15 +228,18 @@ def _check(components: Components, *, fit: bool) -> None:
         raise InputError(f"--blind makes no sense for {task.spec.name}: without images there is nothing to answer.")
     if components.config.run.temperature and not task.spec.takes_temperature:
         raise InputError(f"--temperature: has no effect on {task.spec.name}; leave it out.")
+    of_options, in_wordings = split_mode(mode)
+    if in_wordings and not (task.spec.per_example and task.spec.supports_questions):
+        raise InputError(f"--tta {mode}: {task.spec.name} has no questions, so there is nothing to say in other words.")
     if not task.answers_are_options:
-        for flag, given in ((f"--tta {mode}", mode != "none"), ("--temperature fit", fit)):
+        for flag, given in ((f"--tta {mode}", of_options != "none"), ("--temperature fit", fit)):
             if given:
                 raise InputError(f"{flag}: is for multiple choice; these questions are open-ended.")
-    check_orders(task.num_classes, mode)
+    check_orders(task.num_classes, of_options)
 
 
-def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[Answers, list[int]]:
-    """Return the predictions for each question in every order, and how many of its orders are rotations.
+def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[Answers, list[int], list[int]]:
+    """Return the predictions for each question in every way, how many of the first are rotations, and its wordings.
 
     The letters A, B, ... stand for the options as the index has them, in whatever order they were shown.
     """
@@ -244,12 +247,16 @@ def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[An
     label = f"evaluating {split}{', blind' if blind else ''}"
     if mode == "none" and not blind:
         predictions = predict_split(components, components.loader(split), label, temperature=temperature)
-        return [[prediction] for prediction in predictions], [1] * len(predictions)
+        return [[prediction] for prediction in predictions], [1] * len(predictions), [1] * len(predictions)
     loader, dataset = components.loader_in_orders(split, mode, blind=blind)
     told = iter(predict_split(components, loader, label, temperature=temperature))
     asked = [[unpermute(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
-    # Without --tta a question has one order.
-    return asked, [rotations(group[0].choices) if mode != "none" else 1 for group in asked]
+    of_options, in_wordings = split_mode(mode)
+    if in_wordings and max(dataset.wordings, default=1) == 1:
+        print(f"--tta {QUESTIONS}: no question of {split} has a second wording")
+    # A question that isn't asked in other orders has one.
+    rotated = [rotations(group[0].choices) if of_options != "none" else 1 for group in asked]
+    return asked, rotated, dataset.wordings
 
 
 def _fit(plain: Sequence[Prediction]) -> dict[str, Any]:

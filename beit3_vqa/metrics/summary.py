@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from beit3_vqa.data.choice_order import split_mode
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import plural
 from beit3_vqa.metrics.accuracy import accuracy_metrics, by_question_word, confusion, positions
@@ -92,12 +93,15 @@ def _scored(metrics: Mapping[str, Any]) -> list[str]:
 def _orders(tta: Mapping[str, Any] | None) -> list[str]:
     if tta is None:
         return []
+    of_options, in_wordings = split_mode(tta["mode"])
+    ways = ["options in other orders"] * (of_options != "none") + ["questions in other words"] * in_wordings
     lines = [
         "",
-        f"options in other orders ({tta['mode']}): {plural(tta['asked'], 'question')} asked, "
+        f"{', '.join(ways)} ({tta['mode']}): {plural(tta['asked'], 'question')} asked, "
         f"each up to {plural(tta['passes'], 'time')}",
     ]
-    return lines + [_accuracy(f"  {label}", tta[name]) for name, label in _ORDERS.items() if name in tta]
+    labels = _ORDERS | {"averaged": "averaged over all"} if in_wordings else _ORDERS
+    return lines + [_accuracy(f"  {label}", tta[name]) for name, label in labels.items() if name in tta]
 
 
 def _blind(blind: Mapping[str, Any] | None) -> list[str]:
@@ -115,6 +119,7 @@ _ORDERS = {
     "averaged": "averaged over orders",
     "circular": "circular: in all rotations",
     "every_order": "right in every order",
+    "every_wording": "right in every wording",
 }
 
 

@@ -18,6 +18,7 @@ from beit3_vqa.runtime.fields import Options
 
 # Format -> file, which is imported when its format is asked for.
 FORMATS: dict[str, str] = {
+    "a_okvqa": "a_okvqa",
     "choices": "choices_csv",
     "coco": "coco",
     "dacon_json": "dacon_json",
@@ -28,6 +29,7 @@ FORMATS: dict[str, str] = {
     "nocaps": "nocaps",
     "table": "table",
     "visual7w": "visual7w",
+    "vqa_choices": "vqa_choices",
     "vqav2": "vqav2",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from beit3_vqa.data.answers import ARTICLES
 from beit3_vqa.data.index import path_key
-from beit3_vqa.data.rows import LETTERS, Row
+from beit3_vqa.data.rows import LETTERS, Row, all_wordings
 from beit3_vqa.data.tables import comparable
 from beit3_vqa.data.tokenizer import UNK_ID, Tokenizer
 from beit3_vqa.errors import plural
@@ -399,7 +399,7 @@ def _scripts(splits: Splits, tokenizer: Tokenizer | None) -> dict[str, Any]:
     step = -(-sum(map(len, splits.values())) // _MAX_TEXTS) or 1
     words: Counter[str] = Counter()
     for _, row in islice(_every(splits), 0, None, step):
-        for text in (row["question"], *row.get("choices", ())):
+        for text in (*all_wordings(row), *row.get("choices", ())):
             words.update(one_form(text).split())
     by_script: dict[str, list[str]] = defaultdict(list)
     for word in words:

@@ -24,11 +24,13 @@ class Columns:
         places: meaning -> position; `options` is a column that holds all options of a row as a list.
         options: positions of the columns of one option each, A first.
         ignored: names of the columns without a meaning.
+        wordings: positions of the columns that hold the question in other words, in order.
     """
 
     places: Mapping[str, int]
     options: tuple[int, ...]
     ignored: tuple[str, ...]
+    wordings: tuple[int, ...] = ()
 
     @property
     def has_options(self) -> bool:
@@ -37,7 +39,11 @@ class Columns:
 
     def shown(self, header: Sequence[str]) -> str:
         """Return in one line what was understood, such as `id=ID image=img_path ... options=A,B,C,D`."""
-        parts = [f"{meaning}={header[place].strip()}" for meaning, place in self.places.items()]
+        more = "".join(f",{header[place].strip()}" for place in self.wordings)
+        parts = [
+            f"{meaning}={header[place].strip()}{more if meaning == 'question' else ''}"
+            for meaning, place in self.places.items()
+        ]
         if self.options:
             parts.append(f"options={','.join(header[place].strip() for place in self.options)}")
         return "  ".join(parts)
@@ -46,7 +52,8 @@ class Columns:
 def as_flag(columns: str | Mapping[str, str | Sequence[str]]) -> str:
     """Return a mapping of meanings to columns as the text of `--columns`; a text stays as it is.
 
-    Options are one column that holds a list, or a list of columns, of which the first and the last are named.
+    Options are one column that holds a list, or a list of columns, of which the first and the last are named. So are
+    the wordings of a question.
 
     Raises:
         InputError: a column's name can't be written in that text.
@@ -75,7 +82,8 @@ def find_columns(
         header: names of the columns.
         where: file and line, for messages.
         said: the user's own words, `id=qid,image=file,question=q,options=opt1:opt5,answer=gt`; what they name isn't
-            looked for.
+            looked for. Other wordings of the question are in columns with its name and a number from 2 (`Question_2`),
+            or said as `question=FIRST:LAST`.
         needs_answer: whether there must be an answer column.
         needs_options: whether there must be options.
         own: meaning -> name of a column that wins over others of that meaning.
@@ -83,8 +91,8 @@ def find_columns(
     Raises:
         InputError: a column is missing, or two may have the same meaning.
     """
-    by_hand, options = _said(said, header, where)
-    taken = {*by_hand.values(), *options}
+    by_hand, options, wordings = _said(said, header, where)
+    taken = {*by_hand.values(), *options, *wordings}
     if not options and "options" not in by_hand:
         options = _option_columns(header, taken, where)
         taken.update(options)
@@ -111,15 +119,18 @@ def find_columns(
             f"{where}: no column for {', '.join(missing)} was recognised; columns found: {listed}. Say which they are: "
             f"--columns {','.join(f'{meaning}=NAME' for meaning in missing)}"
         )
+    wordings = wordings or _wording_columns(header, places["question"], taken, where)
+    taken.update(wordings)
     ordered = {meaning: places[meaning] for meaning in NAMES if meaning in places}
     ignored = tuple(name.strip() or "(no name)" for place, name in enumerate(header) if place not in taken)
-    return Columns(ordered, tuple(options), ignored)
+    return Columns(ordered, tuple(options), ignored, tuple(wordings))
 
 
-def _said(said: str, header: Sequence[str], where: str) -> tuple[dict[str, int], list[int]]:
-    """Return what `--columns` says: meaning -> position, and the positions of the options' own columns."""
+def _said(said: str, header: Sequence[str], where: str) -> tuple[dict[str, int], list[int], list[int]]:
+    """Return what `--columns` says: meaning -> position, and the positions of options and of further wordings."""
     places: dict[str, int] = {}
     options: list[int] = []
+    wordings: list[int] = []
     for part in said.split(",") if said else ():
         meaning, equals, name = (text.strip() for text in part.partition("="))
         if meaning not in NAMES or not equals or not name:
@@ -129,17 +140,21 @@ def _said(said: str, header: Sequence[str], where: str) -> tuple[dict[str, int],
         if meaning in places or (meaning == "options" and options):
             raise InputError(f"--columns: {meaning} is there twice.")
         first, colon, last = name.partition(":")
-        if meaning == "options" and colon and name not in (h.strip() for h in header):
+        if meaning in ("options", "question") and colon and name not in (h.strip() for h in header):
             start, end = _position(first, header, where), _position(last, header, where)
             if not 1 <= end - start < len(LETTERS):
-                raise InputError(f"--columns options={name}: must lead from the first option to the last, 2 to 26.")
-            options = [*range(start, end + 1)]
+                what = meaning.removesuffix("s") if meaning == "options" else "wording"
+                raise InputError(f"--columns {meaning}={name}: must lead from the first {what} to the last, 2 to 26.")
+            if meaning == "options":
+                options = [*range(start, end + 1)]
+            else:
+                places[meaning], wordings = start, [*range(start + 1, end + 1)]
         else:
             places[meaning] = _position(name, header, where)
-    twice = [*places.values(), *options]
+    twice = [*places.values(), *options, *wordings]
     if len(set(twice)) < len(twice):
         raise InputError(f"--columns {said}: names one column for two meanings.")
-    return places, options
+    return places, options, wordings
 
 
 def _position(name: str, header: Sequence[str], where: str) -> int:
@@ -151,6 +166,26 @@ def _position(name: str, header: Sequence[str], where: str) -> int:
         what = "there is no such column" if not found else "there are several such columns"
         raise InputError(f"{where}: --columns {short(name)}: {what}.{nearest(name, stripped)}")
     return found[0]
+
+
+def _wording_columns(header: Sequence[str], question: int, taken: set[int], where: str) -> list[int]:
+    """Return the positions of the columns with the question's name and a number from 2, in the order of the numbers.
+
+    Raises:
+        InputError: two have the same number.
+    """
+    numbered = re.compile(rf"{re.escape(plain(header[question]).removesuffix('1'))}([1-9]\d?)")
+    found: dict[int, int] = {}
+    for place, name in enumerate(header):
+        match = numbered.fullmatch(plain(name))
+        if not match or place in taken or int(match[1]) < 2:
+            continue
+        if found.setdefault(int(match[1]), place) != place:
+            raise InputError(
+                f"{where}: {header[found[int(match[1])]].strip()!r} and {name.strip()!r} may both be wording "
+                f"{match[1]} of the question: rename one, or say --columns question=FIRST:LAST"
+            )
+    return [found[number] for number in sorted(found)]
 
 
 def _option_columns(header: Sequence[str], taken: set[int], where: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from beit3_vqa.config.options import MAX_BPE_TOKENS
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
-from beit3_vqa.data.rows import LETTERS, Row
+from beit3_vqa.data.rows import LETTERS, Row, all_wordings
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.errors import one_line
 from beit3_vqa.runtime.files import one_form
@@ -134,14 +134,20 @@ def _prompts_text(prompts: PromptLengths | None, rows: int) -> str:
 
 
 def build_prompts(rows: Sequence[Row], template: PromptTemplate) -> list[str]:
-    """Return the prompts of the rows that have a text."""
-    texts = ((row.get("question") or row.get("text_segment"), row.get("choices", ())) for row in rows)
-    return [template(text, choices) for text, choices in texts if text]
+    """Return the prompts of the rows that have a text, one for each wording."""
+    return [template(text, row.get("choices", ())) for row in rows for text in _texts(row)]
+
+
+def _texts(row: Row) -> list[str]:
+    """Return every wording of a row's question, or its other text; empty if it has none."""
+    if row.get("question"):
+        return all_wordings(row)
+    return [row["text_segment"]] if row.get("text_segment") else []
 
 
 def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: Tokenizer | None) -> PromptLengths | None:
     """Return the lengths of the prompts of `rows`; None if none has a text."""
-    rows = [row for row in rows if row.get("question") or row.get("text_segment")]
+    owners = [row for row in rows for _ in _texts(row)]
     prompts = build_prompts(rows, template)
     if not prompts:
         return None
@@ -150,9 +156,10 @@ def measure_prompts(rows: Sequence[Row], template: PromptTemplate, tokenizer: To
         cut = None
     else:
         lengths = [len(ids) + SPECIAL_TOKENS for ids in tokenizer.encode_batch(prompts)]
-        cut = sum(length > MAX_BPE_TOKENS for length in lengths)
-    longest = max(range(len(rows)), key=lengths.__getitem__)
-    name = rows[longest].get("id", rows[longest].get("identifier", rows[longest]["image_path"]))
+        cut = len({id(row) for row, length in zip(owners, lengths, strict=True) if length > MAX_BPE_TOKENS})
+    longest = max(range(len(owners)), key=lengths.__getitem__)
+    row = owners[longest]
+    name = row.get("id", row.get("identifier", row["image_path"]))
     return PromptLengths(lengths[longest], str(name), cut)
 
 

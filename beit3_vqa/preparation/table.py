@@ -1,6 +1,7 @@
 """Questions in a table of any kind: CSV, spreadsheet, Parquet, JSON or a DataFrame, with options or open-ended.
 
-Columns are recognised by their names; `--columns` says them by hand. Two to twenty-six options have a column each, or
+Columns are recognised by their names; `--columns` says them by hand. A question may come in several wordings, in
+columns of their own (`Question_2`, ...) or as a list. Two to twenty-six options have a column each, or
 stand in one column as a list; a row may have fewer than others. An answer is a letter, an option's text or a number.
 The label table of open-ended questions holds the answers of train and val that occur often enough; rows with another
 answer stay in the index, so that a validation score counts them.
@@ -128,13 +129,18 @@ def read_tables(arguments: Arguments, options: PrepareOptions, dialect: Dialect)
     prepared.notes += [f"images found though their names differ: {n:,} {how}" for how, n in finder.counts.items()]
     if width:
         prepared.answers = list(LETTERS[:width])
-        fewer = sum(len(row.get("choices", ())) < width for found in splits.values() for row in found.rows)
-        if fewer:
-            told = f'; train with --prompt_template "{ANY_PROMPT_TEMPLATE}"' if width == 4 else ""
-            prepared.notes.append(f"{plural(fewer, 'row')} with fewer than {width} options{told}")
+        note_fewer_options(prepared, width)
     elif prepared.splits.keys() - {"test"}:
         _make_label_table(prepared, arguments.min_count, arguments.max_answers)
     return prepared
+
+
+def note_fewer_options(prepared: Prepared, width: int) -> None:
+    """Note how many rows have fewer than `width` options, and what training needs for them."""
+    fewer = sum(len(row.get("choices", ())) < width for rows in prepared.splits.values() for row in rows)
+    if fewer:
+        told = f'; train with --prompt_template "{ANY_PROMPT_TEMPLATE}"' if width == 4 else ""
+        prepared.notes.append(f"{plural(fewer, 'row')} with fewer than {width} options{told}")
 
 
 def _open(source: Any, split: str, sheet: str, encoding: str, notes: list[str]) -> tuple[Table, str]:
@@ -154,7 +160,7 @@ def _read_split(
         notes.append(f"{where}: columns ignored: {', '.join(columns.ignored)}")
     if "id" not in columns.places:
         notes.append(f"{where}: no ID column; rows are numbered from 1")
-    repeated = 0
+    repeated = reworded = 0
     for number, (origin, cells) in enumerate(table.rows):
         if len(found.problems) >= MAX_PROBLEMS:
             raise InputError(f"{origin}: too many problems before this row; the rest wasn't read")
@@ -164,6 +170,7 @@ def _read_split(
             row, problems = {"id": "", "image_path": ""}, [_misfit(cells, table.header)]
         if problems:
             found.problems[number] = problems
+        reworded += "wordings" in row
         choices = row.get("choices", ())
         repeated += len(set(map(comparable, choices))) < len(choices)
         found.rows.append(row)
@@ -174,6 +181,8 @@ def _read_split(
         notes.append(f"{where}: {plural(table.blank, 'blank row')} passed over")
     if repeated:
         notes.append(f"{split}: {plural(repeated, 'row')} with the same text in two options")
+    if reworded:
+        notes.append(f"{split}: {plural(reworded, 'row')} with more than one wording of the question")
     if split == "test":
         _forget_unknown(found, notes)
 
@@ -194,12 +203,15 @@ def _read_row(
         cell = cells[place]
         if meaning != "options":
             texts[meaning] = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+    texts["question"], *wordings = _wordings(cells, columns)
     empty = [name for name in ("id", "image", "question") if name in texts and is_blank(texts[name])]
     if empty:
         named = ", ".join(header[columns.places[name]].strip() for name in empty)
         problems.append(f"{named} {'is' if len(empty) == 1 else 'are'} empty")
     name = "" if "id" in empty else texts.get("id", str(number + 1))
     row: Row = {"id": name, "image_path": "", "question": texts["question"]}
+    if wordings:
+        row["wordings"] = wordings
     if "image" not in empty:
         row["image_path"], problem = finder.find(texts["image"], split)
         problems += [problem] if problem else []
@@ -215,6 +227,16 @@ def _read_row(
         else:
             row["weight"] = weight
     return row, problems
+
+
+def _wordings(cells: Sequence[Cell], columns: Columns) -> list[str]:
+    """Return the question of a row, and after it the same in other words; blank ones and repeats don't count."""
+    question = cells[columns.places["question"]]
+    given = [question] if isinstance(question, str) else [text for text in question if not is_blank(text)] or [""]
+    for place in columns.wordings:
+        cell = cells[place]
+        given += [text for text in ([cell] if isinstance(cell, str) else cell) if not is_blank(text)]
+    return list(dict.fromkeys(given))
 
 
 def _options(cells: Sequence[Cell], columns: Columns) -> tuple[list[str], str]:

@@ -7,9 +7,10 @@ of train and of most images of val are trained on; those of 1,000 images of val,
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from beit3_vqa.data.answers import AnswerTable, normalize_word, soft_score
 from beit3_vqa.data.rows import Row, is_count
@@ -29,16 +30,27 @@ class Arguments(Options):
     val_images: int = option(1000, "images of val2014 to validate on; the others are trained on", low=1)
 
 
+T = TypeVar("T")
 _SPLITS = ("train2014", "val2014", "test2015", "test-dev2015")
-_ANNOTATED = _SPLITS[:2]
+ANNOTATED = _SPLITS[:2]
 
 
 def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     """Read train and val, and test and test-dev if their files are there."""
     prepared = Prepared("vqav2", [], options.image_root, task="vqav2")
     folder = Path(arguments.annotations)
-    rows = {split: _read_questions(folder, split, prepared, options.encoding) for split in _SPLITS}
-    people = {split: _read_annotations(folder, split, rows[split], prepared, options.encoding) for split in _ANNOTATED}
+    rows: dict[str, dict[int, Row]] = {}
+    people: dict[str, dict[int, Counter[str]]] = {}
+    for split in _SPLITS:
+        path = folder / f"v2_OpenEnded_mscoco_{split}_questions.json"
+        if split not in ANNOTATED and not path.exists():
+            prepared.notes.append(f"{path.name} isn't there: no such split")
+            rows[split] = {}
+        else:
+            rows[split] = read_questions(path, split, prepared, options.encoding)
+    for split in ANNOTATED:
+        path = folder / f"v2_mscoco_{split}_annotations.json"
+        people[split] = read_annotations(path, rows[split], prepared, options.encoding, _count_answers)
     # Labels in the order of the annotations, as upstream's checkpoints have them.
     majorities = Counter(normalize_word(rows[of][number]["answer"]) for of in people for number in people[of])
     prepared.answers = [answer for answer, count in majorities.items() if count >= arguments.min_count]
@@ -53,12 +65,19 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     return prepared
 
 
-def _read_questions(folder: Path, split: str, prepared: Prepared, encoding: str) -> dict[int, Row]:
-    """Return question id -> row without an answer; empty if a test split has no file."""
-    path = folder / f"v2_OpenEnded_mscoco_{split}_questions.json"
-    if split not in _ANNOTATED and not path.exists():
-        prepared.notes.append(f"{path.name} isn't there: no such split")
-        return {}
+def read_questions(
+    path: Path, split: str, prepared: Prepared, encoding: str, problem_of: Callable[[dict[str, Any]], str] | None = None
+) -> dict[int, Row]:
+    """Read a file of questions, and return question id -> row without an answer.
+
+    Args:
+        path: the file; what is wrong with it goes to the problems of `prepared`.
+        split: COCO's name of the images' split.
+        prepared: gets problems and notes.
+        encoding: of the file.
+        problem_of: returns what else is wrong with a question; None: nothing. If it is given, rows get the question's
+            `multiple_choices` as `choices`.
+    """
     images = split.replace("test-dev", "test")  # test-dev is a part of test and has no folder of its own
     rows: dict[int, Row] = {}
     for place, entry in enumerate(_entries(path, "questions", prepared, encoding), start=1):
@@ -69,28 +88,32 @@ def _read_questions(folder: Path, split: str, prepared: Prepared, encoding: str)
             problem = "question must be text and not empty"
         elif number in rows:
             problem = f"question_id {number} was there before"
-        else:
+        elif not (problem := problem_of(entry) if problem_of else ""):
             path_of = f"{images}/COCO_{images}_{image:012}.jpg"
             rows[number] = {"id": str(number), "image_path": path_of, "question": entry["question"]}
+            if problem_of:
+                rows[number]["choices"] = entry["multiple_choices"]
             continue
         if not _note(prepared, f"{path}: question {place}: {problem}"):
             break
     return rows
 
 
-def _read_annotations(
-    folder: Path, split: str, rows: dict[int, Row], prepared: Prepared, encoding: str
-) -> dict[int, Counter[str]]:
-    """Give rows their majority answer; return question id -> how many annotators gave each normalised answer."""
-    path = folder / f"v2_mscoco_{split}_annotations.json"
-    answers: dict[int, Counter[str]] = {}
+def read_annotations(
+    path: Path, rows: dict[int, Row], prepared: Prepared, encoding: str, keep: Callable[[dict[str, Any]], T]
+) -> dict[int, T]:
+    """Read a file of annotations: give rows their majority answer, and return question id -> what `keep` makes of it.
+
+    `keep` takes an annotation without a problem; problems go to those of `prepared`.
+    """
+    kept: dict[int, T] = {}
     for place, entry in enumerate(_entries(path, "annotations", prepared, encoding), start=1):
         number, given = entry.get("question_id", -1), entry.get("answers")
         majority = entry.get("multiple_choice_answer")
         texts = [one.get("answer") if isinstance(one, dict) else None for one in _list(given)]
         if not is_count(number) or number not in rows:
             problem = f"there is no question {short(number)}"
-        elif number in answers:
+        elif number in kept:
             problem = f"question {number} was annotated before"
         elif not is_text(majority) or not str(majority).strip():
             problem = "multiple_choice_answer must be text and not empty"
@@ -98,14 +121,19 @@ def _read_annotations(
             problem = 'answers must be a list of {"answer": text}'
         else:
             rows[number]["answer"] = majority
-            answers[number] = Counter(normalize_word(str(text)) for text in texts)
+            kept[number] = keep(entry)
             continue
         if not _note(prepared, f"{path}: annotation {place}: {problem}"):
             break
-    for number in [number for number in rows if number not in answers]:
+    for number in [number for number in rows if number not in kept]:
         if not _note(prepared, f"{path}: question {number} has no annotation"):
             break
-    return answers
+    return kept
+
+
+def _count_answers(annotation: dict[str, Any]) -> Counter[str]:
+    """Return how many annotators gave each normalised answer."""
+    return Counter(normalize_word(one["answer"]) for one in annotation["answers"])
 
 
 def _entries(path: Path, name: str, prepared: Prepared, encoding: str) -> list[dict[str, Any]]:
@@ -144,16 +172,22 @@ def _targets(given: Counter[str], table: AnswerTable) -> Row:
 
 
 def _add_rows(prepared: Prepared, rows: dict[str, dict[int, Row]], val_images: int, seed: int) -> None:
-    images = sorted({row["image_path"] for row in rows["val2014"].values()})
-    held_out = set(random.Random(seed).sample(images, min(val_images, len(images))))
-    prepared.notes.append(f"{len(held_out):,} of {len(images):,} images of val2014 are validated on, seed {seed}")
+    held_out = draw_val_images(rows["val2014"], prepared, val_images, seed)
     for split, of in rows.items():
         for number, row in of.items():
             in_val = split == "val2014" and row["image_path"] in held_out
-            target = "val" if in_val else "train" if split in _ANNOTATED else split.removesuffix("2015")
+            target = "val" if in_val else "train" if split in ANNOTATED else split.removesuffix("2015")
             prepared.add(target, row, f"{split}, question {number}")
-    unknown = sum(not row["labels"] for split in _ANNOTATED for row in rows[split].values() if "labels" in row)
+    unknown = sum(not row["labels"] for split in ANNOTATED for row in rows[split].values() if "labels" in row)
     if unknown:
         prepared.notes.append(
             f"the answers of {unknown:,} rows have no class: these rows aren't trained on and count as wrong"
         )
+
+
+def draw_val_images(rows: dict[int, Row], prepared: Prepared, val_images: int, seed: int) -> set[str]:
+    """Return the paths of the images of val2014 to validate on, and note how many they are."""
+    images = sorted({row["image_path"] for row in rows.values()})
+    held_out = set(random.Random(seed).sample(images, min(val_images, len(images))))
+    prepared.notes.append(f"{len(held_out):,} of {len(images):,} images of val2014 are validated on, seed {seed}")
+    return held_out

@@ -106,6 +106,14 @@ def reader(scpc, clip_folder, tmp_path_factory) -> Path:
     (folder / "coco" / "vqa").mkdir()
     for file in (folder / "coco").glob("*.json"):
         file.rename(folder / "coco" / "vqa" / file.name)
+    (folder / "aokvqa").mkdir()
+    (folder / "coco" / "train2017").mkdir()
+    asked = []
+    for number, row in enumerate(rows):
+        shutil.copy(scpc / "images" / row["img_path"], folder / "coco" / "train2017" / f"{number:012}.jpg")
+        one = {"question_id": f"q{number}", "image_id": number, "split": "train", "question": row["Question"]}
+        asked.append(one | {"choices": [row[letter] for letter in "ABCD"], "correct_choice_idx": number % 4})
+    (folder / "aokvqa" / "aokvqa_v1p0_train.json").write_text(json.dumps(asked))
     write_nlvr2(folder / "nlvr2_images", 12)
     (folder / "nlvr" / "nlvr2" / "data").mkdir(parents=True)
     for file in (folder / "nlvr2_images").glob("*.json"):

@@ -91,7 +91,7 @@ class BEiT3Processor:
         if rng is None or self.train is None:
             return self.evaluate(image)
         question = self._tokenizer.decode(example.token_ids) if example.token_ids else example.question
-        sides_matter = speaks_of_sides((question, *example.choices))
+        sides_matter = speaks_of_sides((question, *example.wordings, *example.choices))
         return self.train(image, rng, keep_left_right=sides_matter)
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:

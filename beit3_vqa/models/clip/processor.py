@@ -124,7 +124,7 @@ class CLIPOptionsProcessor:
         if rng is None:
             pixels = self.evaluate(image)
         else:
-            sides_matter = speaks_of_sides((example.question, *example.choices))
+            sides_matter = speaks_of_sides((example.question, *example.wordings, *example.choices))
             pixels = self.train(image, rng, keep_left_right=sides_matter)
         return {"image": pixels, "texts": self.token_ids(example)}
 

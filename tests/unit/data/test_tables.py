@@ -131,6 +131,7 @@ def test_unknown_encodings_are_refused(name):
 
 
 FILES = {
+    "a_okvqa": {"annotations": ""},
     "choices": {"train": "x"},
     "dacon_json": {"train": "x", "min_count": 1},
     "visual7w": {"json": "x"},
@@ -139,6 +140,7 @@ FILES = {
     "nocaps": {"val": "x"},
     "nlvr2": {"annotations": ""},
     "table": {"train": "x"},
+    "vqa_choices": {"annotations": ""},
     "vqav2": {"annotations": "", "min_count": 1, "val_images": 1},
 }
 
@@ -150,7 +152,7 @@ def test_these_tests_cover_every_format_of_prepare():
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_reads_in_the_encoding_that_is_named(tmp_path, name):
     content = '{"man’s": 1}'.encode("cp1252")
-    for file in ("x", "train.json", "v2_OpenEnded_mscoco_train2014_questions.json"):
+    for file in ("x", "train.json", "v2_OpenEnded_mscoco_train2014_questions.json", "aokvqa_v1p0_train.json"):
         (tmp_path / file).write_bytes(content)
     values = {key: str(tmp_path / value) if isinstance(value, str) else value for key, value in FILES[name].items()}
     module = find_format(name)

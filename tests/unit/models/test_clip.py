@@ -1,5 +1,6 @@
 """CLIP with adapters against transformers and peft computing the plain way: the image repeated for every option."""
 
+import dataclasses
 import json
 import pickle
 import random
@@ -196,6 +197,9 @@ def test_training_sees_the_square_of_evaluation_unless_augmentation_is_asked_for
     pixels = processor(example)["image"]
     assert torch.equal(processor(example, random.Random(0))["image"], pixels)
     assert torch.equal(augmented(example, random.Random(0))["image"], pixels.flip(2))
+    for about_sides in ({"question": "Left?"}, {"wordings": ("Left?",)}):
+        kept = augmented(dataclasses.replace(example, **about_sides), random.Random(0))["image"]
+        assert torch.equal(kept, pixels)
 
 
 def test_long_questions_are_cut_and_options_never(clip_folder):

@@ -128,6 +128,7 @@ def test_images_are_not_flipped_if_the_question_speaks_of_sides(spm, tmp_path):
     plain = made(Example("0", str(tmp_path / "x.png"), "What is it?"), random.Random(0))["image"]
     assert plain[0, :, 0].float().mean() < 5  # red went to the right
     ids = tuple(made.tokenizer.encode("What is on the left?"))  # as in upstream's index
-    for about_sides in ({"question": "What is on the left?"}, {"question": "", "token_ids": ids}):
+    other_words = {"question": "Quoi?", "wordings": ("What is on the left?",)}
+    for about_sides in ({"question": "What is on the left?"}, other_words, {"question": "", "token_ids": ids}):
         sides = made(Example("0", str(tmp_path / "x.png"), **about_sides), random.Random(0))["image"]
         assert sides[0, :, 0].float().mean() > 250
