@@ -1,7 +1,9 @@
-"""Cross validation: a training for each fold of a prepared folder, and mean and deviation of their metric."""
+"""Cross validation: a training for each fold of a prepared folder, mean and deviation of their metric, and their use.
+
+If a task has an answer for each row, `fold_models` says what the folds' models are then used for.
+"""
 
 import json
-import os
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.apps.fold_models import PREDICTIONS, use_fold_models
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.engine.api import train
@@ -16,8 +19,11 @@ from beit3_vqa.engine.build import make_task
 from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.errors import InputError, plural
-from beit3_vqa.runtime.files import make_folder, write_text
+from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.distributed import processes
+from beit3_vqa.runtime.files import write_text
 from beit3_vqa.runtime.host import typed_command
+from beit3_vqa.runtime.precision import pick_device
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
@@ -33,7 +39,8 @@ def cross_validate(given: GivenOptions) -> dict[str, Any]:
     Returns:
         the content of cross_validation.json: `metric`, `folds` (for each fold the metric after every epoch), `epochs`
         (mean and deviation over folds after every epoch) and `best` (mean and deviation of each fold's own best
-        epoch). Empty if folds are still to be trained, as after `--stop_after_epochs`, or with `--dry_run`.
+        epoch), and what `use_fold_models` returns. Empty if folds are still to be trained, as after
+        `--stop_after_epochs`, or with `--dry_run`.
 
     Raises:
         InputError: if an option belongs to one run, the data has no folds, or a run raises it.
@@ -44,8 +51,9 @@ def cross_validate(given: GivenOptions) -> dict[str, Any]:
         raise InputError(f"--{name}: belongs to one run; cross_validate trains every fold, each in its own folder.")
     if not given["output_dir"]:
         raise InputError("--output_dir: say where checkpoints and results go; each fold gets a folder in it.")
-    is_main = os.environ.get("RANK", "0") == "0"  # of several processes, which don't know each other yet
-    with run_lock(given["output_dir"]) if is_main and not given["dry_run"] else nullcontext():
+    lock = nullcontext() if given["dry_run"] else run_lock(given["output_dir"])
+    # Around all folds: processes that have parted don't find each other again.
+    with processes(pick_device(given["device"]), given["dist_timeout"]), lock:
         return _cross_validate(given)
 
 
@@ -70,24 +78,32 @@ def _cross_validate(given: GivenOptions) -> dict[str, Any]:
         return {}
     summary = summarise(dict(zip(folds, histories, strict=True)), task.spec.best_metric)
     folder = Path(config.run.output_dir)
-    make_folder(folder)
     print(f"\n{table(summary)}")
-    print(f"wrote {write_text(folder / RESULTS, json.dumps(summary, indent=2) + chr(10))}")
-    if config.run.save_ckpt:
-        print(f"trained. Next: {_next_command(config, task, folds)}")
+    _write(folder, summary)
+    if not config.run.save_ckpt:
+        return summary
+    if task.spec.per_example:
+        summary |= use_fold_models(given, task, folds)
+        _write(folder, summary)
+    print(f"trained. Next: {_next_command(config, task, folds)}")
     return summary
 
 
+def _write(folder: Path, summary: dict[str, Any]) -> None:
+    text = json.dumps(summary, indent=2) + "\n"
+    print(f"wrote {distributed.run_on_main(lambda: write_text(folder / RESULTS, text))}")
+
+
 def _next_command(config: RunConfig, task: Task, folds: Sequence[int]) -> str:
-    """Return the command that joins the folds' models, or if that can't be, evaluates one of them."""
+    """Return the command that shows the answers of the folds' models, or if there are none, evaluates one of them."""
     folder = Path(config.run.output_dir)
-    runs = [str(folder / f"fold-{fold}") for fold in folds]
+    if task.spec.per_example:
+        report = ["--output", str(folder / "report.html")]
+        return f"{typed_command('report')} {shlex.join([str(folder / PREDICTIONS), *report])}"
+    run = str(folder / f"fold-{folds[0]}")
     data = ["--data_path", config.sources.folder]
     data += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
-    if "test" in task.folder.splits() and task.spec.supports_questions:
-        output = ["--output", str(folder / "ensemble" / "submission.csv")]
-        return f"{typed_command('ensemble')} {shlex.join([*runs, *data, *output])}"
-    words = ["--eval", "--task", config.run.task, "--resume", f"{runs[0]}/{BEST}", *data, "--output_dir", runs[0]]
+    words = ["--eval", "--task", config.run.task, "--resume", f"{run}/{BEST}", *data, "--output_dir", run]
     words += [] if "test" in task.folder.splits() else ["--split", "val"]
     return f"{typed_command('finetune')} {shlex.join(words)}"
 

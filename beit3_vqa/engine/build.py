@@ -236,7 +236,14 @@ def _with_images(dataset: IndexDataset | PermutedChoices | JoinedDataset, bad_im
         bad_images.add(ImageError(f"row {one_line(row)}: image {path!r} doesn't exist", path))
 
 
-def build(config: RunConfig, task: Task, checkpoint: Path | None = None, sources: tuple[Task, ...] = ()) -> Components:
+def build(
+    config: RunConfig,
+    task: Task,
+    checkpoint: Path | None = None,
+    sources: tuple[Task, ...] = (),
+    *,
+    holds_all: bool = True,
+) -> Components:
     """Build the components of a run; the weights are loaded afterwards.
 
     Args:
@@ -244,6 +251,7 @@ def build(config: RunConfig, task: Task, checkpoint: Path | None = None, sources
         task: what is learned.
         checkpoint: the file whose weights will be loaded; the tokenizer beside it is used.
         sources: the task on each of its data sets, `task` among them; by default `task` alone.
+        holds_all: whether all of the model's weights are to come from that file.
 
     Raises:
         InputError: options contradict each other, or the model is too large for the checkpoint or for memory.
@@ -255,7 +263,7 @@ def build(config: RunConfig, task: Task, checkpoint: Path | None = None, sources
             f"--input_size {config.model.input_size} contradicts --model {config.model.model}, which is for "
             f"{family.img_size} pixels. Change the model's name; --input_size isn't needed."
         )
-    _require_possible(family, checkpoint)  # before anything of the model's size is allocated
+    _require_possible(family, checkpoint if holds_all else None)  # before anything of the model's size is allocated
     torch.manual_seed(config.run.seed)  # fresh weights are drawn below
     wanted = config.compute.precision
     precision = Precision(family.auto_precision.get(device.type, wanted) if wanted == "auto" else wanted, device)

@@ -8,7 +8,8 @@ import pytest
 
 from beit3_vqa.apps.cross_validation import summarise, table
 from beit3_vqa.cli.main import main
-from tests.helpers.commands import finetune, finetune_clip
+from tests.helpers.captioned import write_captioned
+from tests.helpers.commands import finetune, finetune_clip, train_on
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,10 @@ def test_cross_validation_goes_on_at_the_fold_where_it_stopped(command, folds, t
     assert results["epochs"][1] == pytest.approx({"mean": statistics.mean(last), "deviation": statistics.stdev(last)})
     assert f"{statistics.mean(last):6.2f} +- {statistics.stdev(last):.2f}" in said
     assert said.count("Next: ") == 1  # not once for each fold
-    (told,) = [line for line in said.splitlines() if line.startswith("trained. Next: beit3-vqa finetune --eval")]
-    assert f"{out}/fold-0/checkpoint-best.pth" in told
-    assert told.endswith("--split val")  # this data has no test split
+    (told,) = [line for line in said.splitlines() if line.startswith("trained. Next: beit3-vqa report")]
+    assert main(shlex.split(told.removeprefix("trained. Next: beit3-vqa "))) == 0
+    assert (out / "report.html").exists()
+    assert not (out / "vote").exists()  # this data has no test split
     before = (out / "fold-1" / "checkpoint-1.pth").stat().st_mtime_ns
     assert main([*command, "--epochs", "2"]) == 0
     assert capsys.readouterr().out.count("all 2 epochs are done") == 3
@@ -58,16 +60,30 @@ def test_cross_validation_goes_on_at_the_fold_where_it_stopped(command, folds, t
 
 
 @pytest.mark.slow
-def test_with_a_test_split_the_next_command_is_an_ensemble_of_the_folds_and_works(scpc, tmp_path, capsys):
+def test_with_a_test_split_the_vote_is_that_of_an_ensemble_of_the_folds(scpc, tmp_path):
     prepare = ["prepare", "choices", "--train", str(scpc / "train.csv"), "--test", str(scpc / "test.csv")]
     prepare += ["--image_root", str(scpc / "images"), "--data_path", str(tmp_path / "data"), "--folds", "2"]
     assert main([*prepare, "--train_tokenizer", "300"]) == 0
-    assert main(["cross_validate", *finetune(tmp_path, tmp_path / "out", "--epochs", "1")[1:]]) == 0
+    out = tmp_path / "out"
+    assert main(["cross_validate", *finetune(tmp_path, out, "--epochs", "1")[1:]]) == 0
+    command = ["ensemble", str(out / "fold-0"), str(out / "fold-1"), "--data_path", str(tmp_path / "data")]
+    submission = out / "ensemble" / "submission.csv"
+    assert main([*command, "--output", str(submission), "--device", "cpu", "--precision", "fp32"]) == 0
+    assert submission.read_text(encoding="utf-8").startswith("ID,answer")
+    assert submission.read_bytes() == (out / "vote" / "submission.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_without_an_answer_for_each_row_the_next_command_evaluates_a_fold(tmp_path, capsys):
+    source = write_captioned(tmp_path / "images", train=8, val=4, test=4)
+    prepare = ["prepare", "flickr30k", "--json", str(source / "dataset_flickr30k.json"), "--image_root", str(source)]
+    assert main([*prepare, "--data_path", str(tmp_path / "data"), "--folds", "2", "--train_tokenizer", "60"]) == 0
+    out = tmp_path / "out"
+    assert main(["cross_validate", *train_on(tmp_path / "data", "flickr30k", out, "--epochs", "1")[1:]]) == 0
     (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trained. Next: ")]
-    command = shlex.split(told.removeprefix("trained. Next: "))
-    assert command[:2] == ["beit3-vqa", "ensemble"]
-    assert main([*command[1:], "--device", "cpu"]) == 0
-    assert (tmp_path / "out" / "ensemble" / "submission.csv").read_text(encoding="utf-8").startswith("ID,answer")
+    assert f"{out}/fold-0/checkpoint-best.pth" in told
+    assert main([*shlex.split(told.removeprefix("trained. Next: beit3-vqa ")), "--device", "cpu"]) == 0
+    assert not (out / "predictions.json").exists()
 
 
 def test_cross_validation_refuses_options_of_a_single_run(scpc, folds, tmp_path, capsys):

@@ -57,6 +57,11 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Pr
     """
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise InputError("ensemble works on one device: start it without torchrun.")
+    return join(options, evaluation)
+
+
+def join(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Prediction]:
+    """Do the same in a process that may be one of several; members are files of predictions then."""
     results = _results_file(options)
     _check_submissions(options)
     sample = read_sample(options.submission_like) if options.submission_like else None

@@ -155,7 +155,8 @@ def read_members(
         gc.collect()  # one model at a time
         given = first.given.also(**without_adapters(first.config.model))
         config = resolve_checkpoint_config(given, first.saved, first.name, kept=first.kept)
-        components = build(config, make_task(config), first.path)
+        # The file may hold adapters alone: it is far smaller than the model.
+        components = build(config, make_task(config), first.path, holds_all=False)
     return members, components
 
 

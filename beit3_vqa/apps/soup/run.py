@@ -20,9 +20,11 @@ from beit3_vqa.engine.checkpoint.manifest import get_sha256, is_soup
 from beit3_vqa.engine.checkpoint.validate import SOUP
 from beit3_vqa.engine.run_lock import require_lock, run_lock
 from beit3_vqa.errors import InputError, plural
-from beit3_vqa.runtime.files import refuse_to_replace, write_text
+from beit3_vqa.runtime.distributed import run_on_main
+from beit3_vqa.runtime.files import make_folder, refuse_to_replace, write_text
 
 TABLE = "soup.json"
+WHY_EVEN = "every training row was seen by all folds but one, so there are no rows to choose other weights on"
 
 
 def soup(options: SoupOptions, evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _soup(options: SoupOptions, paths: Sequence[Path], evaluation: Mapping[str, 
     is_kept = options.keep_anyway or soups[method].score >= best.score
     results = _results(trials, members, singles, soups, best)
     print(_table(results, spec.best_metric, options.split))
-    about = _about(members, soups[method], method, components, options.split)
+    about = _about(members, soups[method].weights, method, components, options.split)
     path = options.output_dir / BEST
     if is_kept:
         mixer.fill(soups[method].weights)  # since then others were tried
@@ -96,6 +98,36 @@ def _soup(options: SoupOptions, paths: Sequence[Path], evaluation: Mapping[str, 
         print(f"no soup is as good as {names[singles.index(best)]}, so none is written; --keep_anyway insists")
     print(f"wrote {table}")
     return content
+
+
+def average_folds(names: Sequence[str], evaluation: Mapping[str, Any], folder: Path) -> None:
+    """Average the models of folds evenly, without comparing anything; every process calls it, the main one writes.
+
+    Other weights would be chosen on rows that all members but one were trained on.
+
+    Args:
+        names: the folds' checkpoints, however many.
+        evaluation: options of `--eval` by flat name, on a prepared folder with a test split.
+        folder: for the checkpoint and soup.json.
+
+    Raises:
+        InputError: the checkpoints aren't of one model, or something else can't be used; nothing is written then.
+    """
+    if checkpoints(folder):
+        raise InputError(f"{folder}: holds a run's checkpoints, but the soup of the folds goes there; move them away.")
+    members, components = read_members(names, list(map(Path, names)), evaluation, "test")
+    weights = [1 / len(members)] * len(members)
+    Mixer(components.model, members, members[0].config.model).fill(weights)
+    about = _about(members, weights, UNIFORM, components, "") | {"why": WHY_EVEN}
+
+    def write() -> None:
+        make_folder(folder)
+        components.family.save_assets(components.processor, folder)
+        _write(folder / BEST, components, about)
+        kept = {"kept": UNIFORM, "checkpoint": BEST, "sha256": get_sha256(folder / BEST)}
+        write_text(folder / TABLE, json_text({**about, **kept}, indent=2) + "\n")
+
+    run_on_main(write)
 
 
 def _one_hot(count: int) -> list[list[float]]:
@@ -210,13 +242,15 @@ def _table(results: Mapping[str, Any], metric: str, split: str) -> str:
     return "\n".join(lines)
 
 
-def _about(members: Sequence[Member], trial: Trial, method: str, components: Components, split: str) -> dict[str, Any]:
+def _about(
+    members: Sequence[Member], weights: Sequence[float], method: str, components: Components, split: str
+) -> dict[str, Any]:
     """Return what a soup was made of, and where it was compared, as plain data."""
     return {
         "method": method,
         "members": [
             {"file": str(member.path), "sha256": member.sha256, "weights_of": member.key, "weight": weight}
-            for member, weight in zip(members, trial.weights, strict=True)
+            for member, weight in zip(members, weights, strict=True)
         ],
         "adapters_merged": bool(members[0].config.model.lora_rank),
         "task": components.task.spec.name,
@@ -227,7 +261,7 @@ def _about(members: Sequence[Member], trial: Trial, method: str, components: Com
     }
 
 
-def _write(path: Path, components: Components, about: dict[str, Any], score: float) -> None:
+def _write(path: Path, components: Components, about: dict[str, Any], score: float | None = None) -> None:
     """Write the model as a checkpoint without an optimizer; what it was made of stands in it and beside it."""
     kept = {name for name, group in GROUP_OF.items() if group == "model"} | {"task", "fold"}
     content = {
@@ -237,4 +271,5 @@ def _write(path: Path, components: Components, about: dict[str, Any], score: flo
         **components.family.fingerprints(components.model, components.processor),
         SOUP: about,
     }
-    save_checkpoint(path, content, {"score": score, SOUP: about, "config": components.config.to_dict()})
+    told = {} if score is None else {"score": score}
+    save_checkpoint(path, content, {**told, SOUP: about, "config": components.config.to_dict()})
