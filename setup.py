@@ -47,6 +47,7 @@ setup(
     packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
     package_data={
         "beit3_vqa": ["py.typed", "apps/attention.js", "apps/serve/page/*"],
+        "beit3_vqa.apps.bundle": ["script.txt"],
         "beit3_vqa.apps.report": ["*.j2", "*.css", "*.js"],
         "beit3_vqa.data": ["*.css"],
         "beit3_vqa.preparation": ["*.j2", "*.css"],

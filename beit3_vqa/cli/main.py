@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "report": "report",
     "serve": "serve",
     "export": "export",
+    "bundle": "bundle",
     "models": "models",
     "download": "download",
     "demo": "demo",
