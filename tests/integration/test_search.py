@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,12 +22,20 @@ from tests.helpers.processes import ended, start, wait_until
 optuna = pytest.importorskip("optuna")
 SPACE = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "drop_path": [0.0, 0.1]}
 
+JOURNAL = ["--storage", "journal"]  # what SQLite does takes a second for each test
+
 
 def command(scpc, out, space, *flags, trials=3):
     file = out.parent / "space.json"
     file.write_text(json.dumps(space))
     words = ["search", "--space", str(file), "--trials", str(trials), "--data_path", str(scpc / "data"), *TINY]
     return [*words, "--output_dir", str(out), "--batch_size", "8", "--num_workers", "0", "--task", "vqacustom", *flags]
+
+
+@pytest.fixture(autouse=True)
+def _without_collecting(monkeypatch):
+    """Collecting garbage between trials takes a second among everything that the tests have loaded."""
+    monkeypatch.setattr(search_run, "gc", SimpleNamespace(collect=lambda: 0))
 
 
 def found(out):
@@ -123,7 +132,7 @@ def test_a_trial_that_was_interrupted_goes_on_with_its_options_in_its_folder(
 def test_a_trial_below_the_median_ends_early(scpc, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     Trainings(monkeypatch, [*([10.0 * n, 90.0] for n in range(1, 6)), [20.0, 99.0], [40.0, 95.0]])
-    assert main(command(scpc, out, SPACE, trials=7)) == 0
+    assert main(command(scpc, out, SPACE, *JOURNAL, trials=7)) == 0
     rows = found(out)["trials"]
     assert [(row["folder"], row["state"]) for row in rows if row["state"] != "complete"] == [("trial-5", "pruned")]
     assert rows[0]["folder"] == "trial-6"
@@ -135,7 +144,7 @@ def test_trials_that_fail_do_not_end_a_search(scpc, tmp_path, monkeypatch, capsy
     out = tmp_path / "out"
     diverged = TrainingDiverged("no finite gradient for 10 steps")
     Trainings(monkeypatch, [InputError("--min_lr 1e-3 is above --lr 2e-4"), diverged, InputError("x"), [70.0]])
-    assert main(command(scpc, out, SPACE, trials=4)) == 0
+    assert main(command(scpc, out, SPACE, *JOURNAL, trials=4)) == 0
     rows = found(out)["trials"]
     assert [row["state"] for row in rows] == ["complete", "fail", "fail", "fail"]
     assert [row["reason"] for row in rows[1:]] == [
@@ -150,24 +159,25 @@ def test_a_search_ends_if_its_first_three_trials_fail_alike(scpc, tmp_path, monk
     out = tmp_path / "out"
     errors = [InputError(f"{out}/trial-{n}: --min_lr 1e-3 is above --lr {n}e-4") for n in range(3)]
     Trainings(monkeypatch, errors)
-    assert main(command(scpc, out, SPACE, trials=5)) == 2
+    assert main(command(scpc, out, SPACE, *JOURNAL, trials=5)) == 2
     said = capsys.readouterr().err
     assert "the first 3 trials all failed alike: the folder: --min_lr 1e-3 is above" in said
     assert len(found(out)["trials"]) == 3
     Trainings(monkeypatch, [[1.0], [2.0]])  # once that is mended, the same command goes on
-    assert main(command(scpc, out, SPACE, trials=5)) == 0
+    assert main(command(scpc, out, SPACE, *JOURNAL, trials=5)) == 0
 
 
 def test_max_hours_begins_no_trial_that_would_not_end_in_time(scpc, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     Trainings(monkeypatch, [[1.0], [2.0], [3.0]])
-    now = [0.0]
-    monkeypatch.setattr(search_run.time, "monotonic", lambda: now.append(now[-1] + 3600) or now[-1])
-    assert main(command(scpc, out, SPACE, "--max_hours", "2.5")) == 0
+    hours = iter(range(10))
+    monkeypatch.setattr(search_run, "time", SimpleNamespace(monotonic=lambda: 3600 * next(hours)))
+    assert main(command(scpc, out, SPACE, *JOURNAL, "--max_hours", "2.5")) == 0
     assert [row["folder"] for row in found(out)["trials"]] == ["trial-1", "trial-0"]
     assert "2 of 3 trials have ended, --max_hours is used up; the same command goes on" in capsys.readouterr().out
-    monkeypatch.setattr(search_run.time, "monotonic", lambda: 0.0)
-    assert main(command(scpc, out, SPACE, "--max_hours", "1e-9")) == 0  # the trials so far took longer than that
+    monkeypatch.setattr(search_run, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    # The trials so far took longer than that.
+    assert main(command(scpc, out, SPACE, *JOURNAL, "--max_hours", "1e-9")) == 0
     assert len(found(out)["trials"]) == 2
 
 
