@@ -47,6 +47,7 @@ setup(
     packages=find_packages(include=["beit3_vqa", "beit3_vqa.*"]),
     package_data={
         "beit3_vqa": ["py.typed", "apps/attention.js", "apps/serve/page/*"],
+        "beit3_vqa.apps.bundle": ["script.txt"],
         "beit3_vqa.apps.report": ["*.j2", "*.css", "*.js"],
         "beit3_vqa.data": ["*.css"],
         "beit3_vqa.preparation": ["*.j2", "*.css"],
@@ -76,6 +77,7 @@ setup(
         "excel": ["openpyxl>=3.1", "xlrd>=2"],  # `prepare table` of XLSX and XLS files
         "heic": ["pillow-heif>=0.18"],  # photographs of iPhones
         "parquet": ["pyarrow>=14.0.1"],  # of Parquet and Feather files; earlier ones run code (CVE-2023-47248)
+        "search": ["optuna>=4"],  # `beit3-vqa search`
         "report": ["jinja2"],  # `beit3-vqa report`
         # `beit3-vqa serve`. FastAPI checks requests and describes itself in OpenAPI from the same types; uvicorn serves
         # it in this process, beside the model, and stops in order; python-multipart is what FastAPI reads uploads with.
@@ -109,6 +111,7 @@ setup(
             "onnxruntime>=1.20",
             "wandb",
             "mlflow-skinny>=2",
+            "optuna>=4",
             "nbclient",  # runs get_started/colab.ipynb
             "nbformat",
             "ipykernel",

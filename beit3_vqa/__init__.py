@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from beit3_vqa.errors import InputError
 
 if TYPE_CHECKING:
+    from beit3_vqa.apps.ensemble.frames import average_frames
     from beit3_vqa.engine.fitting import TrainedRun, fit
     from beit3_vqa.engine.predictor import Predictor, load
     from beit3_vqa.models.names import register_with_timm
@@ -30,6 +31,7 @@ __all__ = [
     "Predictor",
     "TrainedRun",
     "__version__",
+    "average_frames",
     "fit",
     "load",
     "prepare",
@@ -41,6 +43,7 @@ __all__ = [
 _LATER = {
     "Predictor": "beit3_vqa.engine.predictor",
     "TrainedRun": "beit3_vqa.engine.fitting",
+    "average_frames": "beit3_vqa.apps.ensemble.frames",
     "fit": "beit3_vqa.engine.fitting",
     "load": "beit3_vqa.engine.predictor",
     "prepare": "beit3_vqa.preparation.frames",

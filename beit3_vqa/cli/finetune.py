@@ -27,11 +27,13 @@ REPLACED_FLAGS: dict[str, tuple[str, str]] = {
 STRATEGY_OF_STAGE = {"0": "ddp", "1": "zero1", "2": "fsdp", "3": "fsdp"}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a run: every option, and those of upstream that no longer do anything."""
+def add_options(parser: argparse.ArgumentParser, without: frozenset[str] = frozenset()) -> None:
+    """Add the flags of a run: every option but some, and those of upstream that no longer do anything."""
     parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags take precedence over it")
     groups = {group: parser.add_argument_group(group, cls.__doc__) for group, cls in GROUPS.items()}
     for group, field, _ in option_fields():
+        if field.name in without:
+            continue
         elsewhere = {TITLES[key]: own[field.name] for key, own in DEFAULTS.items() if field.name in own}
         add_option(groups[group], field, elsewhere)
     for name, (values, _) in REPLACED_FLAGS.items():

@@ -21,6 +21,7 @@ MAX_WORD = 100  # characters of a command for which a similar one is looked for
 COMMANDS: dict[str, str] = {
     "finetune": "finetune",
     "cross_validate": "cross_validate",
+    "search": "search",
     "prepare": "prepare",
     "score": "score",
     "evaluate": "evaluate",
@@ -30,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "report": "report",
     "serve": "serve",
     "export": "export",
+    "bundle": "bundle",
     "models": "models",
     "download": "download",
     "demo": "demo",

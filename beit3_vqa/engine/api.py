@@ -45,7 +45,7 @@ from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import compare_sources, evaluate_fully, naming
 from beit3_vqa.engine.run_lock import run_lock
-from beit3_vqa.engine.trainer import Training, fit, set_up_training
+from beit3_vqa.engine.trainer import Judge, Training, fit, set_up_training
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.summary import without_looking
 from beit3_vqa.runtime import distributed
@@ -58,12 +58,13 @@ from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
 
 
-def train(given: GivenOptions, *, say_next: bool = True) -> TrainState:
+def train(given: GivenOptions, *, say_next: bool = True, judge: Judge | None = None) -> TrainState:
     """Train from scratch, from pretrained weights, or on from a checkpoint; with `--dry_run`, only try it.
 
     Args:
         given: the options.
         say_next: print at the end which command evaluates the best checkpoint.
+        judge: whoever decides after each validation whether training goes on; one process only.
 
     Raises:
         InputError: something the user gave doesn't work.
@@ -84,6 +85,7 @@ def train(given: GivenOptions, *, say_next: bool = True) -> TrainState:
             distributed.run_on_main(lambda: finish_renames(Path(given["output_dir"])))
         found = find_run(given)
         run = _begin(given) if found is None else _go_on(given, *found)
+        run.judge = judge
         if run.state.time:
             run.state.time.started = started  # --max_hours counts the time that it took to load model and data, too
         describe(run)

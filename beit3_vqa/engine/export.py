@@ -80,9 +80,7 @@ def export(
                 meaning = {"answers": beside["task_state"].get("answers"), TEMPERATURE: temperature}
                 write_text(place / PREPROCESSING, _json({**how, **meaning}))
             if SAFETENSORS in formats:
-                weights = {name: value for name, value in components.model.state_dict().items() if is_plain(value)}
-                about = {"exported_from": get_sha256(path), **({TEMPERATURE: temperature} if temperature else {})}
-                write_portable(place / WEIGHTS, weights, beside, about)
+                write_weights(components, path, place)
             write_text(place / CONFIG, _json({"model_type": "beit3_vqa", **beside}))
             family.save_assets(components.processor, place)
         card = model_card(components, path, sorted(p.name for p in place.iterdir()), license, dataset)
@@ -90,6 +88,20 @@ def export(
     print(f"wrote {folder}; the text of an option was {components.config.model.prompt_template!r}")
     if push_to_hub:
         print(f"uploaded to {push(folder, push_to_hub, public=public)}")
+
+
+def write_weights(components: Components, checkpoint: Path, folder: Path) -> None:
+    """Write the weights that answer, with the options and answers that loading them asks for.
+
+    Args:
+        components: with the checkpoint's weights.
+        checkpoint: the file that they come from, whose temperature is kept.
+        folder: for `model.safetensors` and `model.json`.
+    """
+    temperature = read_temperature(checkpoint)
+    weights = {name: value for name, value in components.model.state_dict().items() if is_plain(value)}
+    about = {"exported_from": get_sha256(checkpoint), **({TEMPERATURE: temperature} if temperature else {})}
+    write_portable(folder / WEIGHTS, weights, _beside(components), about)
 
 
 def _beside(components: Components) -> dict[str, Any]:

@@ -427,14 +427,14 @@ def load(
     watch_spinning()
     places = {"sentencepiece_model": sentencepiece_model, "pretrained": pretrained}
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
-    path = _find_checkpoint(Path(checkpoint))
+    path = find_checkpoint(Path(checkpoint))
     components = load_components(path, given)
     components.model.to(components.precision.device).eval()
     name = path if path.name == BEST or path.suffix == ".pth" else checkpoint  # an export is its folder
     return Predictor(components, str(name), read_temperature(path) or 1.0)
 
 
-def _find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a path means: a file, or the best, else the newest, of a folder."""
     file = checkpoint_file(path)
     if not is_folder(file):

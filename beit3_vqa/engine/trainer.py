@@ -48,6 +48,10 @@ from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
 SCALAR_STEPS = 50  # optimizer steps between points of the curves
 
 
+# (epochs done, the score of a validation) -> why training is to end there; empty: it goes on.
+Judge = Callable[[float, float], str]
+
+
 class _OverError(Exception):
     """Nothing is left to train, in the middle of an epoch; `_why_over` says why."""
 
@@ -63,6 +67,8 @@ class Training(Learner):
         beside: of each other source that has such a split, by number: batches, and the components to evaluate them.
         resumed_in: folder of the checkpoint that the run goes on from; None if it begins.
         best_is_of_other_data: whether the best checkpoint so far was chosen on another validation split.
+        judge: whoever else decides after each validation whether training goes on; None: nobody.
+        verdict: why the judge ended training; empty if it didn't.
         state: epochs done, place inside the epoch, best score.
     """
 
@@ -72,6 +78,8 @@ class Training(Learner):
     beside: dict[int, tuple[Components, BatchLoader]] = field(default_factory=dict)
     resumed_in: Path | None = None
     best_is_of_other_data: bool = False
+    judge: Judge | None = None
+    verdict: str = ""
     state: TrainState = field(default_factory=TrainState)
 
     @property
@@ -284,6 +292,8 @@ def _why_over(run: Training) -> str:
         best = f"{state.best_score:.2f} of epoch {state.best_epoch}" if state.best_score is not None else "before"
         waited = plural(state.waited, "validation")
         return f"{waited} in a row without a better score than {best}; raise --patience for more"
+    if run.verdict:
+        return run.verdict
     time = state.time
     if time is None:
         return ""
@@ -516,12 +526,14 @@ def _count_validation(run: Training, metrics: dict[str, Any]) -> tuple[float | N
 
 
 def _show_score(run: Training, metrics: dict[str, Any], place: str, log: RunLog) -> None:
-    """Draw the metrics of a validation, and print its score beside the best."""
+    """Draw the metrics of a validation, print its score beside the best, and show it to the judge."""
     state, metric = run.state, run.components.task.spec.best_metric
     log.scalars(get_scalars(metrics, "val"), run.step)
     if metrics.get(metric) is not None:
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
         print(f"{place}: val {metric} {metrics[metric]:.2f} ({best})")
+        if run.judge:
+            run.verdict = run.judge(run.step / run.steps_per_epoch, metrics[metric])
 
 
 def _evaluation_command(run: Training) -> str:

@@ -144,6 +144,8 @@ class BaseFamily(ABC, Generic[M, P]):
     any_number_of_options: bool = False
     #: whether its library has a format of its own, which `export` writes instead of ours
     exports: bool = False
+    #: libraries that its models need beside those that every model needs
+    packages: tuple[str, ...] = ()
 
     def __init__(self, config: RunConfig, task: TaskShape):
         self.config = config
@@ -258,6 +260,10 @@ class BaseFamily(ABC, Generic[M, P]):
 
     def save_assets(self, processor: P, folder: Path) -> None:
         """Copy files beside the checkpoints that these need to be used elsewhere."""
+
+    def base_files(self) -> list[Path]:
+        """Return the files of `--pretrained`, without which a checkpoint can't be loaded; empty if it takes none."""
+        return []
 
     def export(self, model: M, processor: P, folder: Path, *, merge: bool) -> None:
         """Write the trained model in the format of the family's library, if it `exports`."""

@@ -43,6 +43,7 @@ _TASKS = ("vqav2", "nlvr2", "image_classification", "retrieval", "captioning")
 SLOW_PAGES = [
     "README.ko.md",
     "get_started/ensembles.md",
+    "get_started/code_contests.md",
     *(f"get_started/get_started_for_{name}.md" for name in _TASKS),
 ]
 PAGES += SLOW_PAGES

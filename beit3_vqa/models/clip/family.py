@@ -18,7 +18,7 @@ from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_we
 from beit3_vqa.models.base import BaseFamily, TaskShape
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.clip.export import export_clip
-from beit3_vqa.models.clip.folder import find_clip_folder
+from beit3_vqa.models.clip.folder import FILES, OLD_WEIGHTS, WEIGHTS, find_clip_folder
 from beit3_vqa.models.clip.hub import (
     CLIPTexts,
     optional,
@@ -53,6 +53,7 @@ class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
     auto_precision: Mapping[str, str] = MappingProxyType({"cuda": "fp16"})
     exports = True
     any_number_of_options = True  # each option is a text of its own
+    packages = ("transformers", "peft")
 
     def __init__(self, config: RunConfig, task: TaskShape):
         super().__init__(config, task)
@@ -204,6 +205,11 @@ class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
             f"--pretrained {processor.texts.path} has {what} than the model that the checkpoint was trained on. Give "
             "--pretrained the folder that was used then."
         )
+
+    def base_files(self) -> list[Path]:
+        """Return the files of `--pretrained` that are read; the weights in one format only."""
+        names = FILES if (self.folder / WEIGHTS).exists() else (*FILES, OLD_WEIGHTS)
+        return [self.folder / name for name in names if (self.folder / name).is_file()]
 
     def export(
         self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor, folder: Path, *, merge: bool

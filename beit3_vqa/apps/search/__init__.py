@@ -1,0 +1,1 @@
+"""A search for the best options: many trainings with options that Optuna proposes."""

@@ -1,0 +1,45 @@
+"""`beit3-vqa bundle`: a zip for code contests, which answers a hidden table offline."""
+
+import argparse
+
+from beit3_vqa.apps.bundle.options import BundleOptions
+from beit3_vqa.cli.flags import add_option, add_options, command, given
+from beit3_vqa.config.config import option_fields
+
+# Options of finetune's --eval that the checkpoints are evaluated with.
+EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "split", "num_workers")
+EVALUATION += ("sentencepiece_model", "pretrained", "device", "precision", "trust_checkpoint")
+DESCRIPTION = """\
+Writes a zip for contests whose organisers run your code on hidden questions: script.py, the models in model/, this
+package in packages/, the versions of the others in requirements.txt, and README.md, which says how many parameters
+and bytes the models have, and the licence and date of the weights as you state them.
+
+    python script.py --table test.csv --image_root images --output submission.csv
+
+needs no network. The probabilities of several models are averaged, as `ensemble` does.
+
+Before the zip is written it runs once by itself, in a new environment without network, on --split of --data_path or on
+--table. Its answers must be those that the checkpoints give here, else there is no zip. The environment is new but for
+torch and the other libraries, which are the installed ones.
+"""
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the bundle, and those with which its checkpoints are evaluated."""
+    add_options(parser, BundleOptions)
+    group = parser.add_argument_group("evaluation", "as in `finetune --eval`")
+    for _, field, _ in option_fields():
+        if field.name in EVALUATION:
+            add_option(group, field)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    options = BundleOptions(**given(BundleOptions, parsed))
+    from beit3_vqa.apps.bundle.run import bundle
+
+    bundle(options, {name: value for name, value in vars(parsed).items() if name in EVALUATION})
+    return 0
+
+
+add = command("bundle", "pack models and an offline script for code contests", _add_flags, run, DESCRIPTION)
