@@ -3,8 +3,7 @@
 import argparse
 
 from beit3_vqa.apps.bundle.options import BundleOptions
-from beit3_vqa.cli.flags import add_option, add_options, command, given
-from beit3_vqa.config.config import option_fields
+from beit3_vqa.cli.flags import add_evaluation, add_options, command, given
 
 # Options of finetune's --eval that the checkpoints are evaluated with.
 EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "split", "num_workers")
@@ -27,10 +26,7 @@ torch and the other libraries, which are the installed ones.
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the bundle, and those with which its checkpoints are evaluated."""
     add_options(parser, BundleOptions)
-    group = parser.add_argument_group("evaluation", "as in `finetune --eval`")
-    for _, field, _ in option_fields():
-        if field.name in EVALUATION:
-            add_option(group, field)
+    add_evaluation(parser, EVALUATION, "as in `finetune --eval`")
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -3,8 +3,7 @@
 import argparse
 
 from beit3_vqa.apps.ensemble.options import EnsembleOptions
-from beit3_vqa.cli.flags import add_option, add_options, command, given
-from beit3_vqa.config.config import option_fields
+from beit3_vqa.cli.flags import add_evaluation, add_options, command, given
 
 # Options of finetune's --eval that a checkpoint among the members is evaluated with.
 EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "split", "eval_batch_size", "num_workers")
@@ -33,10 +32,7 @@ Open-ended predictions hold the likeliest five answers; soft and weighted count 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the ensemble, and those with which checkpoints among its members are evaluated."""
     add_options(parser, EnsembleOptions)
-    group = parser.add_argument_group("evaluation", "for members that are checkpoints, as in `finetune --eval`")
-    for _, field, _ in option_fields():
-        if field.name in EVALUATION:
-            add_option(group, field, only_one=True)
+    add_evaluation(parser, EVALUATION, "for members that are checkpoints, as in `finetune --eval`")
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -2,9 +2,10 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias, TypeVar
 
+from beit3_vqa.config.config import option_fields
 from beit3_vqa.runtime.fields import Options, one_or_several, scalar_of, takes_several, words_of
 
 Given = TypeVar("Given", bound=Options)
@@ -55,6 +56,14 @@ def add_options(group: argparse._ActionsContainer, options: type[Options]) -> No
     """Add the flags of a dataclass to a parser or a group of it."""
     for field in dataclasses.fields(options):
         add_option(group, field)
+
+
+def add_evaluation(parser: argparse.ArgumentParser, names: Collection[str], help: str) -> None:
+    """Add those options of `finetune --eval` that a command evaluates checkpoints with, on one prepared folder."""
+    group = parser.add_argument_group("evaluation", help)
+    for _, field, _ in option_fields():
+        if field.name in names:
+            add_option(group, field, only_one=True)
 
 
 def add_option(

@@ -3,8 +3,7 @@
 import argparse
 
 from beit3_vqa.apps.soup.options import SoupOptions
-from beit3_vqa.cli.flags import add_option, add_options, command, given
-from beit3_vqa.config.config import option_fields
+from beit3_vqa.cli.flags import add_evaluation, add_options, command, given
 
 # Options of finetune's --eval that the checkpoints and their soups are evaluated with.
 EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "eval_batch_size", "num_workers")
@@ -30,10 +29,7 @@ merged into their layers, so that the soup is a model without adapters. Memory h
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the soup, and those with which its checkpoints are evaluated."""
     add_options(parser, SoupOptions)
-    group = parser.add_argument_group("evaluation", "as in `finetune --eval`")
-    for _, field, _ in option_fields():
-        if field.name in EVALUATION:
-            add_option(group, field, only_one=True)
+    add_evaluation(parser, EVALUATION, "as in `finetune --eval`")
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -81,8 +81,8 @@ def _check_data(given: GivenOptions, space: Sequence[Range | Choice]) -> str:
     task = make_task(resolve(first, find_task(first["task"]).spec.defaults))
     if "val" not in task.folder.splits():
         raise InputError(
-            f"--data_path {first['data_path']}: has no validation split, on which trials are compared; prepare one, or "
-            "give --fold K."
+            f"--data_path {first.sources.folder}: has no validation split, on which trials are compared; prepare "
+            "one, or give --fold K."
         )
     return task.spec.best_metric
 
