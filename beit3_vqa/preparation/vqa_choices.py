@@ -78,7 +78,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
         return prepared
     questions, annotations = _FILES[edition]
     rows: dict[str, dict[int, Row]] = {}
-    told: dict[int, _Told] = {}
+    told: dict[str, dict[int, _Told]] = {}
     problem_of = _problem_of_choices if edition == "v1" else None
     for split in (*ANNOTATED, *(_TESTS if edition == "v1" else ())):
         path = folder / questions.format(split)
@@ -88,7 +88,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
         rows[split] = read_questions(path, split, prepared, options.encoding, problem_of)
         if split in ANNOTATED:
             path = folder / annotations.format(split)
-            told |= read_annotations(path, rows[split], prepared, options.encoding, _keep)
+            told[split] = read_annotations(path, rows[split], prepared, options.encoding, _keep)
     if edition == "v2":
         prepared.notes.append("test has no answers, from which options could be made: no such split")
     _add_rows(prepared, rows, told, arguments, options.seed)
@@ -125,12 +125,14 @@ def _kind_of(answer: str) -> str:
 
 
 def _add_rows(
-    prepared: Prepared, rows: dict[str, dict[int, Row]], told: dict[int, _Told], arguments: Arguments, seed: int
+    prepared: Prepared,
+    rows: dict[str, dict[int, Row]],
+    told: dict[str, dict[int, _Told]],
+    arguments: Arguments,
+    seed: int,
 ) -> None:
     """Give each question its options and add it, or count why it is left out."""
-    pools = _Pools(
-        (row["answer"], told[number]) for of in rows.values() for number, row in of.items() if number in told
-    )
+    pools = _Pools((rows[split][number]["answer"], one) for split, of in told.items() for number, one in of.items())
     held_out = draw_val_images(rows["val2014"], prepared, arguments.val_images, seed) if "val2014" in rows else set()
     left_out: Counter[str] = Counter()
     for split, of in rows.items():
@@ -143,8 +145,8 @@ def _add_rows(
                     continue
                 rng.shuffle(row["choices"])
                 prepared.add(_TESTS[split], row, origin)
-            elif number in told:
-                reason = _choose(row, told[number], pools, arguments, rng)
+            elif number in told[split]:
+                reason = _choose(row, told[split][number], pools, arguments, rng)
                 if reason in (_YES_OR_NO, _NOTHING_WRONG):
                     left_out[reason] += 1
                     continue

@@ -234,6 +234,16 @@ def test_a_bad_question_or_annotation_is_named_and_nothing_is_written(tmp_path, 
     assert not (tmp_path / "data").exists()
 
 
+def test_a_question_id_of_two_splits_is_told_apart(tmp_path):
+    source = write_vqa(tmp_path / "source", "v1", count=1040)  # numbers from 1000, 2000 and 3000
+    _, rows = run(source, tmp_path / "data", options=18, val_images=2)
+    for split, name in (("train", "train2014"), ("val", "val2014")):
+        told = json.loads((source / f"mscoco_{name}_annotations.json").read_text())["annotations"]
+        texts = {str(one["question_id"]): one["multiple_choice_answer"] for one in told}
+        assert all(row["choices"][LETTERS.index(row["answer"])] == texts[row["id"]] for row in rows[split])
+    assert {row["id"] for row in rows["train"]} & {row["id"] for row in rows["val"]}
+
+
 def test_the_edition_is_what_is_there_or_said(sources, tmp_path):
     with pytest.raises(InputError, match=r"has neither MultipleChoice_\S+ nor v2_OpenEnded"):
         run(tmp_path, tmp_path / "data")
