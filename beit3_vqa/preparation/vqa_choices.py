@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.rows import LETTERS, Row
-from beit3_vqa.errors import plural, short
+from beit3_vqa.errors import MAX_PROBLEMS, plural, short
 from beit3_vqa.preparation.table import note_fewer_options
 from beit3_vqa.preparation.vqav2 import ANNOTATED, draw_val_images, read_annotations, read_questions
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions
@@ -138,7 +138,7 @@ def _add_rows(
     for split, of in rows.items():
         for number, row in of.items():
             origin = f"{split}, question {number}"
-            rng = random.Random(f"{seed}/{row['id']}")  # its options don't depend on which others are read
+            rng = random.Random(f"{seed}/{row['id']}")  # nothing depends on the order of the questions
             if split in _TESTS:
                 if len(row["choices"]) > arguments.options:
                     left_out[_NO_ANSWER] += 1
@@ -150,7 +150,8 @@ def _add_rows(
                 if reason in (_YES_OR_NO, _NOTHING_WRONG):
                     left_out[reason] += 1
                     continue
-                prepared.problems += [f"{origin}: {reason}"] if reason else []
+                if reason and len(prepared.problems) < MAX_PROBLEMS:
+                    prepared.problems.append(f"{origin}: {reason}")
                 prepared.add("val" if row["image_path"] in held_out else "train", row, origin)
     prepared.notes += [f"{plural(count, 'question')} left out: {reason}" for reason, count in left_out.items()]
 
