@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.rows import LETTERS, Row
-from beit3_vqa.errors import plural, short
+from beit3_vqa.errors import MAX_PROBLEMS, plural, short
 from beit3_vqa.preparation.table import note_fewer_options
 from beit3_vqa.preparation.vqav2 import ANNOTATED, draw_val_images, read_annotations, read_questions
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions
@@ -78,7 +78,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
         return prepared
     questions, annotations = _FILES[edition]
     rows: dict[str, dict[int, Row]] = {}
-    told: dict[int, _Told] = {}
+    told: dict[str, dict[int, _Told]] = {}
     problem_of = _problem_of_choices if edition == "v1" else None
     for split in (*ANNOTATED, *(_TESTS if edition == "v1" else ())):
         path = folder / questions.format(split)
@@ -88,7 +88,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
         rows[split] = read_questions(path, split, prepared, options.encoding, problem_of)
         if split in ANNOTATED:
             path = folder / annotations.format(split)
-            told |= read_annotations(path, rows[split], prepared, options.encoding, _keep)
+            told[split] = read_annotations(path, rows[split], prepared, options.encoding, _keep)
     if edition == "v2":
         prepared.notes.append("test has no answers, from which options could be made: no such split")
     _add_rows(prepared, rows, told, arguments, options.seed)
@@ -125,30 +125,33 @@ def _kind_of(answer: str) -> str:
 
 
 def _add_rows(
-    prepared: Prepared, rows: dict[str, dict[int, Row]], told: dict[int, _Told], arguments: Arguments, seed: int
+    prepared: Prepared,
+    rows: dict[str, dict[int, Row]],
+    told: dict[str, dict[int, _Told]],
+    arguments: Arguments,
+    seed: int,
 ) -> None:
     """Give each question its options and add it, or count why it is left out."""
-    pools = _Pools(
-        (row["answer"], told[number]) for of in rows.values() for number, row in of.items() if number in told
-    )
+    pools = _Pools((rows[split][number]["answer"], one) for split, of in told.items() for number, one in of.items())
     held_out = draw_val_images(rows["val2014"], prepared, arguments.val_images, seed) if "val2014" in rows else set()
     left_out: Counter[str] = Counter()
     for split, of in rows.items():
         for number, row in of.items():
             origin = f"{split}, question {number}"
-            rng = random.Random(f"{seed}/{row['id']}")  # its options don't depend on which others are read
+            rng = random.Random(f"{seed}/{row['id']}")  # nothing depends on the order of the questions
             if split in _TESTS:
                 if len(row["choices"]) > arguments.options:
                     left_out[_NO_ANSWER] += 1
                     continue
                 rng.shuffle(row["choices"])
                 prepared.add(_TESTS[split], row, origin)
-            elif number in told:
-                reason = _choose(row, told[number], pools, arguments, rng)
+            elif number in told[split]:
+                reason = _choose(row, told[split][number], pools, arguments, rng)
                 if reason in (_YES_OR_NO, _NOTHING_WRONG):
                     left_out[reason] += 1
                     continue
-                prepared.problems += [f"{origin}: {reason}"] if reason else []
+                if reason and len(prepared.problems) < MAX_PROBLEMS:
+                    prepared.problems.append(f"{origin}: {reason}")
                 prepared.add("val" if row["image_path"] in held_out else "train", row, origin)
     prepared.notes += [f"{plural(count, 'question')} left out: {reason}" for reason, count in left_out.items()]
 

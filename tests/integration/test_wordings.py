@@ -224,52 +224,50 @@ def test_without_the_other_wordings_weights_are_others_and_a_run_says_what_has_c
     assert "8 changed" in capsys.readouterr().out
 
 
-def test_tta_averages_what_each_wording_alone_is_answered(folder, scpc, tmp_path, capsys):
-    checkpoint = folder / "out" / "checkpoint-best.pth"
-    flags = ["--split", "val", "--precision", "fp32", "--eval_batch_size", "3"]
-    for mode in ("questions", "cyclic+questions"):
-        assert main(evaluate_on(folder / "data", "vqacustom", checkpoint, tmp_path / mode, *flags, "--tta", mode)) == 0
-        assert "right in every wording" in capsys.readouterr().out
-    rows = list(read_rows(folder / "data" / "vqacustom.val.jsonl"))
+@pytest.fixture(scope="module")
+def model(folder):
+    return beit3_vqa.load(folder / "out", device="cpu", precision="fp32")
+
+
+def read_frame(folder):
+    return pd.read_csv(folder / "val.csv", dtype=str, keep_default_na=False)
+
+
+def test_tta_averages_what_each_wording_alone_is_answered(folder, scpc, model, tmp_path, capsys):
+    frame = read_frame(folder)
+    words = [[text for text in texts if text] for texts in frame[["question", "question_2", "question_3"]].to_numpy()]
     alone = []
     for number in range(3):
-        data = tmp_path / f"data{number}"
-        shutil.copytree(folder / "data", data)
-        words = ([row["question"], *row.get("wordings", ())] for row in rows)
-        one_each = [{**row, "question": w[min(number, len(w) - 1)]} for row, w in zip(rows, words, strict=True)]
-        write_rows(
-            data / "vqacustom.val.jsonl", [{k: v for k, v in row.items() if k != "wordings"} for row in one_each]
-        )
-        own = [*flags, "--image_root", str(scpc / "images")]
-        assert main(evaluate_on(data, "vqacustom", checkpoint, tmp_path / f"out{number}", *own)) == 0
-        alone.append(read_predictions(tmp_path / f"out{number}" / "predictions_val.json"))
-    asked = [1 + len(row.get("wordings", ())) for row in rows]
-    averaged = read_predictions(tmp_path / "questions" / "predictions_val.json")
-    for place, (prediction, count) in enumerate(zip(averaged, asked, strict=True)):
-        assert prediction.question == rows[place]["question"]
-        for letter, share in prediction.probabilities.items():
-            mean = sum(alone[number][place].probabilities[letter] for number in range(count)) / count
+        own = frame[["img", "A", "B"]].assign(question=[texts[min(number, len(texts) - 1)] for texts in words])
+        alone.append(model.predict_frame(own, scpc / "images"))
+    assert (alone[0]["p_A"] - alone[2]["p_A"]).abs().max() > 1e-3  # so that an average is something else
+    metrics = {}
+    for mode in ("questions", "cyclic+questions"):
+        out, checkpoint = tmp_path / mode, folder / "out" / "checkpoint-best.pth"
+        flags = ["--split", "val", "--precision", "fp32", "--eval_batch_size", "3", "--tta", mode]
+        assert main(evaluate_on(folder / "data", "vqacustom", checkpoint, out, *flags)) == 0
+        assert "right in every wording" in capsys.readouterr().out
+        metrics[mode] = json.loads((out / "metrics_val.json").read_text())
+    for place, p in enumerate(read_predictions(tmp_path / "questions" / "predictions_val.json")):
+        assert p.question == words[place][0]
+        for letter, share in p.probabilities.items():
+            mean = sum(alone[number][f"p_{letter}"][place] for number in range(len(words[place]))) / len(words[place])
             assert share == pytest.approx(mean, abs=1e-5)
-    metrics = {
-        mode: json.loads((tmp_path / mode / "metrics_val.json").read_text())
-        for mode in ("questions", "cyclic+questions")
-    }
-    found = metrics["questions"]["tta"]
-    assert (found["passes"], found["asked"]) == (3, sum(asked))
+    asked, found = sum(map(len, words)), metrics["questions"]["tta"]
+    assert (found["passes"], found["asked"]) == (3, asked)
     assert "circular" not in found
     assert found["averaged"]["accuracy"] == metrics["questions"]["accuracy"]
-    right = [all(alone[n][place].score for n in range(count)) for place, count in enumerate(asked)]
+    right = [all(one["answer"][place] == truth for one in alone) for place, truth in enumerate(frame["answer"])]
     assert found["every_wording"]["accuracy"] == 100 * sum(right) / len(right)
     both = metrics["cyclic+questions"]["tta"]
-    assert (both["passes"], both["asked"]) == (6, 2 * sum(asked))
+    assert (both["passes"], both["asked"]) == (6, 2 * asked)
     assert both["plain"] == found["plain"]
     assert both["every_wording"] == found["every_wording"]
     assert both["circular"]["accuracy"] <= both["plain"]["accuracy"]
 
 
-def test_frames_ask_the_first_wording(folder, scpc):
-    model = beit3_vqa.load(folder / "out", device="cpu", precision="fp32")
-    frame = pd.read_csv(folder / "val.csv", dtype=str, keep_default_na=False)
+def test_frames_ask_the_first_wording(folder, scpc, model):
+    frame = read_frame(folder)
     first = frame.drop(columns=["question_2", "question_3"])
     answered, expected = (model.predict_frame(one, scpc / "images") for one in (frame, first))
     pd.testing.assert_frame_equal(answered[expected.columns], expected)
