@@ -170,7 +170,7 @@ def test_options_are_settled_in_config_alone():
 
 
 def test_each_way_in_settles_its_options_with_one_call():
-    """A run that begins, a checkpoint (to go on from, evaluate, ask or count), and what all folds, or all trials, have in common."""
+    """A run that begins, a checkpoint (to go on from, evaluate, ask or count), and what all folds or trials share."""
     callers = {}
     for path in FILES:
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
