@@ -14,6 +14,11 @@ COMMANDS: dict[str, str] = {
     "inference": "predict",
     "ask": "predict",
     "vote": "ensemble",
+    "tune": "search",
+    "sweep": "search",
+    "optimize": "search",
+    "package": "bundle",
+    "submit": "bundle",
     "convert": "prepare",
     "preprocess": "prepare",
 }

@@ -44,6 +44,7 @@ SLOW_PAGES = [
     "README.ko.md",
     "get_started/ensembles.md",
     "get_started/code_contests.md",
+    "get_started/search.md",
     *(f"get_started/get_started_for_{name}.md" for name in _TASKS),
 ]
 PAGES += SLOW_PAGES
@@ -156,7 +157,7 @@ def as_here(command: list[str]) -> list[str]:
     tiny = dict.fromkeys(names, "beit3_tiny_patch8_32")
     tiny["clip_vit_large_patch14_lora"] = f"{CLIP.name}_lora"
     arguments = [tiny.get(word, word) for word in arguments]
-    if arguments[0] in ("finetune", "cross_validate"):
+    if arguments[0] in ("finetune", "cross_validate", "search"):
         arguments += [*TINY[2:], "--num_workers", "0"]
     return ["300" if arguments[i - 1 : i] == ["--train_tokenizer"] else word for i, word in enumerate(arguments)]
 
@@ -165,6 +166,10 @@ def as_here(command: list[str]) -> list[str]:
 def test_commands_on_a_page_run_as_written(page, reader, release, monkeypatch, tmp_path):
     shutil.copytree(reader, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
+    if page == "get_started/search.md":
+        pytest.importorskip("optuna")
+        text = (ROOT / page).read_text(encoding="utf-8")
+        Path("space.json").write_text(re.search(r"```json\n(.*?)```", text, flags=re.S)[1], encoding="utf-8")
     ran = 0
     for command in commands(page):
         if command[0] in ("pip", "pytest", "ruff", "hf"):

@@ -2,22 +2,26 @@
 
 import json
 import os
+import re
 import shlex
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from beit3_vqa.apps.search import run as search_run
 from beit3_vqa.apps.search.space import Choice, Range, read_space
-from beit3_vqa.cli.main import main
+from beit3_vqa.cli.main import _parse, main
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.api import train
 from beit3_vqa.engine.checkpoint.save import TrainState
 from beit3_vqa.engine.loop import TrainingDiverged
 from beit3_vqa.errors import InputError
 from tests.helpers.commands import TINY
-from tests.helpers.processes import ended, start, wait_until
+from tests.helpers.pages import ROOT
+from tests.helpers.processes import ENVIRONMENT, ended, start, wait_until
 
 optuna = pytest.importorskip("optuna")
 SPACE = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "drop_path": [0.0, 0.1]}
@@ -229,6 +233,49 @@ def test_two_processes_share_a_search(scpc, tmp_path):
     rows = found(out)["trials"]
     assert {row["folder"] for row in rows} == {f"trial-{number}" for number in range(4)}
     assert len({row["options"]["lr"] for row in rows}) == 4
+
+
+def test_the_slurm_array_of_the_page_is_a_command_of_ours():
+    page = (ROOT / "get_started" / "search.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```\n(#!/bin/bash\n.*?)```", page, flags=re.S)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    words = shlex.split(script.replace("\\\n", " "), comments=True)
+    assert words[:2] == ["beit3-vqa", "search"]
+    parsed = vars(_parse(words[1:]))
+    assert (parsed["storage"], parsed["max_hours"], parsed["trials"]) == ("journal", 8, 40)
+
+
+@pytest.mark.slow
+def test_rays_example_on_the_page_runs(scpc, tmp_path):
+    pytest.importorskip("ray")
+    page = (ROOT / "get_started" / "search.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, flags=re.S)[1]
+    here = 'epochs=1, vocab_size=300, device="cpu", num_workers=0, batch_size=8,'
+    (tmp_path / "example.py").write_text(code.replace("epochs=2,", here))
+    for name in ("data", "images"):
+        (tmp_path / name).symlink_to(scpc / name)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "example.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^\{'lr': [\d.e-]+, 'drop_path': 0\.[01]\}$", done.stdout, flags=re.M)
+    assert len(list((tmp_path / "ray").glob("trial_*/checkpoint-best.pth"))) == 2
+
+
+def test_without_optuna_the_command_says_what_to_install(scpc, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(command(scpc, tmp_path / "out", SPACE)) == 2
+    assert 'pip install "beit3_vqa[search]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_machine_may_have_other_options_of_its_own(scpc, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    Trainings(monkeypatch, [[1.0], [2.0], [3.0]])
+    assert main(command(scpc, out, SPACE, *JOURNAL, trials=1)) == 0
+    own = ["--image_root", str(scpc / "images"), "--log_interval", "5", "--keep_checkpoints", "1"]
+    assert main(command(scpc, out, SPACE, *JOURNAL, *own, trials=3)) == 0
+    assert len(found(out)["trials"]) == 3
 
 
 def test_a_space_is_read_as_options_take_it(tmp_path):

@@ -35,7 +35,15 @@ from beit3_vqa.engine.predictor import EVALUATE, find_checkpoint, load, load_com
 from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.preparation.columns import find_columns
 from beit3_vqa.preparation.questions import read_questions
-from beit3_vqa.runtime.files import make_folder, publish, real_path, refuse_to_replace, require_writable, staged
+from beit3_vqa.runtime.files import (
+    make_folder,
+    publish,
+    real_path,
+    refuse_to_replace,
+    require_writable,
+    staged,
+    stale_temporaries,
+)
 
 ID = "ID"  # the column of ids in a table that is made of a prepared folder
 
@@ -90,6 +98,9 @@ def bundle(options: BundleOptions, evaluation: Mapping[str, Any]) -> Path:
     refuse_to_replace("--output", options.output, [*paths, *([options.table] if options.table else [])])
     make_folder(options.output.parent)
     require_writable(options.output.parent)
+    for stale in stale_temporaries(options.output.parent):  # gigabytes, of a bundle that was killed
+        if stale.name.startswith(".staged.") and stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
     with staged(options.output.parent) as place:
         return _bundle(options, evaluation, paths, place)
 

@@ -14,6 +14,7 @@ import torch
 from beit3_vqa.apps.search.options import SearchOptions
 from beit3_vqa.apps.search.space import OF_THE_SEARCH, Choice, Range, read_space
 from beit3_vqa.apps.search.study import COMPLETE, FAIL, FOLDER, OPTIONS, PRUNED, SCORE, Begun, SharedStudy
+from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.predictions import json_text
 from beit3_vqa.engine.api import train
@@ -28,6 +29,11 @@ from beit3_vqa.tasks import find_task
 TABLE = "search.json"
 BELOW = "its score is below the median of the other trials at this point"
 HOPELESS = 3  # so many trials at the beginning of a call that fail alike end it
+# Options that change nothing about what is learned; of `compute` and `run` only the others do.
+_OF_A_MACHINE = frozenset(
+    {"image_root", "num_workers", "pin_mem", "eval_batch_size", "sentencepiece_model", "pretrained"}
+)
+_COUNTS = frozenset({"precision", "task", "seed"})
 _STEPS = 1000  # of the pruner in an epoch, which compares trials at the same one
 
 
@@ -88,8 +94,12 @@ def _check_data(given: GivenOptions, space: Sequence[Range | Choice]) -> str:
 
 
 def _about(given: GivenOptions, space: Sequence[Range | Choice]) -> dict[str, Any]:
-    """Return what two calls must have in common to be of the same search."""
-    own = {f"--{name}": value for name, value in given.values.items() if name not in OF_THE_SEARCH}
+    """Return what two calls must have in common to be of the same search, on whatever machines."""
+    own = {
+        f"--{name}": value
+        for name, value in given.values.items()
+        if name not in OF_THE_SEARCH | _OF_A_MACHINE and (GROUP_OF[name] not in ("compute", "run") or name in _COUNTS)
+    }
     searched = {
         f"{d.name} in --space": list(d.values) if isinstance(d, Choice) else [d.low, d.high, d.log, d.step]
         for d in space
