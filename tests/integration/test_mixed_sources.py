@@ -150,7 +150,7 @@ def test_without_a_mix_every_row_of_all_sources_comes_once(sources, tmp_path, ca
     [
         pytest.param(["--mix", "1,2,0.5"], (20, 40, 10), 2, marks=pytest.mark.slow),
         pytest.param(["--mix", "0,1,0"], (0, 17, 0), 2, marks=pytest.mark.slow),
-        (["--mix", "1,2,0.5", "--val_from", "1"], (30, 60, 15), 6),
+        pytest.param(["--mix", "1,2,0.5", "--val_from", "1"], (30, 60, 15), 6, marks=pytest.mark.slow),
         pytest.param(["--mix", "1,1,1", "--val_from", "SECOND"], (17, 17, 17), 3, marks=pytest.mark.slow),
     ],
 )
@@ -191,6 +191,7 @@ def test_images_come_from_each_sources_root_or_from_the_one_that_is_given(source
     assert "--image_root: has 2 folders for 3 folders of --data_path" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_has_changed_in_any_source_is_told(straight, sources, tmp_path, capsys):
     out, changed = tmp_path / "out", tmp_path / "data"
     shutil.copytree(straight, out)
@@ -292,3 +293,72 @@ def test_two_processes_go_on_bitwise(sources, tmp_path):
     code, said = ended(start(["-m", "beit3_vqa", *run], log, *torchrun(2)), log)
     assert code == 0, said
     same(out, straight, "checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-best.pth")
+
+
+@pytest.fixture(scope="module")
+def judged(sources, straight, tmp_path_factory):
+    """The predictions of a model for the training rows of the last source, some of them right."""
+    folder = tmp_path_factory.mktemp("judged")
+    evaluate = ["finetune", "--eval", "--split", "train", "--resume", str(straight / "checkpoint-1.pth"), "--device"]
+    assert main([*evaluate, "cpu", "--num_workers", "0", "--data_path", sources[2], "--output_dir", str(folder)]) == 0
+    file = folder / "predictions_train.json"
+    rows = json.loads(file.read_text())
+    for number, row in enumerate(rows):  # three wrong ones, whatever the model said
+        row["answer"] = row["truth"] if number > 2 else next(c for c in "ABCD" if c != row["truth"])
+        row["probabilities"] = {letter: float(letter == row["answer"]) for letter in "ABCD"}
+        del row["score"]
+    (folder / "predictions.json").write_text(json.dumps(rows))
+    return folder / "predictions.json"
+
+
+@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_hard_examples_come_in_the_asked_proportion_and_go_on_bitwise(sources, judged, tmp_path, killed, capsys, alone):
+    flags = ["--hard_examples", str(judged), *([] if alone else MIX), "--epochs", "2", "--sentencepiece_model"]
+    folders = sources[2:] if alone else sources
+    run = [*flags, f"{sources[0]}/tokenizer.spm"]
+    assert main(command(folders, tmp_path / "straight", *run)) == 0
+    said = capsys.readouterr().out
+    assert f"{judged}: 3 wrong and 7 right rows of last; an epoch has 5 and 5 of them\n" in said
+    assert f"training: {10 if alone else 70} questions" in said
+    out = tmp_path / "out"
+    monkeypatch = killed(2 if alone else 7)
+    assert main(command(folders, out, *run, "--save_steps", "1")) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(command(folders, out, *run)) == 0
+    assert "examples of the next done" in capsys.readouterr().out
+    same(out, tmp_path / "straight", "checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-best.pth")
+
+
+@pytest.mark.slow
+def test_other_hard_examples_begin_the_epoch_again(sources, judged, tmp_path, killed, capsys):
+    file = tmp_path / "predictions.json"
+    shutil.copy(judged, file)
+    run = ["--hard_examples", str(file), "--sentencepiece_model", f"{sources[0]}/tokenizer.spm"]
+    monkeypatch = killed(1)
+    assert main(command(sources[2:], tmp_path / "out", *run, "--save_steps", "1")) == 130
+    monkeypatch.undo()
+    rows = json.loads(file.read_text())
+    rows[0] |= {"answer": rows[0]["truth"], "probabilities": {c: float(c == rows[0]["truth"]) for c in "ABCD"}}
+    file.write_text(json.dumps(rows))
+    assert main(command(sources[2:], tmp_path / "out", *run, "--dry_run")) == 0
+    assert (
+        "the epoch begins again, since its examples come in another order now (hard_examples "
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--hard_examples", "nowhere.json"], "nowhere.json"),
+        (["--hard_examples", "JUDGED", "--hard_ratio", "0"], "--hard_ratio 0.0: must be more than 0"),
+        (["--hard_examples", "JUDGED", "--hard_ratio", "nan"], "--hard_ratio nan: must be more than 0"),
+        (["--hard_examples", "JUDGED", "--balance_answers", "1"], "--balance_answers and --hard_examples both say"),
+    ],
+)
+def test_bad_hard_examples_are_one_error(sources, judged, tmp_path, capsys, flags, says):
+    flags = [str(judged) if flag == "JUDGED" else flag for flag in flags]
+    assert main(command(sources, tmp_path / "out", *flags)) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
