@@ -12,7 +12,9 @@ import torch
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.checkpoint.save import Saver
 from tests.faults.kills import differences
-from tests.helpers.commands import TINY
+from tests.helpers.captioned import prepare_captioned
+from tests.helpers.commands import CLIP, TINY
+from tests.helpers.generated import write_imagenet, write_nlvr2, write_vqav2
 from tests.helpers.photographs import write_scpc_csv
 from tests.helpers.processes import ended, start, torchrun, wait_until
 
@@ -265,10 +267,44 @@ def test_a_source_without_training_rows_may_validate_if_its_share_is_none(source
     assert "has no train split" in capsys.readouterr().err
 
 
+def prepare(task, folder):
+    """Return a prepared folder for a task."""
+    if task in ("coco_retrieval", "coco_captioning"):
+        return prepare_captioned(folder, train=9)
+    write = {"vqav2": write_vqav2, "nlvr2": write_nlvr2, "imagenet": write_imagenet}[task]
+    raw = str(write(folder / "raw", 12))
+    own = [] if task == "imagenet" else ["--annotations", raw, "--train_tokenizer", "60"]
+    own += ["--val_images", "6", "--min_count", "2"] if task == "vqav2" else []
+    assert main(["prepare", task, *own, "--image_root", raw, "--data_path", str(folder / "data")]) == 0
+    return folder / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqav2", "nlvr2", "imagenet", "coco_retrieval", "coco_captioning", "vqarank", "clip"])
+def test_every_task_and_family_trains_on_sources(task, sources, clip_folder, tmp_path):
+    """On a folder and its copy, so that both must score the same."""
+    own = task in ("vqarank", "clip")
+    data = Path(sources[0]) if own else prepare(task, tmp_path)
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(data, copy)
+    images = json.loads((data / "dataset.json").read_text())["image_root"]
+    run = ["finetune", *TINY, "--num_workers", "0", "--batch_size", "4", "--epochs", "1", "--output_dir", str(out)]
+    if task == "clip":
+        run += ["--model", f"{CLIP.name}_lora", "--pretrained", str(clip_folder), "--lora_rank", "4"]
+    run += ["--task", "vqacustom" if task == "clip" else task, "--data_path", str(copy), str(data), "--mix", "1,1"]
+    assert main([*run, "--image_root", str((data / images).resolve())]) == 0
+    (line,) = read_log(out)
+    (metric,) = (name for name in line if name.endswith("_by_source"))
+    one, other = line[metric].values()
+    assert set(line[metric]) == {"copy", "data"}
+    assert one == other
+    assert one[metric.removeprefix("val_").removesuffix("_by_source")] == line[metric.removesuffix("_by_source")]
+
+
 @pytest.mark.slow
 def test_a_run_that_gets_a_real_sigkill_goes_on_bitwise(straight, sources, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    run = command(sources, out, *MIX, "--save_steps", "2", "--log_interval", "0")
+    run = command(sources, out, *MIX, "--save_steps", "2", "--log_interval", "0", "--num_workers", "1")
     process = start(run, log)
     wait_until(lambda: (out / "checkpoint-1-step4.pth").exists(), process)
     os.killpg(process.pid, signal.SIGKILL)
