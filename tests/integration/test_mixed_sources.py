@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import beit3_vqa
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.checkpoint.save import Saver
+from beit3_vqa.errors import InputError
 from tests.faults.kills import differences
 from tests.helpers.captioned import prepare_captioned
 from tests.helpers.commands import CLIP, TINY
@@ -299,6 +301,39 @@ def test_every_task_and_family_trains_on_sources(task, sources, clip_folder, tmp
     assert set(line[metric]) == {"copy", "data"}
     assert one == other
     assert one[metric.removeprefix("val_").removesuffix("_by_source")] == line[metric.removesuffix("_by_source")]
+
+
+@pytest.mark.slow
+def test_a_source_with_fewer_options_is_evaluated_alone_with_the_longer_table(straight, sources, tmp_path, capsys):
+    evaluate = ["finetune", "--eval", "--split", "val", "--resume", str(straight / "checkpoint-1.pth"), "--device"]
+    evaluate += ["cpu", "--num_workers", "0", "--data_path", sources[1], "--output_dir", str(tmp_path)]
+    assert main(evaluate) == 2
+    assert "was trained with another answer table" in capsys.readouterr().err
+    assert main([*evaluate, "--answer2label", f"{sources[0]}/answer2label.txt"]) == 0
+    accuracy = read_log(straight)[-1]["val_accuracy_by_source"]["three"]["accuracy"]
+    assert json.loads((tmp_path / "metrics_val.json").read_text())["accuracy"] == accuracy
+
+
+@pytest.mark.slow
+def test_an_image_that_can_not_be_read_is_skipped_in_any_source(sources, tmp_path, capsys):
+    small = tmp_path / "small"
+    shutil.copytree(Path(sources[1]).parent / "small", small)
+    (small / "own_0_chelsea.jpg").write_bytes(b"no image")
+    images = str(Path(sources[0]).parent / "images")
+    run = command(sources, tmp_path / "out", *MIX, "--epochs", "1", "--image_root", images, str(small), images)
+    assert main(run) == 2
+    assert "own_0_chelsea.jpg" in capsys.readouterr().err
+    assert main([*run, "--skip_bad_images", "1"]) == 0
+    assert "bad image 1 of 1 allowed" in capsys.readouterr().out
+
+
+def test_python_takes_several_folders(sources, scpc, tmp_path):
+    flags = {"model": "beit3_tiny_patch8_32", "vocab_size": 300, "device": "cpu", "num_workers": 0, "dry_run": True}
+    roots = [scpc / "images", scpc / "images"]
+    run = beit3_vqa.fit([Path(sources[0]), sources[2]], mix="1,1", image_root=roots, batch_size=4, **flags)
+    assert run.checkpoint is None
+    with pytest.raises(InputError, match=r"fit: data_path can't be .*, 5\]"):
+        beit3_vqa.fit([sources[0], 5], **flags)
 
 
 @pytest.mark.slow
