@@ -209,8 +209,9 @@ def _check(config: RunConfig) -> None:
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and not is_text(text):
                 raise InputError(f"--{name} {text!r}: isn't text in UTF-8. Is a file or folder named so? Rename it.")
-    if config.sources.shares and config.data.balance_answers:
-        raise InputError("--balance_answers and --mix both say how often a row is drawn; give one of them.")
+    for name, is_given in (("mix", config.sources.shares), ("hard_examples", config.data.hard_examples)):
+        if is_given and config.data.balance_answers:
+            raise InputError(f"--balance_answers and --{name} both say how often a row is drawn; give one of them.")
     if not config.optim.min_lr <= config.optim.lr:
         raise InputError(
             f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where it begins; lower it."

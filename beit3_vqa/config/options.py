@@ -91,6 +91,13 @@ class DataConfig(Options):
         "with several sources: the one that is validated on (with --eval, evaluated), as a folder or a number from 1; "
         "default: the last",
     )
+    hard_examples: str = option(
+        "",
+        "predictions.json of an earlier model, from --eval --split train: training rows that it got wrong and right "
+        "come in the proportion of --hard_ratio; an epoch has as many examples as without",
+        metavar="FILE",
+    )
+    hard_ratio: float = option(1.0, "with --hard_examples: wrong rows for each right one", above=0, high=1e6)
     answer2label: str = option(
         "",
         "answer table of a checkpoint that keeps none (upstream's, a fork's), if --data_path has another one",

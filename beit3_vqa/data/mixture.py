@@ -27,7 +27,7 @@ class Group:
     """Rows of a training set, of which an epoch draws a fixed number.
 
     Attributes:
-        name: for messages.
+        name: of the source that they are from.
         rows: int64 (rows,), numbers of the rows.
         draws: how many of them an epoch has; may be more than there are, or fewer.
     """
@@ -63,6 +63,12 @@ def mixed(groups: Sequence[Group], seed: int, epoch: int, generator: torch.Gener
     for number, group in enumerate(groups):
         order[group_of == number] = group.drawn(seed, number, epoch)
     return order
+
+
+def get_digest(groups: Sequence[Group]) -> str:
+    """Return a hash of which rows are in which group."""
+    parts = (group.rows.numpy().tobytes() + b"/" for group in groups)
+    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
 
 
 def count_draws(sizes: Sequence[int], shares: Sequence[float], once: int) -> list[int]:

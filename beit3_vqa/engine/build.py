@@ -18,11 +18,11 @@ from torch import nn
 from beit3_vqa.config.config import DEFAULT_OF, GROUP_OF, RunConfig
 from beit3_vqa.config.options import AUTO
 from beit3_vqa.config.resolve import GivenOptions, SavedOptions, resolve
-from beit3_vqa.config.sources import Sources
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.choice_order import split_mode
 from beit3_vqa.data.dataset import IndexDataset, PermutedChoices, reworded
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
+from beit3_vqa.data.hard_examples import split_by_score
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.mixture import Group, JoinedDataset, count_draws
 from beit3_vqa.data.types import Example
@@ -98,7 +98,7 @@ class Components:
     def training_loader(self) -> BatchLoader:
         """Do the same for the training rows of all sources, in the order and proportions of training."""
         dataset = self.training_rows()
-        groups = _groups(self.config.sources, dataset.parts) if isinstance(dataset, JoinedDataset) else ()
+        groups = _groups(self.config, dataset.parts if isinstance(dataset, JoinedDataset) else [dataset])
         return self._fingerprinted(dataset, "train", "train", training=True, groups=groups)
 
     def training_rows(self) -> IndexDataset | JoinedDataset:
@@ -200,18 +200,25 @@ class Components:
         return f", texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
 
 
-def _groups(sources: Sources, parts: Sequence[IndexDataset]) -> tuple[Group, ...]:
+def _groups(config: RunConfig, parts: Sequence[IndexDataset]) -> tuple[Group, ...]:
     """Return how many rows an epoch draws of each of the sources that are trained on, whose rows are the `parts`.
 
-    It is empty if each row of all of them comes once.
+    With `--hard_examples` a source is divided into rows that were answered wrong and right. It is empty if each row
+    of all sources comes once.
+
+    Raises:
+        InputError: an epoch would be too long, or the predictions of `--hard_examples` don't fit.
     """
-    if not sources.shares:
+    sources, hard = config.sources, config.data.hard_examples
+    if not (sources.shares or hard):
         return ()
     numbers, sizes = sources.trained, list(map(len, parts))
-    draws = count_draws(sizes, [sources.shares[number] for number in numbers], numbers.index(sources.once))
+    draws = sizes
+    if len(parts) > 1 and sources.shares:
+        draws = count_draws(sizes, [sources.shares[number] for number in numbers], numbers.index(sources.once))
     rows = torch.split(torch.arange(sum(sizes)), sizes)
-    names = [sources.names[number] for number in numbers]
-    return tuple(map(Group, names, rows, draws))
+    groups = tuple(map(Group, [sources.names[number] for number in numbers], rows, draws))
+    return split_by_score(Path(hard), groups, parts, config.data.hard_ratio) if hard else groups
 
 
 def _with_images(dataset: IndexDataset | PermutedChoices | JoinedDataset, bad_images: BadImages) -> Iterator[Example]:

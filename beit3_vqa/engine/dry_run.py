@@ -51,9 +51,14 @@ def _sources_in_words(run: Training) -> str:
     """Return how many examples of each source an epoch has, of how many."""
     sources, unit, dataset = run.components.config.sources, run.components.task.spec.unit, run.train.dataset
     sizes = list(map(len, dataset.parts)) if isinstance(dataset, JoinedDataset) else [len(dataset)]
-    draws = [group.draws for group in run.train.batches.groups] or sizes
-    counts = dict(zip(sources.trained, zip(draws, sizes, strict=True), strict=True))
-    told = [(folder, *counts.get(number, (0, 0))) for number, folder in enumerate(sources.folders)]
+    names = [sources.names[number] for number in sources.trained]
+    size_of = dict(zip(names, sizes, strict=True))
+    groups = run.train.batches.groups
+    draws_of = {name: sum(group.draws for group in groups if group.name == name) for name in names}
+    told = [
+        (folder, (draws_of if groups else size_of).get(name, 0), size_of.get(name, 0))
+        for folder, name in zip(sources.folders, sources.names, strict=True)
+    ]
     return ", ".join(f"{n:,} of {size:,} {unit} of {folder}" if n else f"none of {folder}" for folder, n, size in told)
 
 

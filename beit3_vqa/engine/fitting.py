@@ -1,6 +1,7 @@
 """`beit3_vqa.fit`: train from Python, with the flags of `beit3-vqa finetune` as keywords."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,17 @@ class TrainedRun:
         return "\n".join([f"run in {self.output_dir}", *(f"  {name:<12}{text}" for name, text in lines.items())])
 
 
-def fit(data: Summary | str | Path, *, config: str | Path = "", **flags: Any) -> TrainedRun:
+def fit(
+    data: Summary | str | Path | Sequence[Summary | str | Path], *, config: str | Path = "", **flags: Any
+) -> TrainedRun:
     """Train on prepared data, as `beit3-vqa finetune` does.
 
     A run whose `output_dir` holds checkpoints goes on from the newest, as the command does. The random state of torch
     is set from `seed`. Ctrl-C lets the step finish, saves, and raises `Stopped`; the same call then goes on.
 
     Args:
-        data: what `beit3_vqa.prepare` returned, or the path of a prepared folder.
+        data: what `beit3_vqa.prepare` returned, or the path of a prepared folder; several are sources that are
+            trained on together (`mix`, `val_from`).
         config: a saved config.json; keywords take precedence over it.
         **flags: any flag of `beit3-vqa finetune`, such as `model="beit3_base_patch16_480"`, `epochs=5`, `lr=2e-5`,
             `output_dir="out"`; `beit3-vqa finetune --help` lists them. `--no_X` is `X=False`.
@@ -72,7 +76,7 @@ def fit(data: Summary | str | Path, *, config: str | Path = "", **flags: Any) ->
         raise InputError("fit: data_path is the first argument: fit(DATA, ...).")
     if flags.get("eval"):
         raise InputError("fit trains; beit3_vqa.load(CHECKPOINT).evaluate_frame(...) evaluates.")
-    folder = data.data_path if isinstance(data, Summary) else data
+    folder = [_get_folder(one) for one in data] if isinstance(data, (list, tuple)) else _get_folder(data)
     given = GivenOptions.with_config(from_python({"data_path": folder, **flags}, option_kinds(), "fit"), config)
     state = train(given, say_next=False)
     output_dir = Path(given["output_dir"])
@@ -85,6 +89,10 @@ def fit(data: Summary | str | Path, *, config: str | Path = "", **flags: Any) ->
     metrics = {name[len(_OF_VALIDATION) :]: v for name, v in of_best.items() if name.startswith(_OF_VALIDATION)}
     newest = best if best.is_file() else next(reversed(checkpoints(output_dir)), None)
     return TrainedRun(output_dir, newest, state.best_epoch, state.epoch, metrics, history)
+
+
+def _get_folder(data: object) -> object:
+    return data.data_path if isinstance(data, Summary) else data
 
 
 def _read_log(path: Path) -> tuple[dict[str, Any], ...]:

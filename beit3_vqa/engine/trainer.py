@@ -26,6 +26,7 @@ import torch
 from beit3_vqa.config.config import SESSION_OPTIONS, write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.mixture import get_digest
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint import folder as run_folder
 from beit3_vqa.engine.checkpoint.folder import BEST, step_file
@@ -136,7 +137,9 @@ class Training(Learner):
         seed, balance = self.components.config.run.seed, self.components.config.data.balance_answers
         rows = self.components.fingerprints["train"].order
         groups = self.train.batches.groups
-        mix = {"mix": [group.draws for group in groups]} if groups else {}
+        mix: dict[str, Any] = {"mix": [group.draws for group in groups]} if groups else {}
+        if self.components.config.data.hard_examples:
+            mix["hard_examples"] = get_digest(groups)
         return {"rows": self.examples, "seed": seed, "balance_answers": balance, "data": rows, **mix}
 
     @property

@@ -144,6 +144,8 @@ def from_python(values: Mapping[str, object], kinds: Mapping[str, Any], call: st
             raise InputError(f"{call} has no keyword {name!r}.{nearest(name, kinds)}")
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
+        elif isinstance(value, (list, tuple)):
+            value = [os.fspath(each) if isinstance(each, os.PathLike) else each for each in value]
         elif hasattr(value, "item"):
             value = value.item()
         found[name] = typed(value, kinds[name], f"{call}: {name}")

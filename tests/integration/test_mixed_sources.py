@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import beit3_vqa
 from beit3_vqa.cli.main import main
 from beit3_vqa.engine.checkpoint.save import Saver
+from beit3_vqa.errors import InputError
 from tests.faults.kills import differences
-from tests.helpers.commands import TINY
+from tests.helpers.captioned import prepare_captioned
+from tests.helpers.commands import CLIP, TINY
+from tests.helpers.generated import write_imagenet, write_nlvr2, write_vqav2
 from tests.helpers.photographs import write_scpc_csv
 from tests.helpers.processes import ended, start, torchrun, wait_until
 
@@ -150,7 +154,7 @@ def test_without_a_mix_every_row_of_all_sources_comes_once(sources, tmp_path, ca
     [
         pytest.param(["--mix", "1,2,0.5"], (20, 40, 10), 2, marks=pytest.mark.slow),
         pytest.param(["--mix", "0,1,0"], (0, 17, 0), 2, marks=pytest.mark.slow),
-        (["--mix", "1,2,0.5", "--val_from", "1"], (30, 60, 15), 6),
+        pytest.param(["--mix", "1,2,0.5", "--val_from", "1"], (30, 60, 15), 6, marks=pytest.mark.slow),
         pytest.param(["--mix", "1,1,1", "--val_from", "SECOND"], (17, 17, 17), 3, marks=pytest.mark.slow),
     ],
 )
@@ -191,6 +195,7 @@ def test_images_come_from_each_sources_root_or_from_the_one_that_is_given(source
     assert "--image_root: has 2 folders for 3 folders of --data_path" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_has_changed_in_any_source_is_told(straight, sources, tmp_path, capsys):
     out, changed = tmp_path / "out", tmp_path / "data"
     shutil.copytree(straight, out)
@@ -264,10 +269,77 @@ def test_a_source_without_training_rows_may_validate_if_its_share_is_none(source
     assert "has no train split" in capsys.readouterr().err
 
 
+def prepare(task, folder):
+    """Return a prepared folder for a task."""
+    if task in ("coco_retrieval", "coco_captioning"):
+        return prepare_captioned(folder, train=9)
+    write = {"vqav2": write_vqav2, "nlvr2": write_nlvr2, "imagenet": write_imagenet}[task]
+    raw = str(write(folder / "raw", 12))
+    own = [] if task == "imagenet" else ["--annotations", raw, "--train_tokenizer", "60"]
+    own += ["--val_images", "6", "--min_count", "2"] if task == "vqav2" else []
+    assert main(["prepare", task, *own, "--image_root", raw, "--data_path", str(folder / "data")]) == 0
+    return folder / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqav2", "nlvr2", "imagenet", "coco_retrieval", "coco_captioning", "vqarank", "clip"])
+def test_every_task_and_family_trains_on_sources(task, sources, clip_folder, tmp_path):
+    """On a folder and its copy, so that both must score the same."""
+    own = task in ("vqarank", "clip")
+    data = Path(sources[0]) if own else prepare(task, tmp_path)
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(data, copy)
+    images = json.loads((data / "dataset.json").read_text())["image_root"]
+    run = ["finetune", *TINY, "--num_workers", "0", "--batch_size", "4", "--epochs", "1", "--output_dir", str(out)]
+    if task == "clip":
+        run += ["--model", f"{CLIP.name}_lora", "--pretrained", str(clip_folder), "--lora_rank", "4"]
+    run += ["--task", "vqacustom" if task == "clip" else task, "--data_path", str(copy), str(data), "--mix", "1,1"]
+    assert main([*run, "--image_root", str((data / images).resolve())]) == 0
+    (line,) = read_log(out)
+    (metric,) = (name for name in line if name.endswith("_by_source"))
+    one, other = line[metric].values()
+    assert set(line[metric]) == {"copy", "data"}
+    assert one == other
+    assert one[metric.removeprefix("val_").removesuffix("_by_source")] == line[metric.removesuffix("_by_source")]
+
+
+@pytest.mark.slow
+def test_a_source_with_fewer_options_is_evaluated_alone_with_the_longer_table(straight, sources, tmp_path, capsys):
+    evaluate = ["finetune", "--eval", "--split", "val", "--resume", str(straight / "checkpoint-1.pth"), "--device"]
+    evaluate += ["cpu", "--num_workers", "0", "--data_path", sources[1], "--output_dir", str(tmp_path)]
+    assert main(evaluate) == 2
+    assert "was trained with another answer table" in capsys.readouterr().err
+    assert main([*evaluate, "--answer2label", f"{sources[0]}/answer2label.txt"]) == 0
+    accuracy = read_log(straight)[-1]["val_accuracy_by_source"]["three"]["accuracy"]
+    assert json.loads((tmp_path / "metrics_val.json").read_text())["accuracy"] == accuracy
+
+
+@pytest.mark.slow
+def test_an_image_that_can_not_be_read_is_skipped_in_any_source(sources, tmp_path, capsys):
+    small = tmp_path / "small"
+    shutil.copytree(Path(sources[1]).parent / "small", small)
+    (small / "own_0_chelsea.jpg").write_bytes(b"no image")
+    images = str(Path(sources[0]).parent / "images")
+    run = command(sources, tmp_path / "out", *MIX, "--epochs", "1", "--image_root", images, str(small), images)
+    assert main(run) == 2
+    assert "own_0_chelsea.jpg" in capsys.readouterr().err
+    assert main([*run, "--skip_bad_images", "1"]) == 0
+    assert "bad image 1 of 1 allowed" in capsys.readouterr().out
+
+
+def test_python_takes_several_folders(sources, scpc, tmp_path):
+    flags = {"model": "beit3_tiny_patch8_32", "vocab_size": 300, "device": "cpu", "num_workers": 0, "dry_run": True}
+    roots = [scpc / "images", scpc / "images"]
+    run = beit3_vqa.fit([Path(sources[0]), sources[2]], mix="1,1", image_root=roots, batch_size=4, **flags)
+    assert run.checkpoint is None
+    with pytest.raises(InputError, match=r"fit: data_path can't be .*, 5\]"):
+        beit3_vqa.fit([sources[0], 5], **flags)
+
+
 @pytest.mark.slow
 def test_a_run_that_gets_a_real_sigkill_goes_on_bitwise(straight, sources, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    run = command(sources, out, *MIX, "--save_steps", "2", "--log_interval", "0")
+    run = command(sources, out, *MIX, "--save_steps", "2", "--log_interval", "0", "--num_workers", "1")
     process = start(run, log)
     wait_until(lambda: (out / "checkpoint-1-step4.pth").exists(), process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -292,3 +364,72 @@ def test_two_processes_go_on_bitwise(sources, tmp_path):
     code, said = ended(start(["-m", "beit3_vqa", *run], log, *torchrun(2)), log)
     assert code == 0, said
     same(out, straight, "checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-best.pth")
+
+
+@pytest.fixture(scope="module")
+def judged(sources, straight, tmp_path_factory):
+    """The predictions of a model for the training rows of the last source, some of them right."""
+    folder = tmp_path_factory.mktemp("judged")
+    evaluate = ["finetune", "--eval", "--split", "train", "--resume", str(straight / "checkpoint-1.pth"), "--device"]
+    assert main([*evaluate, "cpu", "--num_workers", "0", "--data_path", sources[2], "--output_dir", str(folder)]) == 0
+    file = folder / "predictions_train.json"
+    rows = json.loads(file.read_text())
+    for number, row in enumerate(rows):  # three wrong ones, whatever the model said
+        row["answer"] = row["truth"] if number > 2 else next(c for c in "ABCD" if c != row["truth"])
+        row["probabilities"] = {letter: float(letter == row["answer"]) for letter in "ABCD"}
+        del row["score"]
+    (folder / "predictions.json").write_text(json.dumps(rows))
+    return folder / "predictions.json"
+
+
+@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_hard_examples_come_in_the_asked_proportion_and_go_on_bitwise(sources, judged, tmp_path, killed, capsys, alone):
+    flags = ["--hard_examples", str(judged), *([] if alone else MIX), "--epochs", "2", "--sentencepiece_model"]
+    folders = sources[2:] if alone else sources
+    run = [*flags, f"{sources[0]}/tokenizer.spm"]
+    assert main(command(folders, tmp_path / "straight", *run)) == 0
+    said = capsys.readouterr().out
+    assert f"{judged}: 3 wrong and 7 right rows of last; an epoch has 5 and 5 of them\n" in said
+    assert f"training: {10 if alone else 70} questions" in said
+    out = tmp_path / "out"
+    monkeypatch = killed(2 if alone else 7)
+    assert main(command(folders, out, *run, "--save_steps", "1")) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(command(folders, out, *run)) == 0
+    assert "examples of the next done" in capsys.readouterr().out
+    same(out, tmp_path / "straight", "checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-best.pth")
+
+
+@pytest.mark.slow
+def test_other_hard_examples_begin_the_epoch_again(sources, judged, tmp_path, killed, capsys):
+    file = tmp_path / "predictions.json"
+    shutil.copy(judged, file)
+    run = ["--hard_examples", str(file), "--sentencepiece_model", f"{sources[0]}/tokenizer.spm"]
+    monkeypatch = killed(1)
+    assert main(command(sources[2:], tmp_path / "out", *run, "--save_steps", "1")) == 130
+    monkeypatch.undo()
+    rows = json.loads(file.read_text())
+    rows[0] |= {"answer": rows[0]["truth"], "probabilities": {c: float(c == rows[0]["truth"]) for c in "ABCD"}}
+    file.write_text(json.dumps(rows))
+    assert main(command(sources[2:], tmp_path / "out", *run, "--dry_run")) == 0
+    assert (
+        "the epoch begins again, since its examples come in another order now (hard_examples "
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--hard_examples", "nowhere.json"], "nowhere.json"),
+        (["--hard_examples", "JUDGED", "--hard_ratio", "0"], "--hard_ratio 0.0: must be more than 0"),
+        (["--hard_examples", "JUDGED", "--hard_ratio", "nan"], "--hard_ratio nan: must be more than 0"),
+        (["--hard_examples", "JUDGED", "--balance_answers", "1"], "--balance_answers and --hard_examples both say"),
+    ],
+)
+def test_bad_hard_examples_are_one_error(sources, judged, tmp_path, capsys, flags, says):
+    flags = [str(judged) if flag == "JUDGED" else flag for flag in flags]
+    assert main(command(sources, tmp_path / "out", *flags)) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
