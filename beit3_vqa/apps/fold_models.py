@@ -32,12 +32,12 @@ from beit3_vqa.engine.api import evaluate
 from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.errors import plural
 from beit3_vqa.metrics import full_metrics
-from beit3_vqa.metrics.label_errors import LabelError, find_label_errors
+from beit3_vqa.metrics.label_errors import LABEL_ERRORS_FILE, LabelError, find_label_errors
 from beit3_vqa.runtime.distributed import run_on_main
 from beit3_vqa.runtime.files import staged
 from beit3_vqa.tasks.base import Task
 
-PREDICTIONS, METRICS, LABEL_ERRORS = "predictions.json", "metrics.json", "label_errors.csv"
+PREDICTIONS, METRICS = "predictions.json", "metrics.json"
 _COLUMNS: tuple[str, ...] = ("rank", "ID", "Question", "answer", "answer_text", "answer_probability")
 _COLUMNS += ("preferred", "preferred_text", "preferred_probability", "image")
 # Options of a training that its evaluation has too. What the model is, the checkpoint says.
@@ -118,7 +118,7 @@ def _write_out_of_fold(folder: Path, task: Task, results: dict[int, EvalResult])
     metrics = full_metrics(predictions)
     errors = find_label_errors(predictions)
     with staged(folder) as place:
-        others = [write_metrics(metrics, place / METRICS), _write_label_errors(errors, place / LABEL_ERRORS)]
+        others = [write_metrics(metrics, place / METRICS), _write_label_errors(errors, place / LABEL_ERRORS_FILE)]
         written = publish_results(info, write_predictions(predictions, place / PREDICTIONS), others, folder)
     interval = metrics["accuracy_interval"]
     print(
