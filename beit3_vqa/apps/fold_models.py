@@ -27,31 +27,23 @@ from beit3_vqa.data.predictions import (
     write_predictions,
 )
 from beit3_vqa.data.rows import LETTERS
-from beit3_vqa.data.types import EvalResult, Prediction, PredictionsInfo
+from beit3_vqa.data.types import EvalResult, Prediction
 from beit3_vqa.engine.api import evaluate
 from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.errors import plural
 from beit3_vqa.metrics import full_metrics
-from beit3_vqa.metrics.label_errors import LabelError, find_label_errors
+from beit3_vqa.metrics.label_errors import LABEL_ERRORS_FILE, LabelError, find_label_errors
 from beit3_vqa.runtime.distributed import run_on_main
 from beit3_vqa.runtime.files import staged
 from beit3_vqa.tasks.base import Task
 
-PREDICTIONS, METRICS, LABEL_ERRORS = "predictions.json", "metrics.json", "label_errors.csv"
+PREDICTIONS, METRICS = "predictions.json", "metrics.json"
 _COLUMNS: tuple[str, ...] = ("rank", "ID", "Question", "answer", "answer_text", "answer_probability")
 _COLUMNS += ("preferred", "preferred_text", "preferred_probability", "image")
 # Options of a training that its evaluation has too. What the model is, the checkpoint says.
 _GROUPS = ("data", "of_task", "compute")
-_NAMES: tuple[str, ...] = (
-    "sentencepiece_model",
-    "pretrained",
-    "eval_batch_size",
-    "batch_size",
-    "label_smoothing",
-    "task",
-    "tta",
-)
-_NAMES += ("submission_like", "seed", "trust_checkpoint", "log_interval")
+_NAMES: tuple[str, ...] = ("sentencepiece_model", "pretrained", "eval_batch_size", "batch_size", "label_smoothing")
+_NAMES += ("task", "seed", "trust_checkpoint", "log_interval")
 
 
 def use_fold_models(given: GivenOptions, task: Task, folds: Sequence[int]) -> dict[str, Any]:
@@ -79,7 +71,7 @@ def use_fold_models(given: GivenOptions, task: Task, folds: Sequence[int]) -> di
         return about
     for fold in folds:
         _evaluate(options, folder / f"fold-{fold}", "test")
-    about["vote"] = run_on_main(lambda: _vote(folder, folds, given["submission_like"]))
+    about["vote"] = run_on_main(lambda: _vote(folder, folds))
     print(f"\n=== soup of {plural(len(folds), 'fold')}", flush=True)
     average_folds([str(folder / f"fold-{fold}" / BEST) for fold in folds], options.values, folder / "soup")
     gc.collect()  # one model at a time
@@ -99,8 +91,6 @@ def _evaluate(options: GivenOptions, folder: Path, split: str, fold: int | None 
     """Evaluate the best checkpoint in a folder, and write the results there."""
     print(f"\n=== {folder.name}: {split}", flush=True)
     values = {"eval": True, "resume": str(folder / BEST), "output_dir": str(folder), "split": split, "fold": fold}
-    if split != "test":
-        values["submission_like"] = ""
     result = evaluate(options.also(**values))
     gc.collect()  # one model at a time
     return result
@@ -111,14 +101,14 @@ def _write_out_of_fold(folder: Path, task: Task, results: dict[int, EvalResult])
     answers = {fold: iter(result.predictions) for fold, result in results.items()}
     fold_of = (row.get("fold") for row in task.folder.rows("train"))
     predictions = [next(answers[fold]) for fold in fold_of if fold is not None]
-    infos = [read_info(predictions_file(folder / f"fold-{fold}", "val")) for fold in results]
-    assert infos[0] is not None
+    one = read_info(predictions_file(folder / f"fold-{next(iter(results))}", "val"))
+    assert one is not None
     chance = sum(result.chance * len(result.predictions) for result in results.values()) / len(predictions)
-    info: PredictionsInfo = replace(infos[0], split="train", checkpoint="", sha256="", chance=chance)
+    info = replace(one, split="train", checkpoint="", sha256="", chance=chance)
     metrics = full_metrics(predictions)
     errors = find_label_errors(predictions)
     with staged(folder) as place:
-        others = [write_metrics(metrics, place / METRICS), _write_label_errors(errors, place / LABEL_ERRORS)]
+        others = [write_metrics(metrics, place / METRICS), _write_label_errors(errors, place / LABEL_ERRORS_FILE)]
         written = publish_results(info, write_predictions(predictions, place / PREDICTIONS), others, folder)
     interval = metrics["accuracy_interval"]
     print(
@@ -155,7 +145,7 @@ def _text(p: Prediction, answer: str) -> str:
     return dict(zip(LETTERS, p.choices, strict=False)).get(answer, answer)
 
 
-def _vote(folder: Path, folds: Sequence[int], submission_like: str) -> dict[str, Any]:
+def _vote(folder: Path, folds: Sequence[int]) -> dict[str, Any]:
     """Let the folds' models vote on the test split; return what is told of it."""
     print(f"\n=== vote of {plural(len(folds), 'fold')}", flush=True)
     members = [predictions_file(folder / f"fold-{fold}", "test") for fold in folds]
@@ -168,7 +158,6 @@ def _vote(folder: Path, folds: Sequence[int], submission_like: str) -> dict[str,
             members=tuple(map(str, members)),
             output=folder / "vote" / "submission.csv",
             max_params=max(limit, parameters),
-            submission_like=Path(submission_like) if submission_like else None,
         ),
         {},
     )

@@ -16,5 +16,5 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 add = command(
-    "cross_validate", "train on every fold of `prepare --folds K`; print mean and deviation", add_options, run
+    "cross_validate", "train on every fold of `prepare --folds K`; answer every row, vote and average", add_options, run
 )

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from beit3_vqa.data.folds import even_out, get_labels
 from beit3_vqa.data.rows import Row
 from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.runtime.files import file_sha256, is_text, read_json, write_text
@@ -214,20 +215,27 @@ def split_by_image(
 
 
 def assign_folds(rows: Sequence[Row], folds: int, seed: int, key: Callable[[Row], str] = image_key) -> list[int]:
-    """Return the fold (0 to folds - 1) of each row: all rows of an image in one, images dealt out answer by answer.
+    """Return the fold (0 to folds - 1) of each row: all rows of an image in one.
 
-    The numbers of images of two folds differ by at most one, in all and for each majority answer. Images are the same
-    if the `key` of their rows is.
+    Images are dealt out answer by answer: their numbers in two folds differ by at most one, in all and for each
+    majority answer. Then folds swap images until question words and answers are spread evenly too, see `even_out`.
+    Images are the same if the `key` of their rows is.
 
     Raises:
         InputError: there are fewer images than folds, or fewer than 2 folds.
     """
     if folds < 2:
         raise InputError(f"there must be at least 2 folds, not {folds}")
-    images = [image for group in _images_by_answer(rows, seed, key) for image in group]
+    groups = _images_by_answer(rows, seed, key)
+    images = [image for group in groups for image in group]
     if len(images) < folds:
         raise InputError(f"can't make {folds} folds by image: the training rows have {plural(len(images), 'image')}")
     fold_of = {image: position % folds for position, image in enumerate(images)}
+    kind_of = {image: str(number) for number, group in enumerate(groups) for image in group}
+    labels: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        labels[key(row)].update(get_labels(row))
+    even_out(fold_of, kind_of, labels, random.Random(seed))
     return [fold_of[key(row)] for row in rows]
 
 

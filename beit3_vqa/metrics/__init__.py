@@ -4,7 +4,8 @@ Accuracies, intervals and calibration errors are in percent. Every function look
 known and returns plain data for JSON.
 """
 
-from beit3_vqa.metrics.accuracy import QUESTION_WORDS, accuracy_metrics, confusion, positions, question_word
+from beit3_vqa.data.question_words import QUESTION_WORDS, question_word
+from beit3_vqa.metrics.accuracy import accuracy_metrics, confusion, positions
 from beit3_vqa.metrics.baselines import baselines
 from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration, fit_temperature, mean_nll, tempered
 from beit3_vqa.metrics.intervals import accuracy_interval, mean_interval, wilson_interval

@@ -8,6 +8,7 @@ from statistics import fmean
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.types import Prediction
 
+LABEL_ERRORS_FILE = "label_errors.csv"  # lies beside out-of-fold predictions
 TOLERANCE = 1e-6  # of a threshold, for the rounding of its mean
 
 

@@ -144,6 +144,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_files(made, cl
     forget()
     code, said = ended(start(command, log), log)
     assert code == 0, said
+    interval = json.loads((out / "metrics.json").read_text())["accuracy_interval"]
+    assert ("no better than guessing" in said) == (interval["low"] <= 25)
     whole = results(out)
     rng = random.Random(0)
     heads = ["fold-1: val", "out of fold", "vote of 2 folds", "soup of 2 folds", "soup: test"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from beit3_vqa.cli.main import main
+from beit3_vqa.data.predictions import read_info, read_predictions
 from beit3_vqa.data.rows import RowFormat, read_rows
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.engine.checkpoint.io import read_checkpoint
@@ -119,6 +120,26 @@ def test_resume_is_bitwise_identical(task, data, trained, tmp_path):
         assert torch.equal(value, ours.pop(key)), key
     assert not ours
     assert one["best_score"] == two["best_score"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", PIPELINES)
+def test_folds_answer_every_training_row(task, tmp_path):
+    pipeline = PIPELINES[task]
+    source = pipeline.write(tmp_path / "source", {"vqav2": 16, "nlvr2": 24, "imagenet": 6}[task])
+    prepare = ["prepare", task, *(argument.format(source=source) for argument in pipeline.arguments), "--folds", "2"]
+    assert main([*prepare, "--image_root", str(source), "--data_path", str(tmp_path / "data")]) == 0
+    out = tmp_path / "out"
+    flags = ["--epochs", "1", *pipeline.resume_flags]
+    assert main(["cross_validate", *finetune(task, tmp_path / "data", out, *flags)[1:]]) == 0
+    said = json.loads((out / "cross_validation.json").read_text())
+    info = read_info(out / "predictions.json")
+    predictions = read_predictions(out / "predictions.json", info)
+    assert (info.task, info.split, len(predictions)) == (task, "train", said["out_of_fold"]["rows"])
+    rows = sum(len(read_predictions(out / f"fold-{fold}" / "predictions_val.json")) for fold in range(2))
+    assert len(predictions) == rows > 0
+    assert (out / "vote" / "submission.csv").exists()
+    assert (out / "soup" / "checkpoint-best.pth").exists()
 
 
 @pytest.mark.parametrize("task", PIPELINES)

@@ -9,6 +9,7 @@ from beit3_vqa.apps.report.curves import Curves, read_curves
 from beit3_vqa.data.predictions import get_suffix, predictions_file, read_info, read_predictions
 from beit3_vqa.data.types import AttentionMap, Prediction, PredictionsInfo
 from beit3_vqa.errors import InputError, one_line
+from beit3_vqa.metrics.label_errors import LABEL_ERRORS_FILE, find_label_errors
 from beit3_vqa.runtime.files import missing, read_json, real_path
 
 MAX_RUNS = 8  # colours that can be told apart
@@ -32,6 +33,8 @@ class ReportRun:
         other_split: split that has predictions too but isn't shown; empty if there is none.
         preferred: whether the split is shown because the other one's answers aren't known.
         attention: id of a question -> where the model looked.
+        label_errors: ids of the questions whose given answer is likely wrong, the likeliest first; empty unless the
+            predictions are out-of-fold.
     """
 
     name: str
@@ -45,6 +48,7 @@ class ReportRun:
     other_split: str = ""
     preferred: bool = False
     attention: dict[str, AttentionMap] = field(default_factory=dict)
+    label_errors: list[str] = field(default_factory=list)
 
     @property
     def answers_known(self) -> bool:
@@ -82,6 +86,7 @@ def _read_run(path: Path, split: str | None) -> ReportRun:
         run = ReportRun("", path, predictions=read_predictions(path, info), info=info)
         if not run.predictions:
             raise InputError(f"{path} has nothing to show: it holds no predictions.")
+        run.label_errors = _find_label_errors(path, run)
         return run
     if not path.is_dir():
         raise InputError(missing("run folder or predictions file", path))
@@ -117,6 +122,15 @@ def _show_split(run: ReportRun, split: str) -> None:
     run.info = read_info(file)
     run.predictions = read_predictions(file, run.info)
     run.evaluated = _read_object(run.path / f"metrics{get_suffix(split)}.json")
+    run.label_errors = _find_label_errors(file, run)
+
+
+def _find_label_errors(file: Path, run: ReportRun) -> list[str]:
+    """Return the ids of likely label errors if the file is cross_validate's, of models that hadn't seen the rows."""
+    is_out_of_fold = run.info is not None and run.info.split == "train" and not run.info.checkpoint
+    if not is_out_of_fold or not file.with_name(LABEL_ERRORS_FILE).is_file():
+        return []
+    return [error.prediction.id for error in find_label_errors(run.predictions)]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

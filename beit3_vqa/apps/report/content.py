@@ -81,6 +81,7 @@ def _run(run: ReportRun, rows: dict[str, int]) -> dict[str, Any]:
         "curves": run.curves or Curves(steps={}, epochs={}, score_name=""),
         "metrics": metrics or None,
         "answers": _answers(run.predictions, rows) if run.predictions else None,
+        "label_errors": {rows[name]: rank for rank, name in enumerate(run.label_errors, start=1)} or None,
         "attention": {rows[name]: _map(found) for name, found in run.attention.items()} or None,
     }
 
@@ -132,6 +133,7 @@ def _facts(run: ReportRun, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         ("Weighted", f"{metrics['weighted_accuracy']:.1f}%" if "weighted_accuracy" in metrics else ""),
         ("Guessing", f"{info.chance:.1f}%" if info and info.chance is not None else ""),
         ("Likeliest", f"{likeliest['accuracy']:.1f}%, if always chosen" if likeliest else ""),
+        ("Likely label errors", f"{len(run.label_errors):,}" if run.label_errors else ""),
         ("Best epoch", f"{best[0]}, validation {best[1]:.2f}" if best else ""),
         ("Checkpoint", info.checkpoint if info else ""),
         ("Read from", str(run.path)),

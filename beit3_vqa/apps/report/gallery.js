@@ -38,6 +38,8 @@ function confidence(run, row) {
   if (typeof found[0] === "number") return found[LETTERS.indexOf(answer)] ?? 0;
   return (found.find(([name]) => name === answer) || [null, 0])[1];
 }
+// The place of a row among those whose given answer is likely wrong, from 1; undefined if it isn't one.
+const errorRank = (run, row) => run.label_errors?.[row];
 const isRight = (run, row) => (run.answers.score[row] === null ? null : run.answers.score[row] > 0);
 
 function optionText(row, answer) {
@@ -93,6 +95,8 @@ function votes(row) {
 
 function card(row, place) {
   const [run, number] = chosenRun(row);
+  const rank = errorRank(run, row);
+  const doubt = rank ? html("span", { class: "badge", text: `likely label error ${count(rank)}` }) : null;
   const extra = run.attention && run.attention[row] ? html("span", { class: "badge", text: "attention map" }) : null;
   return html("div", { class: "panel card", role: "listitem", onclick: () => openDetail(place) }, [
     html("div", { class: "picture" }, [picture(row)]),
@@ -101,6 +105,7 @@ function card(row, place) {
       html("button", { type: "button", class: "question data-text", "data-place": place, text: questions.question[row] || "(no text)" }),
       optionList(run, number, row),
       answered.length > 1 ? votes(row) : null,
+      doubt,
       extra,
     ]),
   ]);
@@ -132,10 +137,11 @@ function makeFilters() {
   const form = byId("filters");
   const number = (id, value, label) => html("input", { id, type: "number", min: 0, max: 100, step: 1, value, "aria-label": label, oninput: () => filter() });
   const anyMap = runs.some((run) => run.attention && Object.keys(run.attention).length);
+  const anyError = runs.some((run) => run.label_errors);
   const several = answered.length > 1;
   const others = [["any", "any"], ["differ", "runs disagree"], ["same", "runs agree"], ...(known ? [["some", "some right, some wrong"], ["only", "only the chosen run is right"], ["none", "every run is wrong"]] : [])];
-  const result = [["all", "all"], ...(known ? [["right", "right"], ["wrong", "wrong"]] : []), ...(anyMap ? [["map", "with attention map"]] : [])];
-  const order = [["file", "as in the file"], ["sure", "most confident first"], ["unsure", "least confident first"], ...(known ? [["worst", "wrong and confident first"]] : [])];
+  const result = [["all", "all"], ...(known ? [["right", "right"], ["wrong", "wrong"]] : []), ...(anyMap ? [["map", "with attention map"]] : []), ...(anyError ? [["error", "likely label error"]] : [])];
+  const order = [["file", "as in the file"], ["sure", "most confident first"], ["unsure", "least confident first"], ...(known ? [["worst", "wrong and confident first"]] : []), ...(anyError ? [["error", "likely label errors first"]] : [])];
   put(form, {}, [
     html("label", { class: "search" }, [html("span", { text: "Text in the question, options or id" }), html("input", { id: "f-text", type: "search", oninput: () => filter() })]),
     several ? field("Run", select("f-run", answered.map(([run, place]) => [place, run.name]))) : null,
@@ -170,6 +176,7 @@ function matches(row, f) {
   if (f.result === "right" && right !== true) return false;
   if (f.result === "wrong" && right !== false) return false;
   if (f.result === "map" && !(run.attention && run.attention[row])) return false;
+  if (f.result === "error" && !errorRank(run, row)) return false;
   if (f.others !== "any" && !amongRuns(f.others, row, run)) return false;
   if (f.word && questions.word[row] !== f.word) return false;
   if (f.answer && run.answers.answer[row] !== f.answer) return false;
@@ -191,6 +198,7 @@ function filter() {
   const orders = {
     sure: (a, b) => sure.get(b) - sure.get(a),
     unsure: (a, b) => sure.get(a) - sure.get(b),
+    error: (a, b) => (errorRank(chosenRun(a)[0], a) ?? questions.id.length + 1) - (errorRank(chosenRun(b)[0], b) ?? questions.id.length + 1),
     worst: (a, b) => wrong(b) - wrong(a) || sure.get(b) - sure.get(a),
   };
   const order = orders[value("order", "file")];

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from beit3_vqa.cli.main import main
+from beit3_vqa.metrics.label_errors import find_label_errors
 from tests.helpers.browser import needs_chromium, wait_for
 from tests.helpers.runs import HOSTILE, some_predictions, write_run
 
@@ -155,6 +156,25 @@ def test_filters_show_the_questions_that_fit(browser, page):
         shown.fill("#f-text", "no such text anywhere")
         assert count(shown) == 0
         assert "No question fits" in shown.locator("#gallery").inner_text()
+
+
+def test_likely_label_errors_can_be_looked_at(browser, scpc, images, tmp_path):
+    predictions = some_predictions(images, 60, 1, hostile=False)
+    write_run(tmp_path / "out", predictions, scpc / "images", split="train")
+    (tmp_path / "out" / "label_errors.csv").touch()
+    output = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "out"), "--attention", "0", "--output", str(output)]) == 0
+    ranked = [error.prediction.id for error in find_label_errors(predictions)]
+    with opened(browser, output) as shown:
+        shown.select_option("#f-result", "error")
+        assert count(shown) == len(ranked)
+        assert set(shown.locator(".card .id").all_text_contents()) == set(ranked[:24])
+        shown.select_option("#f-order", "error")
+        assert shown.locator(".card .id").all_text_contents() == ranked[:24]
+        assert "likely label error 2" in shown.locator(".card >> nth=1").text_content()
+        shown.select_option("#f-result", "all")
+        assert count(shown) == 60
+        assert shown.locator(".card .id").all_text_contents()[: len(ranked)] == ranked[:24]
 
 
 def test_filters_find_where_runs_disagree(browser, page):

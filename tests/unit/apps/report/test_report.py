@@ -16,6 +16,7 @@ from PIL import Image
 
 from beit3_vqa.apps.report import run as reporting
 from beit3_vqa.apps.report.collect import read_runs
+from beit3_vqa.apps.report.content import page_data
 from beit3_vqa.apps.report.curves import MAX_POINTS, read_curves
 from beit3_vqa.apps.report.page import page_json
 from beit3_vqa.apps.report.run import WRONG_SHARE, worth_a_look
@@ -26,6 +27,7 @@ from beit3_vqa.data.predictions import read_info, read_predictions, write_info, 
 from beit3_vqa.data.types import Example, Prediction
 from beit3_vqa.engine.predictor import PreparedQuestion
 from beit3_vqa.metrics import accuracy_interval, full_metrics
+from beit3_vqa.metrics.label_errors import find_label_errors
 from tests.helpers.runs import some_predictions, write_run
 
 JSON = st.recursive(
@@ -411,3 +413,28 @@ def test_confusion_image_is_darker_for_larger_shares():
     assert image.shape == (3, 2 * CELL, 2 * CELL)
     right, wrong, none = image[:, 0, 0], image[:, 0, -1], image[:, -1, 0]
     assert right.sum() < wrong.sum() < none.sum() == 3 * 255
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_likely_label_errors_of_out_of_fold_predictions_are_ranked(scpc, images, tmp_path, as_file):
+    predictions = some_predictions(images, 60, 1)
+    file = write_run(tmp_path / "out", predictions, scpc / "images", split="train")
+    (tmp_path / "out" / "label_errors.csv").touch()
+    ranked = [error.prediction.id for error in find_label_errors(predictions)]
+    assert len(ranked) > 3
+    (run,) = read_runs([file if as_file else tmp_path / "out"])
+    assert run.label_errors == ranked
+    data, _ = page_data([run])
+    rank_of = {data["questions"]["id"][row]: rank for row, rank in data["runs"][0]["label_errors"].items()}
+    assert rank_of == {name: rank for rank, name in enumerate(ranked, start=1)}
+    assert ("Likely label errors", f"{len(ranked)}") in data["runs"][0]["facts"]
+
+
+@pytest.mark.parametrize("info", [{"split": "val"}, {"split": "train", "checkpoint": "c.pth"}, {"split": "train"}])
+def test_a_model_that_may_have_seen_the_rows_accuses_none(scpc, images, tmp_path, info):
+    file = write_run(tmp_path / "out", some_predictions(images, 60, 1), scpc / "images", **info)
+    if len(info) > 1 or info["split"] != "train":  # else there is no table beside the predictions
+        (tmp_path / "out" / "label_errors.csv").touch()
+    (run,) = read_runs([file])
+    assert run.label_errors == []
+    assert page_data([run])[0]["runs"][0]["label_errors"] is None
