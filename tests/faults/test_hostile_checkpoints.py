@@ -167,7 +167,11 @@ def test_saved_options_that_no_model_can_have_are_refused(scpc, good, tmp_path, 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the process's size, and bounds it")
 @pytest.mark.parametrize(
     "options",
-    [{"model": "beit3_tiny_patch8_16000"}, {"model": "beit3_large_patch1_30000"}, {"vocab_size": 10**8}],
+    [
+        pytest.param({"model": "beit3_tiny_patch8_16000"}, marks=pytest.mark.slow),
+        {"model": "beit3_large_patch1_30000"},
+        {"vocab_size": 10**8},
+    ],
     ids=str,
 )
 def test_a_checkpoint_too_small_for_its_options_is_refused_without_allocating(scpc, good, tmp_path, capsys, options):
@@ -347,7 +351,9 @@ BEFORE_A_QUESTION = {
 }
 
 
-@pytest.mark.parametrize("command", BEFORE_A_QUESTION)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[pytest.mark.slow] * (name != "predict")) for name in BEFORE_A_QUESTION]
+)
 def test_errors_of_predict_name_no_option_that_only_training_has(
     scpc, trained, good, clip_folder, tmp_path, capsys, command
 ):

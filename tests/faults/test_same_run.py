@@ -107,10 +107,14 @@ def answered_otherwise(row):
     ("change", "told"),
     [
         (lambda rows: rows[::-1], "train: 30 in another place"),
-        (lambda rows: rows[:-3], "train: 3 removed"),
-        (lambda rows: [*rows, {**rows[0], "id": "new", "question": "A new one?"}], "train: 1 added"),
-        (lambda rows: [answered_otherwise(rows[0]), *rows[1:]], "train: 1 changed"),
-        (lambda rows: [{**rows[0], "id": "new"}, *rows[1:]], "train: other ids"),
+        pytest.param(lambda rows: rows[:-3], "train: 3 removed", marks=pytest.mark.slow),
+        pytest.param(
+            lambda rows: [*rows, {**rows[0], "id": "new", "question": "A new one?"}],
+            "train: 1 added",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda rows: [answered_otherwise(rows[0]), *rows[1:]], "train: 1 changed", marks=pytest.mark.slow),
+        pytest.param(lambda rows: [{**rows[0], "id": "new"}, *rows[1:]], "train: other ids", marks=pytest.mark.slow),
         (lambda rows: [*rows[3:], {**rows[0], "question": "Another?"}], "train: 1 added, 3 removed"),
     ],
 )

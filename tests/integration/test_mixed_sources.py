@@ -327,6 +327,7 @@ def test_an_image_that_can_not_be_read_is_skipped_in_any_source(sources, tmp_pat
     assert "bad image 1 of 1 allowed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_python_takes_several_folders(sources, scpc, tmp_path):
     flags = {"model": "beit3_tiny_patch8_32", "vocab_size": 300, "device": "cpu", "num_workers": 0, "dry_run": True}
     roots = [scpc / "images", scpc / "images"]

@@ -38,7 +38,7 @@ def test_the_folder_is_uploaded_whole(trained, tmp_path, flags):
     ("token", "says"),
     [
         ("", "there is no token"),
-        ("wrong", "doesn't know the token"),
+        pytest.param("wrong", "doesn't know the token", marks=pytest.mark.slow),
         pytest.param("reader", "may not write there", marks=pytest.mark.slow),
     ],
 )

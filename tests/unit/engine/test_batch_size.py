@@ -81,6 +81,7 @@ def test_effective_batch_size_decides_the_forward_passes_of_a_step(scpc, tmp_pat
     assert config(tmp_path / "again") == config(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_auto_batch_size_is_1_if_two_examples_run_out_of_memory(scpc, tmp_path, monkeypatch, capsys):
     """As on a GPU, where a step that doesn't fit is an error that can be caught."""
     tried = iter((GIB, None))

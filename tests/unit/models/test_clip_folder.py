@@ -421,6 +421,7 @@ def test_pipes_devices_broken_links_and_endless_files_are_refused(folder, tmp_pa
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.slow
 def test_a_folder_of_links_as_in_the_hubs_cache_is_read(scpc, folder, tmp_path):
     """In huggingface_hub 2, what several models share lies beside them all."""
     repository = tmp_path / "hub" / "models--somebody--clip"
@@ -554,6 +555,7 @@ def test_an_end_token_that_the_tokenizer_does_not_use_is_refused(folder):
 # The hub: only where it is typed as such.
 
 
+@pytest.mark.slow
 def test_a_typed_name_on_the_hub_is_fetched(scpc, clip_folder, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(

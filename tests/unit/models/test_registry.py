@@ -85,6 +85,7 @@ assert _version("torchscale") is None and _version("timm")
 """)
 
 
+@pytest.mark.slow
 def test_pretrained_weights_through_timm_are_refused():
     in_a_fresh_process("""
 import beit3_vqa

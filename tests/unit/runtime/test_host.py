@@ -30,6 +30,7 @@ def faults(how, **environment):
     return done, int(count)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not IS_GLIBC, reason="glibc's allocator")
 def test_a_tuned_process_faults_its_memory_in_once():
     (done, tuned), (_, plain) = faults("tuned"), faults("plain")
