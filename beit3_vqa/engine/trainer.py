@@ -170,6 +170,9 @@ def set_up_training(components: Components) -> Training:
             print("--eval_steps has no validation split, and so no effect")
         if options.sched == "plateau":
             print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
+    elif seen := components.fingerprints["val"].count_in(components.fingerprints["train"].asked):
+        rows = plural(len(components.fingerprints["val"].rows), "row")
+        print(f"val: {seen:,} of {rows} are trained on too, with the same image and text, so the score there flatters")
     strategy = make_strategy(config.compute.strategy)
     # Before the optimizer and the moving average are made: fsdp replaces the parameters that they hold.
     model = strategy.wrap(components.model)

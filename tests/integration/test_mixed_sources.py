@@ -149,6 +149,16 @@ def test_without_a_mix_every_row_of_all_sources_comes_once(sources, tmp_path, ca
     assert list(tmp_path.iterdir()) == []
 
 
+def test_validation_rows_that_another_source_trains_on_are_told(sources, tmp_path, capsys):
+    shutil.copytree(sources[2], tmp_path / "leaky")
+    shutil.copy(tmp_path / "leaky" / "vqacustom.val.jsonl", tmp_path / "leaky" / "vqacustom.train.jsonl")
+    leaky = [sources[0], str(tmp_path / "leaky"), sources[2]]
+    assert main(command(leaky, tmp_path / "out", "--dry_run")) == 0
+    assert "val: 2 of 2 rows are trained on too" in capsys.readouterr().out
+    assert main(command(sources, tmp_path / "out", "--dry_run")) == 0
+    assert "trained on too" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "draws", "validated"),
     [
