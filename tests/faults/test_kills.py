@@ -8,7 +8,8 @@ import pytest
 from tests.helpers.processes import ENVIRONMENT, ROOT
 
 
-@pytest.mark.parametrize(("kills", "epochs"), [(1, 2), pytest.param(50, 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "epochs"), [(1, 2), (50, 4)])
 def test_a_run_killed_at_any_moment_and_restarted_ends_with_the_same_weights(scpc, tmp_path, kills, epochs):
     kill(scpc / "data", tmp_path, kills, epochs)
 

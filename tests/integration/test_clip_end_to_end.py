@@ -188,6 +188,7 @@ def test_contradictions_are_found_before_anything_is_written(scpc, clip_folder, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_name_on_the_hub_without_a_network_is_one_error(scpc, clip_folder, tmp_path):
     flags = ["--model", "clip_vit_base_patch32_lora", "--pretrained", "hf:openai/clip-vit-base-patch32"]
     command = [sys.executable, "-m", "beit3_vqa", *finetune_clip(scpc, clip_folder, tmp_path / "out", *flags)]

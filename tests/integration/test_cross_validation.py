@@ -20,7 +20,7 @@ def folds(scpc, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=[pytest.param("BEiT-3", marks=pytest.mark.slow), "CLIP"])
+@pytest.fixture(params=[pytest.param(family, marks=pytest.mark.slow) for family in ("BEiT-3", "CLIP")])
 def command(request, folds, clip_folder, tmp_path):
     made = (
         finetune(folds, tmp_path / "out")

@@ -26,7 +26,7 @@ from tests.helpers.upstream import SIZES, fill, ragged_batch
 
 MIXED = ["--mixup", "0.8", "--cutmix", "1.0", "--reprob", "0.5"]
 OWN_FLAGS = {"imagenet": MIXED, "coco_captioning": ["--num_beams", "2", "--num_max_bpe_tokens", "8"]}
-QUICK = ("vqacustom", "clip", "flickr30k")
+QUICK = ("vqacustom", "clip")
 TASKS = ["vqacustom", "vqarank", "clip", "vqav2", "nlvr2", "imagenet", "coco_captioning", "flickr30k"]
 
 # The waits of an epoch of training of up to ten steps: a point of TensorBoard's curves (loss and norm of the gradient),

@@ -113,6 +113,7 @@ def test_a_machine_without_a_gpu_is_told_so(monkeypatch, tmp_path, capsys):
     assert "--device cuda: not on this machine" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_section_of_its_own_process_is_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(gpu.SECTIONS, "attention", gpu.Section(gpu.attention, 280))  # the machine may be busy
     code, found = run(monkeypatch, tmp_path, "--only", "attention")

@@ -12,6 +12,8 @@ from beit3_vqa.models.names import build_model
 from tests.helpers.pages import ROOT
 from tests.helpers.photographs import SUBJECTS
 
+pytestmark = pytest.mark.slow  # `.ci/run` runs it
+
 QUESTIONS = ["What?", "What is this a photograph of?", "Which of these four things can be seen in the picture here?"]
 # Rows of the batches, by question: alone, padded, several.
 BATCHES = [(0,), (1,), (2, 0), (0, 1, 2, 1, 0)]

@@ -67,6 +67,7 @@ def read_wandb(out: Path) -> list[tuple[str, dict[str, str], dict[str, list[tupl
     return found
 
 
+@pytest.mark.slow
 def test_wandb_offline_has_the_same_points_through_a_resume(scpc, tmp_path, wandb_offline):
     out = tmp_path / "out"
     command = finetune(scpc, out, "--epochs", "3", "--stop_after_epochs", "2", "--log_with", "tensorboard,wandb")
@@ -115,6 +116,7 @@ def test_mlflow_has_the_same_points_through_a_resume(scpc, tmp_path, mlflow_file
     assert len(steps_of_epochs(points)) == 3
 
 
+@pytest.mark.slow
 def test_epochs_that_are_trained_again_are_written_once(scpc, tmp_path, mlflow_files, capsys):
     out = tmp_path / "out"
     command = finetune(scpc, out, "--epochs", "3", "--log_with", "mlflow", "--save_steps", "1")

@@ -53,6 +53,7 @@ def test_a_token_that_is_no_good_is_one_sentence(trained, tmp_path, token, says)
     assert (tmp_path / "model").exists() == bool(token)  # it is complete, and can be uploaded later
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_one_sentence(trained, tmp_path):
     with running_hub() as hub:
         url = hub.url

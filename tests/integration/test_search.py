@@ -72,6 +72,7 @@ class Trainings:
         return state
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_the_best_options(scpc, tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["--epochs", "1", "--no_save_ckpt", "--sentencepiece_model", str(scpc / "data" / "tokenizer.spm")]
@@ -107,7 +108,7 @@ def test_a_search_ends_with_the_best_options(scpc, tmp_path, capsys):
     assert "holds the search search.db" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+@pytest.mark.parametrize("storage", ["sqlite", pytest.param("journal", marks=pytest.mark.slow)])
 def test_a_trial_that_was_interrupted_goes_on_with_its_options_in_its_folder(
     scpc, tmp_path, monkeypatch, capsys, storage
 ):
@@ -133,6 +134,7 @@ def test_a_trial_that_was_interrupted_goes_on_with_its_options_in_its_folder(
         assert states(out) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_a_trial_below_the_median_ends_early(scpc, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     Trainings(monkeypatch, [*([10.0 * n, 90.0] for n in range(1, 6)), [20.0, 99.0], [40.0, 95.0]])

@@ -50,6 +50,7 @@ def test_auto_batch_size_in_little_memory_trains_to_the_same_weights(scpc, tmp_p
         torch.testing.assert_close(auto[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_auto_batch_size_is_64_if_memory_suffices(scpc, tmp_path, capsys):
     assert train(scpc, tmp_path / "out", "--batch_size", "auto") == 0
     assert "batches of 64, 1 a step" in capsys.readouterr().out

@@ -7,7 +7,8 @@ import pytest
 from tests.helpers.processes import ENVIRONMENT, ROOT, torchrun
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
 def test_every_strategy_trains_as_one_process_does(size):
     command = [*torchrun(size), "-m", "tests.helpers.strategies", str(size)]
     result = subprocess.run(

@@ -11,7 +11,8 @@ from tests.helpers.commands import finetune
 from tests.helpers.upstream import ragged_batch, small_model
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_logits_and_gradients_equal_the_plain_ones(backend):
     torch.manual_seed(0)
     model = small_model()
