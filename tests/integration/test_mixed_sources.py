@@ -348,8 +348,10 @@ def test_python_takes_several_folders(sources, scpc, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_gets_a_real_sigkill_goes_on_bitwise(straight, sources, tmp_path):
-    out, log = tmp_path / "out", tmp_path / "log"
+def test_a_run_that_gets_a_real_sigkill_goes_on_bitwise(sources, tmp_path):
+    straight, out, log = tmp_path / "straight", tmp_path / "out", tmp_path / "log"
+    code, said = ended(start(command(sources, straight, *MIX), log), log)  # with as many threads as the others
+    assert code == 0, said
     run = command(sources, out, *MIX, "--save_steps", "2", "--log_interval", "0", "--num_workers", "1")
     process = start(run, log)
     wait_until(lambda: (out / "checkpoint-1-step4.pth").exists(), process)
