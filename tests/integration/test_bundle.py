@@ -81,6 +81,17 @@ def test_a_bundle_of_two_runs_by_itself_and_answers_as_the_ensemble(scpc, traine
     assert f"\nfairscale=={version('fairscale')}" in wanted  # what torchscale asks for
 
 
+def test_the_script_names_a_missing_column_of_ids_before_it_answers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text((bundle_run.PACKAGE / "apps/bundle/script.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "t.csv").write_text("key,Question\n1,What?\n")
+    command = [sys.executable, str(script), "--table", str(tmp_path / "t.csv")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "has no column ID; it has key, Question" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_a_stranger_gets_the_answers_of_the_ensemble(scpc, trained, tmp_path):
     members = [str(trained / f"checkpoint-{epoch}.pth") for epoch in (0, 1)]
