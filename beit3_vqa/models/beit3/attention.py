@@ -1,8 +1,8 @@
 """Scaled dot-product attention, by the kernel that is quickest on the device at hand.
 
 Shapes: B batch, H heads, Q queries, K keys, D width of a head. A kernel takes q (B, H, Q, D), k and v (B, H, K, D) and
-`attended`, bool (B or 1, 1, Q or 1, K), true where a query may attend to a key; None: every query to every key. It
-returns the context (B, H, Q, D).
+`bias` (B or 1, 1, Q or 1, K), which it adds to the scores: 0 where a query may attend to a key, else -inf (`as_bias`);
+None: every query attends to every key. It returns the context (B, H, Q, D).
 """
 
 from collections.abc import Callable
@@ -17,26 +17,46 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 MATMUL_BYTES = 256 * 2**20
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+# On a GPU rows of a bias begin at multiples of so many numbers: cuDNN then takes 0.33 ms instead of 0.71 for 32 examples of 941
+# tokens on an H100, as quick as without a mask.
+ALIGNED = 16
+
+
+def as_bias(attended: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what a kernel adds to its scores.
+
+    Args:
+        attended: bool (B or 1, 1, Q or 1, K), true where a query may attend to a key.
+        dtype: the queries'.
+    """
+    *rows, keys = attended.shape
+    unused = -keys % ALIGNED if attended.is_cuda else 0
+    bias = torch.zeros(*rows, keys + unused, dtype=dtype, device=attended.device)
+    return bias[..., :keys].masked_fill_(~attended, float("-inf"))
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Attend by PyTorch's fused kernel, which never holds the attention weights."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attended)
+    if bias is not None:
+        bias = bias.expand(*q.shape[:3], -1)  # a view: nothing is copied
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-def matmul(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+def matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Attend by two matrix products with a softmax between them."""
     # As in torchscale, the scale 1 / sqrt(D) goes on the queries, before the product.
     weights: Tensor = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)  # (B, H, Q, K)
-    if attended is not None:
-        weights = weights.masked_fill(~attended, float("-inf"))
+    if bias is not None:
+        weights += bias  # in place: no gradient needs the scores
     # Autocast may compute the softmax in float32; the product goes on in the values' type.
     context: Tensor = weights.softmax(dim=-1).to(v.dtype) @ v
     return context
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Attend by the kernel that `pick` names for these tensors."""
     weights = q.size(0) * q.size(1) * q.size(2) * k.size(2)
-    return KERNELS[pick(q.device, q.dtype, weights)](q, k, v, attended)
+    return KERNELS[pick(q.device, q.dtype, weights)](q, k, v, bias)
 
 
 def pick(device: torch.device, dtype: torch.dtype, weights: int) -> str:

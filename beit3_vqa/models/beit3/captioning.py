@@ -34,12 +34,12 @@ class _Keeping:
         self.state = state
         self.attend = attend
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         if "prev_key" in self.state:
             k = torch.cat([self.state["prev_key"], k], dim=2)
             v = torch.cat([self.state["prev_value"], v], dim=2)
         self.state["prev_key"], self.state["prev_value"] = k, v
-        return self.attend(q, k, v, attended)
+        return self.attend(q, k, v, bias)
 
 
 class _LayerMemory:
@@ -50,13 +50,13 @@ class _LayerMemory:
         self.image_key = self.image_value = torch.empty(0)  # (N, H, V, D)
         self.text_key = self.text_value = torch.empty(0)  # (N, K, H, T, D), no <mask> among them
 
-    def see(self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+    def see(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Attend within the image, (N, H, V, D), and remember its keys and values."""
         self.image_key, self.image_value = k, v
         self.text_key = self.text_value = k[:, None, :, :0]  # (N, 1, H, 0, D): one beam that has no words yet
-        return self.attend(q, k, v, attended)
+        return self.attend(q, k, v, bias)
 
-    def write(self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
+    def write(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Attend from two tokens of each beam, a word and the <mask> behind it, and remember the word.
 
         Weights over the image and over the words are two products with one softmax, so that the image's keys needn't

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from beit3_vqa.models.beit3.attention import KERNELS, Attend, attend
+from beit3_vqa.models.beit3.attention import KERNELS, Attend, as_bias, attend
 from beit3_vqa.runtime.libraries import EncoderConfig
 
 if TYPE_CHECKING:
@@ -100,17 +100,18 @@ class Multiway(BEiT3):
             return features[:, 0] if first_token_only else features
         streams = self._embed(image, text, padding_mask, first_position)
         attended = _attended_keys(streams, padding_mask, visible)
+        bias = None if attended is None else as_bias(attended, _product_type(next(iter(streams.values()))))
         last = len(self.encoder.layers) - 1
         kernels = kernels or [KERNELS.get(self.attention, attend)] * (last + 1)
         for depth, layer in enumerate(self.encoder.layers):
             # Only the last layer may drop tokens: all others feed the keys of the next.
             sides = (len(streams) if first_of_each else int(first_token_only)) if depth == last else 0
             forward = partial(layer.forward_streams, attend=kernels[depth], first_tokens=sides)
+            kept = _draw_kept(layer, next(iter(streams.values())))
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
-                # It also puts the random state back, so that drop path draws the same in the second forward pass.
-                streams = checkpoint(forward, streams, attended, use_reentrant=False)
+                streams = checkpoint(forward, streams, bias, kept, use_reentrant=False)
             else:
-                streams = forward(streams, attended)
+                streams = forward(streams, bias, kept)
         if self.encoder.layer_norm is not None:
             streams = {side: getattr(self.encoder.layer_norm, side)(x) for side, x in streams.items()}
         features = _join(streams)
@@ -156,13 +157,26 @@ def _attended_keys(
 
 
 def _layer_forward(
-    layer: Any, streams: dict[str, Tensor], attended: Tensor | None, attend: Attend, first_tokens: int
+    layer: Any,
+    streams: dict[str, Tensor],
+    bias: Tensor | None,
+    kept: tuple[Tensor, Tensor] | None,
+    attend: Attend,
+    first_tokens: int,
 ) -> dict[str, Tensor]:
     """Compute one layer: pre-norm attention and feed-forward with sub-LN.
 
-    If `first_tokens` isn't 0, only the first token of each of so many streams remains, and no other stream.
+    It reads no number that differs from layer to layer, so that the compiler can use its code for all of them.
+
+    Args:
+        layer: torchscale's module.
+        streams: the sides' tokens.
+        bias: see `attention`.
+        kept: what `_draw_kept` drew for the layer.
+        attend: the kernel of attention.
+        first_tokens: if not 0, only the first token of each of so many streams remains, and no other stream.
     """
-    normed = {side: getattr(layer.self_attn_layer_norm, side)(x) for side, x in streams.items()}
+    normed = {side: _norm(getattr(layer.self_attn_layer_norm, side), x) for side, x in streams.items()}
     if first_tokens:
         # Keys and values still come from every token; the query, and all after it, from the first alone.
         sides = list(streams)[:first_tokens]
@@ -171,29 +185,47 @@ def _layer_forward(
     else:
         queries = normed
 
-    # Both residual branches draw for drop path, first attention, then feed-forward: torchscale's order of draws.
-    context = _attention(layer.self_attn, queries, normed, attended, attend)
-    dropped = _drop_path(layer, context)
-    streams = {side: x + dropped[side] for side, x in streams.items()}
+    context = _attention(layer.self_attn, queries, normed, bias, attend)
+    streams = {side: x + _branch(context[side], kept, 0) for side, x in streams.items()}
+    return {side: x + _branch(_feed_forward(layer, side, x), kept, 1) for side, x in streams.items()}
 
-    hidden = {side: _feed_forward(layer, side, x) for side, x in streams.items()}
-    dropped = _drop_path(layer, hidden)
-    return {side: x + dropped[side] for side, x in streams.items()}
+
+def _branch(x: Tensor, kept: tuple[Tensor, Tensor] | None, number: int) -> Tensor:
+    """Return what a residual branch adds: 0 for an example whose branch is dropped."""
+    return x if kept is None else x * kept[number]
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    """Return the type in which a matrix product of these numbers is computed."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Normalise; return the type that the products after it read, so that it is cast once and not by each of them."""
+    normed: Tensor
+    if x.dtype == torch.float32 or x.device.type == "cpu":
+        normed = norm(x)
+        return normed.to(_product_type(x))
+    # On a GPU autocast would go through a copy in float32 and give float32. The kernel sums in float32 anyway; unlike
+    # the CPU's it wants its weights in the type of its input.
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
 def _attention(
-    module: Any, queries: dict[str, Tensor], keys: dict[str, Tensor], attended: Tensor | None, attend: Attend
+    module: Any, queries: dict[str, Tensor], keys: dict[str, Tensor], bias: Tensor | None, attend: Attend
 ) -> dict[str, Tensor]:
     """Attend over the joined streams; normalise (sub-LN) and project the context of each stream by itself."""
     q = _heads(_project(module.q_proj, queries), module.num_heads)
     k = _heads(_project(module.k_proj, keys), module.num_heads)
     v = _heads(_project(module.v_proj, keys), module.num_heads)
-    context = attend(q, k, v, attended)
+    context = attend(q, k, v, bias)
     context = context.transpose(1, 2).flatten(2)  # (B, L, D)
 
     lengths = [x.size(1) for x in queries.values()]
     split = zip(queries, context.split_with_sizes(lengths, dim=1), strict=True)
-    return {side: getattr(module.out_proj, side)(getattr(module.inner_attn_ln, side)(x)) for side, x in split}
+    return {side: getattr(module.out_proj, side)(_norm(getattr(module.inner_attn_ln, side), x)) for side, x in split}
 
 
 def _project(projection: Any, streams: dict[str, Tensor]) -> Tensor:
@@ -203,8 +235,8 @@ def _project(projection: Any, streams: dict[str, Tensor]) -> Tensor:
 
 def _feed_forward(layer: Any, side: str, x: Tensor) -> Tensor:
     ffn = getattr(layer.ffn, side)
-    x = getattr(layer.final_layer_norm, side)(x)
-    hidden: Tensor = ffn.fc2(ffn.ffn_layernorm(F.gelu(ffn.fc1(x))))
+    x = _norm(getattr(layer.final_layer_norm, side), x)
+    hidden: Tensor = ffn.fc2(_norm(ffn.ffn_layernorm, F.gelu(ffn.fc1(x))))
     return hidden
 
 
@@ -218,12 +250,20 @@ def _join(streams: dict[str, Tensor]) -> Tensor:
     return torch.cat(list(streams.values()), dim=1) if len(streams) > 1 else next(iter(streams.values()))
 
 
-def _drop_path(layer: Any, streams: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the branch of some examples (stochastic depth): one draw for both streams, as torchscale's joined tensor."""
+def _draw_kept(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Draw which examples keep a layer's two branches (stochastic depth); None if every one keeps them.
+
+    As in torchscale: first attention's, then the feed-forward's, each once for both streams.
+
+    Returns:
+        Two factors (B, 1, 1) for what a branch adds: 0, or 1 / rate of those that are kept, so that the expected value
+        is that of evaluation.
+    """
     if layer.drop_path is None or layer.drop_path.drop_prob == 0.0 or not layer.training:
-        return streams
-    keep_prob = 1 - layer.drop_path.drop_prob
-    x = next(iter(streams.values()))
-    # Kept branches grow by 1 / keep_prob, so that the expected value is that of evaluation.
-    keep = x.new_empty((x.size(0), 1, 1)).bernoulli_(keep_prob).div_(keep_prob)
-    return {side: x * keep for side, x in streams.items()}
+        return None
+    rate = 1 - layer.drop_path.drop_prob
+
+    def draw() -> Tensor:
+        return x.new_empty((x.size(0), 1, 1), dtype=_product_type(x)).bernoulli_(rate).div_(rate)
+
+    return draw(), draw()

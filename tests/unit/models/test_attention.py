@@ -1,10 +1,13 @@
 """The attention kernels against each other, against torchscale's, and which one is taken where."""
 
+import math
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from beit3_vqa.models.beit3 import multiway
-from beit3_vqa.models.beit3.attention import KERNELS, pick
+from beit3_vqa.models.beit3.attention import ALIGNED, KERNELS, as_bias, pick
 from tests.helpers.upstream import ragged_batch, small_model
 
 
@@ -16,8 +19,19 @@ def test_sdpa_and_matmul_give_the_same_context(masked, queries):
     attended = torch.rand(3, 1, 1, 7) < 0.6 if masked else None
     if attended is not None:
         attended[..., 0] = True
-    one, two = (kernel(q, k, v, attended) for kernel in KERNELS.values())
+    bias = None if attended is None else as_bias(attended, q.dtype)
+    one, two = (kernel(q, k, v, bias) for kernel in KERNELS.values())
     torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+
+
+def test_rows_of_a_bias_are_aligned_on_a_gpu():
+    attended = torch.tensor([[True, False, True]])[:, None, None, :]
+    bias = as_bias(attended, torch.bfloat16)
+    assert bias.tolist() == [[[[0.0, -math.inf, 0.0]]]]
+    with FakeTensorMode():
+        there = as_bias(torch.ones(2, 1, 5, 941, dtype=torch.bool, device="cuda"), torch.bfloat16)
+    assert there.shape == (2, 1, 5, 941)
+    assert there.stride()[-2] % ALIGNED == 0
 
 
 @pytest.mark.parametrize("kind", ["auto", "sdpa", "matmul"])
