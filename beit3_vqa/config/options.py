@@ -113,6 +113,12 @@ class DataConfig(Options):
         low=0,
         high=1,
     )
+    balance_within: str = option(
+        "all",
+        "rows that --balance_answers counts: all, or those with the same question, so that no answer is likelier than "
+        "another before the image is seen",
+        choices=("all", "question"),
+    )
     randaug: bool = option(False, "RandAugment(2, 7) on training images")
     train_interpolation: str = option(
         "bicubic", "interpolation of the training crop", choices=("bicubic", "bilinear", "random")

@@ -15,7 +15,7 @@ from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.choice_order import Order, orders, reordered, split_mode
 from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_file
-from beit3_vqa.data.rows import Row, row_id
+from beit3_vqa.data.rows import LETTERS, Row, row_id
 from beit3_vqa.data.types import Example, Key, Tensors
 from beit3_vqa.errors import ImageError, InputError, one_line
 
@@ -92,9 +92,9 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         """Return a row as evaluation sees it; a `problem` flags it and makes its image grey; see `example`."""
         return self._processed(dataclasses.replace(self.example(index, order, wording), problem=problem), None)
 
-    def balancing_weights(self, power: float) -> Tensor:
+    def balancing_weights(self, power: float, within: str = "all") -> Tensor:
         """Return what `get_balancing_weights` does for these rows."""
-        return get_balancing_weights(self.rows, power)
+        return get_balancing_weights(self.rows, power, within)
 
     def example(self, index: int, order: Order | None = None, wording: int = 0) -> Example:
         """Return a row's example; InputError if an image leaves the root.
@@ -115,16 +115,35 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         return reordered(example, order) if order and example.choices else example
 
 
-def get_balancing_weights(rows: Iterable[Row], power: float) -> Tensor:
-    """Return float64 (rows,): (number of rows with the same answer) ^ -power.
+def get_balancing_weights(rows: Iterable[Row], power: float, within: str = "all") -> Tensor:
+    """Return float64 (rows,): how often a row is drawn.
 
-    Power 0 makes all rows equally likely, 1 all answers.
+    Args:
+        rows: rows of an index.
+        power: 0 makes all rows equally likely, 1 all answers.
+        within: `all`: (number of rows with the same answer) ^ -power. `question`: the same among the rows with the
+            same question, each question in sum as often as it is in the data. An answer by letter means its option.
     """
+    if within == "all":
+        answers = _coded(row.get("answer", row.get("labels", row.get("label"))) for row in rows)
+        return answers.bincount().double().pow(-power)[answers]
+    pairs = [(get_text(row), _said(row)) for row in rows]
+    questions, answers = _coded(question for question, _ in pairs), _coded(pairs)
+    weights = answers.bincount().double().pow(-power)[answers]
+    return weights * (questions.bincount() / questions.bincount(weights))[questions]
+
+
+def _coded(values: Iterable[object]) -> Tensor:
+    """Number the values in the order in which they first come: int64 (values,)."""
     code_of: dict[str, int] = {}
-    answers_of = (row.get("answer", row.get("labels", row.get("label"))) for row in rows)
-    codes = [code_of.setdefault(str(answer), len(code_of)) for answer in answers_of]
-    answers = torch.tensor(codes)
-    return answers.bincount().double().pow(-power)[answers]
+    return torch.tensor([code_of.setdefault(str(value), len(code_of)) for value in values])
+
+
+def _said(row: Row) -> object:
+    """Return a row's answer in words, so that it means the same wherever an option stands."""
+    answer, choices = row.get("answer", row.get("labels")), row.get("choices", ())
+    place = LETTERS.find(answer) if isinstance(answer, str) and len(answer) == 1 else -1
+    return choices[place] if 0 <= place < len(choices) else answer
 
 
 def reworded(example: Example, wording: int) -> Example:

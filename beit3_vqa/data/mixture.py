@@ -125,9 +125,9 @@ class JoinedDataset(Dataset[tuple[Example, Tensors]]):
         part, row = self._place(index)
         return part.example(row)
 
-    def balancing_weights(self, power: float) -> Tensor:
+    def balancing_weights(self, power: float, within: str = "all") -> Tensor:
         """Return what `IndexDataset.balancing_weights` does, for the answers of all sources together."""
-        return get_balancing_weights(chain.from_iterable(part.rows for part in self.parts), power)
+        return get_balancing_weights(chain.from_iterable(part.rows for part in self.parts), power, within)
 
     def _place(self, index: int) -> tuple[IndexDataset, int]:
         """Return the data set that a row is of, and its number there."""

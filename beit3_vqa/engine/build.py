@@ -157,7 +157,7 @@ class Components:
         maker: FingerprintMaker | None = None,
         groups: tuple[Group, ...] = (),
     ) -> BatchLoader:
-        config, balance = self.config, self.config.data.balance_answers
+        config, data = self.config, self.config.data
         # One pass over the examples checks that the images are there, takes the fingerprint and measures the texts.
         examples = _with_images(dataset, self.bad_images)
         examples = maker.watch(examples) if maker else examples
@@ -166,8 +166,8 @@ class Components:
         texts = self._texts(examples)
         print(f"{label}: {len(dataset)} {self.task.spec.unit}{texts}")
         weights = None
-        if training and balance > 0 and not isinstance(dataset, PermutedChoices):
-            weights = dataset.balancing_weights(balance)
+        if training and data.balance_answers > 0 and not isinstance(dataset, PermutedChoices):
+            weights = dataset.balancing_weights(data.balance_answers, data.balance_within)
         return BatchLoader(
             dataset,
             partial(self.task.collate, processor=self.processor),

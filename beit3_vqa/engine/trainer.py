@@ -134,13 +134,15 @@ class Training(Learner):
     @property
     def order(self) -> dict[str, Any]:
         """Return everything that decides the order of an epoch's examples."""
-        seed, balance = self.components.config.run.seed, self.components.config.data.balance_answers
+        seed, data = self.components.config.run.seed, self.components.config.data
         rows = self.components.fingerprints["train"].order
         groups = self.train.batches.groups
         mix: dict[str, Any] = {"mix": [group.draws for group in groups]} if groups else {}
-        if self.components.config.data.hard_examples:
+        if data.hard_examples:
             mix["hard_examples"] = get_digest(groups)
-        return {"rows": self.examples, "seed": seed, "balance_answers": balance, "data": rows, **mix}
+        if data.balance_within != "all":
+            mix["balance_within"] = data.balance_within
+        return {"rows": self.examples, "seed": seed, "balance_answers": data.balance_answers, "data": rows, **mix}
 
     @property
     def stays_in_its_folder(self) -> bool:

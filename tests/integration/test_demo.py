@@ -69,7 +69,7 @@ def test_demo_learns(tmp_path, flags, floor):
     assert list((out / "tensorboard").iterdir())
     assert '"attention":{' in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "1 epoch done" in result.stdout  # it stopped and resumed on the way
-    assert "dropped from the checkpoint: head.0.weight" in result.stdout
+    assert "kept of the checkpoint's head: head.0.weight" in result.stdout
     assert f"Test accuracy with four options: {metrics['accuracy']:.1f}% (chance: 25%)" in result.stdout
 
 

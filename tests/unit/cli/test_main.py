@@ -29,7 +29,7 @@ FLAGS = {
     "trust_checkpoint": False, "init": "auto", "drop_path": 0.1,
     "data_path": "", "image_root": "", "mix": "", "val_from": "", "hard_examples": "", "hard_ratio": 1.0,
     "answer2label": "", "fold": None,
-    "shuffle_choices": True, "balance_answers": 0.0, "randaug": False,
+    "shuffle_choices": True, "balance_answers": 0.0, "balance_within": "all", "randaug": False,
     "train_interpolation": "bicubic", "crop_scale": 0.5, "flip": 0.5, "num_workers": None, "fast_decode": False,
     "skip_bad_images": 0,
     "pin_mem": True,

@@ -124,6 +124,33 @@ def test_an_example_that_cannot_be_read_is_one_clear_error(workers):
         list(loader.epoch(0))
 
 
+def test_balancing_within_questions_makes_the_answers_of_each_equally_likely():
+    rows = [{"id": str(i), "image_path": "x", "question": f"is it {i % 2}?", "answer": "yes"} for i in range(12)]
+    for number, answer in ((0, "no"), (1, "no"), (2, "no"), (11, "no")):
+        rows[number]["answer"] = answer  # 2 of 6 rows of the first question, 2 of 6 of the second
+    made = IndexDataset(rows, lettered, Path(), fake_processor, training=True)
+    weights = made.balancing_weights(1.0, "question").tolist()
+    for question in (0, 1):
+        of_answer = {
+            answer: sum(
+                w
+                for row, w in zip(rows, weights, strict=True)
+                if row["answer"] == answer and row["question"] == f"is it {question}?"
+            )
+            for answer in ("yes", "no")
+        }
+        assert of_answer == pytest.approx({"yes": 3, "no": 3})
+    assert made.balancing_weights(0.0, "question").unique().tolist() == [1.0]
+
+
+def test_balancing_within_questions_reads_the_words_of_a_letter():
+    row = {"image_path": "x", "question": "which?"}
+    said = [("A", ["red", "blue"]), ("B", ["blue", "red"]), ("B", ["red", "blue"])]  # red twice, blue once
+    rows = [{**row, "id": str(i), "answer": a, "choices": choices} for i, (a, choices) in enumerate(said)]
+    made = IndexDataset(rows, lettered, Path(), fake_processor, training=True)
+    assert made.balancing_weights(1.0, "question").tolist() == [0.75, 0.75, 1.5]
+
+
 def test_balancing_makes_answers_equally_likely_and_keeps_draws_apart():
     rows = [{"id": str(i), "image_path": "x", "question": "q", "answer": "A" if i else "B"} for i in range(60)]
     made = IndexDataset(rows, lettered, Path(), fake_processor, training=True)
