@@ -1,7 +1,8 @@
 """`beit3-vqa demo`: the whole pipeline on easy-VQA, by the same commands that a user types.
 
-BEiT-3: first open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint, with
-a new head, on four options. Straight to four options from scratch, a model this small hardly leaves chance.
+BEiT-3: first open-ended from scratch, so that the model learns what colours and shapes are; then that checkpoint on
+four options, one at a time (`vqarank`). Straight to four options from scratch, a model this small hardly leaves chance;
+and where it reads all four at once (`vqacustom`), it forgets most of what it had learned while it looks for the letter.
 
 CLIP: a small one with random weights and a tokenizer of its own is written as a Hugging Face folder, in the place of a
 user's pretrained one; all of its weights are trained, since adapters of random weights would learn little.
@@ -31,10 +32,6 @@ Main = Callable[[Sequence[str]], int]
 PROGRESS = "demo.json"  # in the demo's folder: which demo it is, and the steps that are done
 MAX_PROGRESS = 100_000  # bytes
 
-# Options before the question: each letter then always stands at the same place, which is quicker to learn.
-PROMPT = "A {a} B {b} C {c} D {d} {question}"
-
-
 Step = tuple[str, list[str] | Callable[[], object]]  # a title, and a command line or a function to call
 
 
@@ -55,23 +52,41 @@ CLIP_TRAINING += ["--clip_grad", "1", "--sched", "cosine", "--label_smoothing", 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Epochs of the two trainings, resolution, and how many of the training images they see (0: all)."""
+    """How both trainings go.
 
-    open_epochs: int
-    choices_epochs: int
+    Attributes:
+        model: a name without a head.
+        train_images: how many of the training images they see.
+        open_options: options of the first.
+        choices_options: options of the second, in which a question takes four passes.
+    """
+
     model: str
-    train_images: int = 0
+    train_images: int
+    open_options: str
+    choices_options: str
 
 
-FULL = Recipe(open_epochs=3, choices_epochs=3, model="beit3_tiny_patch8_40", train_images=3600)
-QUICK = Recipe(open_epochs=2, choices_epochs=2, model="beit3_tiny_patch8_32", train_images=1000)
-MODEL = ["--vocab_size", "200", "--layer_decay", "1.0", "--drop_path", "0"]
-TRAINING = ["--batch_size", "64", "--lr", "7e-4", "--warmup_steps", "100", "--opt_betas", "0.9", "0.98"]
-TRAINING += ["--clip_grad", "1", "--crop_scale", "1"]
-# Three questions in four are answered yes or no; without this the model has learned colours long before shapes.
-OPEN_ENDED = ["--balance_answers", "0.5"]
+# Seven in eight times "is the shape red?" is answered no. A model that may say no without looking learns nothing else
+# of such questions for many epochs; where both answers come equally often, it has to look.
+LOOK = "--balance_answers 1 --balance_within question"
+FULL = Recipe(
+    "beit3_tiny_patch8_48",
+    3600,
+    f"--epochs 5 --batch_size 128 --lr 7e-4 {LOOK}",
+    f"--epochs 1 --batch_size 64 --lr 4e-4 {LOOK}",
+)
+# Too short to learn to look. Three questions in four are answered yes or no, and colours come long before shapes.
+QUICK = Recipe(
+    "beit3_tiny_patch8_32",
+    1000,
+    "--epochs 2 --batch_size 64 --lr 7e-4 --balance_answers 0.5",
+    "--epochs 1 --batch_size 64 --lr 7e-4",
+)
+COMMON = "--vocab_size 200 --layer_decay 1.0 --drop_path 0 --warmup_steps 100 --opt_betas 0.9 0.98 --clip_grad 1"
+COMMON += " --crop_scale 1"
 # The second training goes on from here, so the first needn't come to rest.
-OPEN_ENDED += ["--min_lr", "3e-4"]
+OPEN_ENDED = "--min_lr 3e-4"
 
 
 def demo(main: Main, output_dir: Path, *, model: str = "beit3", quick: bool = False, seed: int = 0) -> int:
@@ -164,24 +179,25 @@ def beit3_steps(recipe: Recipe, folder: Path, seed: int) -> list[Step]:
     open_data, choices_data = str(folder / "data-open"), str(folder / "data-choices")
     open_out, choices_out = str(folder / "open"), str(folder / "choices")
     tokenizer = ["--sentencepiece_model", f"{choices_data}/tokenizer.spm"]
-    common = ["--task", "vqacustom", "--model", recipe.model, *MODEL, *TRAINING, *tokenizer, "--seed", str(seed)]
-    first = ["finetune", *common, *OPEN_ENDED, "--data_path", open_data, "--output_dir", open_out]
-    first += ["--epochs", str(recipe.open_epochs)]
-    second = ["finetune", *common, "--data_path", choices_data, "--output_dir", choices_out]
-    second += ["--prompt_template", PROMPT, "--finetune", f"{open_out}/checkpoint-best.pth", "--init", "unit"]
-    second += ["--epochs", str(recipe.choices_epochs)]
-    evaluate = ["finetune", "--task", "vqacustom", "--eval", "--resume", f"{choices_out}/checkpoint-best.pth"]
+    common = ["--model", recipe.model, *COMMON.split(), *tokenizer, "--seed", str(seed)]
+    first = ["finetune", "--task", "vqacustom", *common, *OPEN_ENDED.split(), *recipe.open_options.split()]
+    first += ["--data_path", open_data, "--output_dir", open_out]
+    second = ["finetune", "--task", "vqarank", *common, *recipe.choices_options.split()]
+    second += ["--data_path", choices_data, "--output_dir", choices_out]
+    second += ["--finetune", f"{open_out}/checkpoint-best.pth", "--init", "unit"]
+    evaluate = ["finetune", "--task", "vqarank", "--eval", "--resume", f"{choices_out}/checkpoint-best.pth"]
     evaluate += ["--data_path", choices_data, "--output_dir", choices_out, "--device", "cpu"]
-    prepare = ["prepare", "easy_vqa", "--train_images", str(recipe.train_images), "--val_ratio", "0.05"]
-    prepare += ["--prompt_template", PROMPT, "--mode"]
+    prepare = ["prepare", "easy_vqa", "--train_images", str(recipe.train_images), "--val_ratio", "0.05", "--mode"]
+    choices = [*prepare, "choices", "--data_path", choices_data, "--train_tokenizer", "200"]
+    open_ended = [*prepare, "open", "--data_path", open_data, *tokenizer]
     stop = ["--stop_after_epochs", "1"]
     report = ["report", choices_out, "--output", str(folder / "report.html"), "--device", "cpu"]
     return [
-        ("1. prepare: four options", [*prepare, "choices", "--data_path", choices_data, "--train_tokenizer", "200"]),
-        ("2. prepare: open-ended questions", [*prepare, "open", "--data_path", open_data, *tokenizer]),
-        ("3. train from scratch on open-ended questions", first),
-        ("4. fine-tune on four options, and stop after an epoch", [*second, *stop]),
-        ("5. the same command again: it resumes", second),
+        ("1. prepare: four options", choices),
+        ("2. prepare: open-ended questions", open_ended),
+        ("3. train from scratch on open-ended questions, and stop after an epoch", [*first, *stop]),
+        ("4. the same command again: it resumes", first),
+        ("5. fine-tune on four options, one at a time", second),
         ("6. evaluate the best epoch on the test questions, on one device", evaluate),
         ("7. a page to look at: curves, metrics, every question", report),
     ]

@@ -134,7 +134,7 @@ def get_balancing_weights(rows: Iterable[Row], power: float, within: str = "all"
 
 
 def _coded(values: Iterable[object]) -> Tensor:
-    """Number the values in the order in which they first come: int64 (values,)."""
+    """Return a number for each value, equal values alike: int64 (values,)."""
     code_of: dict[str, int] = {}
     return torch.tensor([code_of.setdefault(str(value), len(code_of)) for value in values])
 

@@ -17,8 +17,8 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 MATMUL_BYTES = 256 * 2**20
 
 
-# On a GPU rows of a bias begin at multiples of so many numbers: cuDNN then takes 0.33 ms instead of 0.71 for 32 examples of 941
-# tokens on an H100, as quick as without a mask.
+# On a GPU rows of a bias begin at multiples of so many numbers: attention of cuDNN (32 examples of 941 tokens, on an
+# H100) is then nearly as quick as without a mask, instead of taking twice as long.
 ALIGNED = 16
 
 

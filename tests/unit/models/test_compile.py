@@ -10,7 +10,6 @@ from beit3_vqa.models.compile import compile_model
 from tests.helpers.commands import finetune
 from tests.helpers.upstream import ragged_batch, small_model
 
-
 # The compiler means to ignore what it is told of a layer's inputs; here warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
