@@ -212,8 +212,6 @@ def _check(config: RunConfig) -> None:
     for name, is_given in (("mix", config.sources.shares), ("hard_examples", config.data.hard_examples)):
         if is_given and config.data.balance_answers:
             raise InputError(f"--balance_answers and --{name} both say how often a row is drawn; give one of them.")
-    if config.data.balance_within != "all" and not config.data.balance_answers:
-        raise InputError(f"--balance_within {config.data.balance_within}: give --balance_answers too, 1 say.")
     if not config.optim.min_lr <= config.optim.lr:
         raise InputError(
             f"--min_lr {config.optim.min_lr:g} is above --lr {config.optim.lr:g}, where it begins; lower it."

@@ -329,6 +329,8 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
     for name in given:
         if name in family.unused:
             print(f"--{name} has no effect on {config.model.model}")
+    if "balance_within" in given and not config.data.balance_answers:
+        print("--balance_within has no effect without --balance_answers; give --balance_answers 1, say")
 
 
 def build_run(config: RunConfig, checkpoint: Path | None = None) -> Components:

@@ -212,8 +212,10 @@ def test_another_familys_checkpoint_is_refused(scpc, clip_folder, trained, train
 
 
 def test_options_without_effect_on_clip_are_reported(scpc, clip_folder, tmp_path, capsys):
-    assert main(finetune_clip(scpc, clip_folder, tmp_path / "out", "--dry_run", "--drop_path", "0.3", "--compile")) == 0
+    idle = ["--drop_path", "0.3", "--compile", "--balance_within", "question"]
+    assert main(finetune_clip(scpc, clip_folder, tmp_path / "out", "--dry_run", *idle)) == 0
     said = capsys.readouterr().out
+    assert "--balance_within has no effect without --balance_answers" in said
     assert "--drop_path has no effect on clip_vit_tiny" in said
     assert "--compile has no effect on clip_vit_tiny" in said
 

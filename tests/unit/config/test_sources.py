@@ -25,7 +25,6 @@ TWO = ["x/a", "x/b"]
         (["--data_path", *TWO, "--mix", "1,half"], "--mix 1,half: give a number from 0 up"),
         (["--data_path", *TWO, "--mix", "1,"], "--mix 1,: give a number from 0 up"),
         (["--data_path", *TWO, "--mix", "1,1", "--balance_answers", "1"], "--balance_answers and --mix both say"),
-        (["--balance_within", "question"], "--balance_within question: give --balance_answers too"),
         (["--data_path", "x/a", "--mix", "0"], "--mix 0: give a number from 0 up"),
         (["--mix", "1,2"], "--data_path: give the folder that"),
         (["--data_path", *TWO, "x/./a"], "--data_path: x/a and x/./a are the same folder"),
