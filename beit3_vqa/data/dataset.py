@@ -122,12 +122,13 @@ def get_balancing_weights(rows: Iterable[Row], power: float, within: str = "all"
         rows: rows of an index.
         power: 0 makes all rows equally likely, 1 all answers.
         within: `all`: (number of rows with the same answer) ^ -power. `question`: the same among the rows with the
-            same question, each question in sum as often as it is in the data. An answer by letter means its option.
+            same question, each question in sum as often as it is in the data. An answer by letter means its option;
+            rows without a text all have the same question.
     """
     if within == "all":
-        answers = _coded(row.get("answer", row.get("labels", row.get("label"))) for row in rows)
+        answers = _coded(map(_annotated, rows))
         return answers.bincount().double().pow(-power)[answers]
-    pairs = [(get_text(row), _said(row)) for row in rows]
+    pairs = [(row.get("question", row.get("text_segment")), _said(row)) for row in rows]
     questions, answers = _coded(question for question, _ in pairs), _coded(pairs)
     weights = answers.bincount().double().pow(-power)[answers]
     return weights * (questions.bincount() / questions.bincount(weights))[questions]
@@ -139,9 +140,14 @@ def _coded(values: Iterable[object]) -> Tensor:
     return torch.tensor([code_of.setdefault(str(value), len(code_of)) for value in values])
 
 
+def _annotated(row: Row) -> object:
+    """Return a row's answer, its labels or its label, whichever it has; None if it has none."""
+    return row.get("answer", row.get("labels", row.get("label")))
+
+
 def _said(row: Row) -> object:
     """Return a row's answer in words, so that it means the same wherever an option stands."""
-    answer, choices = row.get("answer", row.get("labels")), row.get("choices", ())
+    answer, choices = _annotated(row), row.get("choices", ())
     place = LETTERS.find(answer) if isinstance(answer, str) and len(answer) == 1 else -1
     return choices[place] if 0 <= place < len(choices) else answer
 

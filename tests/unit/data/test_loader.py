@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.dataset import IndexDataset, build_question, permute_choices
+from beit3_vqa.data.dataset import IndexDataset, build_question, get_balancing_weights, permute_choices
 from beit3_vqa.data.loader import BatchLoader, EpochBatches
 from beit3_vqa.data.types import Example
 from beit3_vqa.errors import InputError
@@ -149,6 +149,11 @@ def test_balancing_within_questions_reads_the_words_of_a_letter():
     rows = [{**row, "id": str(i), "answer": a, "choices": choices} for i, (a, choices) in enumerate(said)]
     made = IndexDataset(rows, lettered, Path(), fake_processor, training=True)
     assert made.balancing_weights(1.0, "question").tolist() == [0.75, 0.75, 1.5]
+
+
+def test_rows_without_a_text_all_have_the_same_question():
+    rows = [{"id": str(i), "image_path": "x", "label": label} for i, label in enumerate([1, 2, 1])]
+    assert get_balancing_weights(rows, 1.0, "question").tolist() == [0.75, 0.75 * 2, 0.75]
 
 
 def test_balancing_makes_answers_equally_likely_and_keeps_draws_apart():
