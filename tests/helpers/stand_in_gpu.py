@@ -11,7 +11,8 @@ Not stood in for: kernels and their rounding, memory, streams, page-locked memor
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from unittest import mock
 
 import torch
@@ -199,10 +200,11 @@ def stand_in_gpu() -> Iterator[Counter[str]]:
     """A context with a GPU; yields how often the host waited for it, by function and what it did there."""
     WAITS.clear()
     grouping = "_group_tensors_by_device_and_dtype"
-    places = [f"torch.{module}.{grouping}" for module in ("optim.optimizer", "nn.utils.clip_grad")]
+    # By name `mock` of Python 3.10 doesn't find the first: `torch.optim` has no such attribute.
+    places = [import_module(f"torch.{name}") for name in ("optim.optimizer", "nn.utils.clip_grad")]
     original = getattr(torch.utils._foreach_utils, grouping)
     patches = [mock.patch.object(torch.cuda, name, lambda *_, _v=v, **__: _v) for name, v in CUDA.items()]
-    patches += [mock.patch(place, _by_device(original)) for place in places]
+    patches += [mock.patch.object(place, grouping, _by_device(original)) for place in places]
     patches += [mock.patch.object(torch, "autocast", Autocast)]
     patches += [  # which asks the driver; its name is not the same in all versions of torch
         mock.patch.object(torch.optim.Optimizer, name)
@@ -211,12 +213,8 @@ def stand_in_gpu() -> Iterator[Counter[str]]:
     ]
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
-    with StandIn():
+    with ExitStack() as undone, StandIn():
+        undone.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrite)
         for patch in patches:
-            patch.start()
-        try:
-            yield WAITS
-        finally:
-            for patch in patches:
-                patch.stop()
-            torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
+            undone.enter_context(patch)
+        yield WAITS
