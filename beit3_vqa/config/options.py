@@ -38,7 +38,9 @@ class ModelConfig(Options):
         f"length of the longest text, <s> and </s> included; default: what the data need, {MAX_BPE_TOKENS} at most",
         unit="tokens",
     )
-    prompt_template: str = option(DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question; CLIP: of one option")
+    prompt_template: str = option(
+        DEFAULT_PROMPT_TEMPLATE, "text of a multiple-choice question, or for CLIP and vqarank of one option"
+    )
     vqa_loss: str = option("ce", "cross entropy, or upstream's binary cross entropy per class", choices=("ce", "bce"))
     pretrained: str = option("", "CLIP: Hugging Face folder of the model to train, or hf:OWNER/NAME on the hub")
     lora_rank: int = option(0, "train low-rank adapters of that rank, nothing else; 0: every weight", low=0, high=1e4)

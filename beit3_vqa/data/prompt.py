@@ -7,6 +7,7 @@ from beit3_vqa.errors import InputError
 
 SPECIAL_TOKENS = 2  # <s> and </s>
 ALL_OPTIONS = "{options}"
+ONE_OPTION = "{choice}"
 
 
 class PromptTemplate:
@@ -63,9 +64,15 @@ class OptionTemplate:
         InputError: an unknown or missing field, or a stray brace.
     """
 
+    any_number = True
+
     def __init__(self, template: str):
         self.template = template
         _check_fields(template, ("question", "choice"))
+
+    def naming_each(self) -> str:
+        """Return the template, as `PromptTemplate` does with a place for each option."""
+        return self.template
 
     def __call__(self, question: str, choice: str) -> str:
         """Return the text of a question and one option (braces in them are text)."""

@@ -25,6 +25,7 @@ from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.hard_examples import split_by_score
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.mixture import Group, JoinedDataset, count_draws
+from beit3_vqa.data.prompt import ONE_OPTION
 from beit3_vqa.data.types import Example
 from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
@@ -288,7 +289,7 @@ def build(
 def _family(config: RunConfig, task: Task) -> Family:
     outputs_are_options = task.answers_are_options and task.outputs == task.num_classes
     spec = task.spec
-    shape = TaskShape(spec.name, task.outputs, outputs_are_options, spec.head, spec.inputs)
+    shape = TaskShape(spec.name, task.outputs, outputs_are_options, spec.head, spec.inputs, spec.option_by_option)
     return find_family(config.model.model)(config, shape)
 
 
@@ -329,6 +330,8 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
     for name in given:
         if name in family.unused:
             print(f"--{name} has no effect on {config.model.model}")
+    if "prompt_template" in given and task.spec.option_by_option and ONE_OPTION not in config.model.prompt_template:
+        print(f"--prompt_template has no effect on --task {task.spec.name} without {ONE_OPTION}")
     if "balance_within" in given and not config.data.balance_answers:
         print("--balance_within has no effect without --balance_answers; give --balance_answers 1, say")
 

@@ -47,6 +47,7 @@ class TaskShape:
         answers_are_options: whether each output stands for an option of a multiple-choice question.
         head: kind of head, which is the last part of a model's full name; empty: the task's name.
         inputs: names of the model's inputs.
+        option_by_option: whether a text shows one option of a question, not all.
     """
 
     name: str
@@ -54,6 +55,7 @@ class TaskShape:
     answers_are_options: bool
     head: str = ""
     inputs: Inputs = field(default_factory=Inputs)
+    option_by_option: bool = False
 
 
 class Processor(Protocol):

@@ -8,7 +8,7 @@ price is a forward pass for each option.
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,17 +23,25 @@ from beit3_vqa.data.rows import Rows, row_id
 from beit3_vqa.data.types import Batch, Example, Prediction
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.base import Processor
-from beit3_vqa.models.beit3.processor import BEiT3Processor
+from beit3_vqa.models.beit3.processor import BEiT3Processor, option_template
 from beit3_vqa.tasks.base import as_beit3
 from beit3_vqa.tasks.vqa import VQACustom
-
-TEMPLATE = OptionTemplate(OPTION_PROMPT_TEMPLATE)
 
 
 class VQARank(VQACustom):
     """Answer questions by a score for each option; C below is the largest number of options of a question."""
 
-    spec = replace(VQACustom.spec, name="vqarank", option_by_option=True)
+    spec = replace(
+        VQACustom.spec,
+        name="vqarank",
+        option_by_option=True,
+        defaults={**VQACustom.spec.defaults, "prompt_template": OPTION_PROMPT_TEMPLATE},
+    )
+
+    @cached_property
+    def template(self) -> OptionTemplate:
+        """Text of a question and one option."""
+        return option_template(self.config.model.prompt_template)
 
     @classmethod
     def from_folder(cls, config: RunConfig) -> "VQACustom":
@@ -61,7 +69,8 @@ class VQARank(VQACustom):
         """Return a split as vqacustom does; InputError if an option is longer than the model may read."""
         dataset = super().dataset(split, processor, training=training)
         reader = as_beit3(processor)
-        problems = ((row, choice, _length_problem(choice, reader)) for row in dataset.rows for choice in row["choices"])
+        problem_of = partial(_length_problem, template=self.template, processor=reader)
+        problems = ((row, choice, problem_of(choice)) for row in dataset.rows for choice in row["choices"])
         too_long = [f"row {row_id(row)}, {short(choice)}: {problem}" for row, choice, problem in problems if problem]
         if too_long:
             raise InputError.of_problems(f"options of {split} rows that are too long:", too_long)
@@ -71,7 +80,7 @@ class VQARank(VQACustom):
         """Return `image` (3, S, S), uint8, and `texts`, the token ids of question and option for each option."""
         reader = as_beit3(processor)
         image = reader.open(example, example.image_path)
-        texts = [reader.fitted(example.question, partial(TEMPLATE, choice=choice)) for choice in example.choices]
+        texts = [reader.fitted(example.question, partial(self.template, choice=choice)) for choice in example.choices]
         texts += texts[-1:] * (self.num_classes - len(texts))  # of options that aren't there; they don't count
         return {"image": reader.pixels(image, example, rng), "texts": texts}
 
@@ -82,7 +91,7 @@ class VQARank(VQACustom):
 
     def texts_to_measure(self, example: Example) -> Iterable[Example]:
         """Return an example for each option, whose text is question and option."""
-        return (replace(example, question=TEMPLATE(example.question, c), choices=()) for c in example.choices)
+        return (replace(example, question=self.template(example.question, c), choices=()) for c in example.choices)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the loss of the scores (B * C, 1) as if they were the logits of a head with C outputs."""
@@ -93,13 +102,13 @@ class VQARank(VQACustom):
         return super().predictions(outputs.view(-1, self.num_classes), batch, temperature)
 
 
-def _length_problem(choice: str, processor: BEiT3Processor) -> str:
+def _length_problem(choice: str, template: OptionTemplate, processor: BEiT3Processor) -> str:
     """Say what is wrong with an option that is too long even if its question is empty; else return an empty string."""
     # A token has at least a byte, except one that may stand before the first word: short options need no tokenizer.
-    if len(TEMPLATE("", choice).encode()) + SPECIAL_TOKENS < processor.max_tokens:
+    if len(template("", choice).encode()) + SPECIAL_TOKENS < processor.max_tokens:
         return ""
     try:
-        processor.fitted("", partial(TEMPLATE, choice=choice))
+        processor.fitted("", partial(template, choice=choice))
     except InputError as error:
         return str(error)
     return ""

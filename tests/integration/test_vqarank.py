@@ -100,6 +100,41 @@ def test_a_long_question_is_cut_and_never_the_option(scpc):
         made.fitted("What?", lambda question: text(question, "galaxies " * 20))
 
 
+def texts_read(checkpoint, example) -> list[str]:
+    """The text of each option, as the model behind a checkpoint reads it."""
+    components = beit3_vqa.load(checkpoint, device="cpu", precision="fp32").components
+    ids = components.task.tensors(example, None, components.processor)["texts"]
+    return [components.processor.tokenizer.decode(text[1:-1]) for text in ids]
+
+
+def test_the_template_of_an_option_is_kept_with_the_checkpoint(scpc, tmp_path):
+    assert main(ranking(*finetune(scpc, tmp_path, "--epochs", "1", "--prompt_template", "{question} is {choice}"))) == 0
+    image = str(next((scpc / "images").iterdir()))
+    asked = Example("1", image, "what is it", tuple(SUBJECTS[:4]))
+    best = tmp_path / "checkpoint-best.pth"
+    assert texts_read(best, asked) == [f"what is it is {subject}" for subject in SUBJECTS[:4]]
+    card = tmp_path / "exported"
+    assert main(["export", "--checkpoint", str(best), "--output_dir", str(card)]) == 0
+    assert "- Prompt: `{question} is {choice}`" in (card / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_template_of_all_options_at_once_has_no_effect_on_ranking(scpc, ranked, tmp_path, capsys):
+    """Version 0.1.0 saved one in every checkpoint, and read one option at a time all the same."""
+    image = str(next((scpc / "images").iterdir()))
+    asked = Example("1", image, "what is it", tuple(SUBJECTS[:4]))
+    read = texts_read(ranked / "checkpoint-best.pth", asked)  # its tokenizer has no Q
+    assert [text.partition("uestion: ")[2] for text in read] == [f"what is it Answer: {s}" for s in SUBJECTS[:4]]
+    content = torch.load(ranked / "checkpoint-best.pth", weights_only=True)
+    content["args"]["prompt_template"] = DEFAULT_PROMPT_TEMPLATE
+    torch.save(content, tmp_path / "old.pth")
+    shutil.copy(ranked / "tokenizer.spm", tmp_path)
+    assert texts_read(tmp_path / "old.pth", asked) == read
+    capsys.readouterr()
+    template = ["--prompt_template", "{question} Choices: {options}", "--dry_run"]
+    assert main(ranking(*finetune(scpc, tmp_path / "new", "--epochs", "1", *template))) == 0
+    assert "--prompt_template has no effect on --task vqarank without {choice}" in capsys.readouterr().out
+
+
 def test_ranking_refuses_open_ended_data(tmp_path):
     AnswerTable(["red", "blue"]).write(tmp_path / "answer2label.txt")
     with pytest.raises(InputError, match="no options to rank"):

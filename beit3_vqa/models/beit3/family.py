@@ -25,7 +25,7 @@ from beit3_vqa.models.beit3.model import (
     init_unit_scale,
 )
 from beit3_vqa.models.beit3.pretrained import NEW_IN_FINE_TUNING, asked_weights, load_pretrained
-from beit3_vqa.models.beit3.processor import BEiT3Processor
+from beit3_vqa.models.beit3.processor import BEiT3Processor, option_template
 from beit3_vqa.models.compile import compile_model
 from beit3_vqa.models.lora import add_adapters, keep_names
 from beit3_vqa.models.names import HEADS, build_model, parse_name
@@ -93,7 +93,8 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         template = config.model.prompt_template
         if template == DEFAULT_PROMPT_TEMPLATE and choices not in (None, 4):
             template = ANY_PROMPT_TEMPLATE
-        prompt = PromptTemplate(template, choices)
+        one_by_one = self.task.option_by_option
+        prompt = option_template(template) if one_by_one else PromptTemplate(template, choices)
         return BEiT3Processor(
             tokenizer, max_tokens, prompt, evaluate, train, fast_decode, length_step, self.task.inputs
         )

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
 from beit3_vqa.data.images import ImageCache
-from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate, cut_question
+from beit3_vqa.data.prompt import ONE_OPTION, SPECIAL_TOKENS, OptionTemplate, PromptTemplate, cut_question
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.data.types import Example, Inputs
@@ -28,7 +29,7 @@ class BEiT3Processor:
     Args:
         tokenizer: turns the text into ids; None if there is no text.
         max_tokens: longest text, `<s>` and `</s>` included; a longer one is cut in the question, never in the options.
-        prompt: text of a multiple-choice question; an open-ended one is its question alone.
+        prompt: text of a multiple-choice question, or of one of its options; an open-ended one is its question alone.
         evaluate: image pipeline of evaluation.
         train: image pipeline of training; None for a processor that only evaluates.
         fast_decode: decode large JPEGs at a fraction of their size (see `open_image`), still twice the resolution.
@@ -40,7 +41,7 @@ class BEiT3Processor:
         self,
         tokenizer: Tokenizer | None,
         max_tokens: int,
-        prompt: PromptTemplate,
+        prompt: PromptTemplate | OptionTemplate,
         evaluate: EvalTransform,
         train: TrainTransform | None = None,
         fast_decode: bool = False,
@@ -118,7 +119,11 @@ class BEiT3Processor:
 
     def text(self, example: Example, question: str | None = None) -> str:
         """Return the text that the model reads for an example, with another question if one is given."""
-        return self.prompt(example.question if question is None else question, example.choices)
+        asked = example.question if question is None else question
+        if not example.choices:
+            return asked
+        assert isinstance(self.prompt, PromptTemplate), "texts of one option are made by their task"
+        return self.prompt(asked, example.choices)
 
     def token_ids(self, example: Example) -> list[int]:
         """Return the ids of `<s> text </s>`, at most `max_tokens` of them.
@@ -195,6 +200,14 @@ class BEiT3Processor:
         shown = [min(length, self.max_tokens) for length in counted]
         cut = sum(length > self.max_tokens for length in counted)
         return TextLengths(max(shown, default=0), sum(shown) / max(1, len(shown)), cut)
+
+
+def option_template(template: str) -> OptionTemplate:
+    """Return a `--prompt_template` as the text of one option; the default in the place of one without `{choice}`.
+
+    Such a one is for all options at once. Version 0.1.0 saved it in checkpoints of `vqarank`, which read the default.
+    """
+    return OptionTemplate(template if ONE_OPTION in template else OPTION_PROMPT_TEMPLATE)
 
 
 def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
