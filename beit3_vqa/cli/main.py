@@ -92,6 +92,9 @@ class _VisibleText(io.TextIOBase):
     def flush(self) -> None:
         self.stream.flush()
 
+    def close(self) -> None:
+        """Do nothing: Python closes a stream that it frees, and by then the one below may be closed."""
+
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Parse a command line; `function` of the result runs the command."""

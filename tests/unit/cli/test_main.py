@@ -1,5 +1,6 @@
 """Flags: frozen, forgiving of upstream's, and strict with what is wrong."""
 
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from beit3_vqa.cli import other_names
 from beit3_vqa.cli.finetune import REPLACED_FLAGS
-from beit3_vqa.cli.main import COMMANDS, main
+from beit3_vqa.cli.main import COMMANDS, _VisibleText, main
 from beit3_vqa.config.config import option_fields, read_config_values, write_config
 from beit3_vqa.errors import InputError
 from tests.helpers.commands import finetune
@@ -277,6 +278,13 @@ def test_demo_refuses_a_file_as_its_folder(tmp_path, capsys):
     assert main(["demo", "--output_dir", str(tmp_path / "file")]) == 2
     assert "isn't an empty folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_output_that_python_frees_after_the_stream_below_was_closed_is_silent():
+    below = io.StringIO()
+    output = _VisibleText(below)
+    below.close()
+    output.close()  # as Python does, and Python 3.13 tells of an error there
 
 
 def test_a_terminal_that_is_not_utf8_gets_escapes(scpc, tmp_path):
