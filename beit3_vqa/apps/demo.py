@@ -85,6 +85,8 @@ QUICK = Recipe(
 )
 COMMON = "--vocab_size 200 --layer_decay 1.0 --drop_path 0 --warmup_steps 100 --opt_betas 0.9 0.98 --clip_grad 1"
 COMMON += " --crop_scale 1"
+# An option follows the question, without a word that the first training never saw.
+ONE_OPTION = ["--prompt_template", "{question} {choice}"]
 # The second training goes on from here, so the first needn't come to rest.
 OPEN_ENDED = "--min_lr 3e-4"
 
@@ -182,7 +184,7 @@ def beit3_steps(recipe: Recipe, folder: Path, seed: int) -> list[Step]:
     common = ["--model", recipe.model, *COMMON.split(), *tokenizer, "--seed", str(seed)]
     first = ["finetune", "--task", "vqacustom", *common, *OPEN_ENDED.split(), *recipe.open_options.split()]
     first += ["--data_path", open_data, "--output_dir", open_out]
-    second = ["finetune", "--task", "vqarank", *common, *recipe.choices_options.split()]
+    second = ["finetune", "--task", "vqarank", *common, *recipe.choices_options.split(), *ONE_OPTION]
     second += ["--data_path", choices_data, "--output_dir", choices_out]
     second += ["--finetune", f"{open_out}/checkpoint-best.pth", "--init", "unit"]
     evaluate = ["finetune", "--task", "vqarank", "--eval", "--resume", f"{choices_out}/checkpoint-best.pth"]
