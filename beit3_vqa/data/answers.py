@@ -152,7 +152,7 @@ class AnswerTable:
 
     @property
     def alike(self) -> list[tuple[str, str]]:
-        """Pairs of answers that share a key: the first with that key, and each later one."""
+        """Return pairs of answers that share a key: the first with that key, and each later one."""
         firsts = [(self.answers[self._labels[answer_key(answer)]], answer) for answer in self.answers]
         return [(first, answer) for first, answer in firsts if first != answer]
 

@@ -29,7 +29,7 @@ class Examples(Protocol):
 
     @property
     def training(self) -> bool:
-        """True if another row may replace one whose image can't be read."""
+        """Return True if another row may replace one whose image can't be read."""
 
     def __len__(self) -> int: ...
 
@@ -55,7 +55,7 @@ class BadImages:
 
     @property
     def left(self) -> int:
-        """How many more may be skipped."""
+        """Return how many more may be skipped."""
         return self.allowed - len(self._paths)
 
     def add(self, error: InputError) -> None:

@@ -251,7 +251,7 @@ class PermutedChoices(Dataset[tuple[Example, Tensors]]):
 
     @property
     def image_root(self) -> Path:
-        """Folder that the rows' image paths start from."""
+        """Return the folder that the rows' image paths start from."""
         return self.dataset.image_root
 
     def __len__(self) -> int:

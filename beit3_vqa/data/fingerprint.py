@@ -38,13 +38,13 @@ class Fingerprint:
 
     @property
     def asked(self) -> Numbers:
-        """The hash of what is asked in each row, without the answer's bits."""
+        """Return the hash of what is asked in each row, without the answer's bits."""
         asked: Numbers = self.rows >> np.uint64(ANSWER_BITS)
         return asked
 
     @property
     def order(self) -> str:
-        """A hash of what is asked, in order; ids and answers don't change it."""
+        """Return a hash of what is asked, in order; ids and answers don't change it."""
         return hashlib.blake2b(self.asked.tobytes(), digest_size=8).hexdigest()
 
     def count_in(self, asked: Numbers) -> int:
@@ -124,7 +124,7 @@ class Changes:
 
     @property
     def same_content(self) -> bool:
-        """True if the rows ask and answer the same as before, in any order."""
+        """Return True if the rows ask and answer the same as before, in any order."""
         return not (self.added or self.removed or self.changed)
 
     def text(self) -> str:

@@ -63,7 +63,7 @@ class Example:
 
     @property
     def image_paths(self) -> tuple[str, ...]:
-        """Every file to open."""
+        """Return every file to open."""
         return (self.image_path, *self.more_image_paths)
 
 

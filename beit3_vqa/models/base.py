@@ -36,6 +36,12 @@ class TextLengths:
     mean: float
     cut: int
 
+    @classmethod
+    def of(cls, lengths: Sequence[int], most: int) -> "TextLengths":
+        """Sum up texts of these lengths before cutting, of which a model reads `most` tokens."""
+        read = [min(length, most) for length in lengths]
+        return cls(max(read, default=0), sum(read) / max(1, len(read)), sum(length > most for length in lengths))
+
 
 @dataclass(frozen=True)
 class TaskShape:
@@ -156,7 +162,7 @@ class BaseFamily(ABC, Generic[M, P]):
     @property
     @abstractmethod
     def img_size(self) -> int:
-        """Side of the square image in pixels, from the model's name."""
+        """Return the side of the square image in pixels, from the model's name."""
 
     def train_transform(self) -> TrainTransform:
         """Return the crop, flip and RandAugment that the run's options ask for."""

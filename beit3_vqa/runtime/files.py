@@ -11,12 +11,13 @@ import shutil
 import stat
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.errors import InputError, nearest, short
 
 _TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.tmp")
 _temporaries: set[Path] = set()
@@ -185,23 +186,38 @@ def read_bounded(path: Path, most: int) -> bytes:
     return content
 
 
-def read_json(path: Path, most: int) -> Any:
+def read_json(path: Path, most: int, *, names_once: bool = False) -> Any:
     """Return the content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        InputError: as `read_bounded`, or it isn't JSON.
+        InputError: as `read_bounded`, or as `parse_json`.
     """
-    return parse_json(read_bounded(path, most), path)
+    return parse_json(read_bounded(path, most), path, names_once=names_once)
 
 
-def parse_json(content: bytes | str, path: Path) -> Any:
-    """Parse JSON that was read from `path`; InputError, naming `path`, if it isn't JSON in UTF-8."""
+def parse_json(content: bytes | str, path: Path, *, names_once: bool = False) -> Any:
+    """Parse JSON that was read from `path`.
+
+    Raises:
+        InputError: it isn't JSON in UTF-8 or, with `names_once`, an object has a name twice, of which the last counts
+            otherwise. The message names `path`.
+    """
     try:
-        return json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=require_names_once if names_once else None)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} isn't JSON: {error}.") from error
+
+
+def require_names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the names and values of a JSON object as a dict; ValueError if a name is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"{short(twice)} is there twice")
+    return found
 
 
 def file_sha256(path: Path) -> str:

@@ -41,7 +41,7 @@ class SpinWatch(threading.Thread):
 
     @property
     def sleeps_early(self) -> bool:
-        """Whether idle threads sleep early at the moment."""
+        """Return whether idle threads sleep early at the moment."""
         return self._end_of_pools is not None
 
     def run(self) -> None:

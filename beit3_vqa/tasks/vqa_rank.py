@@ -40,7 +40,7 @@ class VQARank(VQACustom):
 
     @cached_property
     def template(self) -> OptionTemplate:
-        """Text of a question and one option."""
+        """Return the text of a question and one option."""
         return option_template(self.config.model.prompt_template)
 
     @classmethod

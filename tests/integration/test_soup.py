@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_what_differs(scpc, two, tmp
         (["one", "one"], [], "is the same file as"),
         (["one", "link"], [], "is the same file as"),
         (["one"] * 9, [], "9 checkpoints: a soup takes at most 8"),
-        (["one", "nowhere.pth"], [], "there is no checkpoint or run folder"),
+        (["one", "nowhere.pth"], [], "there is no run folder or checkpoint"),
         (["one", "."], [], "has no checkpoint-best.pth"),
         (["one", "two"], ["--method", "greedly"], "--method greedly: must be one of uniform, greedy, learned, all"),
         (["one", "two"], ["--split", "vall"], "Did you mean 'val'"),

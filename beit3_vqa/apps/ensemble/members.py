@@ -12,12 +12,11 @@ from beit3_vqa.data.predictions import info_file, predictions_file, read_info, r
 from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.engine.api import evaluate
 from beit3_vqa.engine.build import plan_evaluation
-from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
-from beit3_vqa.engine.checkpoint.portable import checkpoint_file
+from beit3_vqa.engine.checkpoint.portable import find_checkpoint
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.models.families import check_parameters
-from beit3_vqa.runtime.files import missing, real_path
+from beit3_vqa.runtime.files import real_path
 from beit3_vqa.tasks import find_task
 
 
@@ -83,7 +82,7 @@ def find_members(
         InputError: if a file isn't there, a member is named twice, a number of parameters isn't known, or a checkpoint
             is given without --data_path.
     """
-    paths = [_source(name) for name in names]
+    paths = [find_checkpoint(name, kind="checkpoint or predictions.json") for name in names]
     resolved = [real_path(path) for path in paths]
     twice = [name for name, path in zip(names, resolved, strict=True) if resolved.count(path) > 1]
     if twice:
@@ -115,20 +114,6 @@ def find_members(
 
 def _has_answers(path: Path) -> bool:
     return path.suffix == ".json" or is_submission(path)
-
-
-def _source(name: str) -> Path:
-    """Return the file that a name stands for; InputError if there is none."""
-    path = checkpoint_file(Path(name))
-    if path.is_dir():
-        if not (path / BEST).is_file():
-            raise InputError(
-                f"{name}: has no {BEST}, so it is no run's folder. Name a checkpoint or a predictions.json."
-            )
-        return path / BEST
-    if not path.is_file():
-        raise InputError(missing("predictions, checkpoint or run folder", path))
-    return path
 
 
 def _given_parameters(text: str, names: Sequence[str], untold: Sequence[str]) -> dict[str, int]:

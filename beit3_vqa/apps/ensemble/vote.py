@@ -30,12 +30,12 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question as text, empty if no member knows it."""
+        """Return the question as text, empty if no member knows it."""
         return next((p.question for p in self.answers if p.question), "")
 
     @property
     def image(self) -> str:
-        """The image as the index names it, empty if no member knows it."""
+        """Return the image as the index names it, empty if no member knows it."""
         return next((p.image for p in self.answers if p.image), "")
 
     def score(self, answer: str) -> float:

@@ -52,7 +52,7 @@ class ReportRun:
 
     @property
     def answers_known(self) -> bool:
-        """Whether there is a prediction that can be scored."""
+        """Return whether there is a prediction that can be scored."""
         return any(p.score is not None for p in self.predictions)
 
 

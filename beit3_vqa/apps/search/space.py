@@ -9,7 +9,7 @@ from typing import Any
 from beit3_vqa.config.config import GROUP_OF, GROUPS, MAX_CONFIG, SESSION_OPTIONS, option_kinds
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.fields import scalar_of, typed
-from beit3_vqa.runtime.files import read_bounded
+from beit3_vqa.runtime.files import read_json
 
 # What belongs to the search as a whole.
 OF_THE_SEARCH = SESSION_OPTIONS | {"output_dir", "log_dir", "max_hours"}
@@ -81,11 +81,9 @@ def read_space(path: Path, typed_flags: frozenset[str]) -> list[Range | Choice]:
             the message names file and option.
     """
     try:
-        loaded = json.loads(read_bounded(path, MAX_CONFIG).decode("utf-8-sig"), object_pairs_hook=_without_doubles)
+        loaded = read_json(path, MAX_CONFIG, names_once=True)
     except InputError as error:
         raise InputError(f"--space: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--space {path}: isn't JSON in UTF-8: {error}.") from error
     if not isinstance(loaded, dict) or not loaded:
         raise InputError(
             f'--space {path}: expected an object of options: {{"lr": {{"low": 1e-5, "high": 1e-3, "log": true}}, '
@@ -103,14 +101,6 @@ def read_space(path: Path, typed_flags: frozenset[str]) -> list[Range | Choice]:
             raise InputError(f"{where}: is fixed on the command line too; leave one of them out.")
         read = _read_range if isinstance(values, dict) else _read_choice
         found.append(read(name, values, kinds[name], where))
-    return found
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    for name, _ in pairs:
-        if sum(other == name for other, _ in pairs) > 1:
-            raise ValueError(f"{short(name)} is there twice")
     return found
 
 

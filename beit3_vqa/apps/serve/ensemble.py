@@ -42,7 +42,7 @@ class Question:
 
     @property
     def kind(self) -> tuple[int, bool]:
-        """Number of options and `attention`, which must be the same for questions that are answered together."""
+        """Return the number of options and `attention`: the same for questions that are answered together."""
         return len(self.asked[0].example.choices), self.attention
 
 
@@ -87,7 +87,7 @@ class Ensemble:
 
     @property
     def members(self) -> list[Member]:
-        """The models, for people to read."""
+        """Return the models, for people to read."""
         return [_member(predictor.components) for predictor in self.predictors]
 
     def prepare(self, image: Path, question: str, choices: Sequence[str], *, attention: bool) -> Question:

@@ -17,16 +17,15 @@ from beit3_vqa.config.config import RunConfig
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.fingerprint import EMPTY, Fingerprint, Numbers
 from beit3_vqa.engine.build import Components, build, make_task, resolve_checkpoint_config
-from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
-from beit3_vqa.engine.checkpoint.portable import checkpoint_file
+from beit3_vqa.engine.checkpoint.portable import find_checkpoint
 from beit3_vqa.engine.checkpoint.resume import check_same_answers, check_same_fingerprints, fold_of_evaluation
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.lora import adapter_scale, without_adapters
-from beit3_vqa.runtime.files import missing, real_path
+from beit3_vqa.runtime.files import real_path
 from beit3_vqa.tasks import find_task
 
 FLAG = "checkpoint"  # what the errors of a member's file begin with
@@ -87,24 +86,13 @@ def find_files(names: Sequence[str]) -> list[Path]:
     """
     if len(names) > MOST_MEMBERS:
         raise InputError(f"{len(names)} checkpoints: a soup takes at most {MOST_MEMBERS}. Leave the worst out.")
-    paths = [_find_file(name) for name in names]
+    paths = [find_checkpoint(name) for name in names]
     seen: dict[Path, str] = {}
     for name, path in zip(names, map(real_path, paths), strict=True):
         if path in seen:
             raise InputError(f"{name}: is the same file as {seen[path]}; name each checkpoint once.")
         seen[path] = name
     return paths
-
-
-def _find_file(name: str) -> Path:
-    path = checkpoint_file(Path(name))
-    if path.is_dir():
-        if not (path / BEST).is_file():
-            raise InputError(f"{name}: has no {BEST}, so it is no run's folder. Name a checkpoint.")
-        return path / BEST
-    if not path.is_file():
-        raise InputError(missing("checkpoint or run folder", path))
-    return path
 
 
 def read_members(

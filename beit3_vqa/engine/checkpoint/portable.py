@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.engine.checkpoint.manifest import HashingFile, write_manifest
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.runtime.files import is_file, replacing
+from beit3_vqa.runtime.files import is_file, missing, replacing, require_names_once
 
 SUFFIX: Final = ".safetensors"
 WEIGHTS: Final = f"model{SUFFIX}"
@@ -41,6 +42,26 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 def checkpoint_file(path: Path) -> Path:
     """Return the weights in a folder that `export` made; any other path as it is."""
     return path / WEIGHTS if is_file(path / WEIGHTS) else path
+
+
+def find_checkpoint(name: str, *, kind: str = "checkpoint") -> Path:
+    """Return the checkpoint that a name stands for: a file, a folder that `export` made, or a run's, whose best it is.
+
+    Args:
+        name: as the user typed it.
+        kind: of file that may be named, for messages.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = checkpoint_file(Path(name))
+    if path.is_dir():
+        if not (path / BEST).is_file():
+            raise InputError(f"{name}: has no {BEST}, so it is no run's folder. Name a {kind}.")
+        return path / BEST
+    if not path.is_file():
+        raise InputError(missing(f"run folder or {kind}", path))
+    return path
 
 
 def write_portable(path: Path, weights: dict[str, Tensor], beside: dict[str, Any], about: dict[str, Any]) -> None:
@@ -121,19 +142,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         if len(first) < 8 or not 2 <= length <= min(MAX_HEADER, path.stat().st_size - 8):
             raise ValueError(f"its header would have {length:,} bytes; the file is cut short, damaged, or another kind")
         text = file.read(length)
-    header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_doubles)
+    header = json.loads(text.decode("utf-8"), object_pairs_hook=require_names_once)
     if not isinstance(header, dict):
         raise ValueError("its header isn't a JSON object")
     return header, 8 + length
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"its header has {short(twice)} twice")
-    return found
 
 
 def _place(name: str, entry: Any) -> tuple[int, int, torch.dtype, list[int]]:

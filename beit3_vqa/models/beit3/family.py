@@ -53,7 +53,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
 
     @property
     def img_size(self) -> int:
-        """Side of the square image in pixels."""
+        """Return the side of the square image in pixels."""
         return self.name.img_size
 
     def processor(self, checkpoint_folder: Path | None) -> BEiT3Processor:

@@ -70,7 +70,7 @@ class BEiT3Processor:
 
     @property
     def size(self) -> int:
-        """Side of the square image in pixels."""
+        """Return the side of the square image in pixels."""
         return self.evaluate.size
 
     def open(self, example: Example, path: str) -> Image.Image:
@@ -197,9 +197,7 @@ class BEiT3Processor:
             raise InputError.of_problems(f"token ids beyond --vocab_size {vocab_size}:", foreign)
         if too_long:
             raise InputError.of_problems("options that are longer than the model may read:", too_long)
-        shown = [min(length, self.max_tokens) for length in counted]
-        cut = sum(length > self.max_tokens for length in counted)
-        return TextLengths(max(shown, default=0), sum(shown) / max(1, len(shown)), cut)
+        return TextLengths.of(counted, self.max_tokens)
 
 
 def option_template(template: str) -> OptionTemplate:

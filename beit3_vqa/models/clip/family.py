@@ -76,7 +76,7 @@ class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
 
     @property
     def img_size(self) -> int:
-        """Side of the square image in pixels."""
+        """Return the side of the square image in pixels."""
         return self.name.img_size
 
     def processor(self, checkpoint_folder: Path | None) -> CLIPOptionsProcessor:

@@ -199,6 +199,4 @@ class CLIPOptionsProcessor:
             raise InputError.of_problems("rows that hold BEiT-3's token ids, where CLIP needs the text:", untold)
         if too_long:
             raise InputError.of_problems("options that are longer than the model can read:", too_long)
-        shown = [min(length, self.max_tokens) for length in counted]
-        cut = sum(length > self.max_tokens for length in counted)
-        return TextLengths(max(shown, default=0), sum(shown) / max(1, len(shown)), cut)
+        return TextLengths.of(counted, self.max_tokens)

@@ -38,7 +38,7 @@ class TinyCLIP:
 
     @property
     def name(self) -> str:
-        """The model's name, for `--model`."""
+        """Return the model's name, for `--model`."""
         return f"clip_vit_tiny_patch{self.patch_size}_{self.img_size}"
 
 
