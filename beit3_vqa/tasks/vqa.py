@@ -15,11 +15,12 @@ from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.dataset import IndexDataset, build_question, get_truth
 from beit3_vqa.data.index import ANSWERS_FILE, VQACUSTOM, DatasetInfo
-from beit3_vqa.data.predictions import read_info, read_predictions, write_submission, write_upstream_results
+from beit3_vqa.data.predictions import write_submission, write_upstream_results
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
 from beit3_vqa.data.submission import read_sample
+from beit3_vqa.data.teacher import Shares, read_teacher
 from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo
-from beit3_vqa.errors import InputError, plural
+from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
 from beit3_vqa.metrics.baselines import count_answers
 from beit3_vqa.metrics.calibration import temper
@@ -136,42 +137,14 @@ class VQACustom(Task):
         return self.dataset_of(rows, processor, training=True, example_of=taught)
 
     def _taught(self, rows: Rows) -> Callable[[Row, int], Example]:
-        """Return what `example` does, with the probabilities of `--teacher` added.
+        """Return what `example` does, with the probabilities of `--teacher` added; see `read_teacher`.
 
         Raises:
-            InputError: it can't be read, or doesn't have every row with the same options, or `--vqa_loss` is bce.
+            InputError: `--vqa_loss` is bce.
         """
-        path = Path(self.config.of_task.teacher)
         if self.config.model.vqa_loss == "bce":
             raise InputError("--teacher needs --vqa_loss ce, whose probabilities sum to 1 as a teacher's do.")
-        predictions = {p.id: p for p in read_predictions(path, read_info(path))}
-        taught: dict[str, tuple[tuple[int, float], ...]] = {}
-        problems, partly = [], 0
-        for row in rows:
-            name = row_id(row)
-            prediction = predictions.get(name)
-            if prediction is None:
-                problems.append(f"row {name} isn't there")
-            elif list(prediction.choices) != list(row.get("choices", ())):
-                problems.append(f"row {name} has other options there")
-            else:
-                shares = ((self.answers.label(answer), share) for answer, share in prediction.probabilities.items())
-                taught[name] = tuple((label, share) for label, share in shares if label is not None)
-                partly += len(taught[name]) < len(prediction.probabilities)
-                if not sum(share for _, share in taught[name]):
-                    problems.append(f"row {name} has no probability there for an answer of {ANSWERS_FILE}")
-        if problems:
-            raise InputError.of_problems(
-                f"--teacher {path}: doesn't fit the training rows:",
-                problems,
-                "`--eval --split train` of the teacher, on the same --data_path, writes such a file.",
-            )
-        print(f"--teacher {path}: probabilities for {plural(len(taught), 'training row')}")
-        if partly:
-            print(
-                f"--teacher {path}: {plural(partly, 'row')} with answers that {ANSWERS_FILE} lacks; the probabilities "
-                "of the others are scaled up to sum to 1"
-            )
+        taught = read_teacher(Path(self.config.of_task.teacher), rows, self.answers)
         return partial(_with_teacher, self.example, taught)
 
     def _check_choices(self, rows: Rows, split: str) -> None:
@@ -377,7 +350,7 @@ class VQACustom(Task):
 
 
 def _with_teacher(
-    example_of: Callable[[Row, int], Example], taught: dict[str, tuple[tuple[int, float], ...]], row: Row, place: int
+    example_of: Callable[[Row, int], Example], taught: dict[str, Shares], row: Row, place: int
 ) -> Example:
     return replace(example_of(row, place), teacher=taught[row_id(row)])
 
