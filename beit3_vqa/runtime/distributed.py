@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from beit3_vqa.errors import InputError, RunEnded, first_line
 
@@ -77,7 +79,7 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         torch.cuda.set_device(device)  # nccl uses the current device for what has none of its own
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        _connect(backend, timedelta(seconds=timeout))
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"the processes didn't find each other ({first_line(error)}); start them with torchrun."
@@ -96,6 +98,22 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         # After an error the others may be gone: closing the group would wait for them.
         if sys.exc_info()[0] is None:
             dist.destroy_process_group()
+
+
+def _connect(backend: str, timeout: timedelta) -> None:
+    """Join the process group that torchrun's variables describe.
+
+    When torchrun starts the processes again it keeps its store, with the addresses of those that ended. So each start
+    has names of its own there. On several machines torchrun counts restarts on each by itself; there the user has its
+    store made anew (TORCH_DISABLE_SHARE_RDZV_TCP_STORE, see get_started/several_gpus.md).
+
+    Source: https://github.com/pytorch/pytorch/issues/135712.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def _is_of_another(error: RuntimeError) -> bool:

@@ -157,6 +157,32 @@ def test_the_other_processes_end_with_a_message_if_one_is_killed_and_torchrun_re
     assert differences(theirs, ours) == []
 
 
+RESTARTED = """
+import os, signal, time, torch
+import torch.distributed as dist
+from beit3_vqa.runtime.distributed import processes
+
+first, rank = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0", int(os.environ["RANK"])
+if not first and rank == 1:
+    time.sleep(15)  # until it comes, torchrun's store has only the address of the process that ended
+with processes(torch.device("cpu"), 60):
+    dist.barrier()
+    if first:
+        os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(30)
+    print("together again", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_again_do_not_look_for_those_that_ended(tmp_path):
+    script = tmp_path / "restarted.py"
+    script.write_text(RESTARTED)
+    process = start([str(script)], tmp_path / "log", *torchrun(2, "--max-restarts", "1"))
+    code, said = ended(process, tmp_path / "log", 120)
+    assert code == 0, said
+    assert "together again" in said
+
+
 @pytest.mark.slow
 def test_processes_whose_network_is_cut_end_with_a_message(scpc, tmp_path):
     """Two hosts, as network namespaces; the cable between them is pulled in the middle of training."""
