@@ -43,6 +43,8 @@ FLAGS: dict[str, str] = {
     "--accumulate_grad_batches": "--update_freq",
     "--accum_freq": "--update_freq",
     "--grad_accum_steps": "--update_freq",
+    "--grad_accumulation_steps": "--update_freq",
+    "--bs": "--batch_size",
     "--wd": "--weight_decay",
     "--max_grad_norm": "--clip_grad",
     "--gradient_clip_val": "--clip_grad",

@@ -201,7 +201,7 @@ def split_by_image(
     total = sum(map(len, groups))
     if total < 2:
         raise InputError(
-            f"can't split by image: the training rows have {total} image(s) and each side needs one; "
+            f"can't split by image: the training rows have {plural(total, 'image')} and each side needs one; "
             "give a file of validation rows, or make no validation split (--val_ratio 0)"
         )
     wanted = min(max(round(val_ratio * total), 1), total - 1)

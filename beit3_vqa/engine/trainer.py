@@ -558,5 +558,6 @@ def _evaluation_command(run: Training) -> str:
     words += ["--val_from", config.data.val_from] if config.data.val_from else []
     words += ["--output_dir", str(folder)]
     words += ["--answer2label", config.data.answer2label] if config.data.answer2label else []
-    words += [] if "test" in run.components.task.folder.splits() else ["--split", "val"]
+    splits = run.components.task.folder.splits()
+    words += [] if "test" in splits else ["--split", "val" if "val" in splits else "train"]
     return f"{typed_command('finetune')} {shlex.join(words)}"

@@ -233,6 +233,8 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it; InputError if a file is in the way, or nothing can be written there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"{path} is a file, not a folder; choose another.") from error
     except OSError as error:
         raise InputError(f"{path} can't be made a folder ({error.strerror}); choose another.") from error
 

@@ -22,6 +22,7 @@ from beit3_vqa.runtime.https import opener, shown
 
 _CHUNK = 1 << 18  # bytes
 _WORTH_ANOTHER_TRY = (408, 416, 425, 429)  # of the HTTP statuses below 500
+_NOBODY_THERE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)  # trying again is of no use
 
 
 def fetch(
@@ -55,7 +56,7 @@ def fetch(
                 os.truncate(part, 0)
         except URLError as error:
             reason, cause = f"no connection ({error.reason})", error.reason
-            final = isinstance(cause, socket.gaierror) or getattr(cause, "errno", 0) == errno.ENETUNREACH
+            final = isinstance(cause, socket.gaierror) or getattr(cause, "errno", 0) in _NOBODY_THERE
         except (OSError, http.client.HTTPException) as error:
             reason, final = f"the transfer broke off ({error})", False
         size = part.stat().st_size

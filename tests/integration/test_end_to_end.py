@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -347,6 +348,17 @@ def test_a_fold_is_held_out_as_val_and_stays_that_of_the_run(scpc, tmp_path, cap
     assert main(finetune(tmp_path, tmp_path / "out2", "--fold", "3", "--epochs", "1")) == 2
     assert main(finetune(tmp_path, tmp_path / "out", "--fold", "0", "--epochs", "2")) == 2
     assert main(finetune(tmp_path, tmp_path / "out", "--fold", "1", "--epochs", "2", "--lr", "1e-4")) == 0
+
+
+def test_the_next_command_runs_where_there_are_training_rows_alone(scpc, tmp_path, capsys):
+    shutil.copytree(scpc / "data", tmp_path / "data")
+    for split in ("val", "test"):
+        (tmp_path / "data" / f"vqacustom.{split}.jsonl").unlink()
+    images = ["--image_root", str(scpc / "images")]
+    assert main([*finetune(tmp_path, tmp_path / "out", "--epochs", "1"), *images]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("trained. Next: "))
+    command = shlex.split(told.removeprefix("trained. Next: "))
+    assert main([*command[1:], *images, "--device", "cpu"]) == 0
 
 
 def test_open_ended_data_train_with_their_own_vocabulary(tmp_path, scpc, capsys):
