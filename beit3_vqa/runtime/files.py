@@ -186,25 +186,19 @@ def read_bounded(path: Path, most: int) -> bytes:
     return content
 
 
-def read_json(path: Path, most: int, *, names_once: bool = False) -> Any:
+def read_json(path: Path, most: int) -> Any:
     """Return the content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        InputError: as `read_bounded`, or as `parse_json`.
+        InputError: as `read_bounded`, or it isn't JSON.
     """
-    return parse_json(read_bounded(path, most), path, names_once=names_once)
+    return parse_json(read_bounded(path, most), path)
 
 
-def parse_json(content: bytes | str, path: Path, *, names_once: bool = False) -> Any:
-    """Parse JSON that was read from `path`.
-
-    Raises:
-        InputError: it isn't JSON in UTF-8 or, with `names_once`, an object has a name twice, of which the last counts
-            otherwise. The message names `path`.
-    """
+def parse_json(content: bytes | str, path: Path) -> Any:
+    """Parse JSON that was read from `path`; InputError, naming `path`, if it isn't JSON in UTF-8."""
     try:
-        text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=require_names_once if names_once else None)
+        return json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} isn't UTF-8 (byte {error.start}); save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:

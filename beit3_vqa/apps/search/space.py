@@ -9,7 +9,7 @@ from typing import Any
 from beit3_vqa.config.config import GROUP_OF, GROUPS, MAX_CONFIG, SESSION_OPTIONS, option_kinds
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.fields import scalar_of, typed
-from beit3_vqa.runtime.files import read_json
+from beit3_vqa.runtime.files import read_bounded, require_names_once
 
 # What belongs to the search as a whole.
 OF_THE_SEARCH = SESSION_OPTIONS | {"output_dir", "log_dir", "max_hours"}
@@ -81,9 +81,11 @@ def read_space(path: Path, typed_flags: frozenset[str]) -> list[Range | Choice]:
             the message names file and option.
     """
     try:
-        loaded = read_json(path, MAX_CONFIG, names_once=True)
+        loaded = json.loads(read_bounded(path, MAX_CONFIG).decode("utf-8-sig"), object_pairs_hook=require_names_once)
     except InputError as error:
         raise InputError(f"--space: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--space {path}: isn't JSON in UTF-8: {error}.") from error
     if not isinstance(loaded, dict) or not loaded:
         raise InputError(
             f'--space {path}: expected an object of options: {{"lr": {{"low": 1e-5, "high": 1e-3, "log": true}}, '
