@@ -81,7 +81,7 @@ def read_runs(paths: Sequence[Path], split: str | None = None) -> list[ReportRun
 
 def _read_run(path: Path, split: str | None) -> ReportRun:
     """Read a run that has no name yet."""
-    if path.is_file() and path.suffix == ".json":
+    if path.is_file() and path.suffix.lower() == ".json":
         info = read_info(path)
         run = ReportRun("", path, predictions=read_predictions(path, info), info=info)
         if not run.predictions:
