@@ -9,7 +9,7 @@ from beit3_vqa.config.resolve import DEFAULTS, TITLES, GivenOptions
 
 # Flags of upstream that no longer do anything -> how many values they take, and why, or what does it instead.
 REPLACED_FLAGS: dict[str, tuple[str, str]] = {
-    "momentum": ("1", "AdamW has none"),
+    "momentum": ("1", "the first of --opt_betas is what comes nearest"),
     "warmup_lr": ("1", "the warm-up starts at 0, as it always did upstream"),
     "start_epoch": ("1", "the checkpoint of --resume says it"),
     "task_cache_path": ("1", "results go to --output_dir"),

@@ -198,9 +198,13 @@ class OptimConfig(Options):
     weight_decay: float = option(
         0.05, "AdamW's weight decay; none on biases, norms, [CLS] and image positions", low=0, high=1e6
     )
-    opt: str = option("adamw", "optimizer", choices=("adamw",))
+    opt: str = option(
+        "adamw",
+        "optimizer; muon: for the matrices inside the layers, beside AdamW, which learns much sooner from scratch",
+        choices=("adamw", "muon"),
+    )
     opt_eps: float = option(1e-8, "AdamW's epsilon", low=0, high=1)
-    opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas")
+    opt_betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's betas; the first is Muon's momentum, too")
     max_hours: float | None = option(
         None,
         "time for the run, over all its sessions: training ends early enough, and the learning rate comes to its end "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from beit3_vqa.config.options import OptimConfig
+from beit3_vqa.engine.muon import BUFFER
 from beit3_vqa.engine.parallel import SingleProcess, distribute_like
 from beit3_vqa.models.base import TrainableModel
 
@@ -91,7 +92,7 @@ def make_schedule(options: OptimConfig, steps_per_epoch: int, losses: Sequence[f
 
 
 def parameter_groups(model: TrainableModel, options: OptimConfig) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups, each with its `lr_scale`, in upstream's order, so that its states load.
+    """Return the optimizer's parameter groups, each with its `lr_scale`, in upstream's order, so that its states load.
 
     The scale of a parameter is layer_decay ^ (N + 1 - depth), times `task_head_lr_weight` in the head; upstream applies
     the second only if layer decay is off. Biases, vectors and `no_weight_decay()` names are not decayed.
@@ -108,51 +109,75 @@ def parameter_groups(model: TrainableModel, options: OptimConfig) -> list[dict[s
     unknown = exempt - {name for name, _ in model.named_parameters()}
     if unknown:
         raise ValueError(f"no_weight_decay() names what isn't a parameter: {', '.join(sorted(unknown))}")
-    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         depth = model.layer_id(name)  # even if it isn't needed: an error if the model gives the parameter no depth
+        # Muon is for the matrices inside the layers; without it, no group is split.
+        by_muon = options.opt == "muon" and 0 < depth < top and parameter.ndim == 2
         depth = depth if options.layer_decay < 1 else top
         in_head = options.task_head_lr_weight > 0 and model.is_head(name)
         decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
         scale = options.layer_decay ** (top - depth) * (options.task_head_lr_weight if in_head else 1.0)
         group = groups.setdefault(
-            (depth, in_head, decayed),
-            {"params": [], "weight_decay": options.weight_decay if decayed else 0.0, "lr_scale": scale},
+            (depth, in_head, decayed, by_muon),
+            {
+                "params": [],
+                "weight_decay": options.weight_decay if decayed else 0.0,
+                "lr_scale": scale,
+                **({"muon": by_muon} if options.opt == "muon" else {}),
+            },
         )
         group["params"].append(parameter)
     return list(groups.values())
 
 
 def make_optimizer(
-    model: TrainableModel, options: OptimConfig, strategy: SingleProcess | None = None
+    model: TrainableModel,
+    options: OptimConfig,
+    strategy: SingleProcess | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """Return AdamW over `parameter_groups`, sharded over the processes if the strategy shards it."""
-    return (strategy or SingleProcess()).make_optimizer(parameter_groups(model, options), options)
+    """Return the optimizer over `parameter_groups`, sharded over the processes if the strategy shards it.
+
+    Args:
+        model: its parameters are to be trained.
+        options: which optimizer, and its rates.
+        strategy: how several processes share the work; None: there is one.
+        dtype: of the run's matrix products, for an optimizer that has some.
+
+    Raises:
+        InputError: the strategy doesn't have the optimizer.
+    """
+    return (strategy or SingleProcess()).make_optimizer(parameter_groups(model, options), options, dtype)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the moments of a saved state, whichever implementation of AdamW and however many processes wrote it.
+    """Load the moments of a saved state, whichever implementation and however many processes wrote it.
 
     Learning rate, weight decay and the other options stay this run's.
 
     Raises:
-        ValueError: the state has other parameter groups, or moments of other shapes.
+        ValueError: the state has other parameter groups, moments of other shapes, or is another optimizer's.
     """
     groups: list[dict[str, Any]] = []
     parameters: list[Tensor] = []
+    names: list[tuple[str, ...]] = []
     for own in optimizer.param_groups:
         options = {name: value for name, value in own.items() if name != "params"}
         groups.append({**options, "params": list(range(len(parameters), len(parameters) + len(own["params"])))})
         parameters += own["params"]
+        names += [(BUFFER,) if own.get("muon") else ("exp_avg", "exp_avg_sq")] * len(own["params"])
     if [len(group["params"]) for group in state["param_groups"]] != [len(group["params"]) for group in groups]:
         raise ValueError(f"{len(state['param_groups'])} groups, not {len(groups)}, or others in them")
     # The file numbers the parameters in its own way; ours are numbered by their place in the groups.
     order = [index for group in state["param_groups"] for index in group["params"]]
     moments = {place: state["state"][index] for place, index in enumerate(order) if index in state["state"]}
     for place, moment in moments.items():
-        for name in ("exp_avg", "exp_avg_sq"):
+        if not moment.keys() >= set(names[place]):
+            raise ValueError(f"parameter {place} has {' and '.join(moment)}, which another optimizer keeps")
+        for name in names[place]:
             shape = parameters[place].shape
             if moment[name].shape != shape:  # the fused kernel doesn't check, and would write out of bounds
                 raise ValueError(

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from beit3_vqa.config.options import OptimConfig
+from beit3_vqa.engine.muon import Muon
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.base import TrainableModel
 from beit3_vqa.runtime import distributed
@@ -29,8 +30,21 @@ class SingleProcess:
         """Return the module to call in training; the model itself keeps its parameters' names."""
         return model
 
-    def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
-        """Return AdamW over parameter groups."""
+    def make_optimizer(
+        self, groups: list[dict[str, Any]], options: OptimConfig, dtype: torch.dtype = torch.float32
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer of `--opt` over parameter groups.
+
+        Args:
+            groups: of `engine.optim.parameter_groups`.
+            options: of the optimizer.
+            dtype: of the run's matrix products, for an optimizer that has some.
+        """
+        if options.opt == "muon":
+            # fp16 can't hold what the products pass through. A CPU multiplies matrices of a few hundred columns in
+            # float32 sooner than in bf16.
+            exact = dtype != torch.bfloat16 or not groups[0]["params"][0].is_cuda
+            return Muon(groups, torch.float32 if exact else dtype, **_adamw(options))
         return torch.optim.AdamW(groups, fused=True, **_adamw(options))  # fused: one pass over memory per step
 
     def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
@@ -63,8 +77,15 @@ class ShardedOptimizer(DDP):
     Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models, 2020.
     """
 
-    def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
-        """Return AdamW whose moments are sharded over the processes."""
+    def make_optimizer(
+        self, groups: list[dict[str, Any]], options: OptimConfig, dtype: torch.dtype = torch.float32
+    ) -> torch.optim.Optimizer:
+        """Return AdamW whose moments are sharded over the processes.
+
+        Raises:
+            InputError: another optimizer is asked for.
+        """
+        _require_adamw(options)
         return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, fused=True, **_adamw(options))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
@@ -103,14 +124,26 @@ class FSDP(SingleProcess):
                 )
         return cast(nn.Module, model)
 
-    def make_optimizer(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
-        """Return AdamW over this process's parts of the parameters."""
+    def make_optimizer(
+        self, groups: list[dict[str, Any]], options: OptimConfig, dtype: torch.dtype = torch.float32
+    ) -> torch.optim.Optimizer:
+        """Return AdamW over this process's parts of the parameters.
+
+        Raises:
+            InputError: another optimizer is asked for.
+        """
+        _require_adamw(options)
         return torch.optim.AdamW(groups, foreach=True, **_adamw(options))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Return the moments, gathered from all processes."""
         state = optimizer.state_dict()
         return {**state, "state": {index: full_state_dict(moments) for index, moments in state["state"].items()}}
+
+
+def _require_adamw(options: OptimConfig) -> None:
+    if options.opt != "adamw":
+        raise InputError(f"--opt {options.opt} needs whole matrices in every process: take --strategy ddp.")
 
 
 def _adamw(options: OptimConfig) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def set_up_training(components: Components) -> Training:
         beside=components.loaders_beside("val") if val_loader else {},
         model=model,
         loss=components.task.loss,
-        optimizer=make_optimizer(components.model, options, strategy),
+        optimizer=make_optimizer(components.model, options, strategy, components.precision.dtype),
         precision=components.precision,
         examples=train_loader.batches.rows,
         batch_size=components.step_size.batch_size,

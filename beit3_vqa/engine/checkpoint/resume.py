@@ -247,7 +247,7 @@ def _restore_optimizer(run: Training, content: Content, where: str) -> None:
     except (ValueError, KeyError) as error:
         raise InputError(
             f"{where}: its optimizer has other parameter groups than this run ({error}). Were --layer_decay, "
-            "--task_head_lr_weight or the head changed? --resume_weights_only starts a new optimizer."
+            "--task_head_lr_weight, --opt or the head changed? --resume_weights_only starts a new optimizer."
         ) from error
     if content.get("scaler"):
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from beit3_vqa.engine.muon import BUFFER
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime.tensors import all_finite, is_plain
 
@@ -57,6 +58,8 @@ def _is_list_of_ints(value: object) -> bool:
 
 
 def _has_moments(state: dict[str, Any]) -> bool:
+    if set(state) == {BUFFER}:
+        return _is_finite(state[BUFFER])
     moments = [state.get(name) for name in ("exp_avg", "exp_avg_sq")]
     steps = state.get("step")
     return all(map(_is_finite, moments)) and (
