@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from beit3_vqa.cli.flags import command_with
 from beit3_vqa.runtime.fields import Options, option
@@ -11,6 +11,7 @@ from beit3_vqa.runtime.fields import Options, option
 if TYPE_CHECKING:
     from beit3_vqa.data.answers_csv import KnownAnswer
     from beit3_vqa.data.types import Prediction
+    from beit3_vqa.metrics.types import BenchmarkScore
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def run(options: ScoreOptions) -> int:
             refuse_to_replace(f"--{flag}", getattr(options, flag), inputs)
     predictions = [] if is_table else read_predictions(options.predictions)
     known = read_answers(options.answers, options.encoding) if options.answers else []
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     if is_table:
         predictions, found = _understood(options, known)
     elif options.answers:
@@ -80,11 +81,11 @@ def run(options: ScoreOptions) -> int:
         kept = [p for p in predictions if p.id in ids or not options.known_only]
         _tell_passed_over(len(predictions) - len(kept))
         predictions = with_answers(kept, known, options.answers)
-    metrics = full_metrics(predictions)
+    metrics: dict[str, object] = {**full_metrics(predictions)}
     metrics |= {name: value for name, value in found.items() if name not in metrics}
     if any(answer.image for answer in known):
         metrics["accuracy_interval_by_image"] = clustered_interval(predictions)
-    benchmarks: dict[str, dict[str, Any]] = {}
+    benchmarks: dict[str, BenchmarkScore] = {}
     if options.visual7w:
         questions = read_telling(options.visual7w)
         benchmarks["visual7w"] = visual7w_score(predictions, questions, options.visual7w)
@@ -110,7 +111,7 @@ def _tell_passed_over(count: int) -> None:
         print(f"passed over {plural(count, 'prediction')} of which the answer isn't known")
 
 
-def _understood(options: ScoreOptions, known: "Sequence[KnownAnswer]") -> "tuple[list[Prediction], dict[str, Any]]":
+def _understood(options: ScoreOptions, known: "Sequence[KnownAnswer]") -> "tuple[list[Prediction], dict[str, object]]":
     """Read somebody's answers; print how they were understood; return them with their scores, and metrics beyond."""
     from beit3_vqa.data.answers_csv import with_answers
     from beit3_vqa.data.given_answers import count_ways, group_rotations, read_given, understand, ways_table
@@ -133,7 +134,7 @@ def _understood(options: ScoreOptions, known: "Sequence[KnownAnswer]") -> "tuple
     groups = group_rotations(rows)
     counts = count_ways(rows)
     print(f"{ways_table(rows, counts)}\n")
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "understood": {
             "counts": counts,
             "rows": [

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ MAX_PARAMETERS = 10**18
 ROUNDING = 1e-6  # of probabilities and scores
 
 
-def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False) -> str:
+def json_text(value: object, indent: int | None = None, *, allow_nan: bool = False) -> str:
     """Return `value` as JSON: all scripts as they are, control characters (C1 and direction marks too) as escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -42,7 +42,7 @@ def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = False)
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     """Write predictions.json: one object per row, in input order, without what isn't known and without the loss."""
-    unknown: tuple[Any, ...] = (None, (), "")
+    unknown: tuple[object, ...] = (None, (), "")
     rows = [
         {
             name: value
@@ -291,12 +291,12 @@ def number_or_text(name: str) -> int | str:
     return int(name) if name.isdecimal() and str(int(name)) == name else name
 
 
-def write_metrics(metrics: dict[str, Any], path: Path) -> Path:
+def write_metrics(metrics: Mapping[str, object], path: Path) -> Path:
     """Write metrics.json and return its path."""
     return write_text(path, json_text(metrics, indent=2) + "\n")
 
 
-def write_json_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+def write_json_rows(rows: Sequence[Mapping[str, object]], path: Path) -> Path:
     """Write a JSON list with one row on each line, and return its path."""
     lines = ",\n".join(json_text(row) for row in rows)
     return write_text(path, f"[\n{lines}\n]\n")

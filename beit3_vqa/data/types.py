@@ -203,7 +203,12 @@ class EvalResult:
         blind: the predictions with every image greyed out; empty unless that was asked for.
     """
 
-    metrics: dict[str, Any]
+    metrics: dict[str, object]
     predictions: list[Prediction]
     chance: float = 0.0
     blind: tuple[Prediction, ...] = ()
+
+    def number(self, name: str) -> float | None:
+        """Return the metric of this name; None if there is none or it isn't a number."""
+        value = self.metrics.get(name)
+        return float(value) if isinstance(value, (int, float)) else None

@@ -4,7 +4,7 @@ import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import IndexDataset
@@ -109,15 +109,15 @@ def _unreadable(dataset: IndexDataset, origins: Sequence[str]) -> list[str]:
     return [f"{origin}: {known[path]}" for origin, path in zip(origins, paths, strict=True) if known[path]]
 
 
-def evaluate_rows(predictions: Sequence[Prediction], temperature: float) -> dict[str, Any]:
+def evaluate_rows(predictions: Sequence[Prediction], temperature: float) -> dict[str, object]:
     """Return the metrics of `--eval` for answers that are known, computed from the predictions alone."""
     metrics = full_metrics(predictions)
-    return metrics if temperature == 1.0 else {**metrics, "temperature": {"temperature": temperature}}
+    return {**metrics} if temperature == 1.0 else {**metrics, "temperature": {"temperature": temperature}}
 
 
-def answer_columns(predictions: Sequence[Prediction], task: Task, *, with_problems: bool) -> dict[str, list[Any]]:
+def answer_columns(predictions: Sequence[Prediction], task: Task, *, with_problems: bool) -> dict[str, list[object]]:
     """Return name -> values, a value for each prediction, as `Predictor.predict_frame` describes them."""
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, list[object]] = {
         "answer": [p.answer for p in predictions],
         "probability": [p.probabilities[p.answer] for p in predictions],
     }

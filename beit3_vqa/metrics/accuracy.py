@@ -3,15 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from beit3_vqa.data.question_words import question_word
 from beit3_vqa.data.types import Prediction
+from beit3_vqa.metrics.types import Metrics, Position
 
 LOSS_DIGITS = 5
 
 
-def accuracy_metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def accuracy_metrics(predictions: Sequence[Prediction]) -> Metrics:
     """Return accuracies in percent over the predictions whose truth is known; empty if none is.
 
     Keys: `questions`, `accuracy`; `loss`, the mean over those that have one; `weighted_accuracy` if rows have weights;
@@ -20,7 +20,7 @@ def accuracy_metrics(predictions: Sequence[Prediction]) -> dict[str, Any]:
     known = [p for p in predictions if p.score is not None]
     if not known:
         return {}
-    metrics: dict[str, Any] = {"questions": len(known), "accuracy": percent(known)}
+    metrics: Metrics = {"questions": len(known), "accuracy": percent(known)}
     losses = [p.loss for p in known if p.loss is not None]
     if losses:
         # With another batch size a loss differs in its last bits; these digits don't.
@@ -62,7 +62,7 @@ def confusion(predictions: Sequence[Prediction]) -> dict[str, dict[str, int]]:
     return {truth: {answer: counts[truth, answer] for answer in letters} for truth in letters}
 
 
-def positions(predictions: Sequence[Prediction]) -> dict[str, dict[str, float | None]]:
+def positions(predictions: Sequence[Prediction]) -> dict[str, Position]:
     """Count for each option of multiple choice how often it was true and how often it was answered.
 
     A model that prefers a position answers it more often than it is true.
@@ -72,7 +72,7 @@ def positions(predictions: Sequence[Prediction]) -> dict[str, dict[str, float | 
         it is, and `precision`, the percent right of those that it answers; None if there are no such questions.
     """
     matrix = confusion(predictions)
-    table: dict[str, dict[str, float | None]] = {}
+    table: dict[str, Position] = {}
     for letter, row in matrix.items():
         true, answered = sum(row.values()), sum(other[letter] for other in matrix.values())
         table[letter] = {

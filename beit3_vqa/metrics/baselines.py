@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from beit3_vqa.data.types import Prediction
+from beit3_vqa.metrics.types import Baseline
 from beit3_vqa.runtime.files import one_form
 
 
@@ -18,7 +18,9 @@ def count_answers(answers: Iterable[str]) -> Counter[str]:
     return Counter(map(same_text, answers))
 
 
-def baselines(predictions: Sequence[Prediction], training_answers: Mapping[str, int] | None = None) -> dict[str, Any]:
+def baselines(
+    predictions: Sequence[Prediction], training_answers: Mapping[str, int] | None = None
+) -> dict[str, Baseline]:
     """Return accuracies in percent of answering without the image; empty if no truth is known.
 
     Keys: `most_frequent_answer`, for the option (open-ended: the answer) that is right most often in `counted_in`;
@@ -53,7 +55,7 @@ def baselines(predictions: Sequence[Prediction], training_answers: Mapping[str, 
     }
 
 
-def _of_open_ended(known: Sequence[Prediction], training_answers: Mapping[str, int] | None) -> dict[str, Any]:
+def _of_open_ended(known: Sequence[Prediction], training_answers: Mapping[str, int] | None) -> dict[str, Baseline]:
     truths = count_answers(p.truth or "" for p in known)
     answer = min(training_answers or truths, key=lambda text: (-(training_answers or truths)[text], text))
     accuracy = 100.0 * truths[answer] / len(known)

@@ -7,12 +7,12 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit3_vqa.data.types import Prediction
+from beit3_vqa.metrics.types import Calibration, CoveragePoint, ReliabilityBin
 
 BINS = 15
 COVERAGES = (100, 90, 80, 70, 60, 50, 40, 30, 20, 10)
@@ -21,7 +21,7 @@ _DIGITS = 2  # of percentages
 _BRIER_DIGITS = 4
 
 
-def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> dict[str, Any]:
+def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> Calibration:
     """Compare confidence (the probability of the given answer) with accuracy; empty if one of them isn't known.
 
     Keys: `ece`, the expected calibration error in percent: |accuracy - confidence| of each of the `bins` of equal
@@ -38,7 +38,8 @@ def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> dict[str
     for confidence, score in known:
         # A bin holds its upper end, even if the product lands a last bit above it. A confidence of 0 joins the first.
         members[max(0, math.ceil(round(confidence * bins, 9)) - 1)].append((confidence, score))
-    reliability, error = [], 0.0
+    reliability: list[ReliabilityBin] = []
+    error = 0.0
     for place in sorted(members):
         confidence, accuracy = (_mean(values) for values in zip(*members[place], strict=True))
         error += len(members[place]) * abs(accuracy - confidence)
@@ -51,7 +52,7 @@ def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> dict[str
                 "accuracy": _percent(accuracy),
             }
         )
-    found: dict[str, Any] = {
+    found: Calibration = {
         "ece": _percent(error / len(known)),
         "bins": bins,
         "confidence": _percent(_mean([confidence for confidence, _ in known])),
@@ -59,10 +60,11 @@ def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> dict[str
     brier = _brier(predictions)
     if brier is not None:
         found["brier"] = brier
-    return {**found, "reliability": reliability}
+    found["reliability"] = reliability
+    return found
 
 
-def accuracy_at_coverage(predictions: Sequence[Prediction]) -> list[dict[str, float]]:
+def accuracy_at_coverage(predictions: Sequence[Prediction]) -> list[CoveragePoint]:
     """Return the accuracy in percent on the most confident 100%, 90%, ... 10% of the questions.
 
     Questions of equal confidence have no order: if only some of them are taken, each counts with the mean of all. Keys
@@ -73,7 +75,7 @@ def accuracy_at_coverage(predictions: Sequence[Prediction]) -> list[dict[str, fl
     for confidence, score in known:
         by_confidence[confidence].append(score)
     ranked = sorted(by_confidence.items(), reverse=True)
-    points: list[dict[str, float]] = []
+    points: list[CoveragePoint] = []
     for coverage in COVERAGES if known else ():
         left = wanted = max(1, round(len(known) * coverage / 100))
         right, lowest = [], 1.0

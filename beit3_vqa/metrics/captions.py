@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.predictions import number_or_text, write_json_rows
 from beit3_vqa.data.types import Prediction
@@ -56,7 +55,9 @@ def require_scorer() -> None:
         raise InputError('captions are scored with pycocoevalcap: pip install "beit3_vqa[caption]".')
 
 
-def score_captions(captions: Mapping[str, str], references: References, *, meteor: bool = False) -> dict[str, Any]:
+def score_captions(
+    captions: Mapping[str, str], references: References, *, meteor: bool = False
+) -> dict[str, float | str]:
     """Return CIDEr, BLEU-1 to 4 and ROUGE-L, times 100, by pycocoevalcap.
 
     Published numbers rest on the Penn Treebank's tokenizer, which is a Java program. Without Java, words are runs of

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from beit3_vqa.data.types import Prediction
+from beit3_vqa.metrics.types import ImageInterval, Interval
 
 LEVEL = 95
 Z = 1.959963984540054  # the normal distribution's 97.5% point
@@ -53,7 +53,7 @@ def unvarying_interval(value: float, count: int, low: float, high: float) -> tup
     return value - unseen * (value - low), value + unseen * (high - value)
 
 
-def clustered_interval(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def clustered_interval(predictions: Sequence[Prediction]) -> ImageInterval:
     """Return the 95% interval of the accuracy in percent if questions about one image are right or wrong together.
 
     It is Wilson's for fewer questions: as many as would, each about an image of its own, leave the accuracy as
@@ -79,11 +79,17 @@ def clustered_interval(predictions: Sequence[Prediction]) -> dict[str, Any]:
     elif 0 < share < 1:
         effective = 1.0
     low, high = wilson_interval(share * effective, effective)
-    found = {"low": 100.0 * low, "high": 100.0 * high, "level": LEVEL, "method": "wilson, by image"}
-    return found | {"images": images, "effective_questions": effective}
+    return {
+        "low": 100.0 * low,
+        "high": 100.0 * high,
+        "level": LEVEL,
+        "method": "wilson, by image",
+        "images": images,
+        "effective_questions": effective,
+    }
 
 
-def accuracy_interval(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def accuracy_interval(predictions: Sequence[Prediction]) -> Interval:
     """Return the 95% interval of the accuracy in percent, Wilson's if all scores are 0 or 1, else the normal one.
 
     Keys: `low`, `high`, `level`, and `method`, which says which one it is.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ KS = (1, 5, 10)
 CHUNK = 1024  # queries compared with everything at once
 
 
-def recall_metrics(images: Tensor, texts: Tensor, image_of: Tensor) -> dict[str, Any]:
+def recall_metrics(images: Tensor, texts: Tensor, image_of: Tensor) -> dict[str, float | dict[str, float]]:
     """Return recall in percent, both ways, and its mean.
 
     An image finds its text if any of its captions is among the first k of all captions; a text finds its image if that

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from beit3_vqa.data.choice_order import split_mode
 from beit3_vqa.data.predictions import plain_score
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.metrics.accuracy import percent
 from beit3_vqa.metrics.intervals import LEVEL, accuracy_interval, mean_interval
+from beit3_vqa.metrics.types import Blind, Orders, Way
 from beit3_vqa.metrics.vote import soft
 
 
@@ -35,7 +35,7 @@ def averaged(answers: Sequence[Prediction]) -> Prediction:
 
 def order_metrics(
     groups: Sequence[Sequence[Prediction]], rotations: Sequence[int], mode: str, wordings: Sequence[int] = ()
-) -> dict[str, Any]:
+) -> Orders:
     """Return accuracies in percent of questions asked with options in several orders, or in several wordings.
 
     Keys: `mode`; `passes`, the largest number of ways in which a question was asked; `asked`, the number of answers in
@@ -53,8 +53,8 @@ def order_metrics(
     """
     of_options, in_wordings = split_mode(mode)
     counts = wordings or [1] * len(groups)
-    found: dict[str, Any] = {"mode": mode, "passes": max(map(len, groups)), "asked": sum(map(len, groups))}
-    sets = {
+    found: Orders = {"mode": mode, "passes": max(map(len, groups)), "asked": sum(map(len, groups))}
+    sets: dict[Way, list[Prediction]] = {
         "plain": [group[0] for group in groups],
         "averaged": [averaged(group) for group in groups],
     }
@@ -76,7 +76,7 @@ def _worst(answers: Sequence[Prediction]) -> Prediction:
     return min(answers, key=lambda answer: answer.score or 0.0)
 
 
-def blind_metrics(seeing: Sequence[Prediction], blind: Sequence[Prediction]) -> dict[str, Any]:
+def blind_metrics(seeing: Sequence[Prediction], blind: Sequence[Prediction]) -> Blind:
     """Compare the answers to the same questions with the image and without it.
 
     Keys: `same_answer`, the percent of questions with the same answer; and if truths are known `accuracy` and
@@ -84,13 +84,13 @@ def blind_metrics(seeing: Sequence[Prediction], blind: Sequence[Prediction]) -> 
     paired).
     """
     same = sum(a.answer == b.answer for a, b in zip(seeing, blind, strict=True))
-    found: dict[str, Any] = {"same_answer": 100.0 * same / len(blind)}
+    found: Blind = {"same_answer": 100.0 * same / len(blind)}
     known = [(a.score, b.score) for a, b in zip(seeing, blind, strict=True) if None not in (a.score, b.score)]
     if known:
         differences = [(a or 0.0) - (b or 0.0) for a, b in known]
         low, high = mean_interval(differences, -1.0, 1.0)
         of_blind = [p for p in blind if p.score is not None]
-        found |= {"accuracy": percent(of_blind), "accuracy_interval": accuracy_interval(of_blind)}
+        found["accuracy"], found["accuracy_interval"] = percent(of_blind), accuracy_interval(of_blind)
         found["gap"] = {
             "accuracy": 100.0 * math.fsum(differences) / len(differences),
             "low": 100.0 * low,

@@ -1,7 +1,7 @@
 """All metrics at once, for the end of an evaluation, as data and as text for a terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal, cast
 
 from beit3_vqa.data.choice_order import split_mode
 from beit3_vqa.data.types import Prediction
@@ -10,11 +10,10 @@ from beit3_vqa.metrics.accuracy import accuracy_metrics, by_question_word, confu
 from beit3_vqa.metrics.baselines import baselines
 from beit3_vqa.metrics.calibration import accuracy_at_coverage, calibration
 from beit3_vqa.metrics.intervals import accuracy_interval
+from beit3_vqa.metrics.types import BenchmarkScore, Blind, Calibration, Interval, Metrics, Orders, Position, Share, Way
 
 
-def full_metrics(
-    predictions: Sequence[Prediction], training_answers: Mapping[str, int] | None = None
-) -> dict[str, Any]:
+def full_metrics(predictions: Sequence[Prediction], training_answers: Mapping[str, int] | None = None) -> Metrics:
     """Return `accuracy_metrics` and more over the predictions whose truth is known; empty if none is.
 
     Keys beyond those: `accuracy_interval` and `interval_by_question_word`; `calibration`; `accuracy_at_coverage`;
@@ -31,19 +30,18 @@ def full_metrics(
     metrics["accuracy_interval"] = accuracy_interval(known)
     groups = by_question_word(known)
     metrics["interval_by_question_word"] = {word: accuracy_interval(group) for word, group in groups.items()}
-    found = {
-        "calibration": calibration(known),
-        "accuracy_at_coverage": accuracy_at_coverage(known),
-        "positions": positions(known),
-        "confusion": confusion(known),
-        "baselines": baselines(known, training_answers),
-    }
-    return metrics | {name: value for name, value in found.items() if value}
+    if calibrated := calibration(known):
+        metrics["calibration"], metrics["accuracy_at_coverage"] = calibrated, accuracy_at_coverage(known)
+    if matrix := confusion(known):
+        metrics["positions"], metrics["confusion"] = positions(known), matrix
+    if without_image := baselines(known, training_answers):
+        metrics["baselines"] = without_image
+    return metrics
 
 
-def without_looking(metrics: Mapping[str, Any]) -> str:
+def without_looking(metrics: Mapping[str, object]) -> str:
     """Return in words what always answering the likeliest answer would get; empty if the metrics don't say it."""
-    baseline = metrics.get("baselines", {}).get("most_frequent_answer")
+    baseline = cast(Metrics, metrics).get("baselines", {}).get("most_frequent_answer")
     if not baseline:
         return ""
     return (
@@ -58,14 +56,16 @@ _BAR = 20  # characters of a full bar
 _LISTED = 10  # rows of a part, at most
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> str:
+def metrics_table(metrics: Mapping[str, object]) -> str:
     """Return the results of `full_metrics`, `order_metrics` and `blind_metrics` as lines; text from data is cut."""
-    scored = _scored(metrics) if "accuracy" in metrics else ["no answer is known: nothing to score"]
-    return "\n".join([*scored, *_orders(metrics.get("tta")), *_blind(metrics.get("blind"))])
+    found = cast(Metrics, metrics)
+    scored = _scored(found) if "accuracy" in found else ["no answer is known: nothing to score"]
+    return "\n".join([*scored, *_orders(found.get("tta")), *_blind(found.get("blind"))])
 
 
-def _scored(metrics: Mapping[str, Any]) -> list[str]:
-    lines = [f"{name:<28}{metrics[name]:>9,}" for name in ("questions", "images") if name in metrics]
+def _scored(metrics: Metrics) -> list[str]:
+    counts: tuple[Literal["questions", "images"], ...] = ("questions", "images")
+    lines = [f"{name:<28}{metrics[name]:>9,}" for name in counts if name in metrics]
     lines.append(_accuracy("accuracy", metrics))
     if by_image := metrics.get("accuracy_interval_by_image"):
         images = f"  by {plural(by_image['images'], 'image')}"
@@ -90,7 +90,7 @@ def _scored(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _orders(tta: Mapping[str, Any] | None) -> list[str]:
+def _orders(tta: Orders | None) -> list[str]:
     if tta is None:
         return []
     of_options, in_wordings = split_mode(tta["mode"])
@@ -104,17 +104,17 @@ def _orders(tta: Mapping[str, Any] | None) -> list[str]:
     return lines + [_accuracy(f"  {label}", tta[name]) for name, label in labels.items() if name in tta]
 
 
-def _blind(blind: Mapping[str, Any] | None) -> list[str]:
+def _blind(blind: Blind | None) -> list[str]:
     if blind is None:
         return []
     lines = ["", f"with grey images, {blind['same_answer']:.2f}% are answered the same"]
     if "gap" in blind:
-        gain = {"accuracy": blind["gap"]["accuracy"], "accuracy_interval": blind["gap"]}
+        gain: Share = {"accuracy": blind["gap"]["accuracy"], "accuracy_interval": blind["gap"]}
         lines += [_accuracy("  accuracy without image", blind), _accuracy("  gain from seeing the image", gain)]
     return lines
 
 
-_ORDERS = {
+_ORDERS: dict[Way, str] = {
     "plain": "plain: as in the index",
     "averaged": "averaged over orders",
     "circular": "circular: in all rotations",
@@ -130,17 +130,17 @@ _BASELINES = {
 }
 
 
-def interval_text(interval: Mapping[str, Any]) -> str:
+def interval_text(interval: Interval) -> str:
     """Return an interval as text, such as `70.1 to 75.3 (95%, wilson)`."""
     return f"{interval['low']:.2f} to {interval['high']:.2f} ({interval['level']}%, {interval['method']})"
 
 
-def _accuracy(name: str, metrics: Mapping[str, Any]) -> str:
+def _accuracy(name: str, metrics: Share | Blind | Metrics) -> str:
     interval = metrics.get("accuracy_interval")
     return f"{name:<28}{metrics['accuracy']:>9.2f}  {interval_text(interval) if interval else ''}".rstrip()
 
 
-def _question_words(metrics: Mapping[str, Any]) -> list[str]:
+def _question_words(metrics: Metrics) -> list[str]:
     if "accuracy_by_question_word" not in metrics:
         return []
     lines = ["", "question word      questions   accuracy"]
@@ -151,7 +151,7 @@ def _question_words(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _positions(positions: Mapping[str, Any]) -> list[str]:
+def _positions(positions: Mapping[str, Position]) -> list[str]:
     lines = ["", "option       true   answered   recall"] if positions else []
     for letter, values in list(positions.items())[:_LISTED]:
         recall = "-" if values["recall"] is None else f"{values['recall']:.2f}"
@@ -159,7 +159,7 @@ def _positions(positions: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _calibration(calibration: Mapping[str, Any]) -> list[str]:
+def _calibration(calibration: Calibration) -> list[str]:
     if not calibration:
         return []
     brier = f", Brier {calibration['brier']:.4f}" if "brier" in calibration else ""
@@ -175,7 +175,7 @@ def _calibration(calibration: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def share_table(name: str, score: Mapping[str, Any]) -> str:
+def share_table(name: str, score: BenchmarkScore) -> str:
     """Return a benchmark's own score and its parts, from `visual7w_score` or `vqav2_score`, as lines."""
     split = f", {score['split']}" if "split" in score else ""
     lines = [f"{name}'s own score{split}", _accuracy(f"  all {score['questions']:,}", score)]

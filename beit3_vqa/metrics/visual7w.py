@@ -9,7 +9,6 @@ Source: the toolkit's readme and its evaluation, https://github.com/yukezhu/visu
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.predictions import write_json_rows
 from beit3_vqa.data.rows import LETTERS
@@ -17,6 +16,7 @@ from beit3_vqa.data.types import Prediction
 from beit3_vqa.data.visual7w import Telling
 from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.metrics.intervals import LEVEL, wilson_interval
+from beit3_vqa.metrics.types import BenchmarkScore, Share
 
 
 def answer_text(prediction: Prediction) -> str:
@@ -36,7 +36,7 @@ def answer_text(prediction: Prediction) -> str:
     return prediction.answer
 
 
-def visual7w_score(predictions: Sequence[Prediction], questions: dict[str, Telling], where: Path) -> dict[str, Any]:
+def visual7w_score(predictions: Sequence[Prediction], questions: dict[str, Telling], where: Path) -> BenchmarkScore:
     """Return accuracies in percent over all questions of the predictions' split, and by question word.
 
     Keys: `split`, `questions`, `answered`, `accuracy`, `accuracy_interval`, and `by_type`, word -> the same.
@@ -61,7 +61,7 @@ def visual7w_score(predictions: Sequence[Prediction], questions: dict[str, Telli
     return {"split": split, **_share(everything), "by_type": {word: _share(right[word]) for word in sorted(right)}}
 
 
-def _share(right: Sequence[bool | None]) -> dict[str, Any]:
+def _share(right: Sequence[bool | None]) -> Share:
     count = sum(is_right is True for is_right in right)
     low, high = wilson_interval(count, len(right))
     return {

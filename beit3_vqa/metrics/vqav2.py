@@ -10,7 +10,6 @@ Source: the VQA evaluation, https://visualqa.org/evaluation.html, and its script
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.answers import normalize_word, without_marks
 from beit3_vqa.data.rows import is_count
@@ -18,6 +17,7 @@ from beit3_vqa.data.tables import read_json, require_same_ids
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.metrics.intervals import LEVEL, mean_interval
+from beit3_vqa.metrics.types import BenchmarkScore
 from beit3_vqa.runtime.files import is_text
 
 ENOUGH = 3  # annotators that make an answer wholly right
@@ -87,7 +87,7 @@ def _problem(row: object) -> str:
     return ""
 
 
-def vqav2_score(predictions: Sequence[Prediction], annotations: Sequence[Annotation], where: Path) -> dict[str, Any]:
+def vqav2_score(predictions: Sequence[Prediction], annotations: Sequence[Annotation], where: Path) -> BenchmarkScore:
     """Return the mean accuracy in percent over all questions, and by kind of answer.
 
     Keys: `questions`, `accuracy`, `accuracy_interval` (normal: scores aren't 0 or 1), and `by_type`, kind -> the same.
@@ -103,10 +103,12 @@ def vqav2_score(predictions: Sequence[Prediction], annotations: Sequence[Annotat
         known = by_id[p.id]
         scores.setdefault(known.answer_type, []).append(vqa_accuracy(p.answer, known.answers))
     everything = [score for group in scores.values() for score in group]
-    return {**_mean(everything), "by_type": {kind: _mean(scores[kind]) for kind in sorted(scores) if kind}}
+    score = _mean(everything)
+    score["by_type"] = {kind: _mean(scores[kind]) for kind in sorted(scores) if kind}
+    return score
 
 
-def _mean(scores: Sequence[float]) -> dict[str, Any]:
+def _mean(scores: Sequence[float]) -> BenchmarkScore:
     low, high = mean_interval(scores)
     return {
         "questions": len(scores),

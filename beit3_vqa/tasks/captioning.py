@@ -239,7 +239,7 @@ class COCOCaptioning(Task):
         )
         return EvalResult(metrics, predictions, chance)
 
-    def _metrics(self, predictions: list[Prediction], references: dict[str, list[str]]) -> dict[str, Any]:
+    def _metrics(self, predictions: list[Prediction], references: dict[str, list[str]]) -> dict[str, object]:
         if not references:
             return {}
         captions = {p.id: p.answer for p in predictions}

@@ -110,11 +110,10 @@ class ClassTask(Task):
         """Return the predictions with `accuracy_metrics`, in percent, and if `full` the accuracy's 95% interval."""
         metrics = accuracy_metrics(predictions)
         if not full:
-            return EvalResult(metrics, predictions)
-        known = [p for p in predictions if p.score is not None]
-        return EvalResult(
-            metrics | ({"accuracy_interval": accuracy_interval(known)} if known else {}), predictions, self._chance()
-        )
+            return EvalResult({**metrics}, predictions)
+        if metrics:
+            metrics["accuracy_interval"] = accuracy_interval([p for p in predictions if p.score is not None])
+        return EvalResult({**metrics}, predictions, self._chance())
 
     def _chance(self) -> float:
         """Return the percent right when always naming the most frequent class of the training rows."""

@@ -316,11 +316,11 @@ class VQACustom(Task):
         Their baselines count the training answers, if there is a training split.
         """
         if not full:
-            return EvalResult(accuracy_metrics(predictions), predictions)
+            return EvalResult({**accuracy_metrics(predictions)}, predictions)
         counts = None
         if self.folder.files("train") and any(p.truth is not None for p in predictions):
             counts = count_answers(filter(None, map(self._answer_text, self.folder.rows("train"))))
-        return EvalResult(full_metrics(predictions, counts), predictions, self._chance(split))
+        return EvalResult({**full_metrics(predictions, counts)}, predictions, self._chance(split))
 
     def _answer_text(self, row: Row) -> str:
         answer, _ = get_truth(row, self.answers)

@@ -1,9 +1,8 @@
 """The data of the page: plain values for JSON, in columns, which take less room than rows."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.apps.report.collect import ReportRun
 from beit3_vqa.apps.report.curves import Curves
@@ -12,12 +11,13 @@ from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import AttentionMap, Prediction
 from beit3_vqa.errors import InputError, visible
 from beit3_vqa.metrics import full_metrics, question_word, wilson_interval
+from beit3_vqa.metrics.types import CoveragePoint, Metrics, ReliabilityBin
 
 IMAGES_IN_BLOCK = 256
 _PROBABILITY_DIGITS = 4
 
 
-def page_data(runs: Sequence[ReportRun], image_root: str = "") -> tuple[dict[str, Any], list[Path | None]]:
+def page_data(runs: Sequence[ReportRun], image_root: str = "") -> tuple[dict[str, object], list[Path | None]]:
     """Collect the page's data without its pictures, and the files of the pictures.
 
     Args:
@@ -46,7 +46,7 @@ def page_data(runs: Sequence[ReportRun], image_root: str = "") -> tuple[dict[str
         "image": [place_of.get(p.image) for p in asked],
         "word": [question_word(p.question) for p in asked],
     }
-    data = {
+    data: dict[str, object] = {
         "runs": [_run(run, rows) for run in runs],
         "questions": questions,
         "images": {"names": list(images), "in_block": IMAGES_IN_BLOCK if images else 0},
@@ -69,59 +69,62 @@ def blocks(pictures: Sequence[str]) -> list[list[str]]:
     return [list(pictures[start : start + IMAGES_IN_BLOCK]) for start in range(0, len(pictures), IMAGES_IN_BLOCK)]
 
 
-def _run(run: ReportRun, rows: dict[str, int]) -> dict[str, Any]:
+def _run(run: ReportRun, rows: dict[str, int]) -> dict[str, object]:
     """Collect the data of one run; `rows` gives each id its row in the columns."""
     info = run.info
-    metrics = _metrics(run)
+    metrics = full_metrics(run.predictions)
+    likeliest = _likeliest(metrics, run.evaluated) if metrics else {}
     return {
         "name": visible(run.name),
-        "facts": _facts(run, metrics),
+        "facts": _facts(run, metrics, likeliest),
         "chance": info.chance if info else None,
         "measures": info.best_metric if info else "",
         "curves": run.curves or Curves(steps={}, epochs={}, score_name=""),
-        "metrics": metrics or None,
+        "metrics": _with_intervals(metrics, likeliest) if metrics else None,
         "answers": _answers(run.predictions, rows) if run.predictions else None,
         "label_errors": {rows[name]: rank for rank, name in enumerate(run.label_errors, start=1)} or None,
         "attention": {rows[name]: _map(found) for name, found in run.attention.items()} or None,
     }
 
 
-def _metrics(run: ReportRun) -> dict[str, Any]:
-    """Compute `full_metrics`, and intervals for the points of the reliability diagram and of the coverage."""
-    metrics = full_metrics(run.predictions)
-    if metrics:
-        metrics["likeliest"] = _likeliest(metrics, run.evaluated)
-    calibrated = metrics.get("calibration", {}).get("reliability", [])
-    for point in [*calibrated, *metrics.get("accuracy_at_coverage", [])]:
-        low, high = wilson_interval(point["questions"] * point["accuracy"] / 100, point["questions"])
-        point |= {"low": round(100 * low, 2), "high": round(100 * high, 2)}
-    return metrics
+def _with_intervals(metrics: Metrics, likeliest: Mapping[str, object]) -> dict[str, object]:
+    """Return the metrics with intervals for the points of the reliability diagram and of the coverage."""
+    found: dict[str, object] = {**metrics, "likeliest": likeliest}
+    if "calibration" in metrics:
+        parts = [_with_interval(part) for part in metrics["calibration"]["reliability"]]
+        found["calibration"] = {**metrics["calibration"], "reliability": parts}
+        found["accuracy_at_coverage"] = [_with_interval(point) for point in metrics["accuracy_at_coverage"]]
+    return found
 
 
-def _likeliest(metrics: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
+def _with_interval(point: ReliabilityBin | CoveragePoint) -> dict[str, object]:
+    low, high = wilson_interval(point["questions"] * point["accuracy"] / 100, point["questions"])
+    return {**point, "low": round(100 * low, 2), "high": round(100 * high, 2)}
+
+
+def _likeliest(metrics: Metrics, evaluated: Mapping[str, object]) -> dict[str, object]:
     """Return what always choosing the likeliest answer gets, without the image, and how that was counted.
 
     The evaluation has counted it in the training answers, which aren't here. Its number is taken if it speaks of the
     same predictions; else answers are counted in the questions themselves.
     """
-    found: dict[str, Any] = metrics.get("baselines", {}).get("most_frequent_answer", {})
+    found: Mapping[str, object] = metrics.get("baselines", {}).get("most_frequent_answer", {})
     baselines = evaluated.get("baselines")
     told = baselines.get("most_frequent_answer") if isinstance(baselines, dict) else None
     same = all(evaluated.get(name) == metrics[name] for name in ("questions", "accuracy"))
     if same and isinstance(told, dict) and type(told.get("accuracy")) is float and 0 <= told["accuracy"] <= 100:
         found = told
-    texts = {name: visible(found[name]) for name in ("answer", "counted_in") if isinstance(found.get(name), str)}
+    texts = {name: visible(text) for name in ("answer", "counted_in") if isinstance(text := found.get(name), str)}
     return {"accuracy": found["accuracy"], **texts} if found else {}
 
 
-def _facts(run: ReportRun, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(run: ReportRun, metrics: Metrics, likeliest: Mapping[str, object]) -> list[tuple[str, str]]:
     """List what is said of a run beside its score, as (name, text)."""
     info, config = run.info, run.config
     model = info.model if info else _text(config, "model", "model")
     epochs = run.curves.get("epochs", {}).get("score", [])
     scored = [(epoch, score) for epoch, score in epochs if score is not None]
     best = max(scored, key=lambda point: point[1], default=None)
-    likeliest = metrics.get("likeliest")
     facts = [
         ("Model", model),
         ("Parameters", f"{info.parameters:,}" if info else ""),
@@ -141,16 +144,16 @@ def _facts(run: ReportRun, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, visible(text)) for name, text in facts if text]
 
 
-def _text(config: dict[str, Any], group: str, name: str) -> str:
+def _text(config: Mapping[str, object], group: str, name: str) -> str:
     """Return a value of config.json if it is text, else an empty text: nobody has checked that file."""
     values = config.get(group)
     value = values.get(name) if isinstance(values, dict) else None
     return value if isinstance(value, str) else ""
 
 
-def _answers(predictions: Sequence[Prediction], rows: dict[str, int]) -> dict[str, list[Any]]:
+def _answers(predictions: Sequence[Prediction], rows: dict[str, int]) -> dict[str, list[object]]:
     """Make columns over all questions of the report, None in rows that this run doesn't answer."""
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, list[object]] = {
         name: [None] * len(rows) for name in ("answer", "score", "probabilities", "problem")
     }
     for p in predictions:
@@ -164,7 +167,7 @@ def _answers(predictions: Sequence[Prediction], rows: dict[str, int]) -> dict[st
     return columns
 
 
-def _probabilities(p: Prediction) -> list[Any]:
+def _probabilities(p: Prediction) -> list[object]:
     """Return the probabilities of the options in their order, or [answer, probability] pairs if others are known."""
     rounded = {visible(name): round(value, _PROBABILITY_DIGITS) for name, value in p.probabilities.items()}
     if p.choices and list(rounded) == list(LETTERS[: len(p.choices)]):
@@ -172,7 +175,7 @@ def _probabilities(p: Prediction) -> list[Any]:
     return [list(pair) for pair in rounded.items()]
 
 
-def _map(found: AttentionMap) -> dict[str, Any]:
+def _map(found: AttentionMap) -> dict[str, object]:
     """Turn an attention map into plain values, its patches into base64 of bytes, 255 for the brightest."""
     most = float(found.patches.max())
     scaled = (found.patches * (255 / most if most else 0)).round().byte()

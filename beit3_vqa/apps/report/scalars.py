@@ -46,8 +46,8 @@ def write_scalars(runs: Sequence[ReportRun], folder: Path) -> list[Path]:
                 writer.add_scalar("report/accuracy_at_coverage", point["accuracy"], point["coverage"])
             if "calibration" in metrics:
                 writer.add_scalar("report/calibration_error", metrics["calibration"]["ece"], 0)
-                for point in metrics["calibration"]["reliability"]:
-                    writer.add_scalar("report/reliability", point["accuracy"], round(point["confidence"]))
+                for part in metrics["calibration"]["reliability"]:
+                    writer.add_scalar("report/reliability", part["accuracy"], round(part["confidence"]))
             for letter, counts in metrics.get("positions", {}).items():
                 writer.add_scalar(f"report_positions_true/{letter}", counts["true"], 0)
                 writer.add_scalar(f"report_positions_answered/{letter}", counts["answered"], 0)

@@ -91,10 +91,11 @@ class Trials:
 
     def _judge(self, shares: tuple[float, ...], predictions: list[Any]) -> Trial:
         task = self.components.task
-        metrics = task.aggregate(predictions, self.split, self.components.processor).metrics
-        if task.spec.best_metric not in metrics:
+        result = task.aggregate(predictions, self.split, self.components.processor)
+        score = result.number(task.spec.best_metric)
+        if score is None:
             raise InputError(f"--split {self.split}: no answer is known there; compare soups on a split with answers.")
-        trial = Trial(shares, float(metrics[task.spec.best_metric]), metrics.get("loss"))
+        trial = Trial(shares, score, result.number("loss"))
         if not task.spec.per_example:
             return trial
         known: list[Prediction] = [p for p in predictions if p.score is not None]
