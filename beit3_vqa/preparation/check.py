@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Any
 
 from beit3_vqa.data.answers import ARTICLES
 from beit3_vqa.data.index import path_key
@@ -18,6 +17,21 @@ from beit3_vqa.data.tables import comparable
 from beit3_vqa.data.tokenizer import UNK_ID, Tokenizer
 from beit3_vqa.errors import plural
 from beit3_vqa.preparation.copies import Copies
+from beit3_vqa.preparation.findings import (
+    CopiedImage,
+    CopiesFound,
+    CopyGroups,
+    EqualOptions,
+    Findings,
+    InTrain,
+    Nearness,
+    OptionLengths,
+    PositionCounts,
+    RepeatedQuestions,
+    RowOfEqualOptions,
+    ScriptWords,
+    TextsFound,
+)
 from beit3_vqa.runtime.files import one_form
 
 VERSION = 1
@@ -47,7 +61,7 @@ _BY_LETTER = ("Hangul", "Cyrillic")  # scripts in which it is no good sign if to
 Splits = Mapping[str, Sequence[Row]]
 
 
-def find(splits: Splits, copies: Copies, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def find(splits: Splits, copies: Copies, tokenizer: Tokenizer | None) -> Findings:
     """Return all that is found in the rows of each split, as plain data."""
     paths = {split: Counter(row["image_path"] for row in rows) for split, rows in splits.items()}
     key_of = {path: path_key(path) for counts in paths.values() for path in counts}
@@ -67,7 +81,7 @@ def find(splits: Splits, copies: Copies, tokenizer: Tokenizer | None) -> dict[st
         "repeated_questions": _repeated_questions(splits, key_of, copies),
         "equal_options": _equal_options(splits),
         "positions": {split: found for split, rows in splits.items() if (found := _positions(rows))},
-        "lengths": {split: found for split, rows in splits.items() if (found := _lengths(rows))},
+        "lengths": {split: told for split, rows in splits.items() if (told := _lengths(rows))},
         "texts": _scripts(splits, tokenizer),
     }
 
@@ -77,7 +91,7 @@ def _every(splits: Splits) -> Iterator[tuple[str, Row]]:
     return ((split, row) for split, rows in splits.items() for row in rows)
 
 
-def tell(found: Mapping[str, Any], cut_here: bool) -> list[str]:
+def tell(found: Findings, cut_here: bool) -> list[str]:
     """Return a line for each thing that somebody should know before training.
 
     Args:
@@ -114,21 +128,23 @@ def tell(found: Mapping[str, Any], cut_here: bool) -> list[str]:
 # Copies
 
 
-def _describe_copies(images: Mapping[str, Counter[str]], copies: Copies) -> dict[str, Any]:
+def _describe_copies(images: Mapping[str, Counter[str]], copies: Copies) -> CopiesFound:
     """Return the groups of copies; near ones are those whose members don't all have the same bytes."""
     exact, near = _groups(copies.exact), _groups(copies.near)
     near = [group for group in near if len({copies.exact.get(name, name) for name in group}) > 1]
     return {
         "near_copies_looked_for": copies.decoded,
         "complete": copies.complete,
-        **{
-            kind: {
-                "groups": len(groups),
-                "images": sum(map(len, groups)),
-                "listed": [[_with_rows(name, images) for name in group] for group in groups[:LISTED]],
-            }
-            for kind, groups in (("exact", exact), ("near", near))
-        },
+        "exact": _describe_groups(exact, images),
+        "near": _describe_groups(near, images),
+    }
+
+
+def _describe_groups(groups: Sequence[Sequence[str]], images: Mapping[str, Counter[str]]) -> CopyGroups:
+    return {
+        "groups": len(groups),
+        "images": sum(map(len, groups)),
+        "listed": [[_with_rows(name, images) for name in group] for group in groups[:LISTED]],
     }
 
 
@@ -139,25 +155,26 @@ def _groups(first: Mapping[str, str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _with_rows(name: str, images: Mapping[str, Counter[str]]) -> dict[str, Any]:
+def _with_rows(name: str, images: Mapping[str, Counter[str]]) -> CopiedImage:
     return {"image": name, "rows": {split: counts[name] for split, counts in images.items() if name in counts}}
 
 
-def _in_train(images: Mapping[str, Counter[str]], split: str, copies: Copies) -> dict[str, Any]:
+def _in_train(images: Mapping[str, Counter[str]], split: str, copies: Copies) -> InTrain:
     """Return the images of a split that train has too, and how near they are."""
     train = sorted(images["train"])
-    kinds: list[tuple[str, Mapping[str, str]]] = [("same", {}), ("exact", copies.exact), ("near", copies.near)]
+    kinds: list[tuple[Nearness, Mapping[str, str]]] = [("same", {}), ("exact", copies.exact), ("near", copies.near)]
     there = {kind: {first.get(name, name): name for name in reversed(train)} for kind, first in kinds}
-    counts, rows, listed = dict.fromkeys(there, 0), 0, []
+    found: InTrain = {"images": len(images[split]), "same": 0, "exact": 0, "near": 0, "rows": 0, "listed": []}
     for name in sorted(images[split]):
         for kind, first in kinds:
             other = there[kind].get(first.get(name, name))
             if other is not None:
-                counts[kind] += 1
-                rows += images[split][name]
-                listed.append({"image": name, "train": other, "kind": kind})
+                found[kind] += 1
+                found["rows"] += images[split][name]
+                found["listed"].append({"image": name, "train": other, "kind": kind})
                 break
-    return {"images": len(images[split]), **counts, "rows": rows, "listed": listed[:LISTED]}
+    del found["listed"][LISTED:]
+    return found
 
 
 def _over_folds(train: Sequence[Row], copies: Copies) -> int:
@@ -170,10 +187,10 @@ def _over_folds(train: Sequence[Row], copies: Copies) -> int:
     return sum(len(found) > 1 for found in folds.values())
 
 
-_KINDS = {"same": "same file", "exact": "same bytes", "near": "near copy"}
+_KINDS: dict[Nearness, str] = {"same": "same file", "exact": "same bytes", "near": "near copy"}
 
 
-def _tell_in_train(split: str, of: Mapping[str, Any], advice: str) -> str:
+def _tell_in_train(split: str, of: InTrain, advice: str) -> str:
     kinds = [f"{words} {of[kind]:,}" for kind, words in _KINDS.items() if of[kind]]
     if not kinds:
         return ""
@@ -200,7 +217,7 @@ def _answer(row: Row) -> str | None:
     return text
 
 
-def _repeated_questions(splits: Splits, key_of: Mapping[str, str], copies: Copies) -> dict[str, Any]:
+def _repeated_questions(splits: Splits, key_of: Mapping[str, str], copies: Copies) -> dict[str, RepeatedQuestions]:
     """Return the questions that are asked more than once about an image or its exact copies, by their answers."""
 
     def key(row: Row) -> tuple[str, str]:
@@ -239,14 +256,15 @@ def _repeated_questions(splits: Splits, key_of: Mapping[str, str], copies: Copie
     }
 
 
-def _tell_repeated(of: Mapping[str, Any]) -> str:
+def _tell_repeated(of: RepeatedQuestions) -> str:
     if not of["questions"]:
         return ""
     shown = []
     for entry in of["listed"][:_EXAMPLES]:
-        known = [row for row in entry["rows"] if row["answer"] is not None]
-        other = next(row for row in known if _plain(row["answer"]) != _plain(known[0]["answer"]))
-        shown.append(f"{known[0]['id']} ({known[0]['answer'][:30]}) and {other['id']} ({other['answer'][:30]})")
+        known = [(row["id"], row["answer"]) for row in entry["rows"] if row["answer"] is not None]
+        one, answer = known[0]
+        two, other = next((name, text) for name, text in known if _plain(text) != _plain(answer))
+        shown.append(f"{one} ({answer[:30]}) and {two} ({other[:30]})")
     asked = plural(of["questions"], "question")
     return f"{asked} asked again about the same image, with another answer: {', '.join(shown)}"
 
@@ -272,10 +290,10 @@ def _all_differ(choices: Sequence[str]) -> bool:
     return len(keys) == len(choices) == len(set(keys)) and all(keys)
 
 
-def _equal_options(splits: Splits) -> dict[str, Any]:
+def _equal_options(splits: Splits) -> EqualOptions:
     """Return the rows in which two options are equal after `_plain`."""
     number = right = 0
-    listed: list[dict[str, Any]] = []
+    listed: list[RowOfEqualOptions] = []
     for split, row in _every(splits):
         choices = row.get("choices", ())
         if _all_differ(choices):
@@ -308,7 +326,7 @@ def _answered(rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], int]]:
     return ((row["choices"], LETTERS.index(row["answer"])) for row in rows if "choices" in row and "answer" in row)
 
 
-def _positions(rows: Sequence[Row]) -> dict[str, Any] | None:
+def _positions(rows: Sequence[Row]) -> PositionCounts | None:
     """Return how often each position is right, and the one that is so far too often; None if no answer is known."""
     seen: Counter[tuple[int, int]] = Counter((len(choices), place) for choices, place in _answered(rows))
     if not seen:
@@ -338,7 +356,7 @@ def chi_squared_p(square: float, degrees: int) -> float:
     return 0.5 * math.erfc(((square / degrees) ** (1 / 3) - (1 - spread)) / math.sqrt(2 * spread))
 
 
-def _lengths(rows: Sequence[Row]) -> dict[str, Any] | None:
+def _lengths(rows: Sequence[Row]) -> OptionLengths | None:
     """Return how often the longest option is right, against chance; None if no answer is known."""
     number = right_length = others_length = 0.0
     hits = chance = variance = 0.0
@@ -367,19 +385,22 @@ def _lengths(rows: Sequence[Row]) -> dict[str, Any] | None:
     }
 
 
-def _tell_guesses(positions: Mapping[str, Any], lengths: Mapping[str, Any]) -> list[str]:
+def _tell_guesses(positions: Mapping[str, PositionCounts], lengths: Mapping[str, OptionLengths]) -> list[str]:
     lines = []
-    tell = {split: of for split, of in positions.items() if of["dominant"]}
-    if tell:
-        shares = [
-            f"{of['dominant']} in {of['counts'][of['dominant']] / of['rows']:.0%} of {split} "
-            f"(chance {of['expected'][of['dominant']] / of['rows']:.0%})"
-            for split, of in tell.items()
-        ]
+    shares = [
+        f"{letter} in {of['counts'][letter] / of['rows']:.0%} of {split} "
+        f"(chance {of['expected'][letter] / of['rows']:.0%})"
+        for split, of in positions.items()
+        if (letter := of["dominant"])
+    ]
+    if shares:
         lines.append(f"one position is right too often: {', '.join(shares)}")
-    tell = {split: of for split, of in lengths.items() if of["tells"]}
-    if tell:
-        shares = [f"{of['longest_is_right']:.0%} of {split} (chance {of['chance']:.0%})" for split, of in tell.items()]
+    shares = [
+        f"{of['longest_is_right']:.0%} of {split} (chance {of['chance']:.0%})"
+        for split, of in lengths.items()
+        if of["tells"]
+    ]
+    if shares:
         lines.append(f"the longest option is right in {', '.join(shares)}: that can be guessed without the image")
     return lines
 
@@ -394,7 +415,7 @@ def script_of(word: str) -> str:
     return next((name for name, letters in SCRIPTS.items() if letters.search(word)), OTHER)
 
 
-def _scripts(splits: Splits, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _scripts(splits: Splits, tokenizer: Tokenizer | None) -> TextsFound:
     """Return for each script its words and, with a tokenizer, what of them it doesn't know or cuts to characters."""
     step = -(-sum(map(len, splits.values())) // _MAX_TEXTS) or 1
     words: Counter[str] = Counter()
@@ -404,12 +425,14 @@ def _scripts(splits: Splits, tokenizer: Tokenizer | None) -> dict[str, Any]:
     by_script: dict[str, list[str]] = defaultdict(list)
     for word in words:
         by_script[script_of(word)].append(word)
-    described = {}
+    described: dict[str, ScriptWords] = {}
     for name in (*SCRIPTS, OTHER):
         own = by_script.get(name)
         if own:
-            described[name] = {"words": sum(words[word] for word in own)}
-            described[name] |= _known(own, words, tokenizer, name) if tokenizer else {"warns": False}
+            number = sum(words[word] for word in own)
+            described[name] = (
+                _known(own, words, tokenizer, name, number) if tokenizer else {"words": number, "warns": False}
+            )
     return {
         "tokenizer": tokenizer.path.name if tokenizer else None,
         "every_row": step == 1,
@@ -417,7 +440,9 @@ def _scripts(splits: Splits, tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def _known(own: Sequence[str], counts: Mapping[str, int], tokenizer: Tokenizer, script: str) -> dict[str, Any]:
+def _known(
+    own: Sequence[str], counts: Mapping[str, int], tokenizer: Tokenizer, script: str, number: int
+) -> ScriptWords:
     unknown = tokens = single = 0
     for word, ids in zip(own, tokenizer.encode_batch(own), strict=True):
         if UNK_ID in ids:
@@ -426,9 +451,9 @@ def _known(own: Sequence[str], counts: Mapping[str, int], tokenizer: Tokenizer, 
         pieces = [piece.strip() for piece in tokenizer.pieces(ids)]
         tokens += counts[word] * len(pieces)
         single += counts[word] * sum(len(piece) == 1 for piece in pieces if len(word) > 1)
-    number = sum(counts[word] for word in own)
     much_cut = script in _BY_LETTER and single > _MUCH_CUT * tokens
     return {
+        "words": number,
         "unknown_words": unknown,
         "tokens": tokens,
         "single_characters": single,
@@ -436,7 +461,7 @@ def _known(own: Sequence[str], counts: Mapping[str, int], tokenizer: Tokenizer, 
     }
 
 
-def _tell_unknown(texts: Mapping[str, Any]) -> str:
+def _tell_unknown(texts: TextsFound) -> str:
     unknown, cut = [], []
     for script, of in texts["scripts"].items():
         words = f"of {of['words']:,} {script} words"

@@ -3,14 +3,14 @@
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.images import resolve_image_path
 from beit3_vqa.data.page import csp_sha256, encode_thumbnail, read_style, read_template
 from beit3_vqa.errors import InputError, one_line
+from beit3_vqa.preparation.findings import Findings
 from beit3_vqa.runtime.files import write_text
 
 PAGE, DATA = "check.html", "check.json"
@@ -24,7 +24,7 @@ MAX_TEXT = 300  # characters of a text from the data
 _PACKAGE = "beit3_vqa.preparation"
 
 
-def write_check(folder: Path, found: Mapping[str, Any], lines: Sequence[str], title: str, root: Path) -> list[str]:
+def write_check(folder: Path, found: Findings, lines: Sequence[str], title: str, root: Path) -> list[str]:
     """Write the page and the data, and return their names.
 
     Args:
@@ -59,17 +59,17 @@ def _text(value: object) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
 
 
-def _names(found: Mapping[str, Any]) -> Iterable[str]:
+def _names(found: Findings) -> Iterable[str]:
     """Yield the images that the page shows, most telling first, some of them more than once."""
     for of in found["in_train"].values():
         for entry in of["listed"][:SHOWN]:
             yield from (entry["train"], entry["image"])
-    for of in found["repeated_questions"].values():
-        for entry in of["listed"][:SHOWN]:
-            yield entry["rows"][0]["image"]
-    for kind in ("near", "exact"):
-        for group in found["copies"][kind]["listed"][:SHOWN]:
-            yield from (entry["image"] for entry in group[:SHOWN_IN_GROUP])
+    for repeated in found["repeated_questions"].values():
+        for question in repeated["listed"][:SHOWN]:
+            yield question["rows"][0]["image"]
+    for copies in (found["copies"]["near"], found["copies"]["exact"]):
+        for group in copies["listed"][:SHOWN]:
+            yield from (image["image"] for image in group[:SHOWN_IN_GROUP])
 
 
 def _pictures(names: Iterable[str], root: Path) -> dict[str, str]:
