@@ -6,10 +6,10 @@ If a task has an answer for each row, `fold_models` says what the folds' models 
 import json
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from beit3_vqa.apps.fold_models import PREDICTIONS, use_fold_models
 from beit3_vqa.config.config import RunConfig
@@ -30,7 +30,7 @@ from beit3_vqa.tasks.base import Task
 RESULTS = "cross_validation.json"
 
 
-def cross_validate(given: GivenOptions) -> dict[str, Any]:
+def cross_validate(given: GivenOptions) -> Mapping[str, object]:
     """Train once for each fold, in `--output_dir/fold-K`, and go on where an earlier call stopped.
 
     Args:
@@ -57,7 +57,7 @@ def cross_validate(given: GivenOptions) -> dict[str, Any]:
         return _cross_validate(given)
 
 
-def _cross_validate(given: GivenOptions) -> dict[str, Any]:
+def _cross_validate(given: GivenOptions) -> Mapping[str, object]:
     """Do the same, as the only process that works in `--output_dir`."""
     config = resolve(given, find_task(given["task"]).spec.defaults)  # what all of the runs have in common
     task = make_task(config)
@@ -82,14 +82,15 @@ def _cross_validate(given: GivenOptions) -> dict[str, Any]:
     _write(folder, summary)
     if not config.run.save_ckpt:
         return summary
+    content: Mapping[str, object] = summary
     if task.spec.per_example:
-        summary |= use_fold_models(given, task, folds)
-        _write(folder, summary)
+        content = {**summary, **use_fold_models(given, task, folds)}
+        _write(folder, content)
     print(f"trained. Next: {_next_command(config, task, folds)}")
-    return summary
+    return content
 
 
-def _write(folder: Path, summary: dict[str, Any]) -> None:
+def _write(folder: Path, summary: Mapping[str, object]) -> None:
     text = json.dumps(summary, indent=2) + "\n"
     print(f"wrote {distributed.run_on_main(lambda: write_text(folder / RESULTS, text))}")
 
@@ -114,7 +115,7 @@ def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) ->
     With `--dry_run` there are no metrics.
     """
     folder = Path(config.run.output_dir) / f"fold-{fold}"
-    values: dict[str, Any] = {"fold": fold, "output_dir": str(folder)}
+    values: dict[str, object] = {"fold": fold, "output_dir": str(folder)}
     if config.run.log_dir:
         values["log_dir"] = str(Path(config.run.log_dir) / folder.name)
     epochs = config.optim.epochs
@@ -132,7 +133,23 @@ def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) ->
     return [line[f"val_{metric}"] for line in ends], bool(state.over)
 
 
-def summarise(histories: dict[int, Sequence[float]], metric: str) -> dict[str, Any]:
+class Moments(TypedDict):
+    """Mean and sample standard deviation."""
+
+    mean: float
+    deviation: float
+
+
+class Summary(TypedDict):
+    """The metric of each fold after every epoch, and its moments over the folds."""
+
+    metric: str
+    folds: dict[str, list[float]]
+    epochs: list[Moments]
+    best: Moments
+
+
+def summarise(histories: dict[int, Sequence[float]], metric: str) -> Summary:
     """Compute mean and sample standard deviation over folds, after each epoch and at each fold's best.
 
     Args:
@@ -149,18 +166,18 @@ def summarise(histories: dict[int, Sequence[float]], metric: str) -> dict[str, A
     }
 
 
-def _moments(values: Sequence[float]) -> dict[str, float]:
+def _moments(values: Sequence[float]) -> Moments:
     return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
-def table(summary: dict[str, Any]) -> str:
+def table(summary: Summary) -> str:
     """Write out a summary: a line for each fold and for each epoch."""
     lines = [
         f"{summary['metric']} of {plural(len(summary['folds']), 'fold')}, mean and standard deviation between folds"
     ]
     for fold, values in summary["folds"].items():
-        best = max(values)
-        lines.append(f"  fold {fold:>3}: best {best:6.2f} after epoch {values.index(best)}, last {values[-1]:6.2f}")
+        top = max(values)
+        lines.append(f"  fold {fold:>3}: best {top:6.2f} after epoch {values.index(top)}, last {values[-1]:6.2f}")
     for epoch, moments in enumerate(summary["epochs"]):
         lines.append(f"  epoch {epoch:>2}: {moments['mean']:6.2f} +- {moments['deviation']:.2f}")
     best = summary["best"]

@@ -10,7 +10,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.apps.ensemble.options import EnsembleOptions
 from beit3_vqa.apps.ensemble.run import join
@@ -46,7 +45,7 @@ _NAMES: tuple[str, ...] = ("sentencepiece_model", "pretrained", "eval_batch_size
 _NAMES += ("task", "seed", "trust_checkpoint", "log_interval")
 
 
-def use_fold_models(given: GivenOptions, task: Task, folds: Sequence[int]) -> dict[str, Any]:
+def use_fold_models(given: GivenOptions, task: Task, folds: Sequence[int]) -> dict[str, object]:
     """Write out-of-fold predictions and likely label errors, and if there is a test split, a vote and a soup on it.
 
     Args:
@@ -65,7 +64,7 @@ def use_fold_models(given: GivenOptions, task: Task, folds: Sequence[int]) -> di
     folder = Path(given["output_dir"])
     options = _evaluation(given)
     results = {fold: _evaluate(options, folder / f"fold-{fold}", "val", fold) for fold in folds}
-    about = {"out_of_fold": run_on_main(lambda: _write_out_of_fold(folder, task, results))}
+    about: dict[str, object] = {"out_of_fold": run_on_main(lambda: _write_out_of_fold(folder, task, results))}
     results.clear()
     if "test" not in task.folder.splits():
         return about
@@ -96,7 +95,7 @@ def _evaluate(options: GivenOptions, folder: Path, split: str, fold: int | None 
     return result
 
 
-def _write_out_of_fold(folder: Path, task: Task, results: dict[int, EvalResult]) -> dict[str, Any]:
+def _write_out_of_fold(folder: Path, task: Task, results: dict[int, EvalResult]) -> dict[str, object]:
     """Write the predictions of every training row that has a fold, in the rows' order, and what they tell."""
     answers = {fold: iter(result.predictions) for fold, result in results.items()}
     fold_of = (row.get("fold") for row in task.folder.rows("train"))
@@ -145,7 +144,7 @@ def _text(p: Prediction, answer: str) -> str:
     return dict(zip(LETTERS, p.choices, strict=False)).get(answer, answer)
 
 
-def _vote(folder: Path, folds: Sequence[int]) -> dict[str, Any]:
+def _vote(folder: Path, folds: Sequence[int]) -> dict[str, object]:
     """Let the folds' models vote on the test split; return what is told of it."""
     print(f"\n=== vote of {plural(len(folds), 'fold')}", flush=True)
     members = [predictions_file(folder / f"fold-{fold}", "test") for fold in folds]
@@ -167,7 +166,7 @@ def _vote(folder: Path, folds: Sequence[int]) -> dict[str, Any]:
     return {"submission": "vote/submission.csv", "models": len(folds), "parameters": parameters}
 
 
-def _about_soup(folder: Path, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _about_soup(folder: Path, predictions: Sequence[Prediction]) -> dict[str, object]:
     """Tell what the soup costs, and how far it answers as the vote does; return that as plain data."""
     info = read_info(predictions_file(folder / "soup", "test"))
     assert info is not None

@@ -27,7 +27,7 @@ from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.runtime.fields import Options, typed
 from beit3_vqa.runtime.files import is_text, read_json, write_text
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check(self)
 
-    def to_dict(self, found: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+    def to_dict(self, found: Mapping[str, object] = NOTHING) -> dict[str, dict[str, object]]:
         """Return the JSON form, one object per group.
 
         Args:
@@ -64,7 +64,7 @@ class RunConfig:
             for group in GROUPS
         }
 
-    def flat(self, found: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+    def flat(self, found: Mapping[str, object] = NOTHING) -> dict[str, object]:
         """Return option name -> value over all groups; values in `found` replace options."""
         return {name: value for group in self.to_dict(found).values() for name, value in group.items()}
 
@@ -157,12 +157,12 @@ def option_fields() -> list[tuple[str, dataclasses.Field[Any], Any]]:
     ]
 
 
-def option_kinds() -> dict[str, Any]:
+def option_kinds() -> dict[str, object]:
     """Return the resolved type of every option by its name."""
     return {f.name: kind for _, f, kind in option_fields()}
 
 
-def write_config(config: RunConfig, path: Path, found: Mapping[str, Any] = NOTHING) -> None:
+def write_config(config: RunConfig, path: Path, found: Mapping[str, object] = NOTHING) -> None:
     """Write config.json, whole or not at all, without the options of one session.
 
     Args:
@@ -172,11 +172,11 @@ def write_config(config: RunConfig, path: Path, found: Mapping[str, Any] = NOTHI
     """
     groups = config.to_dict(found)
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in SESSION_OPTIONS}
-    groups[GIVEN] = sorted(config.given - SESSION_OPTIONS)  # for people: all others are defaults
-    write_text(path, json.dumps(groups, indent=2, ensure_ascii=False) + "\n")
+    given = {GIVEN: sorted(config.given - SESSION_OPTIONS)}  # for people: all others are defaults
+    write_text(path, json.dumps({**groups, **given}, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_config_values(path: str | Path) -> dict[str, Any]:
+def read_config_values(path: str | Path) -> dict[str, object]:
     """Read a config.json and return option name -> value; options may stand in their groups or outside.
 
     Raises:
@@ -189,7 +189,7 @@ def read_config_values(path: str | Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise InputError(f"--config {path}: expected an object of options.")
     loaded.pop(GIVEN, None)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name, value in loaded.items():
         values |= value if name in GROUPS and isinstance(value, dict) else {name: value}
     types = option_kinds()

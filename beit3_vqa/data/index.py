@@ -68,7 +68,7 @@ def split_files(data_path: Path, split: str, files: IndexFiles = VQACUSTOM) -> l
     return split_files(data_path, "val", files) if not found and split == "test" and files.tests_on_val else found
 
 
-def image_key(row: Mapping[str, Any]) -> str:
+def image_key(row: Row) -> str:
     """Return the key of a row's (first) image: `path_key` of its path."""
     return path_key(row["image_path"])
 
@@ -79,7 +79,7 @@ def path_key(path: str) -> str:
     return posixpath.normpath(path.replace("\\", "/"))
 
 
-def image_paths(row: Mapping[str, Any]) -> list[str]:
+def image_paths(row: Row) -> list[str]:
     """Return the paths of every image of a row."""
     return [row[name] for name in ("image_path", "image2_path") if name in row]
 
@@ -101,7 +101,7 @@ class DatasetInfo:
     format: str = ""
     seed: int = 0
     splits: dict[str, int] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, object] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
 
     def wrote(self, path: Path) -> bool:

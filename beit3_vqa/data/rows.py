@@ -16,7 +16,7 @@ import codecs
 import hashlib
 import json
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -109,7 +109,7 @@ def _map(path: Path) -> mmap.mmap | bytes:
             return file.read()
 
 
-def row_id(row: Mapping[str, Any]) -> str:
+def row_id(row: Row) -> str:
     """Return the id of a row, which upstream calls qid."""
     return str(row["id"] if "id" in row else row["qid"])
 
@@ -305,7 +305,7 @@ def is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write an index file; until all of it is written, an older file stays."""
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_text(path, lines)

@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.file_kinds import IMAGE_ENDINGS
 from beit3_vqa.data.table_files import Cell, read_table
@@ -140,7 +139,7 @@ def _write(
     return write_text(output, lines())
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Return a text or a number as a cell of CSV; an option that a row doesn't have is empty, as pandas writes it."""
     return "" if value != value else str(value)
 

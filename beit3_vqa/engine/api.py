@@ -171,7 +171,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         by_source = compare_sources(components, result.metrics, beside, label, split)
     if result.metrics:
         result = replace(result, metrics=result.metrics | by_source)
-    if fit:
+    if fitted:
         if get_sha256(path) != checksum:
             raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
         about = {**fitted, "data_path": config.sources.folder, "fold": config.data.fold}

@@ -9,21 +9,20 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from beit3_vqa.config.options import AUTO, BATCH_SIZE
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.mixture import JoinedDataset
-from beit3_vqa.data.types import Batch, Example
+from beit3_vqa.data.types import Batch, Example, Tensors
 from beit3_vqa.engine.build import Components, StepSize
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed, memory
 from beit3_vqa.runtime.memory import NotEnoughMemory
 from beit3_vqa.runtime.precision import in_float32
 
-Sample = tuple[Example, dict[str, Any]]
+Sample = tuple[Example, Tensors]
 
 SHARE = 0.85  # of the free memory may be used; the rest is for what varies between batches, and for other programs
 DRY_RUN_SHARE = 0.95  # the same if the user chose the batch size

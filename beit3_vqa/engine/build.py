@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from beit3_vqa.config.config import DEFAULT_OF, GROUP_OF, RunConfig
 from beit3_vqa.config.options import AUTO
@@ -466,7 +465,7 @@ def load_for_inference(components: Components, content: Content, where: str, *, 
         )
 
 
-def load_weights(model: nn.Module, weights: dict[str, Any], where: str, advice: str) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str, advice: str) -> None:
     """Load a state dict that must fit exactly.
 
     Args:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.predictions import predictions_file, read_info
 from beit3_vqa.engine.build import Components
@@ -78,7 +77,7 @@ def _metrics(checkpoint: Path, name: str) -> list[str]:
             print(f"{path} was measured on another checkpoint, or doesn't say on which: the model card leaves it out")
             continue
         try:
-            content: Any = read_json(path, MAX_MANIFEST)
+            content = read_json(path, MAX_MANIFEST)
         except OSError as error:
             raise InputError(f"{path} can't be read ({error.strerror}).") from error
         value = content.get(name) if isinstance(content, dict) else None

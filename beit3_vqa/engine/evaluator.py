@@ -23,6 +23,7 @@ from beit3_vqa.errors import InputError, NotFiniteError
 from beit3_vqa.metrics.calibration import HIGHEST, LOWEST, fit_temperature, mean_nll, tempered
 from beit3_vqa.metrics.robustness import averaged, blind_metrics, order_metrics
 from beit3_vqa.metrics.summary import metrics_table
+from beit3_vqa.metrics.types import TemperatureFit
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import local_size
 from beit3_vqa.runtime.precision import Precision, all_finite, in_float32
@@ -91,7 +92,7 @@ def finite(outputs: Any, checkpoint: str) -> Any:
     return outputs
 
 
-Answers = list[list[Any]]  # predictions: for each question, one per order of its options
+Answers = list[list[Prediction]]  # predictions: for each question, one per order of its options
 
 
 def evaluate_split(
@@ -103,12 +104,12 @@ def evaluate_split(
 
 def compare_sources(
     components: Components,
-    metrics: Mapping[str, Any],
+    metrics: Mapping[str, object],
     beside: Mapping[int, tuple[Components, BatchLoader]],
     label: str,
     split: str,
     stop: Callable[[], int] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Evaluate a split of the other sources, print the score of each beside `task`'s, and return them.
 
     Args:
@@ -161,7 +162,7 @@ def predict_split(
         NotFiniteError: outputs aren't finite.
     """
     rows, global_batch = loader.batches.rows, loader.batches.batch_size * distributed.world_size()
-    own: list[list[Any]] = []
+    own: list[list[object]] = []
     progress = Progress(label, rows, components.config.run.log_interval)
     predict = partial(components.task.predictions, temperature=temperature)
     infer = partial(components.task.infer, processor=components.processor)
@@ -180,7 +181,7 @@ def predict_split(
     return [prediction for shares in by_batch for share in shares for prediction in share]
 
 
-def evaluate_fully(components: Components, temperature: float | None) -> tuple[EvalResult, dict[str, Any]]:
+def evaluate_fully(components: Components, temperature: float | None) -> tuple[EvalResult, TemperatureFit | None]:
     """Evaluate `--split` with all metrics, in all ways of `--tta`, and once more without images if `--blind`.
 
     Args:
@@ -190,7 +191,7 @@ def evaluate_fully(components: Components, temperature: float | None) -> tuple[E
 
     Returns:
         The result; and how a fitted temperature was found: its value, the number of questions, and the mean negative
-        log-likelihood of the true answers before and after (empty if the temperature was given).
+        log-likelihood of the true answers before and after (None if the temperature was given).
 
     Raises:
         InputError: options that don't fit the task or the data.
@@ -199,7 +200,7 @@ def evaluate_fully(components: Components, temperature: float | None) -> tuple[E
     run, task = components.config.run, components.task
     _check(components, fit=temperature is None)
     answers, rotated, wordings = _ask(components, temperature or 1.0, blind=False)
-    fitted: dict[str, Any] = {}
+    fitted = None
     if temperature is None:
         # Fit on each question as it stands in the index: averaging changes how certain the answers are.
         fitted = _fit([group[0] for group in answers])
@@ -207,7 +208,7 @@ def evaluate_fully(components: Components, temperature: float | None) -> tuple[E
         answers = [[tempered(answer, temperature) for answer in group] for group in answers]
     seeing = [averaged(group) for group in answers]
     blind = [averaged(group) for group in _ask(components, temperature, blind=True)[0]] if run.blind else []
-    beside: dict[str, Any] = {}
+    beside: dict[str, object] = {}
     if temperature != 1.0:
         beside["temperature"] = fitted or {"temperature": temperature}
     if run.tta != "none":
@@ -259,7 +260,7 @@ def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[An
     return asked, rotated, dataset.wordings
 
 
-def _fit(plain: Sequence[Prediction]) -> dict[str, Any]:
+def _fit(plain: Sequence[Prediction]) -> TemperatureFit:
     temperature = fit_temperature(plain)
     if temperature is None:
         raise InputError("--temperature fit: no answer of the val split is known. Evaluate one with answers.")

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.engine.build import Components
@@ -77,7 +76,7 @@ def export(
             beside = _beside(components)
             if graphs:
                 how = family.export_graphs(components.model, components.processor, place, graphs)
-                meaning = {"answers": beside["task_state"].get("answers"), TEMPERATURE: temperature}
+                meaning = {"answers": components.task.state().get("answers"), TEMPERATURE: temperature}
                 write_text(place / PREPROCESSING, _json({**how, **meaning}))
             if SAFETENSORS in formats:
                 write_weights(components, path, place)
@@ -104,7 +103,7 @@ def write_weights(components: Components, checkpoint: Path, folder: Path) -> Non
     write_portable(folder / WEIGHTS, weights, _beside(components), about)
 
 
-def _beside(components: Components) -> dict[str, Any]:
+def _beside(components: Components) -> dict[str, object]:
     """Return what loading asks of a checkpoint beside its weights, without a path of this machine."""
     kept = {name for name, group in GROUP_OF.items() if group == "model"} - _PATHS | {"task", "fold"}
     return {
@@ -114,7 +113,7 @@ def _beside(components: Components) -> dict[str, Any]:
     }
 
 
-def _json(content: dict[str, Any]) -> str:
+def _json(content: dict[str, object]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.config.config import option_kinds
 from beit3_vqa.config.resolve import GivenOptions
@@ -36,8 +35,8 @@ class TrainedRun:
     checkpoint: Path | None
     best_epoch: int | None
     epochs: int
-    metrics: dict[str, Any]
-    history: tuple[dict[str, Any], ...]
+    metrics: dict[str, object]
+    history: tuple[dict[str, object], ...]
 
     def __str__(self) -> str:
         numbers = [f"{name} {value:.4g}" for name, value in self.metrics.items() if isinstance(value, (int, float))]
@@ -50,7 +49,7 @@ class TrainedRun:
 
 
 def fit(
-    data: Summary | str | Path | Sequence[Summary | str | Path], *, config: str | Path = "", **flags: Any
+    data: Summary | str | Path | Sequence[Summary | str | Path], *, config: str | Path = "", **flags: object
 ) -> TrainedRun:
     """Train on prepared data, as `beit3-vqa finetune` does.
 
@@ -95,7 +94,7 @@ def _get_folder(data: object) -> object:
     return data.data_path if isinstance(data, Summary) else data
 
 
-def _read_log(path: Path) -> tuple[dict[str, Any], ...]:
+def _read_log(path: Path) -> tuple[dict[str, object], ...]:
     """Return the lines of log.txt; none if it couldn't be written."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

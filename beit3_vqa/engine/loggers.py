@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from beit3_vqa.errors import InputError, first_line, one_line
 from beit3_vqa.runtime.distributed import is_main
@@ -36,7 +36,7 @@ class LoggedRun:
 
     folder: Path
     log_dir: Path
-    config: dict[str, Any]
+    config: dict[str, object]
     first_step: int = 0
     goes_on: bool = False
 
@@ -246,7 +246,14 @@ class Loggers:
             print(one_line(f"--log_with {name}: fails ({why}); the training goes on without it"), flush=True)
 
 
-def _read_state(path: Path) -> dict[str, dict[str, Any]]:
+class _State(TypedDict):
+    """What loggers.json keeps of a logger: its run's id, and the step of each name's last point."""
+
+    id: str
+    written: dict[str, int]
+
+
+def _read_state(path: Path) -> dict[str, _State]:
     """Read loggers.json; what isn't as we wrote it is left out, and its logger begins a new run."""
     try:
         loaded = read_json(path, MAX_STATE) if path.exists() else {}

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -105,7 +104,7 @@ class RunLog:
         """Write the scalars of an optimizer step to the loggers."""
         self.loggers.scalars(values, step)
 
-    def add(self, values: dict[str, Any]) -> None:
+    def add(self, values: dict[str, object]) -> None:
         """Add a JSON line to log.txt."""
         self.lines.append(json_text(values, allow_nan=True))
         if is_main():
@@ -126,7 +125,7 @@ class RunLog:
             self._complained = True
 
 
-def get_scalars(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
+def get_scalars(metrics: dict[str, object], prefix: str) -> dict[str, float]:
     """Return the metrics that loggers draw: floats, and the accuracies of groups (`prefix/NAME/GROUP`)."""
     found = {f"{prefix}/{name}": value for name, value in metrics.items() if isinstance(value, float)}
     for name, groups in metrics.items():

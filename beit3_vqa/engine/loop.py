@@ -8,7 +8,6 @@ gradient wasn't finite stay on the device; they are read every few steps, by `No
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +122,7 @@ class Learner:
     """
 
     model: nn.Module
-    loss: Callable[[Any, Batch], Tensor]
+    loss: Callable[[Tensor, Batch], Tensor]
     optimizer: torch.optim.Optimizer
     precision: Precision
     examples: int

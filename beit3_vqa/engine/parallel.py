@@ -5,8 +5,9 @@ moments of a part of the parameters only. fsdp: each process keeps a part of eve
 """
 
 import inspect
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +52,9 @@ class SingleProcess:
         """Return a context for backward passes that are not the last of their step: gradients stay in the process."""
         return nullcontext()
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
         """Return the whole state in AdamW's own layout; every process must call it, and the main one gets the state."""
-        state: dict[str, Any] = optimizer.state_dict()
-        return state
+        return optimizer.state_dict()
 
 
 class DDP(SingleProcess):
@@ -88,8 +88,9 @@ class ShardedOptimizer(DDP):
         _require_adamw(options)
         return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, fused=True, **_adamw(options))
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
         """Return the moments of all processes on the main one; empty on the others."""
+        assert isinstance(optimizer, ZeroRedundancyOptimizer)
         optimizer.consolidate_state_dict(to=0)
         return optimizer.state_dict() if distributed.is_main() else {}
 
@@ -135,7 +136,7 @@ class FSDP(SingleProcess):
         _require_adamw(options)
         return torch.optim.AdamW(groups, foreach=True, **_adamw(options))
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
         """Return the moments, gathered from all processes."""
         state = optimizer.state_dict()
         return {**state, "state": {index: full_state_dict(moments) for index, moments in state["state"].items()}}
@@ -146,7 +147,13 @@ def _require_adamw(options: OptimConfig) -> None:
         raise InputError(f"--opt {options.opt} needs whole matrices in every process: take --strategy ddp.")
 
 
-def _adamw(options: OptimConfig) -> dict[str, Any]:
+class _AdamW(TypedDict):
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+
+
+def _adamw(options: OptimConfig) -> _AdamW:
     betas = (options.opt_betas[0], options.opt_betas[1])
     return {"lr": options.lr, "betas": betas, "eps": options.opt_eps}
 
@@ -159,7 +166,7 @@ def make_strategy(name: str) -> SingleProcess:
     return STRATEGIES[name]() if distributed.world_size() > 1 else SingleProcess()
 
 
-def full_state_dict(state: dict[str, Any]) -> dict[str, Any]:
+def full_state_dict(state: Mapping[str, object]) -> dict[str, object]:
     """Return a state dict whose sharded tensors are gathered into main memory; every process must call it."""
     return {name: value.full_tensor().cpu() if isinstance(value, DTensor) else value for name, value in state.items()}
 

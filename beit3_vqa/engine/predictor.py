@@ -53,7 +53,7 @@ class PreparedQuestion:
     """
 
     example: Example
-    inputs: dict[str, Any]
+    inputs: dict[str, object]
     size: tuple[int, int]
 
 
@@ -289,7 +289,7 @@ class Predictor:
         batch_size: int | None = None,
         num_workers: int | None = None,
         skip_bad_images: int = 0,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Answer the question in each row of a DataFrame, and return how good the answers are.
 
         Args:
@@ -355,7 +355,7 @@ class Predictor:
         with naming(self.checkpoint):
             return answer_rows(self.components, task, questions, self.temperature, *limits)
 
-    def columns(self, predictions: Sequence[Prediction], *, with_problems: bool = False) -> dict[str, list[Any]]:
+    def columns(self, predictions: Sequence[Prediction], *, with_problems: bool = False) -> dict[str, list[object]]:
         """Return name -> values of the columns that `predict_frame` adds, a value for each prediction."""
         return answer_columns(predictions, self.components.task, with_problems=with_problems)
 

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
@@ -173,7 +172,7 @@ class _Lock:
                     self.path.hardlink_to(aside)
             aside.unlink(missing_ok=True)
 
-    def _changes(self, seen: bytes, content: dict[str, Any]) -> bool:
+    def _changes(self, seen: bytes, content: dict[str, object]) -> bool:
         """Watch the lock for `WATCHED` seconds and return whether its run writes to it."""
         print(f"{self.path} is the lock of {_who(content)}: watching {WATCHED:.0f} s for activity", flush=True)
         end = time.monotonic() + WATCHED
@@ -200,7 +199,7 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _parsed(content: bytes | None) -> dict[str, Any]:
+def _parsed(content: bytes | None) -> dict[str, object]:
     """Return the content of a lock as an object; empty if it is half written or isn't ours."""
     try:
         found = json.loads(content or b"{}")
@@ -209,14 +208,14 @@ def _parsed(content: bytes | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _who(content: dict[str, Any]) -> str:
+def _who(content: dict[str, object]) -> str:
     if "pid" not in content:
         return "another run, which doesn't say where it is"
     host, process, since = (short(content.get(name)).strip("'") for name in ("host", "pid", "since"))
     return f"another run (process {process} on {host}, since {since})"
 
 
-def _lives(content: dict[str, Any]) -> bool | None:
+def _lives(content: dict[str, object]) -> bool | None:
     """Return whether the process of a lock is alive; None if that can't be seen from here."""
     process = content.get("pid")
     if type(process) is not int or content.get("machine") != _machine() or content.get("started") is None:

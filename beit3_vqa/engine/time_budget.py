@@ -105,7 +105,7 @@ class TimeBudget:
         """Return whether there is time for a last save only."""
         return self.used + self.kept.save >= 3600 * self.hours
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return what a checkpoint keeps."""
         return {**asdict(self.kept), "seconds": self.used}
 

@@ -30,6 +30,15 @@ class Gap(Interval):
     accuracy: float
 
 
+class TemperatureFit(TypedDict):
+    """A fitted temperature, and the mean negative log-likelihood of the truths at temperature 1 and at this one."""
+
+    temperature: float
+    questions: int
+    nll_before: float | None
+    nll_after: float | None
+
+
 class Share(TypedDict, total=False):
     """The accuracy in percent on some questions."""
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.images import ImageCache
 from beit3_vqa.data.transforms import TrainTransform
-from beit3_vqa.data.types import AttentionMap, Example, Inputs
+from beit3_vqa.data.types import AttentionMap, Example, Inputs, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS
 from beit3_vqa.runtime.precision import Precision
-
-# Tensors and lists of one example, from its dataset to `collate`.
-Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,14 @@ class Processor(Protocol):
     max_tokens: int
     images: ImageCache
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Tensors:
         """Return tensors and lists of one example; with an `rng`, augment as in training.
 
         Raises:
             InputError: an image that can't be read, or a text that can't be cut to fit.
         """
 
-    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Tensors]) -> dict[str, Tensor]:
         """Return the model's keyword arguments for B examples."""
 
     def measure(self, examples: Iterable[Example], vocab_size: int) -> TextLengths:
@@ -196,7 +193,7 @@ class BaseFamily(ABC, Generic[M, P]):
         return sum(parameter.numel() for parameter in self.skeleton().parameters())
 
     @abstractmethod
-    def initialise(self, model: M, processor: P, content: dict[str, Any] | None) -> list[str]:
+    def initialise(self, model: M, processor: P, content: dict[str, object] | None) -> list[str]:
         """Fill the model with what training starts from if no run is resumed; return names of weights not in `content`.
 
         Args:
@@ -254,7 +251,7 @@ class BaseFamily(ABC, Generic[M, P]):
     def fingerprints(self, model: M, processor: P) -> dict[str, str]:
         """Return checksums of what a checkpoint depends on but doesn't hold, by their names in the checkpoint."""
 
-    def check_fingerprints(self, content: dict[str, Any], model: M, processor: P) -> list[str]:
+    def check_fingerprints(self, content: dict[str, object], model: M, processor: P) -> list[str]:
         """Return a message for each checksum in a checkpoint that differs from this run's.
 
         Upstream's checkpoints hold no checksums, so nothing is said of them.
@@ -277,7 +274,7 @@ class BaseFamily(ABC, Generic[M, P]):
         """Write the trained model in the format of the family's library, if it `exports`."""
         raise NotImplementedError
 
-    def export_graphs(self, model: M, processor: P, folder: Path, formats: Sequence[str]) -> dict[str, Any]:
+    def export_graphs(self, model: M, processor: P, folder: Path, formats: Sequence[str]) -> dict[str, object]:
         """Write the model as graphs that run without this package, and return how their inputs are made.
 
         Args:

@@ -95,7 +95,7 @@ def keep_names(model: nn.Module) -> None:
     hooks.register_load_state_dict_pre_hook(on_load)
 
 
-def without_adapters(options: ModelConfig) -> dict[str, Any]:
+def without_adapters(options: ModelConfig) -> dict[str, object]:
     """Return the options that name the same model without adapters, by flat name."""
     return {"model": options.model.removesuffix("_lora"), "lora_rank": 0}
 

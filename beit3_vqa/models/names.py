@@ -237,7 +237,7 @@ def listed_clip_names() -> list[str]:
     return [f"{name}_lora" for name in LISTED_CLIP]
 
 
-def clip_config_values(name: CLIPName) -> dict[str, Any]:
+def clip_config_values(name: CLIPName) -> dict[str, object]:
     """Return the arguments of `transformers.CLIPConfig` for a published size.
 
     Raises:

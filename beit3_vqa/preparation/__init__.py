@@ -51,7 +51,7 @@ def find_format(name: str) -> Format:
     return cast(Format, import_module(f"{__name__}.{FORMATS[name]}"))
 
 
-def prepare(format_name: str, values: Mapping[str, Any], options: PrepareOptions) -> Summary:
+def prepare(format_name: str, values: Mapping[str, object], options: PrepareOptions) -> Summary:
     """Read a data set and write its prepared folder, or only check it if `options.check` is set.
 
     Args:

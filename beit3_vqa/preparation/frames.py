@@ -4,7 +4,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.preparation import prepare as prepare_format
@@ -28,7 +28,7 @@ def prepare(
     image_root: str | Path,
     data_path: str | Path,
     columns: str | Mapping[str, str | Sequence[str]] = "",
-    **options: Any,
+    **options: object,
 ) -> Summary:
     """Check the questions and images of a data set, and write the folder that training reads.
 

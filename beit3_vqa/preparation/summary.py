@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.config.options import MAX_BPE_TOKENS
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
@@ -63,7 +62,7 @@ class Summary:
     check: bool
     findings: tuple[str, ...] | None = None
 
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self) -> dict[str, object]:
         """Return the numbers that dataset.json keeps, as plain data."""
         most_common = {split: dict(list(answers.items())[:_ANSWERS_SHOWN]) for split, answers in self.answers.items()}
         return {

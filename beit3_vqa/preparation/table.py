@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE
 from beit3_vqa.data.answers import answer_key
@@ -94,7 +93,7 @@ def read_tables(arguments: Arguments, options: PrepareOptions, dialect: Dialect)
     finder = ImageFinder(Path(options.image_root), by_id=dialect.images_by_id)
     splits: dict[str, _Split] = {}
     for split in SPLITS:
-        source: Any = getattr(arguments, split)
+        source: object = getattr(arguments, split)
         if isinstance(source, str) and not source:
             continue
         try:
@@ -143,7 +142,7 @@ def note_fewer_options(prepared: Prepared, width: int) -> None:
         prepared.notes.append(f"{plural(fewer, 'row')} with fewer than {width} options{told}")
 
 
-def _open(source: Any, split: str, sheet: str, encoding: str, notes: list[str]) -> tuple[Table, str]:
+def _open(source: object, split: str, sheet: str, encoding: str, notes: list[str]) -> tuple[Table, str]:
     """Return the table of a path or DataFrame, and its name for messages; a pair of both as it is."""
     if isinstance(source, tuple):
         return source

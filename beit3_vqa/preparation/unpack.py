@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from beit3_vqa.data.file_kinds import IMAGE_ENDINGS, KINDS, file_kind, require_no_bomb, zip_entries
 from beit3_vqa.errors import InputError, first_line, plural, short
@@ -88,7 +87,7 @@ def _unpack_once(path: Path, data_path: Path) -> Path:
     return folder
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
+def _read_record(folder: Path) -> dict[str, object] | None:
     """Return what is known of the archive that was unpacked to a folder; None if none was."""
     try:
         record = read_json(folder / _RECORD, 10_000)

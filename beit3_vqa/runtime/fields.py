@@ -15,7 +15,7 @@ _HOLDS = {"at least": operator.ge, "more than": operator.gt, "at most": operator
 
 
 def option(
-    default: Any,
+    default: object,
     help: str,
     *,
     unit: str = "",
@@ -44,7 +44,7 @@ def option(
         repeated: True if the flag of a tuple is given once for each value, not once for all.
     """
     bounds = {words: bound for words, bound in zip(_HOLDS, (low, above, high, below), strict=True) if bound is not None}
-    metadata: dict[str, Any] = {"help": help, "unit": unit, "bounds": bounds, "choices": choices, "aliases": aliases}
+    metadata: dict[str, object] = {"help": help, "unit": unit, "bounds": bounds, "choices": choices, "aliases": aliases}
     metadata |= {"metavar": metavar, "positional": positional, "repeated": repeated}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -127,7 +127,7 @@ def typed(value: object, kind: Any, where: str) -> Any:
     raise InputError(f"{where} can't be {short(value)}; expected {expected}.")
 
 
-def from_python(values: Mapping[str, object], kinds: Mapping[str, Any], call: str) -> dict[str, Any]:
+def from_python(values: Mapping[str, object], kinds: Mapping[str, object], call: str) -> dict[str, Any]:
     """Return keywords of a call as values of the options of these names; paths become text, numpy's numbers Python's.
 
     Args:

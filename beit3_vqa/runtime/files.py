@@ -205,7 +205,7 @@ def parse_json(content: bytes | str, path: Path) -> Any:
         raise InputError(f"{path} isn't JSON: {error}.") from error
 
 
-def require_names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def require_names_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return the names and values of a JSON object as a dict; ValueError if a name is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):

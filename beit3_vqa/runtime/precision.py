@@ -50,15 +50,16 @@ def in_float32(outputs: Any) -> Any:
     return tuple(map(in_float32, outputs)) if isinstance(outputs, (tuple, list)) else outputs
 
 
-def all_finite(outputs: Any) -> bool:
+def all_finite(outputs: object) -> bool:
     """Return whether every number of a model's outputs (as `in_float32` gives them) is finite.
 
     Numbers beyond `LARGEST` count as not finite: no probability or loss could be made of them that is.
     """
     if isinstance(outputs, Tensor):
         return not outputs.is_floating_point() or bool((outputs.abs() <= LARGEST).all())
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs
-    return all(map(all_finite, values)) if isinstance(outputs, (Mapping, tuple, list)) else True
+    if isinstance(outputs, Mapping):
+        return all(map(all_finite, outputs.values()))
+    return all(map(all_finite, outputs)) if isinstance(outputs, (tuple, list)) else True
 
 
 class Precision:
@@ -77,13 +78,13 @@ class Precision:
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the context for a forward pass."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def scaler_state(self) -> dict[str, Any]:
+    def scaler_state(self) -> dict[str, object]:
         """Return the scaler's state for a checkpoint; without fp16 that of a fresh one.
 
         A scaler that is on, as upstream's always is, refuses the empty state of one that is off.

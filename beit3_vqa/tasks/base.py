@@ -20,7 +20,7 @@ from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.predictions import get_suffix, predictions_file, publish_results, write_metrics, write_predictions
 from beit3_vqa.data.rows import QUESTIONS, Row, RowFormat, Rows
-from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, PredictionsInfo
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, PredictionsInfo, Tensors
 from beit3_vqa.errors import NotFiniteError, one_line
 from beit3_vqa.models.base import Processor
 from beit3_vqa.models.beit3.processor import BEiT3Processor
@@ -61,7 +61,7 @@ class TaskSpec:
     #: whether `--vqa_loss` chooses its loss
     takes_vqa_loss: bool = False
     #: options whose default isn't the one of options.py
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     #: options of `options.TaskConfig` that have an effect
     own_options: frozenset[str] = frozenset()
     #: formats of `prepare` that put answers in the order of upstream's own checkpoints
@@ -102,7 +102,7 @@ class Task(ABC):
         """Return the example of a row, images relative to the image root; `place` counts the split's rows from 0."""
 
     @abstractmethod
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss of a batch of training, a scalar.
 
         Every process calls it at the same time with its part of the batch, so it may gather the others' outputs;
@@ -145,11 +145,11 @@ class Task(ABC):
         return cls(config, cls.prepared_folder(config))
 
     @classmethod
-    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "Task":
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, object], where: str) -> "Task":
         """Set the task up as `state` saved it, without data: enough to answer a question."""
         return cls(config)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return plain data for the checkpoint that tells what the outputs mean, such as the table of answers.
 
         A checkpoint fits other data if the task set up on them has an equal state.
@@ -176,18 +176,18 @@ class Task(ABC):
         """Return a split of the data; InputError if it doesn't exist or can't be used."""
         return self.dataset_of(self.folder.rows(split), processor, training=training)
 
-    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> dict[str, Any]:
+    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> Tensors:
         """Return what `collate` needs of one example; an `rng` asks for augmentation and is its only randomness.
 
         This, `collate` and `attach_targets` run in the processes that load the data.
         """
         return processor(example, rng)
 
-    def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Tensors], processor: Processor) -> dict[str, Tensor]:
         """Return the model's keyword arguments for the `tensors` of B examples."""
         return processor.collate(items)
 
-    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[Tensors]) -> Batch:
         """Return a batch of training with its targets; `items` are the `tensors` of its examples."""
         return batch
 

@@ -16,7 +16,7 @@ from beit3_vqa.data.dataset import IndexDataset, text_or_ids
 from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import MAX_ID, Row, RowFormat, fold_problem, id_problem, image_problem, is_count
 from beit3_vqa.data.tokenizer import Tokenizer, mask_words
-from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.captions import SPICE, read_references, require_scorer, score_captions, write_captions
 from beit3_vqa.models.base import Processor
@@ -100,7 +100,7 @@ class COCOCaptioning(Task):
         super().__init__(config, folder)
         self._references: dict[str, dict[str, list[str]]] = {}  # by split, since they are asked for in every epoch
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the kind of head alone: a model that was trained on one data set can describe another's images."""
         return {"head": self.spec.head}
 
@@ -160,7 +160,7 @@ class COCOCaptioning(Task):
         """Return the example if it has a caption."""
         return (example,) if example.question or example.token_ids else ()
 
-    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> dict[str, Any]:
+    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> Tensors:
         """Return the pixels and the caption; in training with words masked, their `places` and the `words` there."""
         item = processor(example, rng)
         if rng is None:
@@ -170,7 +170,7 @@ class COCOCaptioning(Task):
         masked, places = mask_words(ids, rng, probability, tokenizer.mask_id, tokenizer.vocab_size)
         return {**item, name: masked, "places": places, "words": [ids[place] for place in places]}
 
-    def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Tensors], processor: Processor) -> dict[str, Tensor]:
         """Return the model's keyword arguments; in training with the masked places, int64 (M,).
 
         With `--compile` they are a mask, int64 (B, T), 1 if masked: every M would be compiled anew.
@@ -186,7 +186,7 @@ class COCOCaptioning(Task):
                 batch["masked_places"] = masked.flatten().nonzero().squeeze(1)  # counted here, not on a GPU
         return batch
 
-    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[Tensors]) -> Batch:
         """Return the batch with the ids of the masked words of all captions in order, int64 (M,)."""
         return replace(batch, targets=torch.tensor([word for item in items for word in item["words"]]))
 

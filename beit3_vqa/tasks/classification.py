@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.rows import Row, is_count
-from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction
+from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import accuracy_interval, accuracy_metrics
 from beit3_vqa.models.base import Processor
@@ -38,7 +37,7 @@ class ClassTask(Task):
         if wanted not in (None, self.num_classes):
             raise InputError(f"--num_classes {wanted}: the data have {self.num_classes} classes. Leave the option out.")
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the classes, in order."""
         return {"task": self.spec.name, "classes": list(self.classes)}
 
@@ -56,19 +55,19 @@ class ClassTask(Task):
             raise InputError.of_problems("training rows without a label:", problems, "Training needs one in each.")
         return self.dataset_of(rows, processor, training=training)
 
-    def labelled(self, row: Row, **fields: Any) -> Example:
-        """Return an example of `fields` with the row's label, if it has one; InputError if no class has it."""
+    def labelled(self, example: Example, row: Row) -> Example:
+        """Return the example with its row's label, if that has one; InputError if no class has it."""
         label = row.get("label")
         if label is None:
-            return Example(**fields)
+            return example
         if label >= self.num_classes:
             raise InputError(
-                f"row {fields['id']}: label {label}, but there are {self.num_classes} classes, 0 to "
+                f"row {example.id}: label {label}, but there are {self.num_classes} classes, 0 to "
                 f"{self.num_classes - 1}. Is --num_classes right?"
             )
-        return Example(**fields, answer=self.classes[label], targets=((label, 1.0),))
+        return replace(example, answer=self.classes[label], targets=((label, 1.0),))
 
-    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[Tensors]) -> Batch:
         """Return the batch with its labels, int64 (B,)."""
         return replace(batch, targets=self.targets(batch.examples))
 

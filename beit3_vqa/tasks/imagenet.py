@@ -4,14 +4,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.imagenet_augment import CentralCrop, Mix, TimmTransform, check_cutmix_minmax
 from beit3_vqa.data.index import CLASSES_FILE, IndexFiles, read_classes
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, image_problem
-from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.base import Processor
 from beit3_vqa.runtime.files import is_text
@@ -67,7 +66,7 @@ class ImageNet(ClassTask):
         return cls(classes, config, folder)
 
     @classmethod
-    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "ImageNet":
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, object], where: str) -> "ImageNet":
         """Set the task up with the classes that the checkpoint `where` keeps."""
         classes = saved.get("classes")
         if not isinstance(classes, list) or not classes or not all(map(is_text, classes)):
@@ -82,9 +81,9 @@ class ImageNet(ClassTask):
 
     def example(self, row: Row, place: int) -> Example:
         """Return an image, whose id is its path."""
-        return self.labelled(row, id=_name(row), image_path=row["image_path"], question="")
+        return self.labelled(Example(id=_name(row), image_path=row["image_path"], question=""), row)
 
-    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> dict[str, Any]:
+    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> Tensors:
         """Return `image` (3, S, S): uint8, or in training floats from timm's pipeline and a `seed` to mix by."""
         images = as_beit3(processor)
         image, size = images.open(example, example.image_path), images.size
@@ -126,7 +125,7 @@ class ImageNet(ClassTask):
             mode=options.mixup_mode,
         )
 
-    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[Tensors]) -> Batch:
         """Return the batch with labels (B,), or mixed by mixup or cutmix with probabilities (B, classes)."""
         labels = self.targets(batch.examples)
         if not self._mix.on:

@@ -55,14 +55,14 @@ class NLVR2(ClassTask):
     def example(self, row: Row, place: int) -> Example:
         """Return a sentence about two images."""
         text, token_ids = get_text(row)
-        return self.labelled(
-            row,
+        example = Example(
             id=_name(row),
             image_path=row["image_path"],
             more_image_paths=(row["image2_path"],),
             question=text,
             token_ids=token_ids,
         )
+        return self.labelled(example, row)
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
         """Write the CSV of NLVR2's own evaluation script: identifier and answer on each line."""

@@ -52,7 +52,7 @@ def _spec(name: str) -> TaskSpec:
 class Retrieval(Task):
     """Find images by captions and captions by images; rows of one `image_id` are captions of one image."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the kind of head alone: a model that was trained on one data set can search another."""
         return {"head": self.spec.head}
 

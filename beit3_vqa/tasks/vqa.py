@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from beit3_vqa.data.predictions import write_submission, write_upstream_results
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
 from beit3_vqa.data.submission import read_sample
 from beit3_vqa.data.teacher import Shares, read_teacher
-from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo
+from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
 from beit3_vqa.metrics.baselines import count_answers
@@ -74,14 +73,14 @@ class VQACustom(Task):
         return cls(answers, config, folder)
 
     @classmethod
-    def from_checkpoint(cls, config: RunConfig, saved: dict[str, Any], where: str) -> "VQACustom":
+    def from_checkpoint(cls, config: RunConfig, saved: dict[str, object], where: str) -> "VQACustom":
         """Set the task up with the answer table that the checkpoint `where` keeps."""
         answers = saved.get("answers")
         if not isinstance(answers, list) or not all(map(is_text, answers)):
             raise InputError(f"{where}: its task_state holds no answer table; the file is damaged.")
         return cls(AnswerTable(answers), config)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the answer table."""
         return {"answers": list(self.answers.answers)}
 
@@ -240,7 +239,7 @@ class VQACustom(Task):
             distribution, smoothing = distribution * (1 - smoothing) + spread * smoothing, 0.0
         return F.cross_entropy(outputs, distribution, label_smoothing=smoothing, reduction=reduction)
 
-    def attach_targets(self, batch: Batch, items: Sequence[dict[str, Any]]) -> Batch:
+    def attach_targets(self, batch: Batch, items: Sequence[Tensors]) -> Batch:
         """Return the batch with the score of each class, float32 (B, classes), and the teacher's probabilities."""
         teacher = None
         if all(example.teacher for example in batch.examples):

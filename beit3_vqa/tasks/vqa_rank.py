@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.index import ANSWERS_FILE
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, OptionTemplate
 from beit3_vqa.data.rows import Rows, row_id
-from beit3_vqa.data.types import Batch, Example, Prediction
+from beit3_vqa.data.types import Batch, Example, Prediction, Tensors
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.base import Processor
 from beit3_vqa.models.beit3.processor import BEiT3Processor, option_template
@@ -76,7 +75,7 @@ class VQARank(VQACustom):
             raise InputError.of_problems(f"options of {split} rows that are too long:", too_long)
         return dataset
 
-    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> dict[str, Any]:
+    def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> Tensors:
         """Return `image` (3, S, S), uint8, and `texts`, the token ids of question and option for each option."""
         reader = as_beit3(processor)
         image = reader.open(example, example.image_path)
@@ -84,7 +83,7 @@ class VQARank(VQACustom):
         texts += texts[-1:] * (self.num_classes - len(texts))  # of options that aren't there; they don't count
         return {"image": reader.pixels(image, example, rng), "texts": texts}
 
-    def collate(self, items: Sequence[dict[str, Any]], processor: Processor) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Tensors], processor: Processor) -> dict[str, Tensor]:
         """Return `image` (B * C, 3, S, S) and `question` (B * C, T): the options of one example after another's."""
         images = torch.stack([item["image"] for item in items]).repeat_interleave(self.num_classes, dim=0)
         return {"image": images, **as_beit3(processor).padded([ids for item in items for ids in item["texts"]])}

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.apps.bundle.contents import (
     MODELS,
@@ -67,7 +66,7 @@ class Asked:
     by: str
 
 
-def bundle(options: BundleOptions, evaluation: Mapping[str, Any]) -> Path:
+def bundle(options: BundleOptions, evaluation: Mapping[str, object]) -> Path:
     """Write a zip that answers offline, once it has done so here in an environment of its own.
 
     Args:
@@ -105,14 +104,14 @@ def bundle(options: BundleOptions, evaluation: Mapping[str, Any]) -> Path:
         return _bundle(options, evaluation, paths, place)
 
 
-def _bundle(options: BundleOptions, evaluation: Mapping[str, Any], paths: Sequence[Path], place: Path) -> Path:
+def _bundle(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Path:
     content, new = place / "content", place / options.output.name
     packed = [_pack(path, content / MODELS / str(number), evaluation) for number, path in enumerate(paths, start=1)]
     total = sum(model.parameters for model in packed)
     print(f"parameters: {total:,} in {plural(len(packed), 'model')}", flush=True)
     ask = _ask_table if options.table else _ask_split
     asked = ask(options, evaluation, paths, place)
-    write_script(content, asked.id, options.columns, evaluation.get("precision", "auto"))
+    write_script(content, asked.id, options.columns, _text(evaluation, "precision", "auto"))
     copy_package(content)
     write_requirements(content, [*NEEDED, *(name for model in packed for name in model.packages)])
     write_readme(content, packed, options.weights_license, options.weights_date)
@@ -122,7 +121,7 @@ def _bundle(options: BundleOptions, evaluation: Mapping[str, Any], paths: Sequen
     room = place / "trial"
     room.mkdir()
     hidden = [PACKAGE, *paths]
-    trial = run_bundle(new, room, asked.table, asked.image_root, evaluation.get("device", "auto"), hidden)
+    trial = run_bundle(new, room, asked.table, asked.image_root, _text(evaluation, "device", "auto"), hidden)
     _check(trial, asked)
     for line in trial.said.splitlines():
         print(f"  {line}")
@@ -139,10 +138,10 @@ def _bundle(options: BundleOptions, evaluation: Mapping[str, Any], paths: Sequen
     return path
 
 
-def _pack(path: Path, folder: Path, evaluation: Mapping[str, Any]) -> Packed:
+def _pack(path: Path, folder: Path, evaluation: Mapping[str, object]) -> Packed:
     """Write a checkpoint's model as a folder that needs nothing else."""
     names = ("pretrained", "sentencepiece_model")
-    given = {"device": "cpu", "precision": "fp32"} | {n: evaluation[n] for n in names if evaluation.get(n)}
+    given = {"device": "cpu", "precision": "fp32"} | {n: text for n in names if (text := _text(evaluation, n))}
     components = load_components(path, given)
     spec = components.task.spec
     if not spec.supports_questions:
@@ -159,9 +158,9 @@ def _pack(path: Path, folder: Path, evaluation: Mapping[str, Any]) -> Packed:
     return Packed(components.config.model.model, path.name, get_sha256(path), parameters, components.family.packages)
 
 
-def _ask_split(options: BundleOptions, evaluation: Mapping[str, Any], paths: Sequence[Path], place: Path) -> Asked:
+def _ask_split(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Asked:
     """Evaluate the checkpoints on a split, and write its questions as a table."""
-    split = evaluation.get("split", "test")
+    split = _text(evaluation, "split", "test")
     members = find_members([str(path) for path in paths], (), evaluation, place / "results")
     answered = [load_answers(member, split) for member in members]
     predictions = _joined(options.members, [a.predictions for a in answered])
@@ -180,10 +179,10 @@ def _ask_split(options: BundleOptions, evaluation: Mapping[str, Any], paths: Seq
     return Asked(table, Path(info.image_root), ID, [(p.id, p.answer) for p in predictions], f"{how} on {split}")
 
 
-def _ask_table(options: BundleOptions, evaluation: Mapping[str, Any], paths: Sequence[Path], place: Path) -> Asked:
+def _ask_table(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Asked:
     """Answer the questions of a table."""
     assert options.table
-    root, where = evaluation["image_root"], str(options.table)
+    root, where = _text(evaluation, "image_root"), str(options.table)
     header = read_table(options.table).header
     columns = find_columns(header, f"{where}:1", options.columns, needs_answer=False)
     if "id" not in columns.places:
@@ -193,10 +192,10 @@ def _ask_table(options: BundleOptions, evaluation: Mapping[str, Any], paths: Seq
     for path in paths:
         model = load(
             path,
-            evaluation.get("device", "auto"),
-            evaluation.get("sentencepiece_model", ""),
-            evaluation.get("pretrained", ""),
-            evaluation.get("precision", "auto"),
+            _text(evaluation, "device", "auto"),
+            _text(evaluation, "sentencepiece_model"),
+            _text(evaluation, "pretrained"),
+            _text(evaluation, "precision", "auto"),
         )
         questions = read_questions(read_table(options.table), where, root, options.columns)
         each.append(model.answer(questions, skip_bad_images=len(questions.rows)))
@@ -207,6 +206,11 @@ def _ask_table(options: BundleOptions, evaluation: Mapping[str, Any], paths: Seq
         raise InputError(f"--table {where}: has a header but no rows.")
     answers = [(id, p.answer) for id, p in zip(ids, _joined(options.members, each), strict=True)]
     return Asked(options.table, Path(root), header[id_place], answers, "`predict`" if len(paths) == 1 else "the models")
+
+
+def _text(evaluation: Mapping[str, object], name: str, default: str = "") -> str:
+    """Return an option of the evaluation that is text."""
+    return str(evaluation.get(name, default))
 
 
 def _joined(names: Sequence[str], each: Sequence[list[Prediction]]) -> list[Prediction]:

@@ -4,7 +4,6 @@ import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.given_answers import is_given_answers, read_submission
@@ -68,7 +67,7 @@ def is_submission(path: Path) -> bool:
 
 
 def find_members(
-    names: Sequence[str], params: Sequence[str], evaluation: Mapping[str, Any], folder: Path
+    names: Sequence[str], params: Sequence[str], evaluation: Mapping[str, object], folder: Path
 ) -> list[Member]:
     """Find the members and their numbers of parameters, without evaluating or loading a model.
 
@@ -134,7 +133,7 @@ def _given_parameters(text: str, names: Sequence[str], untold: Sequence[str]) ->
     return dict(zip([name] if equals else untold, map(int, numbers), strict=True))
 
 
-def _require_data(checkpoints: Sequence[str], evaluation: Mapping[str, Any]) -> None:
+def _require_data(checkpoints: Sequence[str], evaluation: Mapping[str, object]) -> None:
     """Raise InputError if checkpoints are given without --data_path, on which to evaluate them."""
     if checkpoints and not evaluation.get("data_path"):
         raise InputError(
@@ -157,7 +156,7 @@ def _of_predictions(name: str, path: Path, info: PredictionsInfo | None, given: 
 
 
 def _of_checkpoint(
-    name: str, path: Path, evaluation: Mapping[str, Any], folder: Path, given: Mapping[str, int]
+    name: str, path: Path, evaluation: Mapping[str, object], folder: Path, given: Mapping[str, int]
 ) -> Member:
     """Make a member of a checkpoint; raise InputError if its task has no single answers, or --params contradicts it."""
     values = {**evaluation, "eval": True, "resume": str(path), "output_dir": str(folder)}

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.apps.ensemble.compare import (
     agreement,
@@ -41,7 +40,7 @@ from beit3_vqa.runtime.files import make_folder, real_path, staged
 _KIND = "ensemble of "  # how the model of an ensemble's predictions is called
 
 
-def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Prediction]:
+def ensemble(options: EnsembleOptions, evaluation: Mapping[str, object]) -> list[Prediction]:
     """Join members to one submission, print what that gains, and write it.
 
     Args:
@@ -60,7 +59,7 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Pr
     return join(options, evaluation)
 
 
-def join(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Prediction]:
+def join(options: EnsembleOptions, evaluation: Mapping[str, object]) -> list[Prediction]:
     """Do the same in a process that may be one of several; members are files of predictions then."""
     results = _results_file(options)
     _check_submissions(options)
@@ -75,7 +74,7 @@ def join(options: EnsembleOptions, evaluation: Mapping[str, Any]) -> list[Predic
         chosen = _choose(val, members, options)
         members, val = [members[m] for m in chosen], [question.of(chosen) for question in val]
     names = [member.name for member in members]
-    answered = [load_answers(member, evaluation.get("split", "test")) for member in members]
+    answered = [load_answers(member, str(evaluation.get("split", "test"))) for member in members]
     origins = {name: a.origins for name, a in zip(names, answered, strict=True) if a.origins is not None}
     questions = align_predictions(names, [a.predictions for a in answered], answer_key, origins)
     weights = _report(questions, val, names, options)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.apps.report.curves import Curves, read_curves
 from beit3_vqa.data.predictions import get_suffix, predictions_file, read_info, read_predictions
@@ -40,11 +39,11 @@ class ReportRun:
     name: str
     path: Path
     curves: Curves = field(default_factory=Curves)
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, object] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
     info: PredictionsInfo | None = None
     split: str = ""
-    evaluated: dict[str, Any] = field(default_factory=dict)
+    evaluated: dict[str, object] = field(default_factory=dict)
     other_split: str = ""
     preferred: bool = False
     attention: dict[str, AttentionMap] = field(default_factory=dict)
@@ -133,7 +132,7 @@ def _find_label_errors(file: Path, run: ReportRun) -> list[str]:
     return [error.prediction.id for error in find_label_errors(run.predictions)]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, object]:
     """Read a JSON object; return {} if it can't be read, since it only adds a few facts."""
     if not path.is_file():
         return {}

@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -37,7 +37,33 @@ _COUNTS = frozenset({"precision", "task", "seed"})
 _STEPS = 1000  # of the pruner in an epoch, which compares trials at the same one
 
 
-def search(options: SearchOptions, given: GivenOptions, config_file: str = "") -> dict[str, Any]:
+class TrialRow(TypedDict):
+    """A trial that has ended."""
+
+    folder: str
+    state: str
+    score: float | None
+    best_epoch: int | None
+    options: dict[str, object]
+    seconds: float | None
+    reason: str | None
+
+
+class BestTrial(TrialRow):
+    """The best trial, and the command that trains with its options."""
+
+    command: str
+
+
+class Results(TypedDict):
+    """What search.json holds."""
+
+    metric: str
+    trials: list[TrialRow]
+    best: BestTrial | None
+
+
+def search(options: SearchOptions, given: GivenOptions, config_file: str = "") -> Results:
     """Train with options that Optuna proposes until `--trials` have ended in sum, and print which were best.
 
     The same command goes on with an earlier search, also beside another process that works on it.
@@ -93,7 +119,7 @@ def _check_data(given: GivenOptions, space: Sequence[Range | Choice]) -> str:
     return task.spec.best_metric
 
 
-def _about(given: GivenOptions, space: Sequence[Range | Choice]) -> dict[str, Any]:
+def _about(given: GivenOptions, space: Sequence[Range | Choice]) -> dict[str, object]:
     """Return what two calls must have in common to be of the same search, on whatever machines."""
     own = {
         f"--{name}": value
@@ -148,13 +174,13 @@ def _without_numbers(reason: str) -> str:
     return re.sub(r"\d[\d.e+-]*", "#", reason)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
 
 
-def _results(study: SharedStudy, metric: str, given: GivenOptions, config_file: str) -> dict[str, Any]:
+def _results(study: SharedStudy, metric: str, given: GivenOptions, config_file: str) -> Results:
     """Return what came of the search so far as plain data, the best trial first."""
-    rows = [
+    rows: list[TrialRow] = [
         {
             "folder": trial.user_attrs[FOLDER],
             "state": trial.state.name.lower(),
@@ -168,11 +194,13 @@ def _results(study: SharedStudy, metric: str, given: GivenOptions, config_file: 
     ]
     rows.sort(key=lambda row: (row["state"] != "complete", -(row["score"] or 0.0)))
     best = rows[0] if rows and rows[0]["state"] == "complete" else None
-    command = best and _command(best["options"], given, config_file)
-    return {"metric": metric, "trials": rows, "best": best and {**best, "command": command}}
+    told: BestTrial | None = None
+    if best:
+        told = {**best, "command": _command(best["options"], given, config_file)}
+    return {"metric": metric, "trials": rows, "best": told}
 
 
-def _write(study: SharedStudy, folder: Path, metric: str, given: GivenOptions, config_file: str) -> dict[str, Any]:
+def _write(study: SharedStudy, folder: Path, metric: str, given: GivenOptions, config_file: str) -> Results:
     content = _results(study, metric, given, config_file)
     write_text(folder / TABLE, json_text(content, indent=2) + "\n")
     return content
@@ -180,7 +208,7 @@ def _write(study: SharedStudy, folder: Path, metric: str, given: GivenOptions, c
 
 def _conclude(
     study: SharedStudy, options: SearchOptions, folder: Path, metric: str, given: GivenOptions, config_file: str
-) -> dict[str, Any]:
+) -> Results:
     """Print the table, and why the search ends here."""
     content = _write(study, folder, metric, given, config_file)
     print(f"\n{_table(content)}")
@@ -196,7 +224,7 @@ def _conclude(
     return content
 
 
-def _table(content: Mapping[str, Any]) -> str:
+def _table(content: Results) -> str:
     """Write out the trials, a line for each."""
     lines = [f"best val {content['metric']} of {plural(len(content['trials']), 'trial')}"]
     for row in content["trials"]:
@@ -208,7 +236,7 @@ def _table(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _command(best: Mapping[str, Any], given: GivenOptions, config_file: str) -> str:
+def _command(best: Mapping[str, object], given: GivenOptions, config_file: str) -> str:
     """Return the command that trains with the best options, in a folder of its own."""
     words = ["--config", config_file] if config_file else []
     names = given.typed_flags - {"output_dir", "log_dir"} if config_file else given.values.keys() - {"output_dir"}
@@ -219,7 +247,7 @@ def _command(best: Mapping[str, Any], given: GivenOptions, config_file: str) -> 
     return f"{typed_command('finetune')} {shlex.join(words)}"
 
 
-def flag_words(name: str, value: Any) -> list[str]:
+def flag_words(name: str, value: object) -> list[str]:
     """Return the words that give an option a value on the command line."""
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]

@@ -57,14 +57,14 @@ class Choice:
     """
 
     name: str
-    values: Mapping[Any, Any]
+    values: Mapping[object, object]
 
     @property
-    def first(self) -> Any:
+    def first(self) -> object:
         """Return one of the values."""
         return next(iter(self.values.values()))
 
-    def suggest(self, trial: Any) -> Any:
+    def suggest(self, trial: Any) -> object:
         """Return the value that Optuna gives a trial."""
         return self.values[trial.suggest_categorical(self.name, list(self.values))]
 
@@ -106,7 +106,7 @@ def read_space(path: Path, typed_flags: frozenset[str]) -> list[Range | Choice]:
     return found
 
 
-def _read_range(name: str, values: dict[str, Any], kind: Any, where: str) -> Range:
+def _read_range(name: str, values: dict[str, object], kind: object, where: str) -> Range:
     scalar = scalar_of(kind)
     unknown = next((key for key in values if key not in _OF_A_RANGE), None)
     if unknown is not None:
@@ -129,10 +129,10 @@ def _read_range(name: str, values: dict[str, Any], kind: Any, where: str) -> Ran
     return Range(name, low, high, log, step)
 
 
-def _read_choice(name: str, values: Any, kind: Any, where: str) -> Choice:
+def _read_choice(name: str, values: object, kind: object, where: str) -> Choice:
     if not isinstance(values, list) or not values:
         raise InputError(f"{where}: can't be {short(values)}; give a list of values, or low and high.")
-    found: dict[Any, Any] = {}
+    found: dict[object, object] = {}
     for value in values:
         kept = json.dumps(value) if isinstance(value, (list, dict)) else value
         found[kept] = typed(value, kind, where)
@@ -142,7 +142,7 @@ def _read_choice(name: str, values: Any, kind: Any, where: str) -> Choice:
     return Choice(name, found)
 
 
-def _check(name: str, value: Any, where: str) -> None:
+def _check(name: str, value: object, where: str) -> None:
     """Raise InputError if the option may not have the value, whatever the others are."""
     try:
         GROUPS[GROUP_OF[name]](**{name: value})

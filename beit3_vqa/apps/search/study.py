@@ -55,7 +55,7 @@ class Begun:
     """
 
     trial: Any
-    values: dict[str, Any]
+    values: dict[str, object]
     folder: str
     continues: bool
 
@@ -73,7 +73,7 @@ class SharedStudy:
         InputError: the folder holds another search.
     """
 
-    def __init__(self, folder: Path, storage: str, about: Mapping[str, Any], seed: int):
+    def __init__(self, folder: Path, storage: str, about: Mapping[str, object], seed: int):
         self.optuna, self.folder, self.seed = load_optuna(), folder, seed
         self.states = self.optuna.trial.TrialState
         other = next((file for name, file in FILES.items() if name != storage and (folder / file).exists()), None)
@@ -88,7 +88,7 @@ class SharedStudy:
                 pruner=self.optuna.pruners.MedianPruner(),
                 load_if_exists=True,
             )
-            ours: dict[str, Any] = json.loads(json.dumps(about))
+            ours: dict[str, object] = json.loads(json.dumps(about))
             before = self.study.user_attrs.get(_ABOUT)
             if before is None:
                 self.study.set_user_attr(_ABOUT, ours)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +95,7 @@ def find_files(names: Sequence[str]) -> list[Path]:
 
 
 def read_members(
-    names: Sequence[str], paths: Sequence[Path], evaluation: Mapping[str, Any], split: str
+    names: Sequence[str], paths: Sequence[Path], evaluation: Mapping[str, object], split: str
 ) -> tuple[list[Member], Components]:
     """Read and check the checkpoints one after the other.
 
@@ -157,7 +156,7 @@ def _build(member: Member) -> Components:
     return components
 
 
-def _read(name: str, path: Path, evaluation: Mapping[str, Any], split: str) -> tuple[Member, Content]:
+def _read(name: str, path: Path, evaluation: Mapping[str, object], split: str) -> tuple[Member, Content]:
     """Read a checkpoint and settle the options that it is evaluated with."""
     values = {**evaluation, "eval": True, "resume": str(path), "split": split}
     given = GivenOptions(values, typed_flags=frozenset(evaluation))  # nobody typed the file after --resume
@@ -166,9 +165,10 @@ def _read(name: str, path: Path, evaluation: Mapping[str, Any], split: str) -> t
     validate_content(content, name)
     saved = get_options(content)
     # Upstream's checkpoints have no task_state, and may call the task by another name.
-    if "task_state" in content and isinstance(saved.get("task"), str):
-        find_task(saved["task"])
-        given = given.also(task=saved["task"])
+    task = saved.get("task")
+    if "task_state" in content and isinstance(task, str):
+        find_task(task)
+        given = given.also(task=task)
     kept = fold_of_evaluation(given, saved)
     config = resolve_checkpoint_config(given, content, name, kept=kept)
     asked = "model_key" in given

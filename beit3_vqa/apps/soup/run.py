@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from beit3_vqa.apps.soup.learn import learn_weights
 from beit3_vqa.apps.soup.members import Member, find_files, read_members
@@ -27,7 +27,7 @@ TABLE = "soup.json"
 WHY_EVEN = "every training row was seen by all folds but one, so there are no rows to choose other weights on"
 
 
-def soup(options: SoupOptions, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def soup(options: SoupOptions, evaluation: Mapping[str, object]) -> dict[str, object]:
     """Average checkpoints, compare the averages with the best single one, and write the best if it isn't worse.
 
     Args:
@@ -58,7 +58,7 @@ def _check_place(folder: Path, inputs: Sequence[Path]) -> None:
         raise InputError(f"--output_dir {folder}: holds a run's checkpoints; give the soup a folder of its own.")
 
 
-def _soup(options: SoupOptions, paths: Sequence[Path], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _soup(options: SoupOptions, paths: Sequence[Path], evaluation: Mapping[str, object]) -> dict[str, object]:
     """Do the same, as the only process that works in `--output_dir`."""
     members, components = read_members(options.members, paths, evaluation, options.split)
     spec, names = components.task.spec, [member.name for member in members]
@@ -100,7 +100,7 @@ def _soup(options: SoupOptions, paths: Sequence[Path], evaluation: Mapping[str, 
     return content
 
 
-def average_folds(names: Sequence[str], evaluation: Mapping[str, Any], folder: Path) -> None:
+def average_folds(names: Sequence[str], evaluation: Mapping[str, object], folder: Path) -> None:
     """Average the models of folds evenly, without comparing anything; every process calls it, the main one writes.
 
     Other weights would be chosen on rows that all members but one were trained on.
@@ -193,12 +193,38 @@ def _learned(trials: Trials, known: Sequence[Trial], passes: int) -> Trial:
     return min([start, trials.try_out(weights, "the learned soup")], key=loss)
 
 
+# What soup.json says of what was compared.
+
+
+class _Described(TypedDict):
+    score: float
+    low: float | None
+    high: float | None
+    loss: float | None
+    difference: dict[str, Any] | None  # a `Difference` as a dict
+
+
+class _Single(_Described):
+    file: str
+
+
+class _Mixture(_Described):
+    weights: list[float]
+
+
+class _Results(TypedDict):
+    rows: int
+    singles: list[_Single]
+    best_single: str
+    soups: dict[str, _Mixture]
+
+
 def _results(
     trials: Trials, members: Sequence[Member], singles: Sequence[Trial], soups: Mapping[str, Trial], best: Trial
-) -> dict[str, Any]:
+) -> _Results:
     """Return the table as plain data."""
 
-    def described(trial: Trial) -> dict[str, Any]:
+    def described(trial: Trial) -> _Described:
         low, high = trial.interval or (None, None)
         difference = trials.difference(trial, best)
         return {
@@ -218,20 +244,20 @@ def _results(
     }
 
 
-def _table(results: Mapping[str, Any], metric: str, split: str) -> str:
+def _table(results: _Results, metric: str, split: str) -> str:
     """Write out the results; the numbers of a soup are its weights, in the order of the checkpoints."""
     lines = [
         f"{metric} on {plural(results['rows'], 'row')} of {split}, with its 95% interval; the difference to the best "
         "single checkpoint, with that of a paired bootstrap over images, and the p of a paired permutation test"
     ]
-    rows = [(single, single["file"]) for single in results["singles"]]
-    for name, found in results["soups"].items():
-        weights = found["weights"]
+    rows: list[tuple[_Described, str]] = [(single, single["file"]) for single in results["singles"]]
+    for name, mixture in results["soups"].items():
+        weights = mixture["weights"]
         used = [f"{weight:.3f}" for weight in weights if weight]
         evenly = (
             f"{len(used)} of {len(weights)}, evenly" if len(set(used)) == 1 else " ".join(f"{w:.3f}" for w in weights)
         )
-        rows.append((found, f"{name} soup: {evenly}"))
+        rows.append((mixture, f"{name} soup: {evenly}"))
     for found, what in rows:
         interval = "" if found["low"] is None else f"{found['low']:6.2f} to {found['high']:6.2f}"
         loss = "" if found["loss"] is None else f"loss {found['loss']:.4f}"
@@ -244,7 +270,7 @@ def _table(results: Mapping[str, Any], metric: str, split: str) -> str:
 
 def _about(
     members: Sequence[Member], weights: Sequence[float], method: str, components: Components, split: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what a soup was made of, and where it was compared, as plain data."""
     return {
         "method": method,
@@ -261,7 +287,7 @@ def _about(
     }
 
 
-def _write(path: Path, components: Components, about: dict[str, Any], score: float | None = None) -> None:
+def _write(path: Path, components: Components, about: dict[str, object], score: float | None = None) -> None:
     """Write the model as a checkpoint without an optimizer; what it was made of stands in it and beside it."""
     kept = {name for name, group in GROUP_OF.items() if group == "model"} | {"task", "fold"}
     content = {

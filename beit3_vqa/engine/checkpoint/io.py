@@ -11,7 +11,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def _number(dtype: object, data: object) -> object:
     return np.frombuffer(data, kind)[0].item()
 
 
-def _called(name: str, stand_in: Callable[..., Any]) -> Callable[..., Any]:
+def _called(name: str, stand_in: Callable[..., object]) -> Callable[..., object]:
     """Return `stand_in` under the full name that a pickle calls it by, where torch looks for it."""
     stand_in.__module__, _, stand_in.__qualname__ = name.rpartition(".")
     stand_in.__name__ = stand_in.__qualname__
@@ -78,7 +78,7 @@ _TRUST = "If you trust the file, add --trust_checkpoint."
 _TAMPERED = "Checkpoints of this package hold plain data only, so this isn't one, or somebody changed it."
 
 
-def save_checkpoint(path: Path, content: Content, about: dict[str, Any] | None = None) -> None:
+def save_checkpoint(path: Path, content: Content, about: dict[str, object] | None = None) -> None:
     """Write a checkpoint and the JSON beside it; the file gets its name only when all of it is on disk.
 
     Args:
@@ -213,7 +213,7 @@ def _foreign_names(path: Path, error: Exception) -> str:
     return ", ".join(sorted(names)) or ("other objects" if refused else "")
 
 
-def get_options(content: Content) -> dict[str, Any]:
+def get_options(content: Content) -> dict[str, object]:
     """Return the options (flat) that a checkpoint was trained with; empty if it holds none.
 
     They are a dict in our checkpoints and a Namespace in upstream's. A value of a kind that no option has, such as a
@@ -231,15 +231,22 @@ def _is_option(value: object) -> bool:
     return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(isinstance(v, plain) for v in value))
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of torch's random generators, on the CPU and on every GPU, as uint8 tensors."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+class RandomState(TypedDict, total=False):
+    """The state of torch's random generators, on the CPU and on every GPU, as uint8 tensors."""
+
+    cpu: torch.Tensor
+    cuda: list[torch.Tensor]
+
+
+def random_state() -> RandomState:
+    """Return the state of this process's random generators."""
+    state: RandomState = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: RandomState) -> None:
     """Restore what `random_state` returned; that of the GPUs only if their number is the same."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():

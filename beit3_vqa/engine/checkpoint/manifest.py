@@ -89,7 +89,7 @@ class HashingFile:
         return self._hash.hexdigest()
 
 
-def write_manifest(path: Path, written: HashingFile, about: dict[str, Any]) -> None:
+def write_manifest(path: Path, written: HashingFile, about: dict[str, object]) -> None:
     """Write the JSON beside the checkpoint `path`.
 
     Args:
@@ -136,7 +136,7 @@ def read_temperature(path: Path) -> float | None:
     return float(value)
 
 
-def keep_temperature(path: Path, temperature: float, fit: dict[str, Any]) -> Path:
+def keep_temperature(path: Path, temperature: float, fit: dict[str, object]) -> Path:
     """Add a temperature, and how it was found, to the JSON beside the checkpoint `path`; return that JSON's path.
 
     Raises:
@@ -156,7 +156,7 @@ def is_soup(path: Path) -> bool:
     return isinstance(_read(path).get(SOUP), dict)
 
 
-def require_manifest(path: Path) -> dict[str, Any]:
+def require_manifest(path: Path) -> dict[str, object]:
     """Return the JSON beside the checkpoint `path`; InputError if there is none, or if it isn't a checkpoint's."""
     content = _read(path)
     if not _identity(content):
@@ -176,7 +176,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _identity(content: dict[str, Any]) -> tuple[int, str] | None:
+def _identity(content: dict[str, object]) -> tuple[int, str] | None:
     """Return size in bytes and SHA-256; None if one is missing."""
     size, sha256 = content.get("bytes"), content.get("sha256")
     return (size, sha256) if isinstance(size, int) and isinstance(sha256, str) else None

@@ -8,7 +8,7 @@ checkpoint holds beside its weights. Whoever made a file, every number in it is 
 import json
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def find_checkpoint(name: str, *, kind: str = "checkpoint") -> Path:
     return path
 
 
-def write_portable(path: Path, weights: dict[str, Tensor], beside: dict[str, Any], about: dict[str, Any]) -> None:
+def write_portable(path: Path, weights: dict[str, Tensor], beside: dict[str, object], about: dict[str, object]) -> None:
     """Write weights as safetensors, and the JSON with their checksum beside them.
 
     Args:
@@ -78,7 +78,7 @@ def write_portable(path: Path, weights: dict[str, Tensor], beside: dict[str, Any
     """
     # The widest numbers first, as others write them: then each tensor begins at a multiple of its own width.
     ordered = sorted(weights.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, Any] = {METADATA: {"format": "pt", OURS: json.dumps(beside, ensure_ascii=False)}}
+    header: dict[str, object] = {METADATA: {"format": "pt", OURS: json.dumps(beside, ensure_ascii=False)}}
     end = 0
     for name, value in ordered:
         begin, end = end, end + value.numel() * value.element_size()
@@ -93,7 +93,7 @@ def write_portable(path: Path, weights: dict[str, Tensor], beside: dict[str, Any
     write_manifest(path, written, about)
 
 
-def read_portable(path: Path, where: str, *, mapped: bool) -> dict[str, Any]:
+def read_portable(path: Path, where: str, *, mapped: bool) -> dict[str, object]:
     """Read safetensors as the content of a checkpoint: the weights under `model`, and what else ours keeps.
 
     Args:
@@ -131,7 +131,7 @@ def read_portable(path: Path, where: str, *, mapped: bool) -> dict[str, Any]:
     return {**beside, "model": weights}
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path) -> tuple[dict[str, object], int]:
     """Return the header, and the byte after it.
 
     Raises:
@@ -148,7 +148,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _place(name: str, entry: Any) -> tuple[int, int, torch.dtype, list[int]]:
+def _place(name: str, entry: object) -> tuple[int, int, torch.dtype, list[int]]:
     """Return a tensor's first byte, the byte after its last, its kind of number, and its shape.
 
     Raises:

@@ -8,7 +8,6 @@ was never interrupted, if the machine and the number of processes are the same.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -313,7 +312,7 @@ def check_same_fingerprints(components: Components, content: Content) -> None:
         raise InputError(problem)
 
 
-def fold_of_evaluation(given: GivenOptions, saved: dict[str, Any]) -> tuple[str, ...]:
+def fold_of_evaluation(given: GivenOptions, saved: dict[str, object]) -> tuple[str, ...]:
     """Return the options that an evaluation takes from the checkpoint: `("fold",)` or none.
 
     It is the fold if val is one of the folds and the user gave none: the checkpoint was validated on its own fold.
@@ -335,7 +334,7 @@ def fold_of_evaluation(given: GivenOptions, saved: dict[str, Any]) -> tuple[str,
     return ()
 
 
-def _tell_new_schedule(run: Training, epochs_before: int | None) -> None:
+def _tell_new_schedule(run: Training, epochs_before: object) -> None:
     options = run.components.config.optim
     if options.sched == "cosine" and epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
         rate = make_schedule(options, run.steps_per_epoch)(run.state.epoch * run.steps_per_epoch)

@@ -1,7 +1,6 @@
 """Check that a command goes on with the run of a checkpoint: the same model, beginning, fold and data."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ _EARLIER = "earlier"  # a split in there: rows that were trained on and are no l
 _ADVICE = "--no_auto_resume begins a new run and keeps the old one's files in previous-N; so does another --output_dir."
 
 
-def begins_anew(given: GivenOptions, saved: dict[str, Any]) -> bool:
+def begins_anew(given: GivenOptions, saved: dict[str, object]) -> bool:
     """Return whether `--finetune` names a checkpoint of the run in `--output_dir` as the start of a new run."""
     return _names_own_checkpoint(given) and not _same_file(given["finetune"], saved.get("finetune"))
 
@@ -44,7 +43,7 @@ def _names_own_checkpoint(given: GivenOptions) -> bool:
     return Path(named).name == BEST or is_checkpoint(Path(named))
 
 
-def check_same_run(given: GivenOptions, saved: dict[str, Any], path: Path) -> None:
+def check_same_run(given: GivenOptions, saved: dict[str, object], path: Path) -> None:
     """Check that the options agree with the run that goes on: one that has no effect on it is an error, not silence.
 
     Args:
@@ -72,7 +71,7 @@ def check_same_run(given: GivenOptions, saved: dict[str, Any], path: Path) -> No
             raise InputError(f"--{name} {value}: has no effect, since {path} is of a run that {began}. {advice}")
 
 
-def _is_ours(saved: dict[str, Any]) -> bool:
+def _is_ours(saved: dict[str, object]) -> bool:
     return "save_steps" in saved  # upstream has no such option
 
 
@@ -86,12 +85,12 @@ def _same_file(one: str, other: object) -> bool:
     return isinstance(other, str) and (one == other or (other != "" and Path(one).resolve() == Path(other).resolve()))
 
 
-def beginning_of(given: GivenOptions, saved: dict[str, Any]) -> tuple[str, ...]:
+def beginning_of(given: GivenOptions, saved: dict[str, object]) -> tuple[str, ...]:
     """Return the names of the options that stay as they were when the run began; config.json tells how it began."""
     return _BEGINNING if _is_ours(saved) and not given["resume_weights_only"] else ()
 
 
-def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
+def check_same_fold(config: RunConfig, saved: dict[str, object]) -> None:
     """Raise InputError if the run held out another fold."""
     if saved.get("fold", config.data.fold) != config.data.fold:
         raise InputError(
@@ -100,7 +99,7 @@ def check_same_fold(config: RunConfig, saved: dict[str, Any]) -> None:
         )
 
 
-def tell_changes(components: Components, content: Content, saved: dict[str, Any]) -> None:
+def tell_changes(components: Components, content: Content, saved: dict[str, object]) -> None:
     """Print the options of model, data, training and task, and the number of processes, that have changed since."""
     own = {"seed", *components.task.spec.own_options}
     places = {"data_path", "image_root"} if _DATA in content else set()
@@ -127,7 +126,7 @@ def data_state(components: Components) -> Content:
     return {_DATA: {split: components.fingerprints[split].state() for split in sorted(components.fingerprints)}}
 
 
-def check_same_data(components: Components, content: Content, saved: dict[str, Any], where: str) -> bool:
+def check_same_data(components: Components, content: Content, saved: dict[str, object], where: str) -> bool:
     """Compare today's rows with those that the checkpoint was trained and validated on, and print what changed.
 
     Returns:

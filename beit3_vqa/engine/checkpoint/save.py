@@ -6,7 +6,6 @@ resuming needs: optimizer, gradient scaler, random generators (`_session`). `che
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -45,7 +44,7 @@ class InsideEpoch:
     counted: float = 0.0
     bad: float = 0.0
     lr: float = 0.0
-    order: dict[str, Any] = field(default_factory=dict)
+    order: dict[str, object] = field(default_factory=dict)
     validated: int = 0
 
 
@@ -179,7 +178,7 @@ class Saver:
     def _write(
         self, path: Path, content: Content, state: TrainState, score: float | None, rolling: bool = False
     ) -> bool:
-        about = {
+        about: dict[str, object] = {
             **({ROLLING: True} if rolling else {}),
             "epoch": state.last_epoch,
             "steps_in_epoch": state.inside.steps or None,

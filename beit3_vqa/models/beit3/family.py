@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +129,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         with torch.device("meta"):
             return self.build(Precision("fp32", torch.device("cpu")))
 
-    def initialise(self, model: BEiT3Model, processor: BEiT3Processor, content: dict[str, Any] | None) -> list[str]:
+    def initialise(self, model: BEiT3Model, processor: BEiT3Processor, content: dict[str, object] | None) -> list[str]:
         """Fill the model with the weights of `--finetune`, else with fresh ones; return names of weights not in it.
 
         Raises:
@@ -205,7 +204,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
 
     def export_graphs(
         self, model: BEiT3Model, processor: BEiT3Processor, folder: Path, formats: Sequence[str]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Write the model as ONNX or for `torch.export.load`; see `beit3.graphs`."""
         if not isinstance(model, BEiT3ForVisualQuestionAnswering):
             return super().export_graphs(model, processor, folder, formats)

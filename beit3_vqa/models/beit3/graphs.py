@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +130,7 @@ def _check(name: str, model: BEiT3ForVisualQuestionAnswering, batches: list[dict
     print(f"{name}: its logits are within {largest:.1e} of the model's, on {rows} rows of {len(CHECKED)} lengths")
 
 
-def describe_inputs(processor: BEiT3Processor) -> dict[str, Any]:
+def describe_inputs(processor: BEiT3Processor) -> dict[str, object]:
     """Return in plain data how an image and a question become the inputs of the graphs."""
     return {
         "inputs": {

@@ -5,7 +5,6 @@ This file lists what may differ; everything else that doesn't fit is an error th
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +68,7 @@ class LoadReport:
 
 
 def find_weights(
-    content: dict[str, Any],
+    content: dict[str, object],
     model_key: str = MODEL_KEY,
     model_prefix: str = "",
     *,
@@ -93,6 +92,7 @@ def find_weights(
     if required and not set(found) & set(keys):
         raise InputError(f"{where}: --model_key {model_key} isn't in it; it holds {_dicts_in(content)}.")
     state = content[found[0]] if found else content
+    assert isinstance(state, dict)
     weights = {name: v for name, v in state.items() if isinstance(name, str) and isinstance(v, Tensor)}
     if not weights:
         raise InputError(f"{where}: no weights under {model_key.replace('|', ' or ')}; the file holds "
@@ -105,7 +105,7 @@ def find_weights(
     return weights
 
 
-def asked_weights(content: dict[str, Any], config: RunConfig, where: str, first: str = "") -> dict[str, Tensor]:
+def asked_weights(content: dict[str, object], config: RunConfig, where: str, first: str = "") -> dict[str, Tensor]:
     """Return the weights under `--model_key`; if it wasn't given, those under `first` before those of the default.
 
     Args:
@@ -122,7 +122,7 @@ def asked_weights(content: dict[str, Any], config: RunConfig, where: str, first:
     return find_weights(content, keys, options.model_prefix, where=where, required=asked)
 
 
-def _dicts_in(content: dict[str, Any]) -> str:
+def _dicts_in(content: dict[str, object]) -> str:
     return ", ".join(short(name) for name, value in content.items() if isinstance(value, dict)) or "no state dict"
 
 

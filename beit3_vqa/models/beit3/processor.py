@@ -16,9 +16,9 @@ from beit3_vqa.data.images import ImageCache
 from beit3_vqa.data.prompt import ONE_OPTION, SPECIAL_TOKENS, OptionTemplate, PromptTemplate, cut_question
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
-from beit3_vqa.data.types import Example, Inputs
+from beit3_vqa.data.types import Example, Inputs, Tensors
 from beit3_vqa.errors import ImageError, InputError
-from beit3_vqa.models.base import Item, TextLengths
+from beit3_vqa.models.base import TextLengths
 
 CHUNK = 4096  # examples whose texts are tokenized at once, so that a split of any size takes little memory
 
@@ -58,14 +58,14 @@ class BEiT3Processor:
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Tensors:
         """Return images and text of an example, by the names of `inputs`; with an `rng`, augment the images.
 
         Raises:
             InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
         """
         paths = zip(self.inputs.images, example.image_paths, strict=True)
-        item: Item = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
+        item: Tensors = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
         return {**item, self.inputs.text: self.token_ids(example)} if self.inputs.text else item
 
     @property
@@ -95,7 +95,7 @@ class BEiT3Processor:
         sides_matter = speaks_of_sides((question, *example.wordings, *example.choices))
         return self.train(image, rng, keep_left_right=sides_matter)
 
-    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Tensors]) -> dict[str, Tensor]:
         """Stack B items to images (B, 3, S, S), text (B, T) and `padding_mask` (B, T), 1 at padding.
 
         Other entries of the items are left out.

@@ -131,7 +131,7 @@ class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
             return CLIPForMultipleChoice(clip, self.settings.image_mean, self.settings.image_std)
 
     def initialise(
-        self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor, content: dict[str, Any] | None
+        self, model: CLIPForMultipleChoice, processor: CLIPOptionsProcessor, content: dict[str, object] | None
     ) -> list[str]:
         """Load the weights of `--finetune`, if given; without, the model is filled from `--pretrained` already.
 

@@ -166,7 +166,7 @@ def _from_hub(source: str, typed: bool) -> Path:
     return folder
 
 
-def read_config_values(folder: Path) -> dict[str, Any]:
+def read_config_values(folder: Path) -> dict[str, object]:
     """Return the arguments of `transformers.CLIPConfig` that config.json holds, with a dict for each tower.
 
     Raises:
@@ -186,14 +186,15 @@ def read_config_values(folder: Path) -> dict[str, Any]:
             own = {}
         if not isinstance(own, dict):
             raise InputError(f"{path}: {name} is {short(own)}; expected an object.")
-        found[tower] = _taken(own, known, f"{path}: {name}")
-        width, heads = found[tower].get("hidden_size"), found[tower].get("num_attention_heads")
-        if width and heads and width % heads:
+        taken = _taken(own, known, f"{path}: {name}")
+        found[tower] = taken
+        width, heads = taken.get("hidden_size"), taken.get("num_attention_heads")
+        if isinstance(width, int) and isinstance(heads, int) and width and heads and width % heads:
             raise InputError(f"{path}: {name}: hidden_size {width} can't be divided by {heads} num_attention_heads.")
     return found
 
 
-def read_image_values(folder: Path, image_size: int) -> dict[str, Any]:
+def read_image_values(folder: Path, image_size: int) -> dict[str, object]:
     """Return the arguments of `transformers.CLIPImageProcessor` from preprocessor_config.json.
 
     Args:
@@ -206,7 +207,7 @@ def read_image_values(folder: Path, image_size: int) -> dict[str, Any]:
     path = folder / IMAGES
     values = _read_object(path) if os.path.lexists(path) else {}
     _tell_of_code(values, path)
-    found: dict[str, Any] = {"size": {"shortest_edge": image_size}, "crop_size": image_size}
+    found: dict[str, object] = {"size": {"shortest_edge": image_size}, "crop_size": image_size}
     if values.get("size") is not None:
         found["size"] = _size(values["size"], f"{path}: size")
     for name, kind in (("image_mean", _MEAN), ("image_std", _STD)):
@@ -269,14 +270,14 @@ def _merges(pairs: object, path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _read_object(path: Path, most: int = MAX_CONFIG) -> dict[str, Any]:
+def _read_object(path: Path, most: int = MAX_CONFIG) -> dict[str, object]:
     values = read_json(path, most)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected an object, not {short(values)}.")
     return values
 
 
-def _taken(values: Mapping[str, Any], known: _Known, where: str) -> dict[str, Any]:
+def _taken(values: Mapping[str, object], known: _Known, where: str) -> dict[str, object]:
     """Return the values whose names are known, once each is within its bounds; null stands for a default."""
     found = {name: values[name] for name in known if values.get(name) is not None}
     for name, value in found.items():

@@ -166,7 +166,7 @@ def _read_weights(folder: Path, config: Any) -> dict[str, Tensor]:
         raise InputError(f"{where}: its weights can't be read ({first_line(error)}).") from error
 
 
-def _read_old_weights(path: Path, where: str) -> dict[str, Any]:
+def _read_old_weights(path: Path, where: str) -> dict[str, object]:
     """Return the content of a file in torch's format, read as plain data; its tensors stay in the file.
 
     Raises:

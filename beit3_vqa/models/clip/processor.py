@@ -15,9 +15,9 @@ from torch import Tensor
 from beit3_vqa.data.images import ImageCache
 from beit3_vqa.data.prompt import OptionTemplate, cut_question
 from beit3_vqa.data.transforms import TrainTransform, resize_and_crop, speaks_of_sides
-from beit3_vqa.data.types import Example
+from beit3_vqa.data.types import Example, Tensors
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.base import Item, TextLengths
+from beit3_vqa.models.base import TextLengths
 from beit3_vqa.models.beit3.processor import chunks
 from beit3_vqa.models.clip.hub import CLIPTexts
 
@@ -114,7 +114,7 @@ class CLIPOptionsProcessor:
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
-    def __call__(self, example: Example, rng: random.Random | None = None) -> Item:
+    def __call__(self, example: Example, rng: random.Random | None = None) -> Tensors:
         """Return `image` and `texts` of an example; with an `rng`, augment the image.
 
         Raises:
@@ -156,7 +156,7 @@ class CLIPOptionsProcessor:
             return ""
         return f"the option {choice[:40]!r} alone takes {need} tokens, more than the {self.max_tokens} the model reads."
 
-    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Tensors]) -> dict[str, Tensor]:
         """Stack items to `image` (I, 3, S, S), `image_of` (B,), `text` (T, L), `text_of` (B, C), each content once."""
         # By their pixels, not by their paths: two augmentations of one image are two images.
         images: dict[bytes, int] = {}
