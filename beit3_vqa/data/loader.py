@@ -67,11 +67,14 @@ class EpochBatches(Sampler[list[Key]]):
             if begin == end:  # every process must take part in each step
                 begin, end = 0, 1
             rows = order[start + begin : start + end].tolist()
+            # A draw is counted over all processes, so its random numbers are the same however many of them share a
+            # batch.
             yield [(self.epoch, start + begin + place, row) for place, row in enumerate(rows)]
 
     def _order(self) -> Tensor:
         if not self.shuffle:
             return torch.arange(self.rows)
+        # Far apart, so that no epoch of one seed has the order of another seed's.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.weights is not None:
             return torch.multinomial(self.weights, self.rows, replacement=True, generator=generator)
@@ -145,6 +148,8 @@ class BatchLoader:
             InputError: an example can't be read, and nothing may replace it; raised in every process before any of
                 them has the batch.
         """
+        # The sampler is in this process, and its keys name the epoch: workers that live on needn't be told of a new
+        # one.
         self.batches.epoch, self.batches.first = epoch, first
         for loaded in self.loader:
             batch = self._count_bad_images(loaded)
@@ -158,6 +163,7 @@ class BatchLoader:
             for error in loaded.bad_images if isinstance(loaded, Batch) else loaded:
                 self.bad_images.add(error)
         except InputError as error:
+            # Its traceback would hold this frame, and so the loader.
             return error.with_traceback(None)
         if isinstance(loaded, Batch):
             return loaded
@@ -174,6 +180,7 @@ class _Collator:
     def __call__(self, items: Sequence[Item]) -> Batch | list[InputError]:
         errors = [error for *_, met in items for error in met]
         examples = tuple(example for example, *_ in items if example is not None)
+        # An item without an example: its image can't be read, nor that of any row in its place.
         if len(examples) < len(items):
             return errors
         own = [tensors for _, tensors, _ in items if tensors is not None]

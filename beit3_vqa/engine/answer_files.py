@@ -94,6 +94,7 @@ def answer_folder(
         cells = [[name] for name in names]
         yield f"wrote {_write(predictor, predictions, questions.header, cells, output, skip_bad_images > 0)}"
         return
+    # Letter -> text of the option; empty if there are no options.
     texts = dict(zip(predictions[0].probabilities, choices, strict=False))
     for name, p in zip(names, predictions, strict=True):
         answer = f"{p.answer}  {texts[p.answer]}" if texts else p.answer

@@ -88,6 +88,7 @@ def _num_workers(components: Components, few: bool) -> int:
     Such a process also runs the user's script once more, which fails unless the script guards its main part.
     """
     method = multiprocessing.get_start_method(allow_none=True)
+    # Linux forks by default; since Python 3.14 it doesn't.
     forks = method == "fork" or (method is None and sys.platform == "linux" and sys.version_info < (3, 14))
     if few or not forks:
         return 0

@@ -80,8 +80,10 @@ def train(given: GivenOptions, *, say_next: bool = True, judge: Judge | None = N
         tune_allocator()
     watch_spinning()
     lock = nullcontext() if given["dry_run"] else run_lock(given["output_dir"])
+    # In this order: the main process takes the lock for all, and they are told of it.
     with processes(pick_device(given["device"]), given["dist_timeout"]), lock:
         if not given["dry_run"]:
+            # Before a checkpoint is looked for: the newest may still have its temporary name.
             distributed.run_on_main(lambda: finish_renames(Path(given["output_dir"])))
         found = find_run(given)
         run = _begin(given) if found is None else _go_on(given, *found)

@@ -67,6 +67,7 @@ def _step_size(components: Components) -> StepSize:
     device = components.precision.device
     if not memory.can_measure(device):
         raise InputError(f"--batch_size auto: memory can't be measured on {device}; give a number.")
+    # All processes take equal batches, so the one with the least memory decides.
     fitting = min(distributed.all_gather(_largest_that_fits(components, per_process)))
     if not fitting:
         raise InputError(
@@ -159,6 +160,7 @@ class _Tried:
     def _line(self) -> tuple[int, float, float]:
         points = [(0, self.start), *sorted(self.peaks.items())][-2:]
         (less, before), (more, after) = points[0], points[-1]
+        # At least a byte an example: `fitting` divides by it.
         return more, after, max(1.0, (after - before) / max(1, more - less))
 
 
@@ -225,6 +227,7 @@ def _length(example: Example) -> int:
 
 def _peak(components: Components, samples: list[Sample], count: int) -> float:
     """Return the largest memory in use, in bytes, while `count` examples go forward and backward; inf: no room."""
+    # From the first row again, if fewer than `count` are known.
     examples, tensors = zip(*itertools.islice(itertools.cycle(samples), count), strict=True)
     batch = Batch(components.task.collate(tensors, components.processor), examples, num_valid=count)
     batch = components.task.attach_targets(batch, tensors)

@@ -118,6 +118,7 @@ class Components:
                 components = replace(self, task=task)
                 dataset = task.dataset(split, self.processor, training=False)
                 label = f"{split} of {self.config.sources.names[number]}"
+                # `val` is the split that chooses the best epoch; `val 2` in a checkpoint is the second source's.
                 beside[number] = components, components._fingerprinted(dataset, f"{split} {number + 1}", label)
         return beside
 
@@ -162,6 +163,7 @@ class Components:
         examples = _with_images(dataset, self.bad_images)
         examples = maker.watch(examples) if maker else examples
         if training:
+            # In every wording, since each that training may draw must fit the model.
             examples = (reworded(one, number) for one in examples for number in range(1 + len(one.wordings)))
         texts = self._texts(examples)
         print(f"{label}: {len(dataset)} {self.task.spec.unit}{texts}")
@@ -170,6 +172,7 @@ class Components:
             weights = dataset.balancing_weights(data.balance_answers, data.balance_within)
         return BatchLoader(
             dataset,
+            # Not a lambda, which a loader's process that doesn't fork couldn't be sent.
             partial(self.task.collate, processor=self.processor),
             self.step_size.batch_size if training else self.eval_batch_size,
             shuffle=training,
@@ -178,6 +181,7 @@ class Components:
             groups=groups,
             attach_targets=self.task.attach_targets if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
+            # Only copies to a GPU gain from page-locked memory.
             pin_memory=config.data.pin_mem and self.precision.device.type == "cuda",
             bad_images=self.bad_images,
         )
@@ -185,6 +189,7 @@ class Components:
     @property
     def eval_batch_size(self) -> int:
         """Return how many examples a forward pass of evaluation has."""
+        # Upstream's factor: more fit if nothing is kept for a backward pass.
         return self.config.optim.eval_batch_size or max(1, int(self.step_size.batch_size * 1.5))
 
     def _texts(self, examples: Iterator[Example]) -> str:
@@ -216,6 +221,7 @@ def _groups(config: RunConfig, parts: Sequence[IndexDataset]) -> tuple[Group, ..
     draws = sizes
     if len(parts) > 1 and sources.shares:
         draws = count_draws(sizes, [sources.shares[number] for number in numbers], numbers.index(sources.once))
+    # `JoinedDataset` numbers the rows of its parts through.
     rows = torch.split(torch.arange(sum(sizes)), sizes)
     groups = tuple(map(Group, [sources.names[number] for number in numbers], rows, draws))
     return split_by_score(Path(hard), groups, parts, config.data.hard_ratio) if hard else groups
@@ -273,11 +279,13 @@ def build(
     _require_possible(family, checkpoint if holds_all else None)  # before anything of the model's size is allocated
     torch.manual_seed(config.run.seed)  # fresh weights are drawn below
     wanted = config.compute.precision
+    # A family may know better than the hardware: CLIP's recipe on a GPU is fp16.
     precision = Precision(family.auto_precision.get(device.type, wanted) if wanted == "auto" else wanted, device)
     _tell_unused(config, family, task)
     processor = family.processor(checkpoint.parent if checkpoint else None)
     bad_images = BadImages(config.data.skip_bad_images)
     options = config.optim
+    # With `auto`, `with_batch_size` finds out how many fit once the model is there.
     step_size = StepSize(1 if options.batch_size == AUTO else options.batch_size, options.update_freq)
     model = family.build(precision)
     return Components(
@@ -407,6 +415,7 @@ def resolve_checkpoint_config(
         InputError: options contradict each other, or the checkpoint is of another family of models.
     """
     spec = find_task(given["task"]).spec
+    # The model's name says the one, the table of answers or classes the other.
     saved = {name: value for name, value in get_options(content).items() if name not in ("input_size", "num_classes")}
     if saved and "vqa_loss" not in saved and spec.takes_vqa_loss:
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
@@ -432,6 +441,7 @@ def plan_evaluation(given: GivenOptions) -> tuple[GivenOptions, int]:
         InputError: as the evaluation would: no such checkpoint, a damaged one, data that don't fit.
     """
     path, flag = checkpoint_to_evaluate(given)
+    # Mapped: only the options are wanted, not gigabytes of weights.
     content = read_checkpoint(path, flag, given, mapped=True)
     # Upstream's checkpoints have no task_state, and may call the task by another name.
     saved = get_options(content).get("task") if "task_state" in content else None

@@ -80,10 +80,12 @@ def dry_run(run: Training) -> None:
         inside = InsideEpoch()
     first_batches = itertools.islice(run.train.epoch(0, inside.examples), TIMED_STEPS * run.update_freq)
     train_epoch(run, first_batches, run.schedule, after_step, first_example=inside.examples, first_step=inside.steps)
+    # The last step's: in the first one AdamW also makes its moments.
     step_seconds = times[-1] - times[-2]
 
     loader = run.val or run.train
     started = time.monotonic()
+    # Inside the measured time, as in a validation.
     batches = list(itertools.islice(loader.epoch(0), TIMED_STEPS))
     task = components.task
     infer = partial(task.infer, processor=components.processor)

@@ -175,6 +175,7 @@ def predict_split(
         if number:
             raise Stopped(number)
     progress.close()
+    # Each process has met other images; from here on all know the same bad ones.
     components.bad_images.sync_ranks()
     # Every process had a part of each batch, in order of rank: put the parts of a batch back together, batch by batch.
     by_batch = zip(*distributed.all_gather(own), strict=True)
@@ -218,6 +219,7 @@ def evaluate_fully(components: Components, temperature: float | None) -> tuple[E
     result = task.aggregate(seeing, run.split, components.processor, full=True)
     if task.spec.per_example:
         print(metrics_table(result.metrics | beside))
+    # Empty if no answer is known: then no metrics.json is written.
     metrics = result.metrics | beside if result.metrics else {}
     return replace(result, metrics=metrics, blind=tuple(blind)), fitted
 
@@ -251,6 +253,7 @@ def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[An
         return [[prediction] for prediction in predictions], [1] * len(predictions), [1] * len(predictions)
     loader, dataset = components.loader_in_orders(split, mode, blind=blind)
     told = iter(predict_split(components, loader, label, temperature=temperature))
+    # The loader has asked each question in all of its ways, one after another.
     asked = [[unpermute(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
     of_options, in_wordings = split_mode(mode)
     if in_wordings and max(dataset.wordings, default=1) == 1:

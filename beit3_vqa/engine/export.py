@@ -61,6 +61,7 @@ def export(
         raise InputError(f"--format {unknown[0]}: must be one of {', '.join(FORMATS)}.")
     check_card(license, dataset)
     check_hub(push_to_hub, public)
+    # In fp32, in which no weight is held in a narrower type.
     given = {"device": "cpu", "precision": "fp32"} | ({"pretrained": pretrained} if pretrained else {})
     components = load_components(path, given)
     temperature = read_temperature(path)
@@ -132,6 +133,7 @@ def _whole(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
+        # It is empty: `export` has looked.
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)

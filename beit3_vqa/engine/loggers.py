@@ -134,6 +134,7 @@ class Mlflow:
         try:
             if id:
                 known = self.client.get_run(id).data.params
+                # The end of its last session has set another.
                 self.client.update_run(id, status="RUNNING")
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
@@ -158,6 +159,7 @@ class Mlflow:
         """Write the values at once."""
         from mlflow.entities import Metric
 
+        # MLflow counts in milliseconds.
         now = int(time.time() * 1000)
         self.client.log_batch(self.id, [Metric(_mlflow_name(name), value, now, step) for name, value in values.items()])
 

@@ -43,6 +43,7 @@ class Progress:
         self.done += examples
         if self.bar is not None:
             self.bar.update(examples)
+            # `values` waits for the device, so it is called now and then only.
             if time.monotonic() - self.last_line >= BAR_SECONDS:
                 self.last_line = time.monotonic()
                 self.bar.set_postfix(values(), refresh=False)
@@ -58,6 +59,7 @@ class Progress:
 
     def speed(self) -> float:
         """Return the examples per second so far."""
+        # The clock may not have moved between the two.
         return (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
 
     @contextmanager
@@ -91,6 +93,7 @@ class RunLog:
         self.path, self.loggers = output_dir / "log.txt", loggers
         self.lines = _lines_until(done, self.path) if self.path.exists() else []
         self._complained = False
+        # Now, so that log.txt never tells of epochs that are still to come.
         if is_main() and self.path.exists():
             self._write_lines()
 

@@ -33,6 +33,7 @@ class CosineSchedule:
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step, from 0 to total_steps - 1."""
         if step < self.warmup_steps:
+            # As upstream's linspace from 0 to `lr`: the last step of the warm-up has the whole rate.
             return self.lr * step / max(1, self.warmup_steps - 1)
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -116,6 +117,7 @@ def parameter_groups(model: TrainableModel, options: OptimConfig) -> list[dict[s
         depth = model.layer_id(name)  # even if it isn't needed: an error if the model gives the parameter no depth
         # Muon is for the matrices inside the layers; without it, no group is split.
         by_muon = options.opt == "muon" and 0 < depth < top and parameter.ndim == 2
+        # Without decay every depth has the scale 1, and upstream makes one group of them.
         depth = depth if options.layer_decay < 1 else top
         in_head = options.task_head_lr_weight > 0 and model.is_head(name)
         decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
@@ -166,6 +168,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     names: list[tuple[str, ...]] = []
     for own in optimizer.param_groups:
         options = {name: value for name, value in own.items() if name != "params"}
+        # Numbered through all groups, as AdamW's own state dict numbers them.
         groups.append({**options, "params": list(range(len(parameters), len(parameters) + len(own["params"])))})
         parameters += own["params"]
         names += [(BUFFER,) if own.get("muon") else ("exp_avg", "exp_avg_sq")] * len(own["params"])
@@ -183,6 +186,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 raise ValueError(
                     f"{name} of parameter {place} has shape {tuple(moment[name].shape)}, not {tuple(shape)}"
                 )
+    # With fsdp each process keeps the moments of its own part alone.
     spread = {
         place: {name: distribute_like(value, parameters[place]) for name, value in moment.items()}
         for place, moment in moments.items()
@@ -202,6 +206,7 @@ class ModelEma:
     def __init__(self, model: nn.Module, decay: float, device: str | None = None):
         self.model = model
         self.decay = decay
+        # A copy on the same device too: else the average would be the weights themselves.
         self.average = {name: value.detach().to(device or value.device, copy=True) for name, value in self._weights()}
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -211,6 +216,7 @@ class ModelEma:
     def update(self) -> None:
         """Move the average one step towards the weights."""
         averages = list(self.average.values())
+        # With --model_ema_force_cpu the average is in main memory; elsewhere `to` copies nothing.
         weights = [value.to(average.device) for average, (_, value) in zip(averages, self._weights(), strict=True)]
         # One kernel for all tensors; with fsdp each process averages its own part.
         torch._foreach_lerp_([_local(a) for a in averages], [_local(w) for w in weights], 1 - self.decay)
@@ -227,6 +233,7 @@ class ModelEma:
     @contextmanager
     def use_ema_weights(self) -> Iterator[None]:
         """Give the model the averaged weights inside the context, and its own back at the end."""
+        # Clones, since a state dict holds the weights themselves, which the next line overwrites.
         own = {name: value.clone() for name, value in self._weights()}
         self.model.load_state_dict(self.average)
         try:

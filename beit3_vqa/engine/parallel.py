@@ -91,6 +91,7 @@ class ShardedOptimizer(DDP):
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
         """Return the moments of all processes on the main one; empty on the others."""
         assert isinstance(optimizer, ZeroRedundancyOptimizer)
+        # All processes must take part, though only the main one gets the state.
         optimizer.consolidate_state_dict(to=0)
         return optimizer.state_dict() if distributed.is_main() else {}
 
@@ -111,8 +112,10 @@ class FSDP(SingleProcess):
             raise InputError(f"--strategy fsdp isn't for this model: {problem}. Take zero1.")
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (distributed.world_size(),))
+        # Each layer by itself: its weights are whole only while it computes. The call on the model shards the rest.
         for layer, method in model.layers():
             fully_shard(layer, mesh=mesh)
+            # The hooks of `fully_shard` are on `forward`, and BEiT-3's layers are called by another method.
             register_fsdp_forward_method(layer, method)
         # A scalar, such as CLIP's logit scale, can't be sharded: each process keeps it, and `fully_shard` leaves it
         # alone, so the mean of its gradient is taken here.
@@ -121,6 +124,7 @@ class FSDP(SingleProcess):
         for scalar in scalars:
             if scalar.requires_grad:
                 scalar.register_hook(  # type: ignore[no-untyped-call]
+                    # A clone, since all_reduce writes in place.
                     lambda gradient: distributed.all_reduce_sum(gradient.clone()) / distributed.world_size()
                 )
         return cast(nn.Module, model)
@@ -168,6 +172,7 @@ def make_strategy(name: str) -> SingleProcess:
 
 def full_state_dict(state: Mapping[str, object]) -> dict[str, object]:
     """Return a state dict whose sharded tensors are gathered into main memory; every process must call it."""
+    # One by one to main memory: the whole model needn't fit on a GPU beside its parts.
     return {name: value.full_tensor().cpu() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 

@@ -264,9 +264,9 @@ class Predictor:
 
         Returns:
             A copy with the same index in the same order, and more columns: `answer` (a letter if there are options,
-            else text), `probability` (of that answer, in [0, 1]), then for options `p_A`, `p_B`, ... (NaN where a row
+            else text), `probability` (of that answer, in [0, 1]), then for options `p_A`, `p_B`, ... (NaN if a row
             has no such option), for open-ended questions the next likeliest as `answer_2`, `probability_2`, to 5. With
-            `skip_bad_images` also `problem`, empty where there is none. A column of such a name is replaced.
+            `skip_bad_images` also `problem`, empty if there is none. A column of such a name is replaced.
 
         Raises:
             InputError: a column isn't recognised, or rows can't be answered: all of them are listed, by index.
@@ -328,6 +328,7 @@ class Predictor:
         if not len(frame):
             return Questions(where, tuple(map(str, frame.columns)))
         questions = read_questions(read_frame(frame, where), where, image_root, columns, answer_from, answers=answers)
+        # Tables are read without their empty rows, but here each row is to get an answer.
         if len(questions.cells) < len(frame):
             empty = frame.index[(frame.isna() | (frame == "")).all(axis=1)]
             questions.problems += [f"{where}, row {short(label)}: has no value at all" for label in empty]
@@ -385,6 +386,7 @@ class Predictor:
             outputs, maps = components.family.attention(components.model, components.processor, batch.inputs, sizes)
         finite([one.patches for one in maps], self.checkpoint)
         predictions = task.predictions(finite(outputs, self.checkpoint), batch, self.temperature)
+        # There are `passes` maps for each question, in the order of its options.
         chosen = [LETTERS.index(p.answer) if passes > 1 else 0 for p in predictions]
         return predictions, [maps[place * passes + option] for place, option in enumerate(chosen)]
 
@@ -400,6 +402,7 @@ class Predictor:
         task = self.components.task
         if not options or options == task.num_classes or not self._any_number:
             return task
+        # The weights are the same for any number of options; only the table of letters is another.
         return task.from_checkpoint(self.components.config, {"answers": list(LETTERS[:options])}, self.checkpoint)
 
 
@@ -457,9 +460,11 @@ def load_components(path: Path, given: dict[str, str]) -> Components:
         given: options that replace the checkpoint's own.
     """
     where = f"--checkpoint {path}"
+    # Nobody's options are handed on, so the file isn't trusted: no code in it ever runs.
     content = read_checkpoint(path, "--checkpoint", mapped=True)
     validate_content(content, where)
     task_name = get_options(content).get("task")
+    # Upstream's checkpoints have no task_state, so they don't say what their outputs mean.
     if "task_state" not in content or not isinstance(task_name, str):
         raise InputError(f"{where}: isn't a checkpoint of this package's training. {EVALUATE}")
     with naming_saved_options(where):

@@ -110,6 +110,7 @@ class Training(Learner):
         config, steps = self.components.config, self.steps_per_epoch
 
         def inside(every: int) -> int:
+            # Not at the epoch's last step, after which comes its own.
             return (steps - 1) // every if every else 0
 
         return Work(
@@ -158,6 +159,7 @@ def set_up_training(components: Components) -> Training:
         components: of the run; the model has its weights already, since the moving average begins with them.
     """
     config, options = components.config, components.config.optim
+    # Before it is wrapped: fsdp shards a model where it is.
     components.model.to(components.precision.device)
     train_loader = components.training_loader()
     val_loader = components.loader("val") if "val" in components.task.folder.splits() else None
@@ -266,6 +268,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
             except Stopped as stopped:
                 raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
             except InputError as error:
+                # Nothing of this epoch is done, so the last checkpoint has everything.
                 if not inside.steps:
                     raise
                 # An example that can't be read is an error of every process at once (`BatchLoader.epoch`), so that all
@@ -309,6 +312,7 @@ def _why_over(run: Training) -> str:
     # The run ends with a validation: one that was stopped before it has that left.
     if run.step >= run.last_step and state.inside.validated == state.inside.examples:
         return f"{done} are done, as planned for {hours}, in {format_seconds(time.used)}; raise --max_hours for more"
+    # The main process's clock decides, so that all end at the same step.
     if time.is_up or distributed.run_on_main(lambda: time.no_time_left):
         time.is_up = True
         return f"the time of {hours} is used up, {done} are done; raise --max_hours for more"
@@ -389,6 +393,7 @@ def _after_steps(
     def after_step(report: StepReport) -> None:
         nonlocal random
         random = random_state() if random else None
+        # A loss that isn't finite would make the average of the whole epoch useless, so it doesn't count.
         finite = torch.isfinite(report.loss)
         loss = torch.where(finite, report.loss * report.examples, 0.0)
         sums.add_(torch.stack([loss, finite * report.examples, report.bad]))
@@ -499,6 +504,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
     """
     state, config, epoch = run.state, run.components.config, run.state.epoch
     score, improved = _count_validation(run, metrics)
+    # Before it is saved: the checkpoint says that the epoch is done.
     state.epoch, state.inside = epoch + 1, InsideEpoch()
     if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
         name = run.components.task.spec.name

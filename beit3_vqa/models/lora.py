@@ -81,6 +81,7 @@ def keep_names(model: nn.Module) -> None:
     }
 
     def rename(state: dict[str, Tensor], names: dict[str, str]) -> None:
+        # A list, since the dict changes inside the loop.
         for old in [name for name in state if name in names]:
             state[names[old]] = state.pop(old)
 
@@ -121,6 +122,7 @@ def merged(weights: Mapping[str, Tensor], name: str, base: Tensor, scale: float)
         base: that weight without the adapter.
         scale: what `adapter_scale` returned.
     """
+    # In float64, so that the sum is rounded once, to the type of the weight.
     a, b = (weights[f"{name.removesuffix('.weight')}.lora_{part}.default.weight"].double() for part in "AB")
     return torch.addmm(base.double(), b, a, alpha=scale)
 

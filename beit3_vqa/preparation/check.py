@@ -322,7 +322,7 @@ def _equal_options(splits: Splits) -> EqualOptions:
 
 
 def _answered(rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], int]]:
-    """Yield the options and the place of the right one, for each row where both are known."""
+    """Yield the options and the place of the right one, for each row in which both are known."""
     return ((row["choices"], LETTERS.index(row["answer"])) for row in rows if "choices" in row and "answer" in row)
 
 

@@ -289,7 +289,7 @@ def _forget_unknown(found: _Split, notes: list[str]) -> None:
 
 
 def _read_answers(splits: Mapping[str, _Split], answer_from: str, texts_before_places: bool, notes: list[str]) -> None:
-    """Write the answer of each row, a letter where it has options, and what is wrong with it.
+    """Write the answer of each row, a letter if it has options, and what is wrong with it.
 
     Raises:
         InputError: nobody can tell what the numbers in the column mean.

@@ -72,6 +72,7 @@ def processes(device: torch.device, timeout: float) -> Iterator[None]:
         InputError: torchrun's variables are missing or can't be right.
     """
     count = os.environ.get("WORLD_SIZE", "1")
+    # Alone, or inside a context that has connected them: cross validation keeps one around all of its folds.
     if (count.isdecimal() and int(count) <= 1) or dist.is_initialized():
         yield
         return
@@ -118,6 +119,7 @@ def _connect(backend: str, timeout: timedelta) -> None:
 
 def _is_of_another(error: RuntimeError) -> bool:
     text = str(error).lower()
+    # The errors of gloo and nccl are RuntimeErrors like any other; only their text tells them apart.
     hints = ("connection", "timed out", "timeout", "gloo", "nccl", "peer", "socket", "allreduce", "allgather")
     return isinstance(error, dist.DistError) or any(hint in text for hint in hints)
 
@@ -126,6 +128,7 @@ def all_reduce_max(flag: int) -> int:
     """Return the largest of the processes' numbers; each must call it."""
     if world_size() == 1:
         return flag
+    # On the CPU, so that gloo carries it and no process waits for its GPU.
     value = torch.tensor(flag)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
@@ -172,6 +175,8 @@ def run_on_main(choose: Callable[[], T]) -> T:
         return choose()
     outcome: list[Any] = [None, None]
     if is_main():
+        # In a thread, so that this one can go on giving signs of life. A daemon: if another process is lost meanwhile,
+        # this one ends without waiting for it.
         thread = threading.Thread(target=_note_outcome, args=(choose, outcome), daemon=True)
         thread.start()
     done = False
@@ -231,9 +236,11 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
         own = counts[rank()]
+        # Where this process's rows begin in the result, and how many they are.
         ctx.place, ctx.shape = (sum(counts[: rank()]), own), x.shape
         padded = x.new_zeros(max(counts), *x.shape[1:])  # a collective wants equal shapes
         padded[:own] = x[:own]
+        # One (most, ...) from each process, of which the first rows are its own.
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
@@ -241,9 +248,11 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
+        # A loss of each process was made of all rows, so their gradients add up. A clone: all_reduce writes in place.
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         begin, own = ctx.place
+        # Rows beyond this process's part weren't gathered, and get no gradient.
         ours = total.new_zeros(ctx.shape)
         ours[:own] = total[begin : begin + own]
         return ours, None

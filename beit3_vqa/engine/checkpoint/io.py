@@ -133,6 +133,7 @@ def read_checkpoint(
         return read_portable(path, f"{flag} {path}", mapped=mapped)
     try:
         mmap = mapped and zipfile.is_zipfile(path)  # the format before torch 1.6 can't be mapped
+        # Plain data and these names alone. Whatever else a pickle asks for is an error, and isn't run.
         with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:

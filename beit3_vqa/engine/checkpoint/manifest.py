@@ -193,6 +193,7 @@ def verify(path: Path) -> str:
         return _bad_record(path)
     size, sha256 = expected
     advice = f"if the file was replaced on purpose, delete {manifest_file(path).name}"
+    # First, since it costs nothing.
     if path.stat().st_size != size:
         return f"has {path.stat().st_size:,} bytes, {size:,} were written; {advice}"
     if file_sha256(path) != sha256:

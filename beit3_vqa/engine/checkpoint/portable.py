@@ -84,11 +84,13 @@ def write_portable(path: Path, weights: dict[str, Tensor], beside: dict[str, obj
         begin, end = end, end + value.numel() * value.element_size()
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False).encode("utf-8")
+    # JSON allows blanks at its end; with them the tensors begin at a multiple of 8.
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:
         written = HashingFile(file)
         written.write(len(text).to_bytes(8, "little") + text)
         for _, value in ordered:
+            # As bytes, since numpy knows no bf16.
             written.write(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     write_manifest(path, written, about)
 
@@ -111,6 +113,7 @@ def read_portable(path: Path, where: str, *, mapped: bool) -> dict[str, object]:
         beside = json.loads(metadata[OURS]) if isinstance(metadata, dict) and OURS in metadata else {}
         if not isinstance(beside, dict):
             raise ValueError(f"its {METADATA} isn't what `export` writes")
+        # Neither gaps nor overlaps: every byte belongs to one tensor.
         places = sorted(((*_place(name, entry), name) for name, entry in header.items()), key=lambda p: p[:2])
         end = 0
         for begin, after, *_, name in places:
@@ -126,6 +129,7 @@ def read_portable(path: Path, where: str, *, mapped: bool) -> dict[str, object]:
     weights = {}
     for begin, after, dtype, shape, name in places:
         part = all_bytes[begin:after]
+        # Only there can torch view bytes as wider numbers without a copy.
         aligned = (start + begin) % dtype.itemsize == 0
         weights[name] = (part if mapped and aligned else part.clone()).view(dtype).reshape(shape)
     return {**beside, "model": weights}

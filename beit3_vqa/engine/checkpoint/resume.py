@@ -127,7 +127,9 @@ def _problem_with(path: Path, read: Read) -> str:
 def _read(path: Path, given: GivenOptions) -> Content:
     content = read_checkpoint(path, "--resume", given)
     if given["resume_weights_only"]:
+        # Before the checks: the flag is also for files whose optimizer is no good.
         content.pop("optimizer", None)
+    # `module` is DeepSpeed's name for the weights.
     elif "module" in content and "model" not in content:
         hint = "whose optimizer this one can't go on with; add --resume_weights_only."
         raise InputError(f"--resume {path}: is of a run with DeepSpeed, {hint}")
@@ -177,12 +179,14 @@ def restore(run: Training, content: Content, path: Path) -> None:
     if not components.config.run.resume_weights_only:
         _restore_optimizer(run, content, where)
     run.best_is_of_other_data = not same_val
+    # A score on other rows, or of other answers, can't be compared with those to come.
     if same_val and content.get("task_state") == components.task.state():
         run.state.best_score = content.get("best_score")
         run.state.best_epoch = content.get("best_epoch")
         run.state.waited = _waited(content)
     if run.ema is not None:
         _restore_average(run, content, where)
+    # The file names the last epoch that is done, as upstream's does.
     run.state.epoch = content["epoch"] + 1 if "epoch" in content else 0
     run.state.inside = _inside_epoch(run, content)
     if run.state.inside.steps:  # every step sets it; this is for a run that is saved again before its next one
@@ -215,6 +219,7 @@ def _inside_epoch(run: Training, content: Content) -> InsideEpoch:
     if "inside_epoch" not in content:
         return InsideEpoch()
     inside = InsideEpoch(**content["inside_epoch"])
+    # A checkpoint of an old version says nothing of the data's order, which then counts as the same.
     order = {name: value for name, value in run.order.items() if name in inside.order or name != "data"}
     if inside.order != order:
         both = {name: (inside.order.get(name), order.get(name)) for name in inside.order | order}
@@ -232,6 +237,7 @@ def _restore_random_state(run: Training, content: Content) -> None:
     if len(states) == distributed.world_size():
         set_random_state(states[distributed.rank()])
     else:  # another number of processes, or upstream's file: fresh random numbers, others in each process
+        # Python's hash of numbers is the same in every process, unlike that of text.
         torch.manual_seed(hash((run.components.config.run.seed, run.step, distributed.rank())) % 2**63)
 
 

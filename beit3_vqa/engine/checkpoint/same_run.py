@@ -102,6 +102,7 @@ def check_same_fold(config: RunConfig, saved: dict[str, object]) -> None:
 def tell_changes(components: Components, content: Content, saved: dict[str, object]) -> None:
     """Print the options of model, data, training and task, and the number of processes, that have changed since."""
     own = {"seed", *components.task.spec.own_options}
+    # With fingerprints it is known whether the rows have changed, wherever they lie.
     places = {"data_path", "image_root"} if _DATA in content else set()
     changed = [
         f"{name} {short(saved[name])} -> {value}"
@@ -164,6 +165,7 @@ def check_same_data(components: Components, content: Content, saved: dict[str, o
 
 def _problems(before: dict[str, Fingerprint], now: dict[str, Fingerprint], val: Changes, content: Content) -> list[str]:
     """Return the reasons against going on, in words; none if the scores stay honest."""
+    # Without the bits of the answers, since a row leaks with another answer too.
     trained = _trained(before) >> np.uint64(ANSWER_BITS)
     today, old_val = now.get("val", EMPTY), before.get("val", EMPTY)
     known = old_val.asked[np.isin(old_val.asked, trained)]  # val shared these with train from the beginning

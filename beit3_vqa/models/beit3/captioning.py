@@ -208,6 +208,7 @@ class BEiT3ForCaptioning(BEiT3Model):
         features = self.encode(
             image, text_ids, padding_mask=padding_mask, visible=visible, kernels=kernels, first_position=first_position
         )
+        # The image's tokens come first: (B, V + T, D) -> (B, T, D).
         features = features[:, -text_ids.size(1) :]
         if language_masked_pos is not None:
             features = features[language_masked_pos.bool()]

@@ -138,6 +138,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         options = self.config.init
         if self.config.model.lora_rank and not options.finetune:
             raise InputError("--lora_rank: adapters need pretrained weights to adapt; give them with --finetune.")
+        # Fresh weights matter only if training starts from them; a checkpoint overwrites them.
         if options.init == "unit" or (options.init == "auto" and not options.finetune):
             init_unit_scale(model)
         if content is not None:
@@ -178,6 +179,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         with caught_outputs([side for a in projections for side in (a.q_proj.A, a.k_proj.A, a.k_proj.B)]) as caught:
             logits = model(**inputs)
         queries = [q[:, 0] for q in caught[0::3]]  # [CLS]; the last layer computes no other query
+        # (B, V + T, D), image tokens first, as the model joins them.
         keys = [torch.cat(sides, dim=1) for sides in zip(caught[1::3], caught[2::3], strict=True)]
         of_text = inputs["padding_mask"] == 0
         image_tokens = caught[1].size(1)

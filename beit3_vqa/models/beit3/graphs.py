@@ -54,6 +54,7 @@ def export_graphs(model: BEiT3ForVisualQuestionAnswering, folder: Path, formats:
     require_packages(formats)
     model.eval()
     batches = [_batch(model, examples, tokens) for examples, tokens in CHECKED]
+    # The shortest text is `<s>` and `</s>`.
     names = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=2, max=MAX_TEXT_TOKENS)}
     shapes = {"image": {0: names[0]}, "question": names, "padding_mask": names}
     with torch.no_grad(), _plain_attention(model):

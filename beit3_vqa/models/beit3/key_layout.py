@@ -78,6 +78,7 @@ def _find_layout(shapes: dict[str, tuple[int, ...]], path: Path, vocab_rows: int
         if len(shape) != len(sizes) or any(size not in (None, n) for size, n in zip(sizes, shape, strict=True)):
             wanted = ", ".join("any" if size is None else str(size) for size in sizes)
             problems.append(f"{key}: {list(shape) or 'missing'}, expected [{wanted}]")
+    # The other three rows are fairseq's two and that of [CLS].
     patches = shapes.get("beit3.encoder.embed_positions.A.weight", (0,))[0] - 3
     if patches < 1 and not problems:
         problems.append(f"beit3.encoder.embed_positions.A.weight: {patches + 3} rows, expected patches + 3")

@@ -105,6 +105,7 @@ class BEiT3Model(TrainableModel):
             drop_path_rate=drop_path_rate,
             normalize_output=normalize_output,
             multiway=True,
+            # Each head is ours; torchscale's would be a parameter that nothing reads.
             no_output_layer=True,
         )
         self.beit3 = Multiway(config, attention, checkpoint_every)
@@ -170,6 +171,7 @@ class BEiT3Model(TrainableModel):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Normalise uint8 (B, 3, S, S) -> float32 in [-1, 1], with mean and standard deviation 0.5 as upstream."""
+        # (x / 255 - 0.5) / 0.5, in place.
         return pixels.to(torch.float32).div_(127.5).sub_(1.0)
 
 
@@ -177,6 +179,7 @@ class BEiT3ForVisualQuestionAnswering(BEiT3Model):
     """Pooled [CLS] of image and question -> one logit per answer (upstream's `..._vqav2` model)."""
 
     def __init__(self, num_classes: int, **sizes: Any):
+        # The pooler has a LayerNorm of its own.
         super().__init__(normalize_output=False, **sizes)
         self.num_classes = num_classes
         self.pooler = Pooler(self.embed_dim)
@@ -205,8 +208,10 @@ class BEiT3ForVisualReasoning(BEiT3Model):
     def __init__(self, num_classes: int, **sizes: Any):
         super().__init__(**sizes)
         self.num_classes = num_classes
+        # 4 D: two passes, and of each the features of [CLS] and of `<s>`.
         self.head = TwoLayerMLP(4 * self.embed_dim, 2 * self.embed_dim, num_classes)
         self.apply(init_like_upstream)
+        # After `apply`, which draws the weights of every Linear anew.
         shrink(self.head.dense1, self.head.dense2)
 
     def forward(

@@ -96,10 +96,13 @@ class Multiway(BEiT3):
             hidden = None if visible is None else (~visible).long()  # torchscale's mask is 1 where ours is False
             features: Tensor = self(text, image, padding_mask, attn_mask=hidden)["encoder_out"]
             if first_of_each:
+                # The first token of the text comes right after the V tokens of the image.
                 return features[:, [0, self.vision_embed.num_position_embeddings()]]
             return features[:, 0] if first_token_only else features
+        # From here to `_join` the tokens are in streams, {"A": (B, V, D), "B": (B, T, D)}.
         streams = self._embed(image, text, padding_mask, first_position)
         attended = _attended_keys(streams, padding_mask, visible)
+        # Made once for all layers, in the type of their products.
         bias = None if attended is None else as_bias(attended, _product_type(next(iter(streams.values()))))
         last = len(self.encoder.layers) - 1
         kernels = kernels or [KERNELS.get(self.attention, attend)] * (last + 1)
@@ -107,8 +110,10 @@ class Multiway(BEiT3):
             # Only the last layer may drop tokens: all others feed the keys of the next.
             sides = (len(streams) if first_of_each else int(first_token_only)) if depth == last else 0
             forward = partial(layer.forward_streams, attend=kernels[depth], first_tokens=sides)
+            # Out here, since the rate differs from layer to layer, and the compiler shares a layer's code.
             kept = _draw_kept(layer, next(iter(streams.values())))
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
+                # Not reentrant: the other kind finds no gradients in a dict of tensors.
                 streams = checkpoint(forward, streams, bias, kept, use_reentrant=False)
             else:
                 streams = forward(streams, bias, kept)
@@ -152,6 +157,7 @@ def _attended_keys(
     attended = padding_mask == 0
     if VISION in streams:
         image = streams[VISION]
+        # (B, V + T): no image token is padding.
         attended = torch.cat([attended.new_ones(image.shape[:2]), attended], dim=1)
     return attended[:, None, None, :]
 
@@ -217,6 +223,7 @@ def _attention(
     module: Any, queries: dict[str, Tensor], keys: dict[str, Tensor], bias: Tensor | None, attend: Attend
 ) -> dict[str, Tensor]:
     """Attend over the joined streams; normalise (sub-LN) and project the context of each stream by itself."""
+    # q (B, H, Q, D / H), k and v (B, H, K, D / H): heads of image and text tokens together.
     q = _heads(_project(module.q_proj, queries), module.num_heads)
     k = _heads(_project(module.k_proj, keys), module.num_heads)
     v = _heads(_project(module.v_proj, keys), module.num_heads)
@@ -236,6 +243,7 @@ def _project(projection: Any, streams: dict[str, Tensor]) -> Tensor:
 def _feed_forward(layer: Any, side: str, x: Tensor) -> Tensor:
     ffn = getattr(layer.ffn, side)
     x = _norm(getattr(layer.final_layer_norm, side), x)
+    # (B, tokens, 4 D) between the products, and normalised there too (sub-LN).
     hidden: Tensor = ffn.fc2(_norm(ffn.ffn_layernorm, F.gelu(ffn.fc1(x))))
     return hidden
 
@@ -264,6 +272,7 @@ def _draw_kept(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     rate = 1 - layer.drop_path.drop_prob
 
     def draw() -> Tensor:
+        # In the type of the branches, which a float32 factor would turn into float32.
         return x.new_empty((x.size(0), 1, 1), dtype=_product_type(x)).bernoulli_(rate).div_(rate)
 
     return draw(), draw()

@@ -185,6 +185,7 @@ def load_pretrained(
             f"{_prefix_hint(own, weights)}Is --model the right size and patch? Names that may be missing: "
             "--allow_missing REGEX.",
         )
+    # What the checkpoint lacks keeps its fresh value.
     model.load_state_dict({**own, **{name: value.to(own[name].dtype) for name, value in weights.items()}})
     return report
 
@@ -251,6 +252,7 @@ def interpolate_positions(table: Tensor, size: int) -> Tensor:
     table = table.to(torch.float32)  # half-precision weights too: their grid is computed in full
     extra, patches = table[:EXTRA_POSITIONS], table[EXTRA_POSITIONS:]
     grid = round(len(patches) ** 0.5)
+    # (1, D, n, n): a table of patches is a small picture with D channels.
     patches = patches.T.reshape(1, -1, grid, grid)
     patches = F.interpolate(patches, size=(size, size), mode="bicubic", align_corners=False)
     return torch.cat([extra, patches.reshape(patches.size(1), -1).T])

@@ -91,6 +91,7 @@ class BEiT3Processor:
         """Return uint8 (3, S, S); with an `rng` augmented, but not mirrored if the example's text speaks of sides."""
         if rng is None or self.train is None:
             return self.evaluate(image)
+        # Upstream's index holds ids alone; left and right are looked for in words.
         question = self._tokenizer.decode(example.token_ids) if example.token_ids else example.question
         sides_matter = speaks_of_sides((question, *example.wordings, *example.choices))
         return self.train(image, rng, keep_left_right=sides_matter)
@@ -133,6 +134,7 @@ class BEiT3Processor:
         """
         room = self.max_tokens - SPECIAL_TOKENS
         if example.token_ids is not None:
+            # Ids don't tell the question from its options, so they are cut at the end, as upstream does.
             ids = list(example.token_ids[:room])
         else:
             ids = self._tokenizer.encode(self.text(example))
@@ -188,6 +190,7 @@ class BEiT3Processor:
             texts = [e for e in chunk if e.token_ids is None]
             for example, ids in zip(texts, self._tokenizer.encode_batch([self.text(e) for e in texts]), strict=True):
                 counted.append(len(ids) + SPECIAL_TOKENS)
+                # A question may be cut and its options not, so these are counted alone.
                 if counted[-1] > self.max_tokens and (need := self._needed(example)) > self.max_tokens:
                     too_long.append(
                         f"row {example.id}: its options alone take {need} tokens, more than --num_max_bpe_tokens "

@@ -25,6 +25,7 @@ class BEiT3ForRetrieval(BEiT3Model):
         super().__init__(normalize_output=True, **sizes)
         self.language_head = nn.Linear(self.embed_dim, self.embed_dim, bias=False)
         self.vision_head = nn.Linear(self.embed_dim, self.embed_dim, bias=False)
+        # Its logarithm, so that the scale stays positive whatever the optimizer does.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
         self.apply(init_like_upstream)
 

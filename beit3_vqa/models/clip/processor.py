@@ -66,6 +66,7 @@ class CLIPTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an image in mode RGB into uint8 (3, S, S)."""
+        # (S, S, 3), as Pillow has it, to (3, S, S).
         return torch.from_numpy(np.array(self.square(image))).permute(2, 0, 1).contiguous()
 
 

@@ -76,6 +76,7 @@ def write_tiny_clip(folder: Path, texts: Iterable[str], sizes: TinyCLIP, seed: i
         vision_config={**tower, "image_size": sizes.img_size, "patch_size": sizes.patch_size},
         projection_dim=sizes.width,
     )
+    # Whoever calls this goes on with the random numbers that they would have had without it.
     with torch.random.fork_rng(devices=[]), without_bars():
         torch.manual_seed(seed)
         transformers.CLIPModel(config).save_pretrained(folder)
@@ -97,6 +98,7 @@ def _write_tokenizer(folder: Path, texts: Iterable[str], sizes: TinyCLIP) -> dic
     )
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     trainer = tokenizers.trainers.BpeTrainer(
+        # Each byte twice: inside a word, and at its end.
         vocab_size=2 * len(alphabet) + sizes.merges,
         initial_alphabet=alphabet,
         end_of_word_suffix=WORD_END,
@@ -106,6 +108,7 @@ def _write_tokenizer(folder: Path, texts: Iterable[str], sizes: TinyCLIP) -> dic
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     if not merges:
         raise InputError("there is no text to train CLIP's tokenizer on.")
+    # The order of CLIP's own vocabulary; the place of a piece is its id.
     pieces = [*alphabet, *(letter + WORD_END for letter in alphabet), *(a + b for a, b in merges), BOS, EOS]
     vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
     write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
