@@ -26,7 +26,7 @@ from beit3_vqa.engine.checkpoint.portable import checkpoint_file
 from beit3_vqa.engine.checkpoint.resume import check_same_fingerprints
 from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.evaluator import finite, naming
-from beit3_vqa.errors import InputError, short
+from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.preparation.questions import Questions, read_questions
 from beit3_vqa.runtime.files import is_folder
 from beit3_vqa.runtime.spinning import watch_spinning
@@ -163,7 +163,7 @@ class Predictor:
             most = f" to {counts[-1]}" if len(counts) > 1 else ""
             answers = f"{counts[0]}{most} options, answered by a letter"
         else:
-            answers = f"open-ended, {components.task.num_classes:,} answers"
+            answers = f"open-ended, {plural(components.task.num_classes, 'answer')}"
         if not components.task.spec.supports_questions:
             answers = "no single questions"
         parameters = sum(parameter.numel() for parameter in components.model.parameters())

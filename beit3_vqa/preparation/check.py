@@ -104,7 +104,8 @@ def tell(found: Findings, cut_here: bool) -> list[str]:
         for split, of in found["in_train"].items()
     ]
     if found["groups_over_folds"]:
-        lines.append(f"{plural(found['groups_over_folds'], 'group')} of copies lie in more than one fold{group}")
+        number = found["groups_over_folds"]
+        lines.append(f"{plural(number, 'group')} of copies lie{'s' * (number == 1)} in more than one fold{group}")
     lines.append(_tell_repeated(found["repeated_questions"]["other_answers"]))
     equal = found["equal_options"]
     if equal["rows"]:

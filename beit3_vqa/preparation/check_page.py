@@ -9,7 +9,7 @@ from pathlib import Path
 
 from beit3_vqa.data.images import resolve_image_path
 from beit3_vqa.data.page import csp_sha256, encode_thumbnail, read_style, read_template
-from beit3_vqa.errors import InputError, one_line
+from beit3_vqa.errors import InputError, one_line, plural
 from beit3_vqa.preparation.findings import Findings
 from beit3_vqa.runtime.files import write_text
 
@@ -43,6 +43,7 @@ def write_check(folder: Path, found: Findings, lines: Sequence[str], title: str,
         lines=[one_line(line) for line in lines],
         pictures=_pictures(_names(found), root),
         text=_text,
+        plural=plural,
         style=style,
         style_sha256=csp_sha256(style),
         shown=SHOWN,

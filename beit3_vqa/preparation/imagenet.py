@@ -55,10 +55,14 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
             prepared.problems += [f"{folder / name}: no class of the training images" for name in sorted(unknown)]
         for label, name in enumerate(classes):
             _add_class(prepared, split, folder / name, label, root, passed_over)
-    prepared.notes.append(f"{len(classes):,} classes")
+    prepared.notes.append(f"{len(classes):,} class{'es' * (len(classes) != 1)}")
     if passed_over:
         shown = ", ".join(sorted(passed_over)[:_SHOWN]) + (", ..." if len(passed_over) > _SHOWN else "")
-        prepared.notes.append(f"{passed_over.total():,} files and folders passed over that are no images: {shown}")
+        number = passed_over.total()
+        what = "file or folder passed over that is no image"
+        if number != 1:
+            what = "files and folders passed over that are no images"
+        prepared.notes.append(f"{number:,} {what}: {shown}")
     return prepared
 
 

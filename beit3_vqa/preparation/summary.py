@@ -9,7 +9,7 @@ from beit3_vqa.config.options import MAX_BPE_TOKENS
 from beit3_vqa.data.prompt import SPECIAL_TOKENS, PromptTemplate
 from beit3_vqa.data.rows import LETTERS, Row, all_wordings
 from beit3_vqa.data.tokenizer import Tokenizer
-from beit3_vqa.errors import one_line
+from beit3_vqa.errors import one_line, plural
 from beit3_vqa.runtime.files import one_form
 
 _ANSWERS_SHOWN = 5
@@ -125,9 +125,11 @@ def _prompts_text(prompts: PromptLengths | None, rows: int) -> str:
     if prompts is None:
         return "none: images alone"
     if prompts.cut is None:
-        return f"longest {prompts.longest} words ({prompts.longest_id}); a tokenizer is needed to count tokens"
+        return (
+            f"longest {plural(prompts.longest, 'word')} ({prompts.longest_id}); a tokenizer is needed to count tokens"
+        )
     return (
-        f"longest {prompts.longest} tokens ({prompts.longest_id}); "
+        f"longest {plural(prompts.longest, 'token')} ({prompts.longest_id}); "
         f"{prompts.cut:,} of {rows:,} would be cut at {MAX_BPE_TOKENS}"
     )
 

@@ -279,7 +279,8 @@ def _forget_unknown(found: _Split, notes: list[str]) -> None:
     """Take `?`, `-` and a column of one letter throughout for unknown answers."""
     marks = [row for row in found.rows if one_form(row.get("answer", "")) in UNKNOWN]
     if marks:
-        notes.append(f"test: {len(marks):,} answers are {' or '.join(UNKNOWN)}: taken as unknown")
+        are = "is" if len(marks) == 1 else "are"
+        notes.append(f"test: {plural(len(marks), 'answer')} {are} {' or '.join(UNKNOWN)}: taken as unknown")
     known = {row.get("answer", "") for row in found.rows}
     if len(found.rows) > 1 and len(known) == 1 and len(letter := known.pop()) == 1 and letter.isalpha():
         notes.append(f"test: the answer is {letter} in every row: taken as unknown")

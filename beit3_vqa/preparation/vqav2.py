@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from beit3_vqa.data.answers import AnswerTable, normalize_word, soft_score
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.tables import read_json
-from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural, short
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
 from beit3_vqa.runtime.files import is_text
@@ -55,7 +55,9 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     majorities = Counter(normalize_word(rows[of][number]["answer"]) for of in people for number in people[of])
     prepared.answers = [answer for answer, count in majorities.items() if count >= arguments.min_count]
     if not prepared.answers:
-        prepared.problems.append(f"no answer is the majority's {arguments.min_count} times; lower --min_count")
+        prepared.problems.append(
+            f"no answer is the majority's {plural(arguments.min_count, 'time')}; lower --min_count"
+        )
         return prepared
     table = AnswerTable(prepared.answers)
     for split, answers in people.items():
@@ -181,7 +183,7 @@ def _add_rows(prepared: Prepared, rows: dict[str, dict[int, Row]], val_images: i
     unknown = sum(not row["labels"] for split in ANNOTATED for row in rows[split].values() if "labels" in row)
     if unknown:
         prepared.notes.append(
-            f"the answers of {unknown:,} rows have no class: these rows aren't trained on and count as wrong"
+            f"the answers of {plural(unknown, 'row')} have no class: not trained on, and counted as wrong"
         )
 
 
@@ -189,5 +191,5 @@ def draw_val_images(rows: dict[int, Row], prepared: Prepared, val_images: int, s
     """Return the paths of the images of val2014 to validate on, and note how many they are."""
     images = sorted({row["image_path"] for row in rows.values()})
     held_out = set(random.Random(seed).sample(images, min(val_images, len(images))))
-    prepared.notes.append(f"{len(held_out):,} of {len(images):,} images of val2014 are validated on, seed {seed}")
+    prepared.notes.append(f"validated on {len(held_out):,} of {plural(len(images), 'image')} of val2014, seed {seed}")
     return held_out

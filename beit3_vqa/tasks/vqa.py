@@ -19,7 +19,7 @@ from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
 from beit3_vqa.data.submission import read_sample
 from beit3_vqa.data.teacher import Shares, read_teacher
 from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo, Tensors
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
 from beit3_vqa.metrics.baselines import count_answers
 from beit3_vqa.metrics.calibration import temper
@@ -66,7 +66,7 @@ class VQACustom(Task):
         wanted = config.model.num_classes
         if wanted not in (None, len(answers)):
             raise InputError(
-                f"--num_classes {wanted}: the answer table has {len(answers)} answers "
+                f"--num_classes {wanted}: the answer table has {plural(len(answers), 'answer')} "
                 f"({', '.join(answers.answers[:5])}{', ...' if len(answers) > 5 else ''}). Leave the option out, or "
                 "prepare the data again."
             )
@@ -149,7 +149,7 @@ class VQACustom(Task):
     def _check_choices(self, rows: Rows, split: str) -> None:
         options = self.num_classes if self.answers_are_options else 0
         wrong = [
-            f"row {row_id(row)}: {len(row.get('choices', ()))} options"
+            f"row {row_id(row)}: {plural(len(row.get('choices', ())), 'option')}"
             for row in rows
             if "question" in row and not min(options, 2) <= len(row.get("choices", ())) <= options
         ]

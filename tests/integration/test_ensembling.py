@@ -190,7 +190,7 @@ def test_weights_are_fitted_on_validation_and_reported_with_and_without(tmp_path
     assert main([*arguments, "--val", *reversed(val)]) == 2
     assert "comes from another checkpoint" in capsys.readouterr().err
     assert main([*arguments, "--val", val[0]]) == 2
-    assert "1 files for 3 members" in capsys.readouterr().err
+    assert "1 file for 3 members" in capsys.readouterr().err
     (tmp_path / "m2" / "predictions_val.json").unlink()
     assert main(arguments) == 2
     assert f"of {paths[2]}: " in capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_ids_that_do_not_match_are_listed(tmp_path, capsys):
     assert main(["ensemble", *paths, "--output", str(out)]) == 2
     said = capsys.readouterr().err
     assert "lacks 2 ids: 'q0', 'q1'" in said
-    assert "has beyond it 1 ids: 'extra'" in said
+    assert "has beyond it 1 id: 'extra'" in said
     (tmp_path / paths[1]).write_text(json.dumps([*rows, rows[3]]))
     assert main(["ensemble", *paths, "--output", str(out)]) == 2
     assert "the id 'q3' is in row 4 too" in capsys.readouterr().err
@@ -341,7 +341,7 @@ def test_a_submission_votes_with_predictions_if_the_letters_fit(tmp_path, capsys
 @pytest.mark.parametrize(
     ("content", "flags", "says"),
     [
-        ("ID,answer\nTEST_000,B\nTEST_009,A\n", [], "has beyond it 1 ids: 'TEST_009' (other.csv:3)"),
+        ("ID,answer\nTEST_000,B\nTEST_009,A\n", [], "has beyond it 1 id: 'TEST_009' (other.csv:3)"),
         ("ID,answer\nTEST_000,B\nTEST_000,A\n", [], "other.csv:3: the id 'TEST_000' is at other.csv:2 too"),
         ("ID,answer\nTEST_000,B\nTEST_001,\n", [], "other.csv:3: the answer of 'TEST_001' is empty"),
         ("ID,A,B\nTEST_000,-1,-2\nTEST_001,-1,-2\n", [], "has numbers for the options"),

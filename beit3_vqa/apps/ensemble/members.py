@@ -13,7 +13,7 @@ from beit3_vqa.engine.api import evaluate
 from beit3_vqa.engine.build import plan_evaluation
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.engine.checkpoint.portable import find_checkpoint
-from beit3_vqa.errors import InputError, nearest
+from beit3_vqa.errors import InputError, nearest, plural
 from beit3_vqa.models.families import check_parameters
 from beit3_vqa.runtime.files import real_path
 from beit3_vqa.tasks import find_task
@@ -205,7 +205,8 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
     of_files = [member for member in members if member.given is None]
     if given and len(given) != len(of_files):
         raise InputError(
-            f"--val: {len(given)} files for {len(of_files)} members with predictions; give one for each, in order."
+            f"--val: {plural(len(given), 'file')} for {plural(len(of_files), 'member')} with predictions; "
+            "give one for each, in order."
         )
     beside = [predictions_file(member.path.parent, "val") for member in of_files]
     files = dict(zip((member.name for member in of_files), map(Path, given) if given else beside, strict=True))

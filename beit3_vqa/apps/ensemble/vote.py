@@ -7,7 +7,7 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from beit3_vqa.data.types import Prediction
-from beit3_vqa.errors import InputError, short
+from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.metrics.vote import VOTES
 from beit3_vqa.runtime.files import look_alikes, one_form
 
@@ -98,7 +98,7 @@ def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]], ori
                 places = origins.get(name, {})
                 listed = [short(i) + (f" ({places[i]})" if i in places else "") for i in sorted(those)[:SHOWN_IDS]]
                 more = f", and {len(those) - SHOWN_IDS} more" if len(those) > SHOWN_IDS else ""
-                problems.append(f"{name} {what} {len(those)} ids: {', '.join(listed)}{more}")
+                problems.append(f"{name} {what} {plural(len(those), 'id')}: {', '.join(listed)}{more}")
         alike = look_alikes(sorted(first.keys() - ids.keys()), sorted(ids.keys() - first.keys()))
         if alike:
             problems.append(f"ids of {name} look alike, but are other characters: {'; '.join(alike[:SHOWN_IDS])}")
@@ -106,7 +106,8 @@ def _check_ids(names: Sequence[str], by_id: Sequence[dict[str, Prediction]], ori
         disjoint = any(not first.keys() & ids.keys() for ids in by_id[1:])
         advice = " Validation questions of different folds are different ones: --vote soft or hard needs none."
         raise InputError.of_problems(
-            f"every member must answer the same questions; compared with {names[0]} ({len(first)} questions):",
+            "every member must answer the same questions; "
+            f"compared with {names[0]} ({plural(len(first), 'question')}):",
             problems,
             "Evaluate the members on the same split of the same prepared folder." + (advice if disjoint else ""),
         )

@@ -19,6 +19,7 @@ const svg = (tag, attributes, children) => put(document.createElementNS(SVG, tag
 const colourOf = (run) => `var(--run-${run % 8})`;
 const percent = (value, digits = 1) => `${value.toFixed(digits)}%`;
 const count = (value) => value.toLocaleString("en-US");
+const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 // A number with as many digits as tell it from its neighbours a step away; without a step, four.
 function short(value, step) {

@@ -213,7 +213,7 @@ function showPage(page, focus = null) {
   const first = state.page * PER_PAGE;
   const cards = state.shown.slice(first, first + PER_PAGE).map((row, place) => card(row, first + place));
   byId("gallery").replaceChildren(...(cards.length ? cards : [html("p", { class: "empty", text: "No question fits these filters." })]));
-  byId("count").textContent = `${count(state.shown.length)} of ${count(questions.id.length)} questions`;
+  byId("count").textContent = `${count(state.shown.length)} of ${plural(questions.id.length, "question")}`;
   byId("page").textContent = `page ${count(state.page + 1)} of ${count(pages())}`;
   byId("previous").disabled = state.page === 0;
   byId("next").disabled = state.page >= pages() - 1;

@@ -11,7 +11,7 @@ from beit3_vqa.apps.report.scalars import write_scalars
 from beit3_vqa.data.types import AttentionMap, Prediction
 from beit3_vqa.engine.logging import Progress
 from beit3_vqa.engine.predictor import Predictor, PreparedQuestion, load
-from beit3_vqa.errors import InputError, NotFiniteError
+from beit3_vqa.errors import InputError, NotFiniteError, plural
 from beit3_vqa.models.families import check_parameters
 from beit3_vqa.runtime.files import is_file, refuse_to_replace, require_writable
 
@@ -142,7 +142,7 @@ def _maps(model: Predictor, chosen: Sequence[tuple[Prediction, Path]], name: str
     progress.close()
     if changed:
         print(
-            f"{name}: {changed} of {len(found)} answers differ from the predictions file. Was it another checkpoint, "
-            "or --tta?"
+            f"{name}: {changed} of {plural(len(found), 'answer')} differ{'s' * (changed == 1)} from the predictions "
+            "file. Was it another checkpoint, or --tta?"
         )
     return found

@@ -113,7 +113,7 @@ function wordFigure() {
   const words = Object.keys(totals).sort((a, b) => totals[b] - totals[a]);
   const rows = words.map((word) => ({
     label: word,
-    note: `${count(totals[word])} questions`,
+    note: plural(totals[word], "question"),
     marks: scored.filter(([run]) => run.metrics.accuracy_by_question_word[word]).map(([run, place]) => ({
       name: run.name, colour: colourOf(place), value: run.metrics.accuracy_by_question_word[word].accuracy, ...run.metrics.interval_by_question_word[word],
     })),

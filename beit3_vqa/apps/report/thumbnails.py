@@ -7,6 +7,7 @@ from pathlib import Path
 
 from beit3_vqa.data.page import encode_thumbnail
 from beit3_vqa.engine.logging import Progress
+from beit3_vqa.errors import plural
 
 # Longest side in pixels and WebP's quality, from a few hundred pictures to some ten thousand.
 STEPS = ((480, 80), (400, 75), (320, 70), (256, 65), (208, 60), (176, 55), (144, 50), (112, 45), (80, 40), (48, 35))
@@ -32,7 +33,7 @@ def make_thumbnails(paths: Sequence[Path | None], budget: int) -> list[str]:
     assert found is not None
     unread = sum(path is not None and not picture for path, picture in zip(paths, found, strict=True))
     if unread:
-        print(f"{unread} of {len(paths)} pictures aren't in the report: they can't be read, or there are too many")
+        print(f"{unread} of {plural(len(paths), 'picture')} not in the report: can't be read, or too many")
     return found
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from beit3_vqa.apps.serve.limits import BATCH_SIZE, MAX_WAITING, REST_SECONDS, WINDOW_SECONDS
+from beit3_vqa.errors import plural
 from beit3_vqa.runtime.host import give_back_freed_memory
 
 Item = TypeVar("Item")
@@ -76,7 +77,8 @@ class Batcher(Generic[Item, Result]):
             if self._closed:
                 raise Overloaded("the server is being stopped.")
             if len(self._jobs) >= self.waiting:
-                raise Overloaded(f"{self.waiting} questions are waiting already: ask again in a moment.")
+                are = "is" if self.waiting == 1 else "are"
+                raise Overloaded(f"{plural(self.waiting, 'question')} {are} waiting already: ask again in a moment.")
             job: _Job[Item, Result] = _Job(item, self.kind(item))
             self._jobs.append(job)
             self._changed.notify_all()

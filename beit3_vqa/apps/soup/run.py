@@ -140,7 +140,8 @@ def _tell_seen(members: Sequence[Member], components: Components, split: str) ->
     for member in members:
         if seen := here.count_in(member.trained_on):
             print(
-                f"{member.name}: was trained on {seen:,} of the {len(here.rows):,} rows of {split}: its score flatters"
+                f"{member.name}: was trained on {seen:,} of the {plural(len(here.rows), 'row')} of {split}: "
+                "its score flatters"
             )
 
 

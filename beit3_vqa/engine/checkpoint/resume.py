@@ -203,7 +203,7 @@ def restore(run: Training, content: Content, path: Path) -> None:
     _restore_random_state(run, content)
     _tell_new_schedule(run, get_options(content).get("epochs"))
     inside = run.state.inside
-    part = f" and {inside.examples} of {run.examples} examples of the next" if inside.examples else ""
+    part = f" and {inside.examples:,} of {plural(run.examples, 'example')} of the next" if inside.examples else ""
     left = max(0, components.config.optim.epochs - run.state.epoch)
     print(f"{where}: {plural(run.state.epoch, 'epoch')}{part} done, {left} to go")
 

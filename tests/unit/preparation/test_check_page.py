@@ -141,6 +141,16 @@ def test_a_page_of_many_copies_shows_some_and_counts_the_rest(tmp_path, monkeypa
     assert "no picture" in text
 
 
+def test_one_more_of_anything_is_told_in_the_singular(tmp_path):
+    same = {"same": 1, "exact": 0, "near": 0, "rows": 1}
+    same["listed"] = [{"image": "a.png", "train": "a.png", "kind": "same"}]
+    found = findings(check_page.SHOWN + 1, check_page.SHOWN_IN_GROUP + 1, in_train={"val": same}, groups_over_folds=1)
+    write_check(tmp_path, found, [], "x", tmp_path)
+    text = (tmp_path / "check.html").read_text(encoding="utf-8")
+    for says in ("1 more in this group:", "1 more group:", "1 row of val asks about", "1 group of copies lies in"):
+        assert says in text
+
+
 def test_long_texts_are_cut_and_missing_pictures_do_no_harm(tmp_path):
     listed = [
         {"question": "long " * 1000, "rows": [{"split": "train", "id": "1", "image": "../x", "answer": None}] * 2}

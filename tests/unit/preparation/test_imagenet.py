@@ -1,6 +1,7 @@
 """Folders by class -> index."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -71,6 +72,18 @@ def test_leftovers_of_systems_and_tools_are_passed_over_and_counted(tmp_path):
     for name in ("classes.json", "imagenet.train.jsonl", "imagenet.val.jsonl"):
         assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
     assert "16 files and folders passed over that are no images: ._red_0.png, .ipynb_checkpoints" in after.text()
+
+
+def test_one_class_and_one_leftover_are_told_in_the_singular(tmp_path):
+    source = write_imagenet(tmp_path / "source", 3)
+    for split in ("train", "val"):
+        for folder in (source / split).iterdir():
+            if folder.name != "red":
+                shutil.rmtree(folder)
+    (source / "train" / "red" / "Thumbs.db").touch()
+    text = run(source, tmp_path / "data").text()
+    assert "1 file or folder passed over that is no image: Thumbs.db" in text
+    assert re.search(r"\b1 class\b", text)
 
 
 def test_links_are_followed_but_not_in_a_circle(tmp_path):

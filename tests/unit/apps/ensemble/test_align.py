@@ -17,7 +17,7 @@ def some(*ids, **changes):
     ("second", "says"),
     [
         (some("1"), r"two.json lacks 2 ids: '2', '3'"),
-        (some("1", "2", "3", "4"), r"two.json has beyond it 1 ids: '4'"),
+        (some("1", "2", "3", "4"), r"two.json has beyond it 1 id: '4'"),
         (some(*map(str, range(4, 20))), r"(?s)lacks 3 ids.*16 ids: '10', '11', '12', '13', '14', and 11 more.*folds"),
         ([], "lacks 3 ids"),
         (some("1", "2", "3", question="Who?"), r"row '1': its question is 'Who\?' in two.json, 'What\?' in one.json"),

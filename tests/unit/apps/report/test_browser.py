@@ -488,6 +488,15 @@ def test_open_ended_answers_and_unknown_truths_are_shown(browser, tmp_path):
         assert not shown.locator("#training").is_visible()
 
 
+def test_one_question_is_told_in_the_singular(browser, tmp_path):
+    row = {"id": "1", "question": "what is it?", "answer": "a cat", "probabilities": {"a cat": 0.6}}
+    (tmp_path / "predictions.json").write_text(json.dumps([row | {"truth": "a cat", "score": 1.0}]))
+    assert main(["report", str(tmp_path / "predictions.json"), "--output", str(tmp_path / "r.html")]) == 0
+    with opened(browser, tmp_path / "r.html") as shown:
+        assert shown.text_content("#count") == "1 of 1 question"
+        assert "1 question" in shown.locator("#metrics svg text").all_text_contents()
+
+
 @pytest.mark.slow
 def test_ten_thousand_questions_open_in_three_seconds(browser, tmp_path, capsys):
     """About ten thousand pictures, as noisy as photographs at best are."""

@@ -44,7 +44,8 @@ def test_an_item_that_fails_does_not_fail_its_batch():
         assert batcher.submit(4).result(10) == 2.5  # and the thread lives on
 
 
-def test_a_full_queue_refuses_and_waiting_items_are_answered_at_the_end():
+@pytest.mark.parametrize(("waiting", "says"), [(1, "1 question is waiting"), (3, "3 questions are waiting")])
+def test_a_full_queue_refuses_and_waiting_items_are_answered_at_the_end(waiting, says):
     started, go_on = threading.Event(), threading.Event()
 
     def slow(items):
@@ -52,15 +53,15 @@ def test_a_full_queue_refuses_and_waiting_items_are_answered_at_the_end():
         assert go_on.wait(10)
         return items
 
-    with Batcher(slow, lambda item: None, most=1, window=0, waiting=3) as batcher:
+    with Batcher(slow, lambda item: None, most=1, window=0, waiting=waiting) as batcher:
         futures = [batcher.submit(0)]
         assert started.wait(10)
-        futures += [batcher.submit(item) for item in (1, 2, 3)]
-        with pytest.raises(Overloaded, match="3 questions are waiting"):
+        futures += [batcher.submit(item) for item in range(1, waiting + 1)]
+        with pytest.raises(Overloaded, match=says):
             batcher.submit(4)
-        futures[2].cancel()
+        futures[-1].cancel()
         go_on.set()
-    assert [future.result(0) for future in futures if not future.cancelled()] == [0, 1, 3]
+    assert [future.result(0) for future in futures if not future.cancelled()] == list(range(waiting))
     with pytest.raises(Overloaded, match="stopped"):
         batcher.submit(5)
 
