@@ -137,15 +137,31 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
+        if "are required" in message:  # perhaps one of them is there, misspelt
+            self._refuse_unknown(self.typed)
         raise InputError(f"{message}.{self._hint()} `{self.prog} --help` lists everything.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.typed: Sequence[str] = args or ()
         parsed, unknown = super().parse_known_args(args, namespace)
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        wrong = [word for word in unknown if re.match("--|-[^0-9.]", word)]  # a number below 0 is a value
-        if wrong and flags:
-            raise InputError(f"unknown option {wrong[0]}.{_similar_flag(wrong[0].split('=')[0], flags)}{self._hint()}")
+        self._refuse_unknown(unknown)
         return parsed, unknown
+
+    def _refuse_unknown(self, words: Sequence[str]) -> None:
+        """Raise InputError if one of the words looks like a flag, but is neither one of ours nor how one begins."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        typed = [word.split("=")[0] for word in words]
+        typed = [word for word in typed if re.fullmatch(r"--\S+|-[^0-9.\s]\S*", word)]  # a number below 0 is a value
+        wrong = [word for word in typed if not any(flag.startswith(word) for flag in flags)]
+        if wrong and flags:
+            raise InputError(f"unknown option {wrong[0]}.{_similar_flag(wrong[0], flags)}{self._hint()}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            meant = nearest(str(value), map(str, action.choices or ()))
+            raise InputError(f"{error}.{meant} `{self.prog} --help` lists everything.") from error
 
     def _hint(self) -> str:
         return f" {self.epilog}" if self.epilog else ""
