@@ -14,7 +14,7 @@ from beit3_vqa.apps.report.thumbnails import make_thumbnails
 from beit3_vqa.data import page
 from beit3_vqa.data.page import csp_sha256, read_part, read_style
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime.files import is_file, real_path, write_text
+from beit3_vqa.runtime.files import file_sha256, is_file, real_path, write_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -27,31 +27,54 @@ SHARED = "attention.js"  # drawn in serve's page too
 # What could end a script element, or begin a comment in one. JSON knows these characters in strings alone.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
-# Stands at the top of a report and says which runs it is of.
-_MARK = re.compile(rb'<meta name="beit3-vqa-runs" content="([0-9a-f]{64})">')
+# Stands at the top of a report and says which runs it is of, and which splits it shows. A report of an earlier version
+# has the first of the three alone.
+_MARK = re.compile(rb'<meta name="beit3-vqa-runs" content="([0-9a-f]{64})(?: ([0-9a-f]{64}) ([a-z+]*))?">')
 _HEAD = 10_000  # bytes that hold it
 
 
-def require_own_report(path: Path, runs: Sequence[Path]) -> None:
-    """Raise InputError if a file is there that isn't a report of the same paths, in whatever order."""
+def require_own_report(path: Path, runs: Sequence[ReportRun]) -> str:
+    """Raise InputError if a file is there that isn't a report of the same runs, in whatever order.
+
+    A run is the same if its path is, or if its folder was only renamed.
+
+    Returns:
+        The split that the report there shows, if it is another one; else an empty text.
+    """
     if not is_file(path):
-        return
+        return ""
     try:
         with path.open("rb") as file:
             found = _MARK.search(file.read(_HEAD))
     except OSError as error:
         raise InputError(f"--output {path}: can't be read ({error.strerror}); give another name.") from error
-    if found is None or found[1].decode() != _mark(runs):
+    by_path, by_folder, split = _mark(runs).encode().split(b" ")
+    if found is None or (found[1] != by_path and found[2] != by_folder):
         what = "is the report of another run" if found else "isn't a report that says which run it is of"
         raise InputError(
             f"--output {path}: the file that is there {what}. Delete or move it, or name another file, such as "
-            f"--output {path.with_name(f'report-{real_path(runs[0]).stem}.html')}."
+            f"--output {path.with_name(f'report-{real_path(runs[0].path).stem}.html')}."
         )
+    return (found[3] or b"").decode() if found[3] != split else ""
 
 
-def _mark(runs: Sequence[Path]) -> str:
-    """Return a name for a set of paths that doesn't tell them, since a report may be sent to others."""
-    return hashlib.sha256("\0".join(sorted(str(real_path(path)) for path in runs)).encode()).hexdigest()
+def _mark(runs: Sequence[ReportRun]) -> str:
+    """Return names for a set of runs, by their paths and by their folders, and the splits that are shown.
+
+    The names are checksums that don't tell the paths, since a report may be sent to others.
+    """
+    names = (
+        hashlib.sha256("\0".join(sorted(name(run.path) for run in runs)).encode()).hexdigest()
+        for name in (lambda path: str(real_path(path)), _folder_name)
+    )
+    return " ".join([*names, "+".join(sorted({run.split for run in runs if run.split}))])
+
+
+def _folder_name(path: Path) -> str:
+    """Name a run's folder by what stays when it is renamed, and differs in a copy and in another run's."""
+    config = path / "config.json" if path.is_dir() else path
+    # A system gives a deleted folder's number to the next one: the configuration tells that one apart.
+    return f"{path.stat().st_ino} {file_sha256(config) if is_file(config) else real_path(path)}"
 
 
 def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") -> Path:
@@ -74,7 +97,7 @@ def write_report(runs: Sequence[ReportRun], path: Path, image_root: str = "") ->
         path,
         template.generate(
             title=_title(runs),
-            runs=_mark([run.path for run in runs]),
+            runs=_mark(runs),
             version=__version__,
             style=style,
             style_sha256=csp_sha256(style),

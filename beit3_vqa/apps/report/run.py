@@ -33,7 +33,7 @@ def report(
 
     Args:
         paths: output folders, or predictions.json files.
-        output: the HTML file. A report of the same paths is replaced, any other file isn't.
+        output: the HTML file. A report of the same runs is replaced, any other file isn't.
         split: split whose predictions are shown; None: see `read_runs`.
         attention: for how many questions of each run to compute where the model looked; 0: none.
         image_root: folder of the images, if they have moved.
@@ -53,7 +53,7 @@ def report(
         refuse_to_replace("--output", output, [file for file in path.iterdir() if file.suffix not in (".html", ".htm")])
     read_template()
     runs = read_runs(paths, split)
-    require_own_report(output, paths)
+    other_split = require_own_report(output, runs)
     for run in runs:
         _print_split(run)
         if run.info is not None:
@@ -64,6 +64,8 @@ def report(
     for folder in write_scalars(runs, Path(tensorboard)) if tensorboard else ():
         print(f"wrote {folder}")
     written = write_report(runs, output, image_root)
+    if other_split:
+        print(f"{written}: replaced the report of the split {other_split}; another --output keeps both")
     print(f"wrote {written}, {written.stat().st_size / 1e6:.1f} MB")
     return written
 

@@ -258,6 +258,9 @@ def test_the_split_whose_answers_are_known_is_shown(tmp_path, capsys):
     assert facts["Split"] == "test"
     assert data_of(output)["runs"][0]["metrics"] is None
     assert "shows the split test; --split val shows the other" in said
+    assert f"{output}: replaced the report of the split val; another --output keeps both" in said
+    _, said = shown(unknown, "--split", "test")
+    assert "replaced" not in said
     facts, _ = shown(predictions)
     assert facts["Split"] == "test"
     assert "Why this one" not in facts
@@ -284,6 +287,20 @@ def test_only_a_report_of_the_same_runs_is_replaced(tmp_path, monkeypatch, capsy
     assert main(["report", "one", "two"]) == 2
     assert main(["report", "one", "two", "--output", "both.html"]) == 0
     assert main(["report", "two", "one", "--output", "both.html"]) == 0
+    (tmp_path / "one" / "config.json").write_text("{}")
+    assert main(["report", "one"]) == 0
+    shutil.copytree("one", "copy")
+    assert main(["report", "copy"]) == 2
+    (tmp_path / "one").rename("renamed")
+    assert main(["report", "renamed"]) == 0
+    (tmp_path / "renamed" / "config.json").write_text('{"epochs": 9}')  # trained on
+    assert main(["report", "renamed"]) == 0
+    (tmp_path / "renamed").rename("one")
+    of_paths_alone = re.sub(r'(runs" content="\w{64}) [^"]*', r"\1", (tmp_path / "both.html").read_text())
+    (tmp_path / "both.html").write_text(of_paths_alone)  # as earlier versions wrote it
+    capsys.readouterr()
+    assert main(["report", "one", "two", "--output", "both.html"]) == 0
+    assert "replaced" not in capsys.readouterr().out
     for content in (b"", b"my notes", b"<!doctype html><title>one: report</title>"):
         (tmp_path / "mine.html").write_bytes(content)
         assert main(["report", "one", "--output", "mine.html"]) == 2
