@@ -12,7 +12,7 @@ class DownloadOptions(Options):
     """What to fetch, and where to."""
 
     name: str = option(
-        MISSING, "a file name of checkpoints/README.md, such as beit3.spm", positional=True, metavar="name"
+        MISSING, "an official file, such as beit3.spm; any other name lists them", positional=True, metavar="name"
     )
     folder: Path = option(Path("checkpoints"), "folder to write to")
     url: str | None = option(None, "address to fetch it from, if not the official one")

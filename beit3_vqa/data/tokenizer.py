@@ -194,7 +194,7 @@ def _load(path: Path) -> tuple[Any, str]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(
-            f"{missing('tokenizer', path)} checkpoints/README.md says where beit3.spm is; "
+            f"{missing('tokenizer', path)} `beit3-vqa download beit3.spm` fetches BEiT-3's; "
             "`beit3-vqa prepare ... --train_tokenizer N` trains one on your own questions."
         ) from None
     except (OSError, ValueError) as error:

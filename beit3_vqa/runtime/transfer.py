@@ -20,6 +20,8 @@ from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.files import read_json, write_text
 from beit3_vqa.runtime.https import opener, shown
 
+# In messages, where whoever has installed the wheel can go: checkpoints/README.md says more, but isn't in it.
+RELEASE_PAGE = "https://github.com/microsoft/unilm/tree/master/beit3"
 _CHUNK = 1 << 18  # bytes
 _WORTH_ANOTHER_TRY = (408, 416, 425, 429)  # of the HTTP statuses below 500
 _NOBODY_THERE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)  # trying again is of no use
@@ -63,9 +65,7 @@ def fetch(
         failures, furthest = 1 if size > furthest else failures + 1, max(furthest, size)
         if final or failures >= attempts:
             kept = f"{_bytes(size)} are kept in {part}: run the same command again. " if size else ""
-            advice = (
-                "checkpoints/README.md names other places, for --url; or fetch the file in a browser, and put it at"
-            )
+            advice = f"{RELEASE_PAGE} says where it is today, for --url; or fetch the file in a browser, and put it at"
             tried = f"{shown(address)}: {reason}. {kept}The file may have moved, or this machine can't reach it"
             raise InputError(f"{tried}: {advice} {part.with_suffix('')}")
         say(f"{reason}; trying again in {(wait := min(pause * 2 ** (failures - 1), 30)):g} s.")

@@ -22,6 +22,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.download import OFFICIAL_WEIGHTS, RELEASES, download
 from beit3_vqa.models.beit3.key_layout import KeyLayout
 from beit3_vqa.runtime.https import SafeRedirects
+from beit3_vqa.runtime.transfer import RELEASE_PAGE
 from tests.helpers.checkpoint_files import checkpoint_bytes
 from tests.helpers.file_server import NAME, Behaviour, FileServer, Handler
 
@@ -168,7 +169,7 @@ def test_without_a_network_it_ends_at_once_and_names_other_ways(
         download(NAME, tmp_path, "https://no-such-host.invalid/x", say=said.append)
     assert time.monotonic() - started < 2
     assert len(said) == 1
-    for way in ("no connection", "checkpoints/README.md", "--url", "browser", f"put it at {tmp_path / NAME}"):
+    for way in ("no connection", RELEASE_PAGE, "--url", "browser", f"put it at {tmp_path / NAME}"):
         assert way in str(caught.value)
     assert names_in(tmp_path) == set()
 
@@ -250,7 +251,7 @@ def test_a_moved_file_is_one_clear_error(
     status: int, fetch: Callable[..., Path], server: FileServer, tmp_path: Path
 ) -> None:
     server.behaviour.statuses = [status]
-    with pytest.raises(InputError, match=rf"HTTP {status}.*may have moved.*checkpoints/README.md"):
+    with pytest.raises(InputError, match=rf"HTTP {status}.*may have moved.*{RELEASE_PAGE} says where"):
         fetch()
     assert len(server.behaviour.requests) == 1
     assert names_in(tmp_path) == set()
