@@ -4,8 +4,13 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
+import sysconfig
+import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ import torch
 
 from beit3_vqa.models.names import build_model
 from tests.helpers.commands import TINY
+from tests.helpers.file_server import Behaviour, FileServer, Handler
 from tests.helpers.pages import ROOT
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat isn't installed")
@@ -28,10 +34,10 @@ def cell_tagged(book, tag):
     return cell
 
 
-def run(book, folder: Path, monkeypatch) -> str:
-    """Run all cells in a new kernel, and return what they printed."""
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # also if the package is installed from elsewhere
+def run(book, folder: Path, monkeypatch, python: str | Path = sys.executable, path: str = str(ROOT)) -> str:
+    """Run all cells in a new kernel, whose commands are those of `python`, and return what they printed."""
+    monkeypatch.setenv("PATH", f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", path)  # also if the package is installed from elsewhere
     nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     return printed(book)
 
@@ -43,12 +49,14 @@ def printed(book) -> str:
 
 @pytest.fixture
 def drive(scpc, tmp_path) -> Path:
-    """A folder with the three files; the zip has a folder around the images."""
+    """A folder with the three files, as a Korean Excel writes them; the zip has a folder around the images."""
     folder = tmp_path / "My Drive"
     folder.mkdir()
     shutil.make_archive(str(folder / "images"), "zip", scpc, "images")
     for name in ("train.csv", "test.csv"):
-        shutil.copy(scpc / name, folder / name)
+        text = (scpc / name).read_text(encoding="utf-8").replace("?", " (그림을 보세요)?")
+        assert "그림" in text
+        (folder / name).write_text(text, encoding="cp949")
     return folder
 
 
@@ -65,7 +73,8 @@ def stand_in(book, scpc, drive: Path, work: Path, training: str) -> None:
         "WEIGHTS": {"tiny": "tiny.pth"},
     }
     cell_tagged(book, "parameters").source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    cell_tagged(book, "install").source = ""
+    install = cell_tagged(book, "install")
+    install.source = install.source.split("![")[0]
 
 
 @pytest.mark.slow  # half a minute; `.ci/today` runs it
@@ -103,6 +112,75 @@ def test_the_notebook_goes_from_a_zip_to_a_submission_and_on_after_a_disconnect(
         text = "".join(output["text"] for output in cell.outputs)
         assert len([line for line in text.split("\n") if "ex/s" in line]) <= 4, text
         assert len(text) < 10_000
+
+
+@pytest.mark.slow  # as long; `.ci/today` runs it
+@pytest.mark.skipif(shutil.which("git") is None, reason="git isn't installed")
+def test_the_notebook_installs_and_fetches_what_it_needs(scpc, drive, tmp_path, monkeypatch):
+    """In an environment of its own; the repository, pip's index and the address of the weights are on this machine."""
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    install = cell_tagged(book, "install").source
+    stand_in(book, scpc, drive, tmp_path / "work", "")
+    tokenizer = tmp_path / "work" / "checkpoints" / "beit3.spm"
+    served = tokenizer.read_bytes()
+    tokenizer.unlink()
+    python, content = environment(tmp_path / "environment"), tmp_path / "content"
+    with FileServer(("127.0.0.1", 0), Handler) as server:
+        server.behaviour = Behaviour(served)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        repository = make_repository(tmp_path / "repository", server.url.rpartition("/")[0])
+        cell_tagged(book, "parameters").source += f"\nREPOSITORY = {str(repository)!r}"
+        cell_tagged(book, "install").source = install.replace("/content/", f"{content}/")
+        del book.cells[[cell.id for cell in book.cells].index("train-text") :]
+        content.mkdir()
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(make_wheels(tmp_path / "wheels")))
+        monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way to say that it is off
+        said = run(book, tmp_path, monkeypatch, python, "")
+        server.shutdown()
+    assert tokenizer.read_bytes() == served
+    assert [request["path"] for request in server.behaviour.requests] == ["/beit3.spm"]
+    assert "choices   prepared" in said
+    assert (tmp_path / "work" / "data" / "vqacustom.train.jsonl").is_file()
+
+
+def environment(folder: Path) -> Path:
+    """Return the Python of a new environment, which also finds the packages that this test runs with."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    pip = folder / "bin" / "pip"
+    pip.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m pip "$@"\n')
+    pip.chmod(0o755)
+    return folder / "bin" / "python"
+
+
+def make_repository(folder: Path, address: str) -> Path:
+    """Make a git repository of this package, in which official files are at another address."""
+    shutil.copytree(ROOT / "beit3_vqa", folder / "beit3_vqa", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "requirements-colab.txt"):
+        shutil.copy(ROOT / name, folder)
+    file = folder / "beit3_vqa" / "models" / "beit3" / "download.py"
+    source, count = re.subn(r'^RELEASES = "[^"]+"', f'RELEASES = "{address}/"', file.read_text(), flags=re.M)
+    assert count == 1
+    file.write_text(source)
+    git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in ("init -q", "add .", "commit -q -m x"):
+        subprocess.run([*git, *shlex.split(command)], check=True)
+    return folder
+
+
+def make_wheels(folder: Path) -> Path:
+    """Make empty wheels of what requirements-colab.txt asks for, which pip takes if the real ones aren't there."""
+    folder.mkdir()
+    lines = (ROOT / "requirements-colab.txt").read_text().splitlines()
+    for name, version in (re.split(">=|==", line) for line in lines if line[0] != "#"):
+        with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            info = f"{name}-{version}.dist-info"
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+    return folder
 
 
 def test_a_command_that_fails_stops_the_notebook(scpc, drive, tmp_path, monkeypatch):
