@@ -3,14 +3,25 @@
 import argparse
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from beit3_vqa.config.config import option_fields
-from beit3_vqa.runtime.fields import Options, one_or_several, scalar_of, takes_several, words_of
+from beit3_vqa.runtime.fields import Options, one_or_several, option, scalar_of, takes_several, words_of
 
 Given = TypeVar("Given", bound=Options)
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Adder = Callable[[Commands, bool], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(Options):
+    """How a trained model is loaded that answers questions: options of several commands."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16")
+    sentencepiece_model: str = option("", "tokenizer; default: the one beside the checkpoint", metavar="FILE")
+    pretrained: str = option("", "folder of the pretrained CLIP; default: the one it was trained on", metavar="FOLDER")
 
 
 def command(
@@ -53,8 +64,8 @@ def given(options: type[Options], parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_options(group: argparse._ActionsContainer, options: type[Options]) -> None:
-    """Add the flags of a dataclass to a parser or a group of it."""
-    for field in dataclasses.fields(options):
+    """Add the flags of a dataclass to a parser or a group of it: its own, then those that commands share."""
+    for field in sorted(dataclasses.fields(options), key=lambda field: field.kw_only is True):
         add_option(group, field)
 
 

@@ -3,13 +3,13 @@
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from beit3_vqa.cli.flags import command_with
+from beit3_vqa.cli.flags import LoadOptions, command_with
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime.fields import Options, option
+from beit3_vqa.runtime.fields import option
 
 
 @dataclass(frozen=True)
-class PredictOptions(Options):
+class PredictOptions(LoadOptions):
     """The question, or the table of questions, and the checkpoint that answers."""
 
     checkpoint: str = option(
@@ -31,10 +31,6 @@ class PredictOptions(Options):
     sheet: str = option("", "with --table: name of the sheet of a spreadsheet; default: the first", metavar="NAME")
     encoding: str = option("", "with --table: encoding of a text file; default: UTF-8, or Korean CP949", metavar="NAME")
     skip_bad_images: int = option(0, "answer up to N images that can't be read from the text alone", metavar="N", low=0)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = option("auto", "auto, fp32, bf16 or fp16")
-    sentencepiece_model: str = option("", "tokenizer; default: the one beside the checkpoint", metavar="FILE")
-    pretrained: str = option("", "folder of the pretrained CLIP; default: the one it was trained on", metavar="FOLDER")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,13 +4,13 @@ import os
 from dataclasses import MISSING, dataclass
 
 from beit3_vqa.apps.serve.limits import COMPILED_SHAPES
-from beit3_vqa.cli.flags import command_with
+from beit3_vqa.cli.flags import LoadOptions, command_with
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime.fields import Options, option
+from beit3_vqa.runtime.fields import option
 
 
 @dataclass(frozen=True)
-class ServeOptions(Options):
+class ServeOptions(LoadOptions):
     """The models that answer, and where requests are taken."""
 
     checkpoint: tuple[str, ...] = option(
@@ -26,10 +26,6 @@ class ServeOptions(Options):
         metavar="TEXT",
     )
     batch_size: int = option(8, "largest number of questions answered in one pass", low=1, high=1024, metavar="N")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = option("auto", "auto, fp32, bf16 or fp16")
-    sentencepiece_model: str = option("", "tokenizer; default: the one beside the checkpoint", metavar="FILE")
-    pretrained: str = option("", "folder of the pretrained CLIP; default: the one it was trained on", metavar="FOLDER")
 
 
 def run(options: ServeOptions) -> int:
