@@ -1,10 +1,8 @@
 """Say what a file is by its content: people give a workbook in place of a CSV, and an archive in place of a folder."""
 
-import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
-from beit3_vqa.errors import InputError, first_line
+from beit3_vqa.runtime.archives import zip_entries
 from beit3_vqa.runtime.files import is_file
 
 # Kind -> what a message calls it. A file of no known kind is taken for text.
@@ -41,9 +39,6 @@ _MAGIC = {
 }
 _PASSWORD = "EncryptedPackage".encode("utf-16-le")  # the part of an old Excel file in which a new one is locked
 _SEARCHED = 2**26  # bytes
-MAX_ENTRIES = 2_000_000
-MAX_RATIO = 200  # of unpacked to packed bytes, once they are more than
-MAX_UNCHECKED = 10**8  # bytes, which harm nobody; text shrinks to a tenth, images hardly
 
 
 def file_kind(path: Path) -> str:
@@ -76,24 +71,3 @@ def _kind_of_zip(path: Path) -> str:
         return "ods"
     images = sum(name.lower().endswith(IMAGE_ENDINGS) for name in names)
     return "images" if 2 * images > sum(not name.endswith("/") for name in names) else "zip"
-
-
-def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
-    """Return what a zip archive says of its entries; InputError if it is damaged or has more than `MAX_ENTRIES`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except Exception as error:  # a broken directory makes zipfile raise nearly anything
-        raise InputError(f"{path} is a damaged spreadsheet or zip archive: {first_line(error)}") from error
-    if len(entries) > MAX_ENTRIES:
-        raise InputError(f"{path} has more than {MAX_ENTRIES:,} entries: split the archive")
-    return entries
-
-
-def require_no_bomb(path: Path, entries: Iterable[zipfile.ZipInfo], most: int) -> None:
-    """Raise InputError if entries of a zip archive would unpack to more than `most` bytes, or far more than it has."""
-    size, packed = sum(entry.file_size for entry in entries), path.stat().st_size
-    if size > most:
-        raise InputError(f"{path} would unpack to {size:,} bytes, more than {most:,}")
-    if size > max(MAX_UNCHECKED, MAX_RATIO * packed):
-        raise InputError(f"{path} has {packed:,} bytes and would unpack to {size:,}, as a zip bomb does")

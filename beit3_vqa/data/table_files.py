@@ -17,9 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from beit3_vqa.data.file_kinds import KINDS, file_kind, require_no_bomb, zip_entries
+from beit3_vqa.data.file_kinds import KINDS, file_kind
 from beit3_vqa.data.tables import MAX_CELL, MAX_SOURCE, parse_csv, read_text
 from beit3_vqa.errors import InputError, first_line, short
+from beit3_vqa.runtime.archives import require_no_bomb, zip_entries
 from beit3_vqa.runtime.files import is_text, require_bounded
 
 Cell = str | list[str]  # a list in JSON, Parquet or a DataFrame

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from beit3_vqa.data.file_kinds import IMAGE_ENDINGS, KINDS, file_kind, require_no_bomb, zip_entries
+from beit3_vqa.data.file_kinds import IMAGE_ENDINGS, KINDS, file_kind
 from beit3_vqa.errors import InputError, first_line, plural, short
 from beit3_vqa.preparation.publish import staging
 from beit3_vqa.preparation.writer import PrepareOptions
+from beit3_vqa.runtime.archives import require_no_bomb, zip_entries
 from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.files import (
     file_sha256,

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from beit3_vqa.data import file_kinds
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.preparation import PrepareOptions, prepare
+from beit3_vqa.runtime import archives
 
 PICTURE = io.BytesIO()
 Image.new("RGB", (8, 8), "red").save(PICTURE, "PNG")
@@ -126,7 +126,7 @@ def test_what_is_dangerous_or_no_archive_of_images_is_refused(folder, entries, m
 
 
 def test_a_zip_bomb_is_refused_before_anything_is_written(monkeypatch):
-    monkeypatch.setattr(file_kinds, "MAX_UNCHECKED", 10**6)
+    monkeypatch.setattr(archives, "MAX_UNCHECKED", 10**6)
     pack({"a.png": bytes(5 * 10**6)}, method=zipfile.ZIP_DEFLATED)
     with pytest.raises(InputError, match=r"would unpack to 5,000,000, as a zip bomb does"):
         run()
