@@ -17,6 +17,7 @@ from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.engine.api import train
 from beit3_vqa.engine.build import make_task
 from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file
+from beit3_vqa.engine.logging import LOG, VALIDATION, read_log
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime import distributed
@@ -127,10 +128,10 @@ def _run_fold(given: GivenOptions, config: RunConfig, fold: int, metric: str) ->
     state = train(given.also(**values), say_next=False)
     if config.run.dry_run:
         return [], False
-    lines = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+    lines = read_log(folder / LOG)
     # Without the validations inside epochs, but for the last one if training ended with it.
     ends = [line for line in lines if "share" not in line or line is lines[-1]]
-    return [line[f"val_{metric}"] for line in ends], bool(state.over)
+    return [line[f"{VALIDATION}{metric}"] for line in ends], bool(state.over)
 
 
 class Moments(TypedDict):

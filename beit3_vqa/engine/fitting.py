@@ -1,6 +1,5 @@
 """`beit3_vqa.fit`: train from Python, with the flags of `beit3-vqa finetune` as keywords."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,10 @@ from beit3_vqa.config.config import option_kinds
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.engine.api import train
 from beit3_vqa.engine.checkpoint.folder import BEST, checkpoints
+from beit3_vqa.engine.logging import LOG, VALIDATION, read_log
 from beit3_vqa.errors import InputError
 from beit3_vqa.preparation.summary import Summary
 from beit3_vqa.runtime.fields import from_python
-
-_OF_VALIDATION = "val_"  # begins the names of an epoch's metrics in log.txt
 
 
 @dataclass(frozen=True)
@@ -81,17 +79,18 @@ def fit(
     output_dir = Path(given["output_dir"])
     if given["dry_run"]:
         return TrainedRun(output_dir, None, None, state.epoch, {}, ())
-    best, history = output_dir / BEST, _read_log(output_dir / "log.txt")
+    best, history = output_dir / BEST, tuple(read_log(output_dir / LOG))
     of_epoch = [line for line in history if line["epoch"] == state.best_epoch]
     # With `eval_steps` an epoch has several lines; the best one has the best score.
     of_best = next((line for line in of_epoch if state.best_score in line.values()), of_epoch[-1] if of_epoch else {})
-    metrics = {name[len(_OF_VALIDATION) :]: v for name, v in of_best.items() if name.startswith(_OF_VALIDATION)}
+    metrics = {name.removeprefix(VALIDATION): v for name, v in of_best.items() if name.startswith(VALIDATION)}
     newest = best if best.is_file() else next(reversed(checkpoints(output_dir)), None)
     return TrainedRun(output_dir, newest, state.best_epoch, state.epoch, metrics, history)
 
 
 def _get_folder(data: object) -> object:
     return data.data_path if isinstance(data, Summary) else data
+<<<<<<< HEAD
 
 
 def _read_log(path: Path) -> tuple[dict[str, object], ...]:
@@ -101,3 +100,5 @@ def _read_log(path: Path) -> tuple[dict[str, object], ...]:
     except OSError:
         return ()
     return tuple(json.loads(line) for line in lines)
+=======
+>>>>>>> 8d470a4 (One reader of log.txt, and one place that knows how its metrics are named: four parsers disagreed on broken lines)

@@ -16,6 +16,9 @@ from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.distributed import is_main
 from beit3_vqa.runtime.files import write_text
 
+LOG = "log.txt"
+VALIDATION = "val_"  # begins the names of a validation's metrics in it
+MAX_EPOCH = 10**12  # largest number of an epoch
 BAR_SECONDS = 2.0  # between updates of the bar's values: reading them makes the host wait for the device
 
 
@@ -90,8 +93,9 @@ class RunLog:
     """
 
     def __init__(self, output_dir: Path, loggers: Loggers, done: float = 0):
-        self.path, self.loggers = output_dir / "log.txt", loggers
-        self.lines = _lines_until(done, self.path) if self.path.exists() else []
+        self.path, self.loggers = output_dir / LOG, loggers
+        kept = [line for line in read_log(self.path) if 0 < _epochs_done(line) <= done]
+        self.lines = [json_text(line, allow_nan=True) for line in kept]
         self._complained = False
         # Now, so that log.txt never tells of epochs that are still to come.
         if is_main() and self.path.exists():
@@ -107,9 +111,10 @@ class RunLog:
         """Write the scalars of an optimizer step to the loggers."""
         self.loggers.scalars(values, step)
 
-    def add(self, values: dict[str, object]) -> None:
-        """Add a JSON line to log.txt."""
-        self.lines.append(json_text(values, allow_nan=True))
+    def add(self, values: Mapping[str, object], metrics: Mapping[str, object]) -> None:
+        """Add a JSON line to log.txt: where training is and what it was like, then the metrics of the validation."""
+        named = {f"{VALIDATION}{name}": value for name, value in metrics.items()}
+        self.lines.append(json_text({**values, **named}, allow_nan=True))
         if is_main():
             with self._complaining():
                 self._write_lines()
@@ -142,18 +147,33 @@ def get_scalars(metrics: dict[str, object], prefix: str) -> dict[str, float]:
     return found
 
 
-def _lines_until(done: float, path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if 0 < _read_place(line) <= done]
+def read_log(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """Return what the lines of log.txt say, but for those that aren't whole: a run that was killed may leave one.
+
+    There are none if log.txt couldn't be written.
+
+    Args:
+        path: log.txt.
+        most: lines to read; None: all.
+    """
+    found: list[dict[str, Any]] = []
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:most]:
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict) and type(values.get("epoch")) is int and abs(values["epoch"]) < MAX_EPOCH:
+            found.append(values)
+    return found
 
 
-def _read_place(line: str) -> float:
-    """Return how many epochs were done at a line of log.txt; 0 if the line was cut off or isn't ours."""
-    try:
-        values = json.loads(line)
-        return max(0.0, int(values["epoch"]) + float(values.get("share", 1)))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return 0.0
+def _epochs_done(line: dict[str, Any]) -> float:
+    """Return how many epochs were done at a line of log.txt; the fraction is the share of the next."""
+    share = line.get("share", 1)
+    done: float = line["epoch"] + share if type(share) in (int, float) else 0
+    return done
 
 
 def format_seconds(seconds: float) -> str:

@@ -35,7 +35,7 @@ from beit3_vqa.engine.checkpoint.manifest import is_rolling
 from beit3_vqa.engine.checkpoint.save import InsideEpoch, Saver, TrainState
 from beit3_vqa.engine.evaluator import compare_sources, evaluate_split
 from beit3_vqa.engine.loggers import LoggedRun, Loggers
-from beit3_vqa.engine.logging import Progress, RunLog, format_seconds, get_scalars, peak_memory
+from beit3_vqa.engine.logging import LOG, Progress, RunLog, format_seconds, get_scalars, peak_memory
 from beit3_vqa.engine.loop import Learner, StepReport, train_epoch
 from beit3_vqa.engine.optim import ModelEma, Schedule, make_optimizer, make_schedule
 from beit3_vqa.engine.parallel import make_strategy
@@ -343,7 +343,7 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
     Raises:
         InputError: a folder stands where a file is to be written, or one can't be made; nothing was moved.
     """
-    for name in ("config.json", "log.txt", TOKENIZER_FILE, BEST):
+    for name in ("config.json", LOG, TOKENIZER_FILE, BEST):
         if (folder / name).is_dir():
             raise InputError(f"{folder / name} is a folder where a file is to be written; move it away.")
     if "tensorboard" in run.components.config.loggers:
@@ -481,7 +481,7 @@ def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop)
     inside.validated = inside.examples
     score, improved = _count_validation(run, metrics)
     place_in_log = {"epoch": state.epoch, "share": run.validated, "step": run.step}
-    log.add({**place_in_log, **{f"val_{name}": value for name, value in metrics.items()}})
+    log.add(place_in_log, metrics)
     if improved and run.components.config.run.save_ckpt:
         with _timing(run, "save"):
             saver.save_best(state, score)
@@ -514,7 +514,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
         _plan(run)
     # Log before saving: if the process is killed in between, the resumed run drops the line and writes it again. The
     # other way round the line would be missing for good.
-    log.add({"epoch": epoch, **values, **{f"val_{name}": value for name, value in metrics.items()}})
+    log.add({"epoch": epoch, **values}, metrics)
     if config.run.save_ckpt:
         with _timing(run, "save"):
             saver.save_epoch(state, score, improved)

@@ -68,7 +68,7 @@ def test_json_is_exact_and_has_no_control_characters(tmp_path):
         write_metrics({"answers": {HOSTILE: 1}}, tmp_path / "m.json"),
     ]
     log = RunLog(tmp_path, Loggers((), LoggedRun(tmp_path, tmp_path, {})))
-    log.add({"epoch": 0, "val_answers": {HOSTILE: 1}, "loss": float("nan")})
+    log.add({"epoch": 0, "loss": float("nan")}, {"answers": {HOSTILE: 1}})
     for path in (*files, tmp_path / "log.txt"):
         assert not CONTROL.search(path.read_text(encoding="utf-8"))
     assert [row["id"] for row in json.loads(files[0].read_text())] == [HOSTILE, "사진 é 🙂"]

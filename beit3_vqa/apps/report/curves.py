@@ -1,22 +1,21 @@
 """Read the curves of a run: log.txt has a line for each validation, TensorBoard's events a point every few steps."""
 
-import json
 import math
 import sys
 from pathlib import Path
 from typing import Any, TypedDict, TypeGuard
 
+from beit3_vqa.engine.logging import LOG, VALIDATION, read_log
 from beit3_vqa.errors import first_line
 from beit3_vqa.runtime.files import require_bounded
 
 MAX_LOG = 100_000_000  # bytes of log.txt
 MAX_EVENTS = 1_000_000_000  # bytes of TensorBoard's files, all together
 MAX_EPOCHS = 100_000
-MAX_EPOCH = 10**12  # largest number of an epoch
 MAX_POINTS = 800  # points of a curve in the page
 # Name in the page -> tag in TensorBoard.
 STEP_TAGS = {"loss": "train/loss", "lr": "train/lr", "examples_per_second": "train/examples_per_second"}
-EPOCH_KEYS = ("train_loss", "train_lr", "examples_per_second", "val_loss")
+EPOCH_KEYS = ("train_loss", "train_lr", "examples_per_second", f"{VALIDATION}loss")
 
 Points = list[tuple[float, float | None]]
 
@@ -41,9 +40,12 @@ def read_curves(folder: Path) -> Curves:
     Raises:
         InputError: if log.txt is a pipe, or far too large.
     """
-    lines = _epochs(folder / "log.txt")
-    score = _score_key(lines)
-    wanted = {name: name for name in EPOCH_KEYS} | ({"score": score} if score else {})
+    log = folder / LOG
+    if log.is_file():
+        require_bounded(log, MAX_LOG)
+    lines = read_log(log, MAX_EPOCHS)
+    score = _score(lines)
+    wanted = {name: name for name in EPOCH_KEYS} | ({"score": f"{VALIDATION}{score}"} if score else {})
     epochs = {
         name: _thinned([(_place(line), _number(line.get(key))) for line in lines if key in line])
         for name, key in wanted.items()
@@ -51,24 +53,8 @@ def read_curves(folder: Path) -> Curves:
     return {
         "steps": _steps(folder / "tensorboard"),
         "epochs": {name: points for name, points in epochs.items() if points},
-        "score_name": score.removeprefix("val_").replace("_", " ") if score else "",
+        "score_name": score.replace("_", " "),
     }
-
-
-def _epochs(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of log.txt, but for those that aren't whole: a run that was killed may leave one."""
-    if not path.is_file():
-        return []
-    require_bounded(path, MAX_LOG)
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:MAX_EPOCHS]:
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict) and type(values.get("epoch")) is int and abs(values["epoch"]) < MAX_EPOCH:
-            found.append(values)
-    return found
 
 
 def _place(line: dict[str, Any]) -> float:
@@ -77,11 +63,12 @@ def _place(line: dict[str, Any]) -> float:
     return line["epoch"] if share is None or not 0 < share < 1 else float(line["epoch"] - 1 + share)
 
 
-def _score_key(lines: list[dict[str, Any]]) -> str:
-    """Return the key of the validation's accuracy, else of its first number that isn't a count or the loss."""
-    keys = [key for key in (lines[-1] if lines else {}) if key.startswith("val_") and _is_number(lines[-1][key])]
-    others = [key for key in keys if key not in ("val_questions", "val_loss")]
-    return "val_accuracy" if "val_accuracy" in keys else next(iter(others), "")
+def _score(lines: list[dict[str, Any]]) -> str:
+    """Return the name of the validation's accuracy, else of its first number that isn't a count or the loss."""
+    last = (lines[-1] if lines else {}).items()
+    names = [key.removeprefix(VALIDATION) for key, value in last if key.startswith(VALIDATION) and _is_number(value)]
+    others = [name for name in names if name not in ("questions", "loss")]
+    return "accuracy" if "accuracy" in names else next(iter(others), "")
 
 
 def _steps(folder: Path) -> dict[str, Points]:
