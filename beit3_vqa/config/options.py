@@ -50,6 +50,11 @@ class ModelConfig(Options):
     lora_dropout: float = option(0.0, "dropout before an adapter", unit="probability", low=0, below=1)
     lora_targets: str = option("q_proj,v_proj,out_proj", "names of the Linear layers that get an adapter")
 
+    @property
+    def alpha(self) -> float:
+        """Return `--lora_alpha`, or what it is by default."""
+        return 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+
 
 @dataclass(frozen=True)
 class InitConfig(Options):
@@ -230,6 +235,15 @@ class OptimConfig(Options):
     model_ema: bool = option(False, "keep a moving average of the weights, and evaluate that")
     model_ema_decay: float = option(0.9999, "decay of the moving average per optimizer step", low=0, below=1)
     model_ema_force_cpu: bool = option(False, "keep the moving average in main memory")
+
+    @property
+    def warmup(self) -> float:
+        """Return `--warmup_epochs`, or what they are by default."""
+        return min(5.0, self.epochs / 4) if self.warmup_epochs is None else self.warmup_epochs
+
+    def eval_batch(self, batch_size: int) -> int:
+        """Return `--eval_batch_size`, or what it is by default if training has `batch_size` in a forward pass."""
+        return self.eval_batch_size or max(1, int(batch_size * 1.5))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,13 @@ An option's value comes from the last of these that has one:
 4. the checkpoint that is resumed or evaluated, for the options of the model
 5. the user: flags, and `--config`
 6. the checkpoint again, for what a run keeps from its beginning (`SavedOptions.kept`)
+
+None, as the default of `--lora_alpha`, `--warmup_epochs` and `--eval_batch_size`, stands for a value that follows from
+other options. It stays None here and in config.json, so that it follows them in the next run too; properties beside the
+options say what it is. The default prompt follows from the data (`prompt_for`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ from beit3_vqa.config.config import (
     option_kinds,
     read_config_values,
 )
-from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
+from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE, DEFAULT_PROMPT_TEMPLATE, OPTION_PROMPT_TEMPLATE
 from beit3_vqa.config.sources import Sources
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.fields import typed
@@ -149,6 +153,16 @@ def resolve(
     if saved is not None and saved.kept:
         config = _made({**values, **_typed(saved, saved.kept, "run")}, given, _blame(saved, "run"))
     return config
+
+
+def prompt_for(template: str, counts: Collection[int]) -> str:
+    """Return `--prompt_template`, but in the place of the default, which names four options, one for any number.
+
+    Args:
+        template: the option.
+        counts: numbers of options that questions have; empty: questions without, or of a number that isn't known.
+    """
+    return ANY_PROMPT_TEMPLATE if template == DEFAULT_PROMPT_TEMPLATE and set(counts) - {4} else template
 
 
 def _get_defaults(model: str) -> dict[str, Any]:

@@ -189,8 +189,7 @@ class Components:
     @property
     def eval_batch_size(self) -> int:
         """Return how many examples a forward pass of evaluation has."""
-        # Upstream's factor: more fit if nothing is kept for a backward pass.
-        return self.config.optim.eval_batch_size or max(1, int(self.step_size.batch_size * 1.5))
+        return self.config.optim.eval_batch(self.step_size.batch_size)
 
     def _texts(self, examples: Iterator[Example]) -> str:
         """Return a message on the lengths of a split's texts; empty if it has none. Use up `examples` in any case."""

@@ -80,10 +80,7 @@ def make_schedule(options: OptimConfig, steps_per_epoch: int, losses: Sequence[f
         steps_per_epoch: optimizer steps.
         losses: of the validations so far, for `--sched plateau`.
     """
-    warmup_epochs = options.warmup_epochs
-    if warmup_epochs is None:
-        warmup_epochs = min(5.0, options.epochs / 4)
-    warmup_steps = options.warmup_steps if options.warmup_steps > 0 else round(warmup_epochs * steps_per_epoch)
+    warmup_steps = options.warmup_steps if options.warmup_steps > 0 else round(options.warmup * steps_per_epoch)
     total_steps = options.epochs * steps_per_epoch
     warmup_steps = min(warmup_steps, total_steps)
     if options.sched == "plateau":

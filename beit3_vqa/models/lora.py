@@ -24,7 +24,7 @@ def lora_config(options: ModelConfig, targets: Sequence[str] = ()) -> Any:
     """
     return optional("peft").LoraConfig(
         r=options.lora_rank,
-        lora_alpha=2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha,
+        lora_alpha=options.alpha,
         lora_dropout=options.lora_dropout,
         target_modules=list(targets) or _targets(options),
         bias="none",
@@ -103,9 +103,7 @@ def without_adapters(options: ModelConfig) -> dict[str, object]:
 
 def adapter_scale(options: ModelConfig) -> float:
     """Return alpha / r, by which the product of an adapter's matrices counts; 0 for a model without adapters."""
-    if not options.lora_rank:
-        return 0.0
-    return 2.0 if options.lora_alpha is None else options.lora_alpha / options.lora_rank
+    return options.alpha / options.lora_rank if options.lora_rank else 0.0
 
 
 def has_adapter(weights: Mapping[str, Tensor], name: str) -> bool:

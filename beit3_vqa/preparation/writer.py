@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
-from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE, DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE
+from beit3_vqa.config.resolve import prompt_for
 from beit3_vqa.data import index
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.images import resolve_image_path
@@ -205,10 +206,9 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
 
 
 def _template(splits: Splits, template: str) -> PromptTemplate:
-    """Return the template of the rows' prompts; the default one names four options."""
+    """Return the template of the rows' prompts."""
     counts = {len(row["choices"]) for rows in splits.values() for row in rows if row.get("choices")}
-    default = template == DEFAULT_PROMPT_TEMPLATE and not counts <= {4}
-    return PromptTemplate(ANY_PROMPT_TEMPLATE if default else template)
+    return PromptTemplate(prompt_for(template, counts))
 
 
 _VALUE = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")  # what differs between rows with one fault

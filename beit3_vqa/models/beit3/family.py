@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from beit3_vqa.config.config import RunConfig
-from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE, DEFAULT_PROMPT_TEMPLATE, MAX_BPE_TOKENS
+from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE, MAX_BPE_TOKENS
+from beit3_vqa.config.resolve import prompt_for
 from beit3_vqa.data.index import TOKENIZER_FILE
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer
@@ -89,9 +90,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         if not 3 <= max_tokens <= most:
             raise InputError(f"--num_max_bpe_tokens {max_tokens}: must lie between 3 and {most}.")
         choices = self.task.num_classes if self.task.answers_are_options else None
-        template = config.model.prompt_template
-        if template == DEFAULT_PROMPT_TEMPLATE and choices not in (None, 4):
-            template = ANY_PROMPT_TEMPLATE
+        template = prompt_for(config.model.prompt_template, [choices] if choices else [])
         one_by_one = self.task.option_by_option
         prompt = option_template(template) if one_by_one else PromptTemplate(template, choices)
         return BEiT3Processor(
