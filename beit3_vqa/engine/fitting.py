@@ -90,15 +90,3 @@ def fit(
 
 def _get_folder(data: object) -> object:
     return data.data_path if isinstance(data, Summary) else data
-<<<<<<< HEAD
-
-
-def _read_log(path: Path) -> tuple[dict[str, object], ...]:
-    """Return the lines of log.txt; none if it couldn't be written."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ()
-    return tuple(json.loads(line) for line in lines)
-=======
->>>>>>> 8d470a4 (One reader of log.txt, and one place that knows how its metrics are named: four parsers disagreed on broken lines)

@@ -195,6 +195,18 @@ def test_trust_in_a_checkpoint_is_decided_in_one_place():
     assert in_full == [decides]
 
 
+UNIT_TESTS = sorted((TESTS / "unit").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: str(path.relative_to(TESTS)))
+def test_unit_tests_stand_where_the_module_stands_that_they_test(path):
+    """A module `a/b.py`, or a folder `a/b`, is tested by `tests/unit/a/test_b.py`, or a folder by one inside it."""
+    folder, name = PACKAGE / path.parent.relative_to(TESTS / "unit"), path.stem.removeprefix("test_")
+    if name == "architecture":  # of the whole package
+        return
+    assert (folder / f"{name}.py").is_file() or (folder / name).is_dir() or folder.name == name, path
+
+
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
 def test_no_module_imports_a_test_file_or_a_conftest(path):
     """What several test files need stands in tests/helpers (or is a fixture, which pytest hands over)."""

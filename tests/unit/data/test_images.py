@@ -1,9 +1,13 @@
-"""Decoding: every mode and format, upright and on white; every broken file one InputError that names it."""
+"""Images: every mode and format, upright and on white; a broken file is one InputError that names it; the cache."""
 
 import os
+import pickle
 import random
 import struct
+import subprocess
+import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +16,21 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
-from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS, image_size, open_image, resolve_image_path
-from beit3_vqa.errors import InputError
+from beit3_vqa.data import decoding, images
+from beit3_vqa.data.images import (
+    BYTES_PER_IMAGE,
+    BYTES_PER_PIXEL,
+    BYTES_PER_ROW,
+    MAX_IMAGE_PIXELS,
+    MAX_JPEG_PIXELS,
+    ImageCache,
+    image_size,
+    open_image,
+    resolve_image_path,
+)
+from beit3_vqa.errors import ImageError, InputError
 from tests.helpers.photographs import AVIF
 
 PHOTOGRAPHS = Path(skimage.data.__file__).parent
@@ -392,3 +408,181 @@ def test_a_relative_root_means_the_folder_one_is_in(tmp_path, monkeypatch):
         (tmp_path / name / "images").mkdir(parents=True)
         monkeypatch.chdir(tmp_path / name)
         assert resolve_image_path("images", f"{split}/0.jpg") == Path(f"images/{split}/0.jpg")
+
+
+# Photographs of iPhones: read if pillow-heif is installed, and only then is it imported.
+HEIC_HEADER = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"
+
+
+@pytest.fixture
+def heic(tmp_path):
+    """A HEIC file and the picture in it."""
+    heif = pytest.importorskip("pillow_heif")
+    picture = Image.fromarray(skimage.data.chelsea())
+    heif.from_pillow(picture).save(tmp_path / "x.heic", quality=95)
+    return tmp_path / "x.heic", picture
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """The state of a process that has met no HEIC file yet."""
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    images._formats.cache_clear()
+    yield
+    images._formats.cache_clear()
+
+
+def test_a_heic_photograph_is_read_as_it_was(heic, unregistered):
+    path, picture = heic
+    assert image_size(path) == picture.size
+    for at_least in (None, 64):
+        read = open_image(path, at_least=at_least)
+        assert (read.mode, read.size) == ("RGB", picture.size)
+        difference = np.abs(np.asarray(read, int) - np.asarray(picture, int))
+        assert difference.mean() < 4
+
+
+def test_a_heic_photograph_stands_upright(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    picture = Image.new("RGB", (80, 40), "red")
+    picture.paste("blue", (40, 0, 80, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top is at the right
+    heif.from_pillow(picture).save(tmp_path / "x.heic", exif=exif.tobytes(), quality=95)
+    read = open_image(tmp_path / "x.heic")
+    assert read.size == image_size(tmp_path / "x.heic")
+    assert read.size == (40, 80)
+    red, blue = np.asarray(read)[10, 20], np.asarray(read)[70, 20]
+    assert red[0] > 200 > 60 > red[2]
+    assert blue[2] > 200 > 60 > blue[0]
+
+
+def test_limits_hold_for_heic(heic, monkeypatch):
+    path, _ = heic
+    with pytest.raises(ImageError, match="pixels, more than 1,000: scale it down"):
+        open_image(path, max_pixels=1000)
+    with pytest.raises(ImageError, match="pixels, more than 1,000: scale it down"):
+        image_size(path, max_pixels=1000)
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 1000)
+    with pytest.raises(ImageError, match="bytes, more than 1,000"):
+        open_image(path)
+
+
+def test_heic_is_decoded_in_the_process_that_has_a_deadline(heic, monkeypatch):
+    path, _ = heic
+    asked = []
+    monkeypatch.setattr(images, "decode_apart", lambda *arguments: asked.append(arguments) or Image.new("RGB", (1, 1)))
+    open_image(path)
+    assert len(asked) == 1
+    assert "HEIF" in decoding.APART
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_half_a_heic_photograph_is_an_error(heic, share):
+    path, _ = heic
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ImageError, match=r"x\.heic"):
+        open_image(path)
+
+
+def test_without_pillow_heif_the_error_says_what_the_file_is(tmp_path, monkeypatch, unregistered):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "x.jpg").write_bytes(HEIC_HEADER + bytes(100))
+    for read in (open_image, image_size):
+        with pytest.raises(ImageError, match=r'x\.jpg\' is a HEIC photograph: pip install "beit3_vqa\[heic\]"'):
+            read(tmp_path / "x.jpg")
+
+
+def test_other_images_do_not_import_pillow_heif(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    code = "import sys; from beit3_vqa.data.images import open_image; open_image(sys.argv[1])\n"
+    code += "assert 'pillow_heif' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.png")], check=True)
+
+
+# Decoded images are kept within a budget, and nobody can tell but by the clock.
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (10, 20, 3), dtype=np.uint8)
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    names = []
+
+    def counted(path, **options):
+        names.append(path)
+        return open_image(path, **options)
+
+    monkeypatch.setattr(images, "open_image", counted)
+    return names
+
+
+COST = 10 * 20 * BYTES_PER_PIXEL + 10 * BYTES_PER_ROW + BYTES_PER_IMAGE
+
+
+def test_an_image_is_decoded_once_while_it_fits(files, decoded):
+    cache = ImageCache(max_bytes=3 * COST)
+    for path in [files[0], files[0], str(files[0]), files[1], files[0]]:
+        assert np.array_equal(cache.open(path), open_image(path))
+    assert [path.name for path in map(type(files[0]), decoded)] == ["0.png", "1.png"]
+
+
+def test_the_image_used_longest_ago_makes_room(files, decoded):
+    cache = ImageCache(max_bytes=2 * COST)
+    for number in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1
+        cache.open(files[number])
+    assert len(decoded) == 4
+    assert cache.bytes == 2 * COST
+
+
+def test_an_image_larger_than_the_budget_is_not_kept(files, decoded):
+    cache = ImageCache(max_bytes=COST - 1)
+    cache.open(files[0])
+    cache.open(files[0])
+    assert len(decoded) == 2
+    assert cache.bytes == 0
+
+
+def test_a_file_that_is_mended_after_an_error_is_read(tmp_path, files):
+    cache = ImageCache()
+    with pytest.raises(InputError, match="doesn't exist"):
+        cache.open(tmp_path / "new.png")
+    Image.new("RGB", (3, 3)).save(tmp_path / "new.png")
+    assert cache.open(tmp_path / "new.png").size == (3, 3)
+
+
+def test_a_cache_can_be_pickled_for_a_spawned_worker(files):
+    cache = ImageCache()
+    cache.open(files[0])
+    assert np.array_equal(pickle.loads(pickle.dumps(cache)).open(files[0]), open_image(files[0]))
+
+
+def test_what_a_file_holds_beside_its_pixels_is_not_kept(tmp_path, decoded):
+    """Else a few kept pixels hold on to megabytes, of every image that comes."""
+    megabyte = PngInfo()
+    megabyte.add_text("Comment", "x" * 2**20)
+    Image.new("RGB", (1, 1)).save(tmp_path / "0.png", pnginfo=megabyte)
+    Image.new("RGB", (1, 1)).save(tmp_path / "0.jpg", comment=b"x" * 60_000, icc_profile=b"x" * 2**20)
+    cache = ImageCache()
+    tracemalloc.start()
+    for place in range(20):
+        for kind in ("png", "jpg"):
+            path = tmp_path / f"{place}.{kind}"
+            if place:
+                path.write_bytes((tmp_path / f"0.{kind}").read_bytes())
+            assert cache.open(path).info == {}
+            assert type(cache.open(path)) is Image.Image
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(decoded) == 40
+    assert kept < 2**20
+    assert cache.bytes >= 40 * BYTES_PER_IMAGE

@@ -8,7 +8,7 @@ from beit3_vqa.config.config import read_config_values
 from beit3_vqa.errors import InputError
 from tests.golden.flags import flags
 
-FROZEN = Path(__file__).parents[2] / "golden" / "flags_0.1.0.txt"
+FROZEN = Path(__file__).parents[1] / "golden" / "flags_0.1.0.txt"
 
 
 def test_flags_of_0_1_0_keep_their_values_and_defaults():

@@ -26,7 +26,7 @@ from beit3_vqa.runtime.transfer import RELEASE_PAGE
 from tests.helpers.checkpoint_files import checkpoint_bytes
 from tests.helpers.file_server import NAME, Behaviour, FileServer, Handler
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")
