@@ -38,7 +38,7 @@ EXAMPLES = 2  # in a forward pass
 TINY = ["--model", "beit3_tiny_patch8_32", "--vocab_size", "200", "--batch_size", "16", "--num_workers", "0"]
 
 
-def measured(run: Callable[[], object], rounds: int) -> tuple[float, float]:
+def measure(run: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Return the median seconds of a run, and the memory in GiB that it takes beside what was in use before."""
     before = memory.in_use(CPU)
     peak = memory.measure_peak(run, CPU)
@@ -57,7 +57,7 @@ def of_rows(rounds: int) -> Iterator[Point]:
             path = Path(folder) / "vqacustom.train.jsonl"
             write_index(path, count)
             checksum = file_sha256(path)
-            yield count, *measured(lambda path=path, checksum=checksum: read_prepared_rows(path, checksum), rounds)
+            yield count, *measure(lambda path=path, checksum=checksum: read_prepared_rows(path, checksum), rounds)
 
 
 def forward(side: int, tokens: int, examples: int) -> Callable[[], Tensor]:
@@ -79,19 +79,19 @@ def forward(side: int, tokens: int, examples: int) -> Callable[[], Tensor]:
 def of_sides(rounds: int) -> Iterator[Point]:
     """Compute images of more pixels; the size is the number of tokens."""
     for side in SIDES:
-        yield (side // 16) ** 2 + 1 + TEXTS[0], *measured(forward(side, TEXTS[0], EXAMPLES), rounds)
+        yield (side // 16) ** 2 + 1 + TEXTS[0], *measure(forward(side, TEXTS[0], EXAMPLES), rounds)
 
 
 def of_texts(rounds: int) -> Iterator[Point]:
     """Compute longer texts, at 224 pixels; the size is the number of tokens, the image's among them."""
     for tokens in TEXTS:
-        yield (224 // 16) ** 2 + 1 + tokens, *measured(forward(224, tokens, EXAMPLES), rounds)
+        yield (224 // 16) ** 2 + 1 + tokens, *measure(forward(224, tokens, EXAMPLES), rounds)
 
 
 def of_options(rounds: int) -> Iterator[Point]:
     """Score more options of a question one by one, as `vqarank` does, at 224 pixels."""
     for options in OPTIONS:
-        yield options, *measured(forward(224, TEXTS[0], options), rounds)
+        yield options, *measure(forward(224, TEXTS[0], options), rounds)
 
 
 def of_processes(_rounds: int) -> Iterator[Point]:

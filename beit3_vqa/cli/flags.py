@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from beit3_vqa.config.config import option_fields
-from beit3_vqa.runtime.fields import Options, one_or_several, option, scalar_of, takes_several, words_of
+from beit3_vqa.runtime.fields import Options, get_scalar, get_words, one_or_several, option, takes_several
 
 Given = TypeVar("Given", bound=Options)
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -100,7 +100,7 @@ def add_option(
         more["help"] = argparse.SUPPRESS
         group.add_argument(*(f"--no_{name[2:]}" for name in names), dest=field.name, action="store_false", **more)
         return
-    scalar, words = scalar_of(field.type), words_of(field.type)
+    scalar, words = get_scalar(field.type), get_words(field.type)
     more["type"] = _or_word(scalar, words)
     more["metavar"] = field.metadata["metavar"] or "|".join((scalar.__name__.upper(), *words))
     if takes_several(field.type) and not only_one:

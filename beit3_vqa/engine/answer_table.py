@@ -1,4 +1,4 @@
-"""Answer all questions of a table on the road of evaluation: its data set, its loader, its batches."""
+"""Answer all questions of a table as an evaluation does: with its data set, its loader, its batches."""
 
 import multiprocessing
 import sys

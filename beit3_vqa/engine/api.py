@@ -39,7 +39,7 @@ from beit3_vqa.engine.checkpoint.resume import (
     restore_weights,
     tell_other_answers,
 )
-from beit3_vqa.engine.checkpoint.same_run import beginning_of
+from beit3_vqa.engine.checkpoint.same_run import get_beginning
 from beit3_vqa.engine.checkpoint.save import TrainState
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
@@ -114,7 +114,7 @@ def _begin(given: GivenOptions) -> Training:
 
 def _go_on(given: GivenOptions, path: Path, content: Content) -> Training:
     where = f"--resume {path}"
-    config = resolve_checkpoint_config(given, content, where, kept=beginning_of(given, get_options(content)))
+    config = resolve_checkpoint_config(given, content, where, kept=get_beginning(given, get_options(content)))
     components = build_run(config, path)
     components = with_batch_size(components)
     restore_weights(components, content, path)

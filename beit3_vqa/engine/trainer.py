@@ -260,7 +260,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                 values["examples_per_second"] = progress.speed()
 
                 metrics = _validate(run, f"epoch {epoch} val", stop)
-            except _OverError:  # saved on the same road as at a signal
+            except _OverError:  # saved as at a signal
                 progress.close()
                 saver.save_step(state)
                 state.over = _why_over(run)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.preparation.summary import Summary
 from beit3_vqa.preparation.unpack import unpacked_images
-from beit3_vqa.preparation.writer import Prepared, PrepareOptions, finish
+from beit3_vqa.preparation.writer import Prepared, PrepareOptions, write_prepared
 from beit3_vqa.runtime.fields import Options
 
 # Format -> file, which is imported when its format is asked for.
@@ -74,4 +74,4 @@ def prepare(format_name: str, values: Mapping[str, object], options: PrepareOpti
             raise InputError(f"prepare {format_name} needs --{name}: {field.metadata['help']}")
     arguments = module.Arguments(**given)
     with unpacked_images(options) as options:
-        return finish(module.read(arguments, options), options)
+        return write_prepared(module.read(arguments, options), options)

@@ -409,7 +409,7 @@ def _tell_guesses(positions: Mapping[str, PositionCounts], lengths: Mapping[str,
 # Texts
 
 
-def script_of(word: str) -> str:
+def get_script(word: str) -> str:
     """Return the script of a word: a key of `SCRIPTS`, or `OTHER`."""
     if word.isascii() and word.isalpha():
         return "Latin"
@@ -425,7 +425,7 @@ def _scripts(splits: Splits, tokenizer: Tokenizer | None) -> TextsFound:
             words.update(one_form(text).split())
     by_script: dict[str, list[str]] = defaultdict(list)
     for word in words:
-        by_script[script_of(word)].append(word)
+        by_script[get_script(word)].append(word)
     described: dict[str, ScriptWords] = {}
     for name in (*SCRIPTS, OTHER):
         own = by_script.get(name)

@@ -46,7 +46,7 @@ Places = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageInfo:
     """What the check of an image saw.
 
     Attributes:
@@ -62,12 +62,12 @@ class Look:
     colours: bytes = b""
 
 
-def look_at(path: Path, decode: bool) -> Look:
+def read_image_info(path: Path, decode: bool) -> ImageInfo:
     """Read an image, or only its header unless `decode` is set; ImageError if it can't be read."""
     if not decode:
-        return Look(image_size(path), _length(path))
+        return ImageInfo(image_size(path), _length(path))
     image, size = open_with_size(path, _AT_LEAST)
-    return Look(size, _length(path), *_mark(image))
+    return ImageInfo(size, _length(path), *_mark(image))
 
 
 def _length(path: Path) -> int:
@@ -106,39 +106,39 @@ class Copies:
     complete: bool
 
 
-def find_copies(looks: Mapping[str, Look], root: Path) -> Copies:
+def find_copies(infos: Mapping[str, ImageInfo], root: Path) -> Copies:
     """Find the copies among images, each named by its path below `root`; the result doesn't depend on their order."""
-    exact = _exact_copies(looks, root)
-    names = sorted(name for name in looks if exact.get(name, name) == name and looks[name].bits is not None)
+    exact = _exact_copies(infos, root)
+    names = sorted(name for name in infos if exact.get(name, name) == name and infos[name].bits is not None)
     first, complete = group_alike(
-        np.array([looks[name].bits for name in names], np.uint64),
-        np.frombuffer(b"".join(looks[name].colours for name in names), np.uint8).reshape(-1, _COLOURS),
+        np.array([infos[name].bits for name in names], np.uint64),
+        np.frombuffer(b"".join(infos[name].colours for name in names), np.uint8).reshape(-1, _COLOURS),
     )
     group = {name: names[place] for name, place in zip(names, first.tolist(), strict=True)}
     members: dict[str, list[str]] = defaultdict(list)
-    for name in looks:
+    for name in infos:
         same = exact.get(name, name)
         members[group.get(same, same)].append(name)
     near = {name: min(alike) for alike in members.values() if len(alike) > 1 for name in alike}
-    decoded = all(look.bits is not None for look in looks.values())
+    decoded = all(info.bits is not None for info in infos.values())
     return Copies(exact, near, decoded, complete)
 
 
-def _exact_copies(looks: Mapping[str, Look], root: Path) -> dict[str, str]:
+def _exact_copies(infos: Mapping[str, ImageInfo], root: Path) -> dict[str, str]:
     """Return image -> the first with the same SHA-256, for images that have such a copy.
 
     Only files that look the same and are equally long are read again. Of those that weren't decoded, such as bitmaps of
     one size, the beginnings tell most apart.
     """
-    names = sorted(looks)
-    keys: Mapping[str, tuple[Look, str]] = {name: (look, "") for name, look in looks.items()}
+    names = sorted(infos)
+    keys: Mapping[str, tuple[ImageInfo, str]] = {name: (info, "") for name, info in infos.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for checksum in (_checksum_of_beginning, file_sha256):
             counts = Counter(keys[name] for name in names)
             names = [name for name in names if counts[keys[name]] > 1]
             found = pool.map(partial(_checksum, checksum, root), names)
-            keys = {name: (looks[name], one) for name, one in zip(names, found, strict=True)}
-    same: dict[tuple[Look, str], list[str]] = defaultdict(list)
+            keys = {name: (infos[name], one) for name, one in zip(names, found, strict=True)}
+    same: dict[tuple[ImageInfo, str], list[str]] = defaultdict(list)
     for name in names:
         same[keys[name]].append(name)
     return {name: found[0] for found in same.values() if len(found) > 1 for name in found}
@@ -186,7 +186,7 @@ def group_alike(bits: Hashes, colours: NDArray[np.uint8]) -> tuple[Places, bool]
     itself = np.nonzero((sizes > 1) & (sizes <= CROWD))[0]
     try:
         for one, other in chain([(itself, itself)], near_pairs(hashes)):
-            for a, b in _members_of(one, other, members, start, sizes):
+            for a, b in _pair_members(one, other, members, start, sizes):
                 left -= len(a)
                 if left < 0:
                     return _roots(parent, np.arange(len(parent))), False
@@ -216,7 +216,7 @@ def _differ(some: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.ui
     return largest
 
 
-def _members_of(
+def _pair_members(
     one: Places, other: Places, members: Places, start: Places, sizes: Places
 ) -> Iterator[tuple[Places, Places]]:
     """Yield the pairs of pictures that pairs of hashes stand for, `_AT_ONCE` or few more at a time."""

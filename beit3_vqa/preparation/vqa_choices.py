@@ -112,13 +112,13 @@ _key = lru_cache(2**17)(answer_key)  # the same few thousand answers are given m
 def _keep(annotation: dict[str, Any]) -> _Told:
     answer, kind = annotation["multiple_choice_answer"], annotation.get("answer_type")
     if kind not in _KINDS or _key(answer) in _YES_NO:
-        kind = _kind_of(answer)
+        kind = _get_kind(answer)
     asked = annotation.get("question_type")
     given = frozenset(_key(text) for text in (answer, *(one["answer"] for one in annotation["answers"])))
     return _Told(kind, asked if isinstance(asked, str) else "", given)
 
 
-def _kind_of(answer: str) -> str:
+def _get_kind(answer: str) -> str:
     """Return which of `_KINDS` an answer is by its text."""
     key = _key(answer)
     return "yes/no" if key in _YES_NO else "number" if key.replace(".", "").isdecimal() else "other"
@@ -176,7 +176,7 @@ def _choose(row: Row, told: _Told, pools: "_Pools", arguments: Arguments, rng: r
         right = own[_key(right)]
         left = sorted(key for key in own if key not in told.given)
         rng.shuffle(left)
-        left.sort(key=lambda key: _kind_of(key) != _kind_of(right))
+        left.sort(key=lambda key: _get_kind(key) != _get_kind(right))
         wrong = [own[key] for key in left[:wanted]]
     else:
         wrong = pools.draw(told, wanted, rng)

@@ -25,7 +25,7 @@ from beit3_vqa.data.tables import check_encoding
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.errors import SHOWN_PROBLEMS, InputError, plural
 from beit3_vqa.preparation import check, check_page
-from beit3_vqa.preparation.copies import Copies, Look, find_copies, look_at
+from beit3_vqa.preparation.copies import Copies, ImageInfo, find_copies, read_image_info
 from beit3_vqa.preparation.publish import publish, require_own_files, staging
 from beit3_vqa.preparation.summary import Summary, build_prompts, count_answers, describe_sizes, measure_prompts
 from beit3_vqa.runtime.bar import progress_bar
@@ -120,14 +120,14 @@ class Prepared:
         self.origins.setdefault(split, []).append(origin)
 
 
-def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
+def write_prepared(prepared: Prepared, options: PrepareOptions) -> Summary:
     """Check rows and images, make the splits, and write the prepared folder unless `options.check` is set.
 
     Raises:
         InputError: problems of every kind at once; then nothing is written.
     """
-    looks, image_problems = _check_images(prepared, options.verify_images)
-    sizes = {image: look.size for image, look in looks.items()}
+    infos, image_problems = _check_images(prepared, options.verify_images)
+    sizes = {image: info.size for image, info in infos.items()}
     bad = len(image_problems) if is_folder(prepared.image_root) else 0  # else no image was looked at
     kept = bad if bad <= options.skip_bad_images else 0
     if kept:
@@ -141,7 +141,7 @@ def finish(prepared: Prepared, options: PrepareOptions) -> Summary:
     splits, notes, tokenizer = prepared.splits, [*prepared.notes], None
     has_questions = prepared.task == index.VQACUSTOM.name
     wanted = not problems and (has_questions or options.group_near_copies)
-    copies = find_copies(looks if wanted else {}, Path(prepared.image_root))
+    copies = find_copies(infos if wanted else {}, Path(prepared.image_root))
     try:
         splits, division_notes = _divide(prepared.splits, options, copies)
         notes += division_notes
@@ -265,7 +265,7 @@ def _repeated_ids(prepared: Prepared) -> list[str]:
     return problems
 
 
-def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, Look], list[str]]:
+def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, ImageInfo], list[str]]:
     """Return path -> what was seen of each image that can be read, and a problem for each other row.
 
     `decode` reads every pixel, not only the header.
@@ -276,9 +276,9 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, Look], li
     if not root.is_dir():
         return {}, [missing("image folder", root)]
 
-    def look(image_path: str) -> Look | InputError:
+    def read(image_path: str) -> ImageInfo | InputError:
         try:
-            return look_at(resolve_image_path(root, image_path), decode)
+            return read_image_info(resolve_image_path(root, image_path), decode)
         except InputError as error:
             return error
 
@@ -288,17 +288,17 @@ def _check_images(prepared: Prepared, decode: bool) -> tuple[dict[str, Look], li
     # thread would undo what another did, and leave the process silenced at the end.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")
-        progress = progress_bar(pool.map(look, paths.values()), "images", len(paths), unit="image")
+        progress = progress_bar(pool.map(read, paths.values()), "images", len(paths), unit="image")
         found = dict(zip(paths, progress, strict=True))
-    looks = {image: seen for image, seen in found.items() if not isinstance(seen, InputError)}
+    infos = {image: seen for image, seen in found.items() if not isinstance(seen, InputError)}
     problems = [
         f"{origin}: {found[path_key(path)]}"
         for split, rows in prepared.splits.items()
         for row, origin in zip(rows, prepared.origins[split], strict=True)
         for path in image_paths(row)
-        if path_key(path) not in looks
+        if path_key(path) not in infos
     ]
-    return looks, problems
+    return infos, problems
 
 
 def _divide(splits: Splits, options: PrepareOptions, copies: Copies) -> tuple[Splits, list[str]]:

@@ -64,7 +64,7 @@ class Options:
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
     """Raise InputError, naming the flag, unless the value is allowed."""
-    choices, bounds, words = field.metadata["choices"], field.metadata["bounds"], words_of(field.type)
+    choices, bounds, words = field.metadata["choices"], field.metadata["bounds"], get_words(field.type)
     if value is None or value in words:
         return
     for each in (value if isinstance(value, tuple) else (value,)) if choices else ():
@@ -77,7 +77,7 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
         raise InputError(f"--{field.name} {_short(value)}: must be {', or '.join((interval, *words))}.")
 
 
-def scalar_of(kind: Any) -> type:
+def get_scalar(kind: Any) -> type:
     """Return the type of one value: int for `int | None`, `int | Literal["auto"]` and `tuple[int, ...]`."""
     kinds: Iterator[type] = (
         k for k in typing.get_args(kind) or (kind,) if k is not type(None) and not typing.get_args(k)
@@ -85,7 +85,7 @@ def scalar_of(kind: Any) -> type:
     return next(kinds)
 
 
-def words_of(kind: object) -> tuple[str, ...]:
+def get_words(kind: object) -> tuple[str, ...]:
     """Return the words that are allowed instead of a number: `auto` for `int | Literal["auto"]`."""
     literals = (k for k in typing.get_args(kind) if typing.get_origin(k) is typing.Literal)
     return tuple(word for k in literals for word in typing.get_args(k))
@@ -109,15 +109,15 @@ def typed(value: object, kind: Any, where: str) -> Any:
     """
     accepted = typing.get_args(kind) or (kind,)
     several = ("a list of str",) if takes_several(kind) else ()
-    expected = " or ".join((scalar_of(kind).__name__, *words_of(kind), *several))
+    expected = " or ".join((get_scalar(kind).__name__, *get_words(kind), *several))
     if typing.get_origin(kind) is tuple:
-        expected = f"a list of {scalar_of(kind).__name__}"
+        expected = f"a list of {get_scalar(kind).__name__}"
         with contextlib.suppress(OverflowError):
             if isinstance(value, (list, tuple)) and all(type(v) in (int, float) for v in value):
                 return tuple(float(v) for v in value)
     elif several and isinstance(value, (list, tuple)) and value and all(type(v) is str for v in value):
         return one_or_several(value, kind)
-    elif (value is None and type(None) in accepted) or value in words_of(kind):
+    elif (value is None and type(None) in accepted) or value in get_words(kind):
         return value
     elif float in accepted and isinstance(value, (int, float)) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):

@@ -174,7 +174,7 @@ class Task(ABC):
 
     def dataset(self, split: str, processor: Processor, *, training: bool) -> IndexDataset:
         """Return a split of the data; InputError if it doesn't exist or can't be used."""
-        return self.dataset_of(self.folder.rows(split), processor, training=training)
+        return self.build_dataset(self.folder.rows(split), processor, training=training)
 
     def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> Tensors:
         """Return what `collate` needs of one example; an `rng` asks for augmentation and is its only randomness.
@@ -228,7 +228,7 @@ class Task(ABC):
         return PreparedFolder(config.data, cls.spec.files, cls.spec.row_format)
 
     @final
-    def dataset_of(
+    def build_dataset(
         self,
         rows: Rows,
         processor: Processor,

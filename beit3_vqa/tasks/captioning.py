@@ -123,11 +123,11 @@ class COCOCaptioning(Task):
             captioned = rows.where(map(has_caption, rows))
             if not captioned:
                 raise InputError(f"no row of the {split} split has a caption: there is nothing to learn from.")
-            return self.dataset_of(captioned, processor, training=True)
+            return self.build_dataset(captioned, processor, training=True)
         seen = set[str]()
         images = rows.where(_is_new(str(row["image_id"]), seen) for row in rows)
         self._check_references(seen, split, _tokenizer(processor))
-        return self.dataset_of(images, processor, training=False, example_of=self._image)
+        return self.build_dataset(images, processor, training=False, example_of=self._image)
 
     def _check_references(self, images: set[str], split: str, tokenizer: Tokenizer) -> None:
         """Raise InputError if captions of the images couldn't be scored: before the training, not at its end."""

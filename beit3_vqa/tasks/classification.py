@@ -53,7 +53,7 @@ class ClassTask(Task):
         problems = [f"row {self.example(row, place).id}" for place, row in must_have_one if "label" not in row]
         if problems:
             raise InputError.of_problems("training rows without a label:", problems, "Training needs one in each.")
-        return self.dataset_of(rows, processor, training=training)
+        return self.build_dataset(rows, processor, training=training)
 
     def labelled(self, example: Example, row: Row) -> Example:
         """Return the example with its row's label, if that has one; InputError if no class has it."""

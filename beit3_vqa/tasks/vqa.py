@@ -130,10 +130,10 @@ class VQACustom(Task):
         if run.submission_like and split == run.split:  # before hours of evaluation
             read_sample(Path(run.submission_like)).check(list(map(row_id, rows)))
         if not training:
-            return self.dataset_of(rows, processor, training=False)
+            return self.build_dataset(rows, processor, training=False)
         rows = self._answered(rows)
         taught = self._taught(rows) if self.config.of_task.teacher else None
-        return self.dataset_of(rows, processor, training=True, example_of=taught)
+        return self.build_dataset(rows, processor, training=True, example_of=taught)
 
     def _taught(self, rows: Rows) -> Callable[[Row, int], Example]:
         """Return what `example` does, with the probabilities of `--teacher` added; see `read_teacher`.

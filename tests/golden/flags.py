@@ -17,14 +17,14 @@ def flags() -> list[str]:
     commands: Any = argparse.ArgumentParser().add_subparsers()
     for file in COMMANDS.values():
         import_module(f"beit3_vqa.cli.{file}").add(commands, build=True)
-    return sorted(line for name in COMMANDS for line in _flags_of(name, commands.choices[name]))
+    return sorted(line for name in COMMANDS for line in _list_flags(name, commands.choices[name]))
 
 
-def _flags_of(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+def _list_flags(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():
-                yield from _flags_of(f"{command} {name}", inner)
+                yield from _list_flags(f"{command} {name}", inner)
             continue
         takes = (
             "many, repeated"

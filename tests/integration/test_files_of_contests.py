@@ -121,7 +121,7 @@ def test_one_bad_image_of_visual7w_names_the_option_that_keeps_its_row(folder, c
 
 
 @pytest.mark.parametrize("format_name", ["choices", "dacon_json", "table"])
-def test_every_name_of_the_road_takes_what_the_others_take(folder, format_name):
+def test_every_format_of_questions_takes_what_the_others_take(folder, format_name):
     items = [{"qid": 7, "file": "0", "q": "What?", "opts": ["x", "y"], "gt": 1}]
     items += [{"qid": 8, "file": "1", "q": "What?", "opts": ["x", "y", "z"], "gt": 3}]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, items)))

@@ -48,8 +48,8 @@ ID = "ID"  # the column of ids in a table that is made of a prepared folder
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a bundle is tried out on.
+class Reference:
+    """What a bundle is tried out on, and the answers that it must give.
 
     Attributes:
         table: file with the questions.
@@ -110,8 +110,8 @@ def _bundle(options: BundleOptions, evaluation: Mapping[str, object], paths: Seq
     total = sum(model.parameters for model in packed)
     print(f"parameters: {total:,} in {plural(len(packed), 'model')}", flush=True)
     ask = _ask_table if options.table else _ask_split
-    asked = ask(options, evaluation, paths, place)
-    write_script(content, asked.id, options.columns, _text(evaluation, "precision", "auto"))
+    reference = ask(options, evaluation, paths, place)
+    write_script(content, reference.id, options.columns, _text(evaluation, "precision", "auto"))
     copy_package(content)
     write_requirements(content, [*NEEDED, *(name for model in packed for name in model.packages)])
     write_readme(content, packed, options.weights_license, options.weights_date)
@@ -121,16 +121,16 @@ def _bundle(options: BundleOptions, evaluation: Mapping[str, object], paths: Seq
     room = place / "trial"
     room.mkdir()
     hidden = [PACKAGE, *paths]
-    trial = run_bundle(new, room, asked.table, asked.image_root, _text(evaluation, "device", "auto"), hidden)
-    _check(trial, asked)
+    trial = run_bundle(new, room, reference.table, reference.image_root, _text(evaluation, "device", "auto"), hidden)
+    _check(trial, reference)
     for line in trial.said.splitlines():
         print(f"  {line}")
     print(
         f"ran in a new environment: {trial.network}; this package came from the zip, and neither its own folder nor "
         "the checkpoints could be opened by Python there; torch and the other libraries were the installed ones"
     )
-    rows = len(asked.answers)
-    print(f"all {plural(rows, 'answer')} equal those of {asked.by}")
+    rows = len(reference.answers)
+    print(f"all {plural(rows, 'answer')} equal those of {reference.by}")
     print(f"{trial.seconds / rows:.3g} seconds a row, start and loading counted ({trial.seconds:.1f} s)")
     size = new.stat().st_size
     (path,) = publish([new], options.output.parent)
@@ -158,7 +158,7 @@ def _pack(path: Path, folder: Path, evaluation: Mapping[str, object]) -> Packed:
     return Packed(components.config.model.model, path.name, get_sha256(path), parameters, components.family.packages)
 
 
-def _ask_split(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Asked:
+def _ask_split(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Reference:
     """Evaluate the checkpoints on a split, and write its questions as a table."""
     split = _text(evaluation, "split", "test")
     members = find_members([str(path) for path in paths], (), evaluation, place / "results")
@@ -176,10 +176,10 @@ def _ask_split(options: BundleOptions, evaluation: Mapping[str, object], paths: 
         for p in predictions:
             writer.writerow([p.id, p.image, p.question, *p.choices, *[""] * (width - len(p.choices))])
     how = "ensemble" if len(members) > 1 else "--eval"
-    return Asked(table, Path(info.image_root), ID, [(p.id, p.answer) for p in predictions], f"{how} on {split}")
+    return Reference(table, Path(info.image_root), ID, [(p.id, p.answer) for p in predictions], f"{how} on {split}")
 
 
-def _ask_table(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Asked:
+def _ask_table(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Reference:
     """Answer the questions of a table."""
     assert options.table
     root, where = _text(evaluation, "image_root"), str(options.table)
@@ -205,7 +205,9 @@ def _ask_table(options: BundleOptions, evaluation: Mapping[str, object], paths: 
     if not ids:
         raise InputError(f"--table {where}: has a header but no rows.")
     answers = [(id, p.answer) for id, p in zip(ids, _joined(options.members, each), strict=True)]
-    return Asked(options.table, Path(root), header[id_place], answers, "`predict`" if len(paths) == 1 else "the models")
+    return Reference(
+        options.table, Path(root), header[id_place], answers, "`predict`" if len(paths) == 1 else "the models"
+    )
 
 
 def _text(evaluation: Mapping[str, object], name: str, default: str = "") -> str:
@@ -218,20 +220,20 @@ def _joined(names: Sequence[str], each: Sequence[list[Prediction]]) -> list[Pred
     return each[0] if len(each) == 1 else vote_all(align_predictions(names, each, answer_key), "soft")
 
 
-def _check(trial: Trial, asked: Asked) -> None:
+def _check(trial: Trial, reference: Reference) -> None:
     """Raise InputError if the bundle answered otherwise than its checkpoints did."""
     problems = [
         f"{short(here[0])}: {short(there[1])}"
         + (f" for {short(there[0])}" if there[0] != here[0] else "")
         + f", not {short(here[1])}"
-        for here, there in zip(asked.answers, trial.answers, strict=False)
+        for here, there in zip(reference.answers, trial.answers, strict=False)
         if here != there
     ]
-    if len(trial.answers) != len(asked.answers):
-        problems.insert(0, f"{plural(len(trial.answers), 'row')}, not {len(asked.answers):,}")
+    if len(trial.answers) != len(reference.answers):
+        problems.insert(0, f"{plural(len(trial.answers), 'row')}, not {len(reference.answers):,}")
     if problems:
         raise InputError.of_problems(
-            f"the bundle isn't written: by itself it answers otherwise than {asked.by}:",
+            f"the bundle isn't written: by itself it answers otherwise than {reference.by}:",
             problems,
             "Was a file changed meanwhile? --precision fp32 keeps a batch's size from moving an answer.",
         )

@@ -104,7 +104,7 @@ def search(options: SearchOptions, given: GivenOptions, config_file: str = "") -
         if len(reasons) == HOPELESS and reasons[0] and len(set(map(_without_numbers, reasons))) == 1:
             raise InputError(f"the first {HOPELESS} trials all failed alike: {reasons[0]}")
         gc.collect()  # nothing of this model is left when the next is made
-    return _conclude(study, options, folder, metric, given, config_file)
+    return _print_results(study, options, folder, metric, given, config_file)
 
 
 def _check_data(given: GivenOptions, space: Sequence[Range | Choice]) -> str:
@@ -206,7 +206,7 @@ def _write(study: SharedStudy, folder: Path, metric: str, given: GivenOptions, c
     return content
 
 
-def _conclude(
+def _print_results(
     study: SharedStudy, options: SearchOptions, folder: Path, metric: str, given: GivenOptions, config_file: str
 ) -> Results:
     """Print the table, and why the search ends here."""

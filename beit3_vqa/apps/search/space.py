@@ -8,7 +8,7 @@ from typing import Any
 
 from beit3_vqa.config.config import GROUP_OF, GROUPS, MAX_CONFIG, SESSION_OPTIONS, option_kinds
 from beit3_vqa.errors import InputError, nearest, short
-from beit3_vqa.runtime.fields import scalar_of, typed
+from beit3_vqa.runtime.fields import get_scalar, typed
 from beit3_vqa.runtime.files import read_bounded, require_names_once
 
 # What belongs to the search as a whole.
@@ -107,7 +107,7 @@ def read_space(path: Path, typed_flags: frozenset[str]) -> list[Range | Choice]:
 
 
 def _read_range(name: str, values: dict[str, object], kind: object, where: str) -> Range:
-    scalar = scalar_of(kind)
+    scalar = get_scalar(kind)
     unknown = next((key for key in values if key not in _OF_A_RANGE), None)
     if unknown is not None:
         raise InputError(f"{where}: unknown {short(unknown)}; a range has low, high, log and step.")

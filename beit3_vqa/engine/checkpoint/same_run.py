@@ -85,7 +85,7 @@ def _same_file(one: str, other: object) -> bool:
     return isinstance(other, str) and (one == other or (other != "" and Path(one).resolve() == Path(other).resolve()))
 
 
-def beginning_of(given: GivenOptions, saved: dict[str, object]) -> tuple[str, ...]:
+def get_beginning(given: GivenOptions, saved: dict[str, object]) -> tuple[str, ...]:
     """Return the names of the options that stay as they were when the run began; config.json tells how it began."""
     return _BEGINNING if _is_ours(saved) and not given["resume_weights_only"] else ()
 

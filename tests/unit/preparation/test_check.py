@@ -13,7 +13,7 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.tokenizer import train_tokenizer
 from beit3_vqa.preparation import PrepareOptions, check, prepare
-from beit3_vqa.preparation.check import chi_squared_p, find, script_of, tell
+from beit3_vqa.preparation.check import chi_squared_p, find, get_script, tell
 from beit3_vqa.preparation.copies import Copies
 from tests.helpers.scpc import ANIMALS, HEADER, copy_photographs, csv_rows, write_csv
 
@@ -251,7 +251,7 @@ def test_a_right_option_that_its_length_gives_away_is_told(place):
     ],
 )  # fmt: skip
 def test_a_word_has_the_script_of_its_letters(word, script):
-    assert script_of(word) == script
+    assert get_script(word) == script
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from beit3_vqa.data.index import assign_folds, split_by_image
 from beit3_vqa.data.rows import read_rows
 from beit3_vqa.errors import InputError
 from beit3_vqa.preparation import PrepareOptions, copies, prepare
-from beit3_vqa.preparation.copies import TooAlike, find_copies, group_alike, look_at, near_pairs
+from beit3_vqa.preparation.copies import TooAlike, find_copies, group_alike, near_pairs, read_image_info
 from tests.helpers.scpc import ANIMALS, PHOTOGRAPHS, copy_photographs, write_csv
 
 DIFFERENT = (*PHOTOGRAPHS, "motorcycle_left.png", "motorcycle_right.png", "hubble_deep_field.jpg", "retina.jpg")
@@ -37,7 +37,7 @@ def photograph(name):
 
 
 def found_in(folder: Path):
-    return find_copies({path.name: look_at(path, decode=True) for path in sorted(folder.iterdir())}, folder)
+    return find_copies({path.name: read_image_info(path, decode=True) for path in sorted(folder.iterdir())}, folder)
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -66,19 +66,19 @@ def test_exact_copies_have_the_same_bytes_whatever_their_names(tmp_path):
     shutil.copy(tmp_path / "images" / "rocket.jpg", tmp_path / "images" / "deep" / "0.png")
     photograph("rocket.jpg").save(tmp_path / "images" / "again.png")  # the same pixels, other bytes
     names = [*PHOTOGRAPHS, "deep/0.png", "again.png"]
-    looks = {name: look_at(tmp_path / "images" / name, decode=True) for name in names}
-    found = find_copies(looks, tmp_path / "images")
+    infos = {name: read_image_info(tmp_path / "images" / name, decode=True) for name in names}
+    found = find_copies(infos, tmp_path / "images")
     assert found.exact == {"deep/0.png": "deep/0.png", "rocket.jpg": "deep/0.png"}
     assert found.near == dict.fromkeys(("again.png", "deep/0.png", "rocket.jpg"), "again.png")
-    assert find_copies(dict(reversed(looks.items())), tmp_path / "images") == found
+    assert find_copies(dict(reversed(infos.items())), tmp_path / "images") == found
 
 
 def test_without_decoding_only_exact_copies_are_found(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         photograph("rocket.jpg").save(tmp_path / name)
     photograph("rocket.jpg").save(tmp_path / "c.jpg", quality=50)
-    looks = {path.name: look_at(path, decode=False) for path in tmp_path.iterdir()}
-    found = find_copies(looks, tmp_path)
+    infos = {path.name: read_image_info(path, decode=False) for path in tmp_path.iterdir()}
+    found = find_copies(infos, tmp_path)
     assert found.exact == found.near == {"a.jpg": "a.jpg", "b.jpg": "a.jpg"}
     assert not found.decoded
 
@@ -90,19 +90,19 @@ def test_of_files_that_were_not_decoded_the_beginnings_tell_most_apart(tmp_path,
         image.save(tmp_path / f"{name}.bmp")
     read = []
     monkeypatch.setattr(copies, "file_sha256", lambda path: read.append(path.name) or path.read_bytes().hex())
-    looks = {path.name: look_at(path, decode=False) for path in tmp_path.iterdir()}
-    assert len(set(looks.values())) == 1
-    assert find_copies(looks, tmp_path).exact == {"a.bmp": "a.bmp", "d.bmp": "a.bmp"}
+    infos = {path.name: read_image_info(path, decode=False) for path in tmp_path.iterdir()}
+    assert len(set(infos.values())) == 1
+    assert find_copies(infos, tmp_path).exact == {"a.bmp": "a.bmp", "d.bmp": "a.bmp"}
     assert sorted(read) == ["a.bmp", "c.bmp", "d.bmp"]
 
 
 def test_a_file_that_vanishes_between_the_two_looks_is_no_copy(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
         photograph("rocket.jpg").save(tmp_path / name)
-    looks = {path.name: look_at(path, decode=True) for path in tmp_path.iterdir()}
+    infos = {path.name: read_image_info(path, decode=True) for path in tmp_path.iterdir()}
     (tmp_path / "a.jpg").unlink()
     (tmp_path / "c.jpg").unlink()
-    assert find_copies(looks, tmp_path).exact == {"b.jpg": "b.jpg", "d.jpg": "b.jpg"}
+    assert find_copies(infos, tmp_path).exact == {"b.jpg": "b.jpg", "d.jpg": "b.jpg"}
 
 
 def test_files_that_only_seem_the_same_are_read(tmp_path):
@@ -119,7 +119,7 @@ def test_flat_pictures_are_near_copies_only_in_the_same_colour(tmp_path):
     for name, colour in {"white": 255, "paper": 248, "grey": 128, "red": (200, 0, 0), "wine": (190, 0, 10)}.items():
         colour = colour if isinstance(colour, tuple) else (colour,) * 3
         Image.new("RGB", (300, 200), colour).save(tmp_path / f"{name}.png")
-    assert all(look_at(path, decode=True).bits == 0 for path in tmp_path.iterdir())
+    assert all(read_image_info(path, decode=True).bits == 0 for path in tmp_path.iterdir())
     expected = {"paper.png": "paper.png", "white.png": "paper.png", "red.png": "red.png", "wine.png": "red.png"}
     assert found_in(tmp_path).near == expected
 
@@ -138,11 +138,11 @@ def test_the_size_is_that_of_the_upright_picture_at_full_scale(tmp_path, suffix)
     exif = Image.Exif()
     exif[0x0112] = 6
     photograph("coffee.png").save(path, exif=exif)
-    look = look_at(path, decode=True)
-    assert look.size == image_size(path) == (400, 600)
+    info = read_image_info(path, decode=True)
+    assert info.size == image_size(path) == (400, 600)
     photograph("coffee.png").transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
-    upright = look_at(tmp_path / "upright.png", decode=True)
-    assert (look.bits ^ upright.bits).bit_count() <= 2  # as many bits as JPEG's smaller scale changes
+    upright = read_image_info(tmp_path / "upright.png", decode=True)
+    assert (info.bits ^ upright.bits).bit_count() <= 2  # as many bits as JPEG's smaller scale changes
 
 
 # The search
