@@ -10,13 +10,15 @@ From Python, with pandas:
     print(predictor.predict("cat.jpg", "What is on the mat?", ["a cat", "a dog", "a hat", "nothing"]))
 
 After `beit3_vqa.register_with_timm()`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.
-Importing the package changes nothing outside it.
+Importing the package changes nothing outside it. What it tells of its work can be turned off:
+`logging.getLogger("beit3_vqa").setLevel(logging.WARNING)`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.console import show_logs
 
 if TYPE_CHECKING:
     from beit3_vqa.apps.ensemble.frames import average_frames
@@ -38,6 +40,7 @@ __all__ = [
     "register_with_timm",
 ]
 
+show_logs()
 
 # Name -> its module, imported when it is asked for: torch takes seconds to load, and `--help` shouldn't.
 _LATER = {

@@ -14,6 +14,7 @@ other options. It stays None here and in config.json, so that it follows them in
 options say what it is. The default prompt follows from the data (`prompt_for`).
 """
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE, DEFAULT_PROMPT_TEMPLAT
 from beit3_vqa.config.sources import Sources
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.fields import typed
+
+logger = logging.getLogger(__name__)
 
 TITLES: dict[str, str] = {"beit3": "BEiT-3", "clip": "CLIP"}
 # Defaults of a family that differ from options.py. CLIP's are the published recipe (get_started/clip.md); `lora_rank`
@@ -85,7 +88,9 @@ class GivenOptions:
         if from_file.get("model_key") == DEFAULT_OF["model_key"]:
             del from_file["model_key"]  # the file holds the default, which nobody asked for
         if from_file.pop("trust_checkpoint", False):
-            print("--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file")
+            logger.warning(
+                "--config: its trust_checkpoint has no effect; type --trust_checkpoint if you trust the file"
+            )
         if values.get("eval"):
             from_file.pop("finetune", None)  # what that run started from, not what it became
         return cls(from_file | dict(values), typed_flags=frozenset(values))

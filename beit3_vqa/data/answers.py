@@ -5,6 +5,7 @@ tests/golden/vqa_answer_processing.json holds its tables and 395 input/output pa
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
 from beit3_vqa.runtime.files import missing, one_form, require_bounded, write_text
+
+logger = logging.getLogger(__name__)
 
 MAX_TABLE = 100_000_000  # bytes of answer2label.txt
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -197,7 +200,7 @@ class AnswerTable:
             raise InputError(f"{path} (line = label + 1): {error}") from None
         if table.alike:
             pairs = ", ".join(f"{first!r} and {other!r}" for first, other in table.alike[:3])
-            print(
+            logger.info(
                 f"{path}: {plural(len(table.alike), 'answer')} equal{'s' * (len(table.alike) == 1)} others but "
                 f"for spelling ({pairs}); each keeps its label"
             )

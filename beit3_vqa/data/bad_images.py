@@ -11,6 +11,7 @@ changes neither the count nor the message that ends a run. If torchrun started s
 meets, and at the end of an epoch or a split they merge their counts.
 """
 
+import logging
 import os
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from torch.utils.data import Dataset
 from beit3_vqa.data.types import Example, Key, Tensors
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed
+
+logger = logging.getLogger(__name__)
 
 # An example and its tensors (both None if there is nothing to go on with), and the errors met on the way.
 Item = tuple[Example | None, Tensors | None, tuple[InputError, ...]]
@@ -78,7 +81,7 @@ class BadImages:
 
     def _name(self, path: str, problem: str) -> None:
         self._paths[path] = problem
-        print(f"bad image {len(self._paths)} of {self.allowed} allowed: {problem}", flush=True)
+        logger.warning(f"bad image {len(self._paths)} of {self.allowed} allowed: {problem}")
 
     def sync_ranks(self) -> None:
         """Merge the counts of all processes; each must call it.

@@ -1,5 +1,6 @@
 """Find the training rows that an earlier model got wrong, in the predictions that `--eval --split train` wrote."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from beit3_vqa.data.mixture import Group
 from beit3_vqa.data.predictions import read_info, read_predictions
 from beit3_vqa.data.types import Example, Prediction
 from beit3_vqa.errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
 
 RIGHT = 0.5  # score from which an answer counts as right; only VQAv2 has scores between 0 and 1
 _ADVICE = "`--eval --split train` of the earlier model, on the same --data_path, writes such a file."
@@ -58,7 +61,7 @@ def split_by_score(
         divided = _divide(group, wrong, right, ratio)
         rest = len(part) - len(is_right)
         others = f", {rest:,} others come as without it" if rest else ""
-        print(
+        logger.info(
             f"--hard_examples {path}: {int(wrong.sum()):,} wrong and {int(right.sum()):,} right rows of {group.name}; "
             f"an epoch has {divided[0].draws:,} and {divided[1].draws:,} of them{others}"
         )

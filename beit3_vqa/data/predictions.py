@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ from beit3_vqa.runtime.files import (
     require_replaceable,
     write_text,
 )
+
+logger = logging.getLogger(__name__)
 
 MAX_PREDICTIONS = 2_000_000_000  # bytes of predictions.json
 MAX_INFO = 1_000_000  # bytes of the file beside it
@@ -94,7 +97,7 @@ def read_predictions(path: Path, info: PredictionsInfo | None = None) -> list[Pr
     if problems:
         raise InputError.of_problems(f"{path} isn't a predictions.json that can be used:", problems)
     if untold:
-        print(f"{path}: has scores between 0 and 1, but not the answers behind them; they are taken unchecked")
+        logger.warning(f"{path}: has scores between 0 and 1, but not the answers behind them; they are taken unchecked")
     return [replace(p, score=plain_score(p)) if p.score is None and p.truth is not None else p for p in predictions]
 
 
@@ -141,7 +144,7 @@ def publish_results(
         if (folder / name).exists():
             (folder / name).unlink()
             if name not in names:
-                print(f"removed {folder / name}, which belonged to earlier predictions")
+                logger.info(f"removed {folder / name}, which belonged to earlier predictions")
     return publish([described, predictions, *others], folder)
 
 
@@ -326,7 +329,7 @@ def write_submission(predictions: Sequence[Prediction], path: Path) -> Path:
     write_text(path, buffer.getvalue())
     formulas = sum(is_formula(p.id) or is_formula(p.answer) for p in predictions)
     if formulas:
-        print(
+        logger.info(
             f"{path.name}: a spreadsheet would see formulas in {plural(formulas, 'row')}; "
             "submit it without opening it in one"
         )

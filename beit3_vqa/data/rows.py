@@ -15,6 +15,7 @@ Image paths are relative to `DatasetInfo.image_root`. A task whose rows are some
 import codecs
 import hashlib
 import json
+import logging
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, one_line, plural
 from beit3_vqa.runtime.files import is_text, missing, require_bounded, write_text
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -180,7 +183,7 @@ def read_rows(path: Path, row_format: RowFormat | None = None, *, keep_first: bo
     if problems:
         raise InputError.of_problems(f"{path} is no index that can be used:", problems)
     if repeated:
-        print(
+        logger.info(
             f"left out {plural(len(repeated), 'row')} that repeat{'s' * (len(repeated) == 1)} the id of "
             f"an earlier row, such as {one_line(repeated[0])}"
         )

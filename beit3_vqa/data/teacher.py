@@ -1,5 +1,6 @@
 """Read the probabilities of another model that a training learns from (`--teacher`)."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from beit3_vqa.data.index import ANSWERS_FILE
 from beit3_vqa.data.predictions import read_info, read_predictions
 from beit3_vqa.data.rows import Row, row_id
 from beit3_vqa.errors import InputError, plural
+
+logger = logging.getLogger(__name__)
 
 Shares = tuple[tuple[int, float], ...]  # (label, probability) pairs
 
@@ -41,9 +44,9 @@ def read_teacher(path: Path, rows: Iterable[Row], answers: AnswerTable) -> dict[
             problems,
             "`--eval --split train` of the teacher, on the same --data_path, writes such a file.",
         )
-    print(f"--teacher {path}: probabilities for {plural(len(taught), 'training row')}")
+    logger.info(f"--teacher {path}: probabilities for {plural(len(taught), 'training row')}")
     if partly:
-        print(
+        logger.info(
             f"--teacher {path}: {plural(partly, 'row')} with answers that {ANSWERS_FILE} lacks; the probabilities "
             "of the others are scaled up to sum to 1"
         )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from beit3_vqa.engine.predictor import Predictor, as_choices, as_text, check_que
 from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.preparation.questions import Questions, read_questions
 from beit3_vqa.runtime.files import is_file, missing, refuse_to_replace, require_writable, write_text
+
+logger = logging.getLogger(__name__)
 
 
 def answer_file(
@@ -44,7 +47,7 @@ def answer_file(
     notes: list[str] = []
     questions = read_questions(read_table(table, encoding, sheet, notes), str(table), image_root, columns)
     for note in notes:
-        print(note)
+        logger.info(note)
     _refuse_images(output, questions)
     predictions = predictor.answer(questions, skip_bad_images=skip_bad_images)
     return _write(predictor, predictions, questions.header, questions.cells, output, skip_bad_images > 0)

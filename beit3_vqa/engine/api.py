@@ -3,6 +3,7 @@
 Each takes what the user gave, settles the options, builds the components, loads the weights and does its work.
 """
 
+import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,8 @@ from beit3_vqa.runtime.precision import pick_device
 from beit3_vqa.runtime.spinning import watch_spinning
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 
 def train(given: GivenOptions, *, say_next: bool = True, judge: Judge | None = None) -> TrainState:
@@ -158,9 +161,9 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     average = bool(content.get("model_ema"))
     del content
     components.model.to(components.precision.device)
-    print(f"evaluating {path}")
+    logger.info(f"evaluating {path}")
     if average and "model_key" not in given:
-        print("evaluating its moving average (model_ema); --model_key model takes the plain weights")
+        logger.info("evaluating its moving average (model_ema); --model_key model takes the plain weights")
     fit, temperature = config.run.temperature == FIT, None
     if fit:
         require_manifest(path)
@@ -178,7 +181,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
             raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
         about = {**fitted, "data_path": config.sources.folder, "fold": config.data.fold}
         kept = distributed.run_on_main(lambda: keep_temperature(path, fitted["temperature"], about))
-        print(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
+        logger.info(f"temperature {fitted['temperature']:g} kept in {kept}: --eval and predict take it from there")
     info = PredictionsInfo(
         task=task.spec.name,
         model=config.model.model,
@@ -205,5 +208,5 @@ def _temperature(task: Task, checkpoint: Path, given: float | None) -> float:
     """Return the temperature that the user gave, else the one that is kept beside the checkpoint, else 1."""
     kept = read_temperature(checkpoint) if given is None and task.spec.takes_temperature else None
     if kept:
-        print(f"temperature {kept:g}, kept beside the checkpoint")
+        logger.info(f"temperature {kept:g}, kept beside the checkpoint")
     return given or kept or 1.0

@@ -5,6 +5,7 @@ largest batch that fits by that line.
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,8 @@ from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed, memory
 from beit3_vqa.runtime.memory import NotEnoughMemory
 from beit3_vqa.runtime.precision import in_float32
+
+logger = logging.getLogger(__name__)
 
 Sample = tuple[Example, Tensors]
 
@@ -76,7 +79,7 @@ def _step_size(components: Components) -> StepSize:
         )
     # The largest divisor that fits, so that every step has equal forward passes.
     batch_size = next(size for size in range(fitting, 0, -1) if per_process % size == 0)
-    print(f"--batch_size auto: {fitting} fit; batches of {batch_size}, {per_process // batch_size} a step")
+    logger.info(f"--batch_size auto: {fitting} fit; batches of {batch_size}, {per_process // batch_size} a step")
     return StepSize(batch_size, per_process // batch_size)
 
 

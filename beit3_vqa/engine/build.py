@@ -5,6 +5,7 @@ else on top of them, with a model whose weights don't matter yet. Then the weigh
 `checkpoint.resume` to train, `load_for_inference` to evaluate and to answer questions.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -39,6 +40,8 @@ from beit3_vqa.runtime.files import is_file
 from beit3_vqa.runtime.precision import Precision, pick_device
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Components:
             # In every wording, since each that training may draw must fit the model.
             examples = (reworded(one, number) for one in examples for number in range(1 + len(one.wordings)))
         texts = self._texts(examples)
-        print(f"{label}: {len(dataset)} {self.task.spec.unit}{texts}")
+        logger.info(f"{label}: {len(dataset)} {self.task.spec.unit}{texts}")
         weights = None
         if training and data.balance_answers > 0 and not isinstance(dataset, PermutedChoices):
             weights = dataset.balancing_weights(data.balance_answers, data.balance_within)
@@ -332,14 +335,14 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
     given = sorted(name for name in config.given if values[name] != DEFAULT_OF[name])
     for name in given:
         if GROUP_OF[name] == "of_task" and name not in task.spec.own_options:
-            print(f"--{name} has no effect on --task {task.spec.name}")
+            logger.warning(f"--{name} has no effect on --task {task.spec.name}")
     for name in given:
         if name in family.unused:
-            print(f"--{name} has no effect on {config.model.model}")
+            logger.warning(f"--{name} has no effect on {config.model.model}")
     if "prompt_template" in given and task.spec.option_by_option and ONE_OPTION not in config.model.prompt_template:
-        print(f"--prompt_template has no effect on --task {task.spec.name} without {ONE_OPTION}")
+        logger.warning(f"--prompt_template has no effect on --task {task.spec.name} without {ONE_OPTION}")
     if "balance_within" in given and not config.data.balance_answers:
-        print("--balance_within has no effect without --balance_answers; give --balance_answers 1, say")
+        logger.warning("--balance_within has no effect without --balance_answers; give --balance_answers 1, say")
 
 
 def build_run(config: RunConfig, checkpoint: Path | None = None) -> Components:
@@ -419,7 +422,7 @@ def resolve_checkpoint_config(
     if saved and "vqa_loss" not in saved and spec.takes_vqa_loss:
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in given:
-            print("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
+            logger.info("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
     config = resolve(given, spec.defaults, SavedOptions(saved, where, kept))
     before = saved.get("model")
     if isinstance(before, str) and before.split("_")[0] != family_key(config.model.model):

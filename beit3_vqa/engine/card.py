@@ -1,5 +1,6 @@
 """The page about an exported model (README.md), with the front matter that the Hugging Face hub reads."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from beit3_vqa.engine.checkpoint.portable import WEIGHTS
 from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.runtime.files import read_json
+
+logger = logging.getLogger(__name__)
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,40}")
 _METRICS = re.compile(r"metrics(_\w+)?\.json")
@@ -74,7 +77,9 @@ def _metrics(checkpoint: Path, name: str) -> list[str]:
         split = path.stem.removeprefix("metrics").removeprefix("_") or "test"
         info = read_info(predictions_file(folder, split))
         if info is None or info.sha256 != sha256:
-            print(f"{path} was measured on another checkpoint, or doesn't say on which: the model card leaves it out")
+            logger.warning(
+                f"{path} was measured on another checkpoint, or doesn't say on which: the model card leaves it out"
+            )
             continue
         try:
             content = read_json(path, MAX_MANIFEST)

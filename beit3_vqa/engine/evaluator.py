@@ -4,6 +4,7 @@
 `evaluate_split` is training's short validation; `evaluate_fully` is `--eval`, with `--tta`, `--blind`, `--temperature`.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,8 @@ from beit3_vqa.runtime.distributed import local_size
 from beit3_vqa.runtime.precision import Precision, all_finite, in_float32
 from beit3_vqa.runtime.signals import Stopped
 from beit3_vqa.tasks.base import not_finite
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -257,7 +260,7 @@ def _ask(components: Components, temperature: float, *, blind: bool) -> tuple[An
     asked = [[unpermute(p, order) for p, order in zip(islice(told, len(o)), o, strict=True)] for o in dataset.orders]
     of_options, in_wordings = split_mode(mode)
     if in_wordings and max(dataset.wordings, default=1) == 1:
-        print(f"--tta {QUESTIONS}: no question of {split} has a second wording")
+        logger.warning(f"--tta {QUESTIONS}: no question of {split} has a second wording")
     # A question that isn't asked in other orders has one.
     rotated = [rotations(group[0].choices) if of_options != "none" else 1 for group in asked]
     return asked, rotated, dataset.wordings
@@ -268,12 +271,12 @@ def _fit(plain: Sequence[Prediction]) -> TemperatureFit:
     if temperature is None:
         raise InputError("--temperature fit: no answer of the val split is known. Evaluate one with answers.")
     if temperature == HIGHEST:
-        print(
+        logger.info(
             f"temperature {temperature:g} is the end of the search range: the model's certainty says nothing about "
             "whether it is right"
         )
     if temperature == LOWEST:
-        print("the temperature stays 1: (nearly) all answers are right, so any lower value would look better")
+        logger.warning("the temperature stays 1: (nearly) all answers are right, so any lower value would look better")
         temperature = 1.0
     return {
         "temperature": temperature,

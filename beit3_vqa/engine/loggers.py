@@ -4,6 +4,7 @@ A logger that fails is left out for the rest of the session, with one line: curv
 """
 
 import json
+import logging
 import os
 import re
 import time
@@ -16,6 +17,8 @@ from typing import Any, Protocol, TypedDict
 from beit3_vqa.errors import InputError, first_line, one_line
 from beit3_vqa.runtime.distributed import is_main
 from beit3_vqa.runtime.files import read_json, write_text
+
+log = logging.getLogger(__name__)
 
 STATE_FILE = "loggers.json"  # in --output_dir: {logger: {"id": its run, "written": {scalar: last step}}}
 MAX_STATE = 1_000_000  # bytes of it
@@ -207,7 +210,7 @@ class Loggers:
         for name in self.open:
             last = max(self.before.get(name, {}).values(), default=0)
             if last > run.first_step:
-                print(f"{name} has its points up to step {last} already; until then it gets no new ones")
+                log.info(f"{name} has its points up to step {last} already; until then it gets no new ones")
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Write the values of an optimizer step to each logger."""
@@ -245,7 +248,7 @@ class Loggers:
             self.open.pop(name, None)
             missing = isinstance(error, ModuleNotFoundError)
             why = f"pip install 'beit3_vqa[{name}]'" if missing and name != "tensorboard" else first_line(error)
-            print(one_line(f"--log_with {name}: fails ({why}); the training goes on without it"), flush=True)
+            log.warning(one_line(f"--log_with {name}: fails ({why}); the training goes on without it"))
 
 
 class _State(TypedDict):
@@ -260,7 +263,7 @@ def _read_state(path: Path) -> dict[str, _State]:
     try:
         loaded = read_json(path, MAX_STATE) if path.exists() else {}
     except InputError as error:
-        print(f"{error} Its loggers begin new runs.")
+        log.warning(f"{error} Its loggers begin new runs.")
         return {}
     state = loaded if isinstance(loaded, dict) else {}
     return {name: kept for name, kept in state.items() if name in LOGGERS and _is_state(kept)}

@@ -1,6 +1,7 @@
 """Show and log a run while it goes: a progress bar or plain lines, log.txt, curves."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from beit3_vqa.runtime import memory
 from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.runtime.distributed import is_main
 from beit3_vqa.runtime.files import write_text
+
+logger = logging.getLogger(__name__)
 
 LOG = "log.txt"
 VALIDATION = "val_"  # begins the names of a validation's metrics in it
@@ -130,7 +133,7 @@ class RunLog:
             yield
         except (OSError, InputError) as error:
             if not self._complained:
-                print(f"the log can't be written ({error}); training goes on without")
+                logger.warning(f"the log can't be written ({error}); training goes on without")
             self._complained = True
 
 

@@ -7,6 +7,7 @@ compared: those of two machines differ, and one may jump.
 """
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -20,6 +21,8 @@ from pathlib import Path
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder
+
+logger = logging.getLogger(__name__)
 
 FILE = "run.lock"
 BEAT = 10.0  # seconds between writes to the lock
@@ -174,14 +177,14 @@ class _Lock:
 
     def _changes(self, seen: bytes, content: dict[str, object]) -> bool:
         """Watch the lock for `WATCHED` seconds and return whether its run writes to it."""
-        print(f"{self.path} is the lock of {_who(content)}: watching {WATCHED:.0f} s for activity", flush=True)
+        logger.info(f"{self.path} is the lock of {_who(content)}: watching {WATCHED:.0f} s for activity")
         end = time.monotonic() + WATCHED
         while time.monotonic() < end:
             time.sleep(min(1.0, WATCHED / 10))
             now = _read(self.path)
             if now != seen:
                 return now is not None
-        print("no activity: that run is considered dead", flush=True)
+        logger.info("no activity: that run is considered dead")
         return False
 
     def _remove_made(self) -> None:

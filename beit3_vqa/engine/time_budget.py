@@ -9,6 +9,7 @@ The clock is looked at after 16, 64, 256, ... steps of a session and at the end 
 there, and only if it differs by more than a twentieth of what is left. With several processes the main one decides.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 
 from beit3_vqa.engine.logging import format_seconds
 from beit3_vqa.errors import plural
+
+logger = logging.getLogger(__name__)
 
 now = time.monotonic  # seconds; tests put a clock of their own here
 WARM_UP = 4  # steps of a session that aren't measured: they are slower
@@ -167,7 +170,7 @@ class TimeBudget:
         if none_holds or abs(planned - before) > max(1, DEVIATION * (before - step)):
             kept.last_step = planned if planned < work.total else 0
             kept.steps_per_epoch, kept.hours = work.steps, self.hours
-            print(f"--max_hours {self.hours:g}: {self.describe(work)}", flush=True)
+            logger.info(f"--max_hours {self.hours:g}: {self.describe(work)}")
             return planned != before
         return False
 

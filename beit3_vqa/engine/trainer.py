@@ -14,6 +14,7 @@ A run ends after its last epoch, after `--patience`, `--max_hours` or `--stop_af
 is finished and saved), or with an error. The same command goes on from its last checkpoint.
 """
 
+import logging
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,6 +46,8 @@ from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder, remove_stale_temporaries
 from beit3_vqa.runtime.host import typed_command
 from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
+
+logger = logging.getLogger(__name__)
 
 SCALAR_STEPS = 50  # optimizer steps between points of the curves
 
@@ -165,18 +168,20 @@ def set_up_training(components: Components) -> Training:
     val_loader = components.loader("val") if "val" in components.task.folder.splits() else None
     if val_loader is None:
         of = f" in {config.sources.folder} (--val_from chooses another)" if len(components.sources) > 1 else ""
-        print(f"no validation split{of}, so the last epoch counts as the best")
+        logger.info(f"no validation split{of}, so the last epoch counts as the best")
         if components.task.folder.folds():
-            print("the training rows have folds: --fold K holds one of them out as val")
+            logger.info("the training rows have folds: --fold K holds one of them out as val")
         if options.patience:
-            print("--patience has no validation to follow: training goes on to its last epoch")
+            logger.warning("--patience has no validation to follow: training goes on to its last epoch")
         if options.eval_steps:
-            print("--eval_steps has no validation split, and so no effect")
+            logger.warning("--eval_steps has no validation split, and so no effect")
         if options.sched == "plateau":
-            print("--sched plateau has no validation loss to follow: the learning rate stays as it is")
+            logger.warning("--sched plateau has no validation loss to follow: the learning rate stays as it is")
     elif seen := components.fingerprints["val"].count_in(components.fingerprints["train"].asked):
         rows = plural(len(components.fingerprints["val"].rows), "row")
-        print(f"val: {seen:,} of {rows} are trained on too, with the same image and text, so the score there flatters")
+        logger.warning(
+            f"val: {seen:,} of {rows} are trained on too, with the same image and text, so the score there flatters"
+        )
     strategy = make_strategy(config.compute.strategy)
     # Before the optimizer and the moving average are made: fsdp replaces the parameters that they hold.
     model = strategy.wrap(components.model)
@@ -227,7 +232,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
         _plan(run)  # now, since the first look at the clock comes only after some steps
     state.over = _why_over(run)
     if state.over:
-        print(f"nothing left to train: {state.over}")
+        logger.info(f"nothing left to train: {state.over}")
         if run.stays_in_its_folder and distributed.is_main():
             # A run that was killed right after its last save didn't get to delete what that made useless.
             run_folder.prune(folder, config.run.keep_checkpoints, is_rolling)
@@ -255,7 +260,9 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                 components.bad_images.sync_ranks()
                 values = {"train_loss": inside.loss_sum / max(1.0, inside.counted), "train_lr": inside.lr}
                 if inside.bad:
-                    print(f"epoch {epoch}: {plural(round(inside.bad), 'step')} skipped: a gradient wasn't finite")
+                    logger.warning(
+                        f"epoch {epoch}: {plural(round(inside.bad), 'step')} skipped: a gradient wasn't finite"
+                    )
                     values["skipped_steps"] = inside.bad
                 values["examples_per_second"] = progress.speed()
 
@@ -286,11 +293,11 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     if saver.problem:
         raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
     if state.over and state.epoch < epochs:
-        print(f"stopped early: {state.over}")
+        logger.info(f"stopped early: {state.over}")
     if not state.over:
-        print(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
+        logger.info(f"stopped after epoch {end - 1} as asked; the same command goes on from there")
     elif config.run.save_ckpt and say_next:
-        print(f"trained. Next: {_evaluation_command(run)}")
+        logger.info(f"trained. Next: {_evaluation_command(run)}")
     return state
 
 
@@ -354,14 +361,14 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
     if not run.stays_in_its_folder:
         aside = run_folder.archive_previous_run(folder, Path(run.components.config.init.finetune))
         if aside:
-            print(f"{folder} held another run; its files are now in {aside}")
+            logger.info(f"{folder} held another run; its files are now in {aside}")
     else:
         aside = run_folder.archive_later(folder, state.epoch, state.inside.steps)
         if aside:
-            print(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
+            logger.info(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
         aside = run_folder.archive_best(folder) if run.best_is_of_other_data else None
         if aside:
-            print(f"the best checkpoint on the old validation split is now in {aside}")
+            logger.info(f"the best checkpoint on the old validation split is now in {aside}")
     write_config(run.components.config, folder / "config.json", run.components.found)
     run.components.family.save_assets(run.components.processor, folder)
 
@@ -508,7 +515,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
     state.epoch, state.inside = epoch + 1, InsideEpoch()
     if run.val is not None and "loss" not in metrics and config.optim.sched == "plateau" and epoch == 0:
         name = run.components.task.spec.name
-        print(f"--sched plateau: {name} has no validation loss to follow: the learning rate stays as it is")
+        logger.warning(f"--sched plateau: {name} has no validation loss to follow: the learning rate stays as it is")
     if state.time:
         state.time.measure()
         _plan(run)
@@ -530,7 +537,7 @@ def _count_validation(run: Training, metrics: dict[str, Any]) -> tuple[float | N
     # A validation without a score is the best only as long as none had one.
     improved = state.best_score is None or (score is not None and score > state.best_score)
     if run.val is not None and score is None and state.best_epoch is None:
-        print(
+        logger.info(
             f"nothing in the validation split can be scored, so there is no {metric}, and the last epoch "
             "counts as the best"
         )
@@ -545,7 +552,7 @@ def _show_score(run: Training, metrics: dict[str, Any], place: str, log: RunLog)
     log.scalars(get_scalars(metrics, "val"), run.step)
     if metrics.get(metric) is not None:
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
-        print(f"{place}: val {metric} {metrics[metric]:.2f} ({best})")
+        logger.info(f"{place}: val {metric} {metrics[metric]:.2f} ({best})")
         if run.judge:
             run.verdict = run.judge(run.step / run.steps_per_epoch, metrics[metric])
 

@@ -1,5 +1,6 @@
 """Captions: the file that is handed in, the references, and scores of the one against the other."""
 
+import logging
 import re
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from beit3_vqa.data.predictions import number_or_text, write_json_rows
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import InputError, first_line
 from beit3_vqa.runtime.files import is_text, read_json
+
+logger = logging.getLogger(__name__)
 
 MAX_REFERENCES = 2_000_000_000  # bytes
 References = Mapping[str, Sequence[str]]
@@ -106,7 +109,7 @@ def tokenize(texts: Sequence[str]) -> tuple[list[str], str]:
         try:
             return _penn_treebank(java, lines), "ptb"
         except (OSError, subprocess.SubprocessError, ValueError) as error:
-            print(f"Java's tokenizer failed ({first_line(error)}); words are split plainly instead")
+            logger.warning(f"Java's tokenizer failed ({first_line(error)}); words are split plainly instead")
     return [" ".join(re.findall(r"\w+(?:'\w+)?", line.lower())) for line in lines], "plain"
 
 

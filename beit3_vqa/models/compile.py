@@ -1,11 +1,14 @@
 """torch.compile, or a line that says why not."""
 
+import logging
 from collections.abc import Callable
 
 import torch
 
 from beit3_vqa.errors import first_line
 from beit3_vqa.models.base import TrainableModel
+
+logger = logging.getLogger(__name__)
 
 # Training and evaluation, whole and last batch, and a few text lengths of each; torch gives up after 8 by default.
 MAX_SHAPES = 64
@@ -36,7 +39,7 @@ def compile_model(model: TrainableModel, backend: str = "inductor") -> None:
                 try:
                     return compiled(*args, **kwargs)
                 except torch._dynamo.exc.TorchDynamoException as error:
-                    print(f"--compile: the compiler failed ({first_line(error)}); going on without it")
+                    logger.warning(f"--compile: the compiler failed ({first_line(error)}); going on without it")
                     failed = True
             return plain(*args, **kwargs)
 

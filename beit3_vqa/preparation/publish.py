@@ -5,6 +5,7 @@ of every file that `prepare` wrote; files that aren't in that record are somebod
 are replaced and kept in `previous-N`.
 """
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import files
 from beit3_vqa.runtime.files import file_sha256, next_previous, remove_stale_temporaries, staged
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -86,7 +89,7 @@ def publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[s
             _keep(data_path / name, kept / name)
         aside = next_previous(data_path)
         kept.rename(aside)
-        print(f"{', '.join(replaced)}: what was there before is kept in {aside}")
+        logger.info(f"{', '.join(replaced)}: what was there before is kept in {aside}")
     for name in stale:
         (data_path / name).unlink()
     files.publish([folder / name for name in names], data_path)

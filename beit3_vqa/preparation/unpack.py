@@ -1,6 +1,7 @@
 """Take a zip archive as the image root: unpack it once beside the data, if it holds images and nothing dangerous."""
 
 import json
+import logging
 import re
 import shutil
 import stat
@@ -24,6 +25,8 @@ from beit3_vqa.runtime.files import (
     what_is_there,
     write_text,
 )
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "images"  # in the data path
 _RECORD = ".unpacked.json"  # in that folder: which archive it was
@@ -82,9 +85,9 @@ def _unpack_once(path: Path, data_path: Path) -> Path:
             aside = next_previous(data_path)
             aside.mkdir()
             folder.rename(aside / FOLDER)
-            print(f"{folder}: the images of another archive are kept in {aside}")
+            logger.info(f"{folder}: the images of another archive are kept in {aside}")
         (temporary / FOLDER).rename(folder)
-    print(f"{path}: {plural(count, 'file')} unpacked to {folder}")
+    logger.info(f"{path}: {plural(count, 'file')} unpacked to {folder}")
     return folder
 
 

@@ -1,5 +1,6 @@
 """Describing images: the task on COCO and on nocaps."""
 
+import logging
 import math
 import random
 from collections import Counter
@@ -25,6 +26,8 @@ from beit3_vqa.runtime.files import is_text
 from beit3_vqa.tasks.base import Task, TaskSpec, as_beit3, not_finite
 from beit3_vqa.tasks.folder import PreparedFolder
 from beit3_vqa.tasks.losses import caption_loss
+
+logger = logging.getLogger(__name__)
 
 # Rows of captions, of retrieval and of captioning.
 #
@@ -244,7 +247,7 @@ class COCOCaptioning(Task):
             return {}
         captions = {p.id: p.answer for p in predictions}
         if self.config.run.eval:
-            print(SPICE)
+            logger.info(SPICE)
         return {"images": len(captions), **score_captions(captions, references, meteor=self.config.run.eval)}
 
     def _chance(self, split: str, tokenizer: Tokenizer) -> float:

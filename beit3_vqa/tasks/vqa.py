@@ -1,5 +1,6 @@
 """Visual question answering on one's own data: multiple choice, or open-ended over a vocabulary of answers."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ from beit3_vqa.models.base import Processor
 from beit3_vqa.runtime.files import is_text
 from beit3_vqa.tasks.base import Task, TaskSpec
 from beit3_vqa.tasks.folder import PreparedFolder
+
+logger = logging.getLogger(__name__)
 
 # Open-ended predictions keep the likeliest few: predictions.json would otherwise hold rows times vocabulary.
 KEPT_ANSWERS = 5
@@ -102,7 +105,7 @@ class VQACustom(Task):
         """
         table = self.folder.path / ANSWERS_FILE
         if self.config.data.answer2label:
-            print(f"{where} has no answer table of its own; using {self.config.data.answer2label}")
+            logger.warning(f"{where} has no answer table of its own; using {self.config.data.answer2label}")
         elif self.outputs == self.num_classes:  # else no output stands for one answer
             info = DatasetInfo.read(self.folder.path)
             if info.wrote(table) and info.format not in self.spec.upstreams_order:
@@ -111,7 +114,7 @@ class VQACustom(Task):
                     "by `beit3-vqa prepare` and may have another order, so answers could be mixed up. Give the table "
                     "that it was trained with: --answer2label FILE."
                 )
-            print(f"{where} has no answer table of its own; using {table}")
+            logger.warning(f"{where} has no answer table of its own; using {table}")
 
     def example(self, row: Row, place: int) -> Example:
         """Return a question with the labels that the table gives its answer."""
@@ -191,7 +194,7 @@ class VQACustom(Task):
         kept = sum(has_label)
         if kept < len(has_label):
             what = f"{len(has_label) - kept} of {len(has_label)} training rows"
-            print(f"{what} aren't trained on: their answer isn't in {ANSWERS_FILE}.")
+            logger.warning(f"{what} aren't trained on: their answer isn't in {ANSWERS_FILE}.")
         if not kept:
             raise InputError(f"no training row has an answer of {ANSWERS_FILE}.")
         return rows.where(has_label)

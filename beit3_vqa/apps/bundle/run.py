@@ -158,7 +158,9 @@ def _pack(path: Path, folder: Path, evaluation: Mapping[str, object]) -> Packed:
     return Packed(components.config.model.model, path.name, get_sha256(path), parameters, components.family.packages)
 
 
-def _ask_split(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Reference:
+def _ask_split(
+    options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path
+) -> Reference:
     """Evaluate the checkpoints on a split, and write its questions as a table."""
     split = _text(evaluation, "split", "test")
     members = find_members([str(path) for path in paths], (), evaluation, place / "results")
@@ -179,7 +181,9 @@ def _ask_split(options: BundleOptions, evaluation: Mapping[str, object], paths: 
     return Reference(table, Path(info.image_root), ID, [(p.id, p.answer) for p in predictions], f"{how} on {split}")
 
 
-def _ask_table(options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path) -> Reference:
+def _ask_table(
+    options: BundleOptions, evaluation: Mapping[str, object], paths: Sequence[Path], place: Path
+) -> Reference:
     """Answer the questions of a table."""
     assert options.table
     root, where = _text(evaluation, "image_root"), str(options.table)

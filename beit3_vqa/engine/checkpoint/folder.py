@@ -3,6 +3,7 @@
 `checkpoint-3.pth` is epoch 3 done; `checkpoint-3-step120.pth` is 120 optimizer steps into epoch 3.
 """
 
+import logging
 import re
 import shutil
 from collections.abc import Callable, Container
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.files import next_previous
+
+logger = logging.getLogger(__name__)
 
 BEST = "checkpoint-best.pth"
 KEPT_STEPS = 2  # checkpoints inside an epoch: the newest, and the one to fall back to if that is damaged
@@ -69,7 +72,7 @@ def tell_deepspeed(folder: Path, *, wanted: bool) -> None:
     if not theirs:
         return
     if not wanted:
-        print(f"{theirs[-1].parent} is of another run, with DeepSpeed; it isn't used")
+        logger.warning(f"{theirs[-1].parent} is of another run, with DeepSpeed; it isn't used")
         return
     in_parts = theirs[-1].name.startswith("zero_")  # stage 3: no file has all weights
     join = f"Join its parts with {folder / 'zero_to_fp32.py'}, then give the file to --finetune"
@@ -120,7 +123,7 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
         manifest_file(path).unlink(missing_ok=True)
     except OSError as error:  # a network drive's whim costs space, not the run
-        print(f"{path} can't be deleted ({error.strerror}); training goes on", flush=True)
+        logger.warning(f"{path} can't be deleted ({error.strerror}); training goes on")
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -6,6 +6,7 @@ trusts it, which `_trusted` alone decides. `validate.py` then looks at what it h
 """
 
 import argparse
+import logging
 import pickle
 import re
 import zipfile
@@ -24,6 +25,8 @@ from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.archives import is_packed
 from beit3_vqa.runtime.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there
+
+logger = logging.getLogger(__name__)
 
 # How torch says that a pickle wants to import or run something.
 _REFUSED = ("unsupported global", "unsupported class", "is blocked", "can only build tensor")
@@ -145,7 +148,7 @@ def read_checkpoint(
             # Commands with --checkpoint read this package's own checkpoints alone.
             advice = _TAMPERED if flag == "--checkpoint" else _TRUST
             raise InputError(f"{flag} {path}: {more}, which would run code of whoever made it. {advice}") from error
-        print(f"{flag} {path}: {more}: it contains code, which runs now because you trust the file.")
+        logger.warning(f"{flag} {path}: {more}: it contains code, which runs now because you trust the file.")
         content = _read_trusted(path, flag)
     except Exception as error:  # a damaged file makes torch raise anything
         raise InputError(_broken(flag, path)) from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import platform
 import shlex
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,8 @@ from beit3_vqa.engine.checkpoint.validate import SOUP
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime.archives import damaged_entry, is_packed, read_archive
 from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, read_json, stale_temporaries, write_text
+
+logger = logging.getLogger(__name__)
 
 PICKLE = "data.pkl"  # the entry that makes an archive torch's
 
@@ -213,7 +216,7 @@ def finish_renames(folder: Path) -> None:
         if is_whole is not None and is_whole(temporary) and not is_whole(path):
             manifest_file(path).unlink(missing_ok=True)  # it holds the checksum of the file before
             temporary.replace(path)
-            print(f"{path}: was written but not yet renamed to its final name", flush=True)
+            logger.info(f"{path}: was written but not yet renamed to its final name")
 
 
 def _is_whole(path: Path) -> bool:

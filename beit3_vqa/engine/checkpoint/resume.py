@@ -6,6 +6,7 @@ place inside the epoch, the scores so far and the random generators. A resumed r
 was never interrupted, if the machine and the number of processes are the same.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from beit3_vqa.models.beit3.pretrained import find_weights, mismatches
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 Read = Callable[[Path], Content]
 
@@ -80,7 +83,9 @@ def _find(given: GivenOptions, read: Read) -> Path | None:
         # The same command typed again, as after a disconnect: what was trained from FILE is newer than FILE.
         newest, _ = _newest_whole(folder, read)
         if newest and read(newest).get("resumed_from") == str(resume.resolve()):
-            print(f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)")
+            logger.info(
+                f"--resume {resume}: {newest} goes on from it; going on from there (--no_auto_resume starts over)"
+            )
         else:
             newest = resume
     path = newest or resume
@@ -111,7 +116,7 @@ def _newest_whole(folder: Path, read: Read) -> tuple[Path | None, list[str]]:
         problem = _problem_with(path, read)
         if not problem:
             return path, problems
-        print(f"passed over: {problem}", flush=True)
+        logger.warning(f"passed over: {problem}")
         problems.append(problem)
     return None, problems
 
@@ -205,7 +210,7 @@ def restore(run: Training, content: Content, path: Path) -> None:
     inside = run.state.inside
     part = f" and {inside.examples:,} of {plural(run.examples, 'example')} of the next" if inside.examples else ""
     left = max(0, components.config.optim.epochs - run.state.epoch)
-    print(f"{where}: {plural(run.state.epoch, 'epoch')}{part} done, {left} to go")
+    logger.info(f"{where}: {plural(run.state.epoch, 'epoch')}{part} done, {left} to go")
 
 
 def _waited(content: Content) -> int:
@@ -224,7 +229,7 @@ def _inside_epoch(run: Training, content: Content) -> InsideEpoch:
     if inside.order != order:
         both = {name: (inside.order.get(name), order.get(name)) for name in inside.order | order}
         changed = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in both.items() if before != now)
-        print(f"the epoch begins again, since its examples come in another order now ({changed})")
+        logger.info(f"the epoch begins again, since its examples come in another order now ({changed})")
         return InsideEpoch()
     step_size = run.components.step_size
     # Count the steps that this run would have needed for these examples: its batches may have another size.
@@ -266,7 +271,7 @@ def _restore_optimizer(run: Training, content: Content, where: str) -> None:
 def _restore_average(run: Training, content: Content, where: str) -> None:
     assert run.ema is not None
     if not content.get("model_ema") or run.components.config.run.resume_weights_only:
-        print(f"{where}: has no moving average to go on from; it starts from the weights")
+        logger.info(f"{where}: has no moving average to go on from; it starts from the weights")
         run.ema = make_ema(run.components)
         return
     average = find_weights(content, "model_ema")
@@ -309,7 +314,7 @@ def tell_other_answers(task: Task, content: Content, new: list[str], where: str)
     if vouched or not answers or task.outputs != task.num_classes or any("head." in name for name in new):
         return
     what = "was trained on other answers" if saved else "stands for answers that the file doesn't name"
-    print(f"{where}: its head {what}, perhaps in another order; they are learned anew")
+    logger.info(f"{where}: its head {what}, perhaps in another order; they are learned anew")
 
 
 def check_same_fingerprints(components: Components, content: Content) -> None:
@@ -344,7 +349,7 @@ def _tell_new_schedule(run: Training, epochs_before: object) -> None:
     options = run.components.config.optim
     if options.sched == "cosine" and epochs_before not in (None, options.epochs) and run.state.epoch < options.epochs:
         rate = make_schedule(options, run.steps_per_epoch)(run.state.epoch * run.steps_per_epoch)
-        print(
+        logger.info(
             f"--epochs {options.epochs}, not {epochs_before}: the learning rate follows the longer or shorter cosine "
             f"from here on, at {rate:.2e} of a peak of {options.lr:.2e}"
         )

@@ -1,5 +1,6 @@
 """Check that a command goes on with the run of a checkpoint: the same model, beginning, fold and data."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
+
+logger = logging.getLogger(__name__)
 
 # Options that decide how a run begins, and nothing after that.
 _BEGINNING = ("finetune", "model_key", "model_prefix", "allow_missing", "new_head", "init")
@@ -115,7 +118,7 @@ def tell_changes(components: Components, content: Content, saved: dict[str, obje
     if content.get("processes", distributed.world_size()) != distributed.world_size():
         changed.append(f"processes {content['processes']} -> {distributed.world_size()}")
     if changed:
-        print(f"changed since the checkpoint: {', '.join(changed)}")
+        logger.info(f"changed since the checkpoint: {', '.join(changed)}")
 
 
 def _plain(value: object) -> object:
@@ -149,9 +152,11 @@ def check_same_data(components: Components, content: Content, saved: dict[str, o
     config = components.config
     if not told:
         if "data_path" in saved and saved["data_path"] != config.data.data_path:
-            print(f"--data_path {' '.join(config.sources.folders)}: the same rows as in {short(saved['data_path'])}")
+            logger.info(
+                f"--data_path {' '.join(config.sources.folders)}: the same rows as in {short(saved['data_path'])}"
+            )
         return True
-    print(f"the rows of --data_path have changed since the checkpoint; {'; '.join(told)}", flush=True)
+    logger.warning(f"the rows of --data_path have changed since the checkpoint; {'; '.join(told)}")
     problems = _problems(before, now, changes["val"], content)
     if problems and config.run.data_changed != "ok":
         raise InputError.of_problems(

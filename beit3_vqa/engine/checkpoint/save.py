@@ -4,6 +4,7 @@ Every checkpoint holds the weights and the progress (`_weights`, `_progress`). T
 resuming needs: optimizer, gradient scaler, random generators (`_session`). `checkpoint-best.pth` leaves that out.
 """
 
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from beit3_vqa.engine.run_lock import require_lock
 from beit3_vqa.engine.time_budget import TimeBudget
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -194,7 +197,7 @@ class Saver:
             distributed.run_on_main(lambda: save_checkpoint(path, content, about))
         except InputError as error:
             self.problem = str(error)
-            print(f"checkpoint not written: {error} Training goes on, and the next one is tried again.", flush=True)
+            logger.warning(f"checkpoint not written: {error} Training goes on, and the next one is tried again.")
             return False
         self.problem = ""
         return True

@@ -1,5 +1,6 @@
 """BEiT-3 as a family: tokenizer, image pipelines, adapters and `--compile` around upstream's models and checkpoints."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from beit3_vqa.models.lora import add_adapters, keep_names
 from beit3_vqa.models.names import HEADS, build_model, parse_name
 from beit3_vqa.runtime.files import file_sha256, is_file, replacing
 from beit3_vqa.runtime.precision import Precision
+
+logger = logging.getLogger(__name__)
 
 WASTED_ROWS = 4  # a user is told if the embedding has this many times as many rows as the tokenizer has ids
 COMPILED_LENGTH_STEP = 16  # tokens; each length of text is compiled anew, so there should be few
@@ -79,7 +82,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
             )
         from_scratch = checkpoint_folder is None and not config.init.finetune
         if from_scratch and config.model.vocab_size >= WASTED_ROWS * tokenizer.vocab_size:
-            print(
+            logger.info(
                 f"{tokenizer.path} has {tokenizer.vocab_size:,} ids, the model's embedding "
                 f"{config.model.vocab_size:,} rows. From scratch, --vocab_size {tokenizer.vocab_size} leaves out rows "
                 "that no text ever uses"
@@ -143,7 +146,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         if content is not None:
             where = f"--finetune {options.finetune}"
             if self.check_fingerprints(content, model, processor):
-                print(
+                logger.info(
                     f"{where}: was trained with another tokenizer, so its token embeddings don't fit those of "
                     f"{_path(processor)} and have to be learned anew; the right one is the tokenizer.spm beside that "
                     "checkpoint."
@@ -155,7 +158,7 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         """Copy weights of another resolution, head or objective; see `pretrained.load_pretrained`."""
         init = self.config.init
         report = load_pretrained(model, weights, where, init.allow_missing, new_head=init.new_head)
-        print(f"{where}: {report}")
+        logger.info(f"{where}: {report}")
         return report.new
 
     def attention(

@@ -3,6 +3,7 @@
 Shapes: B examples, T text tokens, S side of the image in pixels. B and T may differ from call to call.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from beit3_vqa.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.model import MAX_TEXT_TOKENS, BEiT3ForVisualQuestionAnswering
 from beit3_vqa.models.beit3.processor import BEiT3Processor
+
+logger = logging.getLogger(__name__)
 
 ONNX_FILE, PT2_FILE = "model.onnx", "model.pt2"
 NEEDED = ("onnx", "onnxscript")  # by torch's exporter; onnxruntime only checks
@@ -80,7 +83,7 @@ def export_graphs(model: BEiT3ForVisualQuestionAnswering, folder: Path, formats:
                     verbose=False,
                 )
             if find_spec("onnxruntime") is None:
-                print(f"{ONNX_FILE}: not checked, since onnxruntime isn't installed")
+                logger.warning(f"{ONNX_FILE}: not checked, since onnxruntime isn't installed")
             else:
                 _check(ONNX_FILE, model, batches, _onnxruntime(folder / ONNX_FILE))
 
@@ -128,7 +131,7 @@ def _check(name: str, model: BEiT3ForVisualQuestionAnswering, batches: list[dict
     if not largest <= TOLERANCE * scale:
         raise InputError(f"{name}: its logits are {largest:.1e} from the model's, so it wasn't kept. Is torch current?")
     rows = sum(examples for examples, _ in CHECKED)
-    print(f"{name}: its logits are within {largest:.1e} of the model's, on {rows} rows of {len(CHECKED)} lengths")
+    logger.info(f"{name}: its logits are within {largest:.1e} of the model's, on {rows} rows of {len(CHECKED)} lengths")
 
 
 def describe_inputs(processor: BEiT3Processor) -> dict[str, object]:

@@ -3,6 +3,7 @@
 This file lists what may differ; everything else that doesn't fit is an error that names it.
 """
 
+import logging
 import re
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.beit3.model import BEiT3Model
 from beit3_vqa.models.beit3.multiway import FIRST_POSITION
 from beit3_vqa.runtime.tensors import all_finite, is_plain
+
+logger = logging.getLogger(__name__)
 
 IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 TOKEN_TABLE = "beit3.text_embed.weight"
@@ -101,7 +104,7 @@ def find_weights(
         weights = {name.removeprefix(model_prefix): v for name, v in weights.items() if name.startswith(model_prefix)}
     weights, taken_off = _unwrapped(weights)
     if taken_off:
-        print(f"{where}: removed from the parameter names: {', '.join(taken_off)}")
+        logger.info(f"{where}: removed from the parameter names: {', '.join(taken_off)}")
     return weights
 
 

@@ -1,5 +1,6 @@
 """CLIP as a family: transformers' model, peft's adapters, one text per option."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ from beit3_vqa.models.clip.processor import SPECIAL_TOKENS, CLIPOptionsProcessor
 from beit3_vqa.models.lora import add_adapters, hold_frozen_in
 from beit3_vqa.models.names import parse_clip_name
 from beit3_vqa.runtime.precision import Precision
+
+logger = logging.getLogger(__name__)
 
 # --attention -> transformers' name of the kernel.
 KERNELS = {"auto": "sdpa", "sdpa": "sdpa", "matmul": "eager", "reference": "eager"}
@@ -158,7 +161,7 @@ class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
                 f"{where} doesn't fit the model:", problems, "Are --lora_rank and --lora_targets the checkpoint's?"
             )
         model.load_state_dict(weights)
-        print(f"{where}: all weights were loaded unchanged")
+        logger.info(f"{where}: all weights were loaded unchanged")
         return []
 
     def attention(

@@ -5,6 +5,7 @@ nobody's trust (CVE-2026-4372), before 5.5 by one that grants it (CVE-2026-5241)
 this file reads numbers of known names, within bounds, and a vocabulary, and hands on nothing else.
 """
 
+import logging
 import math
 import os
 import re
@@ -15,6 +16,8 @@ from typing import Any
 
 from beit3_vqa.errors import InputError, first_line, short
 from beit3_vqa.runtime.files import is_folder, missing, read_bounded, read_json, real_path
+
+logger = logging.getLogger(__name__)
 
 HUB = "hf:"  # before the name of a model on the hub
 CONFIG, WEIGHTS, IMAGES = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -298,7 +301,7 @@ def _tell_of_code(values: object, path: Path) -> None:
         elif isinstance(value, list):
             left += value
     if found:
-        print(f"{path}: asks for code of its own, which is ignored: {', '.join(sorted(found))[:200]}")
+        logger.warning(f"{path}: asks for code of its own, which is ignored: {', '.join(sorted(found))[:200]}")
 
 
 def _may_choose(value: object) -> bool:
