@@ -13,7 +13,7 @@ from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import Batch
 from beit3_vqa.engine.build import build, make_task
 from beit3_vqa.engine.loop import StepReport, train_epoch
-from beit3_vqa.engine.trainer import Training, set_up_training
+from beit3_vqa.engine.training import Training, set_up_training
 from benchmarks.data import write_photographs
 from benchmarks.paired import arguments, report
 

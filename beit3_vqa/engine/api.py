@@ -46,7 +46,8 @@ from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
 from beit3_vqa.engine.evaluator import compare_sources, evaluate_fully, naming
 from beit3_vqa.engine.run_lock import run_lock
-from beit3_vqa.engine.trainer import Judge, Training, fit, set_up_training
+from beit3_vqa.engine.trainer import fit
+from beit3_vqa.engine.training import Judge, Training, set_up_training
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.summary import without_looking
 from beit3_vqa.runtime import distributed

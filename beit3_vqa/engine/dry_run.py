@@ -11,7 +11,7 @@ from beit3_vqa.engine.checkpoint.save import InsideEpoch
 from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.engine.logging import format_seconds, peak_memory
 from beit3_vqa.engine.loop import StepReport, train_epoch
-from beit3_vqa.engine.trainer import Training
+from beit3_vqa.engine.training import Training
 from beit3_vqa.errors import plural
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.spinning import spinning_in_words

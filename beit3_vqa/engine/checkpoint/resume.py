@@ -30,7 +30,7 @@ from beit3_vqa.engine.checkpoint.save import InsideEpoch
 from beit3_vqa.engine.checkpoint.validate import SOUP, Content, validate_content
 from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
-from beit3_vqa.engine.trainer import Training, make_ema
+from beit3_vqa.engine.training import Training, make_ema
 from beit3_vqa.errors import InputError, plural
 from beit3_vqa.models.beit3.pretrained import find_weights, mismatches
 from beit3_vqa.runtime import distributed
