@@ -64,11 +64,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def staged(folder: Path) -> Iterator[Path]:
     """Yield a new folder inside `folder` for files that `publish` moves into `folder`; remove it at the end.
 
+    Those that killed processes left there are removed at the start.
+
     Raises:
         InputError: `folder` can't be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(folder)
         # The process's number is in the name: `remove_stale_temporaries` asks whether that process still runs.
         temporary = Path(tempfile.mkdtemp(prefix=".staged.", suffix=f".{os.getpid()}.tmp", dir=folder))
     except OSError as error:

@@ -86,13 +86,14 @@ def test_staged_files_are_published_together_or_not_at_all(tmp_path):
         publish([write_text(place / "c", "c")], tmp_path)
 
 
-def test_only_staged_folders_of_killed_processes_are_removed(tmp_path):
+def test_staging_removes_the_folders_of_killed_processes_alone(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     for process in (int(dead.stdout), os.getpid()):
         folder = tmp_path / f".staged.x7_a.{process}.tmp"
         folder.mkdir()
         (folder / "predictions.json").write_text("[]")
-    remove_stale_temporaries(tmp_path)
+    with staged(tmp_path):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == [f".staged.x7_a.{os.getpid()}.tmp"]
 
 
