@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from beit3_vqa.apps.demo import CLIPRecipe, clip_steps, take
 from beit3_vqa.cli.main import main
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.clip.scratch import TinyCLIP
+from tests.helpers.processes import ended, start, wait_until
 
 CHANCE = 25.0
 
@@ -98,3 +101,19 @@ def test_an_interrupted_demo_goes_on_at_the_step_where_it_stopped(tmp_path, monk
     assert "1. first: done before" in capsys.readouterr().out
     with pytest.raises(InputError, match="nor one in which this demo was begun"):  # another demo's folder
         demo.demo(lambda arguments: 0, tmp_path / "demo", model="beit3", quick=False)
+
+
+@pytest.mark.slow
+def test_a_demo_that_is_killed_in_its_first_training_goes_on_and_ends(tmp_path):
+    words, log = ["demo", "--quick", "--output_dir", str(tmp_path / "demo")], tmp_path / "log"
+    process = start(words, log)
+    wait_until(lambda: "ex/s" in log.read_text(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert "=== 3. train from scratch" in log.read_text()
+    code, said = ended(start(words, log), log, 900)
+    assert code == 0, said
+    assert "=== 2. prepare: open-ended questions: done before\n\n=== 3. train from scratch" in said
+    assert "Test accuracy with four options: " in said
+    assert f"{tmp_path / 'demo' / 'report.html'}: open it in a browser" in said
+    assert "curves: tensorboard --logdir" in said.splitlines()[-1]
