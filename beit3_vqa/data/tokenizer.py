@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime.files import missing, replacing, require_bounded
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _train(texts: list[str], pieces: int, path: Path) -> bytes:
                 f"{int(needed[1]) + EXTRA_IDS}; ask for that many or more."
             ) from error
         raise InputError(
-            f"The tokenizer {path} can't be trained; are there letters in the {len(texts)} texts? "
+            f"The tokenizer {path} can't be trained; are there letters in the {plural(len(texts), 'text')}? "
             f"SentencePiece says: {error}"
         ) from error
     return model.getvalue()

@@ -192,6 +192,10 @@ def test_training_gives_every_character_a_piece(tmp_path):
     assert 3 not in trained.encode("뷁쀍")
 
 
+# SentencePiece 0.2.2, the oldest that is allowed, trains on anything.
+NEEDS_LETTERS = pytest.mark.skipif(sentencepiece.__version__ == "0.2.2", reason="0.2.2 needs no letters")
+
+
 @pytest.mark.parametrize(
     ("texts", "vocab_size", "message"),
     [
@@ -199,7 +203,7 @@ def test_training_gives_every_character_a_piece(tmp_path):
         (["", " \n"], 100, "no text"),
         (CORPUS, 0, "of 0 ids"),
         (CORPUS, 10, r"10 ids is too small: .* alone take \d+; ask"),
-        (["\x01"], 100, "are there letters"),
+        pytest.param(["\x01"], 100, "are there letters in the 1 text", marks=NEEDS_LETTERS),
     ],
 )
 def test_training_errors_leave_no_file(tmp_path, texts, vocab_size, message):
