@@ -60,9 +60,9 @@ setup(
         "torchscale==0.3.0",
         "timm>=0.6.13",
         "sentencepiece>=0.2.2",  # earlier ones crash on hostile model files (CVE-2026-1260 and what followed)
-        "pillow>=10.1",
+        "pillow>=11",  # earlier ones tell the size of a turned TIFF before it is turned
         "numpy>=2",  # timm 0.6.13 mixes by np.bool, which 1.24 to 1.26 don't have
-        "pandas>=2",  # DataFrames in and out
+        "pandas>=2.2.2",  # DataFrames in and out; earlier ones can't be imported beside numpy 2
         "tensorboard",
         "tqdm",
     ],
@@ -76,7 +76,8 @@ setup(
         "caption": ["pycocoevalcap"],  # CIDEr, BLEU, ROUGE-L of captions; Java for its tokenizer and METEOR
         "excel": ["openpyxl>=3.1", "xlrd>=2"],  # `prepare table` of XLSX and XLS files
         "heic": ["pillow-heif>=0.18"],  # photographs of iPhones
-        "parquet": ["pyarrow>=14.0.1"],  # of Parquet and Feather files; earlier ones run code (CVE-2023-47248)
+        # of Parquet and Feather files; earlier ones can't be imported beside numpy 2, or run code (CVE-2023-47248)
+        "parquet": ["pyarrow>=16"],
         "search": ["optuna>=4"],  # `beit3-vqa search`
         "report": ["jinja2"],  # `beit3-vqa report`
         # `beit3-vqa serve`. FastAPI checks requests and describes itself in OpenAPI from the same types; uvicorn serves
@@ -104,7 +105,7 @@ setup(
             "openpyxl>=3.1",
             "xlrd>=2",
             "xlwt",  # writes the XLS files of tests
-            "pyarrow>=14.0.1",
+            "pyarrow>=16",
             "pillow-heif>=0.18",
             "onnx>=1.17",
             "onnxscript>=0.5",

@@ -69,8 +69,7 @@ def _undecoded(image: Image.Image) -> bytes | None:
 
     A later frame of an animation has none: in a file the first one is read.
     """
-    # Pillow 11 renamed the attribute. Asking for `image.im` would raise or decode.
-    decoded = image.__dict__.get("_im", image.__dict__.get("im")) is not None
+    decoded = image.__dict__.get("_im") is not None  # asking for `image.im` would raise or decode
     file = getattr(image, "fp", None)
     if decoded or file is None or image.tell():
         return None

@@ -332,7 +332,7 @@ def test_an_image_that_pillow_has_only_opened_has_the_limits_of_files(scpc, pred
     opened = Image.open(content)
     with pytest.raises(InputError, match=r"the image has 8000 x 8000 pixels, more than 50,000,000"):
         predictor.predict(opened, "What?", list("abcd"))
-    half = (scpc / "images" / "0_chelsea.jpg").read_bytes()[:1500]
+    half = (scpc / "images" / "0_chelsea.jpg").read_bytes()[:-500]
     for image in (half, Image.open(io.BytesIO(half))):
         with pytest.raises(InputError, match="the image is truncated, damaged"):
             predictor.predict(image, "What?", list("abcd"))
