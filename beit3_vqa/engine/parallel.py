@@ -27,6 +27,8 @@ from beit3_vqa.runtime import distributed
 class SingleProcess:
     """Training without other processes, and the base of the strategies: each replaces the methods that differ."""
 
+    splits_matrices = False  # whether a process may have only a part of a matrix, or of what the optimizer keeps of it
+
     def wrap(self, model: TrainableModel) -> nn.Module:
         """Return the module to call in training; the model itself keeps its parameters' names."""
         return model
@@ -40,12 +42,21 @@ class SingleProcess:
             groups: of `engine.optim.parameter_groups`.
             options: of the optimizer.
             dtype: of the run's matrix products, for an optimizer that has some.
+
+        Raises:
+            InputError: the strategy doesn't have the optimizer.
         """
-        if options.opt == "muon":
-            # fp16 can't hold what the products pass through. A CPU multiplies matrices of a few hundred columns in
-            # float32 sooner than in bf16.
-            exact = dtype != torch.bfloat16 or not groups[0]["params"][0].is_cuda
-            return Muon(groups, torch.float32 if exact else dtype, **_adamw(options))
+        if options.opt == "adamw":
+            return self.make_adamw(groups, options)
+        if self.splits_matrices:
+            raise InputError(f"--opt {options.opt} needs whole matrices in every process: take --strategy ddp.")
+        # fp16 can't hold what the products pass through. A CPU multiplies matrices of a few hundred columns in float32
+        # sooner than in bf16.
+        exact = dtype != torch.bfloat16 or not groups[0]["params"][0].is_cuda
+        return Muon(groups, torch.float32 if exact else dtype, **_adamw(options))
+
+    def make_adamw(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
+        """Return AdamW over parameter groups."""
         return torch.optim.AdamW(groups, fused=True, **_adamw(options))  # fused: one pass over memory per step
 
     def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
@@ -77,15 +88,10 @@ class ShardedOptimizer(DDP):
     Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models, 2020.
     """
 
-    def make_optimizer(
-        self, groups: list[dict[str, Any]], options: OptimConfig, dtype: torch.dtype = torch.float32
-    ) -> torch.optim.Optimizer:
-        """Return AdamW whose moments are sharded over the processes.
+    splits_matrices = True
 
-        Raises:
-            InputError: another optimizer is asked for.
-        """
-        _require_adamw(options)
+    def make_adamw(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
+        """Return AdamW whose moments are sharded over the processes."""
         return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, fused=True, **_adamw(options))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
@@ -98,6 +104,8 @@ class ShardedOptimizer(DDP):
 
 class FSDP(SingleProcess):
     """A part of every parameter in each process: torch's `fully_shard` on each layer, and on the rest of the model."""
+
+    splits_matrices = True
 
     def wrap(self, model: TrainableModel) -> nn.Module:
         """Shard the model's parameters over the processes and return it.
@@ -129,26 +137,14 @@ class FSDP(SingleProcess):
                 )
         return cast(nn.Module, model)
 
-    def make_optimizer(
-        self, groups: list[dict[str, Any]], options: OptimConfig, dtype: torch.dtype = torch.float32
-    ) -> torch.optim.Optimizer:
-        """Return AdamW over this process's parts of the parameters.
-
-        Raises:
-            InputError: another optimizer is asked for.
-        """
-        _require_adamw(options)
+    def make_adamw(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
+        """Return AdamW over this process's parts of the parameters."""
         return torch.optim.AdamW(groups, foreach=True, **_adamw(options))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
         """Return the moments, gathered from all processes."""
         state = optimizer.state_dict()
         return {**state, "state": {index: full_state_dict(moments) for index, moments in state["state"].items()}}
-
-
-def _require_adamw(options: OptimConfig) -> None:
-    if options.opt != "adamw":
-        raise InputError(f"--opt {options.opt} needs whole matrices in every process: take --strategy ddp.")
 
 
 class _AdamW(TypedDict):
