@@ -60,6 +60,7 @@ class _Lock:
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / FILE
         self.token = uuid.uuid4().hex
+        self.since = time.strftime("%Y-%m-%d %H:%M:%S")
         self.beats = 0
         self._made: list[Path] = []  # folders, the innermost first
         self._stop = threading.Event()
@@ -116,7 +117,7 @@ class _Lock:
         about = {
             "host": platform.node(),
             "pid": os.getpid(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "since": self.since,
             "machine": _machine(),
             "started": _started(os.getpid()),
             "token": self.token,
