@@ -205,7 +205,7 @@ class OptimConfig(Options):
     )
     opt: str = option(
         "adamw",
-        "optimizer; muon: for the matrices inside the layers, beside AdamW, which learns much sooner from scratch",
+        "optimizer; muon: for the matrices of layers and patches, beside AdamW; learns much sooner from scratch",
         choices=("adamw", "muon"),
     )
     opt_eps: float = option(1e-8, "AdamW's epsilon", low=0, high=1)

@@ -1,7 +1,7 @@
 """Muon: a matrix inside a layer moves along its momentum made orthogonal, so that all directions learn at one pace.
 
 From scratch that learns far sooner than AdamW (`get_started/experiments.md`). It is for matrices that map features to
-features; embeddings, norms, biases and the head stay with AdamW.
+features, and for the convolution that maps patches to features; embeddings, norms, biases and the head stay with AdamW.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the size of a step: Liu et al.
 2025, "Muon is Scalable for LLM Training" (arXiv:2502.16982).
@@ -27,7 +27,8 @@ class Muon(torch.optim.Optimizer):
     """Muon for the parameter groups whose `muon` is true, AdamW for the others.
 
     Args:
-        groups: parameter groups, each with a bool `muon`; parameters of those where it is true are matrices.
+        groups: parameter groups, each with a bool `muon`; parameters of those where it is true are matrices,
+            or convolutions, which are taken for matrices with a row for each filter.
         dtype: in which the products of Muon are computed; bf16 is exact enough.
         adamw: options of AdamW. Its first beta is Muon's momentum, too.
     """
@@ -68,15 +69,17 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[matrix][BUFFER] for matrix in matrices]
         grads = [matrix.grad for matrix in matrices if matrix.grad is not None]  # `step` gave only those that have one
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        ahead = torch._foreach_lerp(grads, buffers, momentum)  # Nesterov's: where the momentum is about to go
+        # Nesterov's: where the momentum is about to go.
+        ahead = [update.flatten(1) for update in torch._foreach_lerp(grads, buffers, momentum)]
         # The products below are of the shorter side, so a tall matrix is turned.
-        tall = matrices[0].size(0) > matrices[0].size(1)
+        tall = ahead[0].size(0) > ahead[0].size(1)
         wide = torch.stack([update.T if tall else update for update in ahead])
         steps = orthogonalize(wide, self.dtype).to(matrices[0].dtype)
         torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
         # An orthogonal matrix of m x n numbers has a root mean square of 1 / sqrt(max(m, n)).
         size = lr * STEP_SIZE * wide.size(-1) ** 0.5
-        torch._foreach_add_(matrices, list((steps.mT if tall else steps).unbind()), alpha=-size)
+        steps = (steps.mT if tall else steps).reshape(-1, *matrices[0].shape)
+        torch._foreach_add_(matrices, list(steps.unbind()), alpha=-size)
 
 
 def _stacks(matrices: Sequence[Tensor]) -> Iterator[list[Tensor]]:

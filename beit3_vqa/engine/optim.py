@@ -112,8 +112,10 @@ def parameter_groups(model: TrainableModel, options: OptimConfig) -> list[dict[s
         if not parameter.requires_grad:
             continue
         depth = model.layer_id(name)  # even if it isn't needed: an error if the model gives the parameter no depth
-        # Muon is for the matrices inside the layers; without it, no group is split.
-        by_muon = options.opt == "muon" and 0 < depth < top and parameter.ndim == 2
+        # Muon is for the matrices inside the layers, and for the convolution that cuts patches; without it, no group is
+        # split.
+        inside = 0 < depth < top and parameter.ndim == 2
+        by_muon = options.opt == "muon" and (inside or parameter.ndim == 4)
         # Without decay every depth has the scale 1, and upstream makes one group of them.
         depth = depth if options.layer_decay < 1 else top
         in_head = options.task_head_lr_weight > 0 and model.is_head(name)

@@ -50,6 +50,18 @@ def test_steps_are_those_of_torchs_muon(dtype):
         torch.testing.assert_close(muon.state[own][BUFFER], torchs.state[other][BUFFER])
 
 
+def test_a_convolution_is_a_matrix_with_a_row_for_each_filter():
+    gradient = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    made = []
+    for shape in ((8, 3, 4, 4), (8, 48)):
+        made.append(nn.Parameter(torch.zeros(shape)))
+        muon = Muon([{"params": made[-1:], "muon": True, "weight_decay": 0.0}], torch.float32, lr=0.1, betas=(0.9, 0.9))
+        made[-1].grad = gradient.reshape(shape)
+        muon.step()
+    assert torch.equal(made[0].flatten(1), made[1])
+    assert made[1].norm() > 0
+
+
 def test_directions_are_nearly_orthogonal_whatever_the_size_of_the_gradient():
     for scale in (1e-12, 1.0, 1e6):
         rows = orthogonalize(scale * torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0)), torch.float32)
@@ -59,14 +71,14 @@ def test_directions_are_nearly_orthogonal_whatever_the_size_of_the_gradient():
     assert not orthogonalize(torch.zeros(1, 2, 2), torch.float32).any()
 
 
-def test_only_the_matrices_of_the_layers_go_to_muon():
+def test_only_the_matrices_of_the_layers_and_the_patches_projection_go_to_muon():
     made = model()
     names = {id(p): name for name, p in made.named_parameters()}
     groups = parameter_groups(made, OptimConfig(opt="muon", layer_decay=0.9))
     by_muon = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
     layers = {name for name, p in made.named_parameters() if "encoder.layers." in name and p.ndim == 2}
-    assert by_muon == layers
-    assert len(by_muon) == 3 * 2 * 6
+    assert by_muon == layers | {"beit3.vision_embed.proj.weight"}
+    assert len(layers) == 3 * 2 * 6
     everything = [names[id(p)] for group in groups for p in group["params"]]
     assert sorted(everything) == sorted(names.values())
 
