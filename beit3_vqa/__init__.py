@@ -10,8 +10,9 @@ From Python, with pandas:
     print(predictor.predict("cat.jpg", "What is on the mat?", ["a cat", "a dog", "a hat", "nothing"]))
 
 After `beit3_vqa.register_with_timm()`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.
-Importing the package changes nothing outside it. What it tells of its work can be turned off:
-`logging.getLogger("beit3_vqa").setLevel(logging.WARNING)`.
+Importing the package changes nothing outside it. What it tells of its work goes through the logger
+`beit3_vqa`: `setLevel(logging.WARNING)` leaves warnings, progress and results. Before you add a handler of your own,
+`handlers.clear()` removes ours; `propagate = True` hands the messages on to the root's.
 """
 
 from importlib import import_module

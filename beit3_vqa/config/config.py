@@ -218,6 +218,8 @@ def _check(config: RunConfig) -> None:
         )
     if len(config.optim.opt_betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise InputError("--opt_betas: give two numbers from 0 up to, not including, 1.")
+    if config.optim.opt == "muon" and config.compute.strategy != "ddp":
+        raise InputError("--opt muon needs whole matrices in every process: take --strategy ddp.")
     for name in ("tta", "blind", "temperature", "submission_like"):
         if not config.run.eval and values[name] != getattr(RunOptions(), name):
             raise InputError(f"--{name}: belongs to --eval, which evaluates a checkpoint; add it.")

@@ -71,14 +71,14 @@ class GivenOptions:
         InputError: an option can't have its value, or two contradict each other.
     """
 
-    values: dict[str, Any]
+    values: dict[str, object]
     typed_flags: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         resolve(self)  # only for its errors, before any file is opened
 
     @classmethod
-    def with_config(cls, values: Mapping[str, Any], file: str | Path = "") -> "GivenOptions":
+    def with_config(cls, values: Mapping[str, object], file: str | Path = "") -> "GivenOptions":
         """Return the options that a user typed, which take precedence over those of a config.json.
 
         Raises:
@@ -106,7 +106,7 @@ class GivenOptions:
         """Return the folders of `--data_path`, and how they are used."""
         return resolve(self).sources
 
-    def also(self, **values: Any) -> "GivenOptions":
+    def also(self, **values: object) -> "GivenOptions":
         """Return the options with more of them given, but not typed."""
         return GivenOptions({**self.values, **values}, self.typed_flags)
 
@@ -121,13 +121,13 @@ class SavedOptions:
         kept: names of further options that are used; they are stronger than what the user gave.
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     where: str
     kept: tuple[str, ...] = ()
 
 
 def resolve(
-    given: GivenOptions, task_defaults: Mapping[str, Any] = NOTHING, saved: SavedOptions | None = None
+    given: GivenOptions, task_defaults: Mapping[str, object] = NOTHING, saved: SavedOptions | None = None
 ) -> RunConfig:
     """Return the settled options of a run.
 
@@ -144,7 +144,7 @@ def resolve(
     of_model = _typed(saved, not_given, "model")
     if of_model.get("vqa_loss") == "bce":  # it was trained without; no family's default may refuse it for that
         of_model.setdefault("label_smoothing", DEFAULT_OF["label_smoothing"])
-    model = given.values.get("model", of_model.get("model", DEFAULT_OF["model"]))
+    model = str(given.values.get("model", of_model.get("model", DEFAULT_OF["model"])))
     family = model.split("_")[0]
     hint = f" ({TITLES[family]} has defaults of its own; `finetune --help` shows them.)" if DEFAULTS.get(family) else ""
     # Two trials that only look for errors, so that the message blames the right one: the user's options alone, then
@@ -170,14 +170,14 @@ def prompt_for(template: str, counts: Collection[int]) -> str:
     return ANY_PROMPT_TEMPLATE if template == DEFAULT_PROMPT_TEMPLATE and set(counts) - {4} else template
 
 
-def _get_defaults(model: str) -> dict[str, Any]:
+def _get_defaults(model: str) -> dict[str, object]:
     values = dict(DEFAULTS.get(model.split("_")[0], {}))  # `find_family` reports an unknown family
     if not model.endswith("_lora"):
         values.pop("lora_rank", None)
     return values
 
 
-def _typed(saved: SavedOptions | None, names: Iterable[str], of: str) -> dict[str, Any]:
+def _typed(saved: SavedOptions | None, names: Iterable[str], of: str) -> dict[str, object]:
     """Return the saved options of these names, converted to the options' types.
 
     Raises:
@@ -196,7 +196,7 @@ def _blame(saved: SavedOptions, of: str) -> str:
     return f"{saved.where} contains options that are not valid for a {of}: "
 
 
-def _made(values: Mapping[str, Any], given: GivenOptions, before: str = "", after: str = "") -> RunConfig:
+def _made(values: Mapping[str, object], given: GivenOptions, before: str = "", after: str = "") -> RunConfig:
     """Return a config of values by option name; the message of an InputError is put between `before` and `after`."""
     try:
         groups: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """The plain data that travels along the pipeline from index row to submission."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +208,8 @@ class EvalResult:
     chance: float = 0.0
     blind: tuple[Prediction, ...] = ()
 
-    def number(self, name: str) -> float | None:
-        """Return the metric of this name; None if there is none or it isn't a number."""
-        value = self.metrics.get(name)
-        return float(value) if isinstance(value, (int, float)) else None
+
+def get_number(metrics: Mapping[str, object], name: str) -> float | None:
+    """Return the metric of this name; None if there is none or it isn't a number."""
+    value = metrics.get(name)
+    return float(value) if isinstance(value, (int, float)) else None

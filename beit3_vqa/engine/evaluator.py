@@ -271,7 +271,7 @@ def _fit(plain: Sequence[Prediction]) -> TemperatureFit:
     if temperature is None:
         raise InputError("--temperature fit: no answer of the val split is known. Evaluate one with answers.")
     if temperature == HIGHEST:
-        logger.info(
+        logger.warning(
             f"temperature {temperature:g} is the end of the search range: the model's certainty says nothing about "
             "whether it is right"
         )

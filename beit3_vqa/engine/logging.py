@@ -154,16 +154,18 @@ def get_scalars(metrics: dict[str, object], prefix: str) -> dict[str, float]:
 def read_log(path: Path, most: int | None = None) -> list[dict[str, Any]]:
     """Return what the lines of log.txt say, but for those that aren't whole: a run that was killed may leave one.
 
-    There are none if log.txt couldn't be written.
+    There are none if log.txt couldn't be written, or can't be read.
 
     Args:
         path: log.txt.
         most: lines to read; None: all.
     """
     found: list[dict[str, Any]] = []
-    if not path.is_file():
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:most]:
+    for line in lines[:most]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):

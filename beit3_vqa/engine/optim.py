@@ -147,9 +147,6 @@ def make_optimizer(
         options: which optimizer, and its rates.
         strategy: how several processes share the work; None: there is one.
         dtype: of the run's matrix products, for an optimizer that has some.
-
-    Raises:
-        InputError: the strategy doesn't have the optimizer.
     """
     return (strategy or SingleProcess()).make_optimizer(parameter_groups(model, options), options, dtype)
 

@@ -27,8 +27,6 @@ from beit3_vqa.runtime import distributed
 class SingleProcess:
     """Training without other processes, and the base of the strategies: each replaces the methods that differ."""
 
-    splits_matrices = False  # whether a process may have only a part of a matrix, or of what the optimizer keeps of it
-
     def wrap(self, model: TrainableModel) -> nn.Module:
         """Return the module to call in training; the model itself keeps its parameters' names."""
         return model
@@ -42,14 +40,9 @@ class SingleProcess:
             groups: of `engine.optim.parameter_groups`.
             options: of the optimizer.
             dtype: of the run's matrix products, for an optimizer that has some.
-
-        Raises:
-            InputError: the strategy doesn't have the optimizer.
         """
         if options.opt == "adamw":
             return self.make_adamw(groups, options)
-        if self.splits_matrices:
-            raise InputError(f"--opt {options.opt} needs whole matrices in every process: take --strategy ddp.")
         # fp16 can't hold what the products pass through. A CPU multiplies matrices of a few hundred columns in float32
         # sooner than in bf16.
         exact = dtype != torch.bfloat16 or not groups[0]["params"][0].is_cuda
@@ -64,7 +57,7 @@ class SingleProcess:
         return nullcontext()
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
-        """Return the whole state in AdamW's own layout; every process must call it, and the main one gets the state."""
+        """Return the whole state in the layout of one process, in the main one; every process must call it."""
         return optimizer.state_dict()
 
 
@@ -88,8 +81,6 @@ class ShardedOptimizer(DDP):
     Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models, 2020.
     """
 
-    splits_matrices = True
-
     def make_adamw(self, groups: list[dict[str, Any]], options: OptimConfig) -> torch.optim.Optimizer:
         """Return AdamW whose moments are sharded over the processes."""
         return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, fused=True, **_adamw(options))
@@ -104,8 +95,6 @@ class ShardedOptimizer(DDP):
 
 class FSDP(SingleProcess):
     """A part of every parameter in each process: torch's `fully_shard` on each layer, and on the rest of the model."""
-
-    splits_matrices = True
 
     def wrap(self, model: TrainableModel) -> nn.Module:
         """Shard the model's parameters over the processes and return it.

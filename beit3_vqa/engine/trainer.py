@@ -19,12 +19,12 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from beit3_vqa.config.config import SESSION_OPTIONS, write_config
 from beit3_vqa.data.index import TOKENIZER_FILE
+from beit3_vqa.data.types import get_number
 from beit3_vqa.engine.checkpoint import folder as run_folder
 from beit3_vqa.engine.checkpoint.folder import BEST, step_file
 from beit3_vqa.engine.checkpoint.io import random_state, set_random_state
@@ -253,7 +253,7 @@ def _after_steps(
         inside.loss_sum, inside.counted, inside.bad = sums.tolist()
 
 
-def _validate(run: Training, label: str, stop: SyncedStop) -> dict[str, Any]:
+def _validate(run: Training, label: str, stop: SyncedStop) -> dict[str, object]:
     """Return the metrics of the validation split, of the moving average if there is one; empty without a split.
 
     Raises:
@@ -294,7 +294,7 @@ def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop)
         raise _OverError
 
 
-def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any], log: RunLog, saver: Saver) -> None:
+def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, object], log: RunLog, saver: Saver) -> None:
     """Choose the best epoch, log this one and save it.
 
     Args:
@@ -325,10 +325,10 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, Any],
     _show_score(run, metrics, f"epoch {epoch}", log)
 
 
-def _count_validation(run: Training, metrics: dict[str, Any]) -> tuple[float | None, bool]:
+def _count_validation(run: Training, metrics: dict[str, object]) -> tuple[float | None, bool]:
     """Count a validation; return its score, if it has one, and whether it is the best so far."""
     state, metric = run.state, run.components.task.spec.best_metric
-    score = metrics.get(metric)
+    score = get_number(metrics, metric)
     # A validation without a score is the best only as long as none had one.
     improved = state.best_score is None or (score is not None and score > state.best_score)
     if run.val is not None and score is None and state.best_epoch is None:
@@ -337,19 +337,21 @@ def _count_validation(run: Training, metrics: dict[str, Any]) -> tuple[float | N
             "counts as the best"
         )
     state.waited = 0 if improved else state.waited + 1
-    state.val_losses += [metrics["loss"]] if "loss" in metrics else []
+    loss = get_number(metrics, "loss")
+    state.val_losses += [] if loss is None else [loss]
     return score, improved
 
 
-def _show_score(run: Training, metrics: dict[str, Any], place: str, log: RunLog) -> None:
+def _show_score(run: Training, metrics: dict[str, object], place: str, log: RunLog) -> None:
     """Draw the metrics of a validation, print its score beside the best, and show it to the judge."""
     state, metric = run.state, run.components.task.spec.best_metric
     log.scalars(get_scalars(metrics, "val"), run.step)
-    if metrics.get(metric) is not None:
+    score = get_number(metrics, metric)
+    if score is not None:
         best = f"best {state.best_score:.2f}, epoch {state.best_epoch}" if state.best_score is not None else "not saved"
-        logger.info(f"{place}: val {metric} {metrics[metric]:.2f} ({best})")
+        logger.info(f"{place}: val {metric} {score:.2f} ({best})")
         if run.judge:
-            run.verdict = run.judge(run.step / run.steps_per_epoch, metrics[metric])
+            run.verdict = run.judge(run.step / run.steps_per_epoch, score)
 
 
 def _evaluation_command(run: Training) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.mixture import get_digest
@@ -101,12 +100,12 @@ class Training(Learner):
         return self.state.inside.validated / self.examples
 
     @property
-    def order(self) -> dict[str, Any]:
+    def order(self) -> dict[str, object]:
         """Return everything that decides the order of an epoch's examples."""
         seed, data = self.components.config.run.seed, self.components.config.data
         rows = self.components.fingerprints["train"].order
         groups = self.train.batches.groups
-        mix: dict[str, Any] = {"mix": [group.draws for group in groups]} if groups else {}
+        mix: dict[str, object] = {"mix": [group.draws for group in groups]} if groups else {}
         if data.hard_examples:
             mix["hard_examples"] = get_digest(groups)
         if data.balance_within != "all":

@@ -16,7 +16,7 @@ from beit3_vqa.data import index
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import files
-from beit3_vqa.runtime.files import file_sha256, next_previous, staged
+from beit3_vqa.runtime.files import file_sha256, next_previous, remove_stale_temporaries, staged
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def staging(data_path: Path, check: bool) -> Iterator[Path]:
         return
     created = [folder for folder in (data_path, *data_path.parents) if not folder.exists()]
     try:
+        remove_stale_temporaries(data_path)  # of a `prepare` that was killed
         with staged(data_path) as folder:
             yield folder
     except BaseException as error:

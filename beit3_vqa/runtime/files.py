@@ -71,7 +71,8 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(folder)
+        for stale in stale_temporaries(folder, "staged"):  # of a bundle, gigabytes
+            shutil.rmtree(stale, ignore_errors=True)
         # The process's number is in the name: `remove_stale_temporaries` asks whether that process still runs.
         temporary = Path(tempfile.mkdtemp(prefix=".staged.", suffix=f".{os.getpid()}.tmp", dir=folder))
     except OSError as error:

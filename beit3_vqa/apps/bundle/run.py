@@ -41,7 +41,6 @@ from beit3_vqa.runtime.files import (
     refuse_to_replace,
     require_writable,
     staged,
-    stale_temporaries,
 )
 
 ID = "ID"  # the column of ids in a table that is made of a prepared folder
@@ -97,9 +96,6 @@ def bundle(options: BundleOptions, evaluation: Mapping[str, object]) -> Path:
     refuse_to_replace("--output", options.output, [*paths, *([options.table] if options.table else [])])
     make_folder(options.output.parent)
     require_writable(options.output.parent)
-    for stale in stale_temporaries(options.output.parent):  # gigabytes, of a bundle that was killed
-        if stale.name.startswith(".staged.") and stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)
     with staged(options.output.parent) as place:
         return _bundle(options, evaluation, paths, place)
 

@@ -14,7 +14,7 @@ from beit3_vqa.apps.ensemble.vote import Question
 from beit3_vqa.apps.ensemble.weights import Floats
 from beit3_vqa.apps.soup.mixer import Mixer
 from beit3_vqa.data.loader import BatchLoader
-from beit3_vqa.data.types import Batch, Prediction
+from beit3_vqa.data.types import Batch, Prediction, get_number
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.evaluator import finite, naming, predict_split
 from beit3_vqa.errors import InputError, NotFiniteError
@@ -92,10 +92,10 @@ class Trials:
     def _judge(self, shares: tuple[float, ...], predictions: list[Any]) -> Trial:
         task = self.components.task
         result = task.aggregate(predictions, self.split, self.components.processor)
-        score = result.number(task.spec.best_metric)
+        score = get_number(result.metrics, task.spec.best_metric)
         if score is None:
             raise InputError(f"--split {self.split}: no answer is known there; compare soups on a split with answers.")
-        trial = Trial(shares, score, result.number("loss"))
+        trial = Trial(shares, score, get_number(result.metrics, "loss"))
         if not task.spec.per_example:
             return trial
         known: list[Prediction] = [p for p in predictions if p.score is not None]

@@ -131,7 +131,7 @@ def _is_number(value: object) -> bool:
 _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     # Upstream's checkpoint-best.pth says "best" where a number is due; whoever needs the number says what to do.
     "epoch": (lambda value: _is_epoch(value) or value == "best", f"a number of epochs from 0 up to {MAX_EPOCH:,}"),
-    "optimizer": (_is_optimizer, "the state of an AdamW optimizer with finite moments"),
+    "optimizer": (_is_optimizer, "the state of an optimizer of --opt with finite moments"),
     "scaler": (lambda value: value is None or isinstance(value, dict), "the state of a gradient scaler"),
     "random_state": (_is_random_state, "the state of torch's random generators"),
     "random_states": (

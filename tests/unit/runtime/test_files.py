@@ -86,14 +86,18 @@ def test_staged_files_are_published_together_or_not_at_all(tmp_path):
         publish([write_text(place / "c", "c")], tmp_path)
 
 
-def test_staging_removes_the_folders_of_killed_processes_alone(tmp_path):
+def test_only_temporaries_of_killed_processes_are_removed(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     for process in (int(dead.stdout), os.getpid()):
         folder = tmp_path / f".staged.x7_a.{process}.tmp"
         folder.mkdir()
         (folder / "predictions.json").write_text("[]")
-    with staged(tmp_path):
-        pass
+    half_written = tmp_path / f".checkpoint-1.pth.{int(dead.stdout)}.tmp"
+    half_written.write_text("")
+    with staged(tmp_path):  # what isn't staged may be whole, and wait for its name
+        assert half_written.exists()
+        assert not (tmp_path / f".staged.x7_a.{int(dead.stdout)}.tmp").exists()
+    remove_stale_temporaries(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f".staged.x7_a.{os.getpid()}.tmp"]
 
 
