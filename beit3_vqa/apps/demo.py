@@ -75,9 +75,9 @@ class Recipe:
 LOOK = "--balance_answers 1 --balance_within question"
 FULL = Recipe(
     "beit3_tiny_patch8_48",
-    3200,
+    3300,
     f"--epochs 3 --batch_size 128 --lr 1.4e-3 --warmup_steps 100 {LOOK}",
-    1700,
+    2000,
     f"--epochs 1 --batch_size 64 --lr 7e-4 --warmup_steps 40 {LOOK}",
 )
 QUICK = Recipe(

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from beit3_vqa.apps.search import run as search_run
+from beit3_vqa.apps.search import study
 from beit3_vqa.apps.search.space import Choice, Range, read_space
 from beit3_vqa.cli.main import _parse, main
 from beit3_vqa.config.resolve import GivenOptions
@@ -235,6 +236,21 @@ def test_two_processes_share_a_search(scpc, tmp_path):
     rows = found(out)["trials"]
     assert {row["folder"] for row in rows} == {f"trial-{number}" for number in range(4)}
     assert len({row["options"]["lr"] for row in rows}) == 4
+
+
+def test_a_trial_that_ends_while_the_dead_are_looked_for_is_not_taken_for_dead(tmp_path, monkeypatch):
+    one, two = (study.SharedStudy(tmp_path, "journal", {}, 0) for _ in range(2))
+    space = [Range("lr", 1e-4, 1e-2, log=True)]
+    with one.begin(2, space, None) as begun:
+
+        def end_first(lock):
+            one.end(begun, study.COMPLETE, 50.0)
+            return True
+
+        monkeypatch.setattr(study, "_is_free", end_first)
+        with two.begin(2, space, None) as second:
+            assert second.folder == "trial-1"
+    assert [trial.state.name for trial in two.trials()] == ["COMPLETE", "RUNNING"]
 
 
 def test_the_slurm_array_of_the_page_is_a_command_of_ours():

@@ -146,8 +146,11 @@ class SharedStudy:
         return self.folder / LOCKS / f"trial-{number}"
 
     def _replace_dead(self) -> None:
+        running = [trial.number for trial in self.trials() if trial.state == self.states.RUNNING]
+        unlocked = {number for number in running if _is_free(self._lock_file(number))}
+        # Read anew: a trial's state is written before its lock goes, so whatever has ended meanwhile isn't running now.
         for trial in self.trials():
-            if trial.state == self.states.RUNNING and _is_free(self._lock_file(trial.number)):
+            if trial.state == self.states.RUNNING and trial.number in unlocked:
                 kept = {GOES_ON: trial.number, FOLDER: trial.user_attrs.get(FOLDER)}
                 self.study.enqueue_trial(trial.params, user_attrs=kept)
                 self.study.tell(trial.number, state=self.states.FAIL)
