@@ -375,6 +375,9 @@ class RunOptions(Options):
     save_steps: int = option(
         0, "optimizer steps between checkpoints inside an epoch; 0: only if a signal stops the run", low=0, high=1e9
     )
+    async_save: bool = option(
+        True, "train on while a checkpoint is written, from a copy in main memory (of base with AdamW, 2.7 GB)"
+    )
     keep_checkpoints: int = option(0, "newest epoch checkpoints to keep beside the best; 0: all", low=0, high=1e6)
     dry_run: bool = option(False, "two training and two evaluation steps, sizes and a time estimate, then stop")
     log_interval: float = option(

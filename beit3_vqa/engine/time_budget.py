@@ -125,8 +125,15 @@ class TimeBudget:
         yield
         seconds = now() - began
         self._beside += seconds
+        if what == "save":
+            self.note_save(seconds)
+        else:
+            self.kept.validation = seconds
+
+    def note_save(self, seconds: float) -> None:
+        """Note how long a save took, whether training waited for it or not."""
         # Saves differ (one file or two), and a plan is to be kept: the longest counts. A validation is like the last.
-        setattr(self.kept, what, max(self.kept.save, seconds) if what == "save" else seconds)
+        self.kept.save = max(self.kept.save, seconds)
 
     def count_step(self) -> bool:
         """Count an optimizer step of this session; return whether it is time to look at the clock."""

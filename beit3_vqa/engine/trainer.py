@@ -79,11 +79,14 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     if not run.stays_in_its_folder:
         state.best_score = state.best_epoch = None  # the checkpoint of that best epoch isn't in this folder
     distributed.run_on_main(lambda: _prepare_folder(run, folder, log_dir))
-    saver = Saver(components, run.strategy, run.optimizer, run.ema)
     end = min(epochs, state.epoch + (config.run.stop_after_epochs or epochs))  # epoch at which this session ends
     settled = {n: value for n, value in config.flat(components.found).items() if n not in SESSION_OPTIONS}
     loggers = Loggers(config.loggers, LoggedRun(folder, log_dir, settled, run.step, run.stays_in_its_folder))
-    with RunLog(folder, loggers, state.epoch + run.validated) as log, StopSignals() as signals:
+    with (
+        RunLog(folder, loggers, state.epoch + run.validated) as log,
+        StopSignals() as signals,
+        Saver(components, run.strategy, run.optimizer, run.ema, state) as saver,
+    ):
         stop = SyncedStop(lambda: signals.number)
         for epoch in range(state.epoch, end):
             # A run that was stopped inside an epoch goes on there; every other epoch begins at example 0.
@@ -107,24 +110,25 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                 metrics = _validate(run, f"epoch {epoch} val", stop)
             except _OverError:  # saved as at a signal
                 progress.close()
-                saver.save_step(state)
+                saver.save_step()
                 state.over = run.why_over()
                 break
             except Stopped as stopped:
-                raise Stopped(stopped.number, saver.save_where_it_is(state)) from None
+                raise Stopped(stopped.number, saver.save_where_it_is()) from None
             except InputError as error:
                 # Nothing of this epoch is done, so the last checkpoint has everything.
                 if not inside.steps:
                     raise
                 # An example that can't be read is an error of every process at once (`BatchLoader.epoch`), so that all
                 # of them are here.
-                ended = InputError(f"{error}\n{saver.save_where_it_is(state)}")
+                ended = InputError(f"{error}\n{saver.save_where_it_is()}")
                 ended.said_elsewhere = error.said_elsewhere
                 raise ended from None
             _end_epoch(run, values, metrics, log, saver)
             state.over = run.why_over()
             if state.over:
                 break
+        saver.settle()
         number = stop()  # a signal may have come while the last epoch was saved
         if number:
             raise Stopped(number, "all epochs were already done and saved")
@@ -222,6 +226,7 @@ def _after_steps(
                 time.measure()
                 if not time.kept.save:  # not known yet
                     save()
+                    saver.settle()
                 if run.plan():
                     save()  # at once: a run that is killed keeps to it
             validate_if_due()
@@ -231,7 +236,7 @@ def _after_steps(
     def save() -> None:
         inside.loss_sum, inside.counted, inside.bad = sums.tolist()
         with progress.paused(), run.timing("save"):
-            saver.save_step(run.state)
+            saver.save_step()
 
     def validate_if_due() -> None:
         every = config.optim.eval_steps if run.val else 0
@@ -281,12 +286,13 @@ def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop)
     place = f"epoch {state.epoch}, step {inside.steps}"
     metrics = _validate(run, f"{place} val", stop)
     inside.validated = inside.examples
+    saver.settle()  # it may take the best score back
     score, improved = _count_validation(run, metrics)
     place_in_log = {"epoch": state.epoch, "share": run.validated, "step": run.step}
     log.add(place_in_log, metrics)
     if improved and run.components.config.run.save_ckpt:
         with run.timing("save"):
-            saver.save_best(state, score)
+            saver.save_best(score)
     elif improved:
         state.best_score, state.best_epoch = score, state.epoch
     _show_score(run, metrics, place, log)
@@ -305,6 +311,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, objec
         saver: which writes the checkpoints.
     """
     state, config, epoch = run.state, run.components.config, run.state.epoch
+    saver.settle()  # it may take the best score back
     score, improved = _count_validation(run, metrics)
     # Before it is saved: the checkpoint says that the epoch is done.
     state.epoch, state.inside = epoch + 1, InsideEpoch()
@@ -319,7 +326,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, objec
     log.add({"epoch": epoch, **values}, metrics)
     if config.run.save_ckpt:
         with run.timing("save"):
-            saver.save_epoch(state, score, improved)
+            saver.save_epoch(score, improved)
     elif improved:
         state.best_score, state.best_epoch = score, epoch
     _show_score(run, metrics, f"epoch {epoch}", log)

@@ -1,14 +1,18 @@
-"""Measure the memory that a computation takes at its peak, and the memory that is free."""
+"""Measure the memory that a computation takes at its peak and that is free, and copy tensors to main memory."""
 
 import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from beit3_vqa.runtime.host import give_back_freed_memory
+
+T = TypeVar("T")
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets VmHWM to what is resident now
@@ -65,6 +69,51 @@ def free(device: torch.device) -> int:
         with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
             available.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
     return max(0, min(available))
+
+
+def has_room_for(count: int) -> bool:
+    """Return whether main memory has so many bytes left; true where that can't be known."""
+    cpu = torch.device("cpu")
+    return not can_measure(cpu) or count <= free(cpu)
+
+
+def count_bytes(value: object) -> int:
+    """Return the bytes of all tensors in nested dicts, lists and tuples; memory that several share counts once."""
+    return sum(storage.nbytes() for storage in _storages(value).values())
+
+
+def copy_to_main(value: T) -> T:
+    """Return a copy of nested dicts, lists and tuples, with all tensors in main memory.
+
+    Tensors that share their memory share it in the copy too, so that a file of it is no larger.
+    """
+    copies = {}
+    for address, storage in _storages(value).items():
+        empty = torch.UntypedStorage(storage.nbytes())  # type: ignore[no-untyped-call]
+        copies[address] = empty.copy_(storage)
+    copy: T = _copied(value, copies)
+    return copy
+
+
+def _copied(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
+    if isinstance(value, Tensor):
+        storage = copies[value.untyped_storage().data_ptr()]
+        empty = torch.empty(0, dtype=value.dtype)
+        return empty.set_(storage, value.storage_offset(), value.shape, value.stride())
+    if isinstance(value, dict):
+        return {name: _copied(part, copies) for name, part in value.items()}
+    return type(value)(_copied(part, copies) for part in value) if isinstance(value, (list, tuple)) else value
+
+
+def _storages(value: object) -> dict[int, torch.UntypedStorage]:
+    """Return the memory of all tensors inside a value, by its address."""
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        return {storage.data_ptr(): storage}
+    if not isinstance(value, (dict, list, tuple)):
+        return {}
+    parts = value.values() if isinstance(value, dict) else value
+    return {address: storage for part in parts for address, storage in _storages(part).items()}
 
 
 def peak() -> int | None:

@@ -1,8 +1,10 @@
 """Choose the device and the precision in which the model computes."""
 
 import os
+import platform
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.distributed import local_device
 
 CPU_BF16_VARIABLE = "BEIT3_VQA_CPU_BF16"
+_CPU_INFO = Path("/proc/cpuinfo")
 LARGEST = 1e30  # float32 ends at 3.4e38; sums over a few thousand classes must fit
 
 
@@ -122,7 +125,10 @@ def _best_precision(device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """Return whether the CPU multiplies bf16 matrices in hardware; if it doesn't, bf16 is slower than fp32.
+    """Return whether the CPU multiplies bf16 matrices faster than float32.
+
+    It does with AMX, and on AMD's processors with AVX-512's bf16. Intel's have that too, but at half the speed of their
+    float32 (benchmarks.md), and a hypervisor may hide their AMX.
 
     The variable BEIT3_VQA_CPU_BF16 overrules what the processor says: 1 (it does) or 0 (it doesn't).
 
@@ -134,5 +140,11 @@ def _cpu_has_bf16() -> bool:
         raise InputError(f"{CPU_BF16_VARIABLE}={said}: write 1 (bf16 on a CPU), 0 (never), or leave it unset.")
     if said:
         return said == "1"
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    amx, avx512 = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("amx_tile", "avx512_bf16"))
+    return amx or (avx512 and not _is_of_intel())
+
+
+def _is_of_intel() -> bool:
+    with suppress(OSError):  # not on Linux
+        return "GenuineIntel" in _CPU_INFO.read_text(encoding="ascii", errors="replace")
+    return "GenuineIntel" in platform.processor()

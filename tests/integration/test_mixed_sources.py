@@ -80,23 +80,22 @@ def killed(monkeypatch):
 
     Nothing that the run would have done after it is done.
     """
-    save, left = Saver.save_step, []
+    save, saved, wanted = Saver.save_step, 0, 0
 
-    def save_and_end(*of):
-        written = save(*of)
-        left.append(written)
-        if len(left) == wanted:
+    def save_and_end(saver):
+        nonlocal saved
+        save(saver)
+        saver.settle()
+        saved += 1
+        if saved == wanted:
             raise KeyboardInterrupt
-        return written
 
     def arm(count):
-        nonlocal wanted
-        wanted = count
-        left.clear()
+        nonlocal saved, wanted
+        saved, wanted = 0, count
         monkeypatch.setattr(Saver, "save_step", save_and_end)
         return monkeypatch
 
-    wanted = 0
     return arm
 
 

@@ -2,11 +2,21 @@
 
 Every checkpoint holds the weights and the progress (`_weights`, `_progress`). Those to go on from also hold what only
 resuming needs: optimizer, gradient scaler, random generators (`_session`). `checkpoint-best.pth` leaves that out.
+
+    Saver.save_epoch, save_best, save_step
+        _weights, _progress, _session   collect the state; every process takes part
+        _hand_over                      the main one copies it, and training goes on
+            _write                      a thread writes the copy
+    Saver.settle                    waits for the thread, and tells every process what came of it
 """
 
 import logging
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
@@ -22,6 +32,7 @@ from beit3_vqa.engine.run_lock import require_lock
 from beit3_vqa.engine.time_budget import TimeBudget
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
+from beit3_vqa.runtime.memory import copy_to_main, count_bytes, has_room_for
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +82,31 @@ class TrainState:
         return self.epoch if self.inside.steps else self.epoch - 1
 
 
+@dataclass(frozen=True)
+class _File:
+    """A checkpoint to be written: its path, what it holds, and what the JSON beside it says."""
+
+    path: Path
+    content: Content
+    about: dict[str, object]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of writing files: for each, why it couldn't be written (empty if it was); and the seconds it took."""
+
+    problems: list[str]
+    best_failed: bool
+    seconds: float
+
+
 @dataclass
 class Saver:
     """Write a run's checkpoints. A full disk costs one of them, not the run: training goes on to the next.
+
+    A thread writes them from a copy in main memory, so that no step waits for a disk; with `--no_async_save`, or
+    without the memory for a copy, training waits. One checkpoint at a time: `settle` waits for the one before, and
+    whoever reads `problem` or the files calls it first. The end of the context waits too.
 
     Every process calls it, since each may hold a part of the state; the main one writes.
     """
@@ -82,73 +115,156 @@ class Saver:
     strategy: SingleProcess
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
+    state: TrainState
     problem: str = ""  # why the last checkpoint couldn't be written; empty if it was
+
+    def __post_init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[_Outcome] | None = None
+        self._best_before: tuple[float | None, int | None] = (None, None)  # the best score before the file of this one
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # After an error the other processes may be gone, so nothing is asked of them; the file is written all the same.
+        self._thread.shutdown()
 
     @property
     def folder(self) -> Path:
         """Return the folder of the checkpoints."""
         return Path(self.components.config.run.output_dir)
 
-    def save_epoch(self, state: TrainState, score: float | None, improved: bool) -> None:
+    def save_epoch(self, score: float | None, improved: bool) -> None:
         """Write the checkpoint of the epoch that has just ended, and the best one if its score improved.
 
         An epoch that `--save_ckpt_freq` leaves out is written too, and deleted once the next one is there: a run that
         is killed loses no epoch.
 
         Args:
-            state: after the epoch. Its best score is set here, and only if the best checkpoint could be written.
             score: of the epoch; None if nothing could be scored.
-            improved: whether it is the best so far.
+            improved: whether it is the best so far, which `state` then says; if the best checkpoint can't be written,
+                `settle` takes that back.
         """
-        epoch, run = state.epoch - 1, self.components.config.run
+        self.settle()
+        state, run = self.state, self.components.config.run
         weights = self._weights()
-        if improved:
-            self._write_best(weights, state, score)
+        best = [self._best_file(weights, score)] if improved else []
         rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.components.config.optim.epochs
-        content = {**weights, **self._progress(state), **self._session()}
-        written = self._write(epoch_file(self.folder, epoch), content, state, score, rolling)
-        if written and distributed.is_main():
-            prune(self.folder, run.keep_checkpoints, is_rolling)
+        content = {**weights, **self._progress(), **self._session()}
+        path = epoch_file(self.folder, state.epoch - 1)
+        files = [*best, self._file(path, content, score, rolling)]
+        self._hand_over(files, lambda: prune(self.folder, run.keep_checkpoints, is_rolling))
 
-    def save_best(self, state: TrainState, score: float | None) -> None:
+    def save_best(self, score: float | None) -> None:
         """Write the best checkpoint inside an epoch, as `save_epoch` does at its end."""
-        self._write_best(self._weights(), state, score)
+        self.settle()
+        self._hand_over([self._best_file(self._weights(), score)])
 
-    def _write_best(self, weights: Content, state: TrainState, score: float | None) -> None:
-        before = state.best_score, state.best_epoch
+    def save_step(self) -> None:
+        """Write a checkpoint inside an epoch, unless `--no_save_ckpt`."""
+        if not self.components.config.run.save_ckpt:
+            return
+        self.settle()
+        path, inside = step_file(self.folder, self.state.epoch, self.state.inside.steps), asdict(self.state.inside)
+        content = {**self._weights(), **self._progress(), **self._session(), "inside_epoch": inside}
+        self._hand_over([self._file(path, content, None)], lambda: prune_steps(self.folder))
+
+    def save_where_it_is(self) -> str:
+        """Save a run that is about to stop, if it isn't saved already, and return a message on how to go on."""
+        self.settle()
+        state = self.state
+        path = epoch_file(self.folder, state.epoch - 1)
+        if not state.inside.steps and state.epoch and path.exists():
+            return f"{path} has everything; the same command goes on from there"
+        self.save_step()
+        self.settle()
+        if self.problem or not self.components.config.run.save_ckpt:
+            return f"nothing was saved: {self.problem or '--no_save_ckpt'}"
+        path = step_file(self.folder, state.epoch, state.inside.steps)
+        return f"saved {path}; the same command goes on from there"
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and note what came of it.
+
+        Every process must call it at the same place.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        outcome = distributed.run_on_main(writing.result)
+        for problem in filter(None, outcome.problems):
+            logger.warning(f"checkpoint not written: {problem} Training goes on, and the next one is tried again.")
+        self.problem = outcome.problems[-1]
+        if outcome.best_failed:
+            self.state.best_score, self.state.best_epoch = self._best_before
+        if self.state.time:
+            self.state.time.note_save(outcome.seconds)
+
+    def _best_file(self, weights: Content, score: float | None) -> _File:
+        """Return the best checkpoint, and make it the best of the state."""
+        state = self.state
+        self._best_before = state.best_score, state.best_epoch
         state.best_score, state.best_epoch = score, state.last_epoch  # first: the file is to hold them
         # Its place in the epoch is for --resume_weights_only, which goes on from there.
         place = {"inside_epoch": asdict(state.inside)} if state.inside.steps else {}
-        if not self._write(self.folder / BEST, {**weights, **self._progress(state), **place}, state, score):
-            state.best_score, state.best_epoch = before
+        return self._file(self.folder / BEST, {**weights, **self._progress(), **place}, score)
 
-    def save_step(self, state: TrainState) -> Path | None:
-        """Write a checkpoint inside an epoch; return its path, or None if it wasn't written (error, --no_save_ckpt)."""
-        if not self.components.config.run.save_ckpt:
-            return None
-        path = step_file(self.folder, state.epoch, state.inside.steps)
-        content = {**self._weights(), **self._progress(state), **self._session(), "inside_epoch": asdict(state.inside)}
-        if not self._write(path, content, state, None):
-            return None
-        if distributed.is_main():
-            prune_steps(self.folder)
-        return path
+    def _file(self, path: Path, content: Content, score: float | None, rolling: bool = False) -> _File:
+        state = self.state
+        about: dict[str, object] = {
+            **({ROLLING: True} if rolling else {}),
+            "epoch": state.last_epoch,
+            "steps_in_epoch": state.inside.steps or None,
+            "score": score,
+            "best_score": state.best_score,
+            "best_epoch": state.best_epoch,
+            "processes": distributed.world_size(),
+            "config": self.components.config.to_dict(self.components.found),
+        }
+        return _File(path, content, about)
 
-    def save_where_it_is(self, state: TrainState) -> str:
-        """Save a run that is about to stop, if it isn't saved already, and return a message on how to go on."""
-        last = epoch_file(self.folder, state.epoch - 1)
-        if not state.inside.steps and state.epoch and last.exists():
-            return f"{last} has everything; the same command goes on from there"
-        path = self.save_step(state)
-        if path is None:
-            return f"nothing was saved: {self.problem or '--no_save_ckpt'}"
-        return f"saved {path}; the same command goes on from there"
+    def _hand_over(self, files: list[_File], clean_up: Callable[[], None] = lambda: None) -> None:
+        """Have files written, in this order, while training goes on.
+
+        Args:
+            files: of which the best checkpoint, if it is one of them, is the first.
+            clean_up: deletes what the last file makes useless, once that is there.
+        """
+        # If another run has taken over the folder, this one must end.
+        distributed.run_on_main(lambda: require_lock(self.folder))
+        self._writing = Future()  # the other processes' own is never done: `settle` asks the main one
+        if not distributed.is_main():
+            return
+        contents = [file.content for file in files]
+        # Room for as much again, since training may grow meanwhile.
+        if self.components.config.run.async_save and has_room_for(2 * count_bytes(contents)):
+            copies = [replace(file, content=copy) for file, copy in zip(files, copy_to_main(contents), strict=True)]
+            self._writing = self._thread.submit(self._write, copies, clean_up)
+        else:
+            self._writing.set_result(self._write(files, clean_up))
+
+    def _write(self, files: list[_File], clean_up: Callable[[], None]) -> _Outcome:
+        began, problems, best_failed = time.monotonic(), [], False
+        for file in files:
+            # Without the file of the best score, the best is what it was.
+            best = dict(zip(("best_score", "best_epoch"), self._best_before, strict=True)) if best_failed else {}
+            try:
+                save_checkpoint(file.path, {**file.content, **best}, {**file.about, **best})
+                problems.append("")
+            except InputError as error:
+                problems.append(str(error))
+                best_failed = best_failed or file.path.name == BEST
+        if not problems[-1]:
+            clean_up()
+        return _Outcome(problems, best_failed, time.monotonic() - began)
 
     def _weights(self) -> Content:
         weights = {"model": full_state_dict(self.components.model.state_dict())}
         return weights if self.ema is None else {**weights, "model_ema": full_state_dict(self.ema.state_dict())}
 
-    def _progress(self, state: TrainState) -> Content:
+    def _progress(self) -> Content:
+        state = self.state
         content: Content = {
             "args": self.components.config.flat(self.components.found),
             "processes": distributed.world_size(),
@@ -177,27 +293,3 @@ class Saver:
             "random_state": states[0],
             **({"random_states": states} if len(states) > 1 else {}),
         }
-
-    def _write(
-        self, path: Path, content: Content, state: TrainState, score: float | None, rolling: bool = False
-    ) -> bool:
-        about: dict[str, object] = {
-            **({ROLLING: True} if rolling else {}),
-            "epoch": state.last_epoch,
-            "steps_in_epoch": state.inside.steps or None,
-            "score": score,
-            "best_score": state.best_score,
-            "best_epoch": state.best_epoch,
-            "processes": distributed.world_size(),
-            "config": self.components.config.to_dict(self.components.found),
-        }
-        # Outside the `try`: if another run has taken over the folder, this one must end.
-        distributed.run_on_main(lambda: require_lock(self.folder))
-        try:
-            distributed.run_on_main(lambda: save_checkpoint(path, content, about))
-        except InputError as error:
-            self.problem = str(error)
-            logger.warning(f"checkpoint not written: {error} Training goes on, and the next one is tried again.")
-            return False
-        self.problem = ""
-        return True

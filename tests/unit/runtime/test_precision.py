@@ -5,17 +5,30 @@ import torch
 
 import beit3_vqa
 from beit3_vqa.errors import InputError
+from beit3_vqa.runtime import precision
 from beit3_vqa.runtime.precision import CPU_BF16_VARIABLE, Precision
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("hardware", [True, False])
-def test_the_environment_forces_or_denies_bf16(monkeypatch, hardware):
-    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, probe, lambda: hardware, raising=False)
+@pytest.mark.parametrize(
+    ("avx512", "amx", "vendor", "best"),
+    [
+        (True, True, "GenuineIntel", "bf16"),
+        (True, False, "GenuineIntel", "fp32"),  # its float32 is twice as fast
+        (True, False, "AuthenticAMD", "bf16"),
+        (False, False, "AuthenticAMD", "fp32"),
+    ],
+)
+def test_auto_takes_bf16_where_it_is_faster_unless_the_environment_says_otherwise(
+    monkeypatch, tmp_path, avx512, amx, vendor, best
+):
+    for probe, has in (("_is_avx512_bf16_supported", avx512), ("_is_amx_tile_supported", amx)):
+        monkeypatch.setattr(torch.cpu, probe, lambda has=has: has, raising=False)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(precision, "_CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.delenv(CPU_BF16_VARIABLE, raising=False)
-    assert Precision("auto", CPU).name == ("bf16" if hardware else "fp32")
+    assert Precision("auto", CPU).name == best
     for said, name in (("1", "bf16"), ("0", "fp32")):
         monkeypatch.setenv(CPU_BF16_VARIABLE, said)
         assert Precision("auto", CPU).name == name

@@ -1,0 +1,65 @@
+"""Copies in main memory: equal, apart from what they were made of, and no larger."""
+
+import gc
+import io
+import weakref
+import zipfile
+
+import pytest
+import torch
+
+from beit3_vqa.runtime import memory
+from beit3_vqa.runtime.memory import copy_to_main, count_bytes, has_room_for
+
+
+@pytest.fixture
+def content():
+    whole = torch.arange(12.0).view(3, 4)
+    state = {0: {"step": torch.tensor(3.0), "moment": whole[1:].t()}}
+    groups = ([1, "two", None], (True, whole))
+    return {"model": {"weight": whole, "empty": torch.zeros(0)}, "state": state, "groups": groups}
+
+
+def test_a_copy_stays_as_it_is_when_the_original_changes(content):
+    copy = copy_to_main(content)
+    content["model"]["weight"].zero_()
+    content["groups"][0].append(4)
+    weight = torch.arange(12.0).view(3, 4)
+    assert torch.equal(copy["model"]["weight"], weight)
+    assert torch.equal(copy["state"][0]["moment"], weight[1:].t())
+    assert copy["state"][0]["moment"].stride() == (1, 4)
+    assert copy["model"]["empty"].shape == (0,)
+    assert copy["state"][0]["step"] == 3
+    assert copy["groups"][0] == [1, "two", None]
+    assert copy["groups"][1][0] is True
+
+
+def test_tensors_that_share_memory_share_it_in_the_copy_and_count_once(content):
+    copy = copy_to_main(content)
+    assert count_bytes(content) == count_bytes(copy) == 12 * 4 + 4
+    copy["groups"][1][1].zero_()
+    assert copy["model"]["weight"].sum() == 0
+    files = [io.BytesIO(), io.BytesIO()]
+    torch.save(content, files[0])
+    torch.save(copy, files[1])
+    entries = [sorted(info.file_size for info in zipfile.ZipFile(file).infolist()) for file in files]
+    assert entries[0][:-1] == entries[1][:-1]  # the last one is the pickle
+
+
+def test_a_copy_is_freed_with_its_last_name(content):
+    copy = copy_to_main(content)
+    weight = weakref.ref(copy["model"]["weight"])
+    gc.disable()  # gigabytes can't wait for the garbage collector
+    try:
+        del copy
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+def test_there_is_room_for_what_is_free(monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda _device: 100)
+    assert has_room_for(100)
+    assert not has_room_for(101)
+    monkeypatch.setattr(memory, "can_measure", lambda _device: False)
+    assert has_room_for(101)
