@@ -19,7 +19,7 @@ class LoadOptions(Options):
     """How a trained model is loaded that answers questions: options of several commands."""
 
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = option("auto", "auto, fp32, bf16 or fp16")
+    precision: str = option("auto", "auto, fp32, bf16, fp16 or int8")
     sentencepiece_model: str = option("", "tokenizer; default: the one beside the checkpoint", metavar="FILE")
     pretrained: str = option("", "folder of the pretrained CLIP; default: the one it was trained on", metavar="FOLDER")
 

@@ -44,7 +44,7 @@ from beit3_vqa.engine.checkpoint.same_run import get_beginning
 from beit3_vqa.engine.checkpoint.save import TrainState
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
-from beit3_vqa.engine.evaluator import compare_sources, evaluate_fully, naming
+from beit3_vqa.engine.evaluator import compare_sources, evaluate_fully, naming, round_to_int8
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.engine.trainer import fit
 from beit3_vqa.engine.training import Judge, Training, set_up_training
@@ -163,6 +163,8 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     del content
     components.model.to(components.precision.device)
     logger.info(f"evaluating {path}")
+    if components.precision.int8:
+        round_to_int8(components)
     if average and "model_key" not in given:
         logger.info("evaluating its moving average (model_ema); --model_key model takes the plain weights")
     fit, temperature = config.run.temperature == FIT, None

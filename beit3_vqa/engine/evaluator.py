@@ -20,11 +20,12 @@ from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Batch, EvalResult, Prediction
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.logging import Progress
-from beit3_vqa.errors import InputError, NotFiniteError
+from beit3_vqa.errors import InputError, NotFiniteError, plural
 from beit3_vqa.metrics.calibration import HIGHEST, LOWEST, fit_temperature, mean_nll, tempered
 from beit3_vqa.metrics.robustness import averaged, blind_metrics, order_metrics
 from beit3_vqa.metrics.summary import metrics_table
 from beit3_vqa.metrics.types import TemperatureFit
+from beit3_vqa.models.int8 import round_linear_layers
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import local_size
 from beit3_vqa.runtime.precision import Precision, all_finite, in_float32
@@ -32,6 +33,8 @@ from beit3_vqa.runtime.signals import Stopped
 from beit3_vqa.tasks.base import not_finite
 
 logger = logging.getLogger(__name__)
+
+CHECKED = 32  # questions that are answered before and after rounding
 
 T = TypeVar("T")
 
@@ -93,6 +96,23 @@ def finite(outputs: Any, checkpoint: str) -> Any:
             "too large, for fp16 or at all, or the file is damaged: take another checkpoint."
         )
     return outputs
+
+
+def round_to_int8(components: Components) -> None:
+    """Round the model, and say how many of the first answers of `--split` are others by that."""
+    task, loader = components.task, components.loader(components.config.run.split)
+    predict, infer = partial(task.predictions, temperature=1.0), partial(task.infer, processor=components.processor)
+    batches = list(islice(loader.epoch(0), -(-CHECKED // loader.batches.batch_size))) if task.spec.per_example else []
+
+    def answers() -> list[str]:
+        told = evaluate_batches(components.model, batches, predict, components.precision, infer)
+        return [prediction.answer for batch in told for prediction in batch]
+
+    before = answers()
+    round_linear_layers(components.model)
+    changed = sum(one != other for one, other in zip(before, answers(), strict=True))
+    if before and distributed.is_main():
+        logger.info(f"int8: of the first {plural(len(before), 'question')} {changed} get another answer than without")
 
 
 Answers = list[list[Prediction]]  # predictions: for each question, one per order of its options

@@ -27,6 +27,7 @@ from beit3_vqa.engine.checkpoint.resume import check_same_fingerprints
 from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.evaluator import finite, naming
 from beit3_vqa.errors import InputError, plural, short
+from beit3_vqa.models.int8 import round_linear_layers
 from beit3_vqa.preparation.questions import Questions, read_questions
 from beit3_vqa.runtime.files import is_folder
 from beit3_vqa.runtime.spinning import watch_spinning
@@ -421,7 +422,7 @@ def load(
         device: auto, cpu, cuda, cuda:N or mps.
         sentencepiece_model: the tokenizer, if tokenizer.spm is no longer beside the checkpoint.
         pretrained: CLIP: folder of the model that was fine-tuned, if it has moved since.
-        precision: auto, fp32, bf16 or fp16. In fp32 an answer's probabilities don't depend, up to 1e-5, on the
+        precision: auto, fp32, bf16, fp16 or int8. In fp32 an answer's probabilities don't depend, up to 1e-5, on the
             questions that are in the batch with it.
 
     Raises:
@@ -475,4 +476,6 @@ def load_components(path: Path, given: dict[str, str]) -> Components:
         components = build(config, task, path)
         check_same_fingerprints(components, content)
     load_for_inference(components, content, where)
+    if components.precision.int8:
+        round_linear_layers(components.model)
     return components

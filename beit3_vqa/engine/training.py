@@ -15,7 +15,7 @@ from beit3_vqa.engine.loop import Learner
 from beit3_vqa.engine.optim import ModelEma, Schedule, make_optimizer, make_schedule
 from beit3_vqa.engine.parallel import make_strategy
 from beit3_vqa.engine.time_budget import TimeBudget, Work
-from beit3_vqa.errors import plural
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime import distributed
 
 logger = logging.getLogger(__name__)
@@ -166,8 +166,13 @@ def set_up_training(components: Components) -> Training:
 
     Args:
         components: of the run; the model has its weights already, since the moving average begins with them.
+
+    Raises:
+        InputError: the precision is for trained models only.
     """
     config, options = components.config, components.config.optim
+    if components.precision.int8:
+        raise InputError("--precision int8 rounds a trained model: it is for --eval, predict and serve. Take auto.")
     # Before it is wrapped: fsdp shards a model where it is.
     components.model.to(components.precision.device)
     train_loader = components.training_loader()

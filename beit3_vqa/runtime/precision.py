@@ -71,14 +71,22 @@ class Precision:
     Weights stay float32; matrix products run in `dtype`. Only fp16 needs its gradients scaled.
 
     Args:
-        name: fp32, bf16, fp16, or auto.
+        name: fp32, bf16, fp16, auto, or int8: as auto, but for linear layers of a trained model (`models.int8`).
         device: where the model is.
+
+    Raises:
+        InputError: int8, and it isn't faster here.
     """
 
     def __init__(self, name: str, device: torch.device):
         self.device = device
-        self.name = _best_precision(device) if name == "auto" else name
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+        self.int8 = name == "int8"
+        if self.int8 and (device.type != "cpu" or not _cpu_has_int8()):
+            where = "this processor" if device.type == "cpu" else str(device)
+            raise InputError(f"--precision int8 is for a CPU with VNNI, and {where} has none; take auto.")
+        best = _best_precision(device) if name in ("auto", "int8") else name
+        self.name = name if self.int8 else best
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[best]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -142,6 +150,12 @@ def _cpu_has_bf16() -> bool:
         return said == "1"
     amx, avx512 = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("amx_tile", "avx512_bf16"))
     return amx or (avx512 and not _is_of_intel())
+
+
+def _cpu_has_int8() -> bool:
+    """Return whether the CPU multiplies int8 matrices in hardware (AVX-512 VNNI), and torch knows how to."""
+    library = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return library and getattr(torch.cpu, "_is_vnni_supported", bool)()
 
 
 def _is_of_intel() -> bool:

@@ -50,7 +50,7 @@ def write_script(folder: Path, id: str, columns: str, precision: str) -> None:
         folder: of the bundle.
         id: name of the column of ids.
         columns: what other columns mean, as `--columns` says it.
-        precision: auto, fp32, bf16 or fp16.
+        precision: auto, fp32, bf16, fp16 or int8.
     """
     text = Path(__file__).with_name("script.txt").read_text(encoding="utf-8")
     for name, default, value in (("ID", "ID", id), ("COLUMNS", "", columns), ("PRECISION", "auto", precision)):

@@ -19,7 +19,7 @@ class Member:
         model: its full name.
         parameters: number of its parameters.
         device: device on which it computes.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, bf16, fp16 or int8.
     """
 
     model: str

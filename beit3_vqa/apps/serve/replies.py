@@ -22,7 +22,7 @@ class Model(BaseModel):
     model: str = Field(description="Its full name.")
     parameters: int = Field(description="How many it has.")
     device: str = Field(description="The device on which it computes.")
-    precision: str = Field(description="fp32, bf16 or fp16.")
+    precision: str = Field(description="fp32, bf16, fp16 or int8.")
 
 
 class Description(BaseModel):

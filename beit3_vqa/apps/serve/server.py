@@ -97,7 +97,7 @@ def serve(
         host: address to listen on; if other machines can reach it, they are served too, with the token.
         port: port to listen on; 0 takes a free one.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: auto, fp32, bf16 or fp16.
+        precision: auto, fp32, bf16, fp16 or int8.
         batch_size: largest number of questions that are answered together.
         sentencepiece_model: see `predictor.load`.
         pretrained: see `predictor.load`.
