@@ -343,8 +343,8 @@ BYTES_PER_IMAGE = 4096  # the objects around it: without them, millions of singl
 class ImageCache:
     """`open_image` with a cache of the images used last.
 
-    In evaluation the questions about an image stand side by side in the index, so it is decoded once. In training they
-    are spread over the epoch: that helps with small images, of which thousands fit.
+    In evaluation the questions about an image come one after another, so it is decoded once. In training they are
+    spread over the epoch: that helps with small images, of which thousands fit.
 
     Args:
         max_bytes: memory for the images, in each process.

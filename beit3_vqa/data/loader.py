@@ -1,6 +1,7 @@
 """Load batches in an order that depends on seed and epoch alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from beit3_vqa.runtime.distributed import shard_range
 from beit3_vqa.runtime.signals import leave_signals_to_the_parent
 
 Collate = Callable[[Sequence[Tensors]], dict[str, Tensor]]
+T = TypeVar("T")
 # A training batch and the tensors of its examples -> the batch with its targets.
 Finish = Callable[[Batch, Sequence[Tensors]], Batch]
 
@@ -30,6 +32,7 @@ class EpochBatches(Sampler[list[Key]]):
         shuffle: True for a new order each epoch, a function of (seed, epoch), with every row once.
         weights: with `shuffle`, float (rows,): draw rows with replacement, in proportion to these.
         groups: with `shuffle`: an epoch has each group's draws, mixed, in place of every row once.
+        order: without `shuffle`: int64 (rows,), the rows in the order of the epoch; None: as they are.
         of_rank: number of this process among `of_size`, which share every batch of `of_size * batch_size` keys evenly.
             If a last batch has no key for it, it gets the first one, which must not be counted.
     """
@@ -43,6 +46,7 @@ class EpochBatches(Sampler[list[Key]]):
         seed: int = 0,
         weights: Tensor | None = None,
         groups: Sequence[Group] = (),
+        order: Tensor | None = None,
         of_rank: int = 0,
         of_size: int = 1,
     ):
@@ -52,6 +56,7 @@ class EpochBatches(Sampler[list[Key]]):
         self.seed = seed
         self.weights = weights
         self.groups = tuple(groups)
+        self.order = order
         self.of_rank, self.of_size = of_rank, of_size
         self.epoch = 0
         self.first = 0  # draws of the epoch that were done before
@@ -73,7 +78,7 @@ class EpochBatches(Sampler[list[Key]]):
 
     def _order(self) -> Tensor:
         if not self.shuffle:
-            return torch.arange(self.rows)
+            return torch.arange(self.rows) if self.order is None else self.order
         # Far apart, so that no epoch of one seed has the order of another seed's.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.weights is not None:
@@ -105,6 +110,7 @@ class BatchLoader:
         seed: int = 0,
         weights: Tensor | None = None,
         groups: Sequence[Group] = (),
+        order: Tensor | None = None,
         attach_targets: Finish | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -120,6 +126,7 @@ class BatchLoader:
             seed=seed,
             weights=weights,
             groups=groups,
+            order=order,
             of_rank=distributed.rank(),
             of_size=distributed.world_size(),
         )
@@ -157,6 +164,12 @@ class BatchLoader:
             assert isinstance(batch, Batch)
             yield batch
 
+    def in_input_order(self, of_rows: Sequence[T]) -> list[T]:
+        """Return what was made of the rows, in the order of the epoch, in that of the data set."""
+        order = self.batches.order
+        places = range(len(of_rows)) if order is None else torch.argsort(order).tolist()
+        return [of_rows[place] for place in places]
+
     def _count_bad_images(self, loaded: Batch | list[InputError]) -> Batch | InputError:
         """Return the batch, or the error that ends the pass."""
         try:
@@ -168,6 +181,19 @@ class BatchLoader:
         if isinstance(loaded, Batch):
             return loaded
         return InputError("none of the images can be read. Is --image_root right?")
+
+
+def side_by_side(images: Sequence[int]) -> Tensor | None:
+    """Return an order of rows in which those of an image come one after another, so that a cache decodes it once.
+
+    Args:
+        images: a number for the image of each row, counted up as images first come.
+
+    Returns:
+        int64 (rows,); None if the rows come so already.
+    """
+    numbers = torch.tensor(images, dtype=torch.int64)
+    return None if (numbers.diff() >= 0).all() else torch.argsort(numbers, stable=True)
 
 
 class _Collator:

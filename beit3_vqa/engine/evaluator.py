@@ -202,7 +202,7 @@ def predict_split(
     components.bad_images.sync_ranks()
     # Every process had a part of each batch, in order of rank: put the parts of a batch back together, batch by batch.
     by_batch = zip(*distributed.all_gather(own), strict=True)
-    return [prediction for shares in by_batch for share in shares for prediction in share]
+    return loader.in_input_order([prediction for shares in by_batch for share in shares for prediction in share])
 
 
 def evaluate_fully(components: Components, temperature: float | None) -> tuple[EvalResult, TemperatureFit | None]:

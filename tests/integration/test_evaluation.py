@@ -8,6 +8,8 @@ import pytest
 
 import beit3_vqa
 from beit3_vqa.cli.main import main
+from beit3_vqa.data import images
+from beit3_vqa.data.images import open_image
 from beit3_vqa.data.predictions import read_info, read_predictions
 from beit3_vqa.engine.checkpoint.manifest import get_sha256, verify
 from beit3_vqa.engine.evaluator import evaluate_fully
@@ -264,3 +266,36 @@ def test_bad_images_are_grey_in_every_order(scpc, trained, tmp_path):
     assert evaluate(scpc, trained, tmp_path / "out", *flags) == 0
     found = read_predictions(tmp_path / "out" / "predictions_val.json")
     assert [bool(p.problem) for p in found] == [row["image_path"] == rows[0]["image_path"] for row in rows]
+
+
+@pytest.mark.parametrize("flags", [[], ["--tta", "cyclic"]])
+def test_an_image_asked_about_in_many_places_of_a_table_is_decoded_once(scpc, trained, tmp_path, monkeypatch, flags):
+    with (scpc / "train.csv").open(encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    rows.sort(key=lambda row: row[1])
+    predictions, decoded = {}, []
+    for name, ordered in {"together": rows, "scattered": rows[::2] + rows[1::2]}.items():
+        with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *ordered])
+        prepare = ["prepare", "choices", "--train", str(tmp_path / f"{name}.csv"), "--val_ratio", "0"]
+        prepare += ["--image_root", str(scpc / "images"), "--data_path", str(tmp_path / name)]
+        assert main(prepare) == 0
+    # Of one image: what is asked about it elsewhere would be decoded again.
+    monkeypatch.setattr(images.ImageCache, "__init__", small_cache(images.ImageCache.__init__))
+    monkeypatch.setattr(images, "open_image", lambda path, **how: decoded.append(path) or open_image(path, **how))
+    for name in ("together", "scattered"):
+        decoded.clear()
+        command = ["--eval", "--task", "vqacustom", "--resume", str(trained / "checkpoint-best.pth"), *flags]
+        command += ["--data_path", str(tmp_path / name), "--output_dir", str(tmp_path / f"{name}_out")]
+        command += ["--device", "cpu", "--precision", "fp32", "--num_workers", "0", "--split", "train"]
+        assert main(["finetune", *command]) == 0
+        predictions[name] = read_predictions(tmp_path / f"{name}_out" / "predictions_train.json")
+        assert len(decoded) == len(set(decoded)) == len({row[1] for row in rows})
+    assert [p.id for p in predictions["scattered"]] == [row[0] for row in rows[::2] + rows[1::2]]
+    by_id = {p.id: p.probabilities for p in predictions["together"]}
+    for prediction in predictions["scattered"]:
+        assert prediction.probabilities == pytest.approx(by_id[prediction.id], abs=1e-5)
+
+
+def small_cache(init):
+    return lambda self, max_bytes=0, at_least=None: init(self, 48 * 2**10, at_least)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.dataset import IndexDataset, build_question, get_balancing_weights, permute_choices
-from beit3_vqa.data.loader import BatchLoader, EpochBatches
+from beit3_vqa.data.loader import BatchLoader, EpochBatches, side_by_side
 from beit3_vqa.data.types import Example
 from beit3_vqa.errors import InputError
 
@@ -204,3 +204,20 @@ def test_after_an_error_the_workers_end_at_once():
     del caught, loader
     gc.collect()
     assert time.monotonic() - started < 4
+
+
+@given(st.lists(st.integers(0, 6), max_size=30), st.integers(1, 3))
+def test_rows_of_an_image_are_brought_together_and_told_in_their_own_order(images, processes):
+    numbers = {}
+    images = [numbers.setdefault(image, len(numbers)) for image in images]
+    order = side_by_side(images)
+    rows = list(range(len(images))) if order is None else order.tolist()
+    assert rows == sorted(rows, key=lambda row: (images[row], row))
+    assert (order is None) == (images == sorted(images))
+    loader = BatchLoader(dataset(len(images), training=False), collate, 4, order=order)
+    assert loader.in_input_order([f"r{row}" for row in rows]) == [f"r{row}" for row in range(len(images))]
+    batches = [
+        EpochBatches(len(images), 4, shuffle=False, order=order, of_rank=r, of_size=processes) for r in range(processes)
+    ]
+    parts = list(zip(*batches, strict=True))
+    assert {row for part in parts for keys in part for *_, row in keys} == set(rows)
