@@ -78,42 +78,36 @@ def has_room_for(count: int) -> bool:
 
 
 def count_bytes(value: object) -> int:
-    """Return the bytes of all tensors in nested dicts, lists and tuples; memory that several share counts once."""
-    return sum(storage.nbytes() for storage in _storages(value).values())
+    """Return the bytes of the tensors in nested dicts, lists and tuples; one in several places counts once."""
+    return sum(tensor.nbytes for tensor in _tensors(value).values())
 
 
 def copy_to_main(value: T) -> T:
     """Return a copy of nested dicts, lists and tuples, with all tensors in main memory.
 
-    Tensors that share their memory share it in the copy too, so that a file of it is no larger.
+    A tensor that stands in several places is copied once.
     """
-    copies = {}
-    for address, storage in _storages(value).items():
-        empty = torch.UntypedStorage(storage.nbytes())  # type: ignore[no-untyped-call]
-        copies[address] = empty.copy_(storage)
-    copy: T = _copied(value, copies)
+    copies = {key: tensor.detach().to("cpu", copy=True) for key, tensor in _tensors(value).items()}
+    copy: T = _with_tensors(value, copies)
     return copy
 
 
-def _copied(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
+def _with_tensors(value: Any, copies: dict[int, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        storage = copies[value.untyped_storage().data_ptr()]
-        empty = torch.empty(0, dtype=value.dtype)
-        return empty.set_(storage, value.storage_offset(), value.shape, value.stride())
+        return copies[id(value)]
     if isinstance(value, dict):
-        return {name: _copied(part, copies) for name, part in value.items()}
-    return type(value)(_copied(part, copies) for part in value) if isinstance(value, (list, tuple)) else value
+        return {name: _with_tensors(part, copies) for name, part in value.items()}
+    return type(value)(_with_tensors(part, copies) for part in value) if isinstance(value, (list, tuple)) else value
 
 
-def _storages(value: object) -> dict[int, torch.UntypedStorage]:
-    """Return the memory of all tensors inside a value, by its address."""
+def _tensors(value: object) -> dict[int, Tensor]:
+    """Return the tensors inside a value by their `id`."""
     if isinstance(value, Tensor):
-        storage = value.untyped_storage()
-        return {storage.data_ptr(): storage}
+        return {id(value): value}
     if not isinstance(value, (dict, list, tuple)):
         return {}
     parts = value.values() if isinstance(value, dict) else value
-    return {address: storage for part in parts for address, storage in _storages(part).items()}
+    return {key: tensor for part in parts for key, tensor in _tensors(part).items()}
 
 
 def peak() -> int | None:

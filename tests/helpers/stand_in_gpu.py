@@ -15,12 +15,17 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+needs_fake_gpu = pytest.mark.skipif(
+    torch.__version__.startswith("2.6."),
+    reason="torch 2.6 has no fake GPU without a driver",
+)
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 aten = torch.ops.aten
 # Their result's size depends on values, so that the host must know them.

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from beit3_vqa.models.beit3 import multiway
 from beit3_vqa.models.beit3.attention import ALIGNED, KERNELS, as_bias, pick
+from tests.helpers.stand_in_gpu import needs_fake_gpu
 from tests.helpers.upstream import ragged_batch, small_model
 
 
@@ -24,6 +25,7 @@ def test_sdpa_and_matmul_give_the_same_context(masked, queries):
     torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
 
 
+@needs_fake_gpu
 def test_rows_of_a_bias_are_aligned_on_a_gpu():
     attended = torch.tensor([[True, False, True]])[:, None, None, :]
     bias = as_bias(attended, torch.bfloat16)
