@@ -90,6 +90,9 @@ def test_the_script_names_a_missing_column_of_ids_before_it_answers(tmp_path):
     assert done.returncode == 2
     assert "has no column ID; it has key, Question" in done.stderr
     assert "Traceback" not in done.stderr
+    (tmp_path / "t.csv").write_text("번호,질문\n1,이 그림에는 무엇이 있습니까?\n", encoding="cp949")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "has no column ID; it has 번호, 질문" in done.stderr
 
 
 @pytest.mark.slow

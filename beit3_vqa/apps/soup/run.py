@@ -15,8 +15,8 @@ from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.data.predictions import json_text
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, archive_best, checkpoints
-from beit3_vqa.engine.checkpoint.io import save_checkpoint
-from beit3_vqa.engine.checkpoint.manifest import get_sha256, is_soup
+from beit3_vqa.engine.checkpoint.io import read_checkpoint, save_checkpoint
+from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.engine.checkpoint.validate import SOUP
 from beit3_vqa.engine.run_lock import require_lock, run_lock
 from beit3_vqa.errors import InputError, plural
@@ -54,7 +54,8 @@ def _check_place(folder: Path, inputs: Sequence[Path]) -> None:
     """Raise InputError if a soup that is written to a folder would replace something else."""
     best = folder / BEST
     refuse_to_replace("--output_dir", best, inputs)
-    if checkpoints(folder) or (best.exists() and not is_soup(best)):
+    # The file says it itself: a soup that was killed right after it was written has no JSON yet.
+    if checkpoints(folder) or (best.exists() and SOUP not in read_checkpoint(best, "--output_dir", mapped=True)):
         raise InputError(f"--output_dir {folder}: holds a run's checkpoints; give the soup a folder of its own.")
 
 

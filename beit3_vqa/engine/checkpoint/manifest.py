@@ -12,7 +12,6 @@ from typing import IO, Any
 from beit3_vqa import __version__
 from beit3_vqa.config.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from beit3_vqa.engine.checkpoint.folder import manifest_file
-from beit3_vqa.engine.checkpoint.validate import SOUP
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime.archives import damaged_entry, is_packed, read_archive
 from beit3_vqa.runtime.files import file_sha256, is_file, is_folder, read_json, stale_temporaries, write_text
@@ -152,11 +151,6 @@ def keep_temperature(path: Path, temperature: float, fit: dict[str, object]) -> 
 def is_rolling(path: Path) -> bool:
     """Return whether the checkpoint was only to be kept until the next one is written."""
     return _read(path).get(ROLLING) is True
-
-
-def is_soup(path: Path) -> bool:
-    """Return whether the JSON beside the checkpoint says that it is an average of others."""
-    return isinstance(_read(path).get(SOUP), dict)
 
 
 def require_manifest(path: Path) -> dict[str, object]:
