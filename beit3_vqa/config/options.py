@@ -170,8 +170,12 @@ class OptimConfig(Options):
         high=1e8,
     )
     update_freq: int = option(1, "forward passes per optimizer step", low=1, high=1e6)
-    eval_batch_size: int | None = option(
-        None, "examples in an evaluation pass; default: 1.5 times --batch_size", low=1, high=1e6
+    eval_batch_size: int | Literal["auto"] | None = option(
+        None,
+        f"examples in an evaluation pass; auto: as many as fit into memory, up to {BATCH_SIZE}; default: 1.5 times "
+        "--batch_size",
+        low=1,
+        high=1e6,
     )
     lr: float = option(5e-4, "peak learning rate", low=0, high=1e6)
     min_lr: float = option(1e-6, "lowest learning rate: where the cosine ends, or a plateau's last", low=0, high=1e6)
@@ -240,10 +244,6 @@ class OptimConfig(Options):
     def warmup(self) -> float:
         """Return `--warmup_epochs`, or what they are by default."""
         return min(5.0, self.epochs / 4) if self.warmup_epochs is None else self.warmup_epochs
-
-    def eval_batch(self, batch_size: int) -> int:
-        """Return `--eval_batch_size`, or what it is by default if training has `batch_size` in a forward pass."""
-        return self.eval_batch_size or max(1, int(batch_size * 1.5))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from beit3_vqa.config.config import FIT
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import EvalResult, PredictionsInfo
 from beit3_vqa.engine import time_budget
-from beit3_vqa.engine.batch_size import with_batch_size
+from beit3_vqa.engine.batch_size import with_batch_size, with_eval_batch_size
 from beit3_vqa.engine.build import (
     build,
     build_run,
@@ -165,6 +165,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     logger.info(f"evaluating {path}")
     if components.precision.int8:
         round_to_int8(components)
+    components = with_eval_batch_size(components)
     if average and "model_key" not in given:
         logger.info("evaluating its moving average (model_ema); --model_key model takes the plain weights")
     fit, temperature = config.run.temperature == FIT, None

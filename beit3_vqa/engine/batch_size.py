@@ -1,4 +1,6 @@
-"""Choose how many examples a forward pass and an optimizer step have: `--batch_size auto`, `--effective_batch_size`.
+"""Choose how many examples a forward pass and an optimizer step have.
+
+That is for `--batch_size auto`, `--eval_batch_size auto` and `--effective_batch_size`.
 
 `auto` tries batches of 1, 2 and 4 examples, draws a straight line through the memory that they took, and takes the
 largest batch that fits by that line.
@@ -7,9 +9,10 @@ largest batch that fits by that line.
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -18,6 +21,7 @@ from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.mixture import JoinedDataset
 from beit3_vqa.data.types import Batch, Example, Tensors
 from beit3_vqa.engine.build import Components, StepSize
+from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed, memory
 from beit3_vqa.runtime.memory import NotEnoughMemory
@@ -26,6 +30,7 @@ from beit3_vqa.runtime.precision import in_float32
 logger = logging.getLogger(__name__)
 
 Sample = tuple[Example, Tensors]
+Rows = Callable[[], IndexDataset | JoinedDataset]  # a function, since opening an index may take a while
 
 SHARE = 0.85  # of the free memory may be used; the rest is for what varies between batches, and for other programs
 DRY_RUN_SHARE = 0.95  # the same if the user chose the batch size
@@ -44,13 +49,33 @@ def with_batch_size(components: Components) -> Components:
         InputError: the effective batch isn't a multiple of the batch, or not one example fits into memory; in a dry
             run, also if the batch that the user chose doesn't fit.
     """
-    components = replace(components, step_size=_step_size(components))
+    rows = components.training_rows
+    components = replace(components, step_size=_step_size(components, rows))
+    components = _with_eval_batch_size(components, rows)
     if components.config.optim.batch_size != AUTO and components.config.run.dry_run:
-        _require_fitting(components)
+        _require_fitting(components, rows)
     return components
 
 
-def _step_size(components: Components) -> StepSize:
+def with_eval_batch_size(components: Components) -> Components:
+    """Return the components of `--eval` with the batch size of their evaluation settled.
+
+    Raises:
+        InputError: not one example fits into memory.
+    """
+    task, split = components.task, components.config.run.split
+    return _with_eval_batch_size(components, lambda: task.dataset(split, components.processor, training=False))
+
+
+def _with_eval_batch_size(components: Components, rows: Rows) -> Components:
+    if components.config.optim.eval_batch_size != AUTO:
+        return components
+    fitting = _fitting(components, rows, BATCH_SIZE, "--eval_batch_size", gradients=False)
+    logger.info(f"--eval_batch_size auto: batches of {fitting}")
+    return replace(components, step_size=replace(components.step_size, eval_batch_size=fitting))
+
+
+def _step_size(components: Components, rows: Rows) -> StepSize:
     options = components.config.optim
     per_process = _examples_per_process(components)
     if options.batch_size != AUTO:
@@ -61,26 +86,30 @@ def _step_size(components: Components) -> StepSize:
                 f"--effective_batch_size {options.effective_batch_size}: {per_process} examples in each process can't "
                 f"be made of batches of {options.batch_size}; choose a divisor for --batch_size, or write auto."
             )
-        return StepSize(options.batch_size, per_process // options.batch_size)
+        return replace(components.step_size, update_freq=per_process // options.batch_size)
     if components.task.spec.in_batch_negatives:
         raise InputError(
             f"--batch_size auto: the loss of {components.task.spec.name} compares the rows of a forward pass with each "
             "other, so it depends on the batch size; choose it yourself."
         )
-    device = components.precision.device
-    if not memory.can_measure(device):
-        raise InputError(f"--batch_size auto: memory can't be measured on {device}; give a number.")
-    # All processes take equal batches, so the one with the least memory decides.
-    fitting = min(distributed.all_gather(_largest_that_fits(components, per_process)))
-    if not fitting:
-        raise InputError(
-            "--batch_size auto: not one example fits into memory. Try --checkpoint_activations, --precision bf16, or "
-            "a smaller model."
-        )
+    fitting = _fitting(components, rows, per_process, "--batch_size", gradients=True)
     # The largest divisor that fits, so that every step has equal forward passes.
     batch_size = next(size for size in range(fitting, 0, -1) if per_process % size == 0)
     logger.info(f"--batch_size auto: {fitting} fit; batches of {batch_size}, {per_process // batch_size} a step")
-    return StepSize(batch_size, per_process // batch_size)
+    return replace(components.step_size, batch_size=batch_size, update_freq=per_process // batch_size)
+
+
+def _fitting(components: Components, rows: Rows, most: int, flag: str, *, gradients: bool) -> int:
+    """Return the largest number of examples, up to `most`, that fits in every process; InputError if none does."""
+    device = components.precision.device
+    if not memory.can_measure(device):
+        raise InputError(f"{flag} auto: memory can't be measured on {device}; give a number.")
+    # All processes take equal batches, so the one with the least memory decides.
+    fitting = min(distributed.all_gather(_largest_that_fits(components, rows, most, gradients=gradients)))
+    if not fitting:
+        less = "--checkpoint_activations, --precision bf16, or" if gradients else "--precision bf16, or"
+        raise InputError(f"{flag} auto: not one example fits into memory. Try {less} a smaller model.")
+    return fitting
 
 
 def _examples_per_process(components: Components) -> int:
@@ -95,21 +124,21 @@ def _examples_per_process(components: Components) -> int:
     return wanted // processes
 
 
-def _largest_that_fits(components: Components, most: int) -> int:
-    """Return the largest number of examples, up to `most`, whose forward and backward pass fits; 0 if none does.
+def _largest_that_fits(components: Components, rows: Rows, most: int, *, gradients: bool) -> int:
+    """Return the largest number of examples, up to `most`, whose pass fits; 0 if none does.
 
     On a GPU the number that the line gives is tried too: if it doesn't fit, that is an error to catch. On a CPU trying
     it could end the process.
     """
-    with _tried(components, most, SHARE) as tried:
+    with _tried(components, rows, most, SHARE, gradients=gradients) as tried:
         fitting, largest = tried.fitting(most), max(tried.peaks, default=0)
         on_gpu = components.precision.device.type == "cuda"
-        while on_gpu and fitting > largest and _peak(components, tried.samples, fitting) > tried.room:
+        while on_gpu and fitting > largest and tried.try_out(fitting) > tried.room:
             fitting = max(largest, int(fitting * 0.9))
         return fitting
 
 
-def _require_fitting(components: Components) -> None:
+def _require_fitting(components: Components, rows: Rows) -> None:
     """Raise InputError if a step of the batch that the user chose would take more memory than there is.
 
     Without this, a system that runs out of memory kills the process without a message, and perhaps another one too.
@@ -117,9 +146,9 @@ def _require_fitting(components: Components) -> None:
     count, device = components.step_size.batch_size, components.precision.device
     if distributed.world_size() > 1 or not memory.can_measure(device):
         return
-    with _tried(components, count, DRY_RUN_SHARE) as tried:
+    with _tried(components, rows, count, DRY_RUN_SHARE, gradients=True) as tried:
         fitting = tried.fitting(count)
-        if device.type == "cuda" and fitting == count and _peak(components, tried.samples, count) > tried.room:
+        if device.type == "cuda" and fitting == count and tried.try_out(count) > tried.room:
             fitting = count - 1
     if fitting < count:
         raise InputError(
@@ -135,15 +164,15 @@ class _Tried:
     """The memory that a few examples took, and the memory that there is, in bytes.
 
     Attributes:
-        samples: rows that batches are made of.
-        room: memory for a forward and backward pass, weights and gradients included.
-        later: memory that optimizer and moving average will take after it.
+        try_out: computes so many examples, and returns the memory at the most; inf: no room.
+        room: memory for a pass, weights and gradients included.
+        later: memory that optimizer and moving average will take beside it.
         start: memory of weights and gradients alone.
         peaks: number of examples -> memory at the most.
         limit: largest number of examples that may fit; with more, memory ran out.
     """
 
-    samples: list[Sample]
+    try_out: Callable[[int], float]
     room: float
     later: float
     start: float
@@ -168,27 +197,31 @@ class _Tried:
 
 
 @contextmanager
-def _tried(components: Components, most: int, share: float) -> Iterator[_Tried]:
+def _tried(components: Components, rows: Rows, most: int, share: float, *, gradients: bool) -> Iterator[_Tried]:
     """Try batches of a few examples and yield what they took; at the end of the context gradients are freed.
 
     Args:
         components: whose model is moved to its device.
+        rows: of which batches are made.
         most: examples in a batch.
         share: of the free memory that may be used.
+        gradients: whether a pass is one of training, forward and backward.
     """
-    device = components.precision.device
+    device, options = components.precision.device, components.config
     components.model.to(device)
-    samples = _longest(components.training_rows(), most)
+    try_out = partial(_peak, components, _longest(rows(), most), gradients=gradients)
     trained = sum(p.numel() * p.element_size() for p in components.model.parameters() if p.requires_grad)
     in_use = memory.in_use(device)
-    # Gradients are part of the peaks; the moments and the moving average come after them, and are counted here.
-    later = trained * (MOMENTS + int(components.config.optim.model_ema))
-    tried = _Tried(samples, share * (memory.free(device) + in_use) - later, later, in_use + trained, {})
+    # The moments and the moving average come after the pass that is tried. Its gradients are part of its peak, unless
+    # it is an evaluation between steps of training, which keep theirs.
+    kept = 0 if options.run.eval else MOMENTS + int(options.optim.model_ema) + int(not gradients)
+    start = in_use + (trained if gradients else 0)
+    tried = _Tried(try_out, share * (memory.free(device) + in_use) - trained * kept, trained * kept, start, {})
     try:
         for count in (n for n in TRIED if n <= most):
             if device.type != "cuda" and tried.peak(count) > tried.room:  # trying it could end the process
                 break
-            peak = _peak(components, samples, count)
+            peak = try_out(count)
             if peak == math.inf:
                 tried.limit = max(tried.peaks, default=0)
                 break
@@ -220,7 +253,7 @@ def _longest(dataset: IndexDataset | JoinedDataset, count: int) -> list[Sample]:
         if len(samples) == count:
             break
     if not samples:
-        raise InputError("none of the training images that were tried for the batch size can be read.")
+        raise InputError("none of the images that were tried for the batch size can be read.")
     return samples
 
 
@@ -228,22 +261,28 @@ def _length(example: Example) -> int:
     return len(example.question) + len(example.token_ids or ()) + sum(map(len, example.choices))
 
 
-def _peak(components: Components, samples: list[Sample], count: int) -> float:
-    """Return the largest memory in use, in bytes, while `count` examples go forward and backward; inf: no room."""
+def _peak(components: Components, samples: list[Sample], count: int, *, gradients: bool) -> float:
+    """Return the largest memory in use, in bytes, while `count` examples are computed; inf: no room."""
     # From the first row again, if fewer than `count` are known.
     examples, tensors = zip(*itertools.islice(itertools.cycle(samples), count), strict=True)
-    batch = Batch(components.task.collate(tensors, components.processor), examples, num_valid=count)
-    batch = components.task.attach_targets(batch, tensors)
+    task = components.task
+    batch = Batch(task.collate(tensors, components.processor), examples, num_valid=count)
+    if gradients:
+        batch = task.attach_targets(batch, tensors)
+
+    def evaluate() -> None:
+        infer = partial(task.infer, processor=components.processor)
+        list(evaluate_batches(components.model, [batch], lambda _outputs, _batch: [], components.precision, infer))
 
     def step() -> None:
         on_device = batch.to(components.precision.device)
         with components.precision.autocast():
             outputs = components.model(**on_device.inputs)
-        torch.autograd.backward(components.precision.scaler.scale(components.task.loss(in_float32(outputs), on_device)))
+        torch.autograd.backward(components.precision.scaler.scale(task.loss(in_float32(outputs), on_device)))
 
     components.model.train()
     try:
-        return memory.measure_peak(step, components.precision.device)
+        return memory.measure_peak(step if gradients else evaluate, components.precision.device)
     except NotEnoughMemory:
         return math.inf
     finally:

@@ -46,15 +46,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepSize:
-    """How many examples an optimizer step has.
+    """How many examples an optimizer step and an evaluation pass have.
 
     Attributes:
         batch_size: examples in a forward pass of each process.
         update_freq: forward passes per optimizer step.
+        eval_batch_size: examples in a forward pass of evaluation; None: 1.5 times `batch_size`.
     """
 
     batch_size: int
     update_freq: int
+    eval_batch_size: int | None = None
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Components:
         processor: makes the model's inputs of images and texts.
         model: a module with the methods that `Family.build` lists; the weights are loaded after `build`.
         precision: device, autocast and gradient scaling.
-        step_size: as the options ask for it; with `--batch_size auto`, what `batch_size.with_batch_size` found.
+        step_size: as the options ask for it; with `auto`, what `engine.batch_size` found.
         bad_images: the images that couldn't be read so far, and how many may be skipped.
         fingerprints: of the rows of each split that `loader` has been called for.
         sources: the task on each source of the data, in order; `task` is the one that validates.
@@ -196,7 +198,7 @@ class Components:
     @property
     def eval_batch_size(self) -> int:
         """Return how many examples a forward pass of evaluation has."""
-        return self.config.optim.eval_batch(self.step_size.batch_size)
+        return self.step_size.eval_batch_size or max(1, int(self.step_size.batch_size * 1.5))
 
     def _texts(self, examples: Iterator[Example]) -> str:
         """Return a message on the lengths of a split's texts; empty if it has none. Use up `examples` in any case."""
@@ -299,8 +301,12 @@ def build(
     processor = family.processor(checkpoint.parent if checkpoint else None)
     bad_images = BadImages(config.data.skip_bad_images)
     options = config.optim
-    # With `auto`, `with_batch_size` finds out how many fit once the model is there.
-    step_size = StepSize(1 if options.batch_size == AUTO else options.batch_size, options.update_freq)
+    # With `auto`, `engine.batch_size` finds out how many fit once the model is there.
+    step_size = StepSize(
+        1 if options.batch_size == AUTO else options.batch_size,
+        options.update_freq,
+        None if options.eval_batch_size == AUTO else options.eval_batch_size,
+    )
     model = family.build(precision)
     return Components(
         config, task, family, processor, model, precision, step_size, bad_images, sources=sources or (task,)

@@ -13,6 +13,7 @@ from beit3_vqa.apps.soup.options import GREEDY, LEARNED, UNIFORM, SoupOptions
 from beit3_vqa.apps.soup.trials import Trial, Trials
 from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.data.predictions import json_text
+from beit3_vqa.engine.batch_size import with_eval_batch_size
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, archive_best, checkpoints
 from beit3_vqa.engine.checkpoint.io import read_checkpoint, save_checkpoint
@@ -68,6 +69,7 @@ def _soup(options: SoupOptions, paths: Sequence[Path], evaluation: Mapping[str, 
     if LEARNED in options.methods and not spec.per_example:
         raise InputError(f"--method learned: {spec.name} has no loss of a single row; take uniform or greedy.")
     components.model.to(components.precision.device)
+    components = with_eval_batch_size(components)
     mixer = Mixer(components.model, members, members[0].config.model)
     trials = Trials(components, mixer, options.split, options.seed)
     _tell_seen(members, components, options.split)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from beit3_vqa.cli.main import main
+from beit3_vqa.data.predictions import read_predictions
 from beit3_vqa.runtime import memory
 from tests.helpers.commands import TINY
 
@@ -38,16 +39,43 @@ def test_auto_batch_size_in_little_memory_trains_to_the_same_weights(scpc, tmp_p
     """Memory for few: the step's mean is over the same examples, so the weights are the same up to rounding."""
     drop = ["--drop_path", "0"]
     assert train(scpc, tmp_path / "whole", "--batch_size", "8", *drop) == 0
-    peaks = iter((GIB, 2 * GIB, 4 * GIB))  # a GiB for each example
-    monkeypatch.setattr(memory, "measure_peak", lambda compute, device: (compute(), next(peaks))[1])
-    monkeypatch.setattr(memory, "in_use", lambda device: 0)
-    monkeypatch.setattr(memory, "free", lambda device: 4.5 * GIB / 0.85)
+    a_gib_for_each_example(monkeypatch, 4.5 * GIB)
     assert train(scpc, tmp_path / "auto", "--batch_size", "auto", "--effective_batch_size", "8", *drop) == 0
     assert "--batch_size auto: 4 fit; batches of 4, 2 a step" in capsys.readouterr().out
     assert (config(tmp_path / "auto")["batch_size"], config(tmp_path / "auto")["update_freq"]) == (4, 2)
     whole, auto = (torch.load(tmp_path / name / "checkpoint-0.pth")["model"] for name in ("whole", "auto"))
     for name, weight in whole.items():
         torch.testing.assert_close(auto[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def a_gib_for_each_example(monkeypatch, room):
+    peaks = iter((GIB, 2 * GIB, 4 * GIB))
+    monkeypatch.setattr(memory, "measure_peak", lambda compute, device: (compute(), next(peaks))[1])
+    monkeypatch.setattr(memory, "in_use", lambda device: 0)
+    monkeypatch.setattr(memory, "free", lambda device: room / 0.85)
+
+
+def test_an_evaluation_of_auto_has_as_many_examples_in_a_pass_as_fit_and_the_same_answers(
+    scpc, trained, tmp_path, monkeypatch, capsys
+):
+    found = {}
+    for size in ("4", "auto"):
+        if size == "auto":
+            a_gib_for_each_example(monkeypatch, 11.5 * GIB)  # no gradients, no moments
+        command = ["finetune", "--eval", "--task", "vqacustom", "--resume", str(trained / "checkpoint-best.pth")]
+        command += ["--data_path", str(scpc / "data"), "--output_dir", str(tmp_path / size), "--precision", "fp32"]
+        assert main([*command, "--eval_batch_size", size, "--device", "cpu", "--split", "val"]) == 0
+        found[size] = read_predictions(tmp_path / size / "predictions_val.json")
+    assert "--eval_batch_size auto: batches of 11" in capsys.readouterr().out
+    for one, other in zip(found["4"], found["auto"], strict=True):
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+
+
+def test_a_training_writes_down_the_evaluations_batch_that_was_found(scpc, tmp_path, monkeypatch, capsys):
+    a_gib_for_each_example(monkeypatch, 6.5 * GIB)
+    assert train(scpc, tmp_path / "out", "--eval_batch_size", "auto", "--batch_size", "5") == 0
+    assert "--eval_batch_size auto: batches of 6" in capsys.readouterr().out
+    assert (config(tmp_path / "out")["eval_batch_size"], config(tmp_path / "out")["batch_size"]) == (6, 5)
 
 
 @pytest.mark.slow
