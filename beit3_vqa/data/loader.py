@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from beit3_vqa.data.bad_images import BadImages, Examples, Item, SkipUnreadable
 from beit3_vqa.data.mixture import Group, mixed
-from beit3_vqa.data.types import Batch, Key, Tensors
+from beit3_vqa.data.types import Batch, Example, Key, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import shard_range
@@ -183,11 +183,19 @@ class BatchLoader:
         return InputError("none of the images can be read. Is --image_root right?")
 
 
+def noting_images(examples: Iterable[Example], images: list[int]) -> Iterator[Example]:
+    """Yield examples, and note a number for the images of each, counted up as they first come."""
+    numbers: dict[tuple[str, ...], int] = {}
+    for example in examples:
+        images.append(numbers.setdefault(example.image_paths, len(numbers)))
+        yield example
+
+
 def side_by_side(images: Sequence[int]) -> Tensor | None:
     """Return an order of rows in which those of an image come one after another, so that a cache decodes it once.
 
     Args:
-        images: a number for the image of each row, counted up as images first come.
+        images: what `noting_images` noted.
 
     Returns:
         int64 (rows,); None if the rows come so already.

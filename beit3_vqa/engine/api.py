@@ -164,7 +164,8 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     components.model.to(components.precision.device)
     logger.info(f"evaluating {path}")
     if components.precision.int8:
-        round_to_int8(components)
+        with naming(str(path)):
+            round_to_int8(components)
     components = with_eval_batch_size(components)
     if average and "model_key" not in given:
         logger.info("evaluating its moving average (model_ema); --model_key model takes the plain weights")

@@ -23,7 +23,7 @@ from beit3_vqa.data.choice_order import split_mode
 from beit3_vqa.data.dataset import IndexDataset, PermutedChoices, reworded
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.hard_examples import split_by_score
-from beit3_vqa.data.loader import BatchLoader, side_by_side
+from beit3_vqa.data.loader import BatchLoader, noting_images, side_by_side
 from beit3_vqa.data.mixture import Group, JoinedDataset, count_draws
 from beit3_vqa.data.prompt import ONE_OPTION
 from beit3_vqa.data.types import Example
@@ -169,7 +169,7 @@ class Components:
         examples = maker.watch(examples) if maker else examples
         images: list[int] = []
         if not training:
-            examples = _noting_images(examples, images)
+            examples = noting_images(examples, images)
         if training:
             # In every wording, since each that training may draw must fit the model.
             examples = (reworded(one, number) for one in examples for number in range(1 + len(one.wordings)))
@@ -233,14 +233,6 @@ def _groups(config: RunConfig, parts: Sequence[IndexDataset]) -> tuple[Group, ..
     rows = torch.split(torch.arange(sum(sizes)), sizes)
     groups = tuple(map(Group, [sources.names[number] for number in numbers], rows, draws))
     return split_by_score(Path(hard), groups, parts, config.data.hard_ratio) if hard else groups
-
-
-def _noting_images(examples: Iterator[Example], images: list[int]) -> Iterator[Example]:
-    """Yield examples, and note a number for the images of each, counted up as they first come."""
-    numbers: dict[tuple[str, ...], int] = {}
-    for example in examples:
-        images.append(numbers.setdefault(example.image_paths, len(numbers)))
-        yield example
 
 
 def _with_images(dataset: IndexDataset | PermutedChoices | JoinedDataset, bad_images: BadImages) -> Iterator[Example]:

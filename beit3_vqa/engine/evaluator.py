@@ -6,7 +6,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Batch, EvalResult, Prediction
 from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.logging import Progress
-from beit3_vqa.errors import InputError, NotFiniteError, plural
+from beit3_vqa.errors import ImageError, InputError, NotFiniteError, plural
 from beit3_vqa.metrics.calibration import HIGHEST, LOWEST, fit_temperature, mean_nll, tempered
 from beit3_vqa.metrics.robustness import averaged, blind_metrics, order_metrics
 from beit3_vqa.metrics.summary import metrics_table
@@ -100,9 +100,18 @@ def finite(outputs: Any, checkpoint: str) -> Any:
 
 def round_to_int8(components: Components) -> None:
     """Round the model, and say how many of the first answers of `--split` are others by that."""
-    task, loader = components.task, components.loader(components.config.run.split)
-    predict, infer = partial(task.predictions, temperature=1.0), partial(task.infer, processor=components.processor)
-    batches = list(islice(loader.epoch(0), -(-CHECKED // loader.batches.batch_size))) if task.spec.per_example else []
+    task, processor = components.task, components.processor
+    dataset = task.dataset(components.config.run.split, processor, training=False)
+    samples = []
+    for row in range(min(CHECKED, len(dataset)) if task.spec.per_example else 0):
+        with suppress(ImageError):  # the loader reports it
+            samples.append(dataset[(0, 0, row)])
+    size = components.eval_batch_size
+    batches = [
+        Batch(task.collate([tensors for _, tensors in some], processor), tuple(example for example, _ in some))
+        for some in (samples[begin : begin + size] for begin in range(0, len(samples), size))
+    ]
+    predict, infer = partial(task.predictions, temperature=1.0), partial(task.infer, processor=processor)
 
     def answers() -> list[str]:
         told = evaluate_batches(components.model, batches, predict, components.precision, infer)
@@ -112,7 +121,7 @@ def round_to_int8(components: Components) -> None:
     round_linear_layers(components.model)
     changed = sum(one != other for one, other in zip(before, answers(), strict=True))
     if before and distributed.is_main():
-        logger.info(f"int8: of the first {plural(len(before), 'question')} {changed} get another answer than without")
+        logger.info(f"int8: {changed} of the first {plural(len(before), 'answer')} are others than without")
 
 
 Answers = list[list[Prediction]]  # predictions: for each question, one per order of its options

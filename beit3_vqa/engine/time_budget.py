@@ -84,6 +84,7 @@ class TimeBudget:
         started: when this session began.
         steps: of this session.
         is_up: whether the run ends because no time is left; the same in every process.
+        is_writing: whether a checkpoint is being written while training goes on.
     """
 
     hours: float
@@ -91,10 +92,12 @@ class TimeBudget:
     started: float = field(default_factory=lambda: now())
     steps: int = 0
     is_up: bool = False
+    is_writing: bool = False
 
     def __post_init__(self) -> None:
         self.hours = float(self.hours)  # checkpoints keep it, and check its type
         self.kept = Kept(self.hours)
+        self._longest_wait = 0.0  # of this session, for a save
         self._beside = 0.0  # seconds of this session that validations and saves took
         self._mark: tuple[int, float, float] | None = None  # steps, time and `_beside` since which steps are measured
 
@@ -105,8 +108,8 @@ class TimeBudget:
 
     @property
     def no_time_left(self) -> bool:
-        """Return whether there is time for a last save only."""
-        return self.used + self.kept.save >= 3600 * self.hours
+        """Return whether there is time for a last save only, and for the one that is being written."""
+        return self.used + (1 + self.is_writing) * self.kept.save >= 3600 * self.hours
 
     def state(self) -> dict[str, object]:
         """Return what a checkpoint keeps."""
@@ -126,6 +129,7 @@ class TimeBudget:
         seconds = now() - began
         self._beside += seconds
         if what == "save":
+            self._longest_wait = max(self._longest_wait, seconds)
             self.note_save(seconds)
         else:
             self.kept.validation = seconds
@@ -162,7 +166,8 @@ class TimeBudget:
         """
         kept = self.kept
         validation = kept.validation or kept.step * work.validation_in_steps
-        each = kept.step + (work.validations * validation + work.saves * kept.save) / work.steps
+        # Training may wait for a copy only, while a thread writes it.
+        each = kept.step + (work.validations * validation + work.saves * (self._longest_wait or kept.save)) / work.steps
         # The run ends with a validation and a save; another save may be about to begin.
         left = MARGIN * (3600 * self.hours - self.used - validation - 2 * kept.save)
         return min(work.total, step + max(0, int(left / max(each, 1e-9))))

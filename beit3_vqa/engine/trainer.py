@@ -107,7 +107,7 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
                     values["skipped_steps"] = inside.bad
                 values["examples_per_second"] = progress.speed()
 
-                metrics = _validate(run, f"epoch {epoch} val", stop)
+                metrics = _validate(run, f"epoch {epoch} val", saver, stop)
             except _OverError:  # saved as at a signal
                 progress.close()
                 saver.save_step()
@@ -129,11 +129,11 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
             if state.over:
                 break
         saver.settle()
+        if saver.problem:
+            raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
         number = stop()  # a signal may have come while the last epoch was saved
         if number:
             raise Stopped(number, "all epochs were already done and saved")
-    if saver.problem:
-        raise InputError(f"the last checkpoint couldn't be written: {saver.problem}")
     if state.over and state.epoch < epochs:
         logger.info(f"stopped early: {state.over}")
     if not state.over:
@@ -235,7 +235,7 @@ def _after_steps(
 
     def save() -> None:
         inside.loss_sum, inside.counted, inside.bad = sums.tolist()
-        with progress.paused(), run.timing("save"):
+        with progress.paused():
             saver.save_step()
 
     def validate_if_due() -> None:
@@ -258,12 +258,14 @@ def _after_steps(
         inside.loss_sum, inside.counted, inside.bad = sums.tolist()
 
 
-def _validate(run: Training, label: str, stop: SyncedStop) -> dict[str, object]:
+def _validate(run: Training, label: str, saver: Saver, stop: SyncedStop) -> dict[str, object]:
     """Return the metrics of the validation split, of the moving average if there is one; empty without a split.
 
     Raises:
         Stopped: a signal came.
     """
+    # The best score may be taken back. And processes of a loader that begin meanwhile would keep the copy in memory.
+    saver.settle()
     if run.val is None:
         return {}
     label += " (EMA)" if run.ema else ""
@@ -284,15 +286,13 @@ def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop)
     """
     state, inside = run.state, run.state.inside
     place = f"epoch {state.epoch}, step {inside.steps}"
-    metrics = _validate(run, f"{place} val", stop)
+    metrics = _validate(run, f"{place} val", saver, stop)
     inside.validated = inside.examples
-    saver.settle()  # it may take the best score back
     score, improved = _count_validation(run, metrics)
     place_in_log = {"epoch": state.epoch, "share": run.validated, "step": run.step}
     log.add(place_in_log, metrics)
     if improved and run.components.config.run.save_ckpt:
-        with run.timing("save"):
-            saver.save_best(score)
+        saver.save_best(score)
     elif improved:
         state.best_score, state.best_epoch = score, state.epoch
     _show_score(run, metrics, place, log)
@@ -311,7 +311,6 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, objec
         saver: which writes the checkpoints.
     """
     state, config, epoch = run.state, run.components.config, run.state.epoch
-    saver.settle()  # it may take the best score back
     score, improved = _count_validation(run, metrics)
     # Before it is saved: the checkpoint says that the epoch is done.
     state.epoch, state.inside = epoch + 1, InsideEpoch()
@@ -325,8 +324,7 @@ def _end_epoch(run: Training, values: dict[str, float], metrics: dict[str, objec
     # other way round the line would be missing for good.
     log.add({"epoch": epoch, **values}, metrics)
     if config.run.save_ckpt:
-        with run.timing("save"):
-            saver.save_epoch(score, improved)
+        saver.save_epoch(score, improved)
     elif improved:
         state.best_score, state.best_epoch = score, epoch
     _show_score(run, metrics, f"epoch {epoch}", log)

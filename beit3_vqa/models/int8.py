@@ -53,7 +53,8 @@ def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 def round_linear_layers(model: TrainableModel) -> None:
     """Replace the linear layers inside a model's layers; embeddings and heads, before and after them, stay exact."""
     for layer, _method in model.layers():
-        for module in list(layer.modules()):
+        for path, module in list(layer.named_modules()):
             for name, child in module.named_children():
-                if type(child) is nn.Linear:
+                # Adapters are so narrow that rounding their inputs would take longer than it saves.
+                if type(child) is nn.Linear and "lora_" not in path:
                     setattr(module, name, Int8Linear(child))

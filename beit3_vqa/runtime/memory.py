@@ -72,9 +72,12 @@ def free(device: torch.device) -> int:
 
 
 def has_room_for(count: int) -> bool:
-    """Return whether main memory has so many bytes left; true where that can't be known."""
+    """Return whether main memory has so many bytes left, and what this process gave back since its peak.
+
+    True where that can't be known.
+    """
     cpu = torch.device("cpu")
-    return not can_measure(cpu) or count <= free(cpu)
+    return not can_measure(cpu) or count + max(0, _status("VmHWM") - _status("VmRSS")) <= free(cpu)
 
 
 def count_bytes(value: object) -> int:

@@ -81,9 +81,10 @@ class Precision:
     def __init__(self, name: str, device: torch.device):
         self.device = device
         self.int8 = name == "int8"
-        if self.int8 and (device.type != "cpu" or not _cpu_has_int8()):
-            where = "this processor" if device.type == "cpu" else str(device)
-            raise InputError(f"--precision int8 is for a CPU with VNNI, and {where} has none; take auto.")
+        if self.int8 and device.type != "cpu":
+            raise InputError(f"--precision int8 is for a CPU (--device cpu); on {device} take auto.")
+        if self.int8 and not _cpu_has_int8():
+            raise InputError("--precision int8 is for a CPU with VNNI, and this one has none; take auto.")
         best = _best_precision(device) if name in ("auto", "int8") else name
         self.name = name if self.int8 else best
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[best]

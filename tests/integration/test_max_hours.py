@@ -12,13 +12,17 @@ from beit3_vqa.engine.checkpoint.save import Saver
 from beit3_vqa.engine.evaluator import evaluate_split
 from beit3_vqa.engine.loop import train_epoch
 from beit3_vqa.errors import InputError
+from beit3_vqa.runtime import distributed
 from tests.faults.kills import differences
 from tests.helpers.commands import finetune
 from tests.helpers.processes import ended, start, torchrun
 
 STEP, VALIDATION, SAVE = 10.0, 20.0, 5.0  # seconds of the clock below
 # 30 steps an epoch, 180 in all: 180 * 10 + 6 * 25 seconds. A warm-up of one epoch.
-FLAGS = ["--batch_size", "1", "--epochs", "6", "--drop_path", "0.2", "--warmup_epochs", "1"]
+FLAGS = ["--batch_size", "1", "--epochs", "6", "--drop_path", "0.2", "--warmup_epochs", "1", "--no_async_save"]
+
+
+WRITE = Saver._write
 
 
 class Clock:
@@ -55,8 +59,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(time_budget, "now", lambda: clock.seconds)
     monkeypatch.setattr(trainer, "train_epoch", clock.train_epoch)
     monkeypatch.setattr(trainer, "evaluate_split", clock.evaluate_split)
-    for name in ("save_step", "save_epoch", "save_best"):
-        monkeypatch.setattr(Saver, name, clock.saving(getattr(Saver, name)))
+    monkeypatch.setattr(Saver, "_write", clock.saving(Saver._write))
     return clock
 
 
@@ -224,3 +227,20 @@ def test_two_processes_end_together(scpc, tmp_path):
     assert code == 0, said
     assert said.count("stopped early: ") == 1
     assert torch.load(newest(out))["processes"] == 2
+
+
+def test_waiting_for_the_thread_that_writes_is_no_part_of_a_step(scpc, tmp_path, clock, monkeypatch):
+    run_on_main = distributed.run_on_main
+
+    def wait(choose):
+        clock.seconds += 30 if getattr(choose, "__name__", "") == "result" else 0
+        return run_on_main(choose)
+
+    monkeypatch.setattr(distributed, "run_on_main", wait)
+    monkeypatch.setattr(Saver, "_write", WRITE)  # its seconds would pass at any moment
+    out = tmp_path / "out"
+    assert main(finetune(scpc, out, *FLAGS, "--async_save", *hours(1500))) == 0
+    time = torch.load(newest(out))["time"]
+    assert time["step"] == pytest.approx(STEP)
+    assert time["save"] == 30
+    assert 0.8 * 1500 < clock.seconds <= 1500

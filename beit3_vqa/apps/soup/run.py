@@ -43,6 +43,8 @@ def soup(options: SoupOptions, evaluation: Mapping[str, object]) -> dict[str, ob
     """
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise InputError("soup works on one device: start it without torchrun.")
+    if evaluation.get("precision") == "int8":
+        raise InputError("--precision int8 rounds a trained model: mix it first, and take int8 with --eval or predict.")
     if not evaluation.get("data_path"):
         raise InputError("--data_path: say on which prepared folder the soups are to be compared.")
     paths = find_files(options.members)
@@ -64,8 +66,6 @@ def _soup(options: SoupOptions, paths: Sequence[Path], evaluation: Mapping[str, 
     """Do the same, as the only process that works in `--output_dir`."""
     members, components = read_members(options.members, paths, evaluation, options.split)
     spec, names = components.task.spec, [member.name for member in members]
-    if components.precision.int8:
-        raise InputError("--precision int8 rounds a trained model: mix it first, and take int8 with --eval or predict.")
     if LEARNED in options.methods and not spec.per_example:
         raise InputError(f"--method learned: {spec.name} has no loss of a single row; take uniform or greedy.")
     components.model.to(components.precision.device)

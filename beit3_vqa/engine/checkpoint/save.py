@@ -5,7 +5,7 @@ resuming needs: optimizer, gradient scaler, random generators (`_session`). `che
 
     Saver.save_epoch, save_best, save_step
         _weights, _progress, _session   collect the state; every process takes part
-        _hand_over                      the main one copies it, and training goes on
+        _save                           the main one copies it, and training goes on
             _write                      a thread writes the copy
     Saver.settle                    waits for the thread, and tells every process what came of it
 """
@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -127,8 +128,11 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # After an error the other processes may be gone, so nothing is asked of them; the file is written all the same.
         self._thread.shutdown()
+        # After an error the other processes may be gone, so nothing is asked of them.
+        if self._writing is not None and distributed.is_main():
+            failed = self._writing.exception()
+            _tell([str(failed)] if failed else self._writing.result().problems)
 
     @property
     def folder(self) -> Path:
@@ -146,29 +150,32 @@ class Saver:
             improved: whether it is the best so far, which `state` then says; if the best checkpoint can't be written,
                 `settle` takes that back.
         """
-        self.settle()
-        state, run = self.state, self.components.config.run
-        weights = self._weights()
-        best = [self._best_file(weights, score)] if improved else []
-        rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.components.config.optim.epochs
-        content = {**weights, **self._progress(), **self._session()}
-        path = epoch_file(self.folder, state.epoch - 1)
-        files = [*best, self._file(path, content, score, rolling)]
-        self._hand_over(files, lambda: prune(self.folder, run.keep_checkpoints, is_rolling))
+        run = self.components.config.run
+
+        def collect() -> list[_File]:
+            weights, state = self._weights(), self.state
+            best = [self._best_file(weights, score)] if improved else []
+            rolling = state.epoch % run.save_ckpt_freq > 0 and state.epoch < self.components.config.optim.epochs
+            content = {**weights, **self._progress(), **self._session()}
+            return [*best, self._file(epoch_file(self.folder, state.epoch - 1), content, score, rolling)]
+
+        self._save(collect, lambda: prune(self.folder, run.keep_checkpoints, is_rolling))
 
     def save_best(self, score: float | None) -> None:
         """Write the best checkpoint inside an epoch, as `save_epoch` does at its end."""
-        self.settle()
-        self._hand_over([self._best_file(self._weights(), score)])
+        self._save(lambda: [self._best_file(self._weights(), score)])
 
     def save_step(self) -> None:
         """Write a checkpoint inside an epoch, unless `--no_save_ckpt`."""
         if not self.components.config.run.save_ckpt:
             return
-        self.settle()
-        path, inside = step_file(self.folder, self.state.epoch, self.state.inside.steps), asdict(self.state.inside)
-        content = {**self._weights(), **self._progress(), **self._session(), "inside_epoch": inside}
-        self._hand_over([self._file(path, content, None)], lambda: prune_steps(self.folder))
+
+        def collect() -> list[_File]:
+            state, inside = self.state, asdict(self.state.inside)
+            content = {**self._weights(), **self._progress(), **self._session(), "inside_epoch": inside}
+            return [self._file(step_file(self.folder, state.epoch, state.inside.steps), content, None)]
+
+        self._save(collect, lambda: prune_steps(self.folder))
 
     def save_where_it_is(self) -> str:
         """Save a run that is about to stop, if it isn't saved already, and return a message on how to go on."""
@@ -192,14 +199,19 @@ class Saver:
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
-        outcome = distributed.run_on_main(writing.result)
-        for problem in filter(None, outcome.problems):
-            logger.warning(f"checkpoint not written: {problem} Training goes on, and the next one is tried again.")
+        with self._waiting():
+            outcome = distributed.run_on_main(writing.result)
         self.problem = outcome.problems[-1]
+        _tell(outcome.problems)
         if outcome.best_failed:
             self.state.best_score, self.state.best_epoch = self._best_before
         if self.state.time:
             self.state.time.note_save(outcome.seconds)
+            self.state.time.is_writing = False
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """Return a context whose time `--max_hours` counts as that of a save, not of the steps around it."""
+        return self.state.time.timing("save") if self.state.time else nullcontext()
 
     def _best_file(self, weights: Content, score: float | None) -> _File:
         """Return the best checkpoint, and make it the best of the state."""
@@ -224,29 +236,43 @@ class Saver:
         }
         return _File(path, content, about)
 
-    def _hand_over(self, files: list[_File], clean_up: Callable[[], None] = lambda: None) -> None:
-        """Have files written, in this order, while training goes on.
+    def _save(self, collect: Callable[[], list[_File]], clean_up: Callable[[], None] = lambda: None) -> None:
+        """Have files written while training goes on, once those before are there.
 
         Args:
-            files: of which the best checkpoint, if it is one of them, is the first.
+            collect: returns the files in the order in which they are written, the best checkpoint first if it is one of
+                them; every process takes part.
             clean_up: deletes what the last file makes useless, once that is there.
         """
-        # If another run has taken over the folder, this one must end.
-        distributed.run_on_main(lambda: require_lock(self.folder))
-        self._writing = Future()  # the other processes' own is never done: `settle` asks the main one
-        if not distributed.is_main():
-            return
-        contents = [file.content for file in files]
-        # Room for as much again, since training may grow meanwhile.
-        if self.components.config.run.async_save and has_room_for(2 * count_bytes(contents)):
-            copies = [replace(file, content=copy) for file, copy in zip(files, copy_to_main(contents), strict=True)]
-            self._writing = self._thread.submit(self._write, copies, clean_up)
-        else:
-            self._writing.set_result(self._write(files, clean_up))
+        self.settle()
+        began = time.monotonic()
+        with self._waiting():
+            files = collect()
+            self._writing = Future()  # the other processes' own is never done: `settle` asks the main one
 
-    def _write(self, files: list[_File], clean_up: Callable[[], None]) -> _Outcome:
-        began, problems, best_failed = time.monotonic(), [], False
+            def begin() -> bool:
+                contents = [file.content for file in files]
+                # Room for as much again, since training may grow meanwhile.
+                copied = self.components.config.run.async_save and has_room_for(2 * count_bytes(contents))
+                of_files = files
+                if copied:
+                    copies = copy_to_main(contents)
+                    of_files = [replace(file, content=copy) for file, copy in zip(files, copies, strict=True)]
+                self._writing = self._thread.submit(self._write, of_files, clean_up, began)
+                return copied
+
+            copied = distributed.run_on_main(begin)
+        if self.state.time:
+            self.state.time.is_writing = True
+        if not copied:
+            self.settle()  # before the next step changes what is written
+
+    def _write(self, files: list[_File], clean_up: Callable[[], None], began: float) -> _Outcome:
+        problems: list[str] = []
+        best_failed = False
         for file in files:
+            # If another run has taken over the folder, this one must end.
+            require_lock(self.folder)
             # Without the file of the best score, the best is what it was.
             best = dict(zip(("best_score", "best_epoch"), self._best_before, strict=True)) if best_failed else {}
             try:
@@ -293,3 +319,8 @@ class Saver:
             "random_state": states[0],
             **({"random_states": states} if len(states) > 1 else {}),
         }
+
+
+def _tell(problems: list[str]) -> None:
+    for problem in filter(None, problems):
+        logger.warning(f"checkpoint not written: {problem} Training goes on, and the next one is tried again.")
