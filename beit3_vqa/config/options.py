@@ -299,8 +299,8 @@ class ComputeConfig(Options):
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
         "auto",
-        "compute precision; auto: bf16 if the hardware is faster in it, else fp16 on a GPU, else fp32; CLIP: fp16 on a GPU; "
-        "int8, with --eval: a rounded model, on a CPU with VNNI",
+        "compute precision; auto: bf16 if the hardware is faster in it, else fp16 on a GPU, else fp32; CLIP: fp16 on a "
+        "GPU; int8, with --eval: a rounded model, on a CPU with VNNI",
         choices=("auto", "fp32", "bf16", "fp16", "int8"),
     )
     attention: str = option(

@@ -196,11 +196,13 @@ class Saver:
 
         Every process must call it at the same place.
         """
-        if self._writing is None:
-            return
-        writing, self._writing = self._writing, None
-        with self._waiting():
-            outcome = distributed.run_on_main(writing.result)
+        if self._writing is not None:
+            with self._waiting():
+                self._finish(self._writing)
+
+    def _finish(self, writing: Future[_Outcome]) -> None:
+        self._writing = None
+        outcome = distributed.run_on_main(writing.result)
         self.problem = outcome.problems[-1]
         _tell(outcome.problems)
         if outcome.best_failed:
@@ -262,10 +264,10 @@ class Saver:
                 return copied
 
             copied = distributed.run_on_main(begin)
-        if self.state.time:
-            self.state.time.is_writing = True
-        if not copied:
-            self.settle()  # before the next step changes what is written
+            if self.state.time:
+                self.state.time.is_writing = True
+            if not copied:
+                self._finish(self._writing)  # before the next step changes what is written
 
     def _write(self, files: list[_File], clean_up: Callable[[], None], began: float) -> _Outcome:
         problems: list[str] = []
