@@ -1,12 +1,16 @@
 """A batch of evaluation: torchscale's forward pass against ours, and what precision costs in accuracy of the logits."""
 
+import copy
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.model import BEiT3Model
+from beit3_vqa.models.int8 import round_linear_layers
 from beit3_vqa.runtime.precision import Precision, pick_device
 from benchmarks.network import (
     Variant,
@@ -44,11 +48,18 @@ def main() -> None:
         label: partial(evaluate, model, inputs, variant, Precision(variant.precision, device))
         for label, variant in wanted.items()
     }
+    with suppress(InputError):  # no CPU, or one that is no faster in int8
+        precision, rounded = Precision("int8", device), copy.deepcopy(model)
+        round_linear_layers(rounded)
+        runs["ours, int8"] = partial(evaluate, rounded, inputs, Variant("auto", "int8", tuned=True), precision)
     exact = runs["reference, fp32, as upstream ships it"]()
-    error = {label: f"{((run() - exact).abs().max() / exact.abs().max()).item():.1e}" for label, run in runs.items()}
+    logits = {label: run() for label, run in runs.items()}
+    error = {label: f"{((of - exact).abs().max() / exact.abs().max()).item():.1e}" for label, of in logits.items()}
+    others = {label: int((of.argmax(-1) != exact.argmax(-1)).sum()) for label, of in logits.items()}
     seconds = paired(runs, options.rounds)
     share = shares_of_peak(seconds, flops(runs["ours, fp32"]), wanted, device)
-    rows = build_rows(seconds, next(iter(wanted)), **{"matrix peak": share, "largest error of a logit": error})
+    columns = {"matrix peak": share, "largest error of a logit": error, "other answers": others}
+    rows = build_rows(seconds, next(iter(wanted)), **columns)
     report(f"evaluation, {options.model}, batch {options.batch_size}", rows, options.output)
 
 
