@@ -110,6 +110,15 @@ def test_a_checkpoint_that_fails_while_training_does_is_told_too(scpc, tmp_path,
     assert "checkpoint not written: " in capsys.readouterr().out
 
 
+def test_a_copy_that_cannot_be_made_ends_the_run(scpc, tmp_path, monkeypatch):
+    def fail(_contents):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(save, "copy_to_main", fail)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        main(finetune(scpc, tmp_path / "out", *FLAGS, "--epochs", "1"))
+
+
 def test_a_run_that_lost_its_folder_while_a_thread_wrote_ends(scpc, tmp_path, monkeypatch, capsys):
     def lose(_folder):
         raise InputError("another run has taken over the folder.")

@@ -129,8 +129,8 @@ class Saver:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._thread.shutdown()
-        # After an error the other processes may be gone, so nothing is asked of them.
-        if self._writing is not None and distributed.is_main():
+        # After an error the other processes may be gone, so nothing is asked of them. Done is only what was begun here.
+        if self._writing is not None and self._writing.done():
             failed = self._writing.exception()
             _tell([str(failed)] if failed else self._writing.result().problems)
 
