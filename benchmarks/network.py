@@ -18,7 +18,7 @@ from beit3_vqa.tasks.losses import contrastive_loss
 
 CLASSES = 4
 MASKED = 0.6  # of a caption's tokens
-NOT_IN_TRAINING = {"text_len", "incremental_state", "only_infer", "language_masked_pos"}
+NOT_GIVEN = {"text_len", "incremental_state", "only_infer", "language_masked_pos", "image_of"}
 TEXT_TOKENS = 32
 PEAK_SIZE = 3072
 PEAK_SECONDS = 3.0
@@ -81,10 +81,10 @@ def make(name: str, device: torch.device, batch: int) -> tuple[BEiT3Model, dict[
     masked = (torch.rand(text.shape, device=device) < MASKED) & (padding == 0)
     given = {"padding_mask": padding, "masked_places": masked.flatten().nonzero().squeeze(1)}
     inputs = {}
-    for keyword in inspect.signature(model.forward).parameters:
+    for keyword in (name for name in inspect.signature(model.forward).parameters if name not in NOT_GIVEN):
         if keyword.startswith("image"):
             inputs[keyword] = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-        elif keyword not in NOT_IN_TRAINING:
+        else:
             inputs[keyword] = given.get(keyword, text)
     if parsed.head == "retrieval":
         return model, inputs, contrastive_loss

@@ -109,6 +109,26 @@ class EvalTransform:
         return _planes(np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC)))
 
 
+class OncePerImage:
+    """A transform that returns its last result again for the same image; it is shared, so don't change it in place.
+
+    Args:
+        transform: of images in mode RGB.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]):
+        self.transform = transform
+        # Held, so that no other image can have its identity.
+        self._last: tuple[Image.Image, Tensor] | None = None
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return what the transform makes of the image."""
+        last = self._last  # read once: another thread may replace it
+        if last is None or last[0] is not image:
+            self._last = last = image, self.transform(image)
+        return last[1]
+
+
 class TrainTransform:
     """Training's pipeline: RandomResizedCrop, horizontal flip and, if asked for, RandAugment(2, 7); upstream's order.
 

@@ -21,10 +21,12 @@ class Inputs:
     Attributes:
         images: one name for each image of an example, in order.
         text: name of the token ids, which come with a `padding_mask`; empty if there is no text.
+        shared: whether the model takes `image_of`, so that an image of several texts comes once.
     """
 
     images: tuple[str, ...] = ("image",)
     text: str = "question"
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     if components.precision.int8:
         with naming(str(path)):
             round_to_int8(components)
+    components.precision.cast_frozen(components.model.requires_grad_(False))
     components = with_eval_batch_size(components)
     if average and "model_key" not in given:
         logger.info("evaluating its moving average (model_ema); --model_key model takes the plain weights")

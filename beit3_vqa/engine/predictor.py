@@ -433,7 +433,8 @@ def load(
     given = {"device": device, "precision": precision} | {name: place for name, place in places.items() if place}
     path = find_checkpoint(Path(checkpoint))
     components = load_components(path, given)
-    components.model.to(components.precision.device).eval()
+    components.model.to(components.precision.device).eval().requires_grad_(False)
+    components.precision.cast_frozen(components.model)
     name = path if path.name == BEST or path.suffix == ".pth" else checkpoint  # an export is its folder
     return Predictor(components, str(name), read_temperature(path) or 1.0)
 

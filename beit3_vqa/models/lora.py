@@ -125,18 +125,6 @@ def merged(weights: Mapping[str, Tensor], name: str, base: Tensor, scale: float)
     return torch.addmm(base.double(), b, a, alpha=scale)
 
 
-def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the frozen operands of matrix products to the compute dtype, in place.
-
-    Autocast would cast just these in each forward pass, so the numbers stay the same while memory and time halve. Norms
-    and embeddings, which autocast leaves alone, stay float32, and so does everything that is trained.
-    """
-    for module in model.modules():
-        is_operand = isinstance(module, (nn.Linear, nn.Conv2d))
-        if is_operand and not any(parameter.requires_grad for parameter in module.parameters()):
-            module.to(dtype)
-
-
 def keep_only(model: nn.Module, names: frozenset[str]) -> None:
     """Make `state_dict()` hold these names alone, and `load_state_dict` ask for no others: what a checkpoint keeps."""
 

@@ -19,7 +19,7 @@ from beit3_vqa.data.predictions import write_submission, write_upstream_results
 from beit3_vqa.data.rows import LETTERS, Row, Rows, row_id
 from beit3_vqa.data.submission import read_sample
 from beit3_vqa.data.teacher import Shares, read_teacher
-from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, PredictionsInfo, Tensors
+from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo, Tensors
 from beit3_vqa.errors import InputError, plural
 from beit3_vqa.metrics import accuracy_metrics, full_metrics
 from beit3_vqa.metrics.baselines import count_answers
@@ -48,6 +48,7 @@ class VQACustom(Task):
         name="vqacustom",
         head="vqacustom",
         files=VQACUSTOM,
+        inputs=Inputs(shared=True),
         supports_questions=True,
         has_options=True,
         takes_temperature=True,

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
-import torch
 from torch import Tensor
 
 from beit3_vqa.config.config import RunConfig
@@ -84,9 +83,11 @@ class VQARank(VQACustom):
         return {"image": reader.pixels(image, example, rng), "texts": texts}
 
     def collate(self, items: Sequence[Tensors], processor: Processor) -> dict[str, Tensor]:
-        """Return `image` (B * C, 3, S, S) and `question` (B * C, T): the options of one example after another's."""
-        images = torch.stack([item["image"] for item in items]).repeat_interleave(self.num_classes, dim=0)
-        return {"image": images, **as_beit3(processor).padded([ids for item in items for ids in item["texts"]])}
+        """Return `image`, `image_of` (B * C,) and `question` (B * C, T): the options of one example after another's."""
+        reader = as_beit3(processor)
+        # All options of a question are about one image.
+        images = reader.stacked([item["image"] for item in items for _ in range(self.num_classes)])
+        return {**images, **reader.padded([ids for item in items for ids in item["texts"]])}
 
     def texts_to_measure(self, example: Example) -> Iterable[Example]:
         """Return an example for each option, whose text is question and option."""

@@ -1,8 +1,8 @@
 """Scaled dot-product attention, by the kernel that is quickest on the device at hand.
 
 Shapes: B batch, H heads, Q queries, K keys, D width of a head. A kernel takes q (B, H, Q, D), k and v (B, H, K, D) and
-`bias` (B or 1, 1, Q or 1, K), which it adds to the scores: 0 where a query may attend to a key, else -inf (`as_bias`);
-None: every query attends to every key. It returns the context (B, H, Q, D).
+`bias` (B or 1, 1, Q or 1, M), which it adds to the scores of the last M keys: 0 where a query may attend to a key, else
+-inf (`as_bias`); None: every query attends to every key. It returns the context (B, H, Q, D).
 """
 
 from collections.abc import Callable
@@ -22,13 +22,16 @@ MATMUL_BYTES = 256 * 2**20
 ALIGNED = 16
 
 
-def as_bias(attended: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what a kernel adds to its scores.
+def as_bias(attended: Tensor, dtype: torch.dtype, always: int = 0) -> Tensor:
+    """Return what a kernel adds to its scores, (B or 1, 1, Q or 1, M).
 
     Args:
         attended: bool (B or 1, 1, Q or 1, K), true where a query may attend to a key.
         dtype: the queries'.
+        always: how many of the keys, from the first on, every query may attend to.
     """
+    if not attended.is_cuda:  # kernels of GPUs read a bias for all keys
+        attended = attended[..., always:]
     *rows, keys = attended.shape
     unused = -keys % ALIGNED if attended.is_cuda else 0
     bias = torch.zeros(*rows, keys + unused, dtype=dtype, device=attended.device)
@@ -38,6 +41,8 @@ def as_bias(attended: Tensor, dtype: torch.dtype) -> Tensor:
 def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Attend by PyTorch's fused kernel, which never holds the attention weights."""
     if bias is not None:
+        unmasked = k.size(2) - bias.size(-1)
+        bias = F.pad(bias, (unmasked, 0)) if unmasked else bias
         bias = bias.expand(*q.shape[:3], -1)  # a view: nothing is copied
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
@@ -47,7 +52,8 @@ def matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     # As in torchscale, the scale 1 / sqrt(D) goes on the queries, before the product.
     weights: Tensor = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)  # (B, H, Q, K)
     if bias is not None:
-        weights += bias  # in place: no gradient needs the scores
+        # In place and past autograd: a sum hands its gradient on as it is, and no gradient needs the scores.
+        weights.detach()[..., -bias.size(-1) :] += bias
     # Autocast may compute the softmax in float32; the product goes on in the values' type.
     context: Tensor = weights.softmax(dim=-1).to(v.dtype) @ v
     return context

@@ -174,8 +174,11 @@ class BEiT3Family(BaseFamily[BEiT3Model, BEiT3Processor]):
         Raises:
             InputError: a task other than questions about one image.
         """
-        if processor.tokenizer is None or set(inputs) != {"image", "question", "padding_mask"}:
+        if processor.tokenizer is None or set(inputs) - {"image_of"} != {"image", "question", "padding_mask"}:
             raise InputError("attention maps exist only for questions about one image, not for this task.")
+        if "image_of" in inputs:  # the first layer's projections are read too, for each question
+            inputs = {**inputs, "image": inputs["image"].index_select(0, inputs["image_of"])}
+            del inputs["image_of"]
         projections = [layer.self_attn for layer in model.beit3.encoder.layers[-last_layers:]]
         # Three outputs a layer: queries of the image side ([CLS] is among them), keys of both sides.
         with caught_outputs([side for a in projections for side in (a.q_proj.A, a.k_proj.A, a.k_proj.B)]) as caught:

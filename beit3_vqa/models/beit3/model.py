@@ -186,18 +186,21 @@ class BEiT3ForVisualQuestionAnswering(BEiT3Model):
         self.head = vqa_head(self.embed_dim, num_classes)
         self.apply(init_like_upstream)
 
-    def forward(self, image: Tensor, question: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, image: Tensor, question: Tensor, padding_mask: Tensor | None = None, image_of: Tensor | None = None
+    ) -> Tensor:
         """Return a logit for each answer.
 
         Args:
-            image: (B, 3, S, S), normalised float, or uint8.
+            image: (B, 3, S, S), normalised float, or uint8; with `image_of` (I, 3, S, S).
             question: token ids (B, T).
             padding_mask: (B, T), 1 at padding.
+            image_of: (B,), which of I images each question is about; None: each about its own.
 
         Returns:
             (B, num_classes).
         """
-        cls = self.encode(image, question, padding_mask=padding_mask, first_token_only=True)
+        cls = self.encode(image, question, padding_mask=padding_mask, first_token_only=True, image_of=image_of)
         logits: Tensor = self.head(self.pooler(cls))
         return logits
 

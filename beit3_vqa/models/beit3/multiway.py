@@ -69,6 +69,7 @@ class Multiway(BEiT3):
         first_token_only: bool = False,
         first_of_each: bool = False,
         *,
+        image_of: Tensor | None = None,
         visible: Tensor | None = None,
         kernels: Sequence[Attend] | None = None,
         first_position: int = 0,
@@ -76,12 +77,14 @@ class Multiway(BEiT3):
         """Return features of image, text, or both together.
 
         Args:
-            image: float (B, 3, S, S), normalised.
+            image: float (B, 3, S, S), normalised; with `image_of` (I, 3, S, S).
             text: token ids (B, T).
             padding_mask: (B, T), nonzero at padding; None: no text is padded.
             first_token_only: the caller reads the first token alone ([CLS] of the image, else `<s>` of the text), so
                 the last layer computes nothing else.
             first_of_each: the same for the first token of the image and that of the text.
+            image_of: (B,), which of I images each text is about; None: each about its own. What depends on the image
+                alone, up to the first layer's queries, keys and values, is then computed once for each image.
             visible: bool (Q, K), which of K keys each of Q queries may attend to, padding aside; None: all of them.
             kernels: one for each layer, in place of `attention`; they may keep keys and values for later calls.
             first_position: number of earlier text tokens, whose keys the kernels kept.
@@ -93,6 +96,8 @@ class Multiway(BEiT3):
             ValueError: neither image nor text.
         """
         if self.attention == "reference" and kernels is None:
+            if image is not None and image_of is not None:
+                image = image.index_select(0, image_of)
             hidden = None if visible is None else (~visible).long()  # torchscale's mask is 1 where ours is False
             features: Tensor = self(text, image, padding_mask, attn_mask=hidden)["encoder_out"]
             if first_of_each:
@@ -102,8 +107,10 @@ class Multiway(BEiT3):
         # From here to `_join` the tokens are in streams, {"A": (B, V, D), "B": (B, T, D)}.
         streams = self._embed(image, text, padding_mask, first_position)
         attended = _attended_keys(streams, padding_mask, visible)
+        # No image token is padding, so only `visible` may hide one.
+        always = streams[VISION].size(1) if VISION in streams and visible is None else 0
         # Made once for all layers, in the type of their products.
-        bias = None if attended is None else as_bias(attended, _product_type(next(iter(streams.values()))))
+        bias = None if attended is None else as_bias(attended, _product_type(next(iter(streams.values()))), always)
         last = len(self.encoder.layers) - 1
         kernels = kernels or [KERNELS.get(self.attention, attend)] * (last + 1)
         for depth, layer in enumerate(self.encoder.layers):
@@ -111,12 +118,13 @@ class Multiway(BEiT3):
             sides = (len(streams) if first_of_each else int(first_token_only)) if depth == last else 0
             forward = partial(layer.forward_streams, attend=kernels[depth], first_tokens=sides)
             # Out here, since the rate differs from layer to layer, and the compiler shares a layer's code.
-            kept = _draw_kept(layer, next(iter(streams.values())))
+            kept = _draw_kept(layer, next(reversed(streams.values())))
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
                 # Not reentrant: the other kind finds no gradients in a dict of tensors.
-                streams = checkpoint(forward, streams, bias, kept, use_reentrant=False)
+                streams = checkpoint(forward, streams, bias, kept, image_of, use_reentrant=False)
             else:
-                streams = forward(streams, bias, kept)
+                streams = forward(streams, bias, kept, image_of)
+            image_of = None  # after the first layer an image's tokens have seen their text
         if self.encoder.layer_norm is not None:
             streams = {side: getattr(self.encoder.layer_norm, side)(x) for side, x in streams.items()}
         features = _join(streams)
@@ -156,9 +164,8 @@ def _attended_keys(
         return None
     attended = padding_mask == 0
     if VISION in streams:
-        image = streams[VISION]
-        # (B, V + T): no image token is padding.
-        attended = torch.cat([attended.new_ones(image.shape[:2]), attended], dim=1)
+        # (B, V + T)
+        attended = F.pad(attended, (streams[VISION].size(1), 0), value=True)
     return attended[:, None, None, :]
 
 
@@ -167,6 +174,7 @@ def _layer_forward(
     streams: dict[str, Tensor],
     bias: Tensor | None,
     kept: tuple[Tensor, Tensor] | None,
+    image_of: Tensor | None,
     attend: Attend,
     first_tokens: int,
 ) -> dict[str, Tensor]:
@@ -179,6 +187,7 @@ def _layer_forward(
         streams: the sides' tokens.
         bias: see `attention`.
         kept: what `_draw_kept` drew for the layer.
+        image_of: (B,), which of the images each text is about; None: each about its own.
         attend: the kernel of attention.
         first_tokens: if not 0, only the first token of each of so many streams remains, and no other stream.
     """
@@ -191,8 +200,8 @@ def _layer_forward(
     else:
         queries = normed
 
-    context = _attention(layer.self_attn, queries, normed, bias, attend)
-    streams = {side: x + _branch(context[side], kept, 0) for side, x in streams.items()}
+    context = _attention(layer.self_attn, queries, normed, bias, attend, image_of)
+    streams = {side: x + _branch(context[side], kept, 0) for side, x in _repeat_images(streams, image_of).items()}
     return {side: x + _branch(_feed_forward(layer, side, x), kept, 1) for side, x in streams.items()}
 
 
@@ -220,13 +229,18 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _attention(
-    module: Any, queries: dict[str, Tensor], keys: dict[str, Tensor], bias: Tensor | None, attend: Attend
+    module: Any,
+    queries: dict[str, Tensor],
+    keys: dict[str, Tensor],
+    bias: Tensor | None,
+    attend: Attend,
+    image_of: Tensor | None,
 ) -> dict[str, Tensor]:
     """Attend over the joined streams; normalise (sub-LN) and project the context of each stream by itself."""
     # q (B, H, Q, D / H), k and v (B, H, K, D / H): heads of image and text tokens together.
-    q = _heads(_project(module.q_proj, queries), module.num_heads)
-    k = _heads(_project(module.k_proj, keys), module.num_heads)
-    v = _heads(_project(module.v_proj, keys), module.num_heads)
+    q = _heads(_project(module.q_proj, queries, image_of), module.num_heads)
+    k = _heads(_project(module.k_proj, keys, image_of), module.num_heads)
+    v = _heads(_project(module.v_proj, keys, image_of), module.num_heads)
     context = attend(q, k, v, bias)
     context = context.transpose(1, 2).flatten(2)  # (B, L, D)
 
@@ -235,9 +249,15 @@ def _attention(
     return {side: getattr(module.out_proj, side)(_norm(getattr(module.inner_attn_ln, side), x)) for side, x in split}
 
 
-def _project(projection: Any, streams: dict[str, Tensor]) -> Tensor:
+def _project(projection: Any, streams: dict[str, Tensor], image_of: Tensor | None) -> Tensor:
     """Project each stream with its own weights and join them: (B, L, D)."""
-    return _join({side: getattr(projection, side)(x) for side, x in streams.items()})
+    projected = {side: getattr(projection, side)(x) for side, x in streams.items()}
+    return _join(_repeat_images(projected, image_of))
+
+
+def _repeat_images(streams: dict[str, Tensor], image_of: Tensor | None) -> dict[str, Tensor]:
+    """Return the streams with the tokens of its image for each text, (B, V, D) of (I, V, D)."""
+    return streams if image_of is None else {**streams, VISION: streams[VISION].index_select(0, image_of)}
 
 
 def _feed_forward(layer: Any, side: str, x: Tensor) -> Tensor:

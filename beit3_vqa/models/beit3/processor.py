@@ -15,7 +15,7 @@ from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
 from beit3_vqa.data.images import ImageCache
 from beit3_vqa.data.prompt import ONE_OPTION, SPECIAL_TOKENS, OptionTemplate, PromptTemplate, cut_question
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
-from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
+from beit3_vqa.data.transforms import EvalTransform, OncePerImage, TrainTransform, speaks_of_sides
 from beit3_vqa.data.types import Example, Inputs, Tensors
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.models.base import TextLengths
@@ -53,6 +53,7 @@ class BEiT3Processor:
         self.max_tokens = max_tokens
         self.prompt = prompt
         self.evaluate = evaluate
+        self._square = OncePerImage(evaluate)
         self.train = train
         self.length_step = length_step
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
@@ -90,7 +91,7 @@ class BEiT3Processor:
     def pixels(self, image: Image.Image, example: Example, rng: random.Random | None) -> Tensor:
         """Return uint8 (3, S, S); with an `rng` augmented, but not mirrored if the example's text speaks of sides."""
         if rng is None or self.train is None:
-            return self.evaluate(image)
+            return self._square(image)
         # Upstream's index holds ids alone; left and right are looked for in words.
         question = self._tokenizer.decode(example.token_ids) if example.token_ids else example.question
         sides_matter = speaks_of_sides((question, *example.wordings, *example.choices))
@@ -99,10 +100,28 @@ class BEiT3Processor:
     def collate(self, items: Sequence[Tensors]) -> dict[str, Tensor]:
         """Stack B items to images (B, 3, S, S), text (B, T) and `padding_mask` (B, T), 1 at padding.
 
-        Other entries of the items are left out.
+        If the model takes `image_of`, an image of several items comes once, see `stacked`. Other entries of the items
+        are left out.
         """
-        batch = {name: torch.stack([item[name] for item in items]) for name in self.inputs.images}
+        if self.inputs.shared:
+            batch = self.stacked([item["image"] for item in items])
+        else:
+            batch = {name: torch.stack([item[name] for item in items]) for name in self.inputs.images}
         return {**batch, **self.padded([item[self.inputs.text] for item in items])} if self.inputs.text else batch
+
+    def stacked(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return `image` (I, 3, S, S) and which of them each of B is, `image_of` (B,), which is left out if all differ.
+
+        Args:
+            images: (3, S, S) for each of B examples; the same image is the same tensor, as `OncePerImage` returns it.
+        """
+        distinct = {id(image): image for image in images}
+        # A compiled model had better meet one number of images.
+        if len(distinct) == len(images) or self.length_step > 1:
+            return {"image": torch.stack(list(images))}
+        places = {key: place for place, key in enumerate(distinct)}
+        image_of = torch.tensor([places[id(image)] for image in images])
+        return {"image": torch.stack(list(distinct.values())), "image_of": image_of}
 
     def padded(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Pad the token ids of B texts to the model's text (B, T) and `padding_mask` (B, T), 1 at padding."""

@@ -30,7 +30,7 @@ from beit3_vqa.models.clip.hub import (
 )
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
 from beit3_vqa.models.clip.processor import SPECIAL_TOKENS, CLIPOptionsProcessor, CLIPTrainTransform, CLIPTransform
-from beit3_vqa.models.lora import add_adapters, hold_frozen_in
+from beit3_vqa.models.lora import add_adapters
 from beit3_vqa.models.names import parse_clip_name
 from beit3_vqa.runtime.precision import Precision
 
@@ -122,7 +122,7 @@ class CLIPFamily(BaseFamily[CLIPForMultipleChoice, CLIPOptionsProcessor]):
             # transformers 5 renamed it, and makes it ask for gradients of frozen embeddings.
             clip._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
         model = CLIPForMultipleChoice(clip, self.settings.image_mean, self.settings.image_std, base_sha256)
-        hold_frozen_in(model, precision.dtype)
+        precision.cast_frozen(model)
         return model
 
     def skeleton(self) -> CLIPForMultipleChoice:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from beit3_vqa.data.images import ImageCache
 from beit3_vqa.data.prompt import OptionTemplate, cut_question
-from beit3_vqa.data.transforms import TrainTransform, resize_and_crop, speaks_of_sides
+from beit3_vqa.data.transforms import OncePerImage, TrainTransform, resize_and_crop, speaks_of_sides
 from beit3_vqa.data.types import Example, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.base import TextLengths
@@ -109,6 +109,7 @@ class CLIPOptionsProcessor:
         self.max_tokens = max_tokens
         self.template = template
         self.evaluate = evaluate
+        self._square = OncePerImage(evaluate)
         self.train = train
         # Any id will do, since nothing after the end token counts, but not the end token's.
         self.pad_id = 0 if texts.eos_id else 1
@@ -123,7 +124,7 @@ class CLIPOptionsProcessor:
         """
         image = self.grey if example.problem else self.images.open(example.image_path)
         if rng is None:
-            pixels = self.evaluate(image)
+            pixels = self._square(image)
         else:
             sides_matter = speaks_of_sides((example.question, *example.wordings, *example.choices))
             pixels = self.train(image, rng, keep_left_right=sides_matter)

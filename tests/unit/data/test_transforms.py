@@ -21,6 +21,7 @@ from beit3_vqa.data.transforms import (
     FILL,
     OPERATIONS,
     EvalTransform,
+    OncePerImage,
     RandAugment,
     TrainTransform,
     resize_and_crop,
@@ -194,6 +195,17 @@ def test_the_longest_images_take_little_memory(size):
 def memory_of_this_process() -> int:
     """Bytes of address space."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def test_a_transform_is_called_once_for_each_image_in_a_row() -> None:
+    red, blue = (Image.new("RGB", (9, 9), name) for name in ("red", "blue"))
+    seen: list[Image.Image] = []
+    once = OncePerImage(lambda image: (seen.append(image), EvalTransform(8)(image))[1])
+    results = [once(image) for image in (red, red, blue, red)]
+    assert seen == [red, blue, red]
+    assert results[0] is results[1]
+    for image, result in zip((red, red, blue, red), results, strict=True):
+        assert torch.equal(result, EvalTransform(8)(image))
 
 
 def test_wrong_arguments_are_refused_by_name() -> None:

@@ -1,7 +1,11 @@
 """The precision that `auto` takes on a CPU: the processor's, unless the environment says it."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from torchscale.component.embedding import TextEmbedding
 
 import beit3_vqa
 from beit3_vqa.errors import InputError
@@ -46,6 +50,22 @@ def test_a_loaded_model_computes_as_precisely_as_asked(trained, scpc, monkeypatc
     first, second = (model.predict(image, "What?", list("abcd")).probabilities for model in (rough, exact))
     assert first == pytest.approx(second, abs=0.05)
     assert first != pytest.approx(second, abs=1e-6)
+
+
+def test_a_loaded_model_holds_one_copy_of_its_weights_in_the_type_of_its_products(trained, scpc):
+    """And gives the very numbers that autocast gives, which casts them in each forward pass."""
+    predictor, plain = (
+        beit3_vqa.load(trained / "checkpoint-best.pth", device="cpu", precision=p) for p in ("bf16", "fp32")
+    )
+    modules = list(predictor.components.model.modules())
+    held = {type(module): module.weight.dtype for module in modules if hasattr(module, "weight")}
+    assert held.pop(torch.nn.Linear) == held.pop(torch.nn.Conv2d) == torch.bfloat16
+    assert set(held.values()) == {torch.float32}
+    assert held.keys() >= {torch.nn.LayerNorm, TextEmbedding}
+    plain.components = replace(plain.components, precision=predictor.components.precision)
+    row = json.loads((scpc / "data" / "vqacustom.test.jsonl").read_text().splitlines()[0])
+    question = scpc / "images" / row["image_path"], row["question"], row["choices"]
+    assert predictor.predict(*question).probabilities == plain.predict(*question).probabilities
 
 
 def test_an_unknown_precision_is_refused(trained):

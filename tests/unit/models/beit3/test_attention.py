@@ -25,6 +25,24 @@ def test_sdpa_and_matmul_give_the_same_context(masked, queries):
     torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
 
 
+def test_a_bias_of_the_last_keys_equals_one_of_all():
+    """With gradients, since `matmul` adds it past autograd."""
+    torch.manual_seed(0)
+    attended = torch.rand(3, 1, 1, 7) < 0.6
+    attended[..., :4] = True
+    inputs = [torch.randn(3, 2, 7, 8, requires_grad=True) for _ in range(3)]
+    weights = torch.randn(3, 2, 7, 8)
+    short = as_bias(attended, torch.float32, always=4)
+    assert short.shape == (3, 1, 1, 3)
+    found = []
+    for kernel in KERNELS.values():
+        for bias in (short, as_bias(attended, torch.float32)):
+            context = kernel(*inputs, bias)
+            found.append((context, *torch.autograd.grad((context * weights).sum(), inputs)))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-5, rtol=1e-5)
+
+
 @needs_fake_gpu
 def test_rows_of_a_bias_are_aligned_on_a_gpu():
     attended = torch.tensor([[True, False, True]])[:, None, None, :]

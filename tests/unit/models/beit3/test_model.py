@@ -28,6 +28,36 @@ def test_vqa_logits_and_losses_equal_upstreams():
     assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(case["ce_loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["auto", "matmul", "reference"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_image_of_several_questions_gives_the_logits_and_gradients_of_one_for_each(attention, depth):
+    torch.manual_seed(0)
+    model = small_model(attention=attention, depth=depth, drop_path_rate=0.5)
+    image, text, padding_mask = ragged_batch()
+    image_of = torch.tensor([1, 0, 1, 1])
+    results = []
+    for images, shared in ((image[:2], {"image_of": image_of}), (image[image_of], {})):
+        torch.manual_seed(1)  # of drop path
+        loss = torch.nn.functional.cross_entropy(model(images, text, padding_mask, **shared), torch.arange(4))
+        results.append((loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)))
+    for one, other in zip(*results, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_what_depends_on_an_image_alone_is_computed_once_for_its_questions():
+    model = small_model(drop_path_rate=0.0).eval()
+    image, text, padding_mask = ragged_batch()
+    rows = {}
+    attention = model.beit3.encoder.layers[0].self_attn
+    modules = {"patches": model.beit3.vision_embed, "queries": attention.q_proj.A, "texts": attention.q_proj.B}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda _, inputs, output, name=name: rows.update({name: len(output)}))
+    model(image[:2], text, padding_mask, image_of=torch.tensor([1, 0, 1, 1]))
+    assert rows == {"patches": 2, "queries": 2, "texts": 4}
+
+
 HEADS_NAMES = {
     "nlvr2": {
         "beit3.encoder.layer_norm.A.weight": [48],

@@ -11,7 +11,7 @@ from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform
-from beit3_vqa.data.types import Example
+from beit3_vqa.data.types import Example, Inputs
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 
@@ -29,13 +29,14 @@ def spm(tmp_path_factory) -> Path:
     return path
 
 
-def processor(spm, max_tokens=64, train=None) -> BEiT3Processor:
+def processor(spm, max_tokens=64, train=None, **more) -> BEiT3Processor:
     return BEiT3Processor(
         Tokenizer(spm),
         max_tokens,
         PromptTemplate(DEFAULT_PROMPT_TEMPLATE),
         EvalTransform(32),
         train or TrainTransform(32),
+        **more,
     )
 
 
@@ -118,6 +119,34 @@ def test_a_batch_has_stacked_images_and_padded_texts(spm, tmp_path):
     assert batch["question"].shape == batch["padding_mask"].shape
     assert batch["padding_mask"].sum(1).tolist()[0] == 0
     assert (batch["question"][1][batch["padding_mask"][1] == 1] == 1).all()
+
+
+@pytest.mark.parametrize("length_step", [1, 8])
+def test_an_image_of_several_questions_comes_once_unless_the_model_is_compiled(spm, tmp_path, length_step):
+    for name in ("red", "blue"):
+        Image.new("RGB", (40, 20), name).save(tmp_path / f"{name}.png")
+    made = processor(spm, inputs=Inputs(shared=True), length_step=length_step)
+    grey = Example("3", "", "Is it grey?", problem="no image")
+    rows = [Example(str(n), str(tmp_path / f"{name}.png"), f"{n}?") for n, name in enumerate(["blue", "red", "red"])]
+    items = [made(row) for row in [*rows, grey, grey]]
+    batch = made.collate(items)
+    each = torch.stack([item["image"] for item in items])
+    if length_step > 1:
+        assert "image_of" not in batch
+        assert torch.equal(batch["image"], each)
+    else:
+        assert batch["image_of"].tolist() == [0, 1, 1, 2, 2]
+        assert torch.equal(batch["image"][batch["image_of"]], each)
+    assert "image_of" not in made.collate(items[:2])
+
+
+def test_augmented_views_of_an_image_are_images_of_their_own(spm, tmp_path):
+    Image.effect_noise((40, 20), 90).convert("RGB").save(tmp_path / "x.png")
+    made = processor(spm, train=TrainTransform(32), inputs=Inputs(shared=True))
+    row = Example("0", str(tmp_path / "x.png"), "What is it?")
+    batch = made.collate([made(row, random.Random(seed)) for seed in range(3)])
+    assert batch["image"].shape == (3, 3, 32, 32)
+    assert "image_of" not in batch
 
 
 def test_images_are_not_flipped_if_the_question_speaks_of_sides(spm, tmp_path):
