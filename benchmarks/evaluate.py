@@ -1,7 +1,7 @@
 """A batch of evaluation: torchscale's forward pass against ours, and what precision costs in accuracy of the logits."""
 
+import argparse
 import copy
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -24,6 +24,8 @@ from benchmarks.network import (
 )
 from benchmarks.paired import arguments, build_rows, paired, report
 
+Run = partial[Tensor]
+
 
 @torch.no_grad()
 def evaluate(model: BEiT3Model, inputs: dict[str, Tensor], variant: Variant, precision: Precision) -> Tensor:
@@ -35,23 +37,41 @@ def evaluate(model: BEiT3Model, inputs: dict[str, Tensor], variant: Variant, pre
         return logits.float()
 
 
+def make_runs(options: argparse.Namespace, device: torch.device, wanted: dict[str, Variant]) -> dict[str, Run]:
+    """Return label -> a batch computed so, by the same weights."""
+    model, inputs, _ = make(options.model, device, options.batch_size)
+    model.eval().requires_grad_(False)
+    apart = dict(inputs)  # an image for each question
+    if options.questions > 1:
+        image_of = torch.arange(options.batch_size, device=device) // options.questions
+        apart["image"] = inputs["image"].index_select(0, image_of)
+        inputs = {**inputs, "image": inputs["image"][: int(image_of.max()) + 1], "image_of": image_of}
+    runs: dict[str, Run] = {}
+    for label, variant in wanted.items():
+        precision, holds = Precision(variant.precision, device), model
+        if variant.attention != "reference" and variant.precision != "fp32":
+            holds = copy.deepcopy(model)
+            precision.cast_frozen(holds)  # as `--eval` and `predict` do
+        runs[label] = partial(evaluate, holds, inputs, variant, precision)
+        if options.questions > 1 and variant.attention != "reference":
+            runs[f"{label}, an image for each question"] = partial(evaluate, holds, apart, variant, precision)
+    with suppress(InputError):  # no CPU, or one that is no faster in int8
+        precision, rounded = Precision("int8", device), copy.deepcopy(model)
+        round_linear_layers(rounded)
+        precision.cast_frozen(rounded)
+        runs["ours, int8"] = partial(evaluate, rounded, inputs, Variant("auto", "int8", tuned=True), precision)
+    return runs
+
+
 def main() -> None:
     """Run `python -m benchmarks.evaluate`."""
     parser = arguments(__doc__ or "", rounds=7)
     network_arguments(parser)
+    parser.add_argument("--questions", type=int, default=1, help="questions about each image")
     options = parser.parse_args()
     device = pick_device(options.device)
-    model, inputs, _ = make(options.model, device, options.batch_size)
-    model.eval()
     wanted = variants(device, find_precisions(options.precision, device))
-    runs: dict[str, Callable[[], Tensor]] = {
-        label: partial(evaluate, model, inputs, variant, Precision(variant.precision, device))
-        for label, variant in wanted.items()
-    }
-    with suppress(InputError):  # no CPU, or one that is no faster in int8
-        precision, rounded = Precision("int8", device), copy.deepcopy(model)
-        round_linear_layers(rounded)
-        runs["ours, int8"] = partial(evaluate, rounded, inputs, Variant("auto", "int8", tuned=True), precision)
+    runs = make_runs(options, device, wanted)
     exact = runs["reference, fp32, as upstream ships it"]()
     logits = {label: run() for label, run in runs.items()}
     error = {label: f"{((of - exact).abs().max() / exact.abs().max()).item():.1e}" for label, of in logits.items()}

@@ -93,10 +93,19 @@ def make(name: str, device: torch.device, batch: int) -> tuple[BEiT3Model, dict[
 
 
 def flops(run: Callable[[], object]) -> int:
-    """Count the floating-point operations of the matrix products in `run`."""
-    from torch.utils.flop_counter import FlopCounterMode
+    """Count the floating-point operations of the matrix products in `run`, those inside attention among them."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
-    with FlopCounterMode(display=False) as counter:
+    def forward(*shapes: object, **_: object) -> int:
+        return int(sdpa_flop(*shapes[:3]))
+
+    def backward(_grad: object, *shapes: object, **_kwargs: object) -> int:
+        return 2 * forward(*shapes)  # what the kernel computes once more isn't counted
+
+    # torch counts the fused kernels of GPUs, and not that of CPUs.
+    cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    counted = {cpu: forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         run()
     total: int = counter.get_total_flops()
     return total
