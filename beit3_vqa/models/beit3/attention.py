@@ -13,8 +13,9 @@ from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-# Bytes of weights (B, H, Q, K) up to which `matmul` is taken: it keeps them for the backward pass, in every layer.
-MATMUL_BYTES = 256 * 2**20
+# Bytes of weights (B, H, Q, K) up to which `matmul` is taken, without gradients and with them. For the backward pass
+# every layer keeps its own: at base 480, batch of 2, that would be 0.4 GiB for no time won.
+MATMUL_BYTES, MATMUL_BYTES_KEPT = 256 * 2**20, 32 * 2**20
 
 
 # On a GPU rows of a bias begin at multiples of so many numbers: attention of cuDNN (32 examples of 941 tokens, on an
@@ -69,7 +70,7 @@ def pick(device: torch.device, dtype: torch.dtype, weights: int) -> str:
     """Choose the kernel for `--attention auto`: `matmul` in bf16 on a CPU while its weights are few, else `sdpa`.
 
     The fused kernel needs far less memory. So it is taken wherever the other wasn't measured to be faster, and that was
-    only in bf16 on a CPU (1.15 times, base at 480 pixels).
+    only in bf16 on a CPU (1.15 times, base at 480 pixels on an AMD), where gradients are computed with few weights alone.
 
     Args:
         device: the queries'.
@@ -79,7 +80,7 @@ def pick(device: torch.device, dtype: torch.dtype, weights: int) -> str:
     Returns:
         A key of `KERNELS`.
     """
-    few = weights * dtype.itemsize <= MATMUL_BYTES
+    few = weights * dtype.itemsize <= (MATMUL_BYTES_KEPT if torch.is_grad_enabled() else MATMUL_BYTES)
     return "matmul" if device.type == "cpu" and dtype == torch.bfloat16 and few else "sdpa"
 
 

@@ -85,4 +85,8 @@ def test_auto_takes_matmul_only_for_few_weights_in_bf16_on_a_cpu():
     assert pick(cpu, torch.float32, 1000) == "sdpa"
     assert pick(cpu, torch.bfloat16, 1000) == "matmul"
     assert pick(cpu, torch.bfloat16, 10**10) == "sdpa"
+    base_480 = 2 * 12 * 933 * 933
+    assert pick(cpu, torch.bfloat16, base_480) == "sdpa"  # for the backward pass, every layer would keep its weights
+    with torch.no_grad():
+        assert pick(cpu, torch.bfloat16, base_480) == "matmul"
     assert pick(cuda, torch.bfloat16, 1000) == "sdpa"
