@@ -1,4 +1,4 @@
-"""How long training waits for its data: the share of a step of the real loop that is spent in the loader."""
+"""How long a model waits for its data: in steps of the real training loop, and in the real `--eval`, by workers."""
 
 import contextlib
 import csv
@@ -11,9 +11,10 @@ from pathlib import Path
 from beit3_vqa.cli.main import main as command_line
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import Batch
-from beit3_vqa.engine.build import build, make_task
+from beit3_vqa.engine.build import Components, build, make_task
+from beit3_vqa.engine.evaluator import evaluate_batches, predict_split
 from beit3_vqa.engine.loop import StepReport, train_epoch
-from beit3_vqa.engine.training import Training, set_up_training
+from beit3_vqa.engine.training import set_up_training
 from benchmarks.data import write_photographs
 from benchmarks.paired import arguments, report
 
@@ -44,15 +45,16 @@ class Watch:
             yield batch
 
 
-def prepare(folder: Path, questions: int) -> Path:
-    """Prepare questions about JPEGs of 640x480, one for each, and return the data folder."""
+def prepare(folder: Path, questions: int, of_each: int) -> Path:
+    """Prepare questions about JPEGs of 640x480, `of_each` about an image, and return the data folder."""
     (folder / "images").mkdir()
-    paths = write_photographs(folder / "images", questions)
+    paths = write_photographs(folder / "images", -(-questions // of_each))
     with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["ID", "img_path", "Question", "A", "B", "C", "D", "answer"])
-        for n, path in enumerate(paths):
-            writer.writerow([n, path.name, f"What is in the picture number {n}?", "cat", "cup", "moon", "man", "A"])
+        for n in range(questions):
+            options = ["cat", "cup", "moon", "man", "A"]
+            writer.writerow([n, paths[n // of_each].name, f"What is in the picture number {n}?", *options])
     command = ["prepare", "choices", "--train", str(folder / "train.csv"), "--image_root", str(folder / "images")]
     command += ["--data_path", str(folder / "data"), "--val_ratio", "0", "--train_tokenizer", "300"]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -60,40 +62,69 @@ def prepare(folder: Path, questions: int) -> Path:
     return folder / "data"
 
 
-def set_up(model: str, batch_size: int, data: Path, vocab_size: int = 64010) -> Training:
-    """Set up a run of `model` on the data, with fresh weights."""
-    options = {"model": model, "data_path": str(data), "batch_size": batch_size, "vocab_size": vocab_size, "epochs": 1}
-    config = resolve(GivenOptions(options))
-    with contextlib.redirect_stdout(io.StringIO()):
-        return set_up_training(build(config, make_task(config)))
+def set_up(options: dict[str, object]) -> Components:
+    """Build a run's model, with fresh weights, and what belongs to it."""
+    config = resolve(GivenOptions({"epochs": 1, "log_interval": 0, **options}))
+    return build(config, make_task(config))
+
+
+def train(components: Components, steps: int) -> dict[str, object]:
+    """Train, and return the row of the table."""
+    run = set_up_training(components)
+    watch = Watch(run.train.epoch(0))
+    after: list[tuple[float, float]] = []  # each step: what the clock says, and how long was waited so far
+
+    def after_step(report: StepReport) -> None:
+        report.loss.item()  # a GPU's step is over when its loss is there
+        after.append((time.perf_counter(), watch.seconds))
+
+    train_epoch(run, watch, run.schedule, after_step)
+    seconds, waited = (end - begin for begin, end in zip(after[WARM_UP - 1], after[-1], strict=True))
+    return {"seconds a batch": seconds / steps, "waiting for data, %": 100 * waited / seconds}
+
+
+def evaluate(components: Components) -> dict[str, object]:
+    """Evaluate all questions as `--eval` does, and return the row of the table.
+
+    Forward passes are timed once more with the same batches in memory, when no worker is there to want the cores.
+    """
+    task, model, precision = components.task, components.model, components.precision
+    model.to(precision.device).requires_grad_(False)
+    precision.cast_frozen(model)
+    loader = components.loader("train")
+    batches = list(loader.epoch(0))
+    list(evaluate_batches(model, batches[:WARM_UP], lambda *_: [], precision))
+    started = time.perf_counter()
+    predictions = predict_split(components, components.loader("train"), "")
+    task.aggregate(predictions, "train", components.processor, full=True)
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    list(evaluate_batches(model, batches, lambda *_: [], precision))
+    forward = time.perf_counter() - started
+    return {"seconds a batch": seconds / len(batches), "outside the forward pass, %": 100 * (1 - forward / seconds)}
 
 
 def main() -> None:
     """Run `python -m benchmarks.loader`."""
     parser = arguments(__doc__ or "", rounds=10)
-    parser.add_argument("--model", default="beit3_base_patch16_224", help="model that is trained")
+    parser.add_argument("--model", default="beit3_base_patch16_224", help="model that computes")
     parser.add_argument("--batch_size", type=int, default=8, help="examples in a step")
+    parser.add_argument("--questions", type=int, default=1, help="questions about each image")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of worker processes")
     options = parser.parse_args()
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         count = (WARM_UP + options.rounds) * options.batch_size
-        run = set_up(options.model, options.batch_size, prepare(Path(folder), count))
-        watch = Watch(run.train.epoch(0))
-        after: list[tuple[float, float]] = []  # each step: what the clock says, and how long was waited so far
-
-        def after_step(report: StepReport) -> None:
-            report.loss.item()  # a GPU's step is over when its loss is there
-            after.append((time.perf_counter(), watch.seconds))
-
-        train_epoch(run, watch, run.schedule, after_step)
-        seconds, waited = (end - begin for begin, end in zip(after[WARM_UP - 1], after[-1], strict=True))
-    row = {
-        "model": options.model,
-        "batch": options.batch_size,
-        "workers": run.train.loader.num_workers,
-        "seconds a step": seconds / options.rounds,
-        "of these waiting for data, %": 100 * waited / seconds,
-    }
-    report(f"{options.rounds} training steps on JPEGs of 640x480", [row], options.output)
+        data = prepare(Path(folder), count, options.questions)
+        given = {"model": options.model, "data_path": str(data), "batch_size": options.batch_size}
+        for workers in options.workers:
+            run = {"workers": workers}
+            with contextlib.redirect_stdout(io.StringIO()):
+                rows.append({"run": "evaluation", **run, **evaluate(set_up({**given, "num_workers": workers}))})
+                rows.append(
+                    {"run": "training", **run, **train(set_up({**given, "num_workers": workers}), options.rounds)}
+                )
+    report(f"{options.model}, batches of {options.batch_size}, JPEGs of 640x480", rows, options.output)
 
 
 if __name__ == "__main__":
