@@ -3,9 +3,12 @@
 import contextlib
 import csv
 import io
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from beit3_vqa.cli.main import main as command_line
@@ -16,7 +19,7 @@ from beit3_vqa.engine.evaluator import evaluate_batches, predict_split
 from beit3_vqa.engine.loop import StepReport, train_epoch
 from beit3_vqa.engine.training import set_up_training
 from benchmarks.data import write_photographs
-from benchmarks.paired import arguments, report
+from benchmarks.paired import Run, arguments, paired, report
 
 WARM_UP = 2  # steps: workers start, memory is taken
 
@@ -47,7 +50,7 @@ class Watch:
 
 def prepare(folder: Path, questions: int, of_each: int) -> Path:
     """Prepare questions about JPEGs of 640x480, `of_each` about an image, and return the data folder."""
-    (folder / "images").mkdir()
+    (folder / "images").mkdir(parents=True)
     paths = write_photographs(folder / "images", -(-questions // of_each))
     with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -83,47 +86,53 @@ def train(components: Components, steps: int) -> dict[str, object]:
     return {"seconds a batch": seconds / steps, "waiting for data, %": 100 * waited / seconds}
 
 
-def evaluate(components: Components) -> dict[str, object]:
-    """Evaluate all questions as `--eval` does, and return the row of the table.
+def evaluate(given: dict[str, object], workers: Sequence[int], batches: int, rounds: int) -> list[dict[str, object]]:
+    """Evaluate some batches as `--eval` does, in turns with forward passes alone, and return rows of the table.
 
-    Forward passes are timed once more with the same batches in memory, when no worker is there to want the cores.
+    Workers live from turn to turn, as they live through an evaluation of any length.
     """
-    task, model, precision = components.task, components.model, components.precision
+    by_workers = {number: set_up({**given, "num_workers": number}) for number in workers}
+    loaders = {number: components.loader("train") for number, components in by_workers.items()}
+    components = next(iter(by_workers.values()))
+    model, precision = components.model, components.precision
     model.to(precision.device).requires_grad_(False)
     precision.cast_frozen(model)
-    loader = components.loader("train")
-    batches = list(loader.epoch(0))
-    list(evaluate_batches(model, batches[:WARM_UP], lambda *_: [], precision))
-    started = time.perf_counter()
-    predictions = predict_split(components, components.loader("train"), "")
-    task.aggregate(predictions, "train", components.processor, full=True)
-    seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    list(evaluate_batches(model, batches, lambda *_: [], precision))
-    forward = time.perf_counter() - started
-    return {"seconds a batch": seconds / len(batches), "outside the forward pass, %": 100 * (1 - forward / seconds)}
+
+    def whole(number: int) -> None:
+        predict_split(replace(by_workers[number], model=model), loaders[number], "")
+
+    in_memory = list(next(iter(loaders.values())).epoch(0))
+    runs: dict[str, Run] = {"forward": lambda: list(evaluate_batches(model, in_memory, lambda *_: [], precision))}
+    seconds = paired(runs | {str(number): partial(whole, number) for number in workers}, rounds)
+    forward = statistics.median(seconds["forward"])
+    rows: list[dict[str, object]] = []
+    for number in workers:
+        # Of each turn, since the machine's pace changes in minutes.
+        outside = [1 - alone / total for alone, total in zip(seconds["forward"], seconds[str(number)], strict=True)]
+        batch, share = statistics.median(seconds[str(number)]) / batches, 100 * statistics.median(outside)
+        rows.append(
+            {"run": "evaluation", "workers": number, "seconds a batch": batch, "outside the forward pass, %": share}
+        )
+    return [{"run": "forward pass", "seconds a batch": forward / batches}, *rows]
 
 
 def main() -> None:
     """Run `python -m benchmarks.loader`."""
-    parser = arguments(__doc__ or "", rounds=10)
+    parser = arguments(__doc__ or "", rounds=5)
     parser.add_argument("--model", default="beit3_base_patch16_224", help="model that computes")
     parser.add_argument("--batch_size", type=int, default=8, help="examples in a step")
+    parser.add_argument("--batches", type=int, default=8, help="batches in a turn of evaluation, and steps of training")
     parser.add_argument("--questions", type=int, default=1, help="questions about each image")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of worker processes")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4], help="numbers of worker processes")
     options = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        count = (WARM_UP + options.rounds) * options.batch_size
-        data = prepare(Path(folder), count, options.questions)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        data = prepare(Path(folder), options.batches * options.batch_size, options.questions)
         given = {"model": options.model, "data_path": str(data), "batch_size": options.batch_size}
-        for workers in options.workers:
-            run = {"workers": workers}
-            with contextlib.redirect_stdout(io.StringIO()):
-                rows.append({"run": "evaluation", **run, **evaluate(set_up({**given, "num_workers": workers}))})
-                rows.append(
-                    {"run": "training", **run, **train(set_up({**given, "num_workers": workers}), options.rounds)}
-                )
+        rows = evaluate(given, options.workers, options.batches, options.rounds)
+        data = prepare(Path(folder) / "training", (WARM_UP + options.batches) * options.batch_size, 1)
+        for number in options.workers:
+            row = train(set_up({**given, "data_path": str(data), "num_workers": number}), options.batches)
+            rows.append({"run": "training", "workers": number, **row})
     report(f"{options.model}, batches of {options.batch_size}, JPEGs of 640x480", rows, options.output)
 
 

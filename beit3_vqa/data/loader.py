@@ -1,8 +1,10 @@
 """Load batches in an order that depends on seed and epoch alone."""
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -183,25 +185,33 @@ class BatchLoader:
         return InputError("none of the images can be read. Is --image_root right?")
 
 
-def noting_images(examples: Iterable[Example], images: list[int]) -> Iterator[Example]:
-    """Yield examples, and note a number for the images of each, counted up as they first come."""
+def noting_rows(examples: Iterable[Example], noted: "array[int]") -> Iterator[Example]:
+    """Yield examples, and note two numbers of each: that of its images, as they first come, and its text's length."""
     numbers: dict[tuple[str, ...], int] = {}
     for example in examples:
-        images.append(numbers.setdefault(example.image_paths, len(numbers)))
+        noted.extend((numbers.setdefault(example.image_paths, len(numbers)), example.text_length))
         yield example
 
 
-def side_by_side(images: Sequence[int]) -> Tensor | None:
-    """Return an order of rows in which those of an image come one after another, so that a cache decodes it once.
+def evaluation_order(noted: "array[int]") -> Tensor | None:
+    """Return the order in which rows are evaluated, so that little is computed twice or for padding.
+
+    Rows of an image come one after another: it is decoded once, and embedded once for those in a batch. Images come by
+    the length of their longest text, so that texts of a batch are alike; the longest first, so that memory that
+    doesn't suffice is known at once.
 
     Args:
-        images: what `noting_images` noted.
+        noted: by `noting_rows`.
 
     Returns:
         int64 (rows,); None if the rows come so already.
     """
-    numbers = torch.tensor(images, dtype=torch.int64)
-    return None if (numbers.diff() >= 0).all() else torch.argsort(numbers, stable=True)
+    images, lengths = torch.from_numpy(np.array(noted, dtype=np.int64)).view(-1, 2).unbind(dim=1)
+    longest = torch.zeros_like(images).scatter_reduce_(0, images, lengths, "amax")  # of each image, by its number
+    by_image = torch.argsort(images, stable=True)
+    # Stable too, so that the rows of images whose longest texts are equally long don't mix.
+    order = by_image[torch.argsort(longest[images[by_image]], stable=True, descending=True)]
+    return None if torch.equal(order, torch.arange(len(order))) else order
 
 
 class _Collator:

@@ -68,6 +68,11 @@ class Example:
         """Return every file to open."""
         return (self.image_path, *self.more_image_paths)
 
+    @property
+    def text_length(self) -> int:
+        """Return how long the text is: in characters, or in token ids. Of two texts, a longer one has more tokens."""
+        return len(self.question) + len(self.token_ids or ()) + sum(map(len, self.choices))
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+from array import array
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -9,7 +10,7 @@ from typing import TypeAlias
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.images import open_image
-from beit3_vqa.data.loader import BatchLoader, noting_images, side_by_side
+from beit3_vqa.data.loader import BatchLoader, evaluation_order, noting_rows
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.engine.build import Components
@@ -53,8 +54,8 @@ def answer_rows(
     dataset = IndexDataset(
         questions.rows, task.example, questions.image_root, partial(task.tensors, processor=processor)
     )
-    images: list[int] = []
-    examples = noting_images(map(dataset.example, range(len(dataset))), images)
+    noted = array("q")
+    examples = noting_rows(map(dataset.example, range(len(dataset))), noted)
     texts = (text for example in examples for text in task.texts_to_measure(example))
     processor.measure(texts, components.config.model.vocab_size)  # for its error, which lists every row
     batch_size = batch_size or components.eval_batch_size
@@ -62,7 +63,7 @@ def answer_rows(
         dataset,
         partial(task.collate, processor=processor),
         batch_size,
-        order=side_by_side(images),
+        order=evaluation_order(noted),
         num_workers=_num_workers(components, len(dataset) <= 2 * batch_size) if num_workers is None else num_workers,
         pin_memory=components.config.data.pin_mem and components.precision.device.type == "cuda",
         bad_images=BadImages(skip_bad_images),

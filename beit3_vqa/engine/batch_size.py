@@ -240,7 +240,7 @@ def _longest(dataset: IndexDataset | JoinedDataset, count: int) -> list[Sample]:
         InputError: none of their images can be read.
     """
     places = range(0, len(dataset), -(-len(dataset) // LOOKED_AT))
-    length = {place: _length(dataset.example(place)) for place in places}
+    length = {place: dataset.example(place).text_length for place in places}
     samples: list[Sample] = []
     images: set[str] = set()
     for place in sorted(places, key=length.__getitem__, reverse=True):
@@ -255,10 +255,6 @@ def _longest(dataset: IndexDataset | JoinedDataset, count: int) -> list[Sample]:
     if not samples:
         raise InputError("none of the images that were tried for the batch size can be read.")
     return samples
-
-
-def _length(example: Example) -> int:
-    return len(example.question) + len(example.token_ids or ()) + sum(map(len, example.choices))
 
 
 def _peak(components: Components, samples: list[Sample], count: int, *, gradients: bool) -> float:

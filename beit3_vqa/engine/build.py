@@ -6,6 +6,7 @@ else on top of them, with a model whose weights don't matter yet. Then the weigh
 """
 
 import logging
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +24,7 @@ from beit3_vqa.data.choice_order import split_mode
 from beit3_vqa.data.dataset import IndexDataset, PermutedChoices, reworded
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.hard_examples import split_by_score
-from beit3_vqa.data.loader import BatchLoader, noting_images, side_by_side
+from beit3_vqa.data.loader import BatchLoader, evaluation_order, noting_rows
 from beit3_vqa.data.mixture import Group, JoinedDataset, count_draws
 from beit3_vqa.data.prompt import ONE_OPTION
 from beit3_vqa.data.types import Example
@@ -167,10 +168,10 @@ class Components:
         # One pass over the examples checks that the images are there, takes the fingerprint and measures the texts.
         examples = _with_images(dataset, self.bad_images)
         examples = maker.watch(examples) if maker else examples
-        images: list[int] = []
+        noted = array("q")
         if not training:
-            examples = noting_images(examples, images)
-        if training:
+            examples = noting_rows(examples, noted)
+        else:
             # In every wording, since each that training may draw must fit the model.
             examples = (reworded(one, number) for one in examples for number in range(1 + len(one.wordings)))
         texts = self._texts(examples)
@@ -187,7 +188,7 @@ class Components:
             seed=config.run.seed,
             weights=weights,
             groups=groups,
-            order=None if training else side_by_side(images),
+            order=None if training else evaluation_order(noted),
             attach_targets=self.task.attach_targets if training else None,
             num_workers=config.num_workers(beside_model=self.precision.device.type == "cpu"),
             # Only copies to a GPU gain from page-locked memory.

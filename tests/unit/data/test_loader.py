@@ -3,6 +3,8 @@
 import gc
 import random
 import time
+from array import array
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.dataset import IndexDataset, build_question, get_balancing_weights, permute_choices
-from beit3_vqa.data.loader import BatchLoader, EpochBatches, side_by_side
+from beit3_vqa.data.loader import BatchLoader, EpochBatches, evaluation_order, noting_rows
 from beit3_vqa.data.types import Example
 from beit3_vqa.errors import InputError
 
@@ -206,14 +208,21 @@ def test_after_an_error_the_workers_end_at_once():
     assert time.monotonic() - started < 4
 
 
-@given(st.lists(st.integers(0, 6), max_size=30), st.integers(1, 3))
-def test_rows_of_an_image_are_brought_together_and_told_in_their_own_order(images, processes):
-    numbers = {}
-    images = [numbers.setdefault(image, len(numbers)) for image in images]
-    order = side_by_side(images)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=30), st.integers(1, 3))
+def test_rows_of_an_image_come_together_the_longest_text_first_and_are_told_in_their_own_order(asked, processes):
+    noted = array("q")
+    examples = [Example("", f"{image}.jpg", "x" * length) for image, length in asked]
+    assert list(noting_rows(examples, noted)) == examples
+    images = [image for image, _ in asked]
+    order = evaluation_order(noted)
     rows = list(range(len(images))) if order is None else order.tolist()
-    assert rows == sorted(rows, key=lambda row: (images[row], row))
-    assert (order is None) == (images == sorted(images))
+    assert sorted(rows) == list(range(len(images)))
+    assert order is None or rows != sorted(rows)
+    runs = [(image, list(group)) for image, group in groupby(rows, key=images.__getitem__)]
+    assert len(runs) == len(set(images))  # each image in one place
+    assert all(group == sorted(group) for _, group in runs)
+    longest = [max(asked[row][1] for row in group) for _, group in runs]
+    assert longest == sorted(longest, reverse=True)
     loader = BatchLoader(dataset(len(images), training=False), collate, 4, order=order)
     assert loader.in_input_order([f"r{row}" for row in rows]) == [f"r{row}" for row in range(len(images))]
     batches = [
