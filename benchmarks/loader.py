@@ -3,10 +3,11 @@
 import contextlib
 import csv
 import io
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,15 +50,25 @@ class Watch:
 
 
 def prepare(folder: Path, questions: int, of_each: int) -> Path:
-    """Prepare questions about JPEGs of 640x480, `of_each` about an image, and return the data folder."""
+    """Prepare questions about JPEGs of 640x480, `of_each` about an image, and return the data folder.
+
+    Questions have 4 to 12 words and options 1 to 6.
+    """
+    rng = random.Random(0)
+
+    def words(least: int, most: int) -> str:
+        return " ".join(
+            rng.choices(["cat", "cup", "moon", "man", "table", "window", "red"], k=rng.randint(least, most))
+        )
+
     (folder / "images").mkdir(parents=True)
     paths = write_photographs(folder / "images", -(-questions // of_each))
     with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["ID", "img_path", "Question", "A", "B", "C", "D", "answer"])
         for n in range(questions):
-            options = ["cat", "cup", "moon", "man", "A"]
-            writer.writerow([n, paths[n // of_each].name, f"What is in the picture number {n}?", *options])
+            options = [f"{letter} {words(1, 6)}" for letter in "abcd"]
+            writer.writerow([n, paths[n // of_each].name, f"What {words(3, 11)}?", *options, "A"])
     command = ["prepare", "choices", "--train", str(folder / "train.csv"), "--image_root", str(folder / "images")]
     command += ["--data_path", str(folder / "data"), "--val_ratio", "0", "--train_tokenizer", "300"]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -84,6 +95,13 @@ def train(components: Components, steps: int) -> dict[str, object]:
     train_epoch(run, watch, run.schedule, after_step)
     seconds, waited = (end - begin for begin, end in zip(after[WARM_UP - 1], after[-1], strict=True))
     return {"seconds a batch": seconds / steps, "waiting for data, %": 100 * waited / seconds}
+
+
+def padding(components: Components, batches: Iterable[Batch]) -> float:
+    """Return the share of padding in the tokens of the batches, the images' among them, in percent."""
+    inputs = [batch.inputs for batch in batches]
+    tokens = sum(len(one["question"]) * components.model.tokens(one) for one in inputs)
+    return 100 * sum(int(one["padding_mask"].sum()) for one in inputs) / tokens
 
 
 def evaluate(given: dict[str, object], workers: Sequence[int], batches: int, rounds: int) -> list[dict[str, object]]:
@@ -113,7 +131,13 @@ def evaluate(given: dict[str, object], workers: Sequence[int], batches: int, rou
         rows.append(
             {"run": "evaluation", "workers": number, "seconds a batch": batch, "outside the forward pass, %": share}
         )
-    return [{"run": "forward pass", "seconds a batch": forward / batches}, *rows]
+    loader = next(iter(loaders.values()))
+    loader.batches.order = None
+    shares = {
+        "padding, %": padding(components, in_memory),
+        "in the table's order": padding(components, loader.epoch(0)),
+    }
+    return [{"run": "forward pass", "seconds a batch": forward / batches, **shares}, *rows]
 
 
 def main() -> None:

@@ -1,8 +1,13 @@
 """Load batches in an order that depends on seed and epoch alone."""
 
+import atexit
+import signal
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -21,6 +26,21 @@ Collate = Callable[[Sequence[Tensors]], dict[str, Tensor]]
 T = TypeVar("T")
 # A training batch and the tensors of its examples -> the batch with its targets.
 Finish = Callable[[Batch, Sequence[Tensors]], Batch]
+
+
+_workers: "WeakSet[BaseProcess]" = WeakSet()
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """End the workers that are still there when the interpreter ends: an error's traceback may hold their loader.
+
+    multiprocessing sends one SIGTERM, which a worker leaves to its parent, and would then wait for ever.
+    """
+    if _workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end an error
+    for worker in _workers:
+        worker.kill()
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -160,7 +180,10 @@ class BatchLoader:
         # The sampler is in this process, and its keys name the epoch: workers that live on needn't be told of a new
         # one.
         self.batches.epoch, self.batches.first = epoch, first
-        for loaded in self.loader:
+        before = set(active_children())
+        iterator = iter(self.loader)
+        _workers.update(set(active_children()) - before)
+        for loaded in iterator:
             batch = self._count_bad_images(loaded)
             distributed.raise_together(batch if isinstance(batch, InputError) else None)
             assert isinstance(batch, Batch)

@@ -89,3 +89,29 @@ def test_a_second_ctrl_c_ends_the_run_at_once_and_keeps_the_last_good_file(tmp_p
     assert process.wait(5) == 130
     process.stdout.close()
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(target.name, b"the last good one")]
+
+
+BROKEN = """
+import torch
+from beit3_vqa.data.loader import BatchLoader
+from beit3_vqa.data.types import Example
+
+class Rows:
+    def __len__(self):
+        return 8
+    def __getitem__(self, key):
+        return Example(str(key[2]), "", ""), {"x": torch.zeros(1)}
+
+loader = BatchLoader(Rows(), lambda items: {"x": torch.stack([item["x"] for item in items])}, 2, num_workers=2)
+for batch in loader.epoch(0):
+    raise RuntimeError("out of luck")
+"""
+
+
+def test_an_unforeseen_error_ends_the_process_though_its_traceback_holds_workers():
+    """They ignore the one SIGTERM that multiprocessing sends them, so it would wait for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("RuntimeError: out of luck\n")
