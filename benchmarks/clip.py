@@ -16,7 +16,7 @@ from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.engine.optim import make_optimizer
 from beit3_vqa.models.clip.hub import optional
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
-from beit3_vqa.models.lora import add_adapters, hold_frozen_in
+from beit3_vqa.models.lora import add_adapters
 from beit3_vqa.models.names import clip_config_values, parse_clip_name
 from beit3_vqa.runtime.host import tune_allocator
 from beit3_vqa.runtime.precision import Precision, pick_device
@@ -43,7 +43,7 @@ def make_model(name: str, device: torch.device, precision: Precision, layers: in
             if ".lora_B." in parameter_name:  # zero at the start, which would hide a difference
                 value.normal_(std=0.02)
     model = CLIPForMultipleChoice(clip, MEAN, STD)
-    hold_frozen_in(model, precision.dtype)
+    precision.cast_frozen(model)
     return model.to(device)
 
 
