@@ -8,9 +8,9 @@ import sys
 import pytest
 
 # Seconds are dearer for some than for others.
-SHORT = {"csv": 100, "jsonl": 60, "config": 60, "jpeg": 100, "progressive": 60, "png": 100, "checkpoint": 20,
-         "visual7w": 100, "dacon": 100, "answers": 60, "dataset": 60, "tokenizer": 100,
-         "lines": 60, "xlsx": 40, "xls": 60, "parquet": 60, "feather": 60, "zip": 60}  # fmt: skip
+SHORT = {"csv": 50, "jsonl": 30, "config": 30, "jpeg": 50, "progressive": 30, "png": 50, "checkpoint": 10,
+         "visual7w": 50, "dacon": 50, "answers": 30, "dataset": 30, "tokenizer": 50,
+         "lines": 30, "xlsx": 20, "xls": 30, "parquet": 30, "feather": 30, "zip": 30}  # fmt: skip
 LONG = dict.fromkeys(SHORT, 10_000) | dict.fromkeys(
     ("visual7w", "dacon", "answers", "dataset", "tokenizer", "lines", "xlsx", "xls", "parquet", "feather", "zip"), 2_000
 )

@@ -52,6 +52,7 @@ def answer_as_a_stranger(bundle: Path, folder: Path, *arguments: object) -> list
     return rows_of(folder / "submission.csv")
 
 
+@pytest.mark.slow
 def test_a_bundle_of_two_runs_by_itself_and_answers_as_the_ensemble(scpc, trained, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     members = [trained / f"checkpoint-{epoch}.pth" for epoch in (0, 1)]

@@ -41,6 +41,7 @@ def read(path):
     return read_predictions(path, read_info(path))
 
 
+@pytest.mark.slow
 def test_each_training_row_is_answered_by_the_model_that_was_not_trained_on_it(made, capsys):
     out = made / "out"
     rows = [json.loads(line) for line in (made / "data" / "vqacustom.train.jsonl").read_text().splitlines()]
@@ -69,6 +70,7 @@ def test_each_training_row_is_answered_by_the_model_that_was_not_trained_on_it(m
     assert main([*weighted, *vals, "--output", str(made / "e" / "submission.csv")]) == 0
 
 
+@pytest.mark.slow
 def test_likely_label_errors_stand_in_a_table(made):
     out = made / "out"
     with (out / "label_errors.csv").open(newline="", encoding="utf-8") as file:
@@ -86,6 +88,7 @@ def test_likely_label_errors_stand_in_a_table(made):
         assert float(row["preferred_probability"]) == pytest.approx(p.probabilities[p.answer], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_vote_takes_the_mean_probabilities_of_all_folds(made):
     out = made / "out"
     members = [read(out / f"fold-{fold}" / "predictions.json") for fold in FOLDS]
@@ -101,6 +104,7 @@ def test_the_vote_takes_the_mean_probabilities_of_all_folds(made):
     assert told["parameters"] == read_info(out / "vote" / "predictions.json").parameters
 
 
+@pytest.mark.slow
 def test_the_soup_is_even_and_says_why(made):
     out = made / "out"
     table = json.loads((out / "soup" / "soup.json").read_text())

@@ -70,6 +70,7 @@ def newest(out):
     return max(paths, key=lambda path: path.stat().st_mtime_ns)
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_time_and_its_schedule_with_it(scpc, tmp_path, clock, capsys):
     out = tmp_path / "out"
     assert main(finetune(scpc, out, *FLAGS, *hours(900))) == 0
@@ -227,6 +228,7 @@ def test_two_processes_end_together(scpc, tmp_path):
     assert torch.load(newest(out))["processes"] == 2
 
 
+@pytest.mark.slow
 def test_waiting_for_the_thread_that_writes_is_no_part_of_a_step(scpc, tmp_path, clock, monkeypatch):
     run_on_main = distributed.run_on_main
 

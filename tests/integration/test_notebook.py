@@ -193,6 +193,7 @@ def test_a_command_that_fails_stops_the_notebook(scpc, drive, tmp_path, monkeypa
     assert not (drive / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_kernel_shows_bars_and_no_flood_of_lines(scpc, tmp_path, monkeypatch):
     source = f"""
 from beit3_vqa.cli.main import main

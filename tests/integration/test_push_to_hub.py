@@ -24,7 +24,8 @@ def push(trained, folder, url, token, *flags):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("flags", [[], pytest.param(["--public"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--public"]])
 def test_the_folder_is_uploaded_whole(trained, tmp_path, flags):
     with running_hub() as hub:
         done = push(trained, tmp_path, hub.url, "good", *flags)
@@ -34,13 +35,10 @@ def test_the_folder_is_uploaded_whole(trained, tmp_path, flags):
     assert f"uploaded to {hub.url}/me/my-model" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "says"),
-    [
-        ("", "there is no token"),
-        pytest.param("wrong", "doesn't know the token", marks=pytest.mark.slow),
-        pytest.param("reader", "may not write there", marks=pytest.mark.slow),
-    ],
+    [("", "there is no token"), ("wrong", "doesn't know the token"), ("reader", "may not write there")],
 )
 def test_a_token_that_is_no_good_is_one_sentence(trained, tmp_path, token, says):
     with running_hub() as hub:
