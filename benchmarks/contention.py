@@ -4,6 +4,8 @@ Each trial is a process of its own, since OpenMP reads its environment once.
 """
 
 import argparse
+import contextlib
+import io
 import itertools
 import os
 import subprocess
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from beit3_vqa.engine.training import set_up_training
 from beit3_vqa.runtime.spinning import VARIABLES
 from benchmarks.loader import prepare, set_up
 from benchmarks.paired import arguments, report
@@ -35,7 +38,9 @@ def train(data: Path, seconds: float, *, loading: bool) -> float:
         loading: let a worker decode JPEGs meanwhile. Without, the batches of the first epoch come again and again, so
             that a trial measures the model alone.
     """
-    run = set_up(MODEL, BATCH, data, vocab_size=300)
+    with contextlib.redirect_stdout(io.StringIO()):
+        given = {"model": MODEL, "batch_size": BATCH, "data_path": str(data), "vocab_size": 300}
+        run = set_up_training(set_up(given))
     if not loading:
         loaded = list(run.train.epoch(0))
         run.train.epoch = lambda epoch, first=0: iter(loaded)  # type: ignore[method-assign]
@@ -111,7 +116,7 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare(Path(folder), IMAGES)
+        data = prepare(Path(folder), IMAGES, of_each=1)
         for _, setting in itertools.product(range(options.rounds), options.settings):
             common = (setting, data, options.seconds, options.preload)
             row = {"setting": setting, "alone": speeds(*common), "two at once": speeds(*common, at_once=2)}

@@ -68,11 +68,14 @@ def main() -> None:
     parser = arguments(__doc__ or "", rounds=7)
     network_arguments(parser)
     parser.add_argument("--questions", type=int, default=1, help="questions about each image")
-    parser.add_argument("--only", default="", help="part of the names of the variants that are measured")
+    parser.add_argument("--only", default="", help="part of the names of the variants; the first is compared with")
     options = parser.parse_args()
     device = pick_device(options.device)
     wanted = variants(device, find_precisions(options.precision, device))
-    runs = {label: run for label, run in make_runs(options, device, wanted).items() if options.only in label}
+    every = make_runs(options, device, wanted)
+    runs = {label: run for label, run in every.items() if options.only in label}
+    if not runs:
+        parser.error(f"--only {options.only}: no variant has that in its name: {', '.join(every)}")
     first = next(iter(runs))
     logits = {label: run() for label, run in runs.items()}
     exact = logits[first]
@@ -80,7 +83,7 @@ def main() -> None:
     others = {label: int((of.argmax(-1) != exact.argmax(-1)).sum()) for label, of in logits.items()}
     seconds = paired(runs, options.rounds)
     counted = {label: variant for label, variant in wanted.items() if label in runs}
-    share = shares_of_peak(seconds, flops(runs["ours, fp32"]), counted, device)
+    share = shares_of_peak(seconds, flops(every["ours, fp32"]), counted, device)
     columns = {"matrix peak": share, "largest error of a logit": error, "other answers": others}
     rows = build_rows(seconds, first, **columns)
     report(f"evaluation, {options.model}, batch {options.batch_size}", rows, options.output)

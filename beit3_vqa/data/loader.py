@@ -35,7 +35,7 @@ _workers: "WeakSet[BaseProcess]" = WeakSet()
 def _kill_workers() -> None:
     """End the workers that are still there when the interpreter ends: an error's traceback may hold their loader.
 
-    multiprocessing sends one SIGTERM, which a worker leaves to its parent, and would then wait for ever.
+    multiprocessing sends each one SIGTERM, which it ignores (`leave_signals_to_the_parent`), and then waits for ever.
     """
     if _workers and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end an error
@@ -181,9 +181,11 @@ class BatchLoader:
         # one.
         self.batches.epoch, self.batches.first = epoch, first
         before = set(active_children())
-        iterator = iter(self.loader)
-        _workers.update(set(active_children()) - before)
-        for loaded in iterator:
+        try:
+            batches = iter(self.loader)
+        finally:  # those too that started before another one couldn't
+            _workers.update(set(active_children()) - before)
+        for loaded in batches:
             batch = self._count_bad_images(loaded)
             distributed.raise_together(batch if isinstance(batch, InputError) else None)
             assert isinstance(batch, Batch)
@@ -219,9 +221,9 @@ def noting_rows(examples: Iterable[Example], noted: "array[int]") -> Iterator[Ex
 def evaluation_order(noted: "array[int]") -> Tensor | None:
     """Return the order in which rows are evaluated, so that little is computed twice or for padding.
 
-    Rows of an image come one after another: it is decoded once, and embedded once for those in a batch. Images come by
-    the length of their longest text, so that texts of a batch are alike; the longest first, so that memory that
-    doesn't suffice is known at once.
+    Rows of an image come one after another: while a cache keeps it, it is decoded once, and embedded once for those in
+    a batch. Images come by the length of their longest text, so that texts of a batch are alike; the longest first, so
+    that memory that doesn't suffice is usually known at once.
 
     Args:
         noted: by `noting_rows`.

@@ -8,6 +8,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from weakref import ref
 
 import numpy as np
 import torch
@@ -118,15 +119,19 @@ class OncePerImage:
 
     def __init__(self, transform: Callable[[Image.Image], Tensor]):
         self.transform = transform
-        # Held, so that no other image can have its identity.
-        self._last: tuple[Image.Image, Tensor] | None = None
+        # Not held: an image that `ImageCache` finds too large to keep is let go.
+        self._last: tuple[ref[Image.Image], Tensor] | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return what the transform makes of the image."""
         last = self._last  # read once: another thread may replace it
-        if last is None or last[0] is not image:
-            self._last = last = image, self.transform(image)
+        if last is None or last[0]() is not image:
+            self._last = last = ref(image), self.transform(image)
         return last[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a spawned worker needs: not the last result."""
+        return {"transform": self.transform, "_last": None}
 
 
 class TrainTransform:

@@ -70,7 +70,7 @@ class Example:
 
     @property
     def text_length(self) -> int:
-        """Return how long the text is: in characters, or in token ids. Of two texts, a longer one has more tokens."""
+        """Return the text's length in characters or token ids: a longer one usually has more tokens. For sorting."""
         return len(self.question) + len(self.token_ids or ()) + sum(map(len, self.choices))
 
 

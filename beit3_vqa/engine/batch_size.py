@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from beit3_vqa.config.options import AUTO, BATCH_SIZE
 from beit3_vqa.data.dataset import IndexDataset
@@ -261,6 +262,9 @@ def _peak(components: Components, samples: list[Sample], count: int, *, gradient
     """Return the largest memory in use, in bytes, while `count` examples are computed; inf: no room."""
     # From the first row again, if fewer than `count` are known.
     examples, tensors = zip(*itertools.islice(itertools.cycle(samples), count), strict=True)
+    if gradients:
+        # In training each row is augmented by itself, so that none is another's image.
+        tensors = tuple({n: v.clone() if isinstance(v, Tensor) else v for n, v in item.items()} for item in tensors)
     task = components.task
     batch = Batch(task.collate(tensors, components.processor), examples, num_valid=count)
     if gradients:

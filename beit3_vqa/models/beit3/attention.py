@@ -70,7 +70,7 @@ def pick(device: torch.device, dtype: torch.dtype, weights: int) -> str:
     """Choose the kernel for `--attention auto`: `matmul` in bf16 on a CPU while its weights are few, else `sdpa`.
 
     The fused kernel needs far less memory. So it is taken wherever the other wasn't measured to be faster, and that was
-    only in bf16 on a CPU (1.15 times, base at 480 pixels on an AMD).
+    only in bf16 on a CPU (1.15 times, base at 480 pixels on an AMD). While gradients are computed, fewer are "few".
 
     Args:
         device: the queries'.

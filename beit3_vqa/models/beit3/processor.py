@@ -116,7 +116,7 @@ class BEiT3Processor:
             images: (3, S, S) for each of B examples; the same image is the same tensor, as `OncePerImage` returns it.
         """
         distinct = {id(image): image for image in images}
-        # A compiled model had better meet one number of images.
+        # Texts have a `length_step` for a compiled model. It would be compiled anew for each new number of images.
         if len(distinct) == len(images) or self.length_step > 1:
             return {"image": torch.stack(list(images))}
         places = {key: place for place, key in enumerate(distinct)}

@@ -1,8 +1,11 @@
 """The image pipelines against timm, torchvision and Pillow; flips and sides."""
 
+import gc
+import pickle
 import random
 import resource
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -206,6 +209,17 @@ def test_a_transform_is_called_once_for_each_image_in_a_row() -> None:
     assert results[0] is results[1]
     for image, result in zip((red, red, blue, red), results, strict=True):
         assert torch.equal(result, EvalTransform(8)(image))
+
+
+def test_a_transform_that_remembers_keeps_no_image_alive_and_sends_no_result_to_workers() -> None:
+    once, image = OncePerImage(EvalTransform(8)), Image.new("RGB", (9, 9), "red")
+    once(image)
+    alive = weakref.ref(image)
+    again = pickle.loads(pickle.dumps(once))
+    assert torch.equal(again(image), once(image))
+    del image
+    gc.collect()
+    assert alive() is None
 
 
 def test_wrong_arguments_are_refused_by_name() -> None:
