@@ -226,7 +226,7 @@ def evaluation_order(noted: "array[int]") -> Tensor | None:
     that memory that doesn't suffice is usually known at once.
 
     Args:
-        noted: by `noting_rows`.
+        noted: what `noting_rows` noted.
 
     Returns:
         int64 (rows,); None if the rows come so already.

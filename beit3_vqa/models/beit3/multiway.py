@@ -104,7 +104,8 @@ class Multiway(BEiT3):
                 # The first token of the text comes right after the V tokens of the image.
                 return features[:, [0, self.vision_embed.num_position_embeddings()]]
             return features[:, 0] if first_token_only else features
-        # From here to `_join` the tokens are in streams, {"A": (B, V, D), "B": (B, T, D)}.
+        # From here to `_join` the tokens are in streams, {"A": (B, V, D), "B": (B, T, D)}. With `image_of` the first
+        # layer still gets "A" as (I, V, D).
         streams = self._embed(image, text, padding_mask, first_position)
         attended = _attended_keys(streams, padding_mask, visible)
         # No image token is padding, so only `visible` may hide one.
@@ -117,7 +118,8 @@ class Multiway(BEiT3):
             # Only the last layer may drop tokens: all others feed the keys of the next.
             sides = (len(streams) if first_of_each else int(first_token_only)) if depth == last else 0
             forward = partial(layer.forward_streams, attend=kernels[depth], first_tokens=sides)
-            # Out here, since the rate differs from layer to layer, and the compiler shares a layer's code.
+            # Out here, since the rate differs from layer to layer, and the compiler shares a layer's code. For the last
+            # stream, since the first may hold fewer images than there are examples.
             kept = _draw_kept(layer, next(reversed(streams.values())))
             if self.checkpoint_every and depth % self.checkpoint_every == 0 and torch.is_grad_enabled():
                 # Not reentrant: the other kind finds no gradients in a dict of tensors.
