@@ -347,7 +347,7 @@ class ImageCache:
     spread over the epoch: that helps with small images, of which thousands fit.
 
     Args:
-        max_bytes: memory for the images, in each process.
+        max_bytes: memory for the images, in each process. A larger image is kept too, until the next is decoded.
         at_least: see `open_image`; None: images as they are.
     """
 
@@ -356,6 +356,7 @@ class ImageCache:
         self.at_least = at_least
         self.bytes = 0
         self._images: OrderedDict[str, Image.Image] = OrderedDict()
+        self._large: dict[str, Image.Image] = {}  # one at most
         self._held: dict[str, Image.Image] = {}
 
     @contextmanager
@@ -370,24 +371,29 @@ class ImageCache:
     def clear(self) -> None:
         """Forget every image, as its file may have changed."""
         self._images.clear()
+        self._large.clear()
         self.bytes = 0
 
     def open(self, path: str | Path) -> Image.Image:
         """Return the image as `open_image` does; it is shared, so don't change it in place."""
         name = str(path)
-        if name in self._held:
-            return self._held[name]
+        image = self._held.get(name) or self._large.get(name)
+        if image is not None:
+            return image
         image = self._images.get(name)
         if image is not None:
             self._images.move_to_end(name)
             return image
+        self._large.clear()  # before the next is decoded: two large images at once would raise the peak
         image = open_image(path, at_least=self.at_least)
         cost = _count_bytes(image)
-        if cost <= self.max_bytes:
-            self.bytes += cost
-            while self.bytes > self.max_bytes:
-                self.bytes -= _count_bytes(self._images.popitem(last=False)[1])
-            self._images[name] = image = _copy_pixels(image)
+        if cost > self.max_bytes:
+            self._large[name] = image
+            return image
+        self.bytes += cost
+        while self.bytes > self.max_bytes:
+            self.bytes -= _count_bytes(self._images.popitem(last=False)[1])
+        self._images[name] = image = _copy_pixels(image)
         return image
 
 

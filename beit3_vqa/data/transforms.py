@@ -119,7 +119,7 @@ class OncePerImage:
 
     def __init__(self, transform: Callable[[Image.Image], Tensor]):
         self.transform = transform
-        # Not held: an image that `ImageCache` finds too large to keep is let go.
+        # Not held: that would keep a large image alive after `ImageCache` has let it go.
         self._last: tuple[ref[Image.Image], Tensor] | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:

@@ -3,12 +3,14 @@
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime.distributed import local_device
@@ -90,11 +92,21 @@ class Precision:
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[best]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Return the context for a forward pass."""
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute inside the context as a forward pass does.
+
+        The backward pass casts the weights of products once more, so that no copy of them is held until then: half a
+        GiB of base's weights, 1.3 of large's.
+        """
         if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+            yield
+            return
+        # Autocast's cache would hold the copies too, until the end of the context. It is kept for passes without
+        # gradients, since some, as beam search, use the same weights again and again.
+        autocast = torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=not torch.is_grad_enabled())
+        with autocast, saved_tensors_hooks(_keep, _restore):
+            yield
 
     def cast_frozen(self, model: nn.Module) -> None:
         """Cast the frozen operands of matrix products to `dtype`, in place.
@@ -134,6 +146,46 @@ class Precision:
             del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
         else:
             yield not bad
+
+
+@dataclass(frozen=True)
+class _CastAgain:
+    """What autograd keeps in place of a weight that autocast cast: the weight itself, and how it was cast.
+
+    Attributes:
+        weight: the parameter.
+        version: how often it had been written to in place.
+        dtype: of the copy.
+        transposed: whether the copy was transposed after it was cast, as the weight of a linear layer is.
+    """
+
+    weight: Tensor
+    version: int
+    dtype: torch.dtype
+    transposed: bool
+
+
+def _keep(saved: Tensor) -> Tensor | _CastAgain:
+    """Return what autograd is to keep of a tensor that the backward pass will read."""
+    cast = saved.grad_fn
+    transposed = cast is not None and cast.name() == "TBackward0"
+    if cast is not None and transposed:
+        cast = cast.next_functions[0][0]
+    if cast is None or cast.name() != "ToCopyBackward0":
+        return saved
+    # Only the node that adds to a parameter's gradient knows a `variable`: a cast activation stays as it is.
+    weight = getattr(cast.next_functions[0][0], "variable", None)
+    return saved if weight is None else _CastAgain(weight, weight._version, saved.dtype, transposed)
+
+
+def _restore(kept: Tensor | _CastAgain) -> Tensor:
+    """Return the tensor that `_keep` was given."""
+    if isinstance(kept, Tensor):
+        return kept
+    if kept.weight._version != kept.version:  # autograd checks that for tensors that it keeps itself
+        raise RuntimeError("a weight was changed in place between the forward and the backward pass that reads it")
+    weight = kept.weight.detach().to(kept.dtype)
+    return weight.t() if kept.transposed else weight
 
 
 def _best_precision(device: torch.device) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -544,12 +545,22 @@ def test_the_image_used_longest_ago_makes_room(files, decoded):
     assert cache.bytes == 2 * COST
 
 
-def test_an_image_larger_than_the_budget_is_not_kept(files, decoded):
-    cache = ImageCache(max_bytes=COST - 1)
+def test_an_image_larger_than_the_budget_is_kept_until_the_next_is_decoded(files, decoded, monkeypatch):
+    """So several questions about a large photograph decode it once, and two never take memory at a time."""
+    cache = ImageCache(max_bytes=COST)
     cache.open(files[0])
-    cache.open(files[0])
+    cache.max_bytes -= 1  # from now on they are too large
+    large = weakref.ref(cache.open(files[1]))
+    assert cache.open(files[1]) is large()
     assert len(decoded) == 2
-    assert cache.bytes == 0
+    assert cache.bytes == COST, "a large image drives out none of the small ones"
+    alive = []
+    monkeypatch.setattr(images, "open_image", lambda path, **how: alive.append(large()) or open_image(path, **how))
+    cache.open(files[2])
+    assert alive == [None]
+    cache.clear()
+    cache.open(files[2])
+    assert len(alive) == 2
 
 
 def test_a_file_that_is_mended_after_an_error_is_read(tmp_path, files):

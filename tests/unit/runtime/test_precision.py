@@ -9,8 +9,9 @@ from torchscale.component.embedding import TextEmbedding
 
 import beit3_vqa
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime import precision
+from beit3_vqa.runtime import memory, precision
 from beit3_vqa.runtime.precision import CPU_BF16_VARIABLE, Precision
+from tests.helpers.upstream import ragged_batch, small_model
 
 CPU = torch.device("cpu")
 
@@ -66,6 +67,49 @@ def test_a_loaded_model_holds_one_copy_of_its_weights_in_the_type_of_its_product
     row = json.loads((scpc / "data" / "vqacustom.test.jsonl").read_text().splitlines()[0])
     question = scpc / "images" / row["image_path"], row["question"], row["choices"]
     assert predictor.predict(*question).probabilities == plain.predict(*question).probabilities
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+@pytest.mark.parametrize("checkpoint_every", [0, 2])
+def test_gradients_are_those_of_torch_s_own_autocast(name, checkpoint_every):
+    model, inputs = small_model(), ragged_batch()
+    model.beit3.checkpoint_every = checkpoint_every
+    ours = Precision(name, CPU)
+    gradients = []
+    for context in (ours.autocast(), torch.autocast("cpu", dtype=ours.dtype)):
+        with context:
+            outputs = model(*inputs)
+        outputs.float().square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad(set_to_none=True)
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+
+
+@pytest.mark.skipif(not memory.can_measure(CPU), reason="needs Linux")
+def test_no_copy_of_the_weights_waits_for_the_backward_pass():
+    layers = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(12)))
+    copies = sum(layer.weight.numel() for layer in layers) * 2  # bytes in bf16: 100 MB
+    x, before = torch.ones(2, 2048), memory.in_use(CPU)
+    with Precision("bf16", CPU).autocast():
+        outputs = layers(x)
+        during = memory.in_use(CPU)
+    assert during - before < copies / 4
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = layers(x)
+    assert memory.in_use(CPU) - before > copies * 3 / 4
+    del outputs
+
+
+def test_a_weight_that_changes_before_its_backward_pass_is_an_error():
+    """Its gradient would be that of another function. Autograd says so of tensors that it keeps itself."""
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    with Precision("bf16", CPU).autocast():
+        loss = layers(torch.ones(2, 4)).sum()
+    with torch.no_grad():
+        layers[1].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
 
 
 def test_an_unknown_precision_is_refused(trained):
