@@ -15,7 +15,8 @@ from pathlib import Path
 from beit3_vqa.cli.main import main as command_line
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import Batch
-from beit3_vqa.engine.build import Components, build, make_task
+from beit3_vqa.engine.build import build, make_task
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.evaluator import evaluate_batches, predict_split
 from beit3_vqa.engine.loop import StepReport, train_epoch
 from beit3_vqa.engine.training import set_up_training

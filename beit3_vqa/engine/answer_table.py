@@ -13,7 +13,7 @@ from beit3_vqa.data.images import open_image
 from beit3_vqa.data.loader import BatchLoader, evaluation_order, noting_rows
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import Prediction
-from beit3_vqa.engine.build import Components
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.metrics import full_metrics

@@ -21,7 +21,7 @@ from beit3_vqa.config.options import AUTO, BATCH_SIZE
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.mixture import JoinedDataset
 from beit3_vqa.data.types import Batch, Example, Tensors
-from beit3_vqa.engine.build import Components, StepSize
+from beit3_vqa.engine.components import Components, StepSize
 from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.runtime import distributed, memory

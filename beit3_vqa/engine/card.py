@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit3_vqa.data.predictions import predictions_file, read_info
-from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.manifest import MAX_MANIFEST, get_sha256
 from beit3_vqa.engine.checkpoint.portable import WEIGHTS
+from beit3_vqa.engine.components import Components
 from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.runtime.files import read_json

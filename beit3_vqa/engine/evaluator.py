@@ -18,7 +18,7 @@ from torch import nn
 from beit3_vqa.data.choice_order import QUESTIONS, check_orders, rotations, split_mode, unpermute
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Batch, EvalResult, Prediction
-from beit3_vqa.engine.build import Components
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.logging import Progress
 from beit3_vqa.errors import ImageError, InputError, NotFiniteError, plural
 from beit3_vqa.metrics.calibration import HIGHEST, LOWEST, fit_temperature, mean_nll, tempered

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from beit3_vqa.config.config import GROUP_OF
-from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.card import check_card, model_card
 from beit3_vqa.engine.checkpoint.manifest import TEMPERATURE, get_sha256, read_temperature
 from beit3_vqa.engine.checkpoint.portable import WEIGHTS, checkpoint_file, write_portable
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.evaluator import naming
 from beit3_vqa.engine.hub import check_hub, push
 from beit3_vqa.engine.predictor import load_components

@@ -18,13 +18,14 @@ from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.table_files import read_frame
 from beit3_vqa.data.types import AttentionMap, Batch, Example, Prediction
 from beit3_vqa.engine.answer_table import Columns, answer_columns, answer_rows, evaluate_rows
-from beit3_vqa.engine.build import Components, build, load_for_inference, resolve_checkpoint_config
+from beit3_vqa.engine.build import build, load_for_inference, resolve_checkpoint_config
 from beit3_vqa.engine.checkpoint.folder import BEST, checkpoints, deepspeed_weights
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import read_temperature
 from beit3_vqa.engine.checkpoint.portable import checkpoint_file
 from beit3_vqa.engine.checkpoint.resume import check_same_fingerprints
 from beit3_vqa.engine.checkpoint.validate import validate_content
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.evaluator import finite, naming
 from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.models.int8 import round_linear_layers

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.mixture import get_digest
-from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.save import TrainState
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.logging import format_seconds
 from beit3_vqa.engine.loop import Learner
 from beit3_vqa.engine.optim import ModelEma, Schedule, make_optimizer, make_schedule

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beit3_vqa.data.types import AttentionMap
-from beit3_vqa.engine.build import Components
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.predictor import Predictor, PreparedQuestion
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vote import soft

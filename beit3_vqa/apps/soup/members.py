@@ -15,12 +15,13 @@ from beit3_vqa.apps.soup.options import MOST_MEMBERS
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.fingerprint import EMPTY, Fingerprint, Numbers
-from beit3_vqa.engine.build import Components, build, make_task, resolve_checkpoint_config
+from beit3_vqa.engine.build import build, make_task, resolve_checkpoint_config
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.engine.checkpoint.portable import find_checkpoint
 from beit3_vqa.engine.checkpoint.resume import check_same_answers, check_same_fingerprints, fold_of_evaluation
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
+from beit3_vqa.engine.components import Components
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.lora import adapter_scale, without_adapters

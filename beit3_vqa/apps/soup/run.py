@@ -14,11 +14,11 @@ from beit3_vqa.apps.soup.trials import Trial, Trials
 from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.data.predictions import json_text
 from beit3_vqa.engine.batch_size import with_eval_batch_size
-from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, archive_best, checkpoints
 from beit3_vqa.engine.checkpoint.io import read_checkpoint, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.engine.checkpoint.validate import SOUP
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.run_lock import require_lock, run_lock
 from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime.distributed import run_on_main

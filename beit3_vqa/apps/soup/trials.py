@@ -15,7 +15,7 @@ from beit3_vqa.apps.ensemble.weights import Floats
 from beit3_vqa.apps.soup.mixer import Mixer
 from beit3_vqa.data.loader import BatchLoader
 from beit3_vqa.data.types import Batch, Prediction, get_number
-from beit3_vqa.engine.build import Components
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.evaluator import finite, naming, predict_split
 from beit3_vqa.errors import InputError, NotFiniteError
 from beit3_vqa.metrics.intervals import accuracy_interval

@@ -14,7 +14,7 @@ import torch
 
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.index import split_files
-from beit3_vqa.engine.build import Components, load_weights
+from beit3_vqa.engine.build import load_weights
 from beit3_vqa.engine.checkpoint.folder import checkpoints, tell_deepspeed
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, set_random_state
 from beit3_vqa.engine.checkpoint.portable import checkpoint_file
@@ -28,6 +28,7 @@ from beit3_vqa.engine.checkpoint.same_run import (
 )
 from beit3_vqa.engine.checkpoint.save import InsideEpoch
 from beit3_vqa.engine.checkpoint.validate import SOUP, Content, validate_content
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.training import Training, make_ema

@@ -8,9 +8,9 @@ import numpy as np
 from beit3_vqa.config.config import GROUP_OF, RunConfig
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.fingerprint import ANSWER_BITS, EMPTY, Changes, Fingerprint, Numbers, compare
-from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, is_checkpoint
 from beit3_vqa.engine.checkpoint.validate import Content
+from beit3_vqa.engine.components import Components
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task

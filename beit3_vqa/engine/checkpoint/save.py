@@ -21,12 +21,12 @@ from types import TracebackType
 
 import torch
 
-from beit3_vqa.engine.build import Components
 from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file, prune, prune_steps, step_file
 from beit3_vqa.engine.checkpoint.io import random_state, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import ROLLING, is_rolling
 from beit3_vqa.engine.checkpoint.same_run import data_state
 from beit3_vqa.engine.checkpoint.validate import Content
+from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.optim import ModelEma
 from beit3_vqa.engine.parallel import SingleProcess, full_state_dict
 from beit3_vqa.engine.run_lock import require_lock
