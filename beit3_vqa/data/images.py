@@ -16,16 +16,18 @@ import re
 import stat
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from beit3_vqa.data.decoding import APART, Watched, check_scans, decode_apart
 from beit3_vqa.errors import ImageError, InputError
+
+T = TypeVar("T")
 
 # These bound decoding to about a gigabyte and five seconds; without them a file of a few bytes could ask for more.
 # JPEG's decoder needs half as much for a pixel as WebP's, JPEG 2000's, or that of an image with transparency.
@@ -347,7 +349,7 @@ class ImageCache:
     spread over the epoch: that helps with small images, of which thousands fit.
 
     Args:
-        max_bytes: memory for the images, in each process. A larger image is kept too, until the next is decoded.
+        max_bytes: memory for the images, in each process.
         at_least: see `open_image`; None: images as they are.
     """
 
@@ -356,13 +358,13 @@ class ImageCache:
         self.at_least = at_least
         self.bytes = 0
         self._images: OrderedDict[str, Image.Image] = OrderedDict()
-        self._large: dict[str, Image.Image] = {}  # one at most
+        self._last: tuple[str, object, Any] | None = None  # path, transform and result
         self._held: dict[str, Image.Image] = {}
 
     @contextmanager
     def holding(self, name: str, image: Image.Image) -> Iterator[None]:
         """Let `open(name)` return an image that is in no file, mode RGB, as long as the context lasts."""
-        self._held[name] = image
+        self._held[name], self._last = image, None  # the name may have been another image's
         try:
             yield
         finally:
@@ -371,30 +373,48 @@ class ImageCache:
     def clear(self) -> None:
         """Forget every image, as its file may have changed."""
         self._images.clear()
-        self._large.clear()
-        self.bytes = 0
+        self.bytes, self._last = 0, None
 
     def open(self, path: str | Path) -> Image.Image:
-        """Return the image as `open_image` does; it is shared, so don't change it in place."""
+        """Return the image as `open_image` does; it is shared, so don't change it in place.
+
+        Raises:
+            ImageError: as `open_image`; its `path` says which image it was.
+        """
         name = str(path)
-        image = self._held.get(name) or self._large.get(name)
-        if image is not None:
-            return image
+        if name in self._held:
+            return self._held[name]
         image = self._images.get(name)
         if image is not None:
             self._images.move_to_end(name)
             return image
-        self._large.clear()  # before the next is decoded: two large images at once would raise the peak
-        image = open_image(path, at_least=self.at_least)
+        try:
+            image = open_image(path, at_least=self.at_least)
+        except ImageError as error:
+            error.path = name  # an example may have several images
+            raise
         cost = _count_bytes(image)
-        if cost > self.max_bytes:
-            self._large[name] = image
-            return image
-        self.bytes += cost
-        while self.bytes > self.max_bytes:
-            self.bytes -= _count_bytes(self._images.popitem(last=False)[1])
-        self._images[name] = image = _copy_pixels(image)
+        if cost <= self.max_bytes:
+            self.bytes += cost
+            while self.bytes > self.max_bytes:
+                self.bytes -= _count_bytes(self._images.popitem(last=False)[1])
+            self._images[name] = image = _copy_pixels(image)
         return image
+
+    def transformed(self, path: str | Path, transform: Callable[[Image.Image], T]) -> T:
+        """Return what the transform makes of the image; the last result again if both are the same as then.
+
+        So several questions about an image in a row decode and resize it once, even if it is too large to be kept. The
+        result is shared, so don't change it in place.
+
+        Raises:
+            ImageError: as `open`.
+        """
+        name, last = str(path), self._last  # read once: another thread may replace it
+        if last is None or last[:2] != (name, transform):
+            self._last = last = name, transform, transform(self.open(path))
+        result: T = last[2]
+        return result
 
 
 def _count_bytes(image: Image.Image) -> int:

@@ -8,7 +8,6 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from weakref import ref
 
 import numpy as np
 import torch
@@ -108,30 +107,6 @@ class EvalTransform:
         """Return uint8 (3, size, size) of an image of mode RGB."""
         _require_rgb(image)
         return _planes(np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC)))
-
-
-class OncePerImage:
-    """A transform that returns its last result again for the same image; it is shared, so don't change it in place.
-
-    Args:
-        transform: of images in mode RGB.
-    """
-
-    def __init__(self, transform: Callable[[Image.Image], Tensor]):
-        self.transform = transform
-        # Not held: that would keep a large image alive after `ImageCache` has let it go.
-        self._last: tuple[ref[Image.Image], Tensor] | None = None
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return what the transform makes of the image."""
-        last = self._last  # read once: another thread may replace it
-        if last is None or last[0]() is not image:
-            self._last = last = ref(image), self.transform(image)
-        return last[1]
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return what a spawned worker needs: not the last result."""
-        return {"transform": self.transform, "_last": None}
 
 
 class TrainTransform:

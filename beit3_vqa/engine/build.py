@@ -1,4 +1,4 @@
-"""Build the components of a run: task, family, processor, model, loaders, and the weights to answer with.
+"""Build the components of a run: task, family, processor, model, and the weights to answer with.
 
 The order is always the same. `resolve` settles the options, `make_task` opens the data, and `build` makes everything
 else on top of them, with a model whose weights don't matter yet. Then the weights are loaded: `Family.initialise` or

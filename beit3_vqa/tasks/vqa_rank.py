@@ -77,10 +77,9 @@ class VQARank(VQACustom):
     def tensors(self, example: Example, rng: random.Random | None, processor: Processor) -> Tensors:
         """Return `image` (3, S, S), uint8, and `texts`, the token ids of question and option for each option."""
         reader = as_beit3(processor)
-        image = reader.open(example, example.image_path)
         texts = [reader.fitted(example.question, partial(self.template, choice=choice)) for choice in example.choices]
         texts += texts[-1:] * (self.num_classes - len(texts))  # of options that aren't there; they don't count
-        return {"image": reader.pixels(image, example, rng), "texts": texts}
+        return {"image": reader.pixels(example, example.image_path, rng), "texts": texts}
 
     def collate(self, items: Sequence[Tensors], processor: Processor) -> dict[str, Tensor]:
         """Return `image`, `image_of` (B * C,) and `question` (B * C, T): the options of one example after another's."""

@@ -15,9 +15,9 @@ from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
 from beit3_vqa.data.images import ImageCache
 from beit3_vqa.data.prompt import ONE_OPTION, SPECIAL_TOKENS, OptionTemplate, PromptTemplate, cut_question
 from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
-from beit3_vqa.data.transforms import EvalTransform, OncePerImage, TrainTransform, speaks_of_sides
+from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.data.types import Example, Inputs, Tensors
-from beit3_vqa.errors import ImageError, InputError
+from beit3_vqa.errors import InputError
 from beit3_vqa.models.base import TextLengths
 
 CHUNK = 4096  # examples whose texts are tokenized at once, so that a split of any size takes little memory
@@ -53,10 +53,10 @@ class BEiT3Processor:
         self.max_tokens = max_tokens
         self.prompt = prompt
         self.evaluate = evaluate
-        self._square = OncePerImage(evaluate)
         self.train = train
         self.length_step = length_step
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
+        self._grey_pixels = evaluate(self.grey)
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
     def __call__(self, example: Example, rng: random.Random | None = None) -> Tensors:
@@ -66,7 +66,7 @@ class BEiT3Processor:
             InputError: an image that can't be read, or options that alone are longer than `max_tokens`.
         """
         paths = zip(self.inputs.images, example.image_paths, strict=True)
-        item: Tensors = {name: self.pixels(self.open(example, path), example, rng) for name, path in paths}
+        item: Tensors = {name: self.pixels(example, path, rng) for name, path in paths}
         return {**item, self.inputs.text: self.token_ids(example)} if self.inputs.text else item
 
     @property
@@ -80,22 +80,23 @@ class BEiT3Processor:
         Raises:
             ImageError: it can't be read; the error knows which image it was.
         """
-        if example.problem:
-            return self.grey
-        try:
-            return self.images.open(path)
-        except ImageError as error:
-            error.path = path  # an example may have several images
-            raise
+        return self.grey if example.problem else self.images.open(path)
 
-    def pixels(self, image: Image.Image, example: Example, rng: random.Random | None) -> Tensor:
-        """Return uint8 (3, S, S); with an `rng` augmented, but not mirrored if the example's text speaks of sides."""
+    def pixels(self, example: Example, path: str, rng: random.Random | None) -> Tensor:
+        """Return an image of an example, or a grey one if the example has a problem, as uint8 (3, S, S).
+
+        With an `rng` it is augmented, but not mirrored if the example's text speaks of sides. Without, the image of
+        several examples in a row is the same tensor.
+
+        Raises:
+            ImageError: as `open`.
+        """
         if rng is None or self.train is None:
-            return self._square(image)
+            return self._grey_pixels if example.problem else self.images.transformed(path, self.evaluate)
         # Upstream's index holds ids alone; left and right are looked for in words.
         question = self._tokenizer.decode(example.token_ids) if example.token_ids else example.question
         sides_matter = speaks_of_sides((question, *example.wordings, *example.choices))
-        return self.train(image, rng, keep_left_right=sides_matter)
+        return self.train(self.open(example, path), rng, keep_left_right=sides_matter)
 
     def collate(self, items: Sequence[Tensors]) -> dict[str, Tensor]:
         """Stack B items to images (B, 3, S, S), text (B, T) and `padding_mask` (B, T), 1 at padding.
@@ -113,7 +114,7 @@ class BEiT3Processor:
         """Return `image` (I, 3, S, S) and which of them each of B is, `image_of` (B,), which is left out if all differ.
 
         Args:
-            images: (3, S, S) for each of B examples; the same image is the same tensor, as `OncePerImage` returns it.
+            images: (3, S, S) for each of B examples; the same image is the same tensor, as `pixels` returns it.
         """
         distinct = {id(image): image for image in images}
         # Texts have a `length_step` for a compiled model. It would be compiled anew for each new number of images.

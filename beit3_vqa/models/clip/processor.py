@@ -14,7 +14,7 @@ from torch import Tensor
 
 from beit3_vqa.data.images import ImageCache
 from beit3_vqa.data.prompt import OptionTemplate, cut_question
-from beit3_vqa.data.transforms import OncePerImage, TrainTransform, resize_and_crop, speaks_of_sides
+from beit3_vqa.data.transforms import TrainTransform, resize_and_crop, speaks_of_sides
 from beit3_vqa.data.types import Example, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.base import TextLengths
@@ -109,11 +109,11 @@ class CLIPOptionsProcessor:
         self.max_tokens = max_tokens
         self.template = template
         self.evaluate = evaluate
-        self._square = OncePerImage(evaluate)
         self.train = train
         # Any id will do, since nothing after the end token counts, but not the end token's.
         self.pad_id = 0 if texts.eos_id else 1
         self.grey = Image.new("RGB", (evaluate.size, evaluate.size), (128, 128, 128))  # stands for what can't be read
+        self._grey_pixels = evaluate(self.grey)
         self.images = ImageCache(at_least=2 * evaluate.size if fast_decode else None)
 
     def __call__(self, example: Example, rng: random.Random | None = None) -> Tensors:
@@ -122,10 +122,11 @@ class CLIPOptionsProcessor:
         Raises:
             InputError: an image that can't be read, or an option that alone is longer than `max_tokens`.
         """
-        image = self.grey if example.problem else self.images.open(example.image_path)
+        path = example.image_path
         if rng is None:
-            pixels = self._square(image)
+            pixels = self._grey_pixels if example.problem else self.images.transformed(path, self.evaluate)
         else:
+            image = self.grey if example.problem else self.images.open(path)
             sides_matter = speaks_of_sides((example.question, *example.wordings, *example.choices))
             pixels = self.train(image, rng, keep_left_right=sides_matter)
         return {"image": pixels, "texts": self.token_ids(example)}

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -545,22 +544,41 @@ def test_the_image_used_longest_ago_makes_room(files, decoded):
     assert cache.bytes == 2 * COST
 
 
-def test_an_image_larger_than_the_budget_is_kept_until_the_next_is_decoded(files, decoded, monkeypatch):
-    """So several questions about a large photograph decode it once, and two never take memory at a time."""
-    cache = ImageCache(max_bytes=COST)
+def test_an_image_larger_than_the_budget_is_not_kept(files, decoded):
+    cache = ImageCache(max_bytes=COST - 1)
     cache.open(files[0])
-    cache.max_bytes -= 1  # from now on they are too large
-    large = weakref.ref(cache.open(files[1]))
-    assert cache.open(files[1]) is large()
+    cache.open(files[0])
     assert len(decoded) == 2
-    assert cache.bytes == COST, "a large image drives out none of the small ones"
-    alive = []
-    monkeypatch.setattr(images, "open_image", lambda path, **how: alive.append(large()) or open_image(path, **how))
-    cache.open(files[2])
-    assert alive == [None]
-    cache.clear()
-    cache.open(files[2])
-    assert len(alive) == 2
+    assert cache.bytes == 0
+
+
+def test_a_transform_makes_its_result_once_for_an_image_in_a_row_however_large(files, decoded):
+    cache = ImageCache(max_bytes=COST - 1)
+    result = cache.transformed(files[0], np.asarray)
+    assert cache.transformed(str(files[0]), np.asarray) is result
+    assert np.array_equal(result, open_image(files[0]))
+    assert len(decoded) == 1
+    assert cache.transformed(files[0], lambda image: image.size) == (20, 10)
+    for forget, times in ((lambda: cache.transformed(files[1], np.asarray), 2), (cache.clear, 1)):
+        cache.transformed(files[0], np.asarray)
+        before = len(decoded)
+        forget()
+        cache.transformed(files[0], np.asarray)
+        assert len(decoded) == before + times
+
+
+def test_an_image_that_is_held_is_not_taken_for_the_last_of_its_name(files):
+    cache = ImageCache()
+    for color in ("red", "blue"):
+        image = Image.new("RGB", (1, 1), color)
+        with cache.holding("(given)", image):
+            assert np.array_equal(cache.transformed("(given)", np.asarray), image)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ImageError) as caught:
+        ImageCache().transformed(tmp_path / "none.png", np.asarray)
+    assert caught.value.path == str(tmp_path / "none.png")
 
 
 def test_a_file_that_is_mended_after_an_error_is_read(tmp_path, files):

@@ -1,11 +1,8 @@
 """The image pipelines against timm, torchvision and Pillow; flips and sides."""
 
-import gc
-import pickle
 import random
 import resource
 import sys
-import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +21,6 @@ from beit3_vqa.data.transforms import (
     FILL,
     OPERATIONS,
     EvalTransform,
-    OncePerImage,
     RandAugment,
     TrainTransform,
     resize_and_crop,
@@ -198,28 +194,6 @@ def test_the_longest_images_take_little_memory(size):
 def memory_of_this_process() -> int:
     """Bytes of address space."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
-def test_a_transform_is_called_once_for_each_image_in_a_row() -> None:
-    red, blue = (Image.new("RGB", (9, 9), name) for name in ("red", "blue"))
-    seen: list[Image.Image] = []
-    once = OncePerImage(lambda image: (seen.append(image), EvalTransform(8)(image))[1])
-    results = [once(image) for image in (red, red, blue, red)]
-    assert seen == [red, blue, red]
-    assert results[0] is results[1]
-    for image, result in zip((red, red, blue, red), results, strict=True):
-        assert torch.equal(result, EvalTransform(8)(image))
-
-
-def test_a_transform_that_remembers_keeps_no_image_alive_and_sends_no_result_to_workers() -> None:
-    once, image = OncePerImage(EvalTransform(8)), Image.new("RGB", (9, 9), "red")
-    once(image)
-    alive = weakref.ref(image)
-    again = pickle.loads(pickle.dumps(once))
-    assert torch.equal(again(image), once(image))
-    del image
-    gc.collect()
-    assert alive() is None
 
 
 def test_wrong_arguments_are_refused_by_name() -> None:

@@ -1,6 +1,8 @@
 """The precision that `auto` takes on a CPU: the processor's, unless the environment says it."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -90,7 +92,10 @@ def test_gradients_are_those_of_torch_s_own_autocast(name, checkpoint_every):
 def test_no_copy_of_the_weights_waits_for_the_backward_pass():
     layers = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(12)))
     copies = sum(layer.weight.numel() for layer in layers) * 2  # bytes in bf16: 100 MB
-    x, before = torch.ones(2, 2048), memory.in_use(CPU)
+    x = torch.ones(2, 2048)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        layers(x)  # the first product brings code and buffers of its library with it
+    before = memory.in_use(CPU)
     with Precision("bf16", CPU).autocast():
         outputs = layers(x)
         during = memory.in_use(CPU)
@@ -101,15 +106,38 @@ def test_no_copy_of_the_weights_waits_for_the_backward_pass():
     del outputs
 
 
-def test_a_weight_that_changes_before_its_backward_pass_is_an_error():
-    """Its gradient would be that of another function. Autograd says so of tensors that it keeps itself."""
-    layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+@pytest.mark.parametrize("changed", ["a cast weight", "a weight as it is", "an activation"])
+def test_what_changes_in_place_before_its_backward_pass_is_an_error(changed):
+    """Its gradient would be that of another function."""
+    linear, norm = torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)
     with Precision("bf16", CPU).autocast():
-        loss = layers(torch.ones(2, 4)).sum()
+        hidden = linear(torch.ones(2, 4, requires_grad=True))
+        loss = norm(hidden).float().square().sum()
+    tensors = {"a cast weight": linear.weight, "a weight as it is": norm.weight, "an activation": hidden}
     with torch.no_grad():
-        layers[1].weight.mul_(2)
+        tensors[changed].mul_(2)
     with pytest.raises(RuntimeError, match="changed in place"):
         loss.backward()
+
+
+def test_a_forward_pass_without_a_backward_pass_frees_its_memory():
+    """As after running out of memory: a graph that holds itself would be there until the process ends."""
+    model, inputs = small_model(), ragged_batch()
+    with Precision("bf16", CPU).autocast():
+        outputs = model(*inputs)
+    nodes = [outputs.grad_fn]
+    for node in nodes:  # it grows as it is walked
+        nodes += [following for following, _ in node.next_functions if following and following not in nodes]
+    freed = []
+    for place, node in enumerate(nodes):
+        # Nodes take no weak references, but each frees what is written in its `metadata`.
+        node.metadata["test"] = note = Precision("fp32", CPU)
+        weakref.finalize(note, freed.append, place)
+    count = len(nodes)
+    del outputs, node, nodes, note
+    gc.collect()
+    assert count > 100
+    assert len(freed) == count
 
 
 def test_an_unknown_precision_is_refused(trained):
