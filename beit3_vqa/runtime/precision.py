@@ -4,9 +4,8 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,9 +147,8 @@ class Precision:
             yield not bad
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """What autograd keeps of a tensor that the backward pass will read.
+class _Kept(NamedTuple):
+    """What autograd keeps of a tensor that the backward pass will read; hundreds are made in each step.
 
     Attributes:
         tensor: the tensor itself or, if autocast made it of a weight, that weight; without its graph, which would hold
@@ -169,16 +167,17 @@ class _Kept:
 def _keep(saved: Tensor) -> _Kept:
     """Return what autograd is to keep of a tensor."""
     cast = saved.grad_fn
-    transposed = cast is not None and cast.name() == "TBackward0"
-    if cast is not None and transposed:
+    if cast is None:  # it has no graph
+        return _Kept(saved, saved._version)
+    transposed = cast.name() == "TBackward0"
+    if transposed:
         cast = cast.next_functions[0][0]
-    weight = None
     if cast is not None and cast.name() == "ToCopyBackward0":
         # Only the node that adds to a parameter's gradient knows a `variable`: a cast activation stays as it is.
         weight = getattr(cast.next_functions[0][0], "variable", None)
-    if weight is None or weight.device != saved.device:
-        return _Kept(saved.detach(), saved._version)
-    return _Kept(weight.detach(), weight._version, saved.dtype, transposed)
+        if weight is not None and weight.device == saved.device:
+            return _Kept(weight.detach(), weight._version, saved.dtype, transposed)
+    return _Kept(saved.detach(), saved._version)
 
 
 def _restore(kept: _Kept) -> Tensor:
