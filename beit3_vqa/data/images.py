@@ -369,6 +369,7 @@ class ImageCache:
             yield
         finally:
             del self._held[name]
+            self._last = None
 
     def clear(self) -> None:
         """Forget every image, as its file may have changed."""

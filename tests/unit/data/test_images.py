@@ -573,6 +573,8 @@ def test_an_image_that_is_held_is_not_taken_for_the_last_of_its_name(files):
         image = Image.new("RGB", (1, 1), color)
         with cache.holding("(given)", image):
             assert np.array_equal(cache.transformed("(given)", np.asarray), image)
+    with pytest.raises(ImageError, match="doesn't exist"):  # a file of that name, which isn't there
+        cache.transformed("(given)", np.asarray)
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
