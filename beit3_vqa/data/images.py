@@ -346,7 +346,8 @@ class ImageCache:
     """`open_image` with a cache of the images used last.
 
     In evaluation the questions about an image come one after another, so it is decoded once. In training they are
-    spread over the epoch: that helps with small images, of which thousands fit.
+    spread over the epoch: that helps with small images, of which thousands fit. The last result of a transform is kept
+    too, however large its image. Not thread-safe.
 
     Args:
         max_bytes: memory for the images, in each process.
@@ -403,7 +404,7 @@ class ImageCache:
         return image
 
     def transformed(self, path: str | Path, transform: Callable[[Image.Image], T]) -> T:
-        """Return what the transform makes of the image; the last result again if both are the same as then.
+        """Return what the transform makes of the image. If both are those of the last call, return its result again.
 
         So several questions about an image in a row decode and resize it once, even if it is too large to be kept. The
         result is shared, so don't change it in place.
@@ -411,10 +412,10 @@ class ImageCache:
         Raises:
             ImageError: as `open`.
         """
-        name, last = str(path), self._last  # read once: another thread may replace it
-        if last is None or last[:2] != (name, transform):
-            self._last = last = name, transform, transform(self.open(path))
-        result: T = last[2]
+        name = str(path)
+        if self._last is None or self._last[:2] != (name, transform):
+            self._last = name, transform, transform(self.open(path))
+        result: T = self._last[2]
         return result
 
 

@@ -151,7 +151,7 @@ class _Kept(NamedTuple):
     """What autograd keeps of a tensor that the backward pass will read; hundreds are made in each step.
 
     Attributes:
-        tensor: the tensor itself or, if autocast made it of a weight, that weight; without its graph, which would hold
+        tensor: the tensor, or the weight that autocast cast to make it. It is detached: with its graph it would hold
             itself in memory for ever if no backward pass came.
         version: how often it had been written to in place.
         dtype: to which a weight is cast again; None: the tensor is as it was.
@@ -175,7 +175,8 @@ def _keep(saved: Tensor) -> _Kept:
     if cast is not None and cast.name() == "ToCopyBackward0":
         # Only the node that adds to a parameter's gradient knows a `variable`: a cast activation stays as it is.
         weight = getattr(cast.next_functions[0][0], "variable", None)
-        if weight is not None and weight.device == saved.device:
+        # A copy that was written to, or is elsewhere, can't be made of the weight again.
+        if weight is not None and weight.device == saved.device and saved._version == 0:
             return _Kept(weight.detach(), weight._version, saved.dtype, transposed)
     return _Kept(saved.detach(), saved._version)
 

@@ -1,4 +1,4 @@
-"""The precision that `auto` takes on a CPU: the processor's, unless the environment says it."""
+"""The precision that is chosen, and what a forward and a backward pass keep and compute in it."""
 
 import gc
 import json
