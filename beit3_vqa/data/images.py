@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from beit3_vqa.data.decoding import APART, Watched, check_scans, decode_apart
+from beit3_vqa.data.decoding import APART, Watched, check_scans, decode_apart, memory_for
 from beit3_vqa.errors import ImageError, InputError
 
 T = TypeVar("T")
@@ -391,7 +391,8 @@ class ImageCache:
             self._images.move_to_end(name)
             return image
         try:
-            image = open_image(path, at_least=self.at_least)
+            with memory_for(name):
+                image = open_image(path, at_least=self.at_least)
         except ImageError as error:
             error.path = name  # an example may have several images
             raise

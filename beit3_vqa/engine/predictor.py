@@ -222,6 +222,8 @@ class Predictor:
     def prepare(self, image: GivenImage, question: str, choices: Sequence[object] = ()) -> PreparedQuestion:
         """Check a question and read its image: the part of `predict` that needs no model. Not thread-safe.
 
+        A path that was read since the last `predict` isn't read again, even if its file has changed.
+
         Raises:
             InputError: as `predict`.
         """

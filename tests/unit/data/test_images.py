@@ -11,6 +11,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -581,6 +582,13 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ImageError) as caught:
         ImageCache().transformed(tmp_path / "none.png", np.asarray)
     assert caught.value.path == str(tmp_path / "none.png")
+
+
+def test_a_cache_says_which_image_does_not_fit_into_memory(monkeypatch):
+    monkeypatch.setattr(images, "open_image", Mock(side_effect=MemoryError))
+    with pytest.raises(ImageError, match=r"'second\.png' needs more memory") as caught:
+        ImageCache().open("second.png")
+    assert caught.value.path == "second.png"
 
 
 def test_a_file_that_is_mended_after_an_error_is_read(tmp_path, files):
