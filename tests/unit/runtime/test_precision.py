@@ -4,9 +4,11 @@ import gc
 import json
 import weakref
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torchscale.component.embedding import TextEmbedding
 
 import beit3_vqa
@@ -104,6 +106,17 @@ def test_no_copy_of_the_weights_waits_for_the_backward_pass():
         outputs = layers(x)
     assert memory.in_use(CPU) - before > copies * 3 / 4
     del outputs
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_a_gpu_does_not_wait_for_hooks_of_saved_tensors(monkeypatch):
+    hooks = Mock(side_effect=saved_tensors_hooks)
+    monkeypatch.setattr(precision, "saved_tensors_hooks", hooks)
+    for device in ("cuda", "cpu"):
+        assert not hooks.called
+        with Precision("bf16", torch.device(device)).autocast():
+            pass
+    assert hooks.called
 
 
 @pytest.mark.parametrize("changed", ["a cast weight", "a weight as it is", "an activation"])
