@@ -3,10 +3,8 @@
 Ids, questions and answers survive JSON exactly as they are in the data. Every control character is written as an
 escape, so that showing the file in a terminal is harmless."""
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 import re
@@ -17,6 +15,7 @@ from typing import Any
 
 from beit3_vqa.data.answers import answer_key, normalize_word
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
+from beit3_vqa.data.tables import csv_line
 from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.errors import CONTROL, InputError, plural, short
 from beit3_vqa.runtime.files import (
@@ -319,14 +318,7 @@ def write_submission(predictions: Sequence[Prediction], path: Path) -> Path:
     `=1+1`, which keeps a spreadsheet from calculating it, would make the row wrong. So a line on the terminal says how
     many rows a spreadsheet would take for formulas; the file stays as it is.
     """
-    buffer = io.StringIO()
-    plain = csv.writer(buffer, lineterminator="\n")
-    quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain.writerow(HEADER.split(","))
-    for p in predictions:
-        # Python before 3.13 doesn't quote a lone carriage return, which ends a row for whoever reads the file.
-        (quoted if "\r" in p.id + p.answer else plain).writerow((p.id, p.answer))
-    write_text(path, buffer.getvalue())
+    write_text(path, [csv_line(HEADER.split(",")), *(csv_line((p.id, p.answer)) for p in predictions)])
     formulas = sum(is_formula(p.id) or is_formula(p.answer) for p in predictions)
     if formulas:
         logger.info(

@@ -1,16 +1,15 @@
 """Write a submission as a contest's sample has it: its columns, its ids, its order."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from beit3_vqa.data.predictions import write_submission
 from beit3_vqa.data.table_files import Cell, read_table
+from beit3_vqa.data.tables import csv_line
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.runtime.files import look_alikes
+from beit3_vqa.runtime.files import look_alikes, write_text
 
 _NAMES_OF_IDS = ("id", "qid", "question_id", "row_id")
 _NAMES_OF_ANSWERS = ("answer", "label", "prediction", "target")
@@ -62,15 +61,12 @@ class Sample:
         answers = {p.id: p for p in predictions}
         if (self.header, self.id, self.answer) == (("ID", "answer"), 0, 1):
             return write_submission([answers[row[0]] for row in self.rows], path)
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-        writer.writerow(self.header)
+        lines = [csv_line(self.header)]
         for row in self.rows:
             cells = list(row)
             cells[self.answer] = answers[row[self.id]].answer
-            writer.writerow(cells)
-        path.write_text(buffer.getvalue(), encoding="utf-8", newline="")
-        return path
+            lines.append(csv_line(cells))
+        return write_text(path, lines)
 
 
 def read_sample(path: Path) -> Sample:

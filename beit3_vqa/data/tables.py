@@ -1,4 +1,6 @@
-"""Read the CSV and JSON files that a user names: find their encoding, rows and columns, within limits of size."""
+"""Read the CSV and JSON files that a user names: find their encoding, rows and columns, within limits of size.
+
+`csv_line` writes a row of a CSV file."""
 
 import csv
 import io
@@ -20,6 +22,15 @@ MAX_SHOWN = 500  # characters of a header in a message
 MAX_CELL = 1_000_000  # characters of a cell
 MAX_LINE = 4_000_000  # characters of a line: a hundred million commas would be as many cells
 MAX_BLANK_LINES = 100_000  # one after the other: a hundred million take minutes to skip
+
+
+def csv_line(cells: Sequence[str]) -> str:
+    """Return a row of CSV with its line end, cells quoted where they must be."""
+    buffer = io.StringIO()
+    # Python before 3.13 doesn't quote a lone carriage return, which ends a row for whoever reads the file.
+    is_odd = any("\r" in cell for cell in cells)
+    csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if is_odd else csv.QUOTE_MINIMAL).writerow(cells)
+    return buffer.getvalue()
 
 
 def parse_csv(text: str, path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:

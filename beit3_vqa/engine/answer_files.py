@@ -1,7 +1,5 @@
 """Answer the questions of a table file, or one question about every image of a folder, and write a CSV file."""
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 
 from beit3_vqa.data.file_kinds import IMAGE_ENDINGS
 from beit3_vqa.data.table_files import Cell, read_table
+from beit3_vqa.data.tables import csv_line
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.engine.predictor import Predictor, as_choices, as_text, check_question
 from beit3_vqa.errors import InputError, one_line
@@ -134,11 +133,11 @@ def _write(
     columns = list(added.values())
 
     def lines() -> Iterator[str]:
-        yield _line([*(header[place] for place in kept), *added])
+        yield csv_line([*(header[place] for place in kept), *added])
         for number, cells in enumerate(rows):
             own = [cells[place] for place in kept]
             texts = [cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False) for cell in own]
-            yield _line([*texts, *(_shown(column[number]) for column in columns)])
+            yield csv_line([*texts, *(_shown(column[number]) for column in columns)])
 
     return write_text(output, lines())
 
@@ -146,11 +145,3 @@ def _write(
 def _shown(value: object) -> str:
     """Return a text or a number as a cell of CSV; an option that a row doesn't have is empty, as pandas writes it."""
     return "" if value != value else str(value)
-
-
-def _line(cells: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    # Python before 3.13 doesn't quote a lone carriage return, which ends a row for whoever reads the file.
-    is_odd = any("\r" in cell for cell in cells)
-    csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if is_odd else csv.QUOTE_MINIMAL).writerow(cells)
-    return buffer.getvalue()

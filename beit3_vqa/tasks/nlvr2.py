@@ -1,13 +1,12 @@
 """NLVR2: whether a sentence about two photographs is true (Suhr et al. 2019, https://lil.nlp.cornell.edu/nlvr/)."""
 
-import csv
-import io
 from pathlib import Path
 
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.data.dataset import get_text
 from beit3_vqa.data.index import IndexFiles
 from beit3_vqa.data.rows import Row, RowFormat, fold_problem, id_problem, image_problem, text_problem
+from beit3_vqa.data.tables import csv_line
 from beit3_vqa.data.types import EvalResult, Example, Inputs, PredictionsInfo
 from beit3_vqa.runtime.files import write_text
 from beit3_vqa.tasks.base import TaskSpec
@@ -66,6 +65,5 @@ class NLVR2(ClassTask):
 
     def own_results(self, result: EvalResult, info: PredictionsInfo, folder: Path, suffix: str) -> list[Path]:
         """Write the CSV of NLVR2's own evaluation script: identifier and answer on each line."""
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows((p.id, p.answer) for p in result.predictions)
-        return [write_text(folder / f"submit_{self.spec.name}_{info.split}.csv", buffer.getvalue())]
+        lines = (csv_line((p.id, p.answer)) for p in result.predictions)
+        return [write_text(folder / f"submit_{self.spec.name}_{info.split}.csv", lines)]

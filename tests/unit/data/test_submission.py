@@ -1,5 +1,6 @@
 """A submission like a contest's sample: its header, its ids, its order; and an error for what a grader would refuse."""
 
+import pandas as pd
 import pytest
 
 from beit3_vqa.data.submission import read_sample
@@ -27,6 +28,13 @@ def test_a_second_column_of_any_name_takes_the_answers(tmp_path):
     (tmp_path / "s.csv").write_text("id,correct\nb,0\na,0\n007,0\n")
     read_sample(tmp_path / "s.csv").write(ROWS, tmp_path / "o.csv")
     assert (tmp_path / "o.csv").read_text(encoding="utf-8").splitlines()[:2] == ["id,correct", 'b,"red, blue"']
+
+
+def test_an_answer_with_a_lone_carriage_return_stays_one_row(tmp_path):
+    """Python before 3.13 writes it without quotes; readers then see two rows."""
+    (tmp_path / "s.csv").write_text("id,correct\na,0\n")
+    read_sample(tmp_path / "s.csv").write([prediction("a", "x\ry")], tmp_path / "o.csv")
+    assert pd.read_csv(tmp_path / "o.csv").to_dict("records") == [{"id": "a", "correct": "x\ry"}]
 
 
 @pytest.mark.parametrize(
