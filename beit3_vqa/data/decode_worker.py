@@ -20,10 +20,10 @@ def work() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_DECODER_BYTES, MAX_DECODER_BYTES))
     for line in sys.stdin.buffer:
-        folder, path, max_pixels = json.loads(line)
+        folder, path = json.loads(line)
         try:
             os.chdir(folder)
-            image = decode_here(path, max_pixels)
+            image = decode_here(path)
             answer = json.dumps(image.size).encode() + b"\n" + image.tobytes()
         except (ImageError, OSError, MemoryError) as error:
             answer = json.dumps(str(error) or "not enough memory").encode() + b"\n"

@@ -124,7 +124,7 @@ class _Decoder:
         command = [sys.executable, "-c", code, json.dumps(sys.path)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def decode(self, path: str, max_pixels: int | None) -> Image.Image | str:
+    def decode(self, path: str) -> Image.Image | str:
         """Return the image, or what is wrong with it.
 
         Raises:
@@ -136,7 +136,7 @@ class _Decoder:
         timer = threading.Timer(MAX_DECODE_SECONDS, self.process.kill)
         timer.start()
         try:
-            asked.write(json.dumps([os.getcwd(), path, max_pixels]).encode() + b"\n")  # noqa: PTH109
+            asked.write(json.dumps([os.getcwd(), path]).encode() + b"\n")  # noqa: PTH109
             asked.flush()
             size = json.loads(answers.readline())
             return size if isinstance(size, str) else Image.frombytes("RGB", size, answers.read(3 * size[0] * size[1]))
@@ -156,12 +156,11 @@ _decoder: _Decoder | None = None
 _lock = threading.Lock()
 
 
-def decode_apart(path: str, max_pixels: int | None, name: str) -> Image.Image:
+def decode_apart(path: str, name: str) -> Image.Image:
     """Decode an image of one of the formats `APART` in a process of its own; mode RGB, upright.
 
     Args:
         path: the file.
-        max_pixels: as for `open_image`.
         name: name of the image, for messages.
 
     Raises:
@@ -172,7 +171,7 @@ def decode_apart(path: str, max_pixels: int | None, name: str) -> Image.Image:
         if _decoder is None:
             _decoder = _Decoder()
         try:
-            found = _decoder.decode(path, max_pixels)
+            found = _decoder.decode(path)
         except (OSError, ValueError) as error:
             _end_decoder()
             raise ImageError(

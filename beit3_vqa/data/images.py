@@ -54,26 +54,25 @@ _UPRIGHT = {
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 
-def open_image(path: str | Path, max_pixels: int | None = None, at_least: int | None = None) -> Image.Image:
+def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """Decode an image file: mode RGB, upright, loaded, the file closed.
 
     Args:
         path: the file; its content, not its extension, decides the format.
-        max_pixels: most pixels (width times height), checked in the header before anything is decoded; None:
-            `MAX_JPEG_PIXELS` for a JPEG that isn't CMYK, `MAX_IMAGE_PIXELS` for others. Pillow's own limit, twice
-            `PIL.Image.MAX_IMAGE_PIXELS` (179 million), applies too.
         at_least: if given, a JPEG is decoded at a half, a quarter or an eighth of its size, as long as neither side
             is shorter than this (in pixels). That skips most of the work; the pixels differ a little.
 
     Raises:
         ImageError: the file (it is named) is missing, no regular file, empty, larger than `MAX_IMAGE_BYTES`, none of
-            `FORMATS`, truncated or damaged, has too many pixels or a side above `MAX_IMAGE_SIDE`, or takes more time
-            or memory than `data.decoding` allows.
+            `FORMATS`, truncated or damaged, has more pixels than `MAX_JPEG_PIXELS` (a JPEG that isn't CMYK) or
+            `MAX_IMAGE_PIXELS`, or a side above `MAX_IMAGE_SIDE`, all of which its header says, or takes more time or
+            memory than `data.decoding` allows. Pillow's own limit, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million),
+            applies too.
     """
     with _opened(Path(path)) as (file, name):
         if _is_for_another_process(file):
-            return decode_apart(str(path), max_pixels, name)
-        with _header(file, name, max_pixels) as image:
+            return decode_apart(str(path), name)
+        with _header(file, name) as image:
             return _decoded(image, name, at_least)
 
 
@@ -85,17 +84,17 @@ def open_with_size(path: str | Path, at_least: int) -> tuple[Image.Image, tuple[
     """
     with _opened(Path(path)) as (file, name):
         if _is_for_another_process(file):
-            image = decode_apart(str(path), None, name)
+            image = decode_apart(str(path), name)
             return image, image.size
-        with _header(file, name, None) as header:
+        with _header(file, name) as header:
             width, height = header.size  # before a JPEG gets a smaller one
             image = _decoded(header, name, at_least)
             return image, (height, width) if _orientation(header) in _SWAPS_SIDES else (width, height)
 
 
-def decode_here(path: str, max_pixels: int | None) -> Image.Image:
+def decode_here(path: str) -> Image.Image:
     """Decode an image as `open_image` does, but in this process whatever its format."""
-    with _opened(Path(path)) as (file, name), _header(file, name, max_pixels) as image:
+    with _opened(Path(path)) as (file, name), _header(file, name) as image:
         return _decoded(image, name)
 
 
@@ -117,13 +116,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, int]:
+def image_size(path: str | Path) -> tuple[int, int]:
     """Return (width, height) in pixels of what `open_image` would return; only the header is read.
 
     Raises:
         ImageError: as `open_image`, except for damage that only decoding finds.
     """
-    with _opened(Path(path)) as (file, name), _header(file, name, max_pixels) as image:
+    with _opened(Path(path)) as (file, name), _header(file, name) as image:
         width, height = image.size
         # Pillow turns a TIFF by itself, and would decode a whole PNG to look for EXIF behind the pixels.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
@@ -203,11 +202,11 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
 
 
 @contextmanager
-def _header(file: IO[bytes], name: str, max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
+def _header(file: IO[bytes], name: str) -> Iterator[ImageFile.ImageFile]:
     """Yield the image with its header read and its size checked; ImageError if it is too large."""
     with Image.open(Watched(file, name), formats=_formats()) as image:
         photograph = image.format in _JPEG and image.mode != "CMYK"
-        check_size(image.size, f"image {name}", max_pixels or (MAX_JPEG_PIXELS if photograph else MAX_IMAGE_PIXELS))
+        check_size(image.size, f"image {name}", MAX_JPEG_PIXELS if photograph else MAX_IMAGE_PIXELS)
         yield image
 
 
