@@ -249,11 +249,6 @@ class PermutedChoices(Dataset[tuple[Example, Tensors]]):
         ]
         self._ends = list(accumulate(map(len, self.orders)))
 
-    @property
-    def image_root(self) -> Path:
-        """Return the folder that the rows' image paths start from."""
-        return self.dataset.image_root
-
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 

@@ -291,7 +291,7 @@ def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
 def comparable(text: str) -> str:
     """Return the key under which two options count as the same text."""
     # macOS and Windows spell Korean syllables in different code points.
-    return (text if text.isascii() else one_form(text)).strip().casefold()
+    return one_form(text).strip().casefold()
 
 
 def read_weight(cell: str) -> float | None:

@@ -19,10 +19,9 @@ from beit3_vqa.errors import ImageError, InputError
 from beit3_vqa.metrics import full_metrics
 from beit3_vqa.preparation.questions import Questions
 from beit3_vqa.runtime.bar import progress_bar
-from beit3_vqa.tasks.base import Task
+from beit3_vqa.tasks.base import KEPT_ANSWERS, Task
 
 Columns: TypeAlias = str | Mapping[str, str | Sequence[str]]
-KEPT_ANSWERS = 5  # the likeliest answers to an open-ended question that a prediction holds, at most
 
 
 def answer_rows(

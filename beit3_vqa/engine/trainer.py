@@ -39,7 +39,7 @@ from beit3_vqa.errors import InputError, plural
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import make_folder, remove_stale_temporaries
 from beit3_vqa.runtime.host import typed_command
-from beit3_vqa.runtime.signals import Stopped, StopSignals, SyncedStop
+from beit3_vqa.runtime.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,11 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
         StopSignals() as signals,
         Saver(components, run.strategy, run.optimizer, run.ema, state) as saver,
     ):
-        stop = SyncedStop(lambda: signals.number)
+
+        def stop() -> int:
+            """Return the largest number of a signal that came to one of the processes, so that all stop together."""
+            return distributed.all_reduce_max(signals.number)
+
         for epoch in range(state.epoch, end):
             # A run that was stopped inside an epoch goes on there; every other epoch begins at example 0.
             inside, first = state.inside, state.inside.examples
@@ -174,7 +178,7 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
 
 @contextmanager
 def _after_steps(
-    run: Training, progress: Progress, log: RunLog, saver: Saver, stop: SyncedStop
+    run: Training, progress: Progress, log: RunLog, saver: Saver, stop: Callable[[], int]
 ) -> Iterator[Callable[[StepReport], None]]:
     """Yield the function to call after each optimizer step of an epoch: it counts, shows, logs, validates and saves.
 
@@ -188,8 +192,6 @@ def _after_steps(
     config, device, inside = run.components.config, run.precision.device, run.state.inside
     inside.order = run.order
     time = run.state.time
-    # Only the main process's clock counts.
-    late = SyncedStop(lambda: int(time is not None and distributed.is_main() and time.no_time_left))
     # The sums stay on the device, and are read only to be saved: reading makes the host wait for the device.
     sums = torch.tensor([inside.loss_sum, inside.counted, inside.bad], device=device)
     last_step = (run.state.epoch + 1) * run.steps_per_epoch
@@ -216,7 +218,8 @@ def _after_steps(
         number = stop()
         if number:
             raise Stopped(number)
-        if time and late():
+        # Only the main process's clock counts.
+        if time and distributed.all_reduce_max(int(distributed.is_main() and time.no_time_left)):
             time.is_up = True
             raise _OverError
         look = time is not None and time.count_step()
@@ -258,7 +261,7 @@ def _after_steps(
         inside.loss_sum, inside.counted, inside.bad = sums.tolist()
 
 
-def _validate(run: Training, label: str, saver: Saver, stop: SyncedStop) -> dict[str, object]:
+def _validate(run: Training, label: str, saver: Saver, stop: Callable[[], int]) -> dict[str, object]:
     """Return the metrics of the validation split, of the moving average if there is one; empty without a split.
 
     Raises:
@@ -274,7 +277,7 @@ def _validate(run: Training, label: str, saver: Saver, stop: SyncedStop) -> dict
         return metrics | compare_sources(run.components, metrics, run.beside, label, "val", stop)
 
 
-def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: SyncedStop) -> None:
+def _validate_inside(run: Training, log: RunLog, saver: Saver, stop: Callable[[], int]) -> None:
     """Validate inside an epoch, log it, and save the weights if they are the best so far.
 
     The best checkpoint is written before the next one to go on from: a run that is killed in between goes on from

@@ -3,19 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from beit3_vqa.data.tables import comparable
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.metrics.types import Baseline
-from beit3_vqa.runtime.files import one_form
-
-
-def same_text(text: str) -> str:
-    """Return the form of an answer by which equal answers are counted as one."""
-    return one_form(text).strip().casefold()
 
 
 def count_answers(answers: Iterable[str]) -> Counter[str]:
     """Count how often each answer occurs, for `baselines`."""
-    return Counter(map(same_text, answers))
+    return Counter(map(comparable, answers))
 
 
 def baselines(
@@ -45,7 +40,7 @@ def baselines(
         # Counted with its own truth, a question would give away its answer.
         held_out = _true_texts(p) if training_answers is None else []
         most_frequent.append(
-            _share(p, [counts.get(text, 0) - (text in held_out) for text in map(same_text, p.choices)])
+            _share(p, [counts.get(text, 0) - (text in held_out) for text in map(comparable, p.choices)])
         )
     position, times = min(Counter(p.truth for p in known).items(), key=lambda item: (-item[1], str(item[0])))
     return {
@@ -69,7 +64,7 @@ def _source(training_answers: Mapping[str, int] | None) -> str:
 
 def _true_texts(prediction: Prediction) -> list[str]:
     place = _place(prediction)
-    return [] if place is None else [same_text(prediction.choices[place])]
+    return [] if place is None else [comparable(prediction.choices[place])]
 
 
 def _place(prediction: Prediction) -> int | None:

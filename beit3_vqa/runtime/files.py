@@ -345,7 +345,7 @@ def one_form(text: str) -> str:
 
 def is_blank(text: str) -> bool:
     """Return whether nothing of a text can be seen."""
-    return not (text if text.isascii() else one_form(text)).strip()
+    return not one_form(text).strip()
 
 
 class _Widths(dict[int, str]):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from types import FrameType
 
 from beit3_vqa.errors import RunEnded
-from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.files import remove_temporaries
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -68,21 +67,6 @@ class StopSignals:
         name = signal.Signals(number).name
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{name}: finishing the step{again}\n".encode())
-
-
-class SyncedStop:
-    """Tell every process at the same call that one of them is to stop, so that all stop after the same step.
-
-    Args:
-        number: returns why this process is to stop, such as the number of a signal; 0 if it isn't.
-    """
-
-    def __init__(self, number: Callable[[], int]):
-        self.number = number
-
-    def __call__(self) -> int:
-        """Return the largest number of the processes; 0 if none is to stop. Every process must call this."""
-        return distributed.all_reduce_max(self.number())
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:

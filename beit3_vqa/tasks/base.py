@@ -27,6 +27,9 @@ from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.runtime.files import staged
 from beit3_vqa.tasks.folder import PreparedFolder
 
+# Open-ended predictions keep the likeliest few: predictions.json would otherwise hold rows times vocabulary.
+KEPT_ANSWERS = 5
+
 
 @dataclass(frozen=True)
 class TaskSpec:

@@ -26,13 +26,10 @@ from beit3_vqa.metrics.baselines import count_answers
 from beit3_vqa.metrics.calibration import temper
 from beit3_vqa.models.base import Processor
 from beit3_vqa.runtime.files import is_text
-from beit3_vqa.tasks.base import Task, TaskSpec
+from beit3_vqa.tasks.base import KEPT_ANSWERS, Task, TaskSpec
 from beit3_vqa.tasks.folder import PreparedFolder
 
 logger = logging.getLogger(__name__)
-
-# Open-ended predictions keep the likeliest few: predictions.json would otherwise hold rows times vocabulary.
-KEPT_ANSWERS = 5
 
 
 class VQACustom(Task):

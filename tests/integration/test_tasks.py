@@ -16,7 +16,8 @@ from beit3_vqa.data.types import Batch, Example
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics import tempered
 from beit3_vqa.tasks import find_task
-from beit3_vqa.tasks.vqa import KEPT_ANSWERS, VQACustom
+from beit3_vqa.tasks.base import KEPT_ANSWERS
+from beit3_vqa.tasks.vqa import VQACustom
 from beit3_vqa.tasks.vqav2 import VQAv2
 from tests.helpers.options import build_config
 

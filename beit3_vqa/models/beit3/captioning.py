@@ -5,7 +5,6 @@ To write, it keeps each layer's keys and values of the image and the words so fa
 Shapes: N images, K beams of each, H heads, D width of a head, V image tokens, T text tokens so far.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,16 +104,12 @@ class CaptionDecoder:
         image: (N, 3, S, S), S its side in pixels.
         start_id: token before the first word.
         mask_id: token that stands where a word is asked for.
-        forbidden: ids whose probability is 0.
     """
 
-    def __init__(
-        self, model: "BEiT3ForCaptioning", image: Tensor, start_id: int, mask_id: int, forbidden: Sequence[int] = ()
-    ):
+    def __init__(self, model: "BEiT3ForCaptioning", image: Tensor, start_id: int, mask_id: int):
         self.model = model
         self.image = image
         self.start_id, self.mask_id = start_id, mask_id
-        self.forbidden = torch.tensor(forbidden, dtype=torch.int64, device=image.device)
         self.words = 0  # T, number of words so far, the same in every beam
         self.memory = [_LayerMemory(attend) for _ in range(model.get_num_layers())]
 
@@ -146,9 +141,6 @@ class CaptionDecoder:
         kernels = [layer.write for layer in self.memory]
         features = self.model.encode(text=tokens, kernels=kernels, first_position=self.words)
         logits: Tensor = self.model.mlm_head(features[:, 1]).float()  # at the <mask>
-        logits.index_fill_(
-            1, self.forbidden, float("-inf")
-        )  # before the softmax, so that the others share their probability
         return torch.unflatten(logits.log_softmax(dim=-1), 0, words.shape)
 
 
@@ -232,7 +224,6 @@ class BEiT3ForCaptioning(BEiT3Model):
         num_beams: int = 3,
         max_len: int = 64,
         length_penalty: float = 0.6,
-        forbidden: Sequence[int] = (),
     ) -> list[Caption]:
         """Return the best caption of each image that a beam search finds.
 
@@ -244,9 +235,8 @@ class BEiT3ForCaptioning(BEiT3Model):
             num_beams: captions that are followed at once, per image.
             max_len: tokens of the longest caption, with `<s>`, `</s>` and room for one `<mask>`.
             length_penalty: a caption's score is its log-probability over (words + 2) to this power.
-            forbidden: ids that are never written.
         """
-        decoder = CaptionDecoder(self, image, start_id, mask_id, forbidden)
+        decoder = CaptionDecoder(self, image, start_id, mask_id)
         return beam_search(decoder, num_beams, end_id, max_len - 3, length_penalty)
 
 

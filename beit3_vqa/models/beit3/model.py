@@ -76,7 +76,6 @@ class BEiT3Model(TrainableModel):
         normalize_output: whether a LayerNorm follows the last layer.
         attention: see `Multiway`.
         checkpoint_every: see `Multiway`.
-        mlp_ratio: width of the feed-forward networks over D.
     """
 
     def __init__(
@@ -91,13 +90,12 @@ class BEiT3Model(TrainableModel):
         normalize_output: bool = True,
         attention: str = "auto",
         checkpoint_every: int = 0,
-        mlp_ratio: float = 4.0,
     ):
         super().__init__()
         config = EncoderConfig(
             encoder_embed_dim=embed_dim,
             encoder_attention_heads=num_heads,
-            encoder_ffn_embed_dim=int(embed_dim * mlp_ratio),
+            encoder_ffn_embed_dim=4 * embed_dim,
             encoder_layers=depth,
             img_size=img_size,
             patch_size=patch_size,
