@@ -1,9 +1,9 @@
 """`beit3-vqa bundle`: a zip for code contests, which answers a hidden table offline."""
 
-import argparse
+from typing import Any
 
 from beit3_vqa.apps.bundle.options import BundleOptions
-from beit3_vqa.cli.flags import add_evaluation, add_options, command, given
+from beit3_vqa.cli.flags import command_with_evaluation
 
 # Options of finetune's --eval that the checkpoints are evaluated with.
 EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "split", "num_workers")
@@ -23,19 +23,13 @@ torch and the other libraries, which are the installed ones.
 """
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the bundle, and those with which its checkpoints are evaluated."""
-    add_options(parser, BundleOptions)
-    add_evaluation(parser, EVALUATION, "as in `finetune --eval`")
-
-
-def run(parsed: argparse.Namespace) -> int:
+def run(options: BundleOptions, evaluation: dict[str, Any]) -> int:
     """Run the command and return its exit code."""
-    options = BundleOptions(**given(BundleOptions, parsed))
     from beit3_vqa.apps.bundle.run import bundle
 
-    bundle(options, {name: value for name, value in vars(parsed).items() if name in EVALUATION})
+    bundle(options, evaluation)
     return 0
 
 
-add = command("bundle", "pack models and an offline script for code contests", _add_flags, run, DESCRIPTION)
+HELP = "pack models and an offline script for code contests"
+add = command_with_evaluation(BundleOptions, EVALUATION, "bundle", HELP, run, DESCRIPTION)

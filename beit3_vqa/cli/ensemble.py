@@ -1,9 +1,9 @@
 """`beit3-vqa ensemble`: several models' predictions as one submission."""
 
-import argparse
+from typing import Any
 
 from beit3_vqa.apps.ensemble.options import EnsembleOptions
-from beit3_vqa.cli.flags import add_evaluation, add_options, command, given
+from beit3_vqa.cli.flags import command_with_evaluation
 
 # Options of finetune's --eval that a checkpoint among the members is evaluated with.
 EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "split", "eval_batch_size", "num_workers")
@@ -29,19 +29,14 @@ Open-ended predictions hold the likeliest five answers; soft and weighted count 
 """
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the ensemble, and those with which checkpoints among its members are evaluated."""
-    add_options(parser, EnsembleOptions)
-    add_evaluation(parser, EVALUATION, "for members that are checkpoints, as in `finetune --eval`")
-
-
-def run(parsed: argparse.Namespace) -> int:
+def run(options: EnsembleOptions, evaluation: dict[str, Any]) -> int:
     """Run the command and return its exit code."""
-    options = EnsembleOptions(**given(EnsembleOptions, parsed))
     from beit3_vqa.apps.ensemble.run import ensemble
 
-    ensemble(options, {name: value for name, value in vars(parsed).items() if name in EVALUATION})
+    ensemble(options, evaluation)
     return 0
 
 
-add = command("ensemble", "join several models' answers to one submission", _add_flags, run, DESCRIPTION)
+ABOUT = "for members that are checkpoints, as in `finetune --eval`"
+HELP = "join several models' answers to one submission"
+add = command_with_evaluation(EnsembleOptions, EVALUATION, "ensemble", HELP, run, DESCRIPTION, ABOUT)

@@ -57,6 +57,38 @@ def command_with(options: type[Given], name: str, help: str, run: Callable[[Give
     )
 
 
+def command_with_evaluation(
+    options: type[Given],
+    evaluation: Collection[str],
+    name: str,
+    help: str,
+    run: Callable[[Given, dict[str, Any]], int],
+    description: str,
+    about: str = "as in `finetune --eval`",
+) -> Adder:
+    """Return what `command_with` does, for a command that evaluates checkpoints too.
+
+    Args:
+        options: the command's own.
+        evaluation: names of the options of `finetune --eval` that it evaluates with.
+        name: name of the command.
+        help: a line about it.
+        run: takes the options, and those of the evaluation that were typed, by name.
+        description: as in `command`.
+        about: a line about the options of the evaluation.
+    """
+
+    def add_flags(parser: argparse.ArgumentParser) -> None:
+        add_options(parser, options)
+        add_evaluation(parser, evaluation, about)
+
+    def run_parsed(parsed: argparse.Namespace) -> int:
+        typed = {name: value for name, value in vars(parsed).items() if name in evaluation}
+        return run(options(**given(options, parsed)), typed)
+
+    return command(name, help, add_flags, run_parsed, description)
+
+
 def given(options: type[Options], parsed: argparse.Namespace) -> dict[str, Any]:
     """Return those options of a dataclass that were typed, by name; several values as a tuple."""
     fields = [(field, getattr(parsed, field.name)) for field in dataclasses.fields(options) if field.name in parsed]

@@ -1,9 +1,9 @@
 """`beit3-vqa soup`: several checkpoints of one model as one checkpoint."""
 
-import argparse
+from typing import Any
 
 from beit3_vqa.apps.soup.options import SoupOptions
-from beit3_vqa.cli.flags import add_evaluation, add_options, command, given
+from beit3_vqa.cli.flags import command_with_evaluation
 
 # Options of finetune's --eval that the checkpoints and their soups are evaluated with.
 EVALUATION: tuple[str, ...] = ("data_path", "image_root", "answer2label", "eval_batch_size", "num_workers")
@@ -26,19 +26,13 @@ merged into their layers, so that the soup is a model without adapters. Memory h
 """
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the soup, and those with which its checkpoints are evaluated."""
-    add_options(parser, SoupOptions)
-    add_evaluation(parser, EVALUATION, "as in `finetune --eval`")
-
-
-def run(parsed: argparse.Namespace) -> int:
+def run(options: SoupOptions, evaluation: dict[str, Any]) -> int:
     """Run the command and return its exit code."""
-    options = SoupOptions(**given(SoupOptions, parsed))
     from beit3_vqa.apps.soup.run import soup
 
-    soup(options, {name: value for name, value in vars(parsed).items() if name in EVALUATION})
+    soup(options, evaluation)
     return 0
 
 
-add = command("soup", "average several checkpoints of one model into one checkpoint", _add_flags, run, DESCRIPTION)
+HELP = "average several checkpoints of one model into one checkpoint"
+add = command_with_evaluation(SoupOptions, EVALUATION, "soup", HELP, run, DESCRIPTION)

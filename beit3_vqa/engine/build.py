@@ -17,7 +17,7 @@ from beit3_vqa.config.resolve import GivenOptions, SavedOptions, resolve
 from beit3_vqa.data.bad_images import BadImages
 from beit3_vqa.data.prompt import ONE_OPTION
 from beit3_vqa.engine.checkpoint.folder import BEST, deepspeed_weights
-from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, with_saved_task
 from beit3_vqa.engine.checkpoint.portable import checkpoint_file
 from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.engine.components import Components, StepSize
@@ -231,9 +231,7 @@ def plan_evaluation(given: GivenOptions) -> tuple[GivenOptions, int]:
     path, flag = checkpoint_to_evaluate(given)
     # Mapped: only the options are wanted, not gigabytes of weights.
     content = read_checkpoint(path, flag, given, mapped=True)
-    # Upstream's checkpoints have no task_state, and may call the task by another name.
-    saved = get_options(content).get("task") if "task_state" in content else None
-    given = given.also(task=saved) if isinstance(saved, str) else given
+    given = with_saved_task(given, content)
     config = resolve_checkpoint_config(given, content, f"{flag} {path}")
     return given, _require_possible(_family(config, make_task(config)), path)
 

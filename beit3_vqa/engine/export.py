@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def export(
         if family.exports:
             family.export(components.model, components.processor, place, merge=merge)
         else:
-            beside = _beside(components)
+            beside = about_model(components, without=_PATHS)
             if graphs:
                 how = family.export_graphs(components.model, components.processor, place, graphs)
                 meaning = {"answers": components.task.state().get("answers"), TEMPERATURE: temperature}
@@ -101,12 +101,12 @@ def write_weights(components: Components, checkpoint: Path, folder: Path) -> Non
     temperature = read_temperature(checkpoint)
     weights = {name: value for name, value in components.model.state_dict().items() if is_plain(value)}
     about = {"exported_from": get_sha256(checkpoint), **({TEMPERATURE: temperature} if temperature else {})}
-    write_portable(folder / WEIGHTS, weights, _beside(components), about)
+    write_portable(folder / WEIGHTS, weights, about_model(components, without=_PATHS), about)
 
 
-def _beside(components: Components) -> dict[str, object]:
-    """Return what loading asks of a checkpoint beside its weights, without a path of this machine."""
-    kept = {name for name, group in GROUP_OF.items() if group == "model"} - _PATHS | {"task", "fold"}
+def about_model(components: Components, *, without: Collection[str] = ()) -> dict[str, object]:
+    """Return what loading asks of a checkpoint beside its weights; the options `without` are left out."""
+    kept = {name for name, group in GROUP_OF.items() if group == "model"}.difference(without) | {"task", "fold"}
     return {
         "args": {name: value for name, value in components.config.flat().items() if name in kept},
         "task_state": components.task.state(),

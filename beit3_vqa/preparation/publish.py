@@ -6,7 +6,6 @@ are replaced and kept in `previous-N`.
 """
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from beit3_vqa.data import index
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.errors import InputError
 from beit3_vqa.runtime import files
-from beit3_vqa.runtime.files import file_sha256, next_previous, remove_stale_temporaries, staged
+from beit3_vqa.runtime.files import file_sha256, link_or_copy, next_previous, remove_stale_temporaries, staged
 
 logger = logging.getLogger(__name__)
 
@@ -86,17 +85,10 @@ def publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[s
         kept = folder / "kept"
         kept.mkdir()
         for name in replaced:
-            _keep(data_path / name, kept / name)
+            link_or_copy(data_path / name, kept / name)
         aside = next_previous(data_path)
         kept.rename(aside)
         logger.info(f"{', '.join(replaced)}: what was there before is kept in {aside}")
     for name in stale:
         (data_path / name).unlink()
     files.publish([folder / name for name in names], data_path)
-
-
-def _keep(path: Path, copy: Path) -> None:
-    try:
-        copy.hardlink_to(path)  # the name is about to mean another file
-    except OSError:  # file systems without links
-        shutil.copy2(path, copy)

@@ -58,6 +58,12 @@ def local_size(count: int) -> int:
     return end - begin
 
 
+def refuse_several(problem: str) -> None:
+    """Raise InputError with the problem if torchrun started several processes."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise InputError(problem)
+
+
 @contextmanager
 def processes(device: torch.device, timeout: float) -> Iterator[None]:
     """Connect the processes that torchrun started for the time of the context; only the main one prints.

@@ -367,6 +367,14 @@ def look_alikes(some: Iterable[str], others: Iterable[str]) -> list[str]:
     return [f"{known[one_form(name)]!a} and {name!a}" for name in others if one_form(name) in known]
 
 
+def link_or_copy(path: Path, other: Path) -> None:
+    """Make `other` a second name of the file; the file that later replaces `path` leaves `other` as it is."""
+    try:
+        other.hardlink_to(path)
+    except OSError:  # not every file system can
+        shutil.copy2(path, other)
+
+
 def next_previous(folder: Path) -> Path:
     """Return the first `folder/previous-N` that isn't there yet."""
     number = 1

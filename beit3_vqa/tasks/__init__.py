@@ -22,6 +22,12 @@ TASKS: dict[str, str] = {
 }
 
 
+def without_task(model: str, task: str) -> str:
+    """Return a model's name without the task at its end."""
+    spec = find_task(task).spec
+    return model.removesuffix(f"_{spec.name}").removesuffix(f"_{spec.head}")
+
+
 def find_task(name: str) -> "type[Task]":
     """Return the class of a task.
 

@@ -2,7 +2,6 @@
 
 import csv
 import gc
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from beit3_vqa.apps.bundle.contents import (
 from beit3_vqa.apps.bundle.options import BundleOptions
 from beit3_vqa.apps.bundle.trial import Trial, run_bundle
 from beit3_vqa.apps.ensemble.compare import vote_all
-from beit3_vqa.apps.ensemble.members import find_members, load_answers
+from beit3_vqa.apps.ensemble.members import find_members, load_answers, require_once
 from beit3_vqa.apps.ensemble.vote import align_predictions
 from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.table_files import read_table
@@ -34,10 +33,10 @@ from beit3_vqa.engine.predictor import EVALUATE, find_checkpoint, load, load_com
 from beit3_vqa.errors import InputError, plural, short
 from beit3_vqa.preparation.columns import find_columns
 from beit3_vqa.preparation.questions import read_questions
+from beit3_vqa.runtime.distributed import refuse_several
 from beit3_vqa.runtime.files import (
     make_folder,
     publish,
-    real_path,
     refuse_to_replace,
     require_writable,
     staged,
@@ -79,8 +78,7 @@ def bundle(options: BundleOptions, evaluation: Mapping[str, object]) -> Path:
         InputError: something can't be used, or the bundle fails or answers otherwise than its checkpoints do here; no
             zip is written then, and one that was there stays.
     """
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise InputError("bundle works on one device: start it without torchrun.")
+    refuse_several("bundle works on one device: start it without torchrun.")
     if bool(options.table) == bool(evaluation.get("data_path")):
         raise InputError(
             "a bundle is tried out before it is written: give a prepared folder with --data_path, or a table with "
@@ -89,10 +87,7 @@ def bundle(options: BundleOptions, evaluation: Mapping[str, object]) -> Path:
     if options.table and not evaluation.get("image_root"):
         raise InputError("--table needs --image_root, where its images are.")
     paths = [find_checkpoint(Path(name)) for name in options.members]
-    resolved = [real_path(path) for path in paths]
-    twice = [name for name, path in zip(options.members, resolved, strict=True) if resolved.count(path) > 1]
-    if twice:
-        raise InputError(f"{twice[-1]} is given twice; a member has one vote.")
+    require_once(options.members, paths)
     refuse_to_replace("--output", options.output, [*paths, *([options.table] if options.table else [])])
     make_folder(options.output.parent)
     require_writable(options.output.parent)

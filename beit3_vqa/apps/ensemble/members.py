@@ -66,6 +66,14 @@ def is_submission(path: Path) -> bool:
     return path.suffix.lower() in (*_TABLES, ".json") and is_given_answers(path)
 
 
+def require_once(names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Raise InputError if two names mean one file; the files are those of the names."""
+    resolved = [real_path(path) for path in paths]
+    twice = [name for name, path in zip(names, resolved, strict=True) if resolved.count(path) > 1]
+    if twice:
+        raise InputError(f"{twice[-1]} is given twice; a member has one vote.")
+
+
 def find_members(
     names: Sequence[str], params: Sequence[str], evaluation: Mapping[str, object], folder: Path
 ) -> list[Member]:
@@ -82,10 +90,7 @@ def find_members(
             is given without --data_path.
     """
     paths = [find_checkpoint(name, kind="checkpoint or predictions.json") for name in names]
-    resolved = [real_path(path) for path in paths]
-    twice = [name for name, path in zip(names, resolved, strict=True) if resolved.count(path) > 1]
-    if twice:
-        raise InputError(f"{twice[-1]} is given twice; a member has one vote.")
+    require_once(names, paths)
     _require_data([n for n, path in zip(names, paths, strict=True) if not _has_answers(path)], evaluation)
     infos = {path: None if is_submission(path) else read_info(path) for path in paths if _has_answers(path)}
     untold = [name for name, path in zip(names, paths, strict=True) if path in infos and infos[path] is None]

@@ -1,6 +1,5 @@
 """An ensemble from its members' names to its submission: the budget first, then the votes, and what they are worth."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from beit3_vqa.data.predictions import HEADER, publish_results, read_info, write
 from beit3_vqa.data.submission import Sample, read_sample
 from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.errors import MAX_VALUE, InputError, first_line, plural
+from beit3_vqa.runtime.distributed import refuse_several
 from beit3_vqa.runtime.files import make_folder, real_path, staged
 
 _KIND = "ensemble of "  # how the model of an ensemble's predictions is called
@@ -54,8 +54,7 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, object]) -> list
         InputError: if there are more parameters than allowed, which is found before any model is loaded, if the
             members don't answer the same questions, or if something else can't be used.
     """
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise InputError("ensemble works on one device: start it without torchrun.")
+    refuse_several("ensemble works on one device: start it without torchrun.")
     return join(options, evaluation)
 
 

@@ -1,7 +1,6 @@
 """A search from its space to a table: begin a trial, train, judge it after each validation, keep what came of it."""
 
 import gc
-import os
 import re
 import shlex
 import time
@@ -22,6 +21,7 @@ from beit3_vqa.engine.build import make_task
 from beit3_vqa.engine.checkpoint.folder import checkpoints
 from beit3_vqa.engine.loop import TrainingDiverged
 from beit3_vqa.errors import InputError, first_line, one_line, plural
+from beit3_vqa.runtime.distributed import refuse_several
 from beit3_vqa.runtime.files import write_text
 from beit3_vqa.runtime.host import typed_command
 from beit3_vqa.tasks import find_task
@@ -81,8 +81,7 @@ def search(options: SearchOptions, given: GivenOptions, config_file: str = "") -
         Stopped: a signal came; the same command goes on with that trial.
     """
     started = time.monotonic()
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise InputError("each process of a search runs trials of its own: start it several times, without torchrun.")
+    refuse_several("each process of a search runs trials of its own: start it several times, without torchrun.")
     for name in ("resume", "eval", "dry_run", "stop_after_epochs"):
         if given[name]:
             raise InputError(f"--{name}: belongs to one run; search trains many, each in its own folder.")

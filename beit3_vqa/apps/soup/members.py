@@ -16,7 +16,7 @@ from beit3_vqa.config.config import RunConfig
 from beit3_vqa.config.resolve import GivenOptions
 from beit3_vqa.data.fingerprint import EMPTY, Fingerprint, Numbers
 from beit3_vqa.engine.build import build, make_task, resolve_checkpoint_config
-from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, with_saved_task
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.engine.checkpoint.portable import find_checkpoint
 from beit3_vqa.engine.checkpoint.resume import check_same_answers, check_same_fingerprints, fold_of_evaluation
@@ -26,7 +26,7 @@ from beit3_vqa.errors import InputError, short
 from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.lora import adapter_scale, without_adapters
 from beit3_vqa.runtime.files import real_path
-from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks import without_task
 
 FLAG = "checkpoint"  # what the errors of a member's file begin with
 AVERAGE = "model_ema"
@@ -165,11 +165,7 @@ def _read(name: str, path: Path, evaluation: Mapping[str, object], split: str) -
     content = read_checkpoint(path, FLAG, given, mapped=True)
     validate_content(content, name)
     saved = get_options(content)
-    # Upstream's checkpoints have no task_state, and may call the task by another name.
-    task = saved.get("task")
-    if "task_state" in content and isinstance(task, str):
-        find_task(task)
-        given = given.also(task=task)
+    given = with_saved_task(given, content)
     kept = fold_of_evaluation(given, saved)
     config = resolve_checkpoint_config(given, content, name, kept=kept)
     asked = "model_key" in given
@@ -197,7 +193,7 @@ def _check_same_model(one: Member, other: Member) -> None:
     task, theirs = one.config.run.task, other.config.run.task
     problems = [] if task == theirs else [_differs("task", theirs, other, task, one)]
     ours, others = asdict(one.config.model), asdict(other.config.model)
-    names = _bare(one.config), _bare(other.config)
+    names = [without_task(member.config.model.model, member.config.run.task) for member in (one, other)]
     problems += [] if names[0] == names[1] else [_differs("model", names[1], other, names[0], one)]
     problems += [
         _differs(name, others[name], other, value, one)
@@ -226,12 +222,6 @@ def _check_same_model(one: Member, other: Member) -> None:
 
 def _differs(what: str, value: object, of: Member, other: object, of_other: Member) -> str:
     return f"{what}: {short(value)} in {of.name}, {short(other)} in {of_other.name}"
-
-
-def _bare(config: RunConfig) -> str:
-    """Return a model's name without the task at its end."""
-    spec = find_task(config.run.task).spec
-    return config.model.model.removesuffix(f"_{spec.name}").removesuffix(f"_{spec.head}")
 
 
 def _digest(weights: dict[str, Tensor]) -> bytes:

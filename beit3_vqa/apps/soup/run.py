@@ -1,6 +1,5 @@
 """A soup from its checkpoints to one checkpoint: read, try out, compare with the best single one, write."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,6 @@ from beit3_vqa.apps.soup.members import Member, find_files, read_members
 from beit3_vqa.apps.soup.mixer import Mixer
 from beit3_vqa.apps.soup.options import GREEDY, LEARNED, UNIFORM, SoupOptions
 from beit3_vqa.apps.soup.trials import Trial, Trials
-from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.data.predictions import json_text
 from beit3_vqa.engine.batch_size import with_eval_batch_size
 from beit3_vqa.engine.checkpoint.folder import BEST, archive_best, checkpoints
@@ -19,9 +17,10 @@ from beit3_vqa.engine.checkpoint.io import read_checkpoint, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.engine.checkpoint.validate import SOUP
 from beit3_vqa.engine.components import Components
+from beit3_vqa.engine.export import about_model
 from beit3_vqa.engine.run_lock import require_lock, run_lock
 from beit3_vqa.errors import InputError, plural
-from beit3_vqa.runtime.distributed import run_on_main
+from beit3_vqa.runtime.distributed import refuse_several, run_on_main
 from beit3_vqa.runtime.files import make_folder, refuse_to_replace, write_text
 
 TABLE = "soup.json"
@@ -41,8 +40,7 @@ def soup(options: SoupOptions, evaluation: Mapping[str, object]) -> dict[str, ob
     Raises:
         InputError: the checkpoints aren't of one model, or something else can't be used; nothing is written then.
     """
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise InputError("soup works on one device: start it without torchrun.")
+    refuse_several("soup works on one device: start it without torchrun.")
     if evaluation.get("precision") == "int8":
         raise InputError("--precision int8 rounds a trained model: mix it first, and take int8 with --eval or predict.")
     if not evaluation.get("data_path"):
@@ -295,12 +293,9 @@ def _about(
 
 def _write(path: Path, components: Components, about: dict[str, object], score: float | None = None) -> None:
     """Write the model as a checkpoint without an optimizer; what it was made of stands in it and beside it."""
-    kept = {name for name, group in GROUP_OF.items() if group == "model"} | {"task", "fold"}
     content = {
         "model": {name: value.cpu() for name, value in components.model.state_dict().items()},
-        "args": {name: value for name, value in components.config.flat().items() if name in kept},
-        "task_state": components.task.state(),
-        **components.family.fingerprints(components.model, components.processor),
+        **about_model(components),
         SOUP: about,
     }
     told = {} if score is None else {"score": score}

@@ -5,12 +5,11 @@
 
 import logging
 import re
-import shutil
 from collections.abc import Callable, Container
 from pathlib import Path
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime.files import next_previous
+from beit3_vqa.runtime.files import link_or_copy, next_previous
 
 logger = logging.getLogger(__name__)
 
@@ -178,15 +177,7 @@ def _move_aside(files: list[Path], folder: Path, stays: Container[Path] = ()) ->
     aside.mkdir()
     for path in files:
         if path in stays:
-            _give_second_name(path, aside / path.name)
+            link_or_copy(path, aside / path.name)
         else:
             path.rename(aside / path.name)
     return aside
-
-
-def _give_second_name(path: Path, other: Path) -> None:
-    """Make `other` a second name of the file; the file that later replaces `path` leaves `other` as it is."""
-    try:
-        other.hardlink_to(path)
-    except OSError:  # not every file system can
-        shutil.copy2(path, other)

@@ -25,6 +25,7 @@ from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.errors import InputError, nearest, short
 from beit3_vqa.runtime.archives import is_packed
 from beit3_vqa.runtime.files import fetch_first, is_address, is_file, is_folder, replacing, what_is_there
+from beit3_vqa.tasks import find_task
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,16 @@ def _foreign_names(path: Path, error: Exception) -> str:
         names = set()
     refused = any(hint in str(error).lower() for hint in _REFUSED)
     return ", ".join(sorted(names)) or ("other objects" if refused else "")
+
+
+def with_saved_task(given: GivenOptions, content: Content) -> GivenOptions:
+    """Return the options with the task that a checkpoint was trained on; InputError if there is no such task."""
+    # Upstream's checkpoints have no task_state, and may call the task by another name.
+    task = get_options(content).get("task") if "task_state" in content else None
+    if not isinstance(task, str):
+        return given
+    find_task(task)
+    return given.also(task=task)
 
 
 def get_options(content: Content) -> dict[str, object]:

@@ -13,7 +13,7 @@ from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.engine.components import Components
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
-from beit3_vqa.tasks import find_task
+from beit3_vqa.tasks import without_task
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,10 @@ def check_same_run(given: GivenOptions, saved: dict[str, object], path: Path) ->
         return
     if "task" in given and isinstance(task, str) and _is_ours(saved) and task != given["task"]:
         raise InputError(f"--task {given['task']}: {path} is of a run of {task}. {advice}")
-    if "model" in given and isinstance(model, str) and _bare(model, given) != _bare(given["model"], given):
-        raise InputError(f"--model {given['model']}: {path} is of a {model}, whose weights don't fit it. {advice}")
+    if "model" in given and isinstance(model, str):
+        saved_model, typed = (without_task(name, given["task"]) for name in (model, given["model"]))
+        if saved_model != typed:
+            raise InputError(f"--model {given['model']}: {path} is of a {model}, whose weights don't fit it. {advice}")
     for name in _BEGINNING:
         value, before = given[name], saved.get(name, "")
         if name not in given or value in ("", before) or (name == "finetune" and _same_file(value, before)):
@@ -76,12 +78,6 @@ def check_same_run(given: GivenOptions, saved: dict[str, object], path: Path) ->
 
 def _is_ours(saved: dict[str, object]) -> bool:
     return "save_steps" in saved  # upstream has no such option
-
-
-def _bare(model: str, given: GivenOptions) -> str:
-    """Return a model's name without the task at its end."""
-    spec = find_task(given["task"]).spec
-    return model.removesuffix(f"_{spec.name}").removesuffix(f"_{spec.head}")
 
 
 def _same_file(one: str, other: object) -> bool:
