@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from beit3_vqa.data.answers import AnswerTable
-from beit3_vqa.data.choice_order import Order, orders, reordered, split_mode
+from beit3_vqa.data.choice_order import Order, movable, orders, reordered, split_mode
 from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_file
 from beit3_vqa.data.rows import LETTERS, Row, row_id
@@ -175,6 +175,7 @@ def build_question(row: Row, answers: AnswerTable) -> Example:
         weight=row.get("weight"),
         token_ids=token_ids,
         wordings=tuple(row.get("wordings", ())) if "question" in row else (),
+        answers=tuple(answers.answers[label] for label, _ in targets),
     )
 
 
@@ -211,11 +212,17 @@ def get_truth(row: Row, table: AnswerTable) -> tuple[str | None, tuple[tuple[int
 
 
 def permute_choices(example: Example, rng: random.Random) -> Example:
-    """Return the example with its options in a random order, and its answer to match; open-ended: unchanged."""
+    """Return the example with its options in a random order, and its answer to match; open-ended: unchanged.
+
+    Options that speak of others ("none of the above") keep their place, as in `data.choice_order`.
+    """
     if not example.choices:
         return example
-    order = list(range(len(example.choices)))
-    rng.shuffle(order)
+    places = movable(example.choices)
+    order, moved = list(range(len(example.choices))), places.copy()
+    rng.shuffle(moved)
+    for place, option in zip(places, moved, strict=True):
+        order[place] = option
     return reordered(example, tuple(order))
 
 

@@ -276,7 +276,7 @@ _SIDES = re.compile(
 
 
 def speaks_of_sides(texts: Iterable[str]) -> bool:
-    """Return whether any of the texts (a question, its options) speaks of left or right, in English or Korean.
+    """Return whether any of the texts (a question, its options, answers) speaks of left or right; English or Korean.
 
     A mirrored image would make the answer wrong. Better one flip too few: "all right" counts too.
     """

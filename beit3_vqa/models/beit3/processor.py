@@ -94,8 +94,8 @@ class BEiT3Processor:
         if rng is None or self.train is None:
             return self._grey_pixels if example.problem else self.images.transformed(path, self.evaluate)
         # Upstream's index holds ids alone; left and right are looked for in words.
-        question = self._tokenizer.decode(example.token_ids) if example.token_ids else example.question
-        sides_matter = speaks_of_sides((question, *example.wordings, *example.choices))
+        decoded = [self._tokenizer.decode(example.token_ids)] if example.token_ids else []
+        sides_matter = speaks_of_sides((*example.texts, *decoded))
         return self.train(self.open(example, path), rng, keep_left_right=sides_matter)
 
     def collate(self, items: Sequence[Tensors]) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ class CLIPOptionsProcessor:
             pixels = self._grey_pixels if example.problem else self.images.transformed(path, self.evaluate)
         else:
             image = self.grey if example.problem else self.images.open(path)
-            sides_matter = speaks_of_sides((example.question, *example.wordings, *example.choices))
+            sides_matter = speaks_of_sides(example.texts)
             pixels = self.train(image, rng, keep_left_right=sides_matter)
         return {"image": pixels, "texts": self.token_ids(example)}
 

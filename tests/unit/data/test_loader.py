@@ -119,6 +119,27 @@ def test_permuting_keeps_the_answers_text(count, seed):
     assert permuted.answer == "ABCDEFGH"[permuted.targets[0][0]]
 
 
+@pytest.mark.parametrize(
+    ("choices", "moving"),
+    [(("red", "blue", "None of the above"), {0, 1}), (("cat", "dog", "both A and B", "ant", "bee"), {3, 4})],
+)
+def test_training_leaves_options_that_speak_of_others_where_they_are(choices, moving):
+    example = Example("0", "x.png", "Q?", choices=choices, answer="A", targets=((0, 1.0),))
+    shown = [permute_choices(example, random.Random(seed)) for seed in range(50)]
+    for one in shown:
+        assert one.choices["ABCDE".index(one.answer)] == choices[0]
+    moved = {place for one in shown for place, text in enumerate(choices) if one.choices[place] != text}
+    assert moved == moving
+
+
+@pytest.mark.parametrize("labels", [[1], [0, 1]])
+def test_a_question_knows_the_texts_of_all_its_answers(labels):
+    scores = [1.0] * len(labels)
+    row = {"qid": 1, "image_path": "x.png", "text_segment": "Where?", "labels": labels, "scores": scores}
+    found = build_question(row, AnswerTable(["wall", "left"]))
+    assert found.answers == tuple(("wall", "left")[label] for label in labels)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_example_that_cannot_be_read_is_one_clear_error(workers):
     loader = BatchLoader(dataset(bad={7}), collate, 5, num_workers=workers)

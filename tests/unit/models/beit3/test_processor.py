@@ -158,6 +158,7 @@ def test_images_are_not_flipped_if_the_question_speaks_of_sides(spm, tmp_path):
     assert plain[0, :, 0].float().mean() < 5  # red went to the right
     ids = tuple(made.tokenizer.encode("What is on the left?"))  # as in upstream's index
     other_words = {"question": "Quoi?", "wordings": ("What is on the left?",)}
-    for about_sides in ({"question": "What is on the left?"}, other_words, {"question": "", "token_ids": ids}):
+    answered = {"question": "Where is red?", "answer": "wall", "answers": ("wall", "left side")}  # of ten annotators
+    for about_sides in ({"question": "On the left?"}, other_words, {"question": "", "token_ids": ids}, answered):
         sides = made(Example("0", str(tmp_path / "x.png"), **about_sides), random.Random(0))["image"]
         assert sides[0, :, 0].float().mean() > 250
