@@ -9,8 +9,8 @@ from torch import Tensor
 
 from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.mixture import Group
-from beit3_vqa.data.predictions import read_info, read_predictions
-from beit3_vqa.data.types import Example, Prediction
+from beit3_vqa.data.predictions import difference, read_info, read_predictions
+from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
@@ -81,23 +81,12 @@ def _compare(part: IndexDataset, predictions: Mapping[str, Prediction]) -> tuple
         prediction = predictions.get(example.id)
         if prediction is None or prediction.score is None:
             continue
-        differs = _difference(example, prediction)
+        differs = difference(example, prediction) or ("answer" if example.answer != prediction.truth else "")
         if differs:
             problems.append(f"row {one_line(example.id)} has another {differs} there")
         else:
             is_right[place] = prediction.score >= RIGHT
     return is_right, problems
-
-
-def _difference(example: Example, prediction: Prediction) -> str:
-    """Return what a row has otherwise than the row that was predicted; empty if it is the same."""
-    same = {
-        "question": example.question == prediction.question,
-        "list of options": example.choices == prediction.choices,
-        "image": not prediction.image or example.image == prediction.image,
-        "answer": example.answer == prediction.truth,
-    }
-    return next((name for name, is_same in same.items() if not is_same), "")
 
 
 def _divide(group: Group, wrong: Tensor, right: Tensor, ratio: float) -> tuple[Group, Group, Group]:

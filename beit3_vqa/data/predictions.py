@@ -16,7 +16,7 @@ from typing import Any
 from beit3_vqa.data.answers import answer_key, normalize_word
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
 from beit3_vqa.data.tables import csv_line
-from beit3_vqa.data.types import Prediction, PredictionsInfo
+from beit3_vqa.data.types import Example, Prediction, PredictionsInfo
 from beit3_vqa.errors import CONTROL, InputError, plural, short
 from beit3_vqa.runtime.files import (
     is_text,
@@ -302,6 +302,16 @@ def write_json_rows(rows: Sequence[Mapping[str, object]], path: Path) -> Path:
     """Write a JSON list with one row on each line, and return its path."""
     lines = ",\n".join(json_text(row) for row in rows)
     return write_text(path, f"[\n{lines}\n]\n")
+
+
+def difference(example: Example, prediction: Prediction) -> str:
+    """Return what a row of a prepared folder has otherwise than the row that was predicted; empty if it is the same."""
+    same = {
+        "question": example.question == prediction.question,
+        "list of options": example.choices == prediction.choices,
+        "image": not prediction.image or example.image == prediction.image,
+    }
+    return next((name for name, is_same in same.items() if not is_same), "")
 
 
 # The file that is handed in.

@@ -144,7 +144,8 @@ class VQACustom(Task):
         """
         if self.config.model.vqa_loss == "bce":
             raise InputError("--teacher needs --vqa_loss ce, whose probabilities sum to 1 as a teacher's do.")
-        taught = read_teacher(Path(self.config.of_task.teacher), rows, self.answers)
+        examples = (replace(self.example(row, place), image=row["image_path"]) for place, row in enumerate(rows))
+        taught = read_teacher(Path(self.config.of_task.teacher), examples, self.answers)
         return partial(_with_teacher, self.example, taught)
 
     def _check_choices(self, rows: Rows, split: str) -> None:

@@ -86,8 +86,8 @@ def test_answers_that_only_the_teacher_knows_are_left_out_and_counted(tmp_path, 
     ]
     path = write_predictions(said, tmp_path / "teacher.json")
     task = VQACustom(AnswerTable(["cat", "dog"]), build_config({"teacher": str(path)}))
-    with_teacher = task._taught([{"id": name, "answer": "cat"} for name in "01"])
-    example = with_teacher({"id": "0", "question": "What?", "answer": "cat", "image_path": "a.jpg"}, 0)
+    rows = [{"id": name, "question": "What?", "answer": "cat", "image_path": "a.jpg"} for name in "01"]
+    example = task._taught(rows)(rows[0], 0)
     assert example.teacher == ((0, 0.5), (1, 0.25))
     assert "1 row with answers that answer2label.txt lacks" in capsys.readouterr().out
 
@@ -132,7 +132,9 @@ def test_a_changed_teacher_is_told_when_the_run_goes_on(scpc, taught, tmp_path, 
     ("change", "flags", "says"),
     [
         (lambda rows: rows.pop(), [], "isn't there"),
-        (lambda rows: rows[0].update(choices=rows[0]["choices"][::-1]), [], "has other options there"),
+        (lambda rows: rows[0].update(choices=rows[0]["choices"][::-1]), [], "has another list of options there"),
+        (lambda rows: rows[0].update(question="Who?"), [], "has another question there"),
+        (lambda rows: rows[0].update(image="other.jpg"), [], "has another image there"),
         (lambda rows: None, ["--vqa_loss", "bce"], "--teacher needs --vqa_loss ce"),
         (lambda rows: rows[0].update(probabilities={"A": 2.0}), [], "probabilities must be"),
         (lambda rows: None, ["--teacher_weight", "0"], "teacher_weight"),

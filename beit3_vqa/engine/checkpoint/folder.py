@@ -94,7 +94,7 @@ def prune_checkpoints(folder: Path, keep: int, is_rolling: Callable[[Path], bool
     rolling = [path for path in older if is_rolling(path)]
     kept = [path for path in older if path not in rolling]
     places = keep if newest == folder or is_rolling(newest) else keep - 1  # the newest takes one of them
-    surplus = kept[: len(kept) - places] if keep else []
+    surplus = kept[: max(0, len(kept) - places)] if keep else []
     for path in rolling + surplus:
         _delete(path)
 

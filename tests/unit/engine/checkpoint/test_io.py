@@ -150,6 +150,14 @@ def test_a_failed_save_keeps_the_old_checkpoint(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.pth"]
 
 
+@pytest.mark.parametrize("keep", range(1, 8))
+def test_pruning_keeps_as_many_of_the_newest_as_asked(tmp_path, keep):
+    for epoch in range(10):
+        save_checkpoint(tmp_path / f"checkpoint-{epoch}.pth", {})
+        prune_checkpoints(tmp_path, keep, is_rolling)
+        assert list(epoch_checkpoints(tmp_path)) == list(range(max(0, epoch + 1 - keep), epoch + 1))
+
+
 def test_pruning_keeps_the_newest_and_the_best_and_archiving_moves_them_all(tmp_path):
     for epoch in (0, 1, 2, 10):
         save_checkpoint(tmp_path / f"checkpoint-{epoch}.pth", {})
