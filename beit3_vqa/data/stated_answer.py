@@ -11,7 +11,8 @@ Case, widths of characters and runs of blanks never matter. The first rule that 
    correct" and "B가 정답" where a sentence begins; "..., so B." at
    the end of a line; `\\boxed{B}`, `<answer>B</answer>`; with a letter or an option's
    text. Of several the last decides. One that is denied or doubted in its sentence ("the answer is not B", "if the
-   answer is B"), that names two options, or a letter beyond the last option, makes the text *not read*.
+   answer is B") or taken back after it ("wait, actually C"), that names two options, or a letter beyond the last
+   option, makes the text *not read*.
 5. A letter with a mark may lead ("B. a cat", "(B) a cat", "B: ..."), unless another letter has such a mark too or
    another option's text follows. After "B." there must be that option's text or a word that begins an explanation, if
    the texts are known: "C. Lewis wrote it" names a man. "B - a cat" always needs the text.
@@ -89,8 +90,16 @@ _IS_RIGHT = re.compile(
     rf"|(?: ?번)? ?(?:이|가) ?(?:정답|답|맞|옳)(?!.{{0,6}}(?:{_NOT}|않)))"
 )
 _CONDITION = re.compile(r"\b(?:if|whether|unless|suppose|assume|assuming|otherwise)\b|만약")
-_DENIAL = re.compile(r"\b(?:not|never|doubt|wrong|incorrect|unlikely|cannot)\b|n't\b|않|오답|틀린")
-_DENIED_AFTER = re.compile(rf"[,;]? ?(?:\?|(?:is |was )?(?:no|not|wrong|incorrect|false)\b)|[^.!?\n]{{0,6}}{_NOT}")
+_DENIAL = re.compile(r"\b(?:not|never|doubt|wrong|incorrect|unlikely|cannot|worst|(?<!at )least)\b|n't\b|않|오답|틀린")
+_DENIED_AFTER = re.compile(
+    r"[,;]? ?(?:\?|(?:is |was )?(?:no|not|wrong|incorrect|false)\b)| ?\((?:wrong|incorrect|false)\b"
+    rf"|[^.!?\n]{{0,6}}{_NOT}"
+)
+# "Wait, actually C." An a before a word may be an article.
+_TAKES_BACK = re.compile(
+    r"\b(?:wait|actually|disagree|correction|on second thought)\b[\s\S]{0,200}?(?<![a-z0-9'’])"
+    r"(?P<letter>[b-j](?![a-z0-9'’])|a(?=[.,;:!)]|\n|$))"
+)
 _BREAKS = (". ", "! ", "? ", "\n", " but ")
 _LESSER_BREAKS = (*_BREAKS, ", ", "; ", " so ", " thus ", " therefore ")
 _BACK = 400  # characters of the sentence before a statement that are looked at
@@ -180,7 +189,9 @@ def _read(text: str, options: Sequence[str], letters: str) -> Reading:
 
 def _last_statement(text: str, options: Sequence[str], letters: str) -> str | None:
     """Return the letter of the last statement; empty if it is denied, doubted or names two; None if there is none."""
-    return max(_statements(text, options, letters), default=(0, None))[1]
+    place, letter = max(_statements(text, options, letters), default=(0, None))
+    taken_back = _TAKES_BACK.search(text, place) if letter else None
+    return "" if taken_back and taken_back["letter"] != letter else letter
 
 
 def _statements(text: str, options: Sequence[str], letters: str) -> Iterator[tuple[int, str]]:

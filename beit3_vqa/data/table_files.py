@@ -8,11 +8,13 @@ import datetime
 import importlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Context, Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -334,17 +336,24 @@ def as_shown(value: Any, number_format: str) -> str:
         return str(value).upper()
     if isinstance(value, datetime.datetime):
         return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(" ")
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
         return str(value)
     code = number_format.partition(";")[0].strip()
     if re.fullmatch("0+", code):
-        return f"{round(value):0{len(code) + (value < 0)}d}"
+        return f"{int(_rounded(value, 0)):0{len(code) + (value < 0)}d}"
     found = re.fullmatch(r"(#,##)?0(?:\.(0+))?(%?)", code)
     if found:
         comma, places, percent = "," if found[1] else "", len(found[2] or ""), found[3]
-        return f"{value * (100 if percent else 1):{comma}.{places}f}{percent}"
+        return f"{_rounded(value, places, shift=2 if percent else 0):{comma}.{places}f}{percent}"
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
     return str(int(value)) if whole else repr(value)
+
+
+def _rounded(value: float, places: int, shift: int = 0) -> Decimal:
+    """Return value * 10^shift, rounded to so many places as spreadsheets do: halves away from 0."""
+    enough = Context(prec=1000)  # digits: 309 of the largest number, and places after the point
+    exact = Decimal(repr(value)).scaleb(shift, enough)
+    return exact.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP, enough)
 
 
 # Columnar files and frames

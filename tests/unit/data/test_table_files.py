@@ -140,6 +140,12 @@ def test_numbers_in_json_are_as_they_are_written(tmp_path):
         (0.25, "0%", "25%"),
         (1234.5, "#,##0.0", "1,234.5"),
         (-7, "000", "-007"),
+        (2.5, "0", "3"),  # halves go away from zero, as in spreadsheets; Python's own would go to the even digit
+        (-2.5, "0", "-3"),
+        (0.125, "0.00", "0.13"),
+        (0.125, "0%", "13%"),
+        (1.005, "0.00", "1.01"),  # whose float is a little less
+        (1e300, "#,##0", f"{10**300:,}"),
         (True, "General", "TRUE"),
         ("007", "General", "007"),
         (datetime.datetime(2024, 1, 31), "dd/mm/yy", "2024-01-31"),
