@@ -28,7 +28,7 @@ from beit3_vqa.data.types import get_number
 from beit3_vqa.engine.checkpoint import folder as run_folder
 from beit3_vqa.engine.checkpoint.folder import BEST, step_file
 from beit3_vqa.engine.checkpoint.io import random_state, set_random_state
-from beit3_vqa.engine.checkpoint.manifest import is_rolling
+from beit3_vqa.engine.checkpoint.manifest import is_after, is_rolling
 from beit3_vqa.engine.checkpoint.save import InsideEpoch, Saver, TrainState
 from beit3_vqa.engine.evaluator import compare_sources, evaluate_split
 from beit3_vqa.engine.loggers import LoggedRun, Loggers
@@ -78,14 +78,16 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     log_dir = Path(config.run.log_dir or folder / "tensorboard")
     if not run.stays_in_its_folder:
         state.best_score = state.best_epoch = None  # the checkpoint of that best epoch isn't in this folder
-    distributed.run_on_main(lambda: _prepare_folder(run, folder, log_dir))
+    renumbered, best_is_later = distributed.run_on_main(lambda: _prepare_folder(run, folder, log_dir))
+    if best_is_later:
+        state.best_score = state.best_epoch = None
     end = min(epochs, state.epoch + (config.run.stop_after_epochs or epochs))  # epoch at which this session ends
     settled = {n: value for n, value in config.flat(components.found).items() if n not in SESSION_OPTIONS}
     loggers = Loggers(config.loggers, LoggedRun(folder, log_dir, settled, run.step, run.stays_in_its_folder))
     with (
         RunLog(folder, loggers, state.epoch + run.validated) as log,
         StopSignals() as signals,
-        Saver(components, run.strategy, run.optimizer, run.ema, state) as saver,
+        Saver(components, run.strategy, run.optimizer, run.ema, state, renumbered) as saver,
     ):
 
         def stop() -> int:
@@ -147,8 +149,12 @@ def fit(run: Training, *, say_next: bool = True) -> TrainState:
     return state
 
 
-def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
+def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> tuple[Path | None, bool]:
     """Move another run's files out of the way, and write config.json and the tokenizer.
+
+    Returns:
+        The checkpoint that the run goes on from, if its name says a later place than the run's, since the run counts
+        other steps; and whether the best checkpoint was moved, since it is of an epoch that is trained again.
 
     Raises:
         InputError: a folder stands where a file is to be written, or one can't be made; nothing was moved.
@@ -161,19 +167,28 @@ def _prepare_folder(run: Training, folder: Path, log_dir: Path) -> None:
     make_folder(folder)
     remove_stale_temporaries(folder)
     state = run.state
-    if not run.stays_in_its_folder:
+    place = state.epoch, state.inside.steps
+    renumbered, best_is_later = None, False
+    if run.resumed is None or not run.stays_in_its_folder:
         aside = run_folder.archive_previous_run(folder, Path(run.components.config.init.finetune))
         if aside:
             logger.info(f"{folder} held another run; its files are now in {aside}")
     else:
-        aside = run_folder.archive_later(folder, state.epoch, state.inside.steps)
-        if aside:
-            logger.info(f"epochs from {state.epoch} on are trained again; their earlier checkpoints are now in {aside}")
+        later = {path.name: path for path in run_folder.later_checkpoints(folder, *place)}
+        renumbered = later.pop(run.resumed.name, None)
+        if later:
+            best_is_later = is_after(folder / BEST, *place)
+            aside = run_folder.archive([*later.values(), *([folder / BEST] if best_is_later else [])], folder)
+            among = ", the best among them," if best_is_later else ""
+            logger.info(
+                f"epochs from {state.epoch} on are trained again; their earlier checkpoints{among} are now in {aside}"
+            )
         aside = run_folder.archive_best(folder) if run.best_is_of_other_data else None
         if aside:
             logger.info(f"the best checkpoint on the old validation split is now in {aside}")
     write_config(run.components.config, folder / "config.json", run.components.found)
     run.components.family.save_assets(run.components.processor, folder)
+    return renumbered, best_is_later
 
 
 @contextmanager

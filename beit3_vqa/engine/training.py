@@ -33,7 +33,7 @@ class Training(Learner):
         train: batches of the training split.
         val: batches of the validation split; None if the data have none.
         beside: of each other source that has such a split, by number: batches, and the components to evaluate them.
-        resumed_in: folder of the checkpoint that the run goes on from; None if it begins.
+        resumed: checkpoint that the run goes on from; None if it begins.
         best_is_of_other_data: whether the best checkpoint so far was chosen on another validation split.
         judge: whoever else decides after each validation whether training goes on; None: nobody.
         verdict: why the judge ended training; empty if it didn't.
@@ -44,7 +44,7 @@ class Training(Learner):
     train: BatchLoader
     val: BatchLoader | None
     beside: dict[int, tuple[Components, BatchLoader]] = field(default_factory=dict)
-    resumed_in: Path | None = None
+    resumed: Path | None = None
     best_is_of_other_data: bool = False
     judge: Judge | None = None
     verdict: str = ""
@@ -116,7 +116,7 @@ class Training(Learner):
     def stays_in_its_folder(self) -> bool:
         """Return whether the run goes on from a checkpoint in its own `--output_dir`."""
         folder = Path(self.components.config.run.output_dir)
-        return self.resumed_in is not None and self.resumed_in.resolve() == folder.resolve()
+        return self.resumed is not None and self.resumed.parent.resolve() == folder.resolve()
 
     def why_over(self) -> str:
         """Return why there is nothing left to train, and which option would change that; empty if there is."""

@@ -258,21 +258,67 @@ def test_only_rolling_checkpoints_are_deleted(run):
     assert epochs_kept(run.out) == ["checkpoint-1.pth", "checkpoint-4.pth"]
 
 
+def end_after(step, error, monkeypatch):
+    """Raise an error in a run after one of its steps."""
+
+    def ending(run, batches, schedule, after_step, **begin):
+        def end(report):
+            after_step(report)
+            if report.step == step:
+                raise error
+
+        train_epoch(run, batches, schedule, end, **begin)
+
+    monkeypatch.setattr(trainer, "train_epoch", ending)
+
+
+class Killed(BaseException):
+    """Ends a run that nothing is saved of."""
+
+
+def test_with_other_batches_a_run_keeps_what_it_goes_on_from_until_another_checkpoint_is_there(
+    scpc, tmp_path, monkeypatch, capsys
+):
+    """Their steps have lower numbers, so its name is that of a later place."""
+    out = tmp_path / "out"
+    command, gone = finetune(scpc, out, "--epochs", "1"), InputError("the images are gone")
+    end_after(4, gone, monkeypatch)
+    assert main([*command, "--batch_size", "3"]) == 2
+    end_after(3, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        main([*command, "--batch_size", "6"])
+    assert [path.name for path in out.glob("*.pth")] == ["checkpoint-0-step4.pth"]
+    end_after(3, gone, monkeypatch)
+    assert main([*command, "--batch_size", "6"]) == 2
+    assert [path.name for path in out.glob("*.pth")] == ["checkpoint-0-step3.pth"]
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main([*command, "--batch_size", "6"]) == 0
+    assert "checkpoint-0-step3.pth: 0 epochs and 18 of 30 examples of the next done" in capsys.readouterr().out
+
+
+def test_going_back_takes_the_best_checkpoint_of_what_is_trained_again_out_of_the_way(run):
+    """Else it would pass for the best of what comes."""
+    about = json.loads((run.out / "checkpoint-best.json").read_text())
+    (run.out / "checkpoint-best.json").write_text(json.dumps({**about, "epoch": 1}))
+    best = (run.out / "checkpoint-best.pth").read_bytes()
+    back = ["--resume", str(run.out / "checkpoint-0.pth"), "--epochs", "2", "--lr", "1e-5"]
+    code, said = run(*back)
+    assert code == 0
+    assert "their earlier checkpoints, the best among them, are now in" in said
+    assert (run.out / "previous-1" / "checkpoint-best.pth").read_bytes() == best
+    assert torch.load(run.out / "checkpoint-best.pth")["best_epoch"] == 1
+    code, said = run("--epochs", "2", "--lr", "1e-5")  # typed again, it has nothing left to do
+    assert code == 0
+    assert (run.out / "checkpoint-best.pth").read_bytes() != best
+
+
 @pytest.mark.slow
 def test_resume_with_other_workers_is_bitwise_identical(scpc, tmp_path, monkeypatch):
     """In the middle of an epoch, from two processes that load data to none."""
     flags = ["--epochs", "1", "--batch_size", "3", "--drop_path", "0.2", "--randaug"]
     assert main(finetune(scpc, tmp_path / "undisturbed", *flags)) == 0
-
-    def vanishing(run, batches, schedule, after_step, **begin):
-        def vanish(report):
-            after_step(report)
-            if report.step == 4:
-                raise InputError("the images are gone")
-
-        train_epoch(run, batches, schedule, vanish, **begin)
-
-    monkeypatch.setattr(trainer, "train_epoch", vanishing)
+    end_after(4, InputError("the images are gone"), monkeypatch)
     assert main(finetune(scpc, tmp_path / "out", *flags, "--num_workers", "2")) == 2
     monkeypatch.undo()
     assert main(finetune(scpc, tmp_path / "out", *flags)) == 0

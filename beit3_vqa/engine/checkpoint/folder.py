@@ -152,24 +152,17 @@ def archive_previous_run(folder: Path, named: Path) -> Path | None:
 
 def archive_best(folder: Path) -> Path | None:
     """Move the best checkpoint into `folder/previous-N`, which is returned; None if there is none."""
-    best = [path for path in (folder / BEST, manifest_file(folder / BEST)) if path.exists()]
-    return _move_aside(best, folder) if best else None
+    return archive([folder / BEST], folder) if (folder / BEST).exists() else None
 
 
-def archive_later(folder: Path, epoch: int, steps: int) -> Path | None:
-    """Move the checkpoints after a point in training into `folder/previous-N`: from there it is trained again.
+def later_checkpoints(folder: Path, epoch: int, steps: int) -> list[Path]:
+    """List the checkpoints whose names say that they were made after `steps` optimizer steps of an epoch."""
+    return [path for place, path in _places(folder) if place > (epoch, steps)]
 
-    Args:
-        folder: of the run.
-        epoch: in which training goes on.
-        steps: optimizer steps of that epoch that are done.
 
-    Returns:
-        `folder/previous-N`; None if there are no such checkpoints.
-    """
-    later = [path for place, path in _places(folder) if place > (epoch, steps)]
-    manifests = [manifest for path in later if (manifest := manifest_file(path)).exists()]
-    return _move_aside(later + manifests, folder) if later else None
+def archive(paths: list[Path], folder: Path) -> Path:
+    """Move checkpoints of a folder, each with its JSON, into `folder/previous-N`, which is returned."""
+    return _move_aside([file for path in paths for file in (path, manifest_file(path)) if file.exists()], folder)
 
 
 def _move_aside(files: list[Path], folder: Path, stays: Container[Path] = ()) -> Path:

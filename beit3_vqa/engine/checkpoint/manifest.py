@@ -153,6 +153,15 @@ def is_rolling(path: Path) -> bool:
     return _read(path).get(ROLLING) is True
 
 
+def is_after(path: Path, epoch: int, steps: int) -> bool:
+    """Return whether the JSON beside a checkpoint says that it was made after `steps` optimizer steps of an epoch."""
+    content = _read(path)
+    made, inside = content.get("epoch"), content.get("steps_in_epoch")
+    if not isinstance(made, int):
+        return False
+    return made > epoch or (made == epoch and (not isinstance(inside, int) or inside > steps))
+
+
 def require_manifest(path: Path) -> dict[str, object]:
     """Return the JSON beside the checkpoint `path`; InputError if there is none, or if it isn't a checkpoint's."""
     content = _read(path)

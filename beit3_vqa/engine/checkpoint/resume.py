@@ -204,7 +204,7 @@ def restore(run: Training, content: Content, path: Path) -> None:
     run.state.resumed_from = content.get("resumed_from", "")
     if components.config.run.resume and str(Path(components.config.run.resume).resolve()) == str(path.resolve()):
         run.state.resumed_from = str(path.resolve())
-    run.resumed_in = path.parent
+    run.resumed = path
     # After the place in training: if the file has no random state to restore, the seed is made from `run.step`.
     _restore_random_state(run, content)
     _tell_new_schedule(run, get_options(content).get("epochs"))

@@ -14,14 +14,14 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from beit3_vqa.engine.checkpoint.folder import BEST, epoch_file, prune, prune_steps, step_file
+from beit3_vqa.engine.checkpoint.folder import BEST, archive, epoch_file, prune, prune_steps, step_file
 from beit3_vqa.engine.checkpoint.io import random_state, save_checkpoint
 from beit3_vqa.engine.checkpoint.manifest import ROLLING, is_rolling
 from beit3_vqa.engine.checkpoint.same_run import data_state
@@ -117,6 +117,9 @@ class Saver:
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
     state: TrainState
+    # The checkpoint that the run goes on from, if its name says a later place than the run's. It stays the newest until
+    # another is there, and is then moved aside.
+    renumbered: Path | None = None
     problem: str = ""  # why the last checkpoint couldn't be written; empty if it was
 
     def __post_init__(self) -> None:
@@ -169,13 +172,21 @@ class Saver:
         """Write a checkpoint inside an epoch, unless `--no_save_ckpt`."""
         if not self.components.config.run.save_ckpt:
             return
+        path = step_file(self.folder, self.state.epoch, self.state.inside.steps)
 
         def collect() -> list[_File]:
-            state, inside = self.state, asdict(self.state.inside)
+            inside = asdict(self.state.inside)
             content = {**self._weights(), **self._progress(), **self._session(), "inside_epoch": inside}
-            return [self._file(step_file(self.folder, state.epoch, state.inside.steps), content, None)]
+            return [self._file(path, content, None)]
 
-        self._save(collect, lambda: prune_steps(self.folder))
+        def clean_up() -> None:
+            if self.renumbered and self.renumbered.name != path.name and self.renumbered.exists():
+                with suppress(OSError):  # a network drive's whim costs steps after a kill, not the run
+                    archive([self.renumbered], self.folder)
+            self.renumbered = None
+            prune_steps(self.folder)
+
+        self._save(collect, clean_up)
 
     def save_where_it_is(self) -> str:
         """Save a run that is about to stop, if it isn't saved already, and return a message on how to go on."""
