@@ -3,10 +3,11 @@
 From Python, with pandas:
 
     import pandas as pd, beit3_vqa
-    data = beit3_vqa.prepare(pd.read_csv("train.csv"), image_root="images", data_path="data")
+    as_it_is = dict(dtype=str, keep_default_na=False)  # IDs keep their zeros, "None" and "NA" stay options
+    data = beit3_vqa.prepare(pd.read_csv("train.csv", **as_it_is), image_root="images", data_path="data")
     run = beit3_vqa.fit(data, model="beit3_base_patch16_480", finetune="beit3_base.pth", epochs=5, output_dir="out")
     predictor = beit3_vqa.load("out/checkpoint-best.pth")
-    answers = predictor.predict_frame(pd.read_csv("test.csv"), image_root="images")
+    answers = predictor.predict_frame(pd.read_csv("test.csv", **as_it_is), image_root="images")
     print(predictor.predict("cat.jpg", "What is on the mat?", ["a cat", "a dog", "a hat", "nothing"]))
 
 After `beit3_vqa.register_with_timm()`, `timm.create_model("beit3_base_patch16_480_vqacustom")` builds the model.

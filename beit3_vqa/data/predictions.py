@@ -167,6 +167,7 @@ def read_info(predictions: Path) -> PredictionsInfo | None:
     fits: dict[object, Callable[[object], bool]] = {
         str: is_text,
         int: _is_parameters,
+        float: _is_number,
         float | None: lambda v: v is None or _is_number(v),
     }
     wrong = [name for name, value in known.items() if not fits[fields[name]](value)]

@@ -199,7 +199,7 @@ def _decode_cp949(content: bytes, where: str, start: int) -> str:
     readings = "; ".join(_readings(content, start)) or short(content[start : start + 20])
     raise InputError(
         f"{where}: neither UTF-8 nor CP949 that reads as Korean: save the file as UTF-8 (in Excel: CSV UTF-8), or "
-        f"say with --encoding NAME how this is to be read: {readings}"
+        f"say with --encoding NAME, where the command has it, how this is to be read: {readings}"
     )
 
 

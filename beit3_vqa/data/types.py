@@ -172,6 +172,8 @@ class PredictionsInfo:
         chance: that metric for blind guessing.
         sha256: SHA-256 of the checkpoint's file, in hexadecimal digits.
         predictions_sha256: SHA-256 of the file of the predictions; empty if 0.1.0 wrote it.
+        temperature: by which their logits were divided.
+        tta: over which orders and wordings they are averaged, as `--tta` says it; none: over none.
     """
 
     task: str
@@ -185,6 +187,8 @@ class PredictionsInfo:
     chance: float | None = None
     sha256: str = ""
     predictions_sha256: str = ""
+    temperature: float = 1.0
+    tta: str = "none"
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,9 @@ def _write(
     added = predictor.columns(predictions, with_problems=with_problems)
     kept = [place for place, name in enumerate(header) if name not in added]
     columns = list(added.values())
+    replaced = [name for name in header if name in added]
+    if replaced:
+        logger.info(f"{output}: the model's {', '.join(replaced)} replace the table's own columns of these names")
 
     def lines() -> Iterator[str]:
         yield csv_line([*(header[place] for place in kept), *added])

@@ -23,7 +23,7 @@ from beit3_vqa.engine.build import (
     make_sources,
     resolve_checkpoint_config,
 )
-from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
+from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, with_saved_task
 from beit3_vqa.engine.checkpoint.manifest import (
     finish_renames,
     get_sha256,
@@ -152,6 +152,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     checksum = get_sha256(path)  # now, since a training that runs beside may replace the file meanwhile
     if flag == "--resume":
         validate_content(content, where)
+    _require_head(given["task"], content, where)
     config = resolve_checkpoint_config(given, content, where, kept=fold_of_evaluation(given, get_options(content)))
     sources = make_sources(config)
     task = sources[config.sources.main]
@@ -199,6 +200,8 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         best_metric=task.spec.best_metric,
         chance=result.chance,
         sha256=checksum,
+        temperature=fitted["temperature"] if fitted else temperature or 1.0,
+        tta=config.run.tta,
     )
     for written in distributed.run_on_main(lambda: task.write_results(result, info, folder)):
         print(f"wrote {written}")
@@ -208,6 +211,17 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         told = f"(chance {result.chance:.2f}{blind and f'; {blind}'})"
         print(f"{config.run.split} {task.spec.best_metric}: {score:.2f} {told}")
     return result
+
+
+def _require_head(task: str, content: Content, where: str) -> None:
+    """Raise InputError if a checkpoint of ours was trained on a task whose head is another than the asked task's."""
+    saved = with_saved_task(GivenOptions({"task": task}), content)["task"]
+    if find_task(saved).spec.head != find_task(task).spec.head or _by_option(saved) != _by_option(task):
+        raise InputError(f"{where}: was trained with --task {saved}; give that in place of --task {task}.")
+
+
+def _by_option(task: str) -> bool:
+    return find_task(task).spec.option_by_option
 
 
 def _temperature(task: Task, checkpoint: Path, given: float | None) -> float:

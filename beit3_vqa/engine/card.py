@@ -92,7 +92,8 @@ def _metrics(checkpoint: Path, name: str) -> list[str]:
         known = isinstance(interval, dict) and all(type(interval.get(end)) is float for end in ("low", "high"))
         shown = f"{interval['low']:.2f} to {interval['high']:.2f}" if known else ""
         questions = content.get("questions")
-        rows.append(f"| {split} | {value:.2f} | {shown} | {questions if type(questions) is int else ''} |")
+        averaged = "" if info.tta == "none" else f" (`--tta {info.tta}`)"
+        rows.append(f"| {split}{averaged} | {value:.2f} | {shown} | {questions if type(questions) is int else ''} |")
     return [f"| split | {name} | 95% interval | questions |", "|---|---|---|---|", *rows] if rows else []
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from beit3_vqa.config.config import GROUP_OF
 from beit3_vqa.engine.card import check_card, model_card
 from beit3_vqa.engine.checkpoint.manifest import TEMPERATURE, get_sha256, read_temperature
-from beit3_vqa.engine.checkpoint.portable import WEIGHTS, checkpoint_file, write_portable
+from beit3_vqa.engine.checkpoint.portable import WEIGHTS, write_portable
 from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.evaluator import naming
 from beit3_vqa.engine.hub import check_hub, push
-from beit3_vqa.engine.predictor import load_components
+from beit3_vqa.engine.predictor import find_checkpoint, load_components
 from beit3_vqa.errors import InputError, first_line
 from beit3_vqa.runtime.files import is_new_or_empty, make_folder, require_writable, stale_temporaries, write_text
 from beit3_vqa.runtime.tensors import is_plain
@@ -40,7 +40,7 @@ def export(
     """Write a trained model as a folder: whole, or not at all.
 
     Args:
-        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`, or a folder that this made.
+        checkpoint: `checkpoint-best.pth` or `checkpoint-N.pth`, a run's folder, or one that this made.
         folder: new or empty.
         merge: CLIP: write the whole model; else the adapters alone.
         pretrained: CLIP: the model that was fine-tuned, if it has moved since.
@@ -53,7 +53,7 @@ def export(
     Raises:
         InputError: not such a checkpoint, a folder that isn't empty, or a format that the model can't have.
     """
-    folder, path = Path(folder), checkpoint_file(Path(checkpoint))
+    folder, path = Path(folder), find_checkpoint(Path(checkpoint))
     if not is_new_or_empty(folder):
         raise InputError(f"{folder} isn't an empty folder; name a new one.")
     unknown = [name for name in formats if name not in FORMATS]
@@ -85,7 +85,7 @@ def export(
             family.save_assets(components.processor, place)
         card = model_card(components, path, sorted(p.name for p in place.iterdir()), license, dataset)
         write_text(place / CARD, card)
-    print(f"wrote {folder}; the text of an option was {components.config.model.prompt_template!r}")
+    print(f"wrote {folder}; the prompt was {components.config.model.prompt_template!r}")
     if push_to_hub:
         print(f"uploaded to {push(folder, push_to_hub, public=public)}")
 

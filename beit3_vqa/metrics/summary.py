@@ -73,7 +73,7 @@ def _scored(metrics: Metrics) -> list[str]:
     if "weighted_accuracy" in metrics:
         lines.append(f"{'weighted accuracy':<28}{metrics['weighted_accuracy']:>9.2f}")
     if "loss" in metrics:
-        lines.append(f"{'loss':<28}{metrics['loss']:>9.4f}")
+        lines.append(f"{'loss (temperature 1)':<28}{metrics['loss']:>9.4f}")
     for name, values in metrics.get("baselines", {}).items():
         extra = values.get("answer") or values.get("counted_in", "")
         lines.append(f"{_BASELINES[name] + ', no image':<28}{values['accuracy']:>9.2f}  {_cut(extra)}".rstrip())

@@ -19,8 +19,9 @@ FOLDERS = {"train": ("", "train"), "val": ("", "val", "train"), "test": ("", "te
 class ImageFinder:
     """Finds images in a folder by names as people write them, and counts what differed.
 
-    A name may lack its ending or its folder (`train`, `val`, `test`), be in another case or Unicode form, have
-    Windows' backslashes, or be an absolute path inside the folder. Names that are exact are never looked up.
+    A name may lack its ending or its folder (`train`, `val`, `test`, or the only one of the root), be in another case
+    or Unicode form, have Windows' backslashes, or be an absolute path inside the root. Names that are exact are never
+    looked up.
 
     Args:
         root: the image root.
@@ -75,10 +76,20 @@ class ImageFinder:
         return name, "", ""
 
     def _folders(self, name: str, split: str) -> tuple[str, ...]:
+        inside = (self._only_folder,) if self._only_folder else ()
         if "/" in name:
-            return ("",)
+            return ("", *inside)
         root, *others = FOLDERS[split]
-        return (*others, root) if self.by_id else (root, *others)
+        return (*others, root, *inside) if self.by_id else (root, *others, *inside)
+
+    @cached_property
+    def _only_folder(self) -> str:
+        """Return the folder that is alone in the root, as in an archive of a folder; empty if there is more."""
+        try:
+            entries = [entry for entry in os.scandir(self.root) if entry.name[0] != "." and entry.name != "__MACOSX"]
+        except OSError:
+            return ""
+        return entries[0].name if len(entries) == 1 and entries[0].is_dir() else ""
 
     @cached_property
     def _files(self) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ answer stay in the index, so that a validation score counts them.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -118,7 +119,7 @@ def read_tables(arguments: Arguments, options: PrepareOptions, dialect: Dialect)
     for name, found in splits.items():
         for number, (row, origin) in enumerate(zip(found.rows, found.origins, strict=True)):
             problems = found.problems.get(number, [])
-            if width and "choices" not in row:
+            if width and "choices" not in row and not problems:
                 problems.append("has no options, unlike other rows")
             if problems:
                 prepared.problems.append(f"{origin}: {'; '.join(problems)}")
@@ -305,7 +306,7 @@ def _read_answers(splits: Mapping[str, _Split], answer_from: str, texts_before_p
             elif row.get("choices"):
                 given = one_form(row["answer"]).strip()
                 row["answer"], problem = _letter(given, row["choices"], first)
-                how = "number" if first is not None and _is_number(given) else "text"
+                how = "number" if first is not None and _number(given) is not None else "text"
                 counts[how] += not problem and given.upper() != row["answer"]
             if problem:
                 split.problems.setdefault(number, []).append(problem)
@@ -314,16 +315,22 @@ def _read_answers(splits: Mapping[str, _Split], answer_from: str, texts_before_p
 
 def _letter(given: str, choices: Sequence[str], first: int | None) -> tuple[str, str]:
     """Return the letter of an answer and what is wrong with it; numbers count from `first`; None: they are text."""
-    if first is None or not _is_number(given):
+    number = None if first is None else _number(given)
+    if first is None or number is None:
         return match_answer(given, choices)
-    place = int(given) - first
+    place = number - first
     if not 0 <= place < len(choices):
         return "", f"answer {given} isn't the place of one of {len(choices)} options, counted from {first}"
     return LETTERS[place], ""
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 3
+_NUMBER = re.compile(r"([0-9]{1,3})(?:\.0)?")  # pandas writes 1.0 where a cell of the column was empty
+
+
+def _number(text: str) -> int | None:
+    """Return the whole number that an answer is; None if it is none, or too large for a place of an option."""
+    found = _NUMBER.fullmatch(text)
+    return int(found[1]) if found else None
 
 
 def _first_number(
@@ -340,10 +347,11 @@ def _first_number(
             if "answer" not in row or not choices:
                 continue
             given = one_form(row["answer"]).strip()
-            is_place = _is_number(given) and int(given) <= len(choices)
-            is_text = comparable(given) in map(comparable, choices)
-            if is_place:
-                places.append((int(given), len(choices), origin))
+            number = _number(given)
+            texts = [comparable(choice) for choice in choices]
+            is_text = comparable(given) in texts or str(number) in texts  # 3.0 may be the option 3
+            if number is not None and number <= len(choices):
+                places.append((number, len(choices), origin))
                 both += [f"{origin}: {given}"] if is_text else []
             elif is_text or given.upper() in LETTERS[: len(choices)]:
                 return None  # a column of places has no letters and no texts in it
@@ -351,10 +359,9 @@ def _first_number(
         return None
     ask = "Say with --answer_from text, 0 or 1 what the numbers are"
     if both:
-        raise InputError.of_problems(
-            f"{len(both):,} of {len(places):,} answers are numbers, each an option's text and an option's place:",
-            both[:3],
-            f"{ask}.",
+        raise InputError(
+            f"{len(both):,} of {len(places):,} answers are numbers, each an option's text and an option's place "
+            f"({', '.join(both[:3])}). {ask}."
         )
     from_0 = next((origin for number, _, origin in places if number == 0), "")
     from_1 = next((origin for number, options, origin in places if number == options), "")

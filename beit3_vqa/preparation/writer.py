@@ -257,7 +257,7 @@ def _repeated_ids(prepared: Prepared) -> list[str]:
             name = row.get("id", row.get("identifier"))
             if name is None:
                 continue
-            other, place = first.setdefault(one_form(name), (name, origin))
+            other, place = first.setdefault(one_form(name).strip(), (name, origin))
             if place != origin and name == other:
                 problems.append(f"{origin}: the ID {name!r} is at {place} too")
             elif place != origin:

@@ -130,8 +130,9 @@ def _given_parameters(text: str, names: Sequence[str], untold: Sequence[str]) ->
     if not plain or grouped or (equals and not name) or (not equals and len(numbers) != len(untold)):
         listed = f" ({', '.join(untold)})" if untold else ""
         raise InputError(
-            f"--params {text}: write FILE=N, such as {names[0]}=676582404, or N,N without other commas: a number "
-            f"for each of the {len(untold)} members whose files don't say theirs{listed}, in order."
+            f"--params {text}: write FILE=N, such as {names[0]}=676582404, or N,N, numbers of four digits or more "
+            f"without other commas: one for each of the {len(untold)} members whose files don't say theirs{listed}, in "
+            "order."
         )
     if equals and name not in names:
         raise InputError(f"--params {text}: {name} isn't one of the members.{nearest(name, names)}")
@@ -195,6 +196,10 @@ def load_answers(member: Member, split: str) -> Answered:
     return Answered(result.predictions, read_info(predictions_file(Path(member.given["output_dir"]), split)))
 
 
+def _way(info: PredictionsInfo) -> str:
+    return f"--temperature {info.temperature:g} --tta {info.tta}"
+
+
 def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: bool) -> list[list[Prediction]] | None:
     """Read each member's validation predictions; evaluate checkpoints to get theirs.
 
@@ -205,7 +210,8 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
         needed: if False, return None instead of evaluating a checkpoint or missing a file.
 
     Raises:
-        InputError: if a file that is needed isn't there, or comes from another checkpoint than the member.
+        InputError: if a file that is needed isn't there, or comes from another checkpoint than the member,
+            or was made with another temperature or averaged otherwise.
     """
     of_files = [member for member in members if member.given is None]
     if given and len(given) != len(of_files):
@@ -232,6 +238,11 @@ def load_validation(members: Sequence[Member], given: Sequence[str], *, needed: 
             raise InputError(
                 f"{files[member.name]}: comes from another checkpoint ({info.checkpoint}) than {member.name}. "
                 "Evaluate both splits with one checkpoint."
+            )
+        if info is not None and member.info is not None and _way(info) != _way(member.info):
+            raise InputError(
+                f"{files[member.name]}: was made with {_way(info)}, {member.name} with {_way(member.info)}: weights "
+                "fitted on the one don't fit the other. Evaluate both splits in the same way."
             )
     return [
         read_predictions(files[m.name], infos[m.name]) if m.given is None else load_answers(m, "val").predictions

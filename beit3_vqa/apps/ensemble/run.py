@@ -185,6 +185,10 @@ def _choose(val: Sequence[Question], members: Sequence[Member], options: Ensembl
     steps = forward_selection(val, options.vote, count_parameters, options.max_params, options.seed)
     taken = best_prefix(steps)
     print(steps_text(steps, len(taken), [member.name for member in members]))
+    tried = {step.member for step in steps}
+    too_large = [member.name for number, member in enumerate(members) if number not in tried]
+    if too_large:
+        print(f"not tried, since they don't fit into --max_params beside the others: {', '.join(too_large)}")
     return [step.member for step in taken]
 
 
@@ -239,4 +243,6 @@ def _info(
         parameters=total_parameters(members),
         checkpoint="",
         sha256="",
+        temperature=1.0,
+        tta="none",
     )
