@@ -3,7 +3,7 @@
 From Python, with pandas:
 
     import pandas as pd, beit3_vqa
-    as_it_is = dict(dtype=str, keep_default_na=False)  # IDs keep their zeros, "None" and "NA" stay options
+    as_it_is = {"dtype": str, "keep_default_na": False}  # IDs keep their zeros, "None" and "NA" stay options
     data = beit3_vqa.prepare(pd.read_csv("train.csv", **as_it_is), image_root="images", data_path="data")
     run = beit3_vqa.fit(data, model="beit3_base_patch16_480", finetune="beit3_base.pth", epochs=5, output_dir="out")
     predictor = beit3_vqa.load("out/checkpoint-best.pth")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +190,11 @@ def test_weights_are_fitted_on_validation_and_reported_with_and_without(tmp_path
     assert capsys.readouterr().out == said
     assert main([*arguments, "--val", *reversed(val)]) == 2
     assert "comes from another checkpoint" in capsys.readouterr().err
+    info = read_info(Path(val[0]))
+    write_info(dataclasses.replace(info, tta="cyclic"), Path(val[0]))
+    assert main(arguments) == 2
+    assert "was made with --temperature 1 --tta cyclic" in capsys.readouterr().err
+    write_info(info, Path(val[0]))
     assert main([*arguments, "--val", val[0]]) == 2
     assert "1 file for 3 members" in capsys.readouterr().err
     (tmp_path / "m2" / "predictions_val.json").unlink()
@@ -217,6 +223,7 @@ def test_greedy_keeps_the_budget_and_leaves_the_useless_out(tmp_path, capsys):
     taken = [line.split(" + ")[1] for line in said.splitlines() if " + " in line and "not taken" not in line]
     assert info.parameters == len(taken) * LARGE
     assert 1 < len(taken) <= 4
+    assert "not tried, since they don't fit into --max_params beside the others: " in said
     assert not {paths[1], paths[3]} & set(taken)
 
 

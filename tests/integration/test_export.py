@@ -162,6 +162,10 @@ def test_the_card_says_what_the_model_is_and_how_good(scpc, trained, tmp_path):
     code = page.split("```python\n")[1].split("```")[0]
     assert "beit3_vqa.load(FOLDER)" in code
     compile(code, "README.md", "exec")
+    assert main([*command, "--data_path", str(scpc / "data"), "--device", "cpu", "--tta", "cyclic"]) == 0
+    assert export(run, tmp_path / "averaged") == 0
+    averaged = json.loads((run / "metrics_val.json").read_text())["accuracy"]
+    assert f"| val (`--tta cyclic`) | {averaged:.2f} | " in (tmp_path / "averaged" / "README.md").read_text()
 
 
 def test_the_card_leaves_out_what_was_measured_on_another_checkpoint(scpc, trained, tmp_path, capsys):

@@ -165,3 +165,11 @@ def test_options_that_are_too_long_are_named_before_training(scpc, tmp_path, cap
     said = capsys.readouterr()
     assert f"row {rows[2]['id']}, 'galaxies" in said.err
     assert "training:" not in said.out
+
+
+def test_a_checkpoint_that_is_evaluated_as_another_task_says_which_it_is_of(scpc, ranked, trained, capsys):
+    as_letters = finetune(scpc, ranked, "--eval", "--resume", str(ranked / "checkpoint-best.pth"))
+    assert main(as_letters) == 2
+    assert "was trained with --task vqarank; give that in place of --task vqacustom" in capsys.readouterr().err
+    assert main(ranking(*finetune(scpc, ranked, "--eval", "--resume", str(trained / "checkpoint-best.pth")))) == 2
+    assert "was trained with --task vqacustom" in capsys.readouterr().err

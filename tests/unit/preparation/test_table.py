@@ -194,6 +194,7 @@ def letters(images, answers, options="p,q,r", **values):
         (["A", "c", "q"], ["A", "C", "B"]),
         (["0", "2", "1"], ["A", "C", "B"]),
         (["3", "2", "1"], ["C", "B", "A"]),
+        (["3.0", "2.0", "1.0"], ["C", "B", "A"]),  # as pandas writes a column with an empty cell
     ],
 )
 def test_answers_are_letters_texts_or_places(images, answers, found):
@@ -217,6 +218,21 @@ def test_numbers_that_are_text_and_place_are_counted_and_asked_about(images):
         letters(images, ["3", "2"], "2,3,1")
     assert letters(images, ["3", "2"], "2,3,1", answer_from="text")[1] == ["B", "A"]
     assert letters(images, ["3", "2"], "2,3,1", answer_from="1")[1] == ["C", "B"]
+    with pytest.raises(InputError, match=r"train\.csv:2: 3, .*train\.csv:3: 2\)\. Say with"):
+        letters(images, ["3", "2"], "2,3,1")
+    with pytest.raises(InputError, match="2 of 2 answers are numbers"):
+        letters(images, ["3.0", "2.0"], "2,3,1")
+
+
+def test_ids_that_differ_only_by_a_space_are_an_error(images):
+    with pytest.raises(InputError, match=r"the ID ' 7' looks like '7' at .*train\.csv:2: rename one"):
+        run(images, "id,img,question,A,B,answer\n7,a,Q?,p,q,A\n 7,b,Q?,p,q,B\n")
+
+
+def test_a_row_with_too_few_cells_has_no_second_fault(images):
+    with pytest.raises(InputError, match="cells") as caught:
+        run(images, "img,question,A,B,answer\na,Q?,p,q,A\na,Q?,p\n")
+    assert "has no options" not in str(caught.value)
 
 
 def test_a_column_with_texts_in_it_has_no_places(images):

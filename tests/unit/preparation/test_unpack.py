@@ -63,6 +63,13 @@ def test_a_zip_is_unpacked_once_beside_the_data(capsys):
     assert Path("data/images/a.png").stat().st_ino == inode
 
 
+def test_a_zip_of_a_folder_needs_no_folder_in_the_table(capsys):
+    pack({f"photos/{name}": content for name, content in GOOD.items() if name.endswith(".png")})
+    run()
+    rows = read_rows(Path("data/vqacustom.train.jsonl"))
+    assert [row["image_path"] for row in rows] == ["photos/a.png", "photos/sub/b.png"]
+
+
 def test_another_zip_is_unpacked_anew_and_the_old_images_are_kept(capsys):
     pack(GOOD)
     run()
