@@ -30,8 +30,8 @@ from beit3_vqa.data.types import EvalResult, Prediction
 from beit3_vqa.engine.api import evaluate
 from beit3_vqa.engine.checkpoint.folder import BEST
 from beit3_vqa.errors import plural
-from beit3_vqa.metrics import full_metrics
 from beit3_vqa.metrics.label_errors import LABEL_ERRORS_FILE, LabelError, find_label_errors
+from beit3_vqa.metrics.summary import full_metrics
 from beit3_vqa.runtime.distributed import run_on_main
 from beit3_vqa.runtime.files import staged
 from beit3_vqa.tasks.base import Task

@@ -47,9 +47,8 @@ def run(options: ScoreOptions) -> int:
     from beit3_vqa.data.tables import check_encoding
     from beit3_vqa.data.visual7w import read_telling
     from beit3_vqa.errors import InputError
-    from beit3_vqa.metrics import full_metrics, metrics_table
     from beit3_vqa.metrics.intervals import clustered_interval
-    from beit3_vqa.metrics.summary import share_table
+    from beit3_vqa.metrics.summary import full_metrics, metrics_table, share_table
     from beit3_vqa.metrics.visual7w import visual7w_score, write_results
     from beit3_vqa.metrics.vqav2 import read_annotations, vqav2_score
     from beit3_vqa.runtime.files import refuse_to_replace

@@ -16,7 +16,7 @@ from beit3_vqa.data.types import Prediction
 from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.evaluator import evaluate_batches
 from beit3_vqa.errors import ImageError, InputError
-from beit3_vqa.metrics import full_metrics
+from beit3_vqa.metrics.summary import full_metrics
 from beit3_vqa.preparation.questions import Questions
 from beit3_vqa.runtime.bar import progress_bar
 from beit3_vqa.tasks.base import KEPT_ANSWERS, Task

@@ -13,7 +13,8 @@ from beit3_vqa.data.dataset import IndexDataset
 from beit3_vqa.data.rows import Row, is_count
 from beit3_vqa.data.types import Batch, EvalResult, Example, Prediction, Tensors
 from beit3_vqa.errors import InputError
-from beit3_vqa.metrics import accuracy_interval, accuracy_metrics
+from beit3_vqa.metrics.accuracy import accuracy_metrics
+from beit3_vqa.metrics.intervals import accuracy_interval
 from beit3_vqa.models.base import Processor
 from beit3_vqa.tasks.base import Task
 from beit3_vqa.tasks.folder import PreparedFolder

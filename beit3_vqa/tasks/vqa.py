@@ -21,9 +21,10 @@ from beit3_vqa.data.submission import read_sample
 from beit3_vqa.data.teacher import Shares, read_teacher
 from beit3_vqa.data.types import Batch, EvalResult, Example, Inputs, Prediction, PredictionsInfo, Tensors
 from beit3_vqa.errors import InputError, plural
-from beit3_vqa.metrics import accuracy_metrics, full_metrics
+from beit3_vqa.metrics.accuracy import accuracy_metrics
 from beit3_vqa.metrics.baselines import count_answers
 from beit3_vqa.metrics.calibration import temper
+from beit3_vqa.metrics.summary import full_metrics
 from beit3_vqa.models.base import Processor
 from beit3_vqa.runtime.files import is_text
 from beit3_vqa.tasks.base import KEPT_ANSWERS, Task, TaskSpec

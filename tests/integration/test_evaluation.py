@@ -13,8 +13,8 @@ from beit3_vqa.data.images import open_image
 from beit3_vqa.data.predictions import read_info, read_predictions
 from beit3_vqa.engine.checkpoint.manifest import get_sha256, verify
 from beit3_vqa.engine.evaluator import evaluate_fully
-from beit3_vqa.metrics import accuracy_metrics, mean_nll
-from beit3_vqa.metrics.calibration import HIGHEST
+from beit3_vqa.metrics.accuracy import accuracy_metrics
+from beit3_vqa.metrics.calibration import HIGHEST, mean_nll
 from tests.helpers.commands import finetune, finetune_clip
 
 

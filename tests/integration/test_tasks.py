@@ -14,7 +14,7 @@ from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.index import DatasetInfo
 from beit3_vqa.data.types import Batch, Example
 from beit3_vqa.errors import InputError
-from beit3_vqa.metrics import tempered
+from beit3_vqa.metrics.calibration import tempered
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import KEPT_ANSWERS
 from beit3_vqa.tasks.vqa import VQACustom

@@ -7,10 +7,12 @@ from pathlib import Path
 from beit3_vqa.apps.report.collect import ReportRun
 from beit3_vqa.apps.report.curves import Curves
 from beit3_vqa.data.images import resolve_image_path
+from beit3_vqa.data.question_words import question_word
 from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.types import AttentionMap, Prediction
 from beit3_vqa.errors import InputError, visible
-from beit3_vqa.metrics import full_metrics, question_word, wilson_interval
+from beit3_vqa.metrics.intervals import wilson_interval
+from beit3_vqa.metrics.summary import full_metrics
 from beit3_vqa.metrics.types import CoveragePoint, Metrics, ReliabilityBin
 
 IMAGES_IN_BLOCK = 256

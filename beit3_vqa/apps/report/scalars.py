@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit3_vqa.apps.report.collect import ReportRun
-from beit3_vqa.metrics import full_metrics
+from beit3_vqa.metrics.summary import full_metrics
 from beit3_vqa.runtime.files import make_folder
 
 SUFFIX = ".report"  # ending of the files of events

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from beit3_vqa.metrics import question_word
+from beit3_vqa.data.question_words import question_word
 
 
 @pytest.mark.parametrize(

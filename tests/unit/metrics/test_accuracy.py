@@ -1,7 +1,8 @@
 import pytest
 
+from beit3_vqa.data.question_words import question_word
 from beit3_vqa.data.types import Prediction
-from beit3_vqa.metrics import accuracy_metrics, question_word
+from beit3_vqa.metrics.accuracy import accuracy_metrics
 
 
 def prediction(question, answer, truth, weight=None):

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beit3_vqa.data.types import Prediction
-from beit3_vqa.metrics import accuracy_interval, mean_interval, wilson_interval
-from beit3_vqa.metrics.intervals import Z, clustered_interval
+from beit3_vqa.metrics.intervals import Z, accuracy_interval, clustered_interval, mean_interval, wilson_interval
 
 
 def scored(*scores):

@@ -11,20 +11,18 @@ from hypothesis import strategies as st
 
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.engine.evaluator import _fit
-from beit3_vqa.metrics import (
+from beit3_vqa.metrics.accuracy import accuracy_metrics, confusion, positions
+from beit3_vqa.metrics.baselines import baselines
+from beit3_vqa.metrics.calibration import (
+    HIGHEST,
+    LOWEST,
     accuracy_at_coverage,
-    accuracy_metrics,
-    baselines,
     calibration,
-    confusion,
     fit_temperature,
-    full_metrics,
     mean_nll,
-    metrics_table,
-    positions,
     tempered,
 )
-from beit3_vqa.metrics.calibration import HIGHEST, LOWEST
+from beit3_vqa.metrics.summary import full_metrics, metrics_table
 
 CHOICES = ("a red cat", "dog", "owl", "ox")
 

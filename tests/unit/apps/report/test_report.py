@@ -26,8 +26,9 @@ from beit3_vqa.cli.main import main
 from beit3_vqa.data.predictions import read_info, read_predictions, write_info, write_predictions
 from beit3_vqa.data.types import Example, Prediction
 from beit3_vqa.engine.predictor import PreparedQuestion
-from beit3_vqa.metrics import accuracy_interval, full_metrics
+from beit3_vqa.metrics.intervals import accuracy_interval
 from beit3_vqa.metrics.label_errors import find_label_errors
+from beit3_vqa.metrics.summary import full_metrics
 from tests.helpers.runs import some_predictions, write_run
 
 JSON = st.recursive(
