@@ -88,12 +88,8 @@ def _family(config: RunConfig, task: Task) -> Family:
     return find_family(config.model.model)(config, shape)
 
 
-def _require_possible(family: Family, checkpoint: Path | None) -> int:
-    """Return the number of the model's parameters.
-
-    Raises:
-        InputError: the checkpoint is too small to hold them, or free memory is.
-    """
+def _require_possible(family: Family, checkpoint: Path | None) -> None:
+    """Raise InputError if the checkpoint is too small to hold the model's parameters, or free memory is."""
     skeleton = family.skeleton()
     name = family.config.model.model
     saved = sum(value.numel() for value in skeleton.state_dict().values())
@@ -111,7 +107,6 @@ def _require_possible(family: Family, checkpoint: Path | None) -> int:
             f"--model {name}: its weights alone take {needed / 2**30:,.1f} GiB of memory, of which "
             f"{free / 2**30:,.1f} GiB are free. Is the name right?"
         )
-    return sum(parameter.numel() for parameter in skeleton.parameters())
 
 
 def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
@@ -233,7 +228,9 @@ def plan_evaluation(given: GivenOptions) -> tuple[GivenOptions, int]:
     content = read_checkpoint(path, flag, given, mapped=True)
     given = with_saved_task(given, content)
     config = resolve_checkpoint_config(given, content, f"{flag} {path}")
-    return given, _require_possible(_family(config, make_task(config)), path)
+    family = _family(config, make_task(config))
+    _require_possible(family, path)
+    return given, family.count_parameters()
 
 
 def load_for_inference(components: Components, content: Content, where: str, *, exact: bool = True) -> None:
