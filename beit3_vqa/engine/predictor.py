@@ -352,7 +352,7 @@ class Predictor:
             asked = [number_problem(count, self.option_counts) for count in counts]
             told = zip(asked, questions.origins, strict=True)
             questions.problems += [f"{origin}: the model {problem}" for problem, origin in told if problem]
-        questions.check()
+        questions.check(skip_bad_images)
         if not questions.rows:
             return []
         self.components.processor.images.clear()  # as in `predict`

@@ -27,6 +27,7 @@ class Questions:
         origins: where each row is, such as `test.csv:12`.
         cells: the table's own cells of each row.
         problems: what is wrong, one line each, with its origin; the other lists may be incomplete then.
+        absent: the same for each image that isn't there, a line for each of its rows.
         notes: what was interpreted.
         image_root: the folder that image paths start from.
     """
@@ -37,13 +38,15 @@ class Questions:
     origins: list[str] = field(default_factory=list)
     cells: list[Sequence[Cell]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    absent: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     image_root: Path = Path()
 
-    def check(self) -> None:
-        """Raise InputError with every problem, if there is one."""
-        if self.problems:
-            raise InputError.of_problems(f"{self.where} can't be answered:", self.problems)
+    def check(self, absent_allowed: int = 0) -> None:
+        """Raise InputError with every problem, if there is one, or if more images are absent than may be."""
+        problems = self.problems + [line for lines in self.absent.values() for line in lines]
+        if self.problems or len(self.absent) > absent_allowed:
+            raise InputError.of_problems(f"{self.where} can't be answered:", problems)
 
 
 def read_questions(
@@ -90,7 +93,7 @@ def read_questions(
         questions.problems.append(f"{missing('image folder', questions.image_root)} Give image_root.")
     else:
         places = zip(questions.rows, prepared.origins.get(split, ()), strict=True)
-        questions.problems += _absent_images(places, questions.image_root)
+        _look_for_images(places, questions)
     for row, origin in zip(questions.rows, prepared.origins.get(split, ()), strict=True):
         row["id"] = origin.removeprefix(f"{where}, row ")
     return questions
@@ -106,16 +109,16 @@ def _watched(rows: Read, questions: Questions, answer: int | None) -> Iterator[t
         yield origin, cells
 
 
-def _absent_images(rows: Iterator[tuple[Row, str]], root: Path) -> Iterator[str]:
-    """Yield a problem for each row whose image isn't there, or whose image path can't be used."""
-    known: dict[str, str] = {}
+def _look_for_images(rows: Iterator[tuple[Row, str]], questions: Questions) -> None:
+    """Note each row whose image isn't there, or whose image path can't be used."""
+    there: dict[str, bool] = {}
     for row, origin in rows:
         path = row["image_path"]
-        if path not in known:
-            try:
-                there = is_file(resolve_image_path(root, path))
-                known[path] = "" if there else f"image {path!r} doesn't exist in {root}"
-            except InputError as error:
-                known[path] = str(error)
-        if known[path]:
-            yield f"{origin}: {known[path]}"
+        try:
+            if path not in there:
+                there[path] = is_file(resolve_image_path(questions.image_root, path))
+            if not there[path]:
+                line = f"{origin}: image {path!r} doesn't exist in {questions.image_root}"
+                questions.absent.setdefault(path, []).append(line)
+        except InputError as error:
+            questions.problems.append(f"{origin}: {error}")

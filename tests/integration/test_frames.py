@@ -195,6 +195,18 @@ def test_frames_of_any_kind_are_answered(scpc, predictor, test_frame):
         predictor.predict_frame(str(scpc / "test.csv"), images)
 
 
+def test_an_absent_image_is_one_of_the_bad_ones_that_may_be(scpc, predictor, test_frame):
+    frame = test_frame.copy()
+    frame.loc["row d", "img_path"] = "gone.jpg"
+    with pytest.raises(InputError, match=r"row 'row d': image 'gone\.jpg' doesn't exist"):
+        predictor.predict_frame(frame, scpc / "images")
+    answers = predictor.predict_frame(frame, scpc / "images", skip_bad_images=1)
+    assert list(answers.index[answers["problem"] != ""]) == ["row d"]
+    frame.loc["row c", "img_path"] = "gone too.jpg"
+    with pytest.raises(InputError, match="row 'row d': image"):
+        predictor.predict_frame(frame, scpc / "images", skip_bad_images=1)
+
+
 def test_every_bad_row_is_named_by_its_index_at_once(scpc, predictor, test_frame, tmp_path):
     shutil.copytree(scpc / "images", tmp_path / "images")
     broken = test_frame["img_path"].iloc[4]
