@@ -9,7 +9,8 @@ from beit3_vqa.data.file_kinds import IMAGE_ENDINGS
 from beit3_vqa.data.table_files import Cell, read_table
 from beit3_vqa.data.tables import csv_line
 from beit3_vqa.data.types import Prediction
-from beit3_vqa.engine.predictor import Predictor, as_choices, as_text, check_question
+from beit3_vqa.engine.one_question import as_choices, as_text, check_question
+from beit3_vqa.engine.predictor import Predictor
 from beit3_vqa.errors import InputError, one_line
 from beit3_vqa.preparation.questions import Questions, read_questions
 from beit3_vqa.runtime.files import is_file, missing, refuse_to_replace, require_writable, write_text
