@@ -157,7 +157,13 @@ def summarise(histories: dict[int, Sequence[float]], metric: str) -> Summary:
         histories: fold -> its metric after each epoch. With `--patience` some folds may have fewer; the means go as
             far as all of them do.
         metric: name of the metric.
+
+    Raises:
+        InputError: a fold was never validated.
     """
+    without = [str(fold) for fold, values in histories.items() if not values]
+    if without:
+        raise InputError(f"no epoch of fold {', '.join(without)} was validated: give more --max_hours or --epochs.")
     by_epoch = [_moments(values) for values in zip(*histories.values(), strict=False)]
     return {
         "metric": metric,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from beit3_vqa.data.answers import AnswerTable
+from beit3_vqa.data.answers import AnswerTable, answer_key
 from beit3_vqa.data.choice_order import Order, movable, orders, reordered, split_mode
 from beit3_vqa.data.decoding import memory_for
 from beit3_vqa.data.images import image_file
@@ -141,8 +141,12 @@ def _coded(values: Iterable[object]) -> Tensor:
 
 
 def _annotated(row: Row) -> object:
-    """Return a row's answer, its labels or its label, whichever it has; None if it has none."""
-    return row.get("answer", row.get("labels", row.get("label")))
+    """Return a row's answer, its labels or its label, whichever it has; None if it has none.
+
+    All spellings of an open-ended answer are one, as its label is.
+    """
+    answer = row.get("answer", row.get("labels", row.get("label")))
+    return answer_key(answer) if isinstance(answer, str) and not row.get("choices") else answer
 
 
 def _said(row: Row) -> object:

@@ -20,6 +20,7 @@ SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "test-dev")  # VQAv2's smaller test
 INFO_FILE = "dataset.json"
 MAX_INFO = 100_000_000  # bytes of `INFO_FILE`
+UNFINISHED = {"unfinished": True}  # content of that file while `prepare` replaces the others
 ANSWERS_FILE = "answer2label.txt"
 TOKENIZER_FILE = "tokenizer.spm"
 CLASSES_FILE = "classes.json"  # names of the classes of images, in the order of their labels
@@ -122,6 +123,11 @@ class DatasetInfo:
         if not path.exists():
             return cls(image_root=data_path)
         fields = _read(path)
+        if fields == UNFINISHED:
+            raise InputError(
+                f"{data_path}: `beit3-vqa prepare` was ended while it replaced files here, so they may not belong "
+                "together; run it again. What was there before is in the newest previous-N there."
+            )
         try:
             if not is_text(fields["image_root"]):
                 raise ValueError(f"image_root can't be {short(fields['image_root'])}")

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Context, Decimal
@@ -365,15 +365,34 @@ def _from_parquet(path: Path, sheet: str, notes: list[str]) -> Table:
     number, size = file.metadata.num_rows, path.stat().st_size
     if number > max(_MANY_ROWS, size):  # no questions can be packed so well
         raise InputError(f"{path} says it has {number:,} rows in {size:,} bytes: is this a table of questions?")
-    return _from_batches(file.schema_arrow.names, file.iter_batches(), path)
+    names = file.schema_arrow.names
+    floats = [name for name in names if str(file.schema_arrow.types[names.index(name)]) in _FLOATS]
+    whole = {name for name in floats if names.count(name) == 1 and _is_whole(file.read(columns=[name]).columns[0])}
+    return _from_batches(names, file.iter_batches(), path, whole)
 
 
 def _from_feather(path: Path, sheet: str, notes: list[str]) -> Table:
     table = _need("pyarrow.feather", "parquet", path).read_table(path, memory_map=False)
-    return _from_batches(table.schema.names, table.to_batches(), path)
+    names = table.schema.names
+    whole = {name for name, column in zip(names, table.columns, strict=True) if _is_whole(column)}
+    return _from_batches(names, table.to_batches(), path, whole)
 
 
-def _from_batches(names: Sequence[str], batches: Iterable[Any], path: Path) -> Table:
+_FLOATS = ("halffloat", "float", "double")  # pyarrow's types
+
+
+def _is_whole(column: Any) -> bool:
+    """Return whether a column is of floats that are all whole: pandas makes such a one of whole numbers with gaps."""
+    return str(column.type) in _FLOATS and _all_whole(
+        [value for value in column.to_pylist() if value is not None and value == value]
+    )
+
+
+def _all_whole(known: Sequence[Any]) -> bool:
+    return bool(known) and all(type(value) is float and value.is_integer() for value in known)
+
+
+def _from_batches(names: Sequence[str], batches: Iterable[Any], path: Path, whole: Collection[str]) -> Table:
     # pandas keeps an index beside the columns under such a name.
     kept = [place for place, name in enumerate(names) if not re.fullmatch(r"__index_level_\d+__", name)]
 
@@ -381,6 +400,9 @@ def _from_batches(names: Sequence[str], batches: Iterable[Any], path: Path) -> T
         number = 0
         for batch in batches:
             columns = [batch.column(place).to_pylist() for place in kept]
+            for place, column in zip(kept, columns, strict=True):
+                if names[place] in whole:
+                    column[:] = [None if value is None or value != value else int(value) for value in column]
             for values in zip(*columns, strict=True):
                 number += 1
                 where = f"{path}: row {number}"
@@ -392,7 +414,7 @@ def _from_batches(names: Sequence[str], batches: Iterable[Any], path: Path) -> T
 def read_frame(frame: Any, name: str) -> Table:
     """Return the rows of a pandas DataFrame; `name` stands for the file in messages.
 
-    A column of whole numbers with gaps is one of floats in pandas: its numbers are shown without ".0".
+    A column of whole numbers that has or had gaps is one of floats in pandas: its numbers are shown without ".0".
     """
     columns = [_column(frame.iloc[:, place]) for place in range(frame.shape[1])]
     header = tuple(str(column) for column in frame.columns)
@@ -410,7 +432,7 @@ def _column(series: Any) -> list[Any]:
     gaps = series.isna().tolist()
     values = series.tolist()
     known = [value for value, gap in zip(values, gaps, strict=True) if not gap]
-    if any(gaps) and known and all(type(value) is float and value.is_integer() for value in known):
+    if _all_whole(known):
         values = [None if gap else int(value) for value, gap in zip(values, gaps, strict=True)]
     return [None if gap is True else value for value, gap in zip(values, gaps, strict=True)]
 

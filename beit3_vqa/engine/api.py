@@ -40,7 +40,7 @@ from beit3_vqa.engine.checkpoint.resume import (
     restore_weights,
     tell_other_answers,
 )
-from beit3_vqa.engine.checkpoint.same_run import get_beginning
+from beit3_vqa.engine.checkpoint.same_run import get_beginning, trained_on
 from beit3_vqa.engine.checkpoint.save import TrainState
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.dry_run import describe, dry_run
@@ -48,7 +48,7 @@ from beit3_vqa.engine.evaluator import compare_sources, evaluate_fully, naming, 
 from beit3_vqa.engine.run_lock import run_lock
 from beit3_vqa.engine.trainer import fit
 from beit3_vqa.engine.training import Judge, Training, set_up_training
-from beit3_vqa.errors import InputError
+from beit3_vqa.errors import InputError, plural
 from beit3_vqa.metrics.summary import without_looking
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import processes
@@ -160,7 +160,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     components = build(config, task, path, sources)
     check_same_fingerprints(components, content)
     load_for_inference(components, content, where, exact=flag == "--resume")
-    average = bool(content.get("model_ema"))
+    average, asked = bool(content.get("model_ema")), trained_on(content)
     del content
     components.model.to(components.precision.device)
     logger.info(f"evaluating {path}")
@@ -183,6 +183,11 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         by_source = compare_sources(components, result.metrics, beside, label, split)
     if result.metrics:
         result = replace(result, metrics=result.metrics | by_source)
+    here = components.fingerprints.get(split)
+    if result.metrics and split != "train" and here and (seen := here.count_in(asked)):
+        logger.warning(
+            f"{split}: the model was trained on {seen:,} of the {plural(len(here.rows), 'row')}, so the score flatters"
+        )
     if fitted:
         if get_sha256(path) != checksum:
             raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")

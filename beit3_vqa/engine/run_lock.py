@@ -78,7 +78,7 @@ class _Lock:
             make_folder(self.folder)
             self._held = self._create()
             while not self._held:
-                self._remove_dead(_read(self.path))
+                self._remove_dead(self._look())
                 # Several runs may have found the same dead lock; one of them may move our new file for a moment.
                 self._held = self._create() and self._stays_own()
         except OSError as error:
@@ -100,6 +100,22 @@ class _Lock:
             if self._is_own():
                 self.path.unlink()
         self._remove_made()
+
+    def _look(self) -> bytes | None:
+        """Return what the lock holds; None if it is gone by now.
+
+        Raises:
+            InputError: something is there that can't be read, so that it would be looked for again and again.
+        """
+        for _ in range(3):  # a run may have ended, and another begun, between two looks
+            found = _read(self.path)
+            if found is not None or not os.path.lexists(self.path):
+                return found
+            time.sleep(0.1)
+        raise InputError(
+            f"{self.path} is there and can't be read as the lock of a run: a folder, a link to nothing, or another "
+            "user's file. Remove it, or give another --output_dir."
+        )
 
     def _create(self) -> bool:
         with suppress(FileExistsError):

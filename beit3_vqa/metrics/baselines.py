@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.tables import comparable
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.metrics.types import Baseline
@@ -51,11 +52,22 @@ def baselines(
 
 
 def _of_open_ended(known: Sequence[Prediction], training_answers: Mapping[str, int] | None) -> dict[str, Baseline]:
-    truths = count_answers(p.truth or "" for p in known)
-    answer = min(training_answers or truths, key=lambda text: (-(training_answers or truths)[text], text))
-    accuracy = 100.0 * truths[answer] / len(known)
+    spelling: dict[str, str] = {}
+    counts: Counter[str] = Counter()  # as answers are scored: all spellings of one together
+    for text, count in (training_answers or Counter(p.truth or "" for p in known)).items():
+        counts[answer_key(text)] += count
+        spelling.setdefault(answer_key(text), text)
+    answer = min(counts, key=lambda key: (-counts[key], key))
+    accuracy = _percent([_score(p, answer) for p in known])
     source = _source(training_answers or None)
-    return {"most_frequent_answer": {"accuracy": accuracy, "answer": answer, "counted_in": source}}
+    return {"most_frequent_answer": {"accuracy": accuracy, "answer": spelling[answer], "counted_in": source}}
+
+
+def _score(prediction: Prediction, key: str) -> float:
+    """Return what the answer with a key scores as the answer to an open-ended question, in [0, 1]."""
+    if prediction.answer_scores is None:
+        return float(answer_key(prediction.truth or "") == key)
+    return max((s for answer, s in prediction.answer_scores.items() if answer_key(answer) == key), default=0.0)
 
 
 def _source(training_answers: Mapping[str, int] | None) -> str:

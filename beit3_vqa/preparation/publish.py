@@ -5,6 +5,7 @@ of every file that `prepare` wrote; files that aren't in that record are somebod
 are replaced and kept in `previous-N`.
 """
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from beit3_vqa.runtime import files
 from beit3_vqa.runtime.files import file_sha256, link_or_copy, next_previous, remove_stale_temporaries, staged
 
 logger = logging.getLogger(__name__)
+
+_OF_ANSWERS = ("vqacustom.", "vqav2.")  # beginnings of the names of index files whose answers are in the table
 
 
 @contextmanager
@@ -70,6 +73,15 @@ def require_own_files(data_path: Path, folder: Path, names: list[str], stale: li
             "They are left as they are, since they may be the only record of what a checkpoint's outputs mean. Give "
             "another --data_path, or move them away. Nothing was written.",
         )
+    table = data_path / index.ANSWERS_FILE
+    if index.ANSWERS_FILE in names and table.exists() and _differs(folder / index.ANSWERS_FILE, table):
+        others = [name for name in info.written if name.endswith(".jsonl") and name not in (*names, *stale)]
+        numbered = [name for name in others if name.startswith(_OF_ANSWERS) and (data_path / name).exists()]
+        if numbered:
+            raise InputError(
+                f"--data_path {data_path} holds {', '.join(numbered)}, whose answers are those of "
+                f"{index.ANSWERS_FILE}, and this run has others: give another --data_path. Nothing was written."
+            )
     return info.written
 
 
@@ -89,6 +101,17 @@ def publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[s
         aside = next_previous(data_path)
         kept.rename(aside)
         logger.info(f"{', '.join(replaced)}: what was there before is kept in {aside}")
-    for name in stale:
-        (data_path / name).unlink()
-    files.publish([folder / name for name in names], data_path)
+    info = data_path / index.INFO_FILE
+    before = info.read_bytes() if info.exists() else None
+    # Whoever reads a folder between the first file and the last, or after a kill there, gets an error.
+    files.write_text(info, json.dumps(index.UNFINISHED))
+    try:
+        files.publish([folder / name for name in names], data_path)
+        for name in stale:
+            (data_path / name).unlink()
+    except InputError:
+        if (folder / names[0]).exists():  # nothing has moved
+            info.unlink()
+            if before is not None:
+                info.write_bytes(before)
+        raise

@@ -22,7 +22,7 @@ from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT, Row
 from beit3_vqa.data.table_files import Cell, Table, read_frame, read_table
 from beit3_vqa.data.tables import comparable, match_answer, read_weight
-from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
+from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural, short
 from beit3_vqa.preparation.columns import Columns, find_columns
 from beit3_vqa.preparation.find_images import ImageFinder
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions
@@ -203,6 +203,10 @@ def _read_row(
         cell = cells[place]
         if meaning != "options":
             texts[meaning] = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+        if meaning == "answer" and not isinstance(cell, str):
+            problems.append(
+                f"answer is a list ({short(cell)}): a table has one; `prepare vqav2` reads several people's"
+            )
     texts["question"], *wordings = _wordings(cells, columns)
     empty = [name for name in ("id", "image", "question") if name in texts and is_blank(texts[name])]
     if empty:

@@ -119,10 +119,19 @@ def _respelt(prediction: Prediction, key: Callable[[str], str], spelling: dict[s
     """Return the prediction with each answer spelt as it was first met, so that the members vote for the same one."""
     answers = (*prediction.probabilities, prediction.answer)
     named = {answer: spelling.setdefault(key(answer), answer) for answer in answers}
-    if all(answer == name for answer, name in named.items()) or len(set(named.values())) < len(named):
+    scores: dict[str, float] = {}
+    for answer, score in (prediction.answer_scores or {}).items():
+        name = spelling.setdefault(key(answer), answer)
+        scores[name] = max(score, scores.get(name, 0.0))
+    if len(set(named.values())) < len(named):
         return prediction
     shares = {named[answer]: share for answer, share in prediction.probabilities.items()}
-    return dataclasses.replace(prediction, answer=named[prediction.answer], probabilities=shares)
+    return dataclasses.replace(
+        prediction,
+        answer=named[prediction.answer],
+        probabilities=shares,
+        answer_scores=scores or prediction.answer_scores,
+    )
 
 
 def _disagreements(names: Sequence[str], answers: Sequence[Prediction], origins: Origins) -> list[str]:

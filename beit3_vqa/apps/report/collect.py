@@ -154,17 +154,19 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _check_same_questions(runs: Sequence[ReportRun]) -> None:
-    """Raise InputError if an id stands for different questions or options in two runs."""
+    """Raise InputError if an id stands for different questions, images, options or true answers in two runs."""
     seen: dict[str, tuple[Prediction, str]] = {}
     problems = []
     for run in runs:
         for p in run.predictions:
             other, where = seen.setdefault(p.id, (p, run.name))
-            if (other.question, other.choices) != (p.question, p.choices):
+            same = (other.question, other.choices) == (p.question, p.choices)
+            same = same and (not other.image or not p.image or other.image == p.image)
+            if not same or (other.truth is not None and p.truth is not None and other.truth != p.truth):
                 problems.append(f"row {p.id}: {one_line(where)} and {one_line(run.name)}")
     if problems:
         raise InputError.of_problems(
-            "the same ids stand for other questions or options:",
+            "the same ids stand for other questions, images, options or true answers:",
             problems,
             "Runs on other data, or with options in another order: write a report for each.",
         )

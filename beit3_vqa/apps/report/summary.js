@@ -27,6 +27,7 @@ function agreement() {
         if (one.answer[row] === null || two.answer[row] === null) return;
         both++;
         same += one.answer[row] === two.answer[row];
+        if (one.score[row] === null || two.score[row] === null) return;  // null > 0 would be a comparison with 0
         first += one.score[row] > two.score[row];
         second += two.score[row] > one.score[row];
       });

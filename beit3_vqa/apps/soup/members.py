@@ -7,19 +7,19 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from beit3_vqa.apps.soup.options import MOST_MEMBERS
 from beit3_vqa.config.config import RunConfig
 from beit3_vqa.config.resolve import GivenOptions
-from beit3_vqa.data.fingerprint import EMPTY, Fingerprint, Numbers
+from beit3_vqa.data.fingerprint import Numbers
 from beit3_vqa.engine.build import build, make_task, resolve_checkpoint_config
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, with_saved_task
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
 from beit3_vqa.engine.checkpoint.portable import find_checkpoint
 from beit3_vqa.engine.checkpoint.resume import check_same_answers, check_same_fingerprints, fold_of_evaluation
+from beit3_vqa.engine.checkpoint.same_run import trained_on
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.components import Components
 from beit3_vqa.errors import InputError, short
@@ -173,10 +173,8 @@ def _read(name: str, path: Path, evaluation: Mapping[str, object], split: str) -
     key = next((key for key in keys if content.get(key)), "")
     print(f"{name}: its moving average ({AVERAGE})" if key == AVERAGE else f"{name}: its weights", flush=True)
     beside = {entry: content[entry] for entry in _BESIDE if entry in content}
-    rows = [state for split, state in content.get("data_rows", {}).items() if split != "val"]
-    # Copied: one tensor that is still in the file would keep all of it mapped, and its pages in memory.
-    trained_on = np.concatenate([EMPTY.asked, *(Fingerprint.from_state(state).asked for state in rows)])
-    return Member(name, path, given, config, kept, get_sha256(path), key, identity, beside, trained_on), content
+    sha256 = get_sha256(path)
+    return Member(name, path, given, config, kept, sha256, key, identity, beside, trained_on(content)), content
 
 
 def _identity(path: Path) -> tuple[int, ...]:

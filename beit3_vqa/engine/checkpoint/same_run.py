@@ -164,6 +164,13 @@ def check_same_data(components: Components, content: Content, saved: dict[str, o
     return changes["val"].same_content
 
 
+def trained_on(content: Content) -> Numbers:
+    """Return what the training rows of a checkpoint ask, as `Fingerprint.asked`; nothing if it doesn't say."""
+    rows = [state for split, state in content.get(_DATA, {}).items() if split != "val"]
+    # Copied: one tensor that is still in the file would keep all of it mapped, and its pages in memory.
+    return np.concatenate([EMPTY.asked, *(Fingerprint.from_state(state).asked for state in rows)])
+
+
 def _problems(before: dict[str, Fingerprint], now: dict[str, Fingerprint], val: Changes, content: Content) -> list[str]:
     """Return the reasons against going on, in words; none if the scores stay honest."""
     # Without the bits of the answers, since a row leaks with another answer too.
