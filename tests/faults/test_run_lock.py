@@ -155,3 +155,10 @@ def test_several_processes_end_together_with_one_message(scpc, tmp_path):
         code, said = ended(start(command, tmp_path / "log", *torchrun(2)), tmp_path / "log", 120)
     assert code != 0
     assert said.count("is in use by") == 1
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_a_lock_that_cant_be_read_is_one_error_and_no_endless_wait(tmp_path, make):
+    make(tmp_path / FILE)
+    with pytest.raises(InputError, match=r"can't be read as the lock of a run"), run_lock(tmp_path):
+        pass

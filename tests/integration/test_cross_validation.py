@@ -8,6 +8,7 @@ import pytest
 
 from beit3_vqa.apps.cross_validation import summarise, table
 from beit3_vqa.cli.main import main
+from beit3_vqa.errors import InputError
 from tests.helpers.captioned import write_captioned
 from tests.helpers.commands import finetune, finetune_clip, train_on
 
@@ -111,3 +112,8 @@ def test_summary_of_folds_equals_one_computed_by_hand():
     assert made["epochs"][1]["deviation"] == pytest.approx(200**0.5)
     assert made["best"] == pytest.approx({"mean": 65.0, "deviation": 50**0.5})
     assert "fold   0: best  70.00 after epoch 1" in table(made)
+
+
+def test_a_fold_that_was_never_validated_is_one_error():
+    with pytest.raises(InputError, match="no epoch of fold 1 was validated"):
+        summarise({0: [50.0], 1: []}, "accuracy")

@@ -299,3 +299,13 @@ def test_an_image_asked_about_in_many_places_of_a_table_is_decoded_once(scpc, tr
 
 def small_cache(init):
     return lambda self, max_bytes=0, at_least=None: init(self, 48 * 2**10, at_least)
+
+
+def test_rows_that_the_model_was_trained_on_are_told(scpc, trained, plain, tmp_path, capsys):
+    shutil.copytree(scpc / "data", tmp_path / "data")
+    shutil.copyfile(tmp_path / "data" / "vqacustom.train.jsonl", tmp_path / "data" / "vqacustom.val.jsonl")
+    there = ["--data_path", str(tmp_path / "data"), "--image_root", str(scpc / "images")]
+    assert evaluate(scpc, trained, tmp_path / "out", *there) == 0
+    assert "val: the model was trained on 30 of the 30 rows, so the score flatters" in capsys.readouterr().out
+    assert evaluate(scpc, trained, tmp_path / "out") == 0
+    assert "flatters" not in capsys.readouterr().out

@@ -273,3 +273,18 @@ def test_a_missing_package_is_an_error_with_the_command_that_installs_it(tmp_pat
     (tmp_path / "t.xlsx").write_bytes(archive({"xl/workbook.xml": "x"}))
     with pytest.raises(InputError, match=r'needs openpyxl to be read: pip install "beit3_vqa\[excel\]"'):
         read_table(tmp_path / "t.xlsx")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather"])
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [1.0, None, 3.0], [1.0, 2.5, 3.0]])
+def test_whole_numbers_that_pandas_made_floats_are_whole(tmp_path, kind, values):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"answer": pa.array(values, pa.float64()), "question": ["a", "b", "c"]})
+    if kind == "parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "t")
+    else:
+        pytest.importorskip("pyarrow.feather").write_feather(table, tmp_path / "t")
+    found = [row[0] for row in cells(read_table(tmp_path / "t"))]
+    shown = [str(value) if 2.5 in values else str(int(value)) if value else "" for value in values]
+    assert found == shown
+    assert [row[0] for row in cells(read_frame(table.to_pandas(), "frame"))] == shown

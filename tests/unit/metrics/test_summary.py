@@ -192,3 +192,11 @@ def test_metrics_table_has_every_part_and_short_lines():
     assert "nothing to score" in metrics_table({})
     hostile = [Prediction("0", "q", "x", {"x": 1.0}, "line\nbreak" * 30, 0.0)]
     assert max(map(len, metrics_table(full_metrics(hostile)).split("\n"))) < 120
+
+
+def test_the_open_ended_baseline_is_scored_as_answers_are():
+    rows = [Prediction("0", "q", "x", {"x": 1.0}, truth, 0.0) for truth in ("a dog", "dog", "Dog.", "cat", "cat")]
+    found = baselines(rows)["most_frequent_answer"]
+    assert (found["accuracy"], found["answer"]) == (pytest.approx(60), "a dog")
+    people = Prediction("0", "q", "x", {"x": 1.0}, "cat", 0.0, answer_scores={"cat": 1.0, "Dog": 0.6})
+    assert baselines([people], {"dog": 2})["most_frequent_answer"]["accuracy"] == pytest.approx(60)

@@ -318,3 +318,10 @@ def test_the_rows_of_choices_csv_are_the_same_by_either_format(images):
     )
     ours = [json.dumps(row) for row in splits["train"]]
     assert ours == [json.dumps(row) for row in read_rows(out / "vqacustom.train.jsonl")]
+
+
+def test_a_list_is_no_answer(images):
+    rows = [{"img": "a", "question": "Q?", "answer": ["red", "red", "blue"]}]
+    (images.parent / "t.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match="answer is a list"):
+        prepare("table", {"train": str(images.parent / "t.json")}, PrepareOptions("out", str(images), val_ratio=0.0))

@@ -14,6 +14,7 @@ from beit3_vqa.data.rows import read_rows
 from beit3_vqa.data.tokenizer import Tokenizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.preparation import FORMATS, PrepareOptions, find_format, prepare, writer
+from beit3_vqa.runtime import files
 from tests.helpers.scpc import copy_photographs, csv_rows, write_csv
 
 
@@ -373,3 +374,50 @@ def test_images_elsewhere_are_one_line_and_the_others_stay_named(tmp_path, image
         prepare("choices", {"train": str(path)}, PrepareOptions(out, images / "empty"))
     assert f"5 rows' images are in {images}: give --image_root {images}" in str(caught.value)
     assert "t.csv:7: image" in str(caught.value)
+
+
+def test_a_folder_whose_files_were_being_replaced_is_refused_until_it_is_prepared_again(
+    monkeypatch, train, images, out
+):
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+
+    def killed(paths, folder):
+        paths[0].replace(folder / paths[0].name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("choices", {"train": train}, PrepareOptions(out, images, seed=5))
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="was ended while it replaced files here"):
+        DatasetInfo.read(out)
+    prepare("choices", {"train": train}, PrepareOptions(out, images, seed=5))
+    assert DatasetInfo.read(out).seed == 5
+
+
+def test_a_move_that_fails_before_any_file_has_moved_leaves_the_folder_as_it_was(monkeypatch, train, images, out):
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+    before = (out / "dataset.json").read_bytes()
+
+    def refused(paths, folder):
+        raise InputError("read-only")
+
+    monkeypatch.setattr(files, "publish", refused)
+    with pytest.raises(InputError, match="read-only"):
+        prepare("choices", {"train": train}, PrepareOptions(out, images, seed=5))
+    assert (out / "dataset.json").read_bytes() == before
+
+
+def test_the_answers_of_another_task_in_the_folder_are_never_replaced(train, images, out, tmp_path):
+    prepare("choices", {"train": train}, PrepareOptions(out, images))
+    info = DatasetInfo.read(out)
+    (out / "vqacustom.train.jsonl").rename(out / "vqav2.train.jsonl")  # whose labels are numbers of the table
+    (out / "vqacustom.val.jsonl").unlink()
+    DatasetInfo(out, "vqav2", written={**info.written, "vqav2.train.jsonl": "0"}).write(out)
+    before = (out / "answer2label.txt").read_bytes()
+    image = sorted(Path(images).iterdir())[0].name
+    rows = "".join(f"{image},Q{n}?,{'xyz'[n % 3]}\n" for n in range(9))
+    (tmp_path / "own.csv").write_text("img,question,answer\n" + rows)
+    with pytest.raises(InputError, match=r"holds vqav2\.train\.jsonl, whose answers are those of answer2label"):
+        prepare("table", {"train": str(tmp_path / "own.csv")}, PrepareOptions(out, images, val_ratio=0))
+    assert (out / "answer2label.txt").read_bytes() == before

@@ -193,3 +193,13 @@ def test_permutation_p_turns_whole_images_around():
     assert paired_p(differences, [str(number) for number in range(200)], seed=0) < 1e-3
     assert paired_p(np.zeros(9), [str(number) for number in range(9)], seed=0) == 1.0
     assert paired_p(np.array([0.5, -0.5]), ["a", "a"], seed=0) == 1.0
+
+
+def test_an_answer_that_is_spelt_in_another_way_keeps_its_score():
+    members = [
+        [Prediction("1", "Q?", said, {said: 0.9}, truth="T-shirt", score=1.0, answer_scores={"T-shirt": 1.0})]
+        for said in ("t shirt", "T-shirt")
+    ]
+    (question,) = align_predictions(["a", "b"], members, answer_key)
+    (joined,) = vote_all([question], "soft")
+    assert (joined.answer, joined.score) == ("t shirt", 1.0)

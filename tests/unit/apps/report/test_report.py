@@ -456,3 +456,14 @@ def test_a_model_that_may_have_seen_the_rows_accuses_none(scpc, images, tmp_path
     (run,) = read_runs([file])
     assert run.label_errors == []
     assert page_data([run])[0]["runs"][0]["label_errors"] is None
+
+
+@pytest.mark.parametrize("other", [{"image": "y.png"}, {"truth": "B"}, {"question": "Who?"}])
+def test_runs_on_other_questions_images_or_truths_share_no_report(tmp_path, capsys, other):
+    row = {"id": "1", "question": "What?", "answer": "A", "probabilities": {"A": 0.6, "B": 0.4}, "choices": ["x", "y"]}
+    row |= {"image": "x.png", "truth": "A", "score": 1.0}
+    for name, content in (("a", row), ("b", row | other | {"score": 0.0 if "truth" in other else 1.0})):
+        (tmp_path / f"{name}.json").write_text(json.dumps([content]))
+    paths = [str(tmp_path / f"{name}.json") for name in "ab"]
+    assert main(["report", *paths, "--output", str(tmp_path / "r.html")]) == 2
+    assert "the same ids stand for other" in capsys.readouterr().err
