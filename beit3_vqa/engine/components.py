@@ -16,6 +16,7 @@ from beit3_vqa.data.choice_order import split_mode
 from beit3_vqa.data.dataset import IndexDataset, PermutedChoices, reworded
 from beit3_vqa.data.fingerprint import Fingerprint, FingerprintMaker
 from beit3_vqa.data.hard_examples import split_by_score
+from beit3_vqa.data.index import image_paths, path_key
 from beit3_vqa.data.loader import BatchLoader, evaluation_order, noting_rows
 from beit3_vqa.data.mixture import Group, JoinedDataset, count_draws
 from beit3_vqa.data.types import Example
@@ -95,6 +96,12 @@ class Components:
         tasks = [self.sources[number] for number in self.config.sources.trained] or [self.task]
         parts = [task.dataset("train", self.processor, training=True) for task in tasks]
         return JoinedDataset(parts) if len(parts) > 1 else parts[0]
+
+    def count_shared_images(self) -> int:
+        """Return how many images of `val` another source trains on."""
+        others = [self.sources[n] for n in self.config.sources.trained if self.sources[n] is not self.task]
+        trained = set[str]().union(*(_image_files(task, "train") for task in others))
+        return len(trained & _image_files(self.task, "val")) if trained else 0
 
     def loaders_beside(self, split: str) -> "dict[int, tuple[Components, BatchLoader]]":
         """Return the batches of a split of all sources but `task`'s, by number, with the components to evaluate them.
@@ -195,6 +202,12 @@ class Components:
             return ""
         cut = f", {lengths.cut} cut in the question" if lengths.cut else ""
         return f", texts of up to {lengths.longest} tokens, mean {lengths.mean:.1f}{cut}"
+
+
+def _image_files(task: Task, split: str) -> set[str]:
+    """Return the images of a split as absolute paths."""
+    root = task.folder.image_root().resolve()
+    return {f"{root}/{path_key(path)}" for row in task.folder.rows(split) for path in image_paths(row)}
 
 
 def _groups(config: RunConfig, parts: Sequence[IndexDataset]) -> tuple[Group, ...]:

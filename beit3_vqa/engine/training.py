@@ -193,6 +193,8 @@ def set_up_training(components: Components) -> Training:
         logger.warning(
             f"val: {seen:,} of {rows} are trained on too, with the same image and text, so the score there flatters"
         )
+    if val_loader is not None and (shared := components.count_shared_images()):
+        logger.warning(f"val: images that another --data_path trains on: {shared:,}. So the score there may flatter")
     strategy = make_strategy(config.compute.strategy)
     # Before the optimizer and the moving average are made: fsdp replaces the parameters that they hold.
     model = strategy.wrap(components.model)

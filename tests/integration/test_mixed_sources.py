@@ -153,9 +153,11 @@ def test_validation_rows_that_another_source_trains_on_are_told(sources, tmp_pat
     shutil.copy(tmp_path / "leaky" / "vqacustom.val.jsonl", tmp_path / "leaky" / "vqacustom.train.jsonl")
     leaky = [sources[0], str(tmp_path / "leaky"), sources[2]]
     assert main(command(leaky, tmp_path / "out", "--dry_run")) == 0
-    assert "val: 2 of 2 rows are trained on too" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "val: 2 of 2 rows are trained on too" in said
+    assert "val: images that another --data_path trains on: 1." in said
     assert main(command(sources, tmp_path / "out", "--dry_run")) == 0
-    assert "trained on too" not in capsys.readouterr().out
+    assert "train" not in capsys.readouterr().out.partition("val: 2 questions")[2].partition("val of data")[0]
 
 
 @pytest.mark.parametrize(
