@@ -105,12 +105,12 @@ def publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[s
     before = info.read_bytes() if info.exists() else None
     # Whoever reads a folder between the first file and the last, or after a kill there, gets an error.
     files.write_text(info, json.dumps(index.UNFINISHED))
+    for name in stale:
+        (data_path / name).unlink()
     try:
-        files.publish([folder / name for name in names], data_path)
-        for name in stale:
-            (data_path / name).unlink()
+        files.publish([folder / name for name in names], data_path)  # dataset.json last
     except InputError:
-        if (folder / names[0]).exists():  # nothing has moved
+        if not stale and (folder / names[0]).exists():  # nothing has changed
             info.unlink()
             if before is not None:
                 info.write_bytes(before)
