@@ -58,6 +58,7 @@ def test_other_orders_are_those_of_the_data_reordered(scpc, trained, plain, tmp_
     metrics = metrics_of(tmp_path / "tta")
     said = capsys.readouterr().out
     assert "circular: in all rotations" in said
+    assert "trained on" not in said
     found = metrics["tta"]
     assert (found["mode"], found["passes"], found["asked"]) == (mode, passes, passes * metrics["questions"])
     assert found["plain"]["accuracy"] == metrics_of(plain)["accuracy"]
@@ -301,11 +302,9 @@ def small_cache(init):
     return lambda self, max_bytes=0, at_least=None: init(self, 48 * 2**10, at_least)
 
 
-def test_rows_that_the_model_was_trained_on_are_told(scpc, trained, plain, tmp_path, capsys):
+def test_rows_that_the_model_was_trained_on_are_told(scpc, trained, tmp_path, capsys):
     shutil.copytree(scpc / "data", tmp_path / "data")
     shutil.copyfile(tmp_path / "data" / "vqacustom.train.jsonl", tmp_path / "data" / "vqacustom.val.jsonl")
     there = ["--data_path", str(tmp_path / "data"), "--image_root", str(scpc / "images")]
     assert evaluate(scpc, trained, tmp_path / "out", *there) == 0
     assert "val: the model was trained on 30 of the 30 rows, so the score flatters" in capsys.readouterr().out
-    assert evaluate(scpc, trained, tmp_path / "out") == 0
-    assert "flatters" not in capsys.readouterr().out
