@@ -169,17 +169,18 @@ def build_question(row: Row, answers: AnswerTable) -> Example:
     """Return the question of a row; `answers` gives its label: for multiple choice it is a table of letters."""
     answer, targets = get_truth(row, answers)
     text, token_ids = get_text(row)
+    choices = tuple(row.get("choices", ())) if "question" in row else ()
     return Example(
         id=row_id(row),
         image_path=row["image_path"],
         question=text,
-        choices=tuple(row.get("choices", ())) if "question" in row else (),
+        choices=choices,
         answer=answer,
         targets=targets,
         weight=row.get("weight"),
         token_ids=token_ids,
         wordings=tuple(row.get("wordings", ())) if "question" in row else (),
-        answers=tuple(answers.answers[label] for label, _ in targets),
+        answers=() if choices else tuple(answers.answers[label] for label, _ in targets),
     )
 
 

@@ -126,7 +126,7 @@ class DatasetInfo:
         if fields == UNFINISHED:
             raise InputError(
                 f"{data_path}: `beit3-vqa prepare` was ended while it replaced files here, so they may not belong "
-                "together; run it again. What was there before is in the newest previous-N there."
+                "together; run it again. What it replaced is in the newest previous-N of that folder."
             )
         try:
             if not is_text(fields["image_root"]):

@@ -39,7 +39,7 @@ class Example:
         question: the text; empty if `token_ids` replaces it or there is none.
         choices: the options of a multiple-choice question, in the order they are shown; empty if it is open-ended.
         answer: the annotated answer (a letter for multiple choice); None if it isn't known.
-        answers: texts of the `targets`, in a table of answers.
+        answers: the text of each of the `targets` of an open-ended question.
         targets: (label, score) pairs, scores in [0, 1]; empty if the answer isn't known or has no label.
         teacher: (label, probability) pairs of another model, to learn from; empty if there is none.
         weight: how much the row counts in the weighted accuracy; None if the data have no weights.

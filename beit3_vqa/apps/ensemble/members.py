@@ -197,6 +197,7 @@ def load_answers(member: Member, split: str) -> Answered:
 
 
 def _way(info: PredictionsInfo) -> str:
+    """Return the options of --eval on which the probabilities depend."""
     return f"--temperature {info.temperature:g} --tta {info.tta}"
 
 
