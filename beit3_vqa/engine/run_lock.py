@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime import distributed
@@ -79,7 +80,7 @@ class _Lock:
             self._held = self._create()
             while not self._held:
                 self._remove_dead(self._look())
-                # Several runs may have found the same dead lock; one of them may move our new file for a moment.
+                # Where files can't be locked, another run may remove our new lock instead of the dead one's.
                 self._held = self._create() and self._stays_own()
         except OSError as error:
             raise InputError(f"{self.folder} can't be written to ({error.strerror}); give another folder.") from error
@@ -122,11 +123,13 @@ class _Lock:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             try:
                 with os.fdopen(descriptor, "wb") as file:
+                    _wait_for(file)
                     file.write(self._content())
+                    file.flush()
+                    return self._is_own()  # not if it was empty for so long that another run removed it
             except OSError:  # a disk that is full
                 self.path.unlink()
                 raise
-            return True
         return False
 
     def _content(self) -> bytes:
@@ -184,13 +187,16 @@ class _Lock:
                 f"{self.folder} is in use by {_who(content)}. Wait for it, stop it, or give another --output_dir; two "
                 f"runs would take each other's files. If it is certain that nothing runs there, delete {self.path}."
             )
-        aside = self.path.with_name(f"{FILE}.{self.token}")
-        with suppress(FileNotFoundError):  # another run was quicker to remove it
-            self.path.rename(aside)
-            if aside.read_bytes() != seen:  # and this is that run's new lock: put it back
-                with suppress(OSError):
-                    self.path.hardlink_to(aside)
-            aside.unlink(missing_ok=True)
+        self._remove(seen)
+
+    def _remove(self, dead: bytes) -> None:
+        """Remove the lock if it still is the dead run's: several runs may have found it, and one be done with it."""
+        with suppress(FileNotFoundError), self.path.open("r+b" if os.access(self.path, os.W_OK) else "rb") as file:
+            _wait_for(file)
+            if os.path.samestat(os.fstat(file.fileno()), self.path.stat()) and file.read(_MAX) == dead:
+                if os.name != "posix":  # Windows, where an open file can't be removed
+                    file.close()
+                self.path.unlink()
 
     def _changes(self, seen: bytes, content: dict[str, object]) -> bool:
         """Watch the lock for `WATCHED` seconds and return whether its run writes to it."""
@@ -208,6 +214,17 @@ class _Lock:
         with suppress(OSError):  # something is in it
             for folder in self._made:
                 folder.rmdir()
+
+
+def _wait_for(file: IO[bytes]) -> None:
+    """Wait until no other process holds this file, so that nobody writes or removes it between our look and our deed.
+
+    It is held until it is closed. Windows, and file systems that can't do it, go on at once.
+    """
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _read(path: Path) -> bytes | None:

@@ -120,12 +120,12 @@ def test_a_run_that_lost_its_lock_saves_nothing_and_leaves_the_new_one(tmp_path)
     assert (tmp_path / FILE).exists()
 
 
-def _try(folder, barrier, results):
+def _try(folder, barrier, results, end):
     barrier.wait()
     try:
         with run_lock(folder):
             results.put(True)
-            time.sleep(1)
+            end.wait()
     except InputError:
         results.put(False)
 
@@ -133,14 +133,51 @@ def _try(folder, barrier, results):
 def test_one_of_many_runs_takes_over_a_dead_lock(tmp_path):
     other(tmp_path, pid=os.getpid(), started="1")
     context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(8), context.Queue()
-    tries = [context.Process(target=_try, args=(tmp_path, barrier, results)) for _ in range(8)]
+    barrier, results, end = context.Barrier(8), context.Queue(), context.Event()
+    tries = [context.Process(target=_try, args=(tmp_path, barrier, results, end)) for _ in range(8)]
     for process in tries:
         process.start()
+    assert sorted(results.get(timeout=60) for _ in tries) == [False] * 7 + [True]
+    end.set()
     for process in tries:
         process.join()
-    assert sorted(results.get() for _ in tries) == [False] * 7 + [True]
     assert not list(tmp_path.iterdir())
+
+
+def test_who_saw_a_dead_lock_does_not_touch_the_lock_of_the_run_that_took_over(tmp_path, monkeypatch):
+    """However long it paused after it looked."""
+    monkeypatch.setattr(locking, "BEAT", 60.0)
+    other(tmp_path, pid=os.getpid(), started="1")
+    looked, lives = [], locking._lives
+
+    def paused(content):
+        if looked:
+            return lives(content)
+        looked.append(run_lock(tmp_path))
+        looked[0].__enter__()
+        looked.append((tmp_path / FILE).stat())
+        return False
+
+    monkeypatch.setattr(locking, "_lives", paused)
+    with pytest.raises(InputError, match=f"process {os.getpid()} "), run_lock(tmp_path):
+        pass
+    now = (tmp_path / FILE).stat()
+    looked[0].__exit__(None, None, None)
+    assert (now.st_ino, now.st_ctime_ns) == (looked[1].st_ino, looked[1].st_ctime_ns)  # a rename changes the second
+
+
+def test_a_run_that_paused_before_it_wrote_its_lock_sees_that_another_has_the_folder(tmp_path, monkeypatch):
+    taken = other(tmp_path / "another")
+    (tmp_path / "another" / FILE).unlink()
+
+    def paused(file):
+        (tmp_path / FILE).unlink()
+        (tmp_path / FILE).write_text(json.dumps(taken))
+
+    monkeypatch.setattr(locking, "_wait_for", paused)
+    with pytest.raises(InputError, match=f"process {os.getpid()} "), run_lock(tmp_path):
+        pass
+    assert json.loads((tmp_path / FILE).read_text()) == taken
 
 
 def test_a_folder_that_cant_be_written_to_is_refused(scpc, capsys):
