@@ -50,10 +50,10 @@ def test_pipes_and_huge_files_are_refused_unread(tmp_path, name):
     path.unlink()
     with path.open("wb") as file:
         file.truncate(2 * 10**12)  # sparse: no byte of it is on the disk
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError, match=r"2,000,000,000,000 bytes"):
         READERS[name](path)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_row_of_an_index_that_never_ends_is_refused(tmp_path):
@@ -195,9 +195,9 @@ def test_a_small_file_of_a_huge_image_is_refused(tmp_path):
 def test_hostile_csvs_are_refused_within_seconds(tmp_path, content, says):
     (tmp_path / "x.csv").write_bytes(content)
     arguments = choices_csv.Arguments(train=str(tmp_path / "x.csv"))
-    started = time.perf_counter()
+    started = time.process_time()
     problems = choices_csv.read(arguments, PrepareOptions(data_path="out", image_root=str(tmp_path))).problems
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert any(says in problem for problem in problems)
     assert len(problems) <= MAX_PROBLEMS + 1
 

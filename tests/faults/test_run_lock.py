@@ -1,5 +1,6 @@
 """Two runs in one folder: the second is told who is there; whoever is dead holds nothing."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -79,7 +80,7 @@ def test_a_process_number_that_is_used_again_holds_no_lock(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{}, {"machine": "elsewhere 1", "pid": os.getpid()}])
-def test_the_lock_of_a_process_that_cant_be_looked_up_is_watched(tmp_path, capsys, content):
+def test_the_lock_of_a_process_that_cant_be_looked_up_is_watched(tmp_path, capsys, monkeypatch, content):
     """A lock without a sign of life is a dead one's, whatever its clock says; with one it is a living one's."""
     if content:
         content = other(tmp_path, since="2099-01-01 00:00:00", **content)
@@ -87,12 +88,22 @@ def test_the_lock_of_a_process_that_cant_be_looked_up_is_watched(tmp_path, capsy
         (tmp_path / FILE).write_text("")
     with run_lock(tmp_path):
         assert "for activity" in capsys.readouterr().out
-    (tmp_path / FILE).write_text(json.dumps({**content, "beat": 1}))
-    timer = threading.Timer(0.2, (tmp_path / FILE).write_text, [json.dumps({**content, "beat": 2})])
-    timer.start()
+    monkeypatch.setattr(locking, "WATCHED", 5.0)  # it ends when it sees the other write
+    stop = threading.Event()
+
+    def beat():
+        for number in itertools.count(1):
+            (tmp_path / FILE).write_text(json.dumps({**content, "beat": number}))
+            if stop.wait(0.1):
+                return
+
+    (tmp_path / FILE).write_text(json.dumps({**content, "beat": 0}))
+    thread = threading.Thread(target=beat)
+    thread.start()
     with pytest.raises(InputError, match="is in use by another run"), run_lock(tmp_path):
         pass
-    timer.join()
+    stop.set()
+    thread.join()
 
 
 def test_a_lock_is_written_to_regularly_and_comes_back_if_deleted(tmp_path):
@@ -103,8 +114,10 @@ def test_a_lock_is_written_to_regularly_and_comes_back_if_deleted(tmp_path):
         assert second.pop("beat") > first.pop("beat")
         assert first == second
         (tmp_path / FILE).unlink()
-        time.sleep(0.2)
-        assert json.loads((tmp_path / FILE).read_text())["token"] == first["token"]
+        end = time.monotonic() + 60
+        while locking._parsed(locking._read(tmp_path / FILE)).get("token") != first["token"]:
+            assert time.monotonic() < end
+            time.sleep(0.01)
     assert not (tmp_path / FILE).exists()
 
 

@@ -148,9 +148,9 @@ def test_too_many_orders_are_refused():
     "words", ["both ", "a and ", "a and b and ", "all of ", "options ", "a, ", "위 ", "보기 모두 ", "all 없음 "]
 )
 def test_a_long_option_is_judged_quickly(words):
-    start = time.perf_counter()
+    start = time.process_time()
     assert not keeps_its_place((words * 50)[:144] + "zebra")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("choice", ["(A)와 (B)", "both (A) and (B)", "both a) and b)", "A, B, and C", "A ,and B"])

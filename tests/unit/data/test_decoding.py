@@ -27,10 +27,10 @@ def photograph(side: int = 96) -> Image.Image:
 
 
 def refused(path: Path, *said: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ImageError) as caught:
         open_image(path)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     for words in (repr(str(path)), *said):
         assert words in str(caught.value)
 
@@ -64,7 +64,7 @@ def test_jpegs_that_hold_the_marker_elsewhere_are_read(tmp_path):
 @pytest.mark.parametrize("filling", [b"\xff", b"\xff\xda", b"\xff\xfe\0\2", b"\xff\xda\0\2"])
 def test_counting_scans_is_quick(filling, tmp_path):
     data = b"\xff\xd8" + filling * (40_000_000 // len(filling))
-    started = time.perf_counter()
+    started = time.process_time()
     with io.BytesIO(data) as file:
         file.seek(7)
         if filling == b"\xff":
@@ -75,7 +75,7 @@ def test_counting_scans_is_quick(filling, tmp_path):
                 decoding.check_scans(file, 1, "x")
             except ImageError:
                 assert b"\xda" in filling
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.slow

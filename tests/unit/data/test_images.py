@@ -267,9 +267,9 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(10_000, 5_001), (12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_header(*size))
-    started = time.perf_counter()
+    started = time.process_time()
     refused(tmp_path / "bomb.png", "pixels", "scale it down")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_largest_allowed_header_passes_the_check(tmp_path: Path, monkeypatch) -> None:
@@ -306,9 +306,9 @@ def test_mutated_bytes_give_an_image_or_an_input_error(options: dict, tmp_path: 
             at = rng.randrange(min(len(data), rng.choice((64, 256, len(data)))))
             data[at : at + rng.choice((0, 1, 1, 1, 9))] = rng.randbytes(rng.choice((0, 1, 1, 1, 9)))
         path.write_bytes(data)
-        started = time.perf_counter()
+        started = time.process_time()
         read += sum(survives(reader, path) for reader in (image_size, open_image))
-        assert time.perf_counter() - started < 5
+        assert time.process_time() - started < 5
     assert 0 < read < 300
 
 

@@ -75,5 +75,9 @@ def test_when_nothing_comes_after_work_freed_memory_is_given_back_once(monkeypat
         assert not given_back  # nothing was computed, so nothing was freed
         for count in (1, 2):
             assert batcher.submit(count).result(10) == count
-            time.sleep(0.3)
+            for _ in range(200):
+                if len(given_back) == count:
+                    break
+                time.sleep(0.05)
+            time.sleep(0.2)
             assert len(given_back) == count

@@ -369,10 +369,10 @@ def test_impossible_configurations_are_refused(folder, where, values, says):
 def test_a_configuration_that_contradicts_the_weights_is_refused(folder):
     """Told from the file's list of shapes: no memory is taken for a model of terabytes."""
     tower(folder, "text_config", hidden_size=10**5, num_attention_heads=2, intermediate_size=10**6)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError, match=r"its weights aren't those that its config\.json says:\n  text_model"):
         family(folder).build(ON_CPU)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
@@ -415,10 +415,10 @@ def test_pipes_devices_broken_links_and_endless_files_are_refused(folder, tmp_pa
             file.truncate(2 * 10**12)  # sparse: no byte of it is on the disk
     else:
         path.symlink_to({"device": "/dev/zero", "nowhere": tmp_path / "nowhere", "circle": path}[kind])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError):
         used(folder)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.slow
