@@ -121,7 +121,7 @@ def evaluate(given: dict[str, object], workers: Sequence[int], batches: int, rou
         predict_split(replace(by_workers[number], model=model), loaders[number], "")
 
     in_memory = list(next(iter(loaders.values())).epoch(0))
-    runs: dict[str, Run] = {"forward": lambda: list(evaluate_batches(model, in_memory, lambda *_: [], precision))}
+    runs: dict[str, Run] = {"forward": lambda: list(evaluate_batches(components, in_memory, lambda *_: []))}
     seconds = paired(runs | {str(number): partial(whole, number) for number in workers}, rounds)
     forward = statistics.median(seconds["forward"])
     rows: list[dict[str, object]] = []

@@ -58,7 +58,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     options = CompletionOptions(**given(CompletionOptions, parsed))
     commands = argparse.ArgumentParser(prog="").add_subparsers()
-    for file in COMMANDS.values():
+    for file in COMMANDS:
         import_module(f"beit3_vqa.cli.{file}").add(commands, build=True)
     parsers = dict(_all_parsers(commands))
     flags = [_case(f'"{name}"', _flags(parser)) for name, parser in parsers.items()]

@@ -17,26 +17,26 @@ from beit3_vqa.errors import InputError, RunEnded, nearest, visible
 
 MAX_WORD = 100  # characters of a command for which a similar one is looked for
 
-# Command -> its file here.
-COMMANDS: dict[str, str] = {
-    "finetune": "finetune",
-    "cross_validate": "cross_validate",
-    "search": "search",
-    "prepare": "prepare",
-    "score": "score",
-    "evaluate": "evaluate",
-    "predict": "predict",
-    "ensemble": "ensemble",
-    "soup": "soup",
-    "report": "report",
-    "serve": "serve",
-    "export": "export",
-    "bundle": "bundle",
-    "models": "models",
-    "download": "download",
-    "demo": "demo",
-    "completion": "completion",
-}
+# Each has a file here with its name; in the order of --help.
+COMMANDS = (
+    "finetune",
+    "cross_validate",
+    "search",
+    "prepare",
+    "score",
+    "evaluate",
+    "predict",
+    "ensemble",
+    "soup",
+    "report",
+    "serve",
+    "export",
+    "bundle",
+    "models",
+    "download",
+    "demo",
+    "completion",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +101,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="beit3-vqa", description="Fine-tune BEiT-3 or CLIP on visual question answering data.")
     parser.add_argument("--version", action="version", version=f"beit3-vqa {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    adders = {name: import_module(f"beit3_vqa.cli.{file}").add for name, file in COMMANDS.items()}
+    adders = {name: import_module(f"beit3_vqa.cli.{name}").add for name in COMMANDS}
     # Building only the parser that is called keeps `--help` quick.
     called = arguments[0] if arguments and arguments[0] in adders else None
     for name, add in adders.items():

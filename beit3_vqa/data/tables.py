@@ -152,6 +152,14 @@ def read_json(path: Path, encoding: str = "", notes: list[str] | None = None) ->
     return files.parse_json(read_text(path, encoding, notes), path)
 
 
+def named_list(data: object, name: str, path: Path, advice: str) -> list[Any]:
+    """Return the list `name` of a JSON object; InputError, with advice, if there is none or it is empty."""
+    found = data.get(name) if isinstance(data, dict) else None
+    if not isinstance(found, list) or not found:
+        raise InputError(f'{path} has no list "{name}": {advice}')
+    return found
+
+
 def check_encoding(name: str) -> None:
     """Raise InputError unless Python knows a text encoding of that name, or the name is empty."""
     try:

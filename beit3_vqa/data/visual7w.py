@@ -2,21 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import is_count
-from beit3_vqa.data.tables import read_json
+from beit3_vqa.data.tables import named_list, read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.runtime.files import is_text
 
-
-def get_images(data: object, path: Path) -> list[Any]:
-    """Return the images of dataset_v7w_telling.json; InputError if `data` is another file's."""
-    images = data.get("images") if isinstance(data, dict) else None
-    if not isinstance(images, list) or not images:
-        raise InputError(f'{path} has no list "images": give dataset_v7w_telling.json')
-    return images
+ADVICE = "give dataset_v7w_telling.json"
 
 
 def image_problem(image: object) -> str:
@@ -59,7 +52,7 @@ def read_telling(path: Path) -> dict[str, Telling]:
     """
     found: dict[str, Telling] = {}
     problems: list[str] = []
-    for place, image in enumerate(get_images(read_json(path), path), start=1):
+    for place, image in enumerate(named_list(read_json(path), "images", path, ADVICE), start=1):
         problem = image_problem(image)
         if problem:
             problems.append(f"{path}: image {place}: {problem}")

@@ -4,6 +4,7 @@ import multiprocessing
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -68,10 +69,9 @@ def answer_rows(
         bad_images=BadImages(skip_bad_images),
     )
     predict = partial(task.predictions, temperature=temperature)
-    infer = partial(task.infer, processor=processor)
     answered: list[Prediction] = []
     with progress_bar(total=len(dataset), desc="answering", unit="question", leave=False) as bar:
-        batches = evaluate_batches(components.model, loader.epoch(0), predict, components.precision, infer)
+        batches = evaluate_batches(replace(components, task=task), loader.epoch(0), predict)
         try:
             for found in batches:
                 answered += found

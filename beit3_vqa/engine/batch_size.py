@@ -271,8 +271,7 @@ def _peak(components: Components, samples: list[Sample], count: int, *, gradient
         batch = task.attach_targets(batch, tensors)
 
     def evaluate() -> None:
-        infer = partial(task.infer, processor=components.processor)
-        list(evaluate_batches(components.model, [batch], lambda _outputs, _batch: [], components.precision, infer))
+        list(evaluate_batches(components, [batch], lambda _outputs, _batch: []))
 
     def step() -> None:
         on_device = batch.to(components.precision.device)

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from functools import partial
 
 import torch
 
@@ -90,8 +89,7 @@ def dry_run(run: Training) -> None:
     first = max(0, (loader.batches.rows - TIMED_STEPS * group) // 2)
     batches = list(itertools.islice(loader.epoch(0, first), TIMED_STEPS))
     task = components.task
-    infer = partial(task.infer, processor=components.processor)
-    for predictions in evaluate_batches(components.model, batches, task.predictions, components.precision, infer):
+    for predictions in evaluate_batches(components, batches, task.predictions):
         print(f"evaluated {len(predictions)} {task.spec.unit}, {time.monotonic() - started:.2f} s")
     per_question = (time.monotonic() - started) / max(1, sum(len(batch) for batch in batches))
     tokens = max(components.model.tokens(batch.inputs) for batch in batches)

@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from beit3_vqa.data.choice_order import QUESTIONS, check_orders, rotations, split_mode, unpermute
 from beit3_vqa.data.loader import BatchLoader
@@ -28,7 +27,7 @@ from beit3_vqa.metrics.types import TemperatureFit
 from beit3_vqa.models.int8 import round_linear_layers
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import local_size
-from beit3_vqa.runtime.precision import Precision, all_finite, in_float32
+from beit3_vqa.runtime.precision import all_finite, in_float32
 from beit3_vqa.runtime.signals import Stopped
 from beit3_vqa.tasks.base import not_finite
 
@@ -50,31 +49,26 @@ def naming(checkpoint: str) -> Iterator[None]:
 
 @torch.no_grad()
 def evaluate_batches(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    predict: Callable[[Any, Batch], list[T]],
-    precision: Precision,
-    infer: Callable[[nn.Module, Batch], Any] | None = None,
+    components: Components, batches: Iterable[Batch], predict: Callable[[Any, Batch], list[T]]
 ) -> Iterator[list[T]]:
     """Yield the predictions of each batch, one per example and in their order.
 
     Args:
-        model: put into evaluation mode, and back at the end.
+        components: the model, which is put into evaluation mode and back at the end, its task and precision.
         batches: the split, in order.
         predict: (outputs as float32, batch) -> predictions.
-        precision: device and autocast.
-        infer: (model, batch) -> outputs; by default the model is called with `batch.inputs`.
 
     Raises:
         NotFiniteError: outputs aren't finite.
     """
+    model, precision = components.model, components.precision
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
             there = batch.to(precision.device)
             with precision.autocast():
-                outputs = infer(model, there) if infer else model(**there.inputs)
+                outputs = components.task.infer(model, there, components.processor)
             outputs = in_float32(outputs)
             if not all_finite(outputs):
                 raise not_finite(batch)
@@ -99,7 +93,7 @@ def finite(outputs: Any, checkpoint: str) -> Any:
 
 
 def round_to_int8(components: Components) -> None:
-    """Round the model, and say how many of the first answers of `--split` are others by that."""
+    """Round the model, and say how many of the first answers of `--split` that changes."""
     task, processor = components.task, components.processor
     dataset = task.dataset(components.config.run.split, processor, training=False)
     samples = []
@@ -111,17 +105,16 @@ def round_to_int8(components: Components) -> None:
         Batch(task.collate([tensors for _, tensors in some], processor), tuple(example for example, _ in some))
         for some in (samples[begin : begin + size] for begin in range(0, len(samples), size))
     ]
-    predict, infer = partial(task.predictions, temperature=1.0), partial(task.infer, processor=processor)
 
     def answers() -> list[str]:
-        told = evaluate_batches(components.model, batches, predict, components.precision, infer)
+        told = evaluate_batches(components, batches, task.predictions)
         return [prediction.answer for batch in told for prediction in batch]
 
     before = answers()
     round_linear_layers(components.model)
     changed = sum(one != other for one, other in zip(before, answers(), strict=True))
     if before and distributed.is_main():
-        logger.info(f"int8: {changed} of the first {plural(len(before), 'answer')} are others than without")
+        logger.info(f"int8: rounding changes {changed} of the first {plural(len(before), 'answer')}")
 
 
 Answers = list[list[Prediction]]  # predictions: for each question, one per order of its options
@@ -197,8 +190,7 @@ def predict_split(
     own: list[list[object]] = []
     progress = Progress(label, rows, components.config.run.log_interval)
     predict = partial(components.task.predictions, temperature=temperature)
-    infer = partial(components.task.infer, processor=components.processor)
-    for batch in evaluate_batches(components.model, loader.epoch(0), predict, components.precision, infer):
+    for batch in evaluate_batches(components, loader.epoch(0), predict):
         in_batch = min(global_batch, rows - len(own) * global_batch)
         # If a short last batch has nothing for this process, the loader gives it one example that doesn't count.
         own.append(batch[: local_size(in_batch)])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from beit3_vqa.data.answers import normalize_word, without_marks
 from beit3_vqa.data.rows import is_count
-from beit3_vqa.data.tables import read_json, require_same_ids
+from beit3_vqa.data.tables import named_list, read_json, require_same_ids
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.metrics.intervals import LEVEL, mean_interval
@@ -54,10 +54,7 @@ def read_annotations(path: Path) -> list[Annotation]:
     Raises:
         InputError: no such file, another one, or annotations (listed) that can't be scored.
     """
-    content = read_json(path)
-    rows = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f'{path} has no list "annotations": give v2_mscoco_val2014_annotations.json, or its like.')
+    rows = named_list(read_json(path), "annotations", path, "give v2_mscoco_val2014_annotations.json, or its like.")
     found, problems = [], []
     for number, row in enumerate(rows, start=1):
         problem = _problem(row)

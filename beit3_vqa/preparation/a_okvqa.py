@@ -7,13 +7,14 @@ Source: Schwenk et al., A-OKVQA, https://allenai.org/project/a-okvqa/home
 """
 
 from dataclasses import MISSING, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import Row, is_count
-from beit3_vqa.data.tables import comparable, read_json
-from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural, short
+from beit3_vqa.data.tables import read_json
+from beit3_vqa.errors import InputError, short
 from beit3_vqa.preparation.choices_csv import LETTERS
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions
 from beit3_vqa.runtime.fields import Options, option
@@ -46,23 +47,12 @@ def _read_split(path: Path, split: str, prepared: Prepared, options: PrepareOpti
     entries = read_json(path, options.encoding, prepared.notes)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} isn't a list of questions: give the official file")
-    repeated = 0
-    for place, entry in enumerate(entries, start=1):
-        origin = f"{path}: question {place}"
-        if len(prepared.problems) >= MAX_PROBLEMS:
-            raise InputError(f"{origin}: too many problems before this question; the rest wasn't read")
-        problem = _problem(entry, split)
-        if problem:
-            prepared.problems.append(f"{origin}: {problem}")
-            continue
+    for origin, entry in prepared.checked(entries, path, "question", partial(_problem, split)):
         row = _make_row(entry, split, Path(options.image_root))
-        repeated += len(set(map(comparable, row["choices"]))) < len(LETTERS)
         prepared.add(split, row, f"{origin} ({row['id']})")
-    if repeated:
-        prepared.notes.append(f"{split}: {plural(repeated, 'row')} with the same text in two options")
 
 
-def _problem(entry: object, split: str) -> str:
+def _problem(split: str, entry: object) -> str:
     """Return what is wrong with a question (empty: nothing)."""
     if not isinstance(entry, dict):
         return "isn't an object"

@@ -5,12 +5,12 @@ Source: Karpathy & Fei-Fei 2015, https://cs.stanford.edu/people/karpathy/deepima
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from beit3_vqa.data.rows import Row, is_count
-from beit3_vqa.data.tables import read_json
-from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
+from beit3_vqa.data.tables import named_list, read_json
+from beit3_vqa.errors import InputError, short
 from beit3_vqa.preparation.writer import Prepared
 from beit3_vqa.runtime.files import is_text
 
@@ -29,19 +29,12 @@ def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str, en
         encoding: of the JSON; see `data.tables.read_text`.
     """
     try:
-        images = _images(read_json(path, encoding, prepared.notes), path)
+        data, advice = read_json(path, encoding, prepared.notes), "give dataset_coco.json or dataset_flickr30k.json"
+        images = named_list(data, "images", path, advice)
     except InputError as error:
         prepared.problems.append(str(error))
         return
-    for place, image in enumerate(images, start=1):
-        origin = f"{path}: image {place}"
-        if len(prepared.problems) >= MAX_PROBLEMS:
-            prepared.problems.append(f"{origin}: too many problems before this image; the rest wasn't read")
-            return
-        problem = _image_problem(image, image_id)
-        if problem:
-            prepared.problems.append(f"{origin}: {problem}")
-            continue
+    for origin, image in prepared.checked(images, path, "image", partial(_image_problem, image_id)):
         where = image.get("filepath", folder)
         image_path = f"{where}/{image['filename']}" if where else image["filename"]
         for number, sentence in enumerate(image["sentences"], start=1):
@@ -54,14 +47,7 @@ def read_karpathy(prepared: Prepared, path: Path, image_id: str, folder: str, en
             prepared.add(SPLIT_OF[image["split"]], row, f"{origin}, sentence {number}")
 
 
-def _images(data: object, path: Path) -> list[Any]:
-    images = data.get("images") if isinstance(data, dict) else None
-    if not isinstance(images, list) or not images:
-        raise InputError(f'{path} has no list "images": give dataset_coco.json or dataset_flickr30k.json')
-    return images
-
-
-def _image_problem(image: object, image_id: str) -> str:
+def _image_problem(image_id: str, image: object) -> str:
     if not isinstance(image, dict):
         return "isn't an object"
     if image.get("split") not in tuple(SPLIT_OF):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beit3_vqa.data.rows import is_count
-from beit3_vqa.data.tables import read_json
+from beit3_vqa.data.tables import named_list, read_json
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
 from beit3_vqa.preparation.karpathy import references
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions, Splits
@@ -47,26 +47,20 @@ def _read(prepared: Prepared, split: str, path: Path, encoding: str) -> list[tup
     """Add the rows of a file and return its captions as (image id, caption)."""
     try:
         data = read_json(path, encoding, prepared.notes)
-        images = data.get("images") if isinstance(data, dict) else None
-        if not isinstance(images, list) or not images:
-            raise InputError(f'{path} has no list "images": is it one of nocaps\' files?')
+        images = named_list(data, "images", path, "is it one of nocaps' files?")
     except InputError as error:
         prepared.problems.append(str(error))
         return []
-    for place, image in enumerate(images, start=1):
-        if len(prepared.problems) >= MAX_PROBLEMS:
-            prepared.problems.append(
-                f"{path}: image {place}: too many problems before this image; the rest wasn't read"
-            )
-            return []
-        if not isinstance(image, dict) or not is_count(image.get("id")):
-            prepared.problems.append(f"{path}: image {place}: must be an object whose id is a whole number")
-        elif not is_text(image.get("file_name")) or not image["file_name"].strip():
-            prepared.problems.append(f"{path}: image {place}: file_name must be text")
-        else:
-            row = {"id": str(image["id"]), "image_path": f"{split}/{image['file_name']}", "image_id": image["id"]}
-            prepared.add(split, row, f"{path}: image {place}")
+    for origin, image in prepared.checked(images, path, "image", _image_problem):
+        row = {"id": str(image["id"]), "image_path": f"{split}/{image['file_name']}", "image_id": image["id"]}
+        prepared.add(split, row, origin)
     return _captions(prepared, data.get("annotations", []), path)
+
+
+def _image_problem(image: object) -> str:
+    if not isinstance(image, dict) or not is_count(image.get("id")):
+        return "must be an object whose id is a whole number"
+    return "" if is_text(image.get("file_name")) and image["file_name"].strip() else "file_name must be text"
 
 
 def _captions(prepared: Prepared, annotations: object, path: Path) -> list[tuple[int, str]]:

@@ -160,7 +160,7 @@ def _read_split(
         notes.append(f"{where}: columns ignored: {', '.join(columns.ignored)}")
     if "id" not in columns.places:
         notes.append(f"{where}: no ID column; rows are numbered from 1")
-    repeated = reworded = 0
+    reworded = 0
     for number, (origin, cells) in enumerate(table.rows):
         if len(found.problems) >= MAX_PROBLEMS:
             raise InputError(f"{origin}: too many problems before this row; the rest wasn't read")
@@ -171,16 +171,12 @@ def _read_split(
         if problems:
             found.problems[number] = problems
         reworded += "wordings" in row
-        choices = row.get("choices", ())
-        repeated += len(set(map(comparable, choices))) < len(choices)
         found.rows.append(row)
         found.origins.append(origin)
     if not found.rows:
         raise InputError(f"{where} has a header but no rows")
     if table.blank:
         notes.append(f"{where}: {plural(table.blank, 'blank row')} passed over")
-    if repeated:
-        notes.append(f"{split}: {plural(repeated, 'row')} with the same text in two options")
     if reworded:
         notes.append(f"{split}: {plural(reworded, 'row')} with more than one wording of the question")
     if split == "test":

@@ -7,15 +7,15 @@ Source: Zhu et al., Visual7W, https://ai.stanford.edu/~yukez/visual7w/
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from beit3_vqa.data.rows import Row, is_count
-from beit3_vqa.data.tables import read_json
-from beit3_vqa.data.visual7w import get_images, image_problem
-from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
+from beit3_vqa.data.tables import named_list, read_json
+from beit3_vqa.data.visual7w import ADVICE, image_problem
+from beit3_vqa.errors import InputError
 from beit3_vqa.preparation.choices_csv import LETTERS, write_csv
 from beit3_vqa.preparation.writer import Prepared, PrepareOptions, Splits
 from beit3_vqa.runtime.fields import Options, option
@@ -37,19 +37,11 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
     prepared.extra_names = (_CSV,)
     path = Path(arguments.json)
     try:
-        images = get_images(read_json(path, options.encoding, prepared.notes), path)
+        images = named_list(read_json(path, options.encoding, prepared.notes), "images", path, ADVICE)
     except InputError as error:
         prepared.problems.append(str(error))
         return prepared
-    for place, image in enumerate(images, start=1):
-        origin = f"{path}: image {place}"
-        if len(prepared.problems) >= MAX_PROBLEMS:
-            prepared.problems.append(f"{origin}: too many problems before this image; the rest wasn't read")
-            break
-        problem = image_problem(image)
-        if problem:
-            prepared.problems.append(f"{origin}: {problem}")
-            continue
+    for origin, image in prepared.checked(images, path, "image", image_problem):
         for number, question in enumerate(image["qa_pairs"], start=1):
             row, problem = _read_question(question, image, options.seed)
             where = f"{origin} ({image['image_id']}), question {number}"
@@ -57,9 +49,6 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
                 prepared.problems.append(f"{where}: {problem}")
             if row:
                 prepared.add(image["split"], row, where)
-    repeated = sum(len(set(row["choices"])) < len(LETTERS) for row in _all_rows(prepared) if "choices" in row)
-    if repeated:
-        prepared.notes.append(f"{plural(repeated, 'row')} with the same text in two options")
     return prepared
 
 
@@ -93,8 +82,3 @@ def _read_question(question: object, image: Mapping[str, Any], seed: int) -> tup
 
 def _split_csvs(splits: Splits) -> dict[str, str]:
     return {_CSV.format(split=split): write_csv(rows) for split, rows in splits.items()}
-
-
-def _all_rows(prepared: Prepared) -> Iterator[Row]:
-    for rows in prepared.splits.values():
-        yield from rows

@@ -8,10 +8,11 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from beit3_vqa.config.options import DEFAULT_PROMPT_TEMPLATE
 from beit3_vqa.config.resolve import prompt_for
@@ -23,7 +24,7 @@ from beit3_vqa.data.prompt import PromptTemplate
 from beit3_vqa.data.rows import Row, write_rows
 from beit3_vqa.data.tables import check_encoding
 from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
-from beit3_vqa.errors import SHOWN_PROBLEMS, InputError, plural
+from beit3_vqa.errors import MAX_PROBLEMS, SHOWN_PROBLEMS, InputError, plural
 from beit3_vqa.preparation import check, check_page
 from beit3_vqa.preparation.copies import Copies, ImageInfo, find_copies, read_image_info
 from beit3_vqa.preparation.publish import publish, require_own_files, staging
@@ -113,6 +114,31 @@ class Prepared:
     extra_files: Callable[[Splits], dict[str, str]] = lambda splits: {}
     extra_names: tuple[str, ...] = ()
     task: str = index.VQACUSTOM.name
+
+    def checked(
+        self, entries: Iterable[Any], path: Path, what: str, problem_of: Callable[[Any], str]
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield the entries of a file in which nothing is wrong, and note the others; end at `MAX_PROBLEMS`.
+
+        Args:
+            entries: the list in the file.
+            path: the file.
+            what: an entry is.
+            problem_of: returns what is wrong with an entry; empty: nothing.
+
+        Yields:
+            The entry's origin (`dataset.json: image 3`), and the entry.
+        """
+        for place, entry in enumerate(entries, start=1):
+            origin = f"{path}: {what} {place}"
+            if len(self.problems) >= MAX_PROBLEMS:
+                self.problems.append(f"{origin}: too many problems before this {what}; the rest wasn't read")
+                return
+            problem = problem_of(entry)
+            if problem:
+                self.problems.append(f"{origin}: {problem}")
+            else:
+                yield origin, entry
 
     def add(self, split: str, row: Row, origin: str) -> None:
         """Append a row to a split."""

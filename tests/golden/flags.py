@@ -15,7 +15,7 @@ from beit3_vqa.cli.main import COMMANDS
 def flags() -> list[str]:
     """Return `COMMAND FLAG takes NUMBER`, and `COMMAND FLAG defaults to WORD` where its help says it in one word."""
     commands: Any = argparse.ArgumentParser().add_subparsers()
-    for file in COMMANDS.values():
+    for file in COMMANDS:
         import_module(f"beit3_vqa.cli.{file}").add(commands, build=True)
     return sorted(line for name in COMMANDS for line in _list_flags(name, commands.choices[name]))
 

@@ -5,27 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beit3_vqa.data.types import AttentionMap
-from beit3_vqa.engine.components import Components
 from beit3_vqa.engine.predictor import Predictor, PreparedQuestion
 from beit3_vqa.errors import InputError
 from beit3_vqa.metrics.vote import soft
-
-
-@dataclass(frozen=True)
-class Member:
-    """A model of the ensemble, for people to read.
-
-    Attributes:
-        model: its full name.
-        parameters: number of its parameters.
-        device: device on which it computes.
-        precision: fp32, bf16, fp16 or int8.
-    """
-
-    model: str
-    parameters: int
-    device: str
-    precision: str
 
 
 @dataclass(frozen=True)
@@ -85,11 +67,6 @@ class Ensemble:
             raise InputError(f"--checkpoint: the models choose among different numbers of options ({counts}).")
         self.option_counts = range(fewest, most)
 
-    @property
-    def members(self) -> list[Member]:
-        """Return the models, for people to read."""
-        return [_member(predictor.components) for predictor in self.predictors]
-
     def prepare(self, image: Path, question: str, choices: Sequence[str], *, attention: bool) -> Question:
         """Check a question and make it ready; InputError if it can't be answered or the image can't be read."""
         if len(set(choices)) < len(choices):  # a page that shows two of the same is a mistake of whoever typed them
@@ -112,10 +89,3 @@ class Ensemble:
             maps = tuple(maps[row] for _, maps in each) if attention else ()
             answers.append(Answer(answer, means, maps))
         return answers
-
-
-def _member(components: Components) -> Member:
-    parameters = sum(parameter.numel() for parameter in components.model.parameters())
-    return Member(
-        components.config.model.model, parameters, str(components.precision.device), components.precision.name
-    )

@@ -1,13 +1,12 @@
 """The replies of the interface, as types from which its description (OpenAPI) is made."""
 
-from dataclasses import asdict
-
 from pydantic import BaseModel, Field
 
 from beit3_vqa.apps.serve.ensemble import Answer, Ensemble
 from beit3_vqa.apps.serve.limits import MAX_OPTION, MAX_QUESTION, MAX_UPLOAD_BYTES
 from beit3_vqa.data.images import MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
 from beit3_vqa.data.types import AttentionMap
+from beit3_vqa.engine.components import Components
 
 
 class Problem(BaseModel):
@@ -72,10 +71,19 @@ def describe(ensemble: Ensemble) -> Description:
     """Describe an ensemble for clients."""
     counts = ensemble.option_counts
     return Description(
-        models=[Model(**asdict(member)) for member in ensemble.members],
+        models=[_model(predictor.components) for predictor in ensemble.predictors],
         open_ended=not counts,
         fewest_options=counts[0] if counts else 0,
         most_options=counts[-1] if counts else 0,
+    )
+
+
+def _model(components: Components) -> Model:
+    return Model(
+        model=components.config.model.model,
+        parameters=sum(parameter.numel() for parameter in components.model.parameters()),
+        device=str(components.precision.device),
+        precision=components.precision.name,
     )
 
 

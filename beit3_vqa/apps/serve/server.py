@@ -193,7 +193,7 @@ def greeting(ensemble: Ensemble, listener: socket.socket, token: str = "") -> st
     # An address that stands for all of this machine's can be listened on, but not opened.
     everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
     host = ("::1" if ":" in host else "127.0.0.1") if everywhere else host
-    models = " and ".join(member.model for member in ensemble.members)
+    models = " and ".join(predictor.components.config.model.model for predictor in ensemble.predictors)
     counts = ensemble.option_counts
     asks = (
         "open-ended questions"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from beit3_vqa.data.tokenizer import MAX_MODEL, Tokenizer
 from beit3_vqa.errors import InputError, nearest
 from beit3_vqa.models.beit3.key_layout import VOCAB_ROWS, KeyLayout, check_key_layout, require_torch_zip
 from beit3_vqa.runtime.files import file_sha256, flush_folder
@@ -21,7 +22,6 @@ from beit3_vqa.runtime.transfer import fetch
 
 RELEASES = "https://github.com/addf400/files/releases/download/beit3/"  # addf400 answers for BEiT in Microsoft's issues
 MAX_BYTES = 8_000_000_000
-MAX_TOKENIZER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def download(
             say(f"{target} is already there ({_check_present(target, official)}): not fetched again.")
             return target
         say(f"Fetching {shown(address)} to {target}")
-        limit = max_bytes if official.kind == "checkpoint" else min(max_bytes, MAX_TOKENIZER_BYTES)
+        limit = max_bytes if official.kind == "checkpoint" else min(max_bytes, MAX_MODEL)
         part.parent.mkdir(parents=True, exist_ok=True)
         with _sole_writer(part):
             fetch(address, part, limit, attempts=attempts, pause=pause, timeout=timeout, say=say)
@@ -166,7 +166,10 @@ def _check_file(path: Path, official: OfficialFile) -> str:
     if official.sha256 and file_sha256(path) != official.sha256:
         raise InputError(f"{path} isn't the official file, byte for byte: its SHA-256 should be {official.sha256}")
     if official.kind == "tokenizer":
-        return f"SentencePiece, {check_tokenizer(path):,} pieces"
+        ids = Tokenizer(path).vocab_size
+        if ids > VOCAB_ROWS:
+            raise InputError(f"{path} has {ids:,} ids, and BEiT-3 can embed {VOCAB_ROWS:,}")
+        return f"SentencePiece, {ids:,} ids"
     layout = official.layout
     found = check_key_layout(path, layout.vocab_rows if layout else None)
     if layout and found != layout:
@@ -194,22 +197,3 @@ def _check_arrived(part: Path, official: OfficialFile) -> str:
         rejected = part.with_name(f"{part.name}.rejected")
         part.replace(rejected)
         raise InputError(f"{error}\nIt came from {shown(official.address)} and is kept as {rejected}") from error
-
-
-def check_tokenizer(path: Path) -> int:
-    """Return the number of pieces of a SentencePiece model.
-
-    Raises:
-        InputError: the file is no such model, or has more pieces than BEiT-3 embeds.
-    """
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.Load(str(path))
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path} isn't a SentencePiece model") from error
-    pieces = int(processor.GetPieceSize())
-    if not 0 < pieces <= VOCAB_ROWS - 2:  # XLM-R's numbering adds <pad> and <mask>
-        raise InputError(f"{path} has {pieces} pieces; with <pad> and <mask> at most {VOCAB_ROWS} ids can be embedded")
-    return pieces

@@ -27,7 +27,6 @@ from beit3_vqa.data.transforms import (
     sample_crop,
     speaks_of_sides,
 )
-from beit3_vqa.errors import InputError
 from beit3_vqa.models.clip.processor import CLIPTransform
 
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -115,10 +114,8 @@ def test_crop_scale_1_takes_the_whole_image_whatever_its_shape() -> None:
 
 
 def test_random_interpolation_is_one_of_both(photograph: Image.Image) -> None:
-    single = [
-        TrainTransform(48, interpolation=name, scale=(1, 1), ratio=(1, 1), flip=0) for name in ("bilinear", "bicubic")
-    ]
-    mixed = TrainTransform(48, interpolation="random", scale=(1, 1), ratio=(1, 1), flip=0)
+    single = [TrainTransform(48, interpolation=name, scale=(1, 1), flip=0) for name in ("bilinear", "bicubic")]
+    mixed = TrainTransform(48, interpolation="random", scale=(1, 1), flip=0)
     square = photograph.resize((90, 90))
     expected = [transform(square, random.Random(0)) for transform in single]
     counts = Counter(
@@ -196,15 +193,7 @@ def memory_of_this_process() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def test_wrong_arguments_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"'bicubik'.*Did you mean 'bicubic'"):
-        TrainTransform(32, interpolation="bicubik")
-    for scale in ((0.0, 1.0), (1.0, 0.5), (0.5, 1.5)):
-        with pytest.raises(InputError, match="scale"):
-            TrainTransform(32, scale=scale)
-    for ratio in ((0.0, 1.0), (2.0, 1.0), (1.0, float("inf"))):
-        with pytest.raises(InputError, match="ratio"):
-            TrainTransform(32, ratio=ratio)
+def test_other_modes_than_rgb_are_refused() -> None:
     for transform in (EvalTransform(8), lambda image: TrainTransform(8)(image, random.Random(0))):
         with pytest.raises(ValueError, match="mode RGB"):
             transform(Image.new("L", (8, 8)))

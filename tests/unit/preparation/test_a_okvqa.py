@@ -92,7 +92,7 @@ def test_without_val_and_test_the_validation_split_is_cut_from_train(run):
 def test_options_of_the_same_text_are_counted_and_kept(run):
     twice = question("train", 100, choices=["red", "Red ", "blue", "green"])
     summary = run(train=[twice, *questions("train", 5)[1:]], val=questions("val", 1))
-    assert "train: 1 row with the same text in two options" in summary.notes
+    assert "1 row with options that are equal but for case, marks or an article" in "\n".join(summary.findings)
     assert read_rows(run.folder / "data" / "vqacustom.train.jsonl")[0]["choices"] == twice["choices"]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from beit3_vqa.apps.serve.ensemble import Ensemble
+from beit3_vqa.apps.serve.replies import describe
 from beit3_vqa.errors import InputError
 from tests.helpers.serve_client import CHOICES
 
@@ -51,7 +52,7 @@ def test_ensemble_answers_with_the_mean_of_its_members(ensemble, clip, photograp
     assert each[0] != pytest.approx(each[1])
     assert answer.answer == max(mean, key=mean.__getitem__)
     assert both.option_counts == range(4, 5)
-    assert [member.model for member in both.members] == ["beit3_tiny_patch8_32", "clip_vit_tiny_patch8_32_lora"]
+    assert [model.model for model in describe(both).models] == ["beit3_tiny_patch8_32", "clip_vit_tiny_patch8_32_lora"]
 
 
 def test_clip_takes_two_to_ten_options(clip, photograph):

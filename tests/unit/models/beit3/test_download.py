@@ -436,9 +436,7 @@ def test_a_name_cannot_leave_the_folder(name: str, fetch: Callable[..., Path], t
     assert names_in(tmp_path) == set()
 
 
-def test_a_tokenizer_is_fetched_and_its_pieces_are_counted(
-    fetch: Callable[..., Path], server: FileServer, tmp_path: Path
-) -> None:
+def test_a_tokenizer_is_fetched_and_checked(fetch: Callable[..., Path], server: FileServer, tmp_path: Path) -> None:
     import sentencepiece
 
     text = (f"what colour is shape number {n} in picture {n * n}" for n in range(300))
@@ -447,7 +445,7 @@ def test_a_tokenizer_is_fetched_and_its_pieces_are_counted(
         sentence_iterator=text, model_writer=model, vocab_size=60, minloglevel=2, hard_vocab_limit=False
     )
     server.behaviour.body = b"not a model"
-    with pytest.raises(InputError, match="isn't a SentencePiece model"):
+    with pytest.raises(InputError, match="is not a SentencePiece model"):
         fetch("beit3.spm")
     server.behaviour.body = model.getvalue()
     assert fetch("beit3.spm").read_bytes() == model.getvalue()

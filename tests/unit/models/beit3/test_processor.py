@@ -153,7 +153,7 @@ def test_images_are_not_flipped_if_the_question_speaks_of_sides(spm, tmp_path):
     left_red = Image.new("RGB", (32, 32), "blue")
     left_red.paste("red", (0, 0, 16, 32))
     left_red.save(tmp_path / "x.png")
-    made = processor(spm, train=TrainTransform(32, scale=(1, 1), ratio=(1, 1), flip=1.0))
+    made = processor(spm, train=TrainTransform(32, scale=(1, 1), flip=1.0))
     plain = made(Example("0", str(tmp_path / "x.png"), "What is it?"), random.Random(0))["image"]
     assert plain[0, :, 0].float().mean() < 5  # red went to the right
     ids = tuple(made.tokenizer.encode("What is on the left?"))  # as in upstream's index
