@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SHOWN_PROBLEMS = 20
-MAX_PROBLEMS = 10_000  # of one file: after so many it must be another kind of file, and the rest isn't read
+MAX_PROBLEMS = 10_000  # after so many it must be another kind of file, and the rest isn't read
 MAX_LINE = 2000  # characters of a line in a message
 MAX_VALUE = 100  # characters of a value in a message
 _REPR = reprlib.Repr()

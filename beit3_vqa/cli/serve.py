@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass
 
 from beit3_vqa.apps.serve.limits import COMPILED_SHAPES
 from beit3_vqa.cli.flags import LoadOptions, command_with
-from beit3_vqa.errors import InputError
+from beit3_vqa.runtime.extras import import_extra
 from beit3_vqa.runtime.fields import option
 
 
@@ -30,12 +30,8 @@ class ServeOptions(LoadOptions):
 
 def run(options: ServeOptions) -> int:
     """Run the command and return its exit code."""
-    try:
-        import fastapi  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise InputError(f'`beit3-vqa serve` needs {error.name}: pip install "beit3_vqa[serve]".') from error
+    for package in ("fastapi", "python_multipart", "uvicorn"):
+        import_extra(package, "serve", "`beit3-vqa serve`")
     for name, number in COMPILED_SHAPES.items():  # before torch is loaded
         os.environ.setdefault(name, number)
     from beit3_vqa.apps.serve.server import serve

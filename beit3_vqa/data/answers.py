@@ -113,13 +113,7 @@ def _official_key(text: str) -> str:
 
 
 def soft_score(count: int) -> float:
-    """Return VQAv2's score of an answer that `count` of the ten annotators gave: 0, 0.3, 0.6, 0.9; 1 from four on.
-
-    Raises:
-        ValueError: `count` is negative.
-    """
-    if count < 0:
-        raise ValueError(f"count is {count}; a number of annotators can't be negative")
+    """Return VQAv2's score of an answer that `count` of the ten annotators gave: 0, 0.3, 0.6, 0.9; 1 from four on."""
     return _SOFT_SCORES[min(count, len(_SOFT_SCORES) - 1)]
 
 

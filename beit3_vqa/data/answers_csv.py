@@ -8,7 +8,7 @@ from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.column_names import NAMES, plain
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT
 from beit3_vqa.data.table_files import read_table
-from beit3_vqa.data.tables import comparable, find_columns, match_answer, read_weight, require_same_ids
+from beit3_vqa.data.tables import comparable, match_answer, named_columns, read_weight, require_same_ids
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, short
 from beit3_vqa.runtime.files import one_form
@@ -48,7 +48,7 @@ def read_answers(path: Path, encoding: str = "") -> list[KnownAnswer]:
         InputError: the file is missing or no such table, or rows (listed) have no id, no answer or a bad weight.
     """
     table = read_table(path, encoding)
-    columns = find_columns(_usual_names(table.header), path, REQUIRED, OPTIONAL)
+    columns = named_columns(_usual_names(table.header), path, REQUIRED, OPTIONAL)
     letters = _option_columns(columns, path)
     answers, problems = [], []
     for origin, cells in table.rows:

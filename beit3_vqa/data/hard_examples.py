@@ -22,7 +22,7 @@ _ADVICE = "`--eval --split train` of the earlier model, on the same --data_path,
 def split_by_score(
     path: Path, groups: Sequence[Group], parts: Sequence[IndexDataset], ratio: float
 ) -> tuple[Group, ...]:
-    """Return the groups with each that a file of predictions is about divided into wrong, right and other rows.
+    """Divide each group that a file of predictions is about into wrong, right and other rows; return all groups.
 
     An epoch has as many rows of a source as before. Rows that the file doesn't have, or without a score there, come as
     often as before; the others in the asked proportion.

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from beit3_vqa.data.images import open_image
-from beit3_vqa.errors import ImageError, InputError
+from beit3_vqa.errors import ImageError
+from beit3_vqa.runtime.extras import import_extra
 
 if TYPE_CHECKING:
     import jinja2
@@ -27,11 +28,10 @@ def read_template(package: str, name: str, what: str) -> "jinja2.Template":
     Raises:
         InputError: jinja2 isn't installed, which is best found out first.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise InputError(f'{what} needs jinja2 ({error}): pip install "beit3_vqa[report]".') from error
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    engine = import_extra("jinja2", "report", what)
+    environment: jinja2.Environment = engine.Environment(
+        autoescape=True, undefined=engine.StrictUndefined, keep_trailing_newline=True
+    )
     return environment.from_string(read_part(package, name))
 
 

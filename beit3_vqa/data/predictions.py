@@ -20,8 +20,8 @@ from beit3_vqa.data.types import Example, Prediction, PredictionsInfo
 from beit3_vqa.errors import CONTROL, InputError, plural, short
 from beit3_vqa.runtime.files import (
     is_text,
+    move_into,
     parse_json,
-    publish,
     read_bounded,
     read_json,
     require_replaceable,
@@ -144,7 +144,7 @@ def publish_results(
             (folder / name).unlink()
             if name not in names:
                 logger.info(f"removed {folder / name}, which belonged to earlier predictions")
-    return publish([described, predictions, *others], folder)
+    return move_into([described, predictions, *others], folder)
 
 
 def write_info(info: PredictionsInfo, predictions: Path) -> Path:
@@ -193,6 +193,10 @@ def _is_texts(value: object) -> bool:
 
 
 # Field of a row -> its description for messages, and its test.
+def _are_shares(value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_text, value)) and all(map(_is_share, value.values()))
+
+
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "id": ("text", lambda v: is_text(v) and bool(v)),
     "answer": ("text", is_text),
@@ -203,14 +207,8 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "choices": ("a list of texts", _is_texts),
     "score": ("a number from 0 to 1", _is_share),
     "weight": (f"a number from 0 to {MAX_WEIGHT:g}", lambda v: _is_number(v) and v >= 0),
-    "answer_scores": (
-        "an object of numbers from 0 to 1",
-        lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(_is_share, v.values())),
-    ),
-    "probabilities": (
-        "an object of numbers from 0 to 1",
-        lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(_is_share, v.values())),
-    ),
+    "answer_scores": ("an object of numbers from 0 to 1", _are_shares),
+    "probabilities": ("an object of numbers from 0 to 1", _are_shares),
 }
 
 

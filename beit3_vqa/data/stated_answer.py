@@ -127,18 +127,17 @@ def plain(text: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def read_stated(text: str, choices: Sequence[str] = (), count: int = len(LETTERS)) -> Reading:
+def read_stated(text: str, choices: Sequence[str] = ()) -> Reading:
     """Return which option a text answers, by the rules of this file.
 
     Args:
         text: what somebody answered.
         choices: texts of the options A, B, ...; empty if they aren't known.
-        count: number of options if their texts aren't known.
     """
     if len(text) > MAX_TEXT:
         return Reading("", UNREAD)
     options = [plain(choice).replace("\n", " ") for choice in choices]
-    letters = LETTERS[: len(options) or count].lower()
+    letters = LETTERS[: len(options) or None].lower()
     raw = plain(text).rpartition("</think>")[2].strip()
     opened = plain(_EMPHASIS.sub("", _TEX.sub(r"\1", raw)).replace(r"\(", "").replace(r"\)", ""))
     read = _whole(raw, options, letters) or _whole(opened, options, letters) or _read(opened, options, letters)

@@ -5,7 +5,6 @@ spreadsheet shows them. What kind a file is says its content, not its name.
 """
 
 import datetime
-import importlib
 import io
 import json
 import math
@@ -16,13 +15,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Context, Decimal
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from beit3_vqa.data.file_kinds import KINDS, file_kind
 from beit3_vqa.data.tables import MAX_CELL, MAX_SOURCE, parse_csv, read_text
 from beit3_vqa.errors import InputError, first_line, short
 from beit3_vqa.runtime.archives import require_no_bomb, zip_entries
+from beit3_vqa.runtime.extras import import_extra
 from beit3_vqa.runtime.files import is_text, require_bounded
 
 Cell = str | list[str]  # a list in JSON, Parquet or a DataFrame
@@ -124,15 +123,6 @@ def _kind(path: Path) -> str:
     if kind == "xlsx":
         require_no_bomb(path, zip_entries(path), MAX_SOURCE)
     return kind
-
-
-def _need(module: str, extra: str, path: Path) -> ModuleType:
-    """Import an optional package; InputError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise InputError(f'{path} needs {package} to be read: pip install "beit3_vqa[{extra}]"') from error
 
 
 # Text
@@ -248,7 +238,7 @@ def _cell(value: Any, where: str, name: str) -> Cell:
 
 
 def _from_xlsx(path: Path, sheet: str, notes: list[str]) -> Table:
-    openpyxl = _need("openpyxl", "excel", path)
+    openpyxl = import_extra("openpyxl", "excel", str(path))
     # From memory: a file that is read row by row would stay open if the rows aren't read to their end.
     content = io.BytesIO(path.read_bytes())
     book = openpyxl.load_workbook(content, read_only=True, data_only=True, keep_links=False)
@@ -273,7 +263,7 @@ def _shown_xlsx(cell: Any, where: str) -> str:
 
 
 def _from_xls(path: Path, sheet: str, notes: list[str]) -> Table:
-    xlrd = _need("xlrd", "excel", path)
+    xlrd = import_extra("xlrd", "excel", str(path))
     book = xlrd.open_workbook(str(path), formatting_info=True, logfile=io.StringIO())
     names = [s.name for s in book.sheets() if not s.visibility]
     chosen = book.sheet_by_name(_choose(names, sheet, path, notes))
@@ -360,7 +350,7 @@ def _rounded(value: float, places: int, shift: int = 0) -> Decimal:
 
 
 def _from_parquet(path: Path, sheet: str, notes: list[str]) -> Table:
-    parquet = _need("pyarrow.parquet", "parquet", path)
+    parquet = import_extra("pyarrow.parquet", "parquet", str(path))
     file = parquet.ParquetFile(path)
     number, size = file.metadata.num_rows, path.stat().st_size
     if number > max(_MANY_ROWS, size):  # no questions can be packed so well
@@ -372,7 +362,7 @@ def _from_parquet(path: Path, sheet: str, notes: list[str]) -> Table:
 
 
 def _from_feather(path: Path, sheet: str, notes: list[str]) -> Table:
-    table = _need("pyarrow.feather", "parquet", path).read_table(path, memory_map=False)
+    table = import_extra("pyarrow.feather", "parquet", str(path)).read_table(path, memory_map=False)
     names = table.schema.names
     whole = {name for name, column in zip(names, table.columns, strict=True) if _is_whole(column)}
     return _from_batches(names, table.to_batches(), path, whole)

@@ -80,7 +80,7 @@ def _explain(error: str) -> str:
     return f"the row that starts here isn't valid CSV ({error}): double the quotes inside a quoted cell"
 
 
-def find_columns(
+def named_columns(
     header: Sequence[str], path: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, int]:
     """Return column name -> position, ignoring case, Unicode form and surrounding space; optional ones if present.

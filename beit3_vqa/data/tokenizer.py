@@ -60,9 +60,6 @@ class Tokenizer:
         self.vocab_size: int = self._model.get_piece_size() + EXTRA_IDS
         self.mask_id = self.vocab_size - 1
 
-    def __len__(self) -> int:
-        return self.vocab_size
-
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without `<s>` and `</s>`; no text gives a special id other than `<unk>`."""
         # With a list of one text SentencePiece would start a pool of threads, which takes 25 times as long.

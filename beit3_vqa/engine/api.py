@@ -221,12 +221,9 @@ def _evaluate(given: GivenOptions) -> EvalResult:
 def _require_head(task: str, content: Content, where: str) -> None:
     """Raise InputError if a checkpoint of ours was trained on a task whose head is another than the asked task's."""
     saved = with_saved_task(GivenOptions({"task": task}), content)["task"]
-    if find_task(saved).spec.head != find_task(task).spec.head or _by_option(saved) != _by_option(task):
+    trained, asked = find_task(saved).spec, find_task(task).spec
+    if (trained.head, trained.option_by_option) != (asked.head, asked.option_by_option):
         raise InputError(f"{where}: was trained with --task {saved}; give that in place of --task {task}.")
-
-
-def _by_option(task: str) -> bool:
-    return find_task(task).spec.option_by_option
 
 
 def _temperature(task: Task, checkpoint: Path, given: float | None) -> float:

@@ -1,6 +1,6 @@
 """Build the components of a run: task, family, processor, model, and the weights to answer with.
 
-The order is always the same. `resolve` settles the options, `make_task` opens the data, and `build` makes everything
+The order is always the same. `resolve` settles the options, `make_sources` opens the data, and `build` makes everything
 else on top of them, with a model whose weights don't matter yet. Then the weights are loaded: `Family.initialise` or
 `checkpoint.resume` to train, `load_for_inference` to evaluate and to answer questions.
 """

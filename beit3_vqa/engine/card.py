@@ -81,10 +81,7 @@ def _metrics(checkpoint: Path, name: str) -> list[str]:
                 f"{path} was measured on another checkpoint, or doesn't say on which: the model card leaves it out"
             )
             continue
-        try:
-            content = read_json(path, MAX_MANIFEST)
-        except OSError as error:
-            raise InputError(f"{path} can't be read ({error.strerror}).") from error
+        content = read_json(path, MAX_MANIFEST)
         value = content.get(name) if isinstance(content, dict) else None
         if type(value) not in (int, float):
             raise InputError(f"{path}: has no number under {name!r}, so it isn't this model's; move it away.")

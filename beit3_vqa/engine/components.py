@@ -86,7 +86,7 @@ class Components:
         return self._fingerprinted(self.task.dataset(split, self.processor, training=False), split, split)
 
     def training_loader(self) -> BatchLoader:
-        """Do the same for the training rows of all sources, in the order and proportions of training."""
+        """Return the training batches of all sources, in training's order and proportions; else as `loader`."""
         dataset = self.training_rows()
         groups = _groups(self.config, dataset.parts if isinstance(dataset, JoinedDataset) else [dataset])
         return self._fingerprinted(dataset, "train", "train", training=True, groups=groups)

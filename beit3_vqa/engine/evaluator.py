@@ -27,7 +27,7 @@ from beit3_vqa.metrics.types import TemperatureFit
 from beit3_vqa.models.int8 import round_linear_layers
 from beit3_vqa.runtime import distributed
 from beit3_vqa.runtime.distributed import local_size
-from beit3_vqa.runtime.precision import all_finite, in_float32
+from beit3_vqa.runtime.precision import in_float32, outputs_are_finite
 from beit3_vqa.runtime.signals import Stopped
 from beit3_vqa.tasks.base import not_finite
 
@@ -70,7 +70,7 @@ def evaluate_batches(
             with precision.autocast():
                 outputs = components.task.infer(model, there, components.processor)
             outputs = in_float32(outputs)
-            if not all_finite(outputs):
+            if not outputs_are_finite(outputs):
                 raise not_finite(batch)
             yield predict(outputs, batch)
     finally:
@@ -84,7 +84,7 @@ def finite(outputs: Any, checkpoint: str) -> Any:
         NotFiniteError: they aren't finite; it names the checkpoint.
     """
     outputs = in_float32(outputs)
-    if not all_finite(outputs):
+    if not outputs_are_finite(outputs):
         raise NotFiniteError(
             f"{checkpoint}: the model's outputs aren't finite numbers, so there is no answer. Its weights have grown "
             "too large, for fp16 or at all, or the file is damaged: take another checkpoint."

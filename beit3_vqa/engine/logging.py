@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 LOG = "log.txt"
 VALIDATION = "val_"  # begins the names of a validation's metrics in it
-MAX_EPOCH = 10**12  # largest number of an epoch
+_MAX_EPOCH = 10**12  # largest number of an epoch
 BAR_SECONDS = 2.0  # between updates of the bar's values: reading them makes the host wait for the device
 
 
@@ -120,21 +120,16 @@ class RunLog:
         named = {f"{VALIDATION}{name}": value for name, value in metrics.items()}
         self.lines.append(json_text({**values, **named}, allow_nan=True))
         if is_main():
-            with self._complaining():
+            try:
                 self._write_lines()
+            except InputError as error:
+                if not self._complained:
+                    logger.warning(f"the log can't be written ({error}); training goes on without")
+                self._complained = True
         self.loggers.flush()
 
     def _write_lines(self) -> None:
         write_text(self.path, "".join(f"{line}\n" for line in self.lines))
-
-    @contextmanager
-    def _complaining(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, InputError) as error:
-            if not self._complained:
-                logger.warning(f"the log can't be written ({error}); training goes on without")
-            self._complained = True
 
 
 def get_scalars(metrics: dict[str, object], prefix: str) -> dict[str, float]:
@@ -170,7 +165,7 @@ def read_log(path: Path, most: int | None = None) -> list[dict[str, Any]]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and type(values.get("epoch")) is int and abs(values["epoch"]) < MAX_EPOCH:
+        if isinstance(values, dict) and type(values.get("epoch")) is int and abs(values["epoch"]) < _MAX_EPOCH:
             found.append(values)
     return found
 

@@ -197,29 +197,27 @@ class ModelEma:
         model: the model that is trained.
         decay: per optimizer step.
         device: where the average is kept; None: beside the weights.
+
+    Attributes:
+        average: the averaged weights under the model's names.
     """
 
     def __init__(self, model: nn.Module, decay: float, device: str | None = None):
         self.model = model
         self.decay = decay
         # A copy on the same device too: else the average would be the weights themselves.
-        self.average = {name: value.detach().to(device or value.device, copy=True) for name, value in self._weights()}
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.model.state_dict().items()
+        weights = model.state_dict()
+        self.average = {name: value.detach().to(device or value.device, copy=True) for name, value in weights.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average one step towards the weights."""
         averages = list(self.average.values())
         # With --model_ema_force_cpu the average is in main memory; elsewhere `to` copies nothing.
-        weights = [value.to(average.device) for average, (_, value) in zip(averages, self._weights(), strict=True)]
+        values = self.model.state_dict().values()
+        weights = [value.to(average.device) for average, value in zip(averages, values, strict=True)]
         # One kernel for all tensors; with fsdp each process averages its own part.
         torch._foreach_lerp_([_local(a) for a in averages], [_local(w) for w in weights], 1 - self.decay)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights under the model's names; the tensors are the average itself, not copies."""
-        return self.average
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy the values of a saved average; every name must be there."""
@@ -230,7 +228,7 @@ class ModelEma:
     def use_ema_weights(self) -> Iterator[None]:
         """Give the model the averaged weights inside the context, and its own back at the end."""
         # Clones, since a state dict holds the weights themselves, which the next line overwrites.
-        own = {name: value.clone() for name, value in self._weights()}
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.average)
         try:
             yield

@@ -367,7 +367,7 @@ def load(
     components = load_components(path, given)
     components.model.to(components.precision.device).eval().requires_grad_(False)
     components.precision.cast_frozen(components.model)
-    name = path if path.name == BEST or path.suffix == ".pth" else checkpoint  # an export is its folder
+    name = path if path.suffix == ".pth" else checkpoint  # an export is its folder
     return Predictor(components, str(name), read_temperature(path) or 1.0)
 
 

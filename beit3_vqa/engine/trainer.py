@@ -287,7 +287,7 @@ def _validate(run: Training, label: str, saver: Saver, stop: Callable[[], int]) 
     if run.val is None:
         return {}
     label += " (EMA)" if run.ema else ""
-    with run.timing("validation"), run.ema.use_ema_weights() if run.ema else nullcontext():
+    with run.state.timing("validation"), run.ema.use_ema_weights() if run.ema else nullcontext():
         metrics = evaluate_split(run.components, run.val, label, stop).metrics
         return metrics | compare_sources(run.components, metrics, run.beside, label, "val", stop)
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,10 +154,6 @@ class Training(Learner):
         changed, kept = distributed.run_on_main(lambda: (time.plan_anew(self.step, work), time.kept))
         time.kept = kept
         return changed
-
-    def timing(self, what: str) -> AbstractContextManager[None]:
-        """Return a context whose time `--max_hours` takes for that of a `validation` or a `save`."""
-        return self.state.time.timing(what) if self.state.time else nullcontext()
 
 
 def set_up_training(components: Components) -> Training:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> Calibrat
     reliability: list[ReliabilityBin] = []
     error = 0.0
     for place in sorted(members):
-        confidence, accuracy = (_mean(values) for values in zip(*members[place], strict=True))
+        confidence, accuracy = (fmean(values) for values in zip(*members[place], strict=True))
         error += len(members[place]) * abs(accuracy - confidence)
         reliability.append(
             {
@@ -55,7 +56,7 @@ def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> Calibrat
     found: Calibration = {
         "ece": _percent(error / len(known)),
         "bins": bins,
-        "confidence": _percent(_mean([confidence for confidence, _ in known])),
+        "confidence": _percent(fmean([confidence for confidence, _ in known])),
     }
     brier = _brier(predictions)
     if brier is not None:
@@ -82,7 +83,7 @@ def accuracy_at_coverage(predictions: Sequence[Prediction]) -> list[CoveragePoin
         for confidence, scores in ranked:
             if left:
                 taken, lowest = min(left, len(scores)), confidence
-                right.append(taken * _mean(scores))
+                right.append(taken * fmean(scores))
                 left -= taken
         accuracy = 100.0 * math.fsum(right) / wanted
         points.append({"coverage": coverage, "questions": wanted, "accuracy": accuracy, "confidence": _percent(lowest)})
@@ -102,11 +103,7 @@ def _brier(predictions: Sequence[Prediction]) -> float | None:
     if not known or any(not p.choices or p.truth not in p.probabilities for p in known):
         return None
     sums = [math.fsum((q - (name == p.truth)) ** 2 for name, q in p.probabilities.items()) for p in known]
-    return round(_mean(sums), _BRIER_DIGITS)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    return round(fmean(sums), _BRIER_DIGITS)
 
 
 def _percent(share: float) -> float:

@@ -2,7 +2,7 @@
 
 The module of a format has two names: `Arguments`, its own options, and `read(arguments, options)`, which returns the
 rows and every problem that it met. What all formats share (images, ids, splits, tokenizer, files, summary) is in
-writer.py; the reading of CSV files is in data/tables.py.
+writer.py. Tables are read in data/table_files.py; encodings, CSV and JSON in data/tables.py.
 """
 
 from collections.abc import Mapping

@@ -108,7 +108,7 @@ def publish(folder: Path, data_path: Path, names: tuple[str, ...], stale: list[s
     for name in stale:
         (data_path / name).unlink()
     try:
-        files.publish([folder / name for name in names], data_path)  # dataset.json last
+        files.move_into([folder / name for name in names], data_path)  # dataset.json last
     except InputError:
         if not stale and (folder / names[0]).exists():  # nothing has changed
             info.unlink()

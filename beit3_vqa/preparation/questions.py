@@ -78,11 +78,8 @@ def read_questions(
     said = as_flag(columns)
     questions = Questions(where, table.header, image_root=Path(image_root))
     split = "val" if answers else "test"
-    if not answers:
-        found = find_columns(table.header, f"{where}:1", said, needs_answer=False)
-        watched = _watched(table.rows, questions, found.places.get("answer"))
-    else:
-        watched = _watched(table.rows, questions, None)
+    found = None if answers else find_columns(table.header, f"{where}:1", said, needs_answer=False)
+    watched = _watched(table.rows, questions, found.places.get("answer") if found else None)
     source: Any = (Table(table.header, watched), where)
     given = {"train": "", split: source, "columns": said, "answer_from": answer_from}
     arguments = table_format.Arguments(**given)

@@ -62,7 +62,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Yield a new folder inside `folder` for files that `publish` moves into `folder`; remove it at the end.
+    """Yield a new folder inside `folder` for files that `move_into` moves into `folder`; remove it at the end.
 
     Those that killed processes left there are removed at the start.
 
@@ -83,7 +83,7 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def publish(files: Sequence[Path], folder: Path) -> list[Path]:
+def move_into(files: Sequence[Path], folder: Path) -> list[Path]:
     """Move files into a folder of the same file system, in order, and return their new paths.
 
     Raises:
@@ -248,7 +248,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise InputError if a folder, or the one it would be made in, is read-only: before hours of work end there."""
+    """Raise InputError if a folder, or the one it would be made in, is read-only; to be called before hours of work."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{folder} can't be written to: {there} is read-only; choose another.")

@@ -54,7 +54,7 @@ def in_float32(outputs: Any) -> Any:
     return tuple(map(in_float32, outputs)) if isinstance(outputs, (tuple, list)) else outputs
 
 
-def all_finite(outputs: object) -> bool:
+def outputs_are_finite(outputs: object) -> bool:
     """Return whether every number of a model's outputs (as `in_float32` gives them) is finite.
 
     Numbers beyond `LARGEST` count as not finite: no probability or loss could be made of them that is.
@@ -62,8 +62,8 @@ def all_finite(outputs: object) -> bool:
     if isinstance(outputs, Tensor):
         return not outputs.is_floating_point() or bool((outputs.abs() <= LARGEST).all())
     if isinstance(outputs, Mapping):
-        return all(map(all_finite, outputs.values()))
-    return all(map(all_finite, outputs)) if isinstance(outputs, (tuple, list)) else True
+        return all(map(outputs_are_finite, outputs.values()))
+    return all(map(outputs_are_finite, outputs)) if isinstance(outputs, (tuple, list)) else True
 
 
 class Precision:

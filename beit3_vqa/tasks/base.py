@@ -160,7 +160,7 @@ class Task(ABC):
         return {"task": self.spec.name}
 
     def joined(self, tasks: Sequence["Task"]) -> "Task":
-        """Return the task as it is on its data if it is learned on those of other `tasks` too (itself among them)."""
+        """Return this task for a run that trains on the data of all `tasks`, itself among them."""
         return self
 
     def vouch(self, where: str) -> None:  # noqa: B027 - most tasks' outputs have one order

@@ -186,7 +186,7 @@ def _look(path: Path) -> None:
 def _tokenize(path: Path) -> None:
     tokenizer = Tokenizer(path)
     tokenizer.encode_batch(["What is it? Choices: A. 무엇 <s> \u2581 \U0001f642", "", "x" * 200])
-    tokenizer.decode(range(len(tokenizer)))
+    tokenizer.decode(range(tokenizer.vocab_size))
 
 
 @lru_cache(maxsize=1)

@@ -81,7 +81,7 @@ def train(
     assert all(names == ["engine.loop.train_epoch"] for names in calls), f"between the loop and the step: {calls}"
     losses = [float(report.loss) for report in reports]
     state = strategy.optimizer_state(optimizer)
-    return full_state_dict(model.state_dict()), full_state_dict(ema.state_dict()), state, losses
+    return full_state_dict(model.state_dict()), full_state_dict(ema.average), state, losses
 
 
 def compare(name: str, ours, theirs) -> None:

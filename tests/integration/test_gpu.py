@@ -119,7 +119,7 @@ def test_a_run_computes_on_a_gpu_what_it_computes_on_a_cpu(task, command, tmp_pa
         return
     batches = -(-len(json.loads(texts[0])) // 4)
     module = {"nlvr2": "classification", "imagenet": "classification", "flickr30k": "retrieval"}.get(task, "vqa")
-    expected = {"runtime.precision.all_finite: _local_scalar_dense": batches}
+    expected = {"runtime.precision.outputs_are_finite: _local_scalar_dense": batches}
     expected[f"tasks.{module}.predictions: to the CPU"] = batches
     if task == "flickr30k":  # which rows share an image
         expected["tasks.retrieval.infer: index"] = 2 * batches

@@ -36,7 +36,7 @@ from beit3_vqa.preparation.questions import read_questions
 from beit3_vqa.runtime.distributed import refuse_several
 from beit3_vqa.runtime.files import (
     make_folder,
-    publish,
+    move_into,
     refuse_to_replace,
     require_writable,
     staged,
@@ -124,7 +124,7 @@ def _bundle(options: BundleOptions, evaluation: Mapping[str, object], paths: Seq
     print(f"all {plural(rows, 'answer')} equal those of {reference.by}")
     print(f"{trial.seconds / rows:.3g} seconds a row, start and loading counted ({trial.seconds:.1f} s)")
     size = new.stat().st_size
-    (path,) = publish([new], options.output.parent)
+    (path,) = move_into([new], options.output.parent)
     print(f"wrote {path}: {size:,} bytes, {total:,} parameters")
     return path
 

@@ -12,7 +12,7 @@ from beit3_vqa.data.types import Prediction, PredictionsInfo
 from beit3_vqa.engine.api import evaluate
 from beit3_vqa.engine.build import plan_evaluation
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
-from beit3_vqa.engine.checkpoint.portable import find_checkpoint
+from beit3_vqa.engine.checkpoint.portable import find_best_checkpoint
 from beit3_vqa.errors import InputError, nearest, plural
 from beit3_vqa.models.families import check_parameters
 from beit3_vqa.runtime.files import real_path
@@ -89,7 +89,7 @@ def find_members(
         InputError: if a file isn't there, a member is named twice, a number of parameters isn't known, or a checkpoint
             is given without --data_path.
     """
-    paths = [find_checkpoint(name, kind="checkpoint or predictions.json") for name in names]
+    paths = [find_best_checkpoint(name, kind="checkpoint or predictions.json") for name in names]
     require_once(names, paths)
     _require_data([n for n, path in zip(names, paths, strict=True) if not _has_answers(path)], evaluation)
     infos = {path: None if is_submission(path) else read_info(path) for path in paths if _has_answers(path)}

@@ -59,7 +59,7 @@ def ensemble(options: EnsembleOptions, evaluation: Mapping[str, object]) -> list
 
 
 def join(options: EnsembleOptions, evaluation: Mapping[str, object]) -> list[Prediction]:
-    """Do the same in a process that may be one of several; members are files of predictions then."""
+    """Join files of predictions as `ensemble` does, in a process that may be one of several."""
     results = _results_file(options)
     _check_submissions(options)
     sample = read_sample(options.submission_like) if options.submission_like else None

@@ -17,6 +17,7 @@ from typing import Any
 from beit3_vqa.apps.search.options import SQLITE
 from beit3_vqa.apps.search.space import Choice, Range
 from beit3_vqa.errors import InputError, short
+from beit3_vqa.runtime.extras import import_extra
 from beit3_vqa.runtime.files import make_folder
 
 FILES = {"sqlite": "search.db", "journal": "search.journal"}
@@ -34,11 +35,7 @@ def load_optuna() -> Any:
     Raises:
         InputError: it isn't installed.
     """
-    try:
-        optuna: Any = importlib.import_module("optuna")
-    except ImportError as error:
-        said = f"search needs optuna, which can't be imported ({error})"
-        raise InputError(f'{said}: pip install "beit3_vqa[search]".') from error
+    optuna = import_extra("optuna", "search", "`beit3-vqa search`")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -17,7 +17,7 @@ from beit3_vqa.data.fingerprint import Numbers
 from beit3_vqa.engine.build import build, make_task, resolve_checkpoint_config
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint, with_saved_task
 from beit3_vqa.engine.checkpoint.manifest import get_sha256
-from beit3_vqa.engine.checkpoint.portable import find_checkpoint
+from beit3_vqa.engine.checkpoint.portable import find_best_checkpoint
 from beit3_vqa.engine.checkpoint.resume import check_same_answers, check_same_fingerprints, fold_of_evaluation
 from beit3_vqa.engine.checkpoint.same_run import trained_on
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
@@ -86,7 +86,7 @@ def find_files(names: Sequence[str]) -> list[Path]:
     """
     if len(names) > MOST_MEMBERS:
         raise InputError(f"{len(names)} checkpoints: a soup takes at most {MOST_MEMBERS}. Leave the worst out.")
-    paths = [find_checkpoint(name) for name in names]
+    paths = [find_best_checkpoint(name) for name in names]
     seen: dict[Path, str] = {}
     for name, path in zip(names, map(real_path, paths), strict=True):
         if path in seen:

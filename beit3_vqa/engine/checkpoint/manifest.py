@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the JSON beside a checkpoint; empty if there is none that can be read."""
     try:
         content = read_json(manifest_file(path), MAX_MANIFEST)
-    except (OSError, InputError):
+    except InputError:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -44,7 +44,7 @@ def checkpoint_file(path: Path) -> Path:
     return path / WEIGHTS if is_file(path / WEIGHTS) else path
 
 
-def find_checkpoint(name: str, *, kind: str = "checkpoint") -> Path:
+def find_best_checkpoint(name: str, *, kind: str = "checkpoint") -> Path:
     """Return the checkpoint that a name stands for: a file, a folder that `export` made, or a run's, whose best it is.
 
     Args:

@@ -82,6 +82,10 @@ class TrainState:
         """Return the epoch of the last step."""
         return self.epoch if self.inside.steps else self.epoch - 1
 
+    def timing(self, what: str) -> AbstractContextManager[None]:
+        """Return a context whose time `--max_hours` takes for that of a `validation` or a `save`, not of the steps."""
+        return self.time.timing(what) if self.time else nullcontext()
+
 
 @dataclass(frozen=True)
 class _File:
@@ -208,7 +212,7 @@ class Saver:
         Every process must call it at the same place.
         """
         if self._writing is not None:
-            with self._waiting():
+            with self.state.timing("save"):
                 self._finish(self._writing)
 
     def _finish(self, writing: Future[_Outcome]) -> None:
@@ -221,10 +225,6 @@ class Saver:
         if self.state.time:
             self.state.time.note_save(outcome.seconds)
             self.state.time.is_writing = False
-
-    def _waiting(self) -> AbstractContextManager[None]:
-        """Return a context whose time `--max_hours` counts as that of a save, not of the steps around it."""
-        return self.state.time.timing("save") if self.state.time else nullcontext()
 
     def _best_file(self, weights: Content, score: float | None) -> _File:
         """Return the best checkpoint, and make it the best of the state."""
@@ -259,7 +259,7 @@ class Saver:
         """
         self.settle()
         began = time.monotonic()
-        with self._waiting():
+        with self.state.timing("save"):
             files = collect()
             self._writing = Future()  # the other processes' own is never done: `settle` asks the main one
 
@@ -300,7 +300,7 @@ class Saver:
 
     def _weights(self) -> Content:
         weights = {"model": full_state_dict(self.components.model.state_dict())}
-        return weights if self.ema is None else {**weights, "model_ema": full_state_dict(self.ema.state_dict())}
+        return weights if self.ema is None else {**weights, "model_ema": full_state_dict(self.ema.average)}
 
     def _progress(self) -> Content:
         state = self.state

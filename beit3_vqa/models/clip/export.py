@@ -12,7 +12,7 @@ from beit3_vqa.models.clip.hub import CLIPTexts, optional, read_clip, read_image
 from beit3_vqa.models.clip.model import CLIPForMultipleChoice
 from beit3_vqa.models.lora import lora_config
 from beit3_vqa.runtime.files import write_text
-from beit3_vqa.runtime.precision import all_finite
+from beit3_vqa.runtime.precision import outputs_are_finite
 
 ADAPTER_CONFIG = "adapter_config.json"
 # What peft 0.13 knows; it refuses a file with any other name. What later versions add is at rest in adapters like ours.
@@ -62,7 +62,7 @@ def export_clip(
         adapters = {f"base_model.model.{n.removeprefix('clip.')}": value for n, value in model.state_dict().items()}
         written.load_state_dict(adapters, strict=False)
         written = written.merge_and_unload() if merge else written
-        if not all_finite(written.state_dict()):
+        if not outputs_are_finite(written.state_dict()):
             raise NotFiniteError("its weights aren't finite numbers with the adapters added: take another checkpoint.")
     try:
         # peft would look on the hub whether the vocabulary was enlarged; it never is.

@@ -6,7 +6,6 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ from beit3_vqa.models.clip.folder import (
 )
 from beit3_vqa.models.names import CLIP_SIZES, TEXT_TOKENS, CLIPName, CLIPSize
 from beit3_vqa.runtime.archives import is_packed
+from beit3_vqa.runtime.extras import import_extra
 from beit3_vqa.runtime.files import require_bounded
 from beit3_vqa.runtime.tensors import is_plain
 
@@ -44,12 +44,7 @@ def optional(package: str) -> Any:
     """
     # Worker processes are forked after tokenizers has been used, and if it may use threads, it warns of that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise InputError(
-            f'CLIP and adapters need {package}, which can\'t be imported ({error}): pip install "beit3_vqa[clip]".'
-        ) from error
+    return import_extra(package, "clip", "a model with CLIP or with adapters")
 
 
 @contextmanager

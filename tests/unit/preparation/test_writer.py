@@ -385,7 +385,7 @@ def test_a_folder_whose_files_were_being_replaced_is_refused_until_it_is_prepare
         paths[0].replace(folder / paths[0].name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "publish", killed)
+    monkeypatch.setattr(files, "move_into", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare("choices", {"train": train}, PrepareOptions(out, images, seed=5))
     monkeypatch.undo()
@@ -402,7 +402,7 @@ def test_a_move_that_fails_before_any_file_has_moved_leaves_the_folder_as_it_was
     def refused(paths, folder):
         raise InputError("read-only")
 
-    monkeypatch.setattr(files, "publish", refused)
+    monkeypatch.setattr(files, "move_into", refused)
     with pytest.raises(InputError, match="read-only"):
         prepare("choices", {"train": train}, PrepareOptions(out, images, seed=5))
     assert (out / "dataset.json").read_bytes() == before

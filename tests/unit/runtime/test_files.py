@@ -9,7 +9,7 @@ import pytest
 
 from beit3_vqa.cli.main import main
 from beit3_vqa.errors import InputError
-from beit3_vqa.runtime.files import is_new_or_empty, missing, publish, remove_stale_temporaries, staged, write_text
+from beit3_vqa.runtime.files import is_new_or_empty, missing, move_into, remove_stale_temporaries, staged, write_text
 
 
 def test_a_pipe_is_never_replaced_by_a_file(tmp_path):
@@ -79,11 +79,11 @@ def test_staged_files_are_published_together_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
     with staged(tmp_path) as place:
-        written = publish([write_text(place / name, name) for name in "ab"], tmp_path)
+        written = move_into([write_text(place / name, name) for name in "ab"], tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(written) == [tmp_path / "a", tmp_path / "b"]
     (tmp_path / "c").mkdir()
     with pytest.raises(InputError, match="can't be written"), staged(tmp_path) as place:
-        publish([write_text(place / "c", "c")], tmp_path)
+        move_into([write_text(place / "c", "c")], tmp_path)
 
 
 def test_only_temporaries_of_killed_processes_are_removed(tmp_path):
