@@ -48,24 +48,36 @@ _ABOUT_OTHERS = (
 )
 _BRACKETED = re.compile(r"\(([a-j])\)|\b([a-j])\)")  # (A), a)
 _OF_OTHERS = re.compile("|".join(_ABOUT_OTHERS))
-_NAME = "[a-j]"
-_NAMED = re.compile(
-    rf"(?:(?:both|either|neither|only|all of|options?|answers?|choices?|보기) ?)*(?P<names>{_NAME}"
-    # Each separator matches in one way only: with two, n of them would be tried in 2^n ways.
-    rf"(?: ?(?:(?:, ?)?(?:and|or|nor)\b|&|\+|,|/|와|과|및|또는|하고) ?{_NAME})+)"
-    r"(?: ?(?:(?:are|is) )?(?:both|only|모두|둘 ?다|전부|다|correct|right))*(?: ?(?:맞|옳|정답|해당|아니).*)?"
+_NAME = "(?:[a-j]|[1-9]번)"
+_BEFORE = "both|either|neither|only|all of|options?|answers?|choices?|보기"
+# Each separator matches in one way only: with two, n of them would be tried in 2^n ways.
+_BETWEEN = " ?(?:(?:, ?)?(?:and|or|nor)\\b|&|\\+|,|/|와|과|및|또는|하고) ?"
+_AFTER = (
+    "(?:가|이|는|은|도)?"
+    "(?: ?(?:(?:are|is) )?(?:both|all|only|not|모두|둘 ?다|전부|다|correct|right|true|wrong|false|incorrect))*"
+    "(?: ?(?:맞|옳|정답|해당|아니|틀).*)?"
 )
+_NAMED = re.compile(
+    rf"(?:(?:{_BEFORE}) ?)*(?P<names>{_NAME}(?:{_BETWEEN}{_NAME})+){_AFTER}"
+    # Bare numbers name options only behind a word that says so: "1 and 2" and "1/2" may be answers themselves.
+    rf"|(?:(?:{_BEFORE}) )+(?P<numbers>[1-9](?:{_BETWEEN}[1-9])+){_AFTER}"
+    rf"|(?:only|(?:the )?same as)(?: (?:options?|answers?|choices?))? (?P<one>{_NAME}){_AFTER}|(?P<alone>{_NAME}) only"
+)
+_OWN_LETTER = re.compile(r"[a-j][.:]? ")  # "D. all of the above"
+_CIRCLED = {0x2460 + number: f"{number + 1}번" for number in range(9)}
 
 
 def keeps_its_place(choice: str) -> bool:
     """Return whether an option speaks of the others: "all of the above", "both A and B", "정답 없음"."""
     text = _plain(choice)
-    return bool(_NAMED.fullmatch(text) or _OF_OTHERS.fullmatch(text))
+    return any(_NAMED.fullmatch(one) or _OF_OTHERS.fullmatch(one) for one in (text, _OWN_LETTER.sub("", text, count=1)))
 
 
 def _plain(choice: str) -> str:
     """Return lower case with single spaces, no marks at the ends, letters without brackets, composed syllables."""
-    text = _BRACKETED.sub(r"\1\2", unicodedata.normalize("NFKC", choice).casefold()[:MAX_CHARACTERS])
+    text = _BRACKETED.sub(
+        r"\1\2", unicodedata.normalize("NFKC", choice.translate(_CIRCLED)).casefold()[:MAX_CHARACTERS]
+    )
     return " ".join(text.split()).strip(" .,;:!?()[]\"'")
 
 
@@ -74,10 +86,16 @@ def movable(choices: Sequence[str]) -> list[int]:
     held: set[int] = set()
     for place, choice in enumerate(choices):
         if keeps_its_place(choice):
-            named = _NAMED.fullmatch(_plain(choice))
-            names = re.findall(rf"\b{_NAME}(?![a-z])", named["names"], flags=re.ASCII) if named else []
-            held |= {place, *(ord(name) - ord("a") for name in names)}
+            held |= {place, *_named_places(_plain(choice))}
     return [place for place in range(len(choices)) if place not in held]
+
+
+def _named_places(text: str) -> list[int]:
+    """Return the places of the options that an option names."""
+    named = _NAMED.fullmatch(text) or _NAMED.fullmatch(_OWN_LETTER.sub("", text, count=1))
+    words = "".join(filter(None, named.groups())) if named else ""
+    letters = re.findall(r"\b[a-j](?![a-z])", words, flags=re.ASCII)
+    return [*(ord(letter) - ord("a") for letter in letters), *(int(digit) - 1 for digit in re.findall("[1-9]", words))]
 
 
 QUESTIONS = "questions"  # what of `--tta` stands for all wordings of a question

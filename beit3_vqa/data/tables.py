@@ -288,6 +288,9 @@ def match_answer(given: str, choices: Sequence[str]) -> tuple[str, str]:
                 f"Reword the option, for example as 'letter {letter}'"
             )
         return letter, ""
+    value = number_in(given)
+    if not matches and value is not None:  # a spreadsheet writes 4 in one column, and 4.0 in another
+        matches = [letter for letter, choice in zip(letters, choices, strict=True) if number_in(choice) == value]
     if len(matches) > 1:
         return "", f"answer {given!r} is ambiguous: the text of options {' and '.join(matches)}; give the letter"
     if not matches:
@@ -300,6 +303,15 @@ def comparable(text: str) -> str:
     """Return the key under which two options count as the same text."""
     # macOS and Windows spell Korean syllables in different code points.
     return one_form(text).strip().casefold()
+
+
+_PLAIN_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
+
+
+def number_in(text: str) -> float | None:
+    """Return the number that a text is as a whole, in plain digits; None if it is none."""
+    plain = one_form(text).strip()
+    return float(plain) if _PLAIN_NUMBER.fullmatch(plain) else None
 
 
 def read_weight(cell: str) -> float | None:

@@ -21,7 +21,7 @@ from beit3_vqa.data.answers import answer_key
 from beit3_vqa.data.index import SPLITS
 from beit3_vqa.data.rows import LETTERS, MAX_WEIGHT, Row
 from beit3_vqa.data.table_files import Cell, Table, read_frame, read_table
-from beit3_vqa.data.tables import comparable, match_answer, read_weight
+from beit3_vqa.data.tables import comparable, match_answer, number_in, read_weight
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural, short
 from beit3_vqa.preparation.columns import Columns, find_columns
 from beit3_vqa.preparation.find_images import ImageFinder
@@ -348,8 +348,11 @@ def _first_number(
                 continue
             given = one_form(row["answer"]).strip()
             number = _number(given)
-            texts = [comparable(choice) for choice in choices]
-            is_text = comparable(given) in texts or str(number) in texts  # 3.0 may be the option 3
+            # A spreadsheet or pandas writes 3 in one column and 3.0 in another.
+            value = number_in(given)
+            is_text = comparable(given) in map(comparable, choices) or (
+                value is not None and value in map(number_in, choices)
+            )
             if number is not None and number <= len(choices):
                 places.append((number, len(choices), origin))
                 both += [f"{origin}: {given}"] if is_text else []

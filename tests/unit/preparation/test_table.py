@@ -222,6 +222,9 @@ def test_numbers_that_are_text_and_place_are_counted_and_asked_about(images):
         letters(images, ["3", "2"], "2,3,1")
     with pytest.raises(InputError, match="2 of 2 answers are numbers"):
         letters(images, ["3.0", "2.0"], "2,3,1")
+    with pytest.raises(InputError, match="2 of 2 answers are numbers"):
+        letters(images, ["3", "2"], "2.0,3.00,1.5")
+    assert letters(images, ["3", "2.00", "1.50"], "2.0,3.00,1.5", answer_from="text")[1] == ["B", "A", "C"]
 
 
 def test_ids_that_differ_only_by_a_space_are_an_error(images):
