@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from beit3_vqa.errors import MAX_PROBLEMS, InputError, plural
@@ -99,17 +100,31 @@ def _without_punctuation(text: str) -> str:
     return result
 
 
+# Marks that the official rules drop though they make another answer: -5 and 5, B+ and B-, 1,5 and 15, <5 and >5.
+_MEANT = (
+    (re.compile(r"(?<![\w.,)])[-\u2212](?=\.?\d)"), "minus "),
+    (re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))"), "."),  # a decimal comma: three digits would be thousands
+    (re.compile(r"(?<=[\w+])\+(?!\w)"), " plus"),
+    (re.compile(r"(?<!\w)([a-z]{1,2})-(?!\w)", re.IGNORECASE), r"\1 minus"),
+    (re.compile(r"<(?=[= ]*[-+.]?\d)"), "less than "),
+    (re.compile(r">(?=[= ]*[-+.]?\d)"), "more than "),
+    (re.compile(r"(?<=\d)/(?=\d)"), " over "),
+)
+
+
+@lru_cache(2**17)  # the same few thousand answers are given millions of times
 def answer_key(text: str) -> str:
     """Return the key under which two answers count as the same: `normalize_word`, or if that is empty, lower case.
 
     Without the second rule the letter "A" would be no answer at all. Text beyond ASCII gets its `one_form` first, so
-    that answers that look alike are the same; the official rules compare code points.
+    that answers that look alike are the same; the official rules compare code points. And signs, decimal commas,
+    fractions and the marks of grades, which the official rules drop, are read as words.
     """
-    return _official_key(one_form(text))
-
-
-def _official_key(text: str) -> str:
-    return normalize_word(text) or text.strip().lower()
+    text = one_form(text)
+    meant = text
+    for mark, word in _MEANT:
+        meant = mark.sub(word, meant)
+    return normalize_word(meant) or text.strip().lower()
 
 
 def soft_score(count: int) -> float:
@@ -164,7 +179,7 @@ class AnswerTable:
         if answer in self._exact:
             return self._exact[answer]
         label = self._labels.get(answer_key(answer))
-        return self._labels.get(normalize_word(one_form(answer))) if label is None else label
+        return self._labels.get("") if label is None and not normalize_word(one_form(answer)) else label
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "AnswerTable":

@@ -9,6 +9,7 @@ in `#0`, `#1`, .... Letters are those of the known answers' order, unless the ro
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -46,7 +47,7 @@ _ANSWERS = (
     ),
 )
 _NUMBERS = ("logprobs", "logprob", "logits", "probabilities", "probs", "scores", "logprobabilities", "loglikelihoods")
-_NUMBER = re.compile(r"(?:p|probs?|probability|logp|logprobs?|logits?|scores?|ll|loglikelihood)?([a-z])")
+_NUMBER_WORDS = "p|probs?|probability|logp|logprobs?|logits?|scores?|ll|loglikelihood"
 _MEANINGS = ("id", "answer", "rotation", "options", "numbers")
 _ROTATION = ("rotation", "rotations", "shift", "circular")
 _NUMBERED_ID = re.compile(r"(?s)(.+)#(\d{1,9})")
@@ -158,7 +159,8 @@ class _Columns:
     rotation: int | None
     options: int | None
     numbers: int | None
-    letters: tuple[int, ...]
+    letters: tuple[int, ...]  # of the options' texts
+    scores: tuple[int, ...]  # of the options' numbers
 
 
 def _columns(header: Sequence[str], path: Path, said: str) -> _Columns:
@@ -183,24 +185,46 @@ def _columns(header: Sequence[str], path: Path, said: str) -> _Columns:
             raise InputError(f"{path}: {both} may both be the {meaning}: say which with {example}.")
         return places[0]
 
-    place, answer = found("id", NAMES["id"]), found("answer", _ANSWERS)
-    numbers = None if answer is not None else found("numbers", _NUMBERS)
-    lettered: dict[str, int] = {}
-    for position, name in enumerate(names):
-        match = _NUMBER.fullmatch(name) if answer is None else re.fullmatch("(?:option|choice|opt)?([a-z])", name)
-        if match and position not in (place, numbers):
-            lettered.setdefault(match[1].upper(), position)
-    count = next((number for number, letter in enumerate(LETTERS) if letter not in lettered), len(LETTERS))
-    letters = tuple(lettered[letter] for letter in LETTERS[:count])
-    if place is None or (answer is None and numbers is None and len(letters) < 2):
+    place, answer, numbers = found("id", NAMES["id"]), found("answer", _ANSWERS), found("numbers", _NUMBERS)
+    taken = (place, answer, numbers)
+    # logprob_A is a number, option_A a text. A is a number if nothing else is the answer.
+    worded = _by_letter(names, f"(?:{_NUMBER_WORDS})([a-z])", ())
+    bare = _by_letter(names, "(?:option|choice|opt)?([a-z])", taken)
+    if numbers is not None and numbers in worded:  # --columns numbers=logprob_A
+        numbers = None
+    several = len(worded) > 1
+    if answer is not None and (several or numbers is not None):
+        of_numbers = header[worded[0] if numbers is None else numbers].strip()
+        if "answer" not in by_hand and "numbers" not in by_hand:  # a data set's own column may have come along
+            raise InputError(
+                f"{path}: {header[answer].strip()!r} and the numbers ({of_numbers!r}, ...) may both be the answer: say "
+                f"which with --columns answer={header[answer].strip()} or --columns numbers={of_numbers}, or leave one "
+                "out."
+            )
+        answer = answer if "answer" in by_hand else None
+    scores: tuple[int, ...] = ()
+    if answer is None and numbers is None:
+        scores = worded if several else _by_letter(names, "([a-z])", taken)
+        bare = bare if several else ()
+    if place is None or (answer is None and numbers is None and len(scores) < 2):
         lacks = "an id" if place is None else "an answer, or a number for each option (A, B, ...)"
         wanted = "id=NAME" if place is None else "answer=NAME"
         raise InputError(
             f"{path}: no column for {lacks} was recognised; columns found: {shown}. Say which it is with "
             f"--columns {wanted}."
         )
-    options = found("options", NAMES["options"]) if answer is not None else None
-    return _Columns(place, answer, found("rotation", _ROTATION), options, numbers, letters if len(letters) > 1 else ())
+    rotation, options = found("rotation", _ROTATION), found("options", NAMES["options"])
+    return _Columns(place, answer, rotation, options, numbers, bare if len(bare) > 1 else (), scores)
+
+
+def _by_letter(names: Sequence[str], pattern: str, taken: Sequence[int | None]) -> tuple[int, ...]:
+    """Return the positions of the columns for A, B, ...: the first of each, as far as the letters have no gap."""
+    places: dict[str, int] = {}
+    for position, name in enumerate(names):
+        match = re.fullmatch(pattern, name)
+        if match and position not in taken:
+            places.setdefault(match[1].upper(), position)
+    return tuple(places[letter] for letter in itertools.takewhile(places.__contains__, LETTERS))
 
 
 def _row(columns: _Columns, cells: Sequence[Cell], origin: str) -> GivenAnswer:
@@ -215,14 +239,15 @@ def _row(columns: _Columns, cells: Sequence[Cell], origin: str) -> GivenAnswer:
     lettered = [text(place) for place in columns.letters]
     while lettered and not one_form(lettered[-1]).strip():  # a question of fewer options than the others
         lettered.pop()
+    options = _items(cells[columns.options]) if columns.options is not None else [("", text) for text in lettered]
+    choices = tuple(option for _, option in options) if len(options) <= len(LETTERS) else ()
     if columns.answer is not None:
-        options = _items(cells[columns.options]) if columns.options is not None else [("", text) for text in lettered]
-        choices = tuple(option for _, option in options) if len(options) <= len(LETTERS) else ()
         return GivenAnswer(name, origin, text(columns.answer), choices=choices, rotation=rotation)
-    numbers = (
-        _items(cells[columns.numbers]) if columns.numbers is not None else list(zip(LETTERS, lettered, strict=False))
-    )
-    return GivenAnswer(name, origin, None, numbers=tuple(numbers), rotation=rotation)
+    scores = [text(place) for place in columns.scores]
+    while scores and not scores[-1].strip():
+        scores.pop()
+    numbers = list(zip(LETTERS, scores, strict=False)) if columns.numbers is None else _items(cells[columns.numbers])
+    return GivenAnswer(name, origin, None, tuple(numbers), choices, rotation)
 
 
 def _items(cell: Cell) -> list[tuple[str, str]]:
@@ -273,6 +298,8 @@ def understand(given: Sequence[GivenAnswer], known: Sequence[KnownAnswer], path:
         else:
             reading, shares = _likeliest(row.numbers, choices, logs)
         if row.choices and answer and answer.choices:
+            if list(map(comparable, row.choices)) != list(map(comparable, answer.choices)):
+                shares = {}  # by the letters of another order
             reading, problem = _in_their_order(reading, row.choices, answer.choices)
             problems += [f"{row.origin}: {problem}"] if problem else []
         elif row.choices and row.rotation:

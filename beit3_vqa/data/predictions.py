@@ -235,7 +235,8 @@ def plain_score(p: Prediction) -> float:
     if p.answer_scores is not None:
         return p.answer_scores.get(p.answer, 0.0)
     truth = p.truth or ""
-    return float(p.answer == truth or answer_key(p.answer) in (answer_key(truth), normalize_word(truth)))
+    # The empty answer of VQAv2's table stands for all that normalise to nothing.
+    return float(answer_key(p.answer) == answer_key(truth) or not (p.choices or p.answer or normalize_word(truth)))
 
 
 def score_problem(p: Prediction, *, untold: bool) -> str:

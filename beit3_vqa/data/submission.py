@@ -1,15 +1,19 @@
 """Write a submission as a contest's sample has it: its columns, its ids, its order."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from beit3_vqa.data.predictions import write_submission
+from beit3_vqa.data.rows import LETTERS
 from beit3_vqa.data.table_files import Cell, read_table
 from beit3_vqa.data.tables import csv_line
 from beit3_vqa.data.types import Prediction
 from beit3_vqa.errors import InputError, short
 from beit3_vqa.runtime.files import look_alikes, write_text
+
+logger = logging.getLogger(__name__)
 
 _NAMES_OF_IDS = ("id", "qid", "question_id", "row_id")
 _NAMES_OF_ANSWERS = ("answer", "label", "prediction", "target")
@@ -59,6 +63,12 @@ class Sample:
         """Write the answers to the questions in the sample's rows; InputError as `check` does."""
         self.check([p.id for p in predictions])
         answers = {p.id: p for p in predictions}
+        own = {row[self.answer].strip().upper() for row in self.rows} - {""}
+        if own and all(p.choices for p in predictions) and not own & set(LETTERS):
+            example = short(min(own))
+            logger.warning(
+                f"{self.path}: its answers, such as {example}, aren't letters, as those are that are written"
+            )
         if (self.header, self.id, self.answer) == (("ID", "answer"), 0, 1):
             return write_submission([answers[row[0]] for row in self.rows], path)
         lines = [csv_line(self.header)]

@@ -153,12 +153,12 @@ def _from_json(text: str, path: Path) -> Table:
 
     A single line is a row only in a file of JSON lines; elsewhere it may be any of the others.
     """
-    lines = text.strip().splitlines()
+    lines = text.strip().split("\n")  # not splitlines: a text may hold Unicode's other line ends
     several = len(lines) > 1 or path.suffix.lower() in (".jsonl", ".ndjson")
     if text.lstrip().startswith("{") and several and _is_json(lines[0]):
         items = [
             (f"{path}:{number}", _parse(line, path, f":{number}"))
-            for number, line in enumerate(text.splitlines(), start=1)
+            for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]
     else:
@@ -187,7 +187,9 @@ def _is_json(line: str) -> bool:
 def _parse(text: str, path: Path, where: str = "") -> Any:
     """Parse JSON and keep its numbers as they are written."""
     try:
-        return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda name: "")
+        return json.loads(
+            text, parse_int=str, parse_float=str, parse_constant=lambda name: "" if name == "NaN" else name
+        )
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}{where} isn't JSON: {error}.") from error
 
@@ -275,7 +277,8 @@ def _from_xls(path: Path, sheet: str, notes: list[str]) -> Table:
             raise InputError(f"{where}, row {row + 1}, column {column + 1}: holds an error: mend the formula")
         value = cell.value
         if cell.ctype == xlrd.XL_CELL_DATE:
-            value = xlrd.xldate_as_datetime(value, book.datemode)
+            moment = xlrd.xldate_as_datetime(value, book.datemode)
+            value = moment.time() if 0 <= value < 1 else moment
         elif cell.ctype == xlrd.XL_CELL_BOOLEAN:
             value = bool(value)
         return as_shown(value, book.format_map[book.xf_list[cell.xf_index].format_key].format_str)
@@ -318,7 +321,7 @@ def _from_sheet(lines: Iterator[tuple[int, list[str]]], where: str) -> Table:
 
 
 def as_shown(value: Any, number_format: str) -> str:
-    """Return a spreadsheet's value as the spreadsheet shows it, for the usual formats of numbers.
+    """Return a spreadsheet's value as the spreadsheet shows it, for the usual formats of numbers and times of a day.
 
     Dates are shown as 2024-01-31, whatever their format; a number of an unusual format is shown in full.
     """
@@ -326,9 +329,11 @@ def as_shown(value: Any, number_format: str) -> str:
         return str(value).upper()
     if isinstance(value, datetime.datetime):
         return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(" ")
+    code = number_format.partition(";")[0].strip()
+    if isinstance(value, datetime.time):
+        return _shown_time(value, code.lower())
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return str(value)
-    code = number_format.partition(";")[0].strip()
     if re.fullmatch("0+", code):
         return f"{int(_rounded(value, 0)):0{len(code) + (value < 0)}d}"
     found = re.fullmatch(r"(#,##)?0(?:\.(0+))?(%?)", code)
@@ -336,7 +341,18 @@ def as_shown(value: Any, number_format: str) -> str:
         comma, places, percent = "," if found[1] else "", len(found[2] or ""), found[3]
         return f"{_rounded(value, places, shift=2 if percent else 0):{comma}.{places}f}{percent}"
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    if code.lower() == "general" and not whole:
+        return f"{value:.10g}"  # as many digits as fit its eleven characters
     return str(int(value)) if whole else repr(value)
+
+
+def _shown_time(value: datetime.time, code: str) -> str:
+    """Return a time as formats such as `h:mm`, `hh:mm:ss` and `h:mm AM/PM` show it."""
+    halves = "am/pm" in code
+    hour = (value.hour % 12 or 12) if halves else value.hour
+    shown = f"{hour:02}" if "hh" in code else str(hour)
+    shown += f":{value.minute:02}" + (f":{value.second:02}" if "s" in code or value.second else "")
+    return shown + (" PM" if value.hour >= 12 else " AM") * halves
 
 
 def _rounded(value: float, places: int, shift: int = 0) -> Decimal:

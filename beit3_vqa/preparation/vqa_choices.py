@@ -16,7 +16,6 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import MISSING, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,21 +105,18 @@ def _problem_of_choices(entry: dict[str, Any]) -> str:
     return f"multiple_choices must be a list of 2 to {len(LETTERS)} texts, none of them empty"
 
 
-_key = lru_cache(2**17)(answer_key)  # the same few thousand answers are given millions of times
-
-
 def _keep(annotation: dict[str, Any]) -> _Told:
     answer, kind = annotation["multiple_choice_answer"], annotation.get("answer_type")
-    if kind not in _KINDS or _key(answer) in _YES_NO:
+    if kind not in _KINDS or answer_key(answer) in _YES_NO:
         kind = _get_kind(answer)
     asked = annotation.get("question_type")
-    given = frozenset(_key(text) for text in (answer, *(one["answer"] for one in annotation["answers"])))
+    given = frozenset(answer_key(text) for text in (answer, *(one["answer"] for one in annotation["answers"])))
     return _Told(kind, asked if isinstance(asked, str) else "", given)
 
 
 def _get_kind(answer: str) -> str:
     """Return which of `_KINDS` an answer is by its text."""
-    key = _key(answer)
+    key = answer_key(answer)
     return "yes/no" if key in _YES_NO else "number" if key.replace(".", "").isdecimal() else "other"
 
 
@@ -164,16 +160,16 @@ _NO_ANSWER = "of test, whose right option isn't known, so that none may go (--op
 def _choose(row: Row, told: _Told, pools: "_Pools", arguments: Arguments, rng: random.Random) -> str:
     """Give a row its options and the letter of its answer; return why it can't have them (empty: it has them)."""
     right, wanted = row["answer"], arguments.options - 1
-    own = {_key(choice): choice for choice in reversed(row.get("choices", ()))}  # of one key, the first
-    if own and _key(right) not in own:
+    own = {answer_key(choice): choice for choice in reversed(row.get("choices", ()))}  # of one key, the first
+    if own and answer_key(right) not in own:
         return f"multiple_choice_answer {short(right)} is none of its multiple_choices"
     if told.kind == "yes/no":
         if arguments.yes_no == "leave_out":
             return _YES_OR_NO
-        other = _YES_NO.get(_key(right), "")
+        other = _YES_NO.get(answer_key(right), "")
         wrong = [other] if other and other not in told.given else []
     elif own:
-        right = own[_key(right)]
+        right = own[answer_key(right)]
         left = sorted(key for key in own if key not in told.given)
         rng.shuffle(left)
         left.sort(key=lambda key: _get_kind(key) != _get_kind(right))
@@ -199,7 +195,7 @@ class _Pools:
         self._spelling: dict[str, str] = {}
         self._pools: dict[tuple[str, str], list[str]] = defaultdict(list)
         for answer, told in answers:
-            key = _key(answer)
+            key = answer_key(answer)
             self._spelling[key] = min(answer, self._spelling.get(key, answer))
             self._pools[told.kind, told.question_type].append(key)
         for pool in self._pools.values():

@@ -18,14 +18,16 @@ ABOUT_OTHERS = [
     "Both A and B", "A and C", "A & B", "A, B and C", "Options A or D", "all are correct", "either A or B",
     "모두 맞다", "위의 모두", "정답 없음", "해당 없음", "위의 보기 모두 정답이다", "해당 사항 없음", "보기 중에 없음",
     "둘 다", "둘다 아니다", "모두 아니다", "위에 맞는 것이 없다", "A와 B", "A, B 모두", "정답이 없습니다.",
-    "이 중 없음", "ａｌｌ of  the above", "A and C are both true", "A and B are wrong", "Neither A nor B is true", "Only A",
+    "이 중 없음", "ａｌｌ of  the above", "A and C are both true", "A and B are wrong", "Neither A nor B is true",
+    "Only A",
     "Only option A is true", "A only", "Same as A", "Options 1 and 2", "1번과 2번 모두", "①과 ②", "A와 B가 맞다",
     "D. All of the above", "(d) all of the above",
 ]  # fmt: skip
 OF_ITS_OWN = [
     "a cat", "above the table", "all the dogs", "none", "A", "both hands", "없음", "모두", "고양이 두 마리", "위",
     "빨간 모자", "the above-ground pool", "an option trader", "A and a half", "Answer the phone",
-    "none of your business", "아무도 없다", "사람이 없다", "3 and 4", "either side", "1/2", "only a cat", "same as a dog",
+    "none of your business", "아무도 없다", "사람이 없다", "3 and 4", "either side", "1/2", "only a cat",
+    "same as a dog",
     "2번", "b. cat",
 ]  # fmt: skip
 

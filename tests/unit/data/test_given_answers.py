@@ -76,6 +76,9 @@ def test_what_is_no_file_is_no_table(tmp_path):
         ("s.csv", "id,A,B,C\n1,-0.1,-3,-4\n2,-9,-0.2,-inf\n"),
         ("s.csv", "id,logprob_a,logprob_b,logprob_c\n1,-0.1,-3,-4\n2,-9,-0.2,-5\n"),
         ("s.csv", "id,p_A,p_B,p_C\n1,0.8,0.1,0.1\n2,0.1,0.8,0.1\n"),
+        ("s.csv", "id,A,B,C,p_A,p_B,p_C\n1,a cat,a dog,a cow,1,0,0\n2,a dog,a cat,a cow,1,0,0\n"),
+        ("s.jsonl", '{"id": 1, "logprobs": [-1, -Infinity, -2]}\n{"id": 2, "logprobs": [-Infinity, -1, -3]}\n'),
+        ("s.jsonl", '{"id": 1, "text": "A", "why": "\u2028"}\n{"id": 2, "text": "B"}\n'),
         ("s.jsonl", '{"id": 1, "logprobs": {"A": -1, " b": -2, "C": -3}}\n{"id": 2, "logprobs": [-2, -1, -3]}\n'),
         (
             "s.jsonl",
@@ -155,6 +158,14 @@ def test_probabilities_stay_and_logs_become_probabilities(tmp_path):
     )
 
 
+def test_a_truth_that_came_along_is_not_the_answer_and_texts_that_did_are_not_the_numbers(tmp_path):
+    content = "id,gt,A,B,C,p_A,p_B,p_C\n1,B,a dog,a cat,a cow,0.7,0.2,0.1\n2,B,a dog,a cow,a cat,0.1,0.1,0.8\n"
+    for said, answers in (("numbers=p_A", ["B", "A"]), ("answer=gt", ["A", "C"])):
+        assert [row[1] for row in read(tmp_path / "s.csv", content, said=said)] == answers
+    (first, _) = understand(read_given(tmp_path / "s.csv", said="numbers=p_B"), known("1", "2"), tmp_path / "s.csv")
+    assert first.prediction.probabilities == {}  # they are of the letters that were shown
+
+
 def test_rows_with_fewer_options_need_no_more_numbers(tmp_path):
     path = write(tmp_path / "s.csv", "id,A,B,C\n1,-1,-2,\n2,-1,-2,-0.5\n")
     answers = [*known("1", choices=ANIMALS[:2]), *known("2")]
@@ -195,6 +206,10 @@ def test_an_id_with_a_number_of_its_own_is_no_rotation(tmp_path):
         ("name,answer\n1,A\n", "no column for an id was recognised.*--columns id=NAME"),
         ("ID,x\n1,A\n", "no column for an answer, or a number for each option"),
         ("ID,answer,response\n1,A,B\n", "'answer' and 'response' may both be the answer.*--columns answer=answer"),
+        (
+            "ID,gt,p_A,p_B\n1,A,0,1\n",
+            "'gt' and the numbers .*p_A.* may both be .*columns answer=gt.*numbers=p_A",
+        ),
         ("ID,answer,A,B,C\n1,A,x,y,z\n", "its options aren't those of the known answers"),
         ("ID\0,answer\n1,A\n", "NUL"),
         ('ID,answer\n1,"' + "x" * 1_000_001 + '"\n', "more than 1,000,000 characters"),

@@ -30,6 +30,14 @@ def test_a_second_column_of_any_name_takes_the_answers(tmp_path):
     assert (tmp_path / "o.csv").read_text(encoding="utf-8").splitlines()[:2] == ["id,correct", 'b,"red, blue"']
 
 
+@pytest.mark.parametrize(("cell", "told"), [("0", True), ("a cat", True), ("", False), ("b", False)])
+def test_letters_for_a_sample_that_has_something_else_are_told(tmp_path, caplog, cell, told):
+    (tmp_path / "s.csv").write_text(f"id,answer\na,{cell}\n")
+    answered = Prediction(id="a", question="Q?", answer="B", probabilities={"B": 1.0}, choices=("a cat", "a dog"))
+    read_sample(tmp_path / "s.csv").write([answered], tmp_path / "o.csv")
+    assert ("aren't letters" in caplog.text) == told
+
+
 def test_an_answer_with_a_lone_carriage_return_stays_one_row(tmp_path):
     """Python before 3.13 writes it without quotes; readers then see two rows."""
     (tmp_path / "s.csv").write_text("id,correct\na,0\n")

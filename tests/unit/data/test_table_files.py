@@ -150,6 +150,12 @@ def test_numbers_in_json_are_as_they_are_written(tmp_path):
         ("007", "General", "007"),
         (datetime.datetime(2024, 1, 31), "dd/mm/yy", "2024-01-31"),
         (2.5, "[Red]weird", "2.5"),
+        (2 / 3, "General", "0.6666666667"),
+        (0.1 + 0.2, "General", "0.3"),
+        (datetime.time(9, 5), "h:mm", "9:05"),
+        (datetime.time(9, 5), "hh:mm;@", "09:05"),
+        (datetime.time(12, 30, 15), "h:mm:ss", "12:30:15"),
+        (datetime.time(0, 30), "h:mm AM/PM", "12:30 AM"),
     ],
 )
 def test_numbers_are_as_the_spreadsheet_shows_them(value, code, shown):
@@ -162,9 +168,9 @@ def test_numbers_of_a_spreadsheet_keep_their_format(tmp_path, kind):
     if kind == "xlsx":
         openpyxl = pytest.importorskip("openpyxl")
         book = openpyxl.Workbook()
-        book.active.append(["id", "n"])
-        book.active.append([7, 3])
-        book.active["A2"].number_format = "000"
+        book.active.append(["id", "n", "t"])
+        book.active.append([7, 3, datetime.time(9, 5)])
+        book.active["A2"].number_format, book.active["C2"].number_format = "000", "h:mm"
         book.save(path)
     else:
         xlwt = pytest.importorskip("xlwt")
@@ -172,10 +178,12 @@ def test_numbers_of_a_spreadsheet_keep_their_format(tmp_path, kind):
         sheet = book.add_sheet("s")
         sheet.write(0, 0, "id")
         sheet.write(0, 1, "n")
+        sheet.write(0, 2, "t")
+        sheet.write(1, 2, datetime.time(9, 5), xlwt.easyxf(num_format_str="h:mm"))
         sheet.write(1, 0, 7, xlwt.easyxf(num_format_str="000"))
         sheet.write(1, 1, 3)
         book.save(str(path))
-    assert cells(read_table(path)) == [("007", "3")]
+    assert cells(read_table(path)) == [("007", "3", "9:05")]
 
 
 def test_a_sheet_is_named_or_the_first_is_taken_with_a_line(tmp_path):
