@@ -46,7 +46,7 @@ def answer_file(
     _require_output(output, [table, Path(predictor.checkpoint)])
     notes: list[str] = []
     questions = read_questions(read_table(table, encoding, sheet, notes), str(table), image_root, columns)
-    for note in notes:
+    for note in [*notes, *questions.notes]:
         logger.info(note)
     _refuse_images(output, questions)
     predictions = predictor.answer(questions, skip_bad_images=skip_bad_images)

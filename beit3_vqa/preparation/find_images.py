@@ -14,6 +14,8 @@ MAX_FILES = 20_000_000
 # Folders in which a split's images may be, best first. Validation images are often a part of the training images. Test
 # images never are, and their numbers start anew, so that another folder's image of that name would be the wrong one.
 FOLDERS = {"train": ("", "train"), "val": ("", "val", "train"), "test": ("", "test")}
+ANY = "any split"  # of rows of which nobody knows the split: an image that is in the folders of two is a question
+FOLDERS[ANY] = ("", "train", "val", "test")
 
 
 class ImageFinder:
@@ -60,20 +62,29 @@ class ImageFinder:
             if inside.startswith(".."):
                 return name, "", ""  # refused, with the reason, where images are read
             name, how = Path(inside).as_posix(), "absolute paths"
-        for folder in self._folders(name, split):
-            wanted = f"{folder}/{name}" if folder else name
-            if is_file(self.root / wanted):
-                return wanted, "", how or f"in the folder {folder}" * bool(folder)
-            for key, what in ((_key(wanted), "another case or Unicode form"), (_key(wanted) + ".", "no ending")):
-                found = self._files.get(key, [])
-                if self.by_id and len(found) > 1:
-                    found = [f for end in _ENDINGS_OF_IDS for f in found if f.lower().endswith(end)][:1] or found
-                if len(found) > 1:
-                    shown = " or ".join(repr(path) for path in found[:3])
-                    return wanted, f"image {name!r} may be {shown}: rename one, or write the whole name", ""
-                if found:
-                    return found[0], "", how or what
-        return name, "", ""
+        found = (there for folder in self._folders(name, split) if (there := self._find_in(folder, name, how)))
+        first = next(found, (name, "", ""))
+        others = [path for path, *_ in found] if split == ANY and first[0].rpartition("/")[0] else []
+        if others:
+            shown = " or ".join(map(repr, (first[0], *others)))
+            return name, f"image {name!r} may be {shown}: write the folder too, or give it as the image root", ""
+        return first
+
+    def _find_in(self, folder: str, name: str, how: str) -> tuple[str, str, str] | None:
+        """Return what `_find` does for an image in a folder; None if it isn't there."""
+        wanted = f"{folder}/{name}" if folder else name
+        if is_file(self.root / wanted):
+            return wanted, "", how or f"in the folder {folder}" * bool(folder)
+        for key, what in ((_key(wanted), "another case or Unicode form"), (_key(wanted) + ".", "no ending")):
+            found = self._files.get(key, [])
+            if self.by_id and len(found) > 1:
+                found = [f for end in _ENDINGS_OF_IDS for f in found if f.lower().endswith(end)][:1] or found
+            if len(found) > 1:
+                shown = " or ".join(repr(path) for path in found[:3])
+                return wanted, f"image {name!r} may be {shown}: rename one, or write the whole name", ""
+            if found:
+                return found[0], "", how or what
+        return None
 
     def _folders(self, name: str, split: str) -> tuple[str, ...]:
         inside = (self._only_folder,) if self._only_folder else ()

@@ -1,5 +1,6 @@
 """Read the questions of one table for a model that is trained already: nothing is written, no split is made."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
@@ -12,6 +13,7 @@ from beit3_vqa.data.table_files import Cell, Read, Table
 from beit3_vqa.errors import InputError
 from beit3_vqa.preparation import table as table_format
 from beit3_vqa.preparation.columns import as_flag, find_columns
+from beit3_vqa.preparation.find_images import ANY
 from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.runtime.files import is_file, missing
 
@@ -83,7 +85,11 @@ def read_questions(
     source: Any = (Table(table.header, watched), where)
     given = {"train": "", split: source, "columns": said, "answer_from": answer_from}
     arguments = table_format.Arguments(**given)
-    prepared = table_format.read(arguments, PrepareOptions(data_path="-", image_root=fspath(image_root)))
+    stem = Path(where).stem.casefold()
+    named = next((name for name in ("test", "val", "train") if re.search(rf"(?<![a-z]){name}(?![a-z])", stem)), ANY)
+    dialect = table_format.Dialect("table", images_of=named)
+    options = PrepareOptions(data_path="-", image_root=fspath(image_root))
+    prepared = table_format.read_tables(arguments, options, dialect)
     questions.problems, questions.notes = prepared.problems, prepared.notes
     questions.rows = prepared.splits.get(split, [])
     if not questions.image_root.is_dir():

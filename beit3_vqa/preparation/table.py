@@ -12,8 +12,9 @@ answer stay in the index, so that a validation score counts them.
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from beit3_vqa.config.options import ANY_PROMPT_TEMPLATE
@@ -65,6 +66,7 @@ class Dialect:
         needs_options: whether a table without options is an error.
         texts_before_places: whether numbers that are options' texts throughout are those options.
         images_by_id: whether images are named by an id, see `ImageFinder`.
+        images_of: the split in whose folders images are looked for, see `FOLDERS`; empty: that of the table.
     """
 
     name: str
@@ -72,6 +74,10 @@ class Dialect:
     needs_options: bool = False
     texts_before_places: bool = False
     images_by_id: bool = False
+    images_of: str = ""
+
+
+_Find = Callable[[str], tuple[str, str]]  # an image's name -> its path, and what is wrong with the name
 
 
 @dataclass
@@ -108,7 +114,8 @@ def read_tables(arguments: Arguments, options: PrepareOptions, dialect: Dialect)
                 own=dialect.columns,
             )
             splits[split] = _Split()  # keeps the rows before an error
-            _read_split(splits[split], table, columns, where, split, finder, prepared.notes)
+            find = partial(finder.find, split=dialect.images_of or split)
+            _read_split(splits[split], table, columns, where, split, find, prepared.notes)
         except InputError as error:
             prepared.problems.append(str(error))
     width = max((len(row.get("choices", ())) for found in splits.values() for row in found.rows), default=0)
@@ -153,7 +160,7 @@ def _open(source: object, split: str, sheet: str, encoding: str, notes: list[str
 
 
 def _read_split(
-    found: _Split, table: Table, columns: Columns, where: str, split: str, finder: ImageFinder, notes: list[str]
+    found: _Split, table: Table, columns: Columns, where: str, split: str, find: _Find, notes: list[str]
 ) -> None:
     notes.append(f"{where}: {columns.shown(table.header)}")
     if columns.ignored:
@@ -165,7 +172,7 @@ def _read_split(
         if len(found.problems) >= MAX_PROBLEMS:
             raise InputError(f"{origin}: too many problems before this row; the rest wasn't read")
         if len(cells) == len(table.header):
-            row, problems = _read_row(cells, columns, table.header, number, split, finder)
+            row, problems = _read_row(cells, columns, table.header, number, find)
         else:
             row, problems = {"id": "", "image_path": ""}, [_misfit(cells, table.header)]
         if problems:
@@ -190,7 +197,7 @@ def _misfit(cells: Sequence[Cell], header: Sequence[str]) -> str:
 
 
 def _read_row(
-    cells: Sequence[Cell], columns: Columns, header: Sequence[str], number: int, split: str, finder: ImageFinder
+    cells: Sequence[Cell], columns: Columns, header: Sequence[str], number: int, find: _Find
 ) -> tuple[Row, list[str]]:
     """Return the index row of one row of a table, with its answer as given, and what is wrong with it."""
     problems: list[str] = []
@@ -213,7 +220,7 @@ def _read_row(
     if wordings:
         row["wordings"] = wordings
     if "image" not in empty:
-        row["image_path"], problem = finder.find(texts["image"], split)
+        row["image_path"], problem = find(texts["image"])
         problems += [problem] if problem else []
     if columns.has_options:
         row["choices"], problem = _options(cells, columns)

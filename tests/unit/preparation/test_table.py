@@ -10,10 +10,12 @@ from PIL import Image
 
 from beit3_vqa.data.answers import AnswerTable
 from beit3_vqa.data.rows import LETTERS, read_rows
+from beit3_vqa.data.table_files import Table
 from beit3_vqa.errors import InputError
 from beit3_vqa.preparation import PrepareOptions, prepare
 from beit3_vqa.preparation.columns import NAMES, find_columns
 from beit3_vqa.preparation.find_images import ImageFinder
+from beit3_vqa.preparation.questions import read_questions
 from beit3_vqa.preparation.table import split_options
 
 
@@ -289,6 +291,25 @@ def test_images_are_found_however_their_names_are_written(images):
         assert finder.find(written, "train") == (found, "")
     assert finder.counts.total() == 7
     assert finder.find("7", "test") == ("7", "")  # a training image of that number is another one
+
+
+@pytest.mark.parametrize(
+    ("where", "root", "says"),
+    [
+        ("val.csv", "", "val/0.jpg"),
+        ("my test 2.csv", "", "test/0.jpg"),
+        ("interval.csv", "", "image '0' may be 'train/0.jpg' or 'val/0.jpg' or 'test/0.jpg': write the folder too"),
+        ("the DataFrame", "", "image '0' may be 'train/0.jpg' or"),
+        ("the DataFrame", "train", "0.jpg"),
+    ],
+)
+def test_a_question_of_an_unknown_split_gets_no_image_of_another(images, where, root, says):
+    for split in ("train", "val", "test"):
+        (images / split).mkdir()
+        Image.new("RGB", (4, 4)).save(images / split / "0.jpg")
+    table = Table(("image", "question"), iter([("row 1", ("0", "Q?"))]))
+    found = read_questions(table, where, images / root)
+    assert says in (found.problems or [found.rows[0]["image_path"]])[0]
 
 
 def test_two_candidates_for_an_image_are_an_error(images):
