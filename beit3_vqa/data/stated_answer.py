@@ -92,7 +92,9 @@ _IS_RIGHT = re.compile(
 _CONDITION = re.compile(r"\b(?:if|whether|unless|suppose|assume|assuming|otherwise)\b|만약")
 _DENIAL = re.compile(r"\b(?:not|never|doubt|wrong|incorrect|unlikely|cannot|worst|(?<!at )least)\b|n't\b|않|오답|틀린")
 _DENIED_AFTER = re.compile(
-    r"[,;]? ?(?:\?|(?:is |was )?(?:no|not|wrong|incorrect|false)\b)| ?\((?:wrong|incorrect|false)\b"
+    # ", not A" denies the other one.
+    r"(?![,;] not (?:option )?\(?(?:[b-j](?![a-z0-9'’])|a(?=[.,;:!)]|\n|$)))"
+    r"[,;]? ?(?:\?|(?:is |was )?(?:no(?! doubt)|not|wrong|incorrect|false)\b)| ?\((?:wrong|incorrect|false)\b"
     rf"|[^.!?\n]{{0,6}}{_NOT}"
 )
 # "Wait, actually C." An a before a word may be an article.
