@@ -237,7 +237,7 @@ class OptimConfig(Options):
     )
     label_smoothing: float = option(0.0, "label smoothing of cross entropy", unit="probability", low=0, below=1)
     model_ema: bool = option(False, "keep a moving average of the weights, and evaluate that")
-    model_ema_decay: float = option(0.9999, "decay of the moving average per optimizer step", low=0, below=1)
+    model_ema_decay: float = option(0.9999, "decay of the moving average per step; less in the first", low=0, below=1)
     model_ema_force_cpu: bool = option(False, "keep the moving average in main memory")
 
     @property

@@ -119,11 +119,13 @@ class SavedOptions:
         values: option name -> value, unchecked; only the options of the model are used.
         where: the checkpoint's flag and file, for messages.
         kept: names of further options that are used; they are stronger than what the user gave.
+        unless_given: names of further options that are used unless the user gave them, as the model's are.
     """
 
     values: Mapping[str, object]
     where: str
     kept: tuple[str, ...] = ()
+    unless_given: tuple[str, ...] = ()
 
 
 def resolve(
@@ -140,7 +142,8 @@ def resolve(
         InputError: an option can't have its value, or two contradict each other; it names the checkpoint if the
             options are the checkpoint's.
     """
-    not_given = [name for name, group in GROUP_OF.items() if group == "model" and name not in given]
+    wanted = {name for name, group in GROUP_OF.items() if group == "model"} | set(saved.unless_given if saved else ())
+    not_given = [name for name in GROUP_OF if name in wanted and name not in given]
     of_model = _typed(saved, not_given, "model")
     if of_model.get("vqa_loss") == "bce":  # it was trained without; no family's default may refuse it for that
         of_model.setdefault("label_smoothing", DEFAULT_OF["label_smoothing"])

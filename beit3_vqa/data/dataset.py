@@ -93,7 +93,9 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         return self._processed(dataclasses.replace(self.example(index, order, wording), problem=problem), None)
 
     def balancing_weights(self, power: float, within: str = "all") -> Tensor:
-        """Return what `get_balancing_weights` does for these rows."""
+        """Return what `get_balancing_weights` does for these rows; InputError if none has an answer."""
+        if all(_annotated(row) is None for row in self.rows):
+            raise InputError("--balance_answers: the rows of this task have no answers to balance; leave it out.")
         return get_balancing_weights(self.rows, power, within)
 
     def example(self, index: int, order: Order | None = None, wording: int = 0) -> Example:

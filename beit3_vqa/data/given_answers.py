@@ -161,6 +161,7 @@ class _Columns:
     numbers: int | None
     letters: tuple[int, ...]  # of the options' texts
     scores: tuple[int, ...]  # of the options' numbers
+    doubt: str  # what to say if the answer isn't the option of the largest number; empty: nothing, it is said by hand
 
 
 def _columns(header: Sequence[str], path: Path, said: str) -> _Columns:
@@ -193,19 +194,18 @@ def _columns(header: Sequence[str], path: Path, said: str) -> _Columns:
     if numbers is not None and numbers in worded:  # --columns numbers=logprob_A
         numbers = None
     several = len(worded) > 1
-    if answer is not None and (several or numbers is not None):
-        of_numbers = header[worded[0] if numbers is None else numbers].strip()
-        if "answer" not in by_hand and "numbers" not in by_hand:  # a data set's own column may have come along
-            raise InputError(
-                f"{path}: {header[answer].strip()!r} and the numbers ({of_numbers!r}, ...) may both be the answer: say "
-                f"which with --columns answer={header[answer].strip()} or --columns numbers={of_numbers}, or leave one "
-                "out."
+    scores, doubt = worded if several and numbers is None else (), ""
+    if answer is not None and "answer" not in by_hand and (scores or numbers is not None):
+        if "numbers" in by_hand:
+            answer = None
+        else:  # a data set's own column may have come along
+            named, of_numbers = header[answer].strip(), header[worded[0] if numbers is None else numbers].strip()
+            doubt = (
+                f"{named!r} isn't the option of the largest number ({of_numbers!r}, ...). Say which is the answer with "
+                f"--columns answer={named} or --columns numbers={of_numbers}, or leave one out."
             )
-        answer = answer if "answer" in by_hand else None
-    scores: tuple[int, ...] = ()
-    if answer is None and numbers is None:
-        scores = worded if several else _by_letter(names, "([a-z])", taken)
-        bare = bare if several else ()
+    if answer is None and numbers is None and not several:
+        scores, bare = _by_letter(names, "([a-z])", taken), ()
     if place is None or (answer is None and numbers is None and len(scores) < 2):
         lacks = "an id" if place is None else "an answer, or a number for each option (A, B, ...)"
         wanted = "id=NAME" if place is None else "answer=NAME"
@@ -214,7 +214,7 @@ def _columns(header: Sequence[str], path: Path, said: str) -> _Columns:
             f"--columns {wanted}."
         )
     rotation, options = found("rotation", _ROTATION), found("options", NAMES["options"])
-    return _Columns(place, answer, rotation, options, numbers, bare if len(bare) > 1 else (), scores)
+    return _Columns(place, answer, rotation, options, numbers, bare if len(bare) > 1 else (), scores, doubt)
 
 
 def _by_letter(names: Sequence[str], pattern: str, taken: Sequence[int | None]) -> tuple[int, ...]:
@@ -241,13 +241,25 @@ def _row(columns: _Columns, cells: Sequence[Cell], origin: str) -> GivenAnswer:
         lettered.pop()
     options = _items(cells[columns.options]) if columns.options is not None else [("", text) for text in lettered]
     choices = tuple(option for _, option in options) if len(options) <= len(LETTERS) else ()
-    if columns.answer is not None:
-        return GivenAnswer(name, origin, text(columns.answer), choices=choices, rotation=rotation)
     scores = [text(place) for place in columns.scores]
     while scores and not scores[-1].strip():
         scores.pop()
     numbers = list(zip(LETTERS, scores, strict=False)) if columns.numbers is None else _items(cells[columns.numbers])
+    if columns.answer is not None:
+        given = text(columns.answer)
+        if columns.doubt and not _is_likeliest(given, numbers):
+            raise InputError(f"{origin}: {columns.doubt}")
+        return GivenAnswer(name, origin, given, choices=choices, rotation=rotation)
     return GivenAnswer(name, origin, None, tuple(numbers), choices, rotation)
+
+
+def _is_likeliest(given: str, numbers: Sequence[tuple[str, str]]) -> bool:
+    """Return whether no option has a larger number than the given one; True if the numbers decide nothing."""
+    values = {comparable(name): _float(number) for name, number in numbers}
+    if not values or any(map(math.isnan, values.values())):
+        return True
+    own = values.get(comparable(given), values.get(comparable(read_stated(given).answer), -math.inf))
+    return own >= max(values.values())
 
 
 def _items(cell: Cell) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from beit3_vqa.config.config import FIT
+from beit3_vqa.config.config import FIT, RunConfig
 from beit3_vqa.config.resolve import GivenOptions, resolve
 from beit3_vqa.data.types import EvalResult, PredictionsInfo
 from beit3_vqa.engine import time_budget
@@ -106,14 +106,32 @@ def _begin(given: GivenOptions) -> Training:
     components = build_run(config)
     finetune = config.init.finetune
     content = read_checkpoint(finetune, "--finetune", given, mapped=True) if finetune else None
+    if content is not None:
+        _check_adapters(config, content)
     new = components.family.initialise(components.model, components.processor, content)
     if content is not None:
+        if content.get("model_ema") and "model_key" not in config.given:
+            logger.info(f"--finetune {finetune}: its weights were taken; --model_key model_ema takes their average")
         tell_other_answers(components.task, content, new, f"--finetune {finetune}")
     del content  # free the memory before the batch size is measured
     run = set_up_training(with_batch_size(components))
     # Until here every process drew the same numbers, for the same weights. In training each draws its own.
     torch.manual_seed(config.run.seed + distributed.rank())
     return run
+
+
+def _check_adapters(config: RunConfig, content: Content) -> None:
+    """Raise InputError if the adapters of `--finetune` counted more, or less, than this run's would."""
+    saved = get_options(content)
+    rank, alpha = saved.get("lora_rank"), saved.get("lora_alpha")
+    if not config.model.lora_rank or type(rank) is not int or not rank:
+        return
+    alpha = alpha if isinstance(alpha, (int, float)) else replace(config.model, lora_rank=rank, lora_alpha=None).alpha
+    if rank == config.model.lora_rank and alpha != config.model.alpha:
+        raise InputError(
+            f"--finetune {config.init.finetune}: its adapters were trained with --lora_alpha {alpha:g}, and this run "
+            f"has {config.model.alpha:g}: give --lora_alpha {alpha:g}."
+        )
 
 
 def _go_on(given: GivenOptions, path: Path, content: Content) -> Training:
@@ -153,7 +171,10 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     if flag == "--resume":
         validate_content(content, where)
     _require_head(given["task"], content, where)
-    config = resolve_checkpoint_config(given, content, where, kept=fold_of_evaluation(given, get_options(content)))
+    # What a score depends on, and isn't the model's: the test is to be measured as the validation was.
+    measured_by = (*find_task(given["task"]).spec.evaluation_options, "label_smoothing")
+    fold = fold_of_evaluation(given, get_options(content))
+    config = resolve_checkpoint_config(given, content, where, fold, measured_by)
     sources = make_sources(config)
     task = sources[config.sources.main]
     check_same_answers(task, content, where)
@@ -161,6 +182,8 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     check_same_fingerprints(components, content)
     load_for_inference(components, content, where, exact=flag == "--resume")
     average, asked = bool(content.get("model_ema")), trained_on(content)
+    # The temperature beside a checkpoint belongs to the weights that are taken unless --model_key names others.
+    others = average and given["model_key"] != "model_ema" and "model_key" in given
     del content
     components.model.to(components.precision.device)
     logger.info(f"evaluating {path}")
@@ -175,7 +198,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     if fit:
         require_manifest(path)
     else:
-        temperature = _temperature(task, path, config.temperature)
+        temperature = _temperature(task, None if others else path, config.temperature)
     with naming(str(path)):
         result, fitted = evaluate_fully(components, temperature)
         split = config.run.split
@@ -188,7 +211,9 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         logger.warning(
             f"{split}: the model was trained on {seen:,} of the {plural(len(here.rows), 'row')}, so the score flatters"
         )
-    if fitted:
+    if fitted and others:
+        print(f"temperature {fitted['temperature']:g} isn't kept: it is that of --model_key {given['model_key']}")
+    elif fitted:
         if get_sha256(path) != checksum:
             raise InputError(f"{where}: was replaced while it was evaluated, so its temperature can't be kept there.")
         about = {**fitted, "data_path": config.sources.folder, "fold": config.data.fold}
@@ -226,9 +251,9 @@ def _require_head(task: str, content: Content, where: str) -> None:
         raise InputError(f"{where}: was trained with --task {saved}; give that in place of --task {task}.")
 
 
-def _temperature(task: Task, checkpoint: Path, given: float | None) -> float:
+def _temperature(task: Task, checkpoint: Path | None, given: float | None) -> float:
     """Return the temperature that the user gave, else the one that is kept beside the checkpoint, else 1."""
-    kept = read_temperature(checkpoint) if given is None and task.spec.takes_temperature else None
+    kept = read_temperature(checkpoint) if checkpoint and given is None and task.spec.takes_temperature else None
     if kept:
         logger.info(f"temperature {kept:g}, kept beside the checkpoint")
     return given or kept or 1.0

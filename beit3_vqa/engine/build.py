@@ -109,6 +109,21 @@ def _require_possible(family: Family, checkpoint: Path | None) -> None:
         )
 
 
+# An option that does nothing without another -> that one, and an example of it.
+_NEEDED = {
+    "balance_within": ("balance_answers", " 1, say"),
+    "hard_ratio": ("hard_examples", " predictions.json, say"),
+    "model_ema_decay": ("model_ema", ""),
+    "model_ema_force_cpu": ("model_ema", ""),
+    "lora_alpha": ("lora_rank", " 16, say"),
+    "lora_targets": ("lora_rank", " 16, say"),
+    "lora_dropout": ("lora_rank", " 16, say"),
+    "teacher_weight": ("teacher", " predictions.json, say"),
+    "teacher_temperature": ("teacher", " predictions.json, say"),
+    "checkpoint_every": ("checkpoint_activations", ""),
+}
+
+
 def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
     """Print which of the options that the user gave have no effect on the family or the task."""
     values = config.flat()
@@ -122,8 +137,11 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
             logger.warning(f"--{name} has no effect on {config.model.model}")
     if "prompt_template" in given and task.spec.option_by_option and ONE_OPTION not in config.model.prompt_template:
         logger.warning(f"--prompt_template has no effect on --task {task.spec.name} without {ONE_OPTION}")
-    if "balance_within" in given and not config.data.balance_answers:
-        logger.warning("--balance_within has no effect without --balance_answers; give --balance_answers 1, say")
+    for name, (needed, example) in _NEEDED.items():
+        if name in given and not values[needed]:
+            logger.warning(f"--{name} has no effect without --{needed}; give --{needed}{example}")
+    for name in {"plateau_factor", "plateau_patience"}.intersection(given if config.optim.sched != "plateau" else ()):
+        logger.warning(f"--{name} has no effect without --sched plateau")
 
 
 def build_run(config: RunConfig, checkpoint: Path | None = None) -> Components:
@@ -184,7 +202,7 @@ def checkpoint_to_evaluate(given: GivenOptions) -> tuple[Path, str]:
 
 
 def resolve_checkpoint_config(
-    given: GivenOptions, content: Content, where: str, kept: tuple[str, ...] = ()
+    given: GivenOptions, content: Content, where: str, kept: tuple[str, ...] = (), unless_given: tuple[str, ...] = ()
 ) -> RunConfig:
     """Settle the options of a run or an evaluation that loads a checkpoint.
 
@@ -193,6 +211,7 @@ def resolve_checkpoint_config(
         content: of the checkpoint.
         where: its flag and file, for messages.
         kept: names of options that stay the checkpoint's, whatever the user gave; the model's options needn't be named.
+        unless_given: names of options that are the checkpoint's unless the user gave them, as the model's are.
 
     Raises:
         InputError: options contradict each other, or the checkpoint is of another family of models.
@@ -204,7 +223,7 @@ def resolve_checkpoint_config(
         saved["vqa_loss"] = "bce"  # upstream's scripts and their forks know no other
         if "vqa_loss" not in given:
             logger.info("the checkpoint is of upstream's scripts: --vqa_loss bce, as they train")
-    config = resolve(given, spec.defaults, SavedOptions(saved, where, kept))
+    config = resolve(given, spec.defaults, SavedOptions(saved, where, kept, unless_given))
     before = saved.get("model")
     if isinstance(before, str) and before.split("_")[0] != family_key(config.model.model):
         raise InputError(

@@ -8,6 +8,7 @@ gradient wasn't finite stay on the device; they are read every few steps, by `No
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +134,11 @@ class Learner:
     ema: ModelEma | None = None
     strategy: SingleProcess = field(default_factory=SingleProcess)
 
+    @cached_property
+    def guard(self) -> NonFiniteGuard:
+        """Return what counts the skipped steps in a row, from one epoch to the next."""
+        return NonFiniteGuard(self.max_bad_steps, self.precision.device)
+
     @property
     def steps_per_epoch(self) -> int:
         """Return the optimizer steps in an epoch."""
@@ -168,7 +174,6 @@ def train_epoch(
     """
     model, optimizer, precision, scaler = run.model, run.optimizer, run.precision, run.precision.scaler
     model.train()
-    guard = NonFiniteGuard(run.max_bad_steps, precision.device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     global_batch = run.batch_size * distributed.world_size()  # examples in the forward passes of all processes
     # A group is the batches of one optimizer step; `in_group` of its examples have been through the model.
@@ -222,12 +227,12 @@ def train_epoch(
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if run.ema is not None:
-            run.ema.update()
+            run.ema.update(step)
 
         step, done = step + 1, done + in_group
         after_step(StepReport(step, in_group, loss_sum, lr, grad_norm, bad))
         # After the report, so that a step that ends the training is logged too.
-        guard.add(bad, step - 1, lr, ids)
+        run.guard.add(bad, step - 1, lr, ids)
         # A new tensor and not zero_(), since the report holds the old one.
         loss_sum, in_group, ids = torch.zeros_like(loss_sum), 0, []
-    guard.check()  # the steps since its last look
+    run.guard.check()  # the steps since its last look

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
 from beit3_vqa.config.options import OptimConfig
@@ -188,14 +189,23 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for place, moment in moments.items()
     }
     optimizer.load_state_dict({"state": spread, "param_groups": groups})
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        # It moves AdamW's counts of steps to the CPU; the fused kernel wants them beside the moments
+        # (github.com/pytorch/pytorch/issues/124133).
+        for parameter, moment in optimizer.optim.state.items():
+            moment["step"] = moment["step"].to(parameter.device)
 
 
 class ModelEma:
     """Exponential moving average of a model's weights: average = decay * average + (1 - decay) * weights.
 
+    In the first steps the decay is smaller, (1 + step) / (10 + step): with 0.9999 alone nine tenths of the average
+    would be the initial weights, a fresh head among them, after a thousand steps.
+    Source: TensorFlow's ExponentialMovingAverage with num_updates.
+
     Args:
         model: the model that is trained.
-        decay: per optimizer step.
+        decay: per optimizer step, at most.
         device: where the average is kept; None: beside the weights.
 
     Attributes:
@@ -210,14 +220,15 @@ class ModelEma:
         self.average = {name: value.detach().to(device or value.device, copy=True) for name, value in weights.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average one step towards the weights."""
+    def update(self, step: int) -> None:
+        """Move the average towards the weights, after the optimizer step of this number, from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         averages = list(self.average.values())
         # With --model_ema_force_cpu the average is in main memory; elsewhere `to` copies nothing.
         values = self.model.state_dict().values()
         weights = [value.to(average.device) for average, value in zip(averages, values, strict=True)]
         # One kernel for all tensors; with fsdp each process averages its own part.
-        torch._foreach_lerp_([_local(a) for a in averages], [_local(w) for w in weights], 1 - self.decay)
+        torch._foreach_lerp_([_local(a) for a in averages], [_local(w) for w in weights], 1 - decay)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy the values of a saved average; every name must be there."""

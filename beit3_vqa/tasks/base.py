@@ -67,6 +67,8 @@ class TaskSpec:
     defaults: Mapping[str, object] = field(default_factory=dict)
     #: options of `options.TaskConfig` that have an effect
     own_options: frozenset[str] = frozenset()
+    #: those of them that an evaluation takes from its checkpoint, unless they are given
+    evaluation_options: frozenset[str] = frozenset()
     #: formats of `prepare` that put answers in the order of upstream's own checkpoints
     upstreams_order: tuple[str, ...] = ()
     #: name of a split's file of reference captions, in COCO's format; `{split}` stands for the split

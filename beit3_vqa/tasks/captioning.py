@@ -86,6 +86,7 @@ CAPTIONING = TaskSpec(
     own_options=frozenset(
         {"captioning_mask_prob", "drop_worst_ratio", "drop_worst_after", "num_beams", "length_penalty"}
     ),
+    evaluation_options=frozenset({"num_beams", "length_penalty"}),
     reference_file="coco_karpathy_{split}_gt.json",  # which upstream downloads
 )
 

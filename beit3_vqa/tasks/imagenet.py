@@ -55,6 +55,7 @@ class ImageNet(ClassTask):
             {"mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "color_jitter", "aa"}
             | {"crop_pct", "reprob", "remode", "recount"}
         ),
+        evaluation_options=frozenset({"crop_pct"}),
     )
 
     @classmethod

@@ -82,6 +82,7 @@ def test_another_val_begins_a_new_best_and_keeps_the_old_one(run):
     content = torch.load(run.out / "checkpoint-2.pth")
     lines = [json.loads(line) for line in (run.out / "log.txt").read_text().splitlines()]
     assert (content["best_epoch"], content["best_score"]) == (2, lines[2]["val_accuracy"])
+    assert len(content["val_losses"]) == 1  # --sched plateau follows those of one split
     assert len(content["data_rows"]["val"]["rows"]) == len(rows) - 2
     assert "data_changed" not in (run.out / "config.json").read_text()
     code, said = run("--epochs", "4", "--dry_run")  # the data of now are the run's

@@ -247,7 +247,9 @@ def _command(best: Mapping[str, object], given: GivenOptions, config_file: str) 
 
 
 def flag_words(name: str, value: object) -> list[str]:
-    """Return the words that give an option a value on the command line."""
+    """Return the words that give an option a value on the command line; None is a default that no word gives."""
+    if value is None:
+        return []
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
     return [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]

@@ -33,7 +33,7 @@ from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.training import Training, make_ema
 from beit3_vqa.errors import InputError, plural
-from beit3_vqa.models.beit3.pretrained import find_weights, mismatches
+from beit3_vqa.models.beit3.pretrained import asked_weights, find_weights, mismatches
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task
@@ -161,7 +161,8 @@ def restore_weights(components: Components, content: Content, path: Path) -> Non
             "from it with --finetune."
         )
     if components.config.run.resume_weights_only:
-        components.family.load_pretrained(components.model, find_weights(content), where)
+        weights = asked_weights(content, components.config, where)
+        components.family.load_pretrained(components.model, weights, where)
         return
     check_same_answers(components.task, content, where)
     check_same_fingerprints(components, content)
@@ -200,7 +201,7 @@ def restore(run: Training, content: Content, path: Path) -> None:
             group["lr"] = run.state.inside.lr * group["lr_scale"]
     if run.state.time and "time" in content:
         run.state.time.restore(content["time"], run.steps_per_epoch)
-    run.state.val_losses = list(content.get("val_losses", []))
+    run.state.val_losses = list(content.get("val_losses", [])) if same_val else []
     run.state.resumed_from = content.get("resumed_from", "")
     if components.config.run.resume and str(Path(components.config.run.resume).resolve()) == str(path.resolve()):
         run.state.resumed_from = str(path.resolve())
@@ -272,7 +273,7 @@ def _restore_optimizer(run: Training, content: Content, where: str) -> None:
 def _restore_average(run: Training, content: Content, where: str) -> None:
     assert run.ema is not None
     if not content.get("model_ema") or run.components.config.run.resume_weights_only:
-        logger.info(f"{where}: has no moving average to go on from; it starts from the weights")
+        logger.info(f"{where}: the moving average starts anew, from the weights")
         run.ema = make_ema(run.components)
         return
     average = find_weights(content, "model_ema")

@@ -94,7 +94,7 @@ class CLIPForMultipleChoice(TrainableModel):
         tower = "vision" if ".vision_model." in name else "text"
         if ".layers." in name:
             return top - self._layers(tower) + int(name.split(".layers.")[1].split(".")[0]) + 1
-        return 0 if "embed" in name else top + 1
+        return 0 if "embed" in name or "pre_layrnorm" in name else top + 1
 
     def is_head(self, name: str) -> bool:
         """Return False: there is no head that `--task_head_lr_weight` could mean."""

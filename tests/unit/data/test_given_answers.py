@@ -76,6 +76,10 @@ def test_what_is_no_file_is_no_table(tmp_path):
         ("s.csv", "id,A,B,C\n1,-0.1,-3,-4\n2,-9,-0.2,-inf\n"),
         ("s.csv", "id,logprob_a,logprob_b,logprob_c\n1,-0.1,-3,-4\n2,-9,-0.2,-5\n"),
         ("s.csv", "id,p_A,p_B,p_C\n1,0.8,0.1,0.1\n2,0.1,0.8,0.1\n"),
+        (
+            "s.csv",
+            "id,answer,probability,p_A,p_B,p_C\n1,A,0.8,0.8,0.1,0.1\n2,B,0.8,0.1,0.8,0.1\n",
+        ),
         ("s.csv", "id,A,B,C,p_A,p_B,p_C\n1,a cat,a dog,a cow,1,0,0\n2,a dog,a cat,a cow,1,0,0\n"),
         ("s.jsonl", '{"id": 1, "logprobs": [-1, -Infinity, -2]}\n{"id": 2, "logprobs": [-Infinity, -1, -3]}\n'),
         ("s.jsonl", '{"id": 1, "text": "A", "why": "\u2028"}\n{"id": 2, "text": "B"}\n'),
@@ -208,7 +212,7 @@ def test_an_id_with_a_number_of_its_own_is_no_rotation(tmp_path):
         ("ID,answer,response\n1,A,B\n", "'answer' and 'response' may both be the answer.*--columns answer=answer"),
         (
             "ID,gt,p_A,p_B\n1,A,0,1\n",
-            "'gt' and the numbers .*p_A.* may both be .*columns answer=gt.*numbers=p_A",
+            "s.csv:2: 'gt' isn't the option of the largest .*'p_A'.*columns answer=gt.*numbers=p_A",
         ),
         ("ID,answer,A,B,C\n1,A,x,y,z\n", "its options aren't those of the known answers"),
         ("ID\0,answer\n1,A\n", "NUL"),

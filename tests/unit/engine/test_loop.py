@@ -111,6 +111,19 @@ def test_too_many_bad_steps_in_a_row_end_the_training():
     assert len(adam_epoch(x[:5], most=3)) == 5
 
 
+def test_bad_steps_in_a_row_are_counted_over_the_ends_of_epochs():
+    model, x = Linear(), torch.full((2, 2), math.nan)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}])
+    learner = Learner(model, loss_fn, optimizer, Precision("fp32", CPU), len(x), 1, max_bad_steps=3)
+
+    def epoch():
+        train_epoch(learner, batches(x, torch.zeros(2), 1), CosineSchedule(0.1, 0.1, 0, 100), lambda report: None)
+
+    epoch()
+    with pytest.raises(TrainingDiverged, match="3 steps in a row"):
+        epoch()
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_autocast_computes_in_the_chosen_precision_on_a_cpu(name):
     precision = Precision(name, CPU)
