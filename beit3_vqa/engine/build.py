@@ -23,8 +23,8 @@ from beit3_vqa.engine.checkpoint.validate import Content
 from beit3_vqa.engine.components import Components, StepSize
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.base import Family, TaskShape
-from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.families import family_key, find_family
+from beit3_vqa.models.weights import asked_weights, mismatches
 from beit3_vqa.runtime import memory
 from beit3_vqa.runtime.precision import Precision, pick_device
 from beit3_vqa.tasks import find_task

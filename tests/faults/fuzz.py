@@ -40,9 +40,10 @@ from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.engine.optim import load_optimizer, make_optimizer
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.beit3.key_layout import check_key_layout
-from beit3_vqa.models.beit3.pretrained import find_weights, load_pretrained
+from beit3_vqa.models.beit3.pretrained import load_pretrained
 from beit3_vqa.models.beit3.processor import BEiT3Processor
 from beit3_vqa.models.names import build_model
+from beit3_vqa.models.weights import find_weights
 from beit3_vqa.preparation import prepare
 from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom

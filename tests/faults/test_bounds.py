@@ -25,7 +25,7 @@ from beit3_vqa.data.tokenizer import Tokenizer, train_tokenizer
 from beit3_vqa.engine.checkpoint.io import get_options, read_checkpoint
 from beit3_vqa.engine.checkpoint.validate import validate_content
 from beit3_vqa.errors import MAX_PROBLEMS, InputError
-from beit3_vqa.models.beit3.pretrained import mismatches
+from beit3_vqa.models.weights import mismatches
 from beit3_vqa.preparation import choices_csv, prepare
 from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.tasks.vqa import VQACustom

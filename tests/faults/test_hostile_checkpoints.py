@@ -18,7 +18,7 @@ from beit3_vqa.cli.main import _Parser, main
 from beit3_vqa.config.options import OPTION_PROMPT_TEMPLATE
 from beit3_vqa.engine.time_budget import TimeBudget
 from beit3_vqa.errors import NotFiniteError
-from beit3_vqa.models.beit3.pretrained import mismatches
+from beit3_vqa.models.weights import mismatches
 from tests.helpers.commands import TINY, finetune
 from tests.helpers.serve_client import CHOICES, ask, running
 

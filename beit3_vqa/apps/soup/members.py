@@ -23,8 +23,8 @@ from beit3_vqa.engine.checkpoint.same_run import trained_on
 from beit3_vqa.engine.checkpoint.validate import Content, validate_content
 from beit3_vqa.engine.components import Components
 from beit3_vqa.errors import InputError, short
-from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.lora import adapter_scale, without_adapters
+from beit3_vqa.models.weights import asked_weights, mismatches
 from beit3_vqa.runtime.files import real_path
 from beit3_vqa.tasks import without_task
 

@@ -33,7 +33,7 @@ from beit3_vqa.engine.loop import steps_per_epoch
 from beit3_vqa.engine.optim import load_optimizer, make_schedule
 from beit3_vqa.engine.training import Training, make_ema
 from beit3_vqa.errors import InputError, plural
-from beit3_vqa.models.beit3.pretrained import asked_weights, find_weights, mismatches
+from beit3_vqa.models.weights import asked_weights, find_weights, mismatches
 from beit3_vqa.runtime import distributed
 from beit3_vqa.tasks import find_task
 from beit3_vqa.tasks.base import Task

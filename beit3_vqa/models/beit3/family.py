@@ -25,11 +25,12 @@ from beit3_vqa.models.beit3.model import (
     BEiT3Model,
     init_unit_scale,
 )
-from beit3_vqa.models.beit3.pretrained import NEW_IN_FINE_TUNING, asked_weights, load_pretrained
+from beit3_vqa.models.beit3.pretrained import NEW_IN_FINE_TUNING, load_pretrained
 from beit3_vqa.models.beit3.processor import BEiT3Processor, option_template
 from beit3_vqa.models.compile import compile_model
 from beit3_vqa.models.lora import add_adapters, keep_names
 from beit3_vqa.models.names import HEADS, build_model, parse_name
+from beit3_vqa.models.weights import asked_weights
 from beit3_vqa.runtime.files import file_sha256, is_file, replacing
 from beit3_vqa.runtime.precision import Precision
 

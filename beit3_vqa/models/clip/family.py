@@ -17,7 +17,6 @@ from beit3_vqa.data.types import AttentionMap
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS, caught_outputs, mean_weights, square
 from beit3_vqa.models.base import BaseFamily, TaskShape
-from beit3_vqa.models.beit3.pretrained import asked_weights, mismatches
 from beit3_vqa.models.clip.export import export_clip
 from beit3_vqa.models.clip.folder import FILES, OLD_WEIGHTS, WEIGHTS, find_clip_folder
 from beit3_vqa.models.clip.hub import (
@@ -32,6 +31,7 @@ from beit3_vqa.models.clip.model import CLIPForMultipleChoice
 from beit3_vqa.models.clip.processor import SPECIAL_TOKENS, CLIPOptionsProcessor, CLIPTrainTransform, CLIPTransform
 from beit3_vqa.models.lora import add_adapters
 from beit3_vqa.models.names import parse_clip_name
+from beit3_vqa.models.weights import asked_weights, mismatches
 from beit3_vqa.runtime.precision import Precision
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.beit3.pretrained import IMAGE_POSITIONS, find_weights, interpolate_positions, load_pretrained
+from beit3_vqa.models.beit3.pretrained import IMAGE_POSITIONS, interpolate_positions, load_pretrained
 from beit3_vqa.models.names import build_model
+from beit3_vqa.models.weights import find_weights
 
 SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 2, "vocab_size": 90}
 
