@@ -1,8 +1,9 @@
 """What a family of models (BEiT-3, CLIP) supplies to a run."""
 
+import itertools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -17,6 +18,8 @@ from beit3_vqa.data.types import AttentionMap, Example, Inputs, Tensors
 from beit3_vqa.errors import InputError
 from beit3_vqa.models.attention_maps import LAST_LAYERS
 from beit3_vqa.runtime.precision import Precision
+
+CHUNK = 4096  # examples whose texts are tokenized at once, so that a split of any size takes little memory
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,13 @@ class BaseFamily(ABC, Generic[M, P]):
             InputError: a family or a head that can't be exported, or a package that isn't installed.
         """
         raise InputError(f"--format {' '.join(formats)}: only BEiT-3 for questions about one image has graphs.")
+
+
+def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Yield the examples in lists of at most `CHUNK`."""
+    iterator = iter(examples)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        yield chunk
 
 
 Family = BaseFamily[TrainableModel, Processor]  # a family, whatever its models and processors

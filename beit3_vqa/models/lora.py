@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from beit3_vqa.config.options import ModelConfig
 from beit3_vqa.errors import InputError, nearest
-from beit3_vqa.models.clip.hub import optional
+from beit3_vqa.runtime.extras import import_extra
+
+
+def _peft() -> Any:
+    return import_extra("peft", "clip", "a model with adapters")
 
 
 def lora_config(options: ModelConfig, targets: Sequence[str] = ()) -> Any:
@@ -22,7 +26,7 @@ def lora_config(options: ModelConfig, targets: Sequence[str] = ()) -> Any:
         options: `--lora_rank` and the rest.
         targets: full names of layers; none: the last parts of names, as `--lora_targets` has them.
     """
-    return optional("peft").LoraConfig(
+    return _peft().LoraConfig(
         r=options.lora_rank,
         lora_alpha=options.alpha,
         lora_dropout=options.lora_dropout,
@@ -58,14 +62,14 @@ def add_adapters(model: nn.Module, options: ModelConfig) -> None:
         wrong = f"no Linear layer is called {unknown[0]!r}.{nearest(unknown[0], known)}" if unknown else "is empty."
         raise InputError(f"--lora_targets {options.lora_targets!r}: {wrong} There are {', '.join(known)}.")
     wanted = [name for name, short in linear.items() if short in _targets(options)]
-    optional("peft").inject_adapter_in_model(lora_config(options, wanted), model)
+    _peft().inject_adapter_in_model(lora_config(options, wanted), model)
     for _, layer in _adapted(model):
         # Autocast chooses the types; peft would cast the input to float32, only for autocast to cast it back.
         layer.cast_input_dtype_enabled = False
 
 
 def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
-    kind = optional("peft").tuners.lora.LoraLayer
+    kind = _peft().tuners.lora.LoraLayer
     return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
 
 

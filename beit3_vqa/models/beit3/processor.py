@@ -3,9 +3,8 @@
 Shapes: B examples, T tokens of the longest text, S side of the image in pixels.
 """
 
-import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from PIL import Image
@@ -18,9 +17,7 @@ from beit3_vqa.data.tokenizer import Tokenizer, pad_batch
 from beit3_vqa.data.transforms import EvalTransform, TrainTransform, speaks_of_sides
 from beit3_vqa.data.types import Example, Inputs, Tensors
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.base import TextLengths
-
-CHUNK = 4096  # examples whose texts are tokenized at once, so that a split of any size takes little memory
+from beit3_vqa.models.base import TextLengths, chunks
 
 
 class BEiT3Processor:
@@ -229,10 +226,3 @@ def option_template(template: str) -> OptionTemplate:
     Such a one is for all options at once. Version 0.1.0 saved it in checkpoints of `vqarank`, which read the default.
     """
     return OptionTemplate(template if ONE_OPTION in template else OPTION_PROMPT_TEMPLATE)
-
-
-def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """Yield the examples in lists of at most `CHUNK`."""
-    iterator = iter(examples)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
-        yield chunk

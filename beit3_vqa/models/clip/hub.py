@@ -44,7 +44,7 @@ def optional(package: str) -> Any:
     """
     # Worker processes are forked after tokenizers has been used, and if it may use threads, it warns of that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return import_extra(package, "clip", "a model with CLIP or with adapters")
+    return import_extra(package, "clip", "CLIP")
 
 
 @contextmanager

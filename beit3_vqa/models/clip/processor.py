@@ -17,8 +17,7 @@ from beit3_vqa.data.prompt import OptionTemplate, cut_question
 from beit3_vqa.data.transforms import TrainTransform, resize_and_crop, speaks_of_sides
 from beit3_vqa.data.types import Example, Tensors
 from beit3_vqa.errors import InputError
-from beit3_vqa.models.base import TextLengths
-from beit3_vqa.models.beit3.processor import chunks
+from beit3_vqa.models.base import TextLengths, chunks
 from beit3_vqa.models.clip.hub import CLIPTexts
 
 SPECIAL_TOKENS = 2  # <|startoftext|> and <|endoftext|>
