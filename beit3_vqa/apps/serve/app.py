@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from beit3_vqa.apps.serve.guard import form_problem
 from beit3_vqa.apps.serve.limits import MAX_FIELDS, MAX_FORM_BYTES, MAX_OPTION, MAX_QUESTION
 from beit3_vqa.apps.serve.upload_reader import TooLargeError, UploadReader
 from beit3_vqa.data.rows import LETTERS
-from beit3_vqa.errors import InputError, NotFiniteError, one_line
+from beit3_vqa.errors import InputError, NotFiniteError, one_line, short
 from beit3_vqa.runtime.files import is_text
 
 PAGE = Path(__file__).with_name("page")
@@ -53,7 +54,7 @@ class _BoundedRequest(Request):
     """A request whose form is multipart, with few parts and short texts in UTF-8. `Guard` bounds its body's length."""
 
     async def form(self, **_: Any) -> FormData:  # type: ignore[override]  # FastAPI awaits it
-        """Read the form, within bounds; raise status 415 for another kind of form, or a text that isn't UTF-8."""
+        """Read the form, within bounds; raise status 415 for another kind of form or text, 400 for a repeated field."""
         problem = form_problem(self.headers.get("content-type", ""))
         if problem:
             raise HTTPException(415, problem)
@@ -67,6 +68,10 @@ class _BoundedRequest(Request):
         except UnicodeDecodeError as error:
             await form.close()
             raise HTTPException(415, "text must be UTF-8.") from error
+        twice = next((name for name, count in Counter(name for name, _ in parts).items() if count > 1), "")
+        if twice not in ("", "choices"):
+            await form.close()
+            raise HTTPException(400, f"the field {short(twice)} is there twice.")
         return FormData(parts)
 
 

@@ -114,6 +114,16 @@ def test_a_question_that_cannot_be_answered_says_why(url, photograph, question, 
     assert "--" not in said["error"]  # a client has no options
 
 
+@pytest.mark.parametrize(("name", "value"), [("question", "Which?"), ("attention", "true"), ("image", b"")])
+def test_a_field_that_is_there_twice_is_refused(url, photograph, name, value):
+    parts = [("image", photograph.read_bytes()), ("question", "What?"), ("attention", "false")]
+    parts += [("choices", choice) for choice in CHOICES]
+    body, headers = form([*parts, (name, value)])
+    status, said = send(url, "POST", "/api/answer", body, headers)
+    assert status == 400
+    assert f"{name!r} is there twice" in said["error"] or "Too many files" in said["error"]
+
+
 @pytest.mark.parametrize("encoding", ["cp949", "cp1252", "shift_jis", "utf-16"])
 @pytest.mark.parametrize("field", ["question", "choices"])
 @pytest.mark.parametrize("charset", ["", "; charset=utf-8", '; charset="UTF-8"'])
