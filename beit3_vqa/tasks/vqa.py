@@ -271,6 +271,9 @@ class VQACustom(Task):
         labels = probabilities.argmax(dim=1).tolist()
         if temperature != 1.0:
             probabilities = torch.from_numpy(temper(probabilities.numpy(), temperature))
+            if present is not None:  # a high temperature would give options that aren't there a share
+                probabilities = probabilities * present
+                probabilities /= probabilities.sum(dim=1, keepdim=True)
         losses: list[float | None] = [None] * len(batch)
         if any(example.targets for example in batch.examples):
             losses = self._losses(outputs, self.targets(batch.examples), present, "none").tolist()

@@ -53,7 +53,7 @@ def test_outputs_of_options_that_are_not_there_get_no_gradient(options):
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 20.0])
 def test_options_that_are_not_there_get_no_probability_and_are_never_the_answer(loss, temperature):
     wide = task(4, vqa_loss=loss)
     logits = torch.tensor([[0.1, 0.2, 9.0, 9.0], [0.1, 0.2, 9.0, 8.0]])
