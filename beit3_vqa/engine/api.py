@@ -126,7 +126,7 @@ def _check_adapters(config: RunConfig, content: Content) -> None:
     rank, alpha = saved.get("lora_rank"), saved.get("lora_alpha")
     if not config.model.lora_rank or type(rank) is not int or not rank:
         return
-    alpha = alpha if isinstance(alpha, (int, float)) else replace(config.model, lora_rank=rank, lora_alpha=None).alpha
+    alpha = alpha if isinstance(alpha, (int, float)) else 2 * rank  # the default
     if rank == config.model.lora_rank and alpha != config.model.alpha:
         raise InputError(
             f"--finetune {config.init.finetune}: its adapters were trained with --lora_alpha {alpha:g}, and this run "

@@ -227,7 +227,7 @@ def train_epoch(
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if run.ema is not None:
-            run.ema.update(step)
+            run.ema.update()
 
         step, done = step + 1, done + in_group
         after_step(StepReport(step, in_group, loss_sum, lr, grad_norm, bad))

@@ -199,8 +199,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 class ModelEma:
     """Exponential moving average of a model's weights: average = decay * average + (1 - decay) * weights.
 
-    In the first steps the decay is smaller, (1 + step) / (10 + step): with 0.9999 alone nine tenths of the average
-    would be the initial weights, a fresh head among them, after a thousand steps.
+    In the first n steps the decay is smaller, (1 + n) / (10 + n): with 0.9999 alone nine tenths of the average would be
+    the initial weights, a fresh head among them, after a thousand steps.
     Source: TensorFlow's ExponentialMovingAverage with num_updates.
 
     Args:
@@ -210,19 +210,21 @@ class ModelEma:
 
     Attributes:
         average: the averaged weights under the model's names.
+        updates: steps that it has followed.
     """
 
     def __init__(self, model: nn.Module, decay: float, device: str | None = None):
         self.model = model
-        self.decay = decay
+        self.decay, self.updates = decay, 0
         # A copy on the same device too: else the average would be the weights themselves.
         weights = model.state_dict()
         self.average = {name: value.detach().to(device or value.device, copy=True) for name, value in weights.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the weights, after the optimizer step of this number, from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self) -> None:
+        """Move the average one step towards the weights."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
         averages = list(self.average.values())
         # With --model_ema_force_cpu the average is in main memory; elsewhere `to` copies nothing.
         values = self.model.state_dict().values()

@@ -270,6 +270,9 @@ def _restore_optimizer(run: Training, content: Content, where: str) -> None:
             ) from error
 
 
+_LONG_AGO = 10**9  # steps
+
+
 def _restore_average(run: Training, content: Content, where: str) -> None:
     assert run.ema is not None
     if not content.get("model_ema") or run.components.config.run.resume_weights_only:
@@ -285,6 +288,8 @@ def _restore_average(run: Training, content: Content, where: str) -> None:
             "The file is damaged; --resume_weights_only starts a new average.",
         )
     run.ema.load_state_dict(average)
+    # Before 0.2 the decay was the same from the first step on; such an average goes on as it began.
+    run.ema.updates = content.get("model_ema_updates", _LONG_AGO)
 
 
 def check_same_answers(task: Task, content: Content, where: str) -> None:

@@ -300,7 +300,9 @@ class Saver:
 
     def _weights(self) -> Content:
         weights = {"model": full_state_dict(self.components.model.state_dict())}
-        return weights if self.ema is None else {**weights, "model_ema": full_state_dict(self.ema.average)}
+        if self.ema is None:
+            return weights
+        return {**weights, "model_ema": full_state_dict(self.ema.average), "model_ema_updates": self.ema.updates}
 
     def _progress(self) -> Content:
         state = self.state

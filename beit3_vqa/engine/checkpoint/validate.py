@@ -142,6 +142,7 @@ _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "time": (_is_time, "the time that a run had used, and its plan"),
     "processes": (lambda value: type(value) is int and 0 < value < MAX_EPOCH, "a number of processes"),
     "model_ema": (lambda value: value is None or _is_weights(value), "a state dict"),
+    "model_ema_updates": (lambda value: type(value) is int and value >= 0, "a number of steps"),
     "best_score": (lambda value: value is None or _is_number(value), "a number"),
     "best_epoch": (lambda value: value is None or _is_epoch(value), "a number of epochs"),
     "waited": (lambda value: _is_epoch(value), f"a number of validations from 0 up to {MAX_EPOCH:,}"),

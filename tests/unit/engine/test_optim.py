@@ -157,12 +157,13 @@ def test_moving_average_follows_the_weights_and_is_swapped_in_and_out():
     nn.init.constant_(made.weight, 1.0)
     ema = ModelEma(made, decay=0.9)
     nn.init.constant_(made.weight, 2.0)
-    ema.update(0)
+    ema.update()
     assert ema.average["weight"].item() == pytest.approx(1.9)  # the first weights are soon forgotten
     nn.init.constant_(made.weight, 1.0)
     ema = ModelEma(made, decay=0.9)
     nn.init.constant_(made.weight, 2.0)
-    ema.update(1000)
+    ema.updates = 1000
+    ema.update()
     assert ema.average["weight"].item() == pytest.approx(1.1)
     with ema.use_ema_weights():
         assert made.weight.item() == pytest.approx(1.1)
