@@ -143,10 +143,14 @@ def resolve(
             options are the checkpoint's.
     """
     wanted = {name for name, group in GROUP_OF.items() if group == "model"} | set(saved.unless_given if saved else ())
-    not_given = [name for name in GROUP_OF if name in wanted and name not in given]
+    # Upstream's scripts save None for what has no default.
+    unset = {name for name in saved.unless_given if saved.values.get(name) is None} if saved else set()
+    not_given = [name for name in GROUP_OF if name in wanted - unset and name not in given]
     of_model = _typed(saved, not_given, "model")
-    if of_model.get("vqa_loss") == "bce":  # it was trained without; no family's default may refuse it for that
-        of_model.setdefault("label_smoothing", DEFAULT_OF["label_smoothing"])
+    if of_model.get("vqa_loss") == "bce":  # it was trained without; no default may refuse it for that
+        of_model["label_smoothing"] = DEFAULT_OF["label_smoothing"]
+    elif given.values.get("vqa_loss") == "bce":
+        of_model.pop("label_smoothing", None)
     model = str(given.values.get("model", of_model.get("model", DEFAULT_OF["model"])))
     family = model.split("_")[0]
     hint = f" ({TITLES[family]} has defaults of its own; `finetune --help` shows them.)" if DEFAULTS.get(family) else ""

@@ -48,7 +48,7 @@ _ABOUT_OTHERS = (
 )
 _BRACKETED = re.compile(r"\(([a-j])\)|\b([a-j])\)")  # (A), a)
 _OF_OTHERS = re.compile("|".join(_ABOUT_OTHERS))
-_NAME = "(?:[a-j]|[1-9]번)"
+_NAME = "(?:[a-j](?![a-z])|[1-9]번)"
 _BEFORE = "both|either|neither|only|all of|options?|answers?|choices?|보기"
 # Each separator matches in one way only: with two, n of them would be tried in 2^n ways.
 _BETWEEN = " ?(?:(?:, ?)?(?:and|or|nor)\\b|&|\\+|,|/|와|과|및|또는|하고) ?"
@@ -60,7 +60,7 @@ _AFTER = (
 _NAMED = re.compile(
     rf"(?:(?:{_BEFORE}) ?)*(?P<names>{_NAME}(?:{_BETWEEN}{_NAME})+){_AFTER}"
     # Bare numbers name options only behind a word that says so: "1 and 2" and "1/2" may be answers themselves.
-    rf"|(?:(?:{_BEFORE}) )+(?P<numbers>[1-9](?:{_BETWEEN}[1-9])+){_AFTER}"
+    rf"|(?:(?:both|either|neither) )?(?:options?|answers?|choices?|보기) (?P<numbers>[1-9](?:{_BETWEEN}[1-9])+){_AFTER}"
     rf"|(?:only|(?:the )?same as)(?: (?:options?|answers?|choices?))? (?P<one>{_NAME}){_AFTER}|(?P<alone>{_NAME}) only"
 )
 _OWN_LETTER = re.compile(r"[a-j][.:]? ")  # "D. all of the above"

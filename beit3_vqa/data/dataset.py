@@ -3,7 +3,7 @@
 import dataclasses
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -93,9 +93,7 @@ class IndexDataset(Dataset[tuple[Example, Tensors]]):
         return self._processed(dataclasses.replace(self.example(index, order, wording), problem=problem), None)
 
     def balancing_weights(self, power: float, within: str = "all") -> Tensor:
-        """Return what `get_balancing_weights` does for these rows; InputError if none has an answer."""
-        if all(_annotated(row) is None for row in self.rows):
-            raise InputError("--balance_answers: the rows of this task have no answers to balance; leave it out.")
+        """Return what `get_balancing_weights` does for these rows."""
         return get_balancing_weights(self.rows, power, within)
 
     def example(self, index: int, order: Order | None = None, wording: int = 0) -> Example:
@@ -126,7 +124,11 @@ def get_balancing_weights(rows: Iterable[Row], power: float, within: str = "all"
         within: `all`: (number of rows with the same answer) ^ -power. `question`: the same among the rows with the
             same question, each question in sum as often as it is in the data. An answer by letter means its option;
             rows without a text all have the same question.
+
+    Raises:
+        InputError: no row has an answer.
     """
+    rows = _with_an_answer(rows)
     if within == "all":
         answers = _coded(map(_annotated, rows))
         return answers.bincount().double().pow(-power)[answers]
@@ -134,6 +136,16 @@ def get_balancing_weights(rows: Iterable[Row], power: float, within: str = "all"
     questions, answers = _coded(question for question, _ in pairs), _coded(pairs)
     weights = answers.bincount().double().pow(-power)[answers]
     return weights * (questions.bincount() / questions.bincount(weights))[questions]
+
+
+def _with_an_answer(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows; InputError at their end if none has an answer."""
+    found = False
+    for row in rows:
+        found = found or _annotated(row) is not None
+        yield row
+    if not found:
+        raise InputError("--balance_answers: the rows of this task have no answers to balance; leave it out.")
 
 
 def _coded(values: Iterable[object]) -> Tensor:

@@ -114,19 +114,21 @@ def is_given_answers(path: Path) -> bool:
     return path.suffix.lower() != ".json" or start[end:].lstrip().startswith("{")
 
 
-def read_given(path: Path, encoding: str = "", said: str = "") -> list[GivenAnswer]:
+def read_given(path: Path, encoding: str = "", said: str = "", *, doubted: bool = True) -> list[GivenAnswer]:
     """Read the rows of somebody's output, in order.
 
     Args:
         path: CSV, spreadsheet, Parquet, JSON or JSON lines.
         encoding: of a text file; see `read_text`.
         said: the user's word on the columns, `id=NAME,answer=NAME`.
+        doubted: ask which one counts if an answer isn't the option of the largest number beside it.
 
     Raises:
         InputError: the file is missing or no such table, nobody can tell its columns, or rows (listed) have no id.
     """
     table = read_table(path, encoding)
     columns = _columns(table.header, path, said)
+    columns = columns if doubted else dataclasses.replace(columns, doubt="")
     given: list[GivenAnswer] = []
     problems: list[str] = []
     for origin, cells in table.rows:
@@ -176,17 +178,18 @@ def _columns(header: Sequence[str], path: Path, said: str) -> _Columns:
             )
         by_hand[meaning] = names.index(plain(name))
 
-    def found(meaning: str, known: Sequence[str]) -> int | None:
+    def found(meaning: str, known: Sequence[str], *, ask: bool = True) -> int | None:
         places = [place for place, name in enumerate(names) if name in known and place not in by_hand.values()]
         if meaning in by_hand or not places:
             return by_hand.get(meaning)
-        if len(places) > 1:
+        if len(places) > 1 and ask:
             both = " and ".join(repr(header[place].strip()) for place in places)
             example = f"--columns {meaning}={header[places[0]].strip()}"
             raise InputError(f"{path}: {both} may both be the {meaning}: say which with {example}.")
         return places[0]
 
-    place, answer, numbers = found("id", NAMES["id"]), found("answer", _ANSWERS), found("numbers", _NUMBERS)
+    place, answer = found("id", NAMES["id"]), found("answer", _ANSWERS)
+    numbers = None if "answer" in by_hand else found("numbers", _NUMBERS, ask=answer is None)
     taken = (place, answer, numbers)
     # logprob_A is a number, option_A a text. A is a number if nothing else is the answer.
     worded = _by_letter(names, f"(?:{_NUMBER_WORDS})([a-z])", ())
@@ -213,7 +216,7 @@ def _columns(header: Sequence[str], path: Path, said: str) -> _Columns:
             f"{path}: no column for {lacks} was recognised; columns found: {shown}. Say which it is with "
             f"--columns {wanted}."
         )
-    rotation, options = found("rotation", _ROTATION), found("options", NAMES["options"])
+    rotation, options = found("rotation", _ROTATION), found("options", NAMES["options"], ask=answer is not None)
     return _Columns(place, answer, rotation, options, numbers, bare if len(bare) > 1 else (), scores, doubt)
 
 
@@ -247,19 +250,19 @@ def _row(columns: _Columns, cells: Sequence[Cell], origin: str) -> GivenAnswer:
     numbers = list(zip(LETTERS, scores, strict=False)) if columns.numbers is None else _items(cells[columns.numbers])
     if columns.answer is not None:
         given = text(columns.answer)
-        if columns.doubt and not _is_likeliest(given, numbers):
+        if columns.doubt and not _is_likeliest(given, choices, numbers):
             raise InputError(f"{origin}: {columns.doubt}")
         return GivenAnswer(name, origin, given, choices=choices, rotation=rotation)
     return GivenAnswer(name, origin, None, tuple(numbers), choices, rotation)
 
 
-def _is_likeliest(given: str, numbers: Sequence[tuple[str, str]]) -> bool:
-    """Return whether no option has a larger number than the given one; True if the numbers decide nothing."""
+def _is_likeliest(given: str, choices: Sequence[str], numbers: Sequence[tuple[str, str]]) -> bool:
+    """Return whether no option has a larger number than the given one; True if nobody can tell."""
     values = {comparable(name): _float(number) for name, number in numbers}
-    if not values or any(map(math.isnan, values.values())):
-        return True
-    own = values.get(comparable(given), values.get(comparable(read_stated(given).answer), -math.inf))
-    return own >= max(values.values())
+    letter = read_stated(given, choices).answer
+    names = (given, letter, *(choices[LETTERS.index(letter) : LETTERS.index(letter) + 1] if letter else ()))
+    own = next((values[comparable(name)] for name in names if comparable(name) in values), None)
+    return own is None or len(values) < 2 or any(map(math.isnan, values.values())) or own >= max(values.values())
 
 
 def _items(cell: Cell) -> list[tuple[str, str]]:
@@ -415,7 +418,7 @@ def read_submission(path: Path) -> tuple[list[Prediction], dict[str, str]]:
     Raises:
         InputError: as `read_given`; or rows (listed) have no answer, numbers instead of one, or repeat an id.
     """
-    given = read_given(path)
+    given = read_given(path, doubted=False)
     if any(row.text is None for row in given):
         raise InputError(f"{path}: has numbers for the options, not answers: give a table with the columns ID,answer.")
     texts = [one_form(row.text or "").strip() for row in given]

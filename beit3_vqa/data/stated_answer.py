@@ -93,8 +93,9 @@ _CONDITION = re.compile(r"\b(?:if|whether|unless|suppose|assume|assuming|otherwi
 _DENIAL = re.compile(r"\b(?:not|never|doubt|wrong|incorrect|unlikely|cannot|worst|(?<!at )least)\b|n't\b|않|오답|틀린")
 _DENIED_AFTER = re.compile(
     # ", not A" denies the other one.
-    r"(?![,;] not (?:option )?\(?(?:[b-j](?![a-z0-9'’])|a(?=[.,;:!)]|\n|$)))"
-    r"[,;]? ?(?:\?|(?:is |was )?(?:no(?! doubt)|not|wrong|incorrect|false)\b)| ?\((?:wrong|incorrect|false)\b"
+    r"(?![,;] not (?:option )?\(?(?:[b-j](?![a-z0-9'’])|a(?=[.,;:!)]|\n|$))(?!,? but\b))"
+    r"[,;]? ?(?:\?|(?:is |was )?(?:no(?! doubt(?! (?:wrong|incorrect|false)))|not|wrong|incorrect|false)\b)"
+    r"| ?\((?:wrong|incorrect|false)\b"
     rf"|[^.!?\n]{{0,6}}{_NOT}"
 )
 # "Wait, actually C." An a before a word may be an article.

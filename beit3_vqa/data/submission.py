@@ -63,8 +63,8 @@ class Sample:
         """Write the answers to the questions in the sample's rows; InputError as `check` does."""
         self.check([p.id for p in predictions])
         answers = {p.id: p for p in predictions}
-        own = {row[self.answer].strip().upper() for row in self.rows} - {""}
-        if own and all(p.choices for p in predictions) and not own & set(LETTERS):
+        own = {text for row in self.rows if (text := row[self.answer].strip())}
+        if own and all(p.choices for p in predictions) and not set(map(str.upper, own)) & set(LETTERS):
             example = short(min(own))
             logger.warning(
                 f"{self.path}: its answers, such as {example}, aren't letters, as those are that are written"

@@ -148,17 +148,21 @@ def _from_text(text: str, path: Path, notes: list[str]) -> Table:
 # JSON
 
 
+_LINE_END = re.compile(r"\r\n|\r|\n")  # not Unicode's others, which a text may hold
+
+
 def _from_json(text: str, path: Path) -> Table:
     """Read a list of objects, an object that holds one such list, pandas' columns, or an object on each line.
 
     A single line is a row only in a file of JSON lines; elsewhere it may be any of the others.
     """
-    lines = text.strip().split("\n")  # not splitlines: a text may hold Unicode's other line ends
-    several = len(lines) > 1 or path.suffix.lower() in (".jsonl", ".ndjson")
-    if text.lstrip().startswith("{") and several and _is_json(lines[0]):
+    lines = _LINE_END.split(text)
+    first, *more = filter(str.strip, lines) if text.strip() else [""]
+    several = bool(more) or path.suffix.lower() in (".jsonl", ".ndjson")
+    if text.lstrip().startswith("{") and several and _is_json(first):
         items = [
             (f"{path}:{number}", _parse(line, path, f":{number}"))
-            for number, line in enumerate(text.split("\n"), start=1)
+            for number, line in enumerate(lines, start=1)
             if line.strip()
         ]
     else:
@@ -341,13 +345,16 @@ def as_shown(value: Any, number_format: str) -> str:
         comma, places, percent = "," if found[1] else "", len(found[2] or ""), found[3]
         return f"{_rounded(value, places, shift=2 if percent else 0):{comma}.{places}f}{percent}"
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-    if code.lower() == "general" and not whole:
+    if code.lower() == "general" and isinstance(value, float) and not value.is_integer():
         return f"{value:.10g}"  # as many digits as fit its eleven characters
     return str(int(value)) if whole else repr(value)
 
 
 def _shown_time(value: datetime.time, code: str) -> str:
-    """Return a time as formats such as `h:mm`, `hh:mm:ss` and `h:mm AM/PM` show it."""
+    """Return a time as formats such as `h:mm`, `hh:mm:ss` and `h:mm AM/PM` show it; in full if it has no hour."""
+    code = re.sub(r'\[[^\]]*\]|"[^"]*"', "", code)  # [$-en-US], and words
+    if "h" not in code:
+        return value.isoformat()
     halves = "am/pm" in code
     hour = (value.hour % 12 or 12) if halves else value.hour
     shown = f"{hour:02}" if "hh" in code else str(hour)

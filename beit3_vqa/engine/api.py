@@ -123,11 +123,11 @@ def _begin(given: GivenOptions) -> Training:
 def _check_adapters(config: RunConfig, content: Content) -> None:
     """Raise InputError if the adapters of `--finetune` counted more, or less, than this run's would."""
     saved = get_options(content)
-    rank, alpha = saved.get("lora_rank"), saved.get("lora_alpha")
-    if not config.model.lora_rank or type(rank) is not int or not rank:
+    rank, alpha = config.model.lora_rank, saved.get("lora_alpha")
+    alpha = 2 * rank if alpha is None else alpha  # the default
+    if not rank or saved.get("lora_rank") != rank or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1e6:
         return
-    alpha = alpha if isinstance(alpha, (int, float)) else 2 * rank  # the default
-    if rank == config.model.lora_rank and alpha != config.model.alpha:
+    if alpha != config.model.alpha:
         raise InputError(
             f"--finetune {config.init.finetune}: its adapters were trained with --lora_alpha {alpha:g}, and this run "
             f"has {config.model.alpha:g}: give --lora_alpha {alpha:g}."

@@ -140,8 +140,9 @@ def _tell_unused(config: RunConfig, family: Family, task: Task) -> None:
     for name, (needed, example) in _NEEDED.items():
         if name in given and not values[needed]:
             logger.warning(f"--{name} has no effect without --{needed}; give --{needed}{example}")
-    for name in {"plateau_factor", "plateau_patience"}.intersection(given if config.optim.sched != "plateau" else ()):
-        logger.warning(f"--{name} has no effect without --sched plateau")
+    for name in ("plateau_factor", "plateau_patience"):
+        if name in given and config.optim.sched != "plateau":
+            logger.warning(f"--{name} has no effect without --sched plateau")
 
 
 def build_run(config: RunConfig, checkpoint: Path | None = None) -> Components:

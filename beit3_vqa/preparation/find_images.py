@@ -14,8 +14,6 @@ MAX_FILES = 20_000_000
 # Folders in which a split's images may be, best first. Validation images are often a part of the training images. Test
 # images never are, and their numbers start anew, so that another folder's image of that name would be the wrong one.
 FOLDERS = {"train": ("", "train"), "val": ("", "val", "train"), "test": ("", "test")}
-ANY = "any split"  # of rows of which nobody knows the split: an image that is in the folders of two is a question
-FOLDERS[ANY] = ("", "train", "val", "test")
 
 
 class ImageFinder:
@@ -29,11 +27,13 @@ class ImageFinder:
         root: the image root.
         by_id: whether a name is an image's id: the folder of the split comes before the root then, and of several
             endings the first of `_ENDINGS_OF_IDS` is meant.
+        split_known: False: the split is a guess, so that a name that fits in another split's folder is a problem.
     """
 
-    def __init__(self, root: Path, *, by_id: bool = False):
+    def __init__(self, root: Path, *, by_id: bool = False, split_known: bool = True):
         self.root = root
         self.by_id = by_id
+        self.split_known = split_known
         self.counts: Counter[str] = Counter()
         self._found: dict[tuple[str, str], tuple[str, str, str]] = {}
 
@@ -62,13 +62,15 @@ class ImageFinder:
             if inside.startswith(".."):
                 return name, "", ""  # refused, with the reason, where images are read
             name, how = Path(inside).as_posix(), "absolute paths"
-        found = (there for folder in self._folders(name, split) if (there := self._find_in(folder, name, how)))
-        first = next(found, (name, "", ""))
-        others = [path for path, *_ in found] if split == ANY and first[0].rpartition("/")[0] else []
-        if others:
-            shown = " or ".join(map(repr, (first[0], *others)))
-            return name, f"image {name!r} may be {shown}: write the folder too, or give it as the image root", ""
-        return first
+        folders = self._folders(name, split)
+        found = next((there for folder in folders if (there := self._find_in(folder, name, how))), None)
+        if not self.split_known and "/" not in name and (found is None or "/" in found[0]):
+            elsewhere = [there[0] for folder in FOLDERS if (there := self._find_in(folder, name, how))]
+            if elsewhere and elsewhere != [found and found[0]]:
+                shown = " or ".join(map(repr, elsewhere))
+                problem = f"image {name!r} may be {shown}: write the folder too, or give it as the image root"
+                return name, problem, ""
+        return found or (name, "", "")
 
     def _find_in(self, folder: str, name: str, how: str) -> tuple[str, str, str] | None:
         """Return what `_find` does for an image in a folder; None if it isn't there."""

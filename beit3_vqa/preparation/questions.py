@@ -13,9 +13,10 @@ from beit3_vqa.data.table_files import Cell, Read, Table
 from beit3_vqa.errors import InputError
 from beit3_vqa.preparation import table as table_format
 from beit3_vqa.preparation.columns import as_flag, find_columns
-from beit3_vqa.preparation.find_images import ANY
 from beit3_vqa.preparation.writer import PrepareOptions
 from beit3_vqa.runtime.files import is_file, missing
+
+_SPLIT = re.compile(r"(?<![a-z])(?:(test)|(val)(?:id|idation)?|(train)(?:ing)?)(?![a-z])")  # in the name of a table
 
 
 @dataclass
@@ -85,9 +86,9 @@ def read_questions(
     source: Any = (Table(table.header, watched), where)
     given = {"train": "", split: source, "columns": said, "answer_from": answer_from}
     arguments = table_format.Arguments(**given)
-    stem = Path(where).stem.casefold()
-    named = next((name for name in ("test", "val", "train") if re.search(rf"(?<![a-z]){name}(?![a-z])", stem)), ANY)
-    dialect = table_format.Dialect("table", images_of=named)
+    named = _SPLIT.search(Path(where).stem.casefold())
+    known = next(filter(None, named.groups())) if named else ""
+    dialect = table_format.Dialect("table", images_of=known, split_known=bool(known))
     options = PrepareOptions(data_path="-", image_root=fspath(image_root))
     prepared = table_format.read_tables(arguments, options, dialect)
     questions.problems, questions.notes = prepared.problems, prepared.notes

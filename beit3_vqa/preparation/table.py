@@ -67,6 +67,7 @@ class Dialect:
         texts_before_places: whether numbers that are options' texts throughout are those options.
         images_by_id: whether images are named by an id, see `ImageFinder`.
         images_of: the split in whose folders images are looked for, see `FOLDERS`; empty: that of the table.
+        split_known: see `ImageFinder`.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Dialect:
     texts_before_places: bool = False
     images_by_id: bool = False
     images_of: str = ""
+    split_known: bool = True
 
 
 _Find = Callable[[str], tuple[str, str]]  # an image's name -> its path, and what is wrong with the name
@@ -97,7 +99,7 @@ def read(arguments: Arguments, options: PrepareOptions) -> Prepared:
 def read_tables(arguments: Arguments, options: PrepareOptions, dialect: Dialect) -> Prepared:
     """Read the table of each split as `dialect` has it."""
     prepared = Prepared(dialect.name, [], options.image_root)
-    finder = ImageFinder(Path(options.image_root), by_id=dialect.images_by_id)
+    finder = ImageFinder(Path(options.image_root), by_id=dialect.images_by_id, split_known=dialect.split_known)
     splits: dict[str, _Split] = {}
     for split in SPLITS:
         source: object = getattr(arguments, split)

@@ -136,6 +136,22 @@ def test_an_error_says_whose_option_it_is(given, saved, kept, says):
     assert ("contains options" in str(error.value)) == ("not valid for a" in says)
 
 
+@pytest.mark.parametrize(
+    ("given", "saved", "smoothing"),
+    [
+        ({}, {"vqa_loss": "bce", "label_smoothing": 0.1, "crop_pct": None}, 0.0),  # as upstream's scripts save them
+        ({"vqa_loss": "bce"}, {"label_smoothing": 0.1}, 0.0),
+        ({}, {"label_smoothing": 0.2}, 0.2),
+        ({"label_smoothing": 0.3}, {"label_smoothing": 0.2}, 0.3),
+    ],
+)
+def test_an_evaluation_takes_what_it_needs_from_a_checkpoint_unless_it_is_given(given, saved, smoothing):
+    taken = SavedOptions(saved, "x.pth", unless_given=("label_smoothing", "crop_pct"))
+    config = resolve(GivenOptions({"eval": True, **given}), {}, taken)
+    assert config.optim.label_smoothing == smoothing
+    assert config.of_task.crop_pct == DEFAULT_OF["crop_pct"]
+
+
 @pytest.mark.parametrize("task", [{"vqa_loss": "bce"}, {}])
 def test_a_tasks_default_that_contradicts_the_user_is_an_error(task):
     given = {"label_smoothing": 0.1}

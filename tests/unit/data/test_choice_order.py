@@ -27,6 +27,7 @@ OF_ITS_OWN = [
     "a cat", "above the table", "all the dogs", "none", "A", "both hands", "없음", "모두", "고양이 두 마리", "위",
     "빨간 모자", "the above-ground pool", "an option trader", "A and a half", "Answer the phone",
     "none of your business", "아무도 없다", "사람이 없다", "3 and 4", "either side", "1/2", "only a cat",
+    "only ball", "a and ball", "either 2 or 3",
     "same as a dog",
     "2번", "b. cat",
 ]  # fmt: skip

@@ -162,6 +162,21 @@ def test_probabilities_stay_and_logs_become_probabilities(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "id,answer,A,B,C,p_A,p_B,p_C\n1,a dog,a cat,a dog,a cow,0.1,0.8,0.1\n",
+        "id,answer,p_A,p_B,p_C\n1,I can't tell,0.1,0.8,0.1\n",
+        "id,answer,p_A,p_B,p_C\n1,,0.1,0.8,0.1\n",
+        '[{"id": 1, "text": "B", "logprobs": [-0.02]}]',
+        "id,answer,probs,logits\n1,B,x,y\n",
+    ],
+)
+def test_an_answer_that_the_numbers_do_not_contradict_is_not_asked_about(tmp_path, content):
+    (row,) = read_given(write(tmp_path / "s.csv", content))
+    assert row.text is not None
+
+
 def test_a_truth_that_came_along_is_not_the_answer_and_texts_that_did_are_not_the_numbers(tmp_path):
     content = "id,gt,A,B,C,p_A,p_B,p_C\n1,B,a dog,a cat,a cow,0.7,0.2,0.1\n2,B,a dog,a cow,a cat,0.1,0.1,0.8\n"
     for said, answers in (("numbers=p_A", ["B", "A"]), ("answer=gt", ["A", "C"])):

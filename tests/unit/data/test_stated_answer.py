@@ -81,6 +81,8 @@ VECTORS = [
     ("The answer is B, not A.", "B", "stated"),
     ("Answer: B, no doubt.", "B", "stated"),
     ("The answer is B, not a good one.", "", "not read"),
+    ("The answer is B, not C but A.", "", "not read"),
+    ("Answer: B, no doubt wrong.", "", "not read"),
     ("B. a dog", "B", "letter first"),
     ("B: a dog", "B", "letter first"),
     ("(B) whatever this may be", "B", "letter first"),

@@ -298,6 +298,7 @@ def test_images_are_found_however_their_names_are_written(images):
     [
         ("val.csv", "", "val/0.jpg"),
         ("my test 2.csv", "", "test/0.jpg"),
+        ("validation.csv", "", "val/0.jpg"),
         ("interval.csv", "", "image '0' may be 'train/0.jpg' or 'val/0.jpg' or 'test/0.jpg': write the folder too"),
         ("the DataFrame", "", "image '0' may be 'train/0.jpg' or"),
         ("the DataFrame", "train", "0.jpg"),
@@ -309,6 +310,23 @@ def test_a_question_of_an_unknown_split_gets_no_image_of_another(images, where, 
         Image.new("RGB", (4, 4)).save(images / split / "0.jpg")
     table = Table(("image", "question"), iter([("row 1", ("0", "Q?"))]))
     found = read_questions(table, where, images / root)
+    assert says in (found.problems or [found.rows[0]["image_path"]])[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "answers", "says"),
+    [
+        ("train", False, "image '0' may be 'train/0.jpg': write"),
+        ("test", False, "test/0.jpg"),
+        ("train", True, "train/0.jpg"),
+        ("test", True, "image '0' may be 'test/0.jpg': write"),
+    ],
+)
+def test_an_image_in_another_splits_folder_alone_is_not_taken_either(images, folder, answers, says):
+    (images / folder).mkdir()
+    Image.new("RGB", (4, 4)).save(images / folder / "0.jpg")
+    table = Table(("image", "question", "answer"), iter([("row 1", ("0", "Q?", "yes"))]))
+    found = read_questions(table, "the DataFrame", images, answers=answers)
     assert says in (found.problems or [found.rows[0]["image_path"]])[0]
 
 
