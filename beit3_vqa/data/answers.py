@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -101,17 +101,15 @@ def _without_punctuation(text: str) -> str:
 
 
 # Marks that the official rules drop though they make another answer: -5 and 5, B+ and B-, 1,5 and 15, <5 and >5.
-_MEANT: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+_MEANT = (
     (re.compile(r"(?:^|(?<=[\s(\[<>=]))[-\u2212](?=\.?\d)|^- (?=\.?\d)"), "minus "),
-    (
-        re.compile(r"^([^,]*\d),(?!\d{3}(?!\d))(\d[^,]*)$"),
-        r"\1 comma \2",
-    ),  # with three digits it stands at the thousands
-    (re.compile(r"^([^/]*\d) ?/ ?(\d[^/]*)$"), r"\1 over \2"),  # a fraction; a date has two
-    (
-        re.compile(r"^([a-z]{1,2}) ?([-+])$", re.IGNORECASE),
-        lambda grade: f"grade {grade[1]} {'plus' if grade[2] == '+' else 'minus'}",
-    ),
+    # A comma before three digits stands at the thousands.
+    (re.compile(r"^([^,]*\d),(?!\d{3}(?!\d))(\d[^,]*)$"), r"\1 comma \2"),
+    # A fraction; a date has two of them.
+    (re.compile(r"^([^/]*\d) ?/ ?(\d[^/]*)$"), r"\1 over \2"),
+    # A+ needs a word before it: the rules drop "a".
+    (re.compile(r"^(ab|[a-z]) ?\+$", re.IGNORECASE), r"grade \1 plus"),
+    (re.compile(r"^(ab|[a-z]) ?-$", re.IGNORECASE), r"grade \1 minus"),
     (re.compile(r"(?<=[\w+])\+(?!\w)|(?<=\w) \+$"), " plus"),
     (re.compile(r"<(?=[= ]*[-+.]?\d)"), "less than "),
     (re.compile(r">(?=[= ]*[-+.]?\d)"), "more than "),

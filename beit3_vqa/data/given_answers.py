@@ -60,10 +60,11 @@ class GivenAnswer:
     Attributes:
         id: id of the question, without the rotation's number.
         origin: where it is, such as `FILE:LINE`.
-        text: the answer; None if the row has numbers instead.
+        text: the answer; None if the row has numbers instead. It may have both.
         numbers: (letter or text of an option, number as it is written) of each option.
         choices: the options as they were shown; empty if the file has none.
         rotation: number of the order in which it was asked; None if the file tells of no orders.
+        doubt: what to say if the answer isn't the option of the largest number; empty: nothing, it was said by hand.
     """
 
     id: str
@@ -72,6 +73,7 @@ class GivenAnswer:
     numbers: tuple[tuple[str, str], ...] = ()
     choices: tuple[str, ...] = ()
     rotation: int | None = None
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,21 +116,19 @@ def is_given_answers(path: Path) -> bool:
     return path.suffix.lower() != ".json" or start[end:].lstrip().startswith("{")
 
 
-def read_given(path: Path, encoding: str = "", said: str = "", *, doubted: bool = True) -> list[GivenAnswer]:
+def read_given(path: Path, encoding: str = "", said: str = "") -> list[GivenAnswer]:
     """Read the rows of somebody's output, in order.
 
     Args:
         path: CSV, spreadsheet, Parquet, JSON or JSON lines.
         encoding: of a text file; see `read_text`.
         said: the user's word on the columns, `id=NAME,answer=NAME`.
-        doubted: ask which one counts if an answer isn't the option of the largest number beside it.
 
     Raises:
         InputError: the file is missing or no such table, nobody can tell its columns, or rows (listed) have no id.
     """
     table = read_table(path, encoding)
     columns = _columns(table.header, path, said)
-    columns = columns if doubted else dataclasses.replace(columns, doubt="")
     given: list[GivenAnswer] = []
     problems: list[str] = []
     for origin, cells in table.rows:
@@ -163,7 +163,7 @@ class _Columns:
     numbers: int | None
     letters: tuple[int, ...]  # of the options' texts
     scores: tuple[int, ...]  # of the options' numbers
-    doubt: str  # what to say if the answer isn't the option of the largest number; empty: nothing, it is said by hand
+    doubt: str  # see `GivenAnswer`
 
 
 def _columns(header: Sequence[str], path: Path, said: str) -> _Columns:
@@ -248,12 +248,8 @@ def _row(columns: _Columns, cells: Sequence[Cell], origin: str) -> GivenAnswer:
     while scores and not scores[-1].strip():
         scores.pop()
     numbers = list(zip(LETTERS, scores, strict=False)) if columns.numbers is None else _items(cells[columns.numbers])
-    if columns.answer is not None:
-        given = text(columns.answer)
-        if columns.doubt and not _is_likeliest(given, choices, numbers):
-            raise InputError(f"{origin}: {columns.doubt}")
-        return GivenAnswer(name, origin, given, choices=choices, rotation=rotation)
-    return GivenAnswer(name, origin, None, tuple(numbers), choices, rotation)
+    answer = None if columns.answer is None else text(columns.answer)
+    return GivenAnswer(name, origin, answer, tuple(numbers), choices, rotation, columns.doubt)
 
 
 def _is_likeliest(given: str, choices: Sequence[str], numbers: Sequence[tuple[str, str]]) -> bool:
@@ -304,6 +300,8 @@ def understand(given: Sequence[GivenAnswer], known: Sequence[KnownAnswer], path:
             problems.append(f"{row.origin}: the id {short(row.id)}{again} is at {first[key]} too")
         answer = by_id.get(row.id)
         choices = row.choices or (answer.choices if answer else ())
+        if row.doubt and row.text is not None and not _is_likeliest(row.text, choices, row.numbers):
+            raise InputError(f"{row.origin}: {row.doubt}")
         if open_ended and not choices and row.text is not None:
             text = row.text.strip()
             reading = Reading(text, AS_IT_IS if text else EMPTY)
@@ -418,7 +416,7 @@ def read_submission(path: Path) -> tuple[list[Prediction], dict[str, str]]:
     Raises:
         InputError: as `read_given`; or rows (listed) have no answer, numbers instead of one, or repeat an id.
     """
-    given = read_given(path, doubted=False)
+    given = read_given(path)
     if any(row.text is None for row in given):
         raise InputError(f"{path}: has numbers for the options, not answers: give a table with the columns ID,answer.")
     texts = [one_form(row.text or "").strip() for row in given]
