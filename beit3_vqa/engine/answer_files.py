@@ -134,7 +134,7 @@ def _write(
     columns = list(added.values())
     replaced = [name for name in header if name in added]
     if replaced:
-        logger.info(f"{output}: the model's {', '.join(replaced)} replace the table's own columns of these names")
+        logger.info(f"{output}: the table's own {', '.join(replaced)} made way for the model's")
 
     def lines() -> Iterator[str]:
         yield csv_line([*(header[place] for place in kept), *added])

@@ -104,20 +104,23 @@ def read_questions(
 
 
 def _watched(rows: Read, questions: Questions, answer: int | None) -> Iterator[tuple[str, Sequence[Cell]]]:
-    """Yield the rows and keep their cells; the cell at `answer`, if there is one, says that the answer isn't known."""
+    """Yield the rows and keep their cells; the cell at `answer`, if there is one, is empty then."""
     for origin, cells in rows:
         questions.origins.append(origin)
         questions.cells.append(cells)
         if answer is not None and answer < len(cells):
-            cells = [*cells[:answer], table_format.UNKNOWN[0], *cells[answer + 1 :]]
+            cells = [*cells[:answer], "", *cells[answer + 1 :]]
         yield origin, cells
 
 
 def _look_for_images(rows: Iterator[tuple[Row, str]], questions: Questions) -> None:
-    """Note each row whose image isn't there, or whose image path can't be used."""
+    """Note each row whose image isn't there, or whose image path can't be used; those with a problem have enough."""
+    told = {problem.partition(": ")[0] for problem in questions.problems}
     there: dict[str, bool] = {}
     for row, origin in rows:
         path = row["image_path"]
+        if origin in told:
+            continue
         try:
             if path not in there:
                 there[path] = is_file(resolve_image_path(questions.image_root, path))

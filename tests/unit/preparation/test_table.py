@@ -328,6 +328,8 @@ def test_an_image_in_another_splits_folder_alone_is_not_taken_either(images, fol
     table = Table(("image", "question", "answer"), iter([("row 1", ("0", "Q?", "yes"))]))
     found = read_questions(table, "the DataFrame", images, answers=answers)
     assert says in (found.problems or [found.rows[0]["image_path"]])[0]
+    assert not found.absent  # a second line about the same image would be one too many
+    assert not any("unknown" in note for note in found.notes)
 
 
 def test_two_candidates_for_an_image_are_an_error(images):
