@@ -362,3 +362,11 @@ def test_bad_options_of_a_search_are_one_error(scpc, tmp_path, capsys, flags, sa
     assert main(command(scpc, tmp_path / "out", SPACE, *flags)) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, []), (True, ["--x"]), (False, ["--no_x"]), (1.5, ["--x", "1.5"]), ([1, 2], ["--x", "1", "2"])],
+)
+def test_the_best_options_are_words_that_finetune_reads(value, words):
+    assert search_run.flag_words("x", value) == words

@@ -166,6 +166,14 @@ def test_balancing_within_questions_makes_the_answers_of_each_equally_likely():
     assert made.balancing_weights(0.0, "question").unique().tolist() == [1.0]
 
 
+@pytest.mark.parametrize("within", ["all", "question"])
+def test_rows_without_answers_cannot_be_balanced(within):
+    rows = [{"id": str(i), "image_path": "x", "text_segment": "a cat"} for i in range(3)]
+    with pytest.raises(InputError, match="--balance_answers: the rows of this task have no answers"):
+        get_balancing_weights(rows, 1.0, within)
+    get_balancing_weights([*rows, {**rows[0], "answer": "yes"}], 1.0, within)
+
+
 def test_balancing_within_questions_reads_the_words_of_a_letter():
     row = {"image_path": "x", "question": "which?"}
     said = [("A", ["red", "blue"]), ("B", ["blue", "red"]), ("B", ["red", "blue"])]  # red twice, blue once

@@ -177,6 +177,8 @@ def test_layer_decay_scales_both_towers_from_the_last_layer(clip_folder):
     assert scale[id(names["clip.vision_model.encoder.layers.1.self_attn.q_proj.weight"])] == 0.5
     assert scale[id(names["clip.text_model.encoder.layers.0.mlp.fc1.weight"])] == 0.25
     assert scale[id(names["clip.text_model.embeddings.token_embedding.weight"])] == 0.125
+    assert scale[id(names["clip.vision_model.pre_layrnorm.weight"])] == 0.125  # it stands before the layers
+    assert scale[id(names["clip.vision_model.post_layernorm.weight"])] == 1
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (31, 200), (33, 33), (32, 32), (100, 37)])
