@@ -142,14 +142,13 @@ def resolve(
         InputError: an option can't have its value, or two contradict each other; it names the checkpoint if the
             options are the checkpoint's.
     """
-    wanted = {name for name, group in GROUP_OF.items() if group == "model"} | set(saved.unless_given if saved else ())
     # Upstream's scripts save None for what has no default.
-    unset = {name for name in saved.unless_given if saved.values.get(name) is None} if saved else set()
-    not_given = [name for name in GROUP_OF if name in wanted - unset and name not in given]
+    more = {name for name in saved.unless_given if saved.values.get(name) is not None} if saved else set()
+    not_given = [n for n, group in GROUP_OF.items() if (group == "model" or n in more) and n not in given]
     of_model = _typed(saved, not_given, "model")
     if of_model.get("vqa_loss") == "bce":  # it was trained without; no default may refuse it for that
         of_model["label_smoothing"] = DEFAULT_OF["label_smoothing"]
-    elif given.values.get("vqa_loss") == "bce":
+    elif given.values.get("vqa_loss") == "bce":  # by the user: the checkpoint was smoothed for the other loss
         of_model.pop("label_smoothing", None)
     model = str(given.values.get("model", of_model.get("model", DEFAULT_OF["model"])))
     family = model.split("_")[0]

@@ -192,11 +192,11 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
 
-# Field of a row -> its description for messages, and its test.
 def _are_shares(value: object) -> bool:
     return isinstance(value, dict) and all(map(is_text, value)) and all(map(_is_share, value.values()))
 
 
+# Field of a row -> its description for messages, and its test.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "id": ("text", lambda v: is_text(v) and bool(v)),
     "answer": ("text", is_text),

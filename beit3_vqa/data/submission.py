@@ -66,9 +66,7 @@ class Sample:
         own = {text for row in self.rows if (text := row[self.answer].strip())}
         if own and all(p.choices for p in predictions) and not set(map(str.upper, own)) & set(LETTERS):
             example = short(min(own))
-            logger.warning(
-                f"{self.path}: its answers, such as {example}, aren't letters, as those are that are written"
-            )
+            logger.warning(f"{self.path}: its answers, such as {example}, aren't letters; those written are letters")
         if (self.header, self.id, self.answer) == (("ID", "answer"), 0, 1):
             return write_submission([answers[row[0]] for row in self.rows], path)
         lines = [csv_line(self.header)]

@@ -344,10 +344,10 @@ def as_shown(value: Any, number_format: str) -> str:
     if found:
         comma, places, percent = "," if found[1] else "", len(found[2] or ""), found[3]
         return f"{_rounded(value, places, shift=2 if percent else 0):{comma}.{places}f}{percent}"
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-    if code.lower() == "general" and isinstance(value, float) and not value.is_integer():
-        return f"{value:.10g}"  # as many digits as fit its eleven characters
-    return str(int(value)) if whole else repr(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value)) if abs(value) < 1e15 else repr(value)
+    # As many digits as fit the eleven characters of a cell.
+    return f"{value:.10g}" if isinstance(value, float) and code.lower() == "general" else repr(value)
 
 
 def _shown_time(value: datetime.time, code: str) -> str:

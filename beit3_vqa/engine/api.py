@@ -183,7 +183,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     load_for_inference(components, content, where, exact=flag == "--resume")
     average, asked = bool(content.get("model_ema")), trained_on(content)
     # The temperature beside a checkpoint belongs to the weights that are taken unless --model_key names others.
-    others = average and given["model_key"] != "model_ema" and "model_key" in given
+    other_weights = average and given["model_key"] != "model_ema" and "model_key" in given
     del content
     components.model.to(components.precision.device)
     logger.info(f"evaluating {path}")
@@ -198,7 +198,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
     if fit:
         require_manifest(path)
     else:
-        temperature = _temperature(task, None if others else path, config.temperature)
+        temperature = _temperature(task, None if other_weights else path, config.temperature)
     with naming(str(path)):
         result, fitted = evaluate_fully(components, temperature)
         split = config.run.split
@@ -211,7 +211,7 @@ def _evaluate(given: GivenOptions) -> EvalResult:
         logger.warning(
             f"{split}: the model was trained on {seen:,} of the {plural(len(here.rows), 'row')}, so the score flatters"
         )
-    if fitted and others:
+    if fitted and other_weights:
         print(f"temperature {fitted['temperature']:g} isn't kept: it is that of --model_key {given['model_key']}")
     elif fitted:
         if get_sha256(path) != checksum:

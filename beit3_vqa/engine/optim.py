@@ -199,8 +199,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 class ModelEma:
     """Exponential moving average of a model's weights: average = decay * average + (1 - decay) * weights.
 
-    In the first n steps the decay is smaller, (1 + n) / (10 + n): with 0.9999 alone nine tenths of the average would be
-    the initial weights, a fresh head among them, after a thousand steps.
+    After n steps the decay is at most (1 + n) / (10 + n): with 0.9999 from the first one on, nine tenths of the average
+    would be the initial weights, a fresh head among them, after a thousand steps.
     Source: TensorFlow's ExponentialMovingAverage with num_updates.
 
     Args:

@@ -66,7 +66,7 @@ class ImageFinder:
         found = next((there for folder in folders if (there := self._find_in(folder, name, how))), None)
         if not self.split_known and "/" not in name and (found is None or "/" in found[0]):
             elsewhere = [there[0] for folder in FOLDERS if (there := self._find_in(folder, name, how))]
-            if elsewhere and elsewhere != [found and found[0]]:
+            if elsewhere and (found is None or elsewhere != [found[0]]):
                 shown = " or ".join(map(repr, elsewhere))
                 problem = f"image {name!r} may be {shown}: write the folder too, or give it as the image root"
                 return name, problem, ""

@@ -68,8 +68,9 @@ class _BoundedRequest(Request):
         except UnicodeDecodeError as error:
             await form.close()
             raise HTTPException(415, "text must be UTF-8.") from error
-        twice = next((name for name, count in Counter(name for name, _ in parts).items() if count > 1), "")
-        if twice not in ("", "choices"):
+        counts = Counter(name for name, _ in parts if name != "choices")
+        twice = next((name for name, count in counts.items() if count > 1), None)
+        if twice is not None:
             await form.close()
             raise HTTPException(400, f"the field {short(twice)} is there twice.")
         return FormData(parts)

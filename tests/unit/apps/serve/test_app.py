@@ -116,8 +116,8 @@ def test_a_question_that_cannot_be_answered_says_why(url, photograph, question, 
 
 @pytest.mark.parametrize(("name", "value"), [("question", "Which?"), ("attention", "true"), ("image", b"")])
 def test_a_field_that_is_there_twice_is_refused(url, photograph, name, value):
-    parts = [("image", photograph.read_bytes()), ("question", "What?"), ("attention", "false")]
-    parts += [("choices", choice) for choice in CHOICES]
+    parts = [("choices", choice) for choice in CHOICES]
+    parts += [("image", photograph.read_bytes()), ("question", "What?"), ("attention", "false")]
     body, headers = form([*parts, (name, value)])
     status, said = send(url, "POST", "/api/answer", body, headers)
     assert status == 400
