@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beit3_vqa.data.table_files import as_shown, read_frame, read_table
+from beit3_vqa.data.shown_values import as_shown
+from beit3_vqa.data.table_files import read_frame, read_table
 from beit3_vqa.errors import InputError
 
 HEADER = ("ID", "img", "question")
